@@ -1,0 +1,83 @@
+"""The tree of errors: each class says whose turn it is, each instance holds a word from a list.
+
+No error here ever carries input, a value of a setting, or another exception's text.
+
+    ServiceError
+    ├── ConfigError      the operator's turn: a setting is missing or wrong
+    ├── Rejected         the sender's turn: the request is refused as it stands
+    ├── Unavailable      ours: try the same again later, nothing is decided
+    └── Undeliverable    nobody's: a handler says that trying again cannot help
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+
+class ServiceError(Exception):
+    """The parent of every error this service raises on purpose."""
+
+
+class ConfigError(ServiceError):
+    """Settings are missing or wrong. Reports all problems at once, by name, never by value."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class Refusal(StrEnum):
+    """Why a request is refused: the closed list that answers, logs and metrics share."""
+
+    SIGNATURE_MISSING = "signature_missing"
+    SIGNATURE_MALFORMED = "signature_malformed"
+    SIGNATURE_MISMATCH = "signature_mismatch"
+    TIMESTAMP_TOO_OLD = "timestamp_too_old"
+    TIMESTAMP_TOO_NEW = "timestamp_too_new"
+    BODY_TOO_LARGE = "body_too_large"
+    BODY_NOT_JSON = "body_not_json"
+    BODY_NOT_AN_EVENT = "body_not_an_event"
+    FIELD_MISSING = "field_missing"
+    FIELD_MISTYPED = "field_mistyped"
+
+
+class Rejected(ServiceError):
+    """The request is refused as it stands; `field` is a path into the event, never a value."""
+
+    def __init__(self, reason: Refusal, field: str | None = None) -> None:
+        super().__init__(reason.value if field is None else f"{reason.value} {field}")
+        self.reason = reason
+        self.field = field
+
+
+class Shortage(StrEnum):
+    """Why nothing could be decided now: the closed list behind every 503."""
+
+    REDIS_UNREACHABLE = "redis_unreachable"
+    REDIS_SLOW = "redis_slow"
+    REDIS_REFUSED = "redis_refused"
+    NOT_DURABLE = "not_durable"
+    BACKLOG_FULL = "backlog_full"
+    BUSY = "busy"
+    DRAINING = "draining"
+
+
+class Unavailable(ServiceError):
+    """Nothing is decided: the same request may be sent again later."""
+
+    def __init__(self, reason: Shortage) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class Undeliverable(ServiceError):
+    """Raised by a handler for a transition that no further attempt can deliver.
+
+    `reason` is one short word for the dead letter, such as `message_too_large`; it must not hold
+    anything of the transition itself.
+    """
+
+    def __init__(self, reason: str = "undeliverable") -> None:
+        super().__init__(reason)
+        self.reason = reason
