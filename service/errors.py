@@ -56,6 +56,7 @@ class Shortage(StrEnum):
 
     REDIS_UNREACHABLE = "redis_unreachable"
     REDIS_SLOW = "redis_slow"
+    REDIS_FULL = "redis_full"
     REDIS_REFUSED = "redis_refused"
     NOT_DURABLE = "not_durable"
     BACKLOG_FULL = "backlog_full"

@@ -1,0 +1,67 @@
+"""Group commit: whatever is waiting travels together, while one flight is under way the next gathers.
+
+Knows nothing of what it carries: `inbox` sends events this way, `mailbox` sends settlements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Reply = TypeVar("Reply")
+
+
+class Coalescer(Generic[Item, Reply]):
+    """Coalesce the items of one loop turn into one flight; one flight at a time, no timer.
+
+    Args:
+        fly: Carries a list of items and returns one reply, or one exception, for each, in order.
+        most: The most items of one flight.
+    """
+
+    def __init__(
+        self, fly: Callable[[list[Item]], Awaitable[Sequence[Reply | Exception]]], *, most: int
+    ) -> None:
+        self._fly = fly
+        self._most = most
+        self._waiting: deque[tuple[Item, asyncio.Future[Reply]]] = deque()
+        self._flights: asyncio.Task[None] | None = None
+
+    def submit(self, item: Item) -> asyncio.Future[Reply]:
+        """Put *item* on the next flight; the future brings its reply or raises."""
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Reply] = loop.create_future()
+        self._waiting.append((item, reply))
+        if self._flights is None:
+            self._flights = loop.create_task(self._fly_until_empty())
+        return reply
+
+    async def drained(self) -> None:
+        """Wait until nothing is waiting or under way."""
+        while self._flights is not None:
+            await asyncio.wait({self._flights})
+
+    async def _fly_until_empty(self) -> None:
+        try:
+            while self._waiting:
+                size = min(len(self._waiting), self._most)
+                await self._one_flight([self._waiting.popleft() for _ in range(size)])
+        finally:
+            self._flights = None
+
+    async def _one_flight(self, aboard: list[tuple[Item, asyncio.Future[Reply]]]) -> None:
+        replies: Sequence[Reply | Exception]
+        try:
+            replies = await self._fly([item for item, _ in aboard])
+        except Exception as error:  # noqa: BLE001 - whoever waits for the reply receives it
+            replies = [error] * len(aboard)
+        for (_, future), reply in zip(aboard, replies, strict=True):
+            if future.done():
+                continue
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)

@@ -1,0 +1,261 @@
+"""Redis clients with explicit settings, and the calling of scripts over them.
+
+The only module that builds a client. Which keys exist is in `layout`; what the scripts decide is
+in `inbox` and `mailbox`. redis-py's defaults are avoided on purpose: they retry writes for up to
+a minute and, with maintenance notifications, hand out connections that the server has closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any, NamedTuple
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+from redis.asyncio import BlockingConnectionPool, Redis, Sentinel
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    NoScriptError,
+    OutOfMemoryError,
+    RedisError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+from redis.maint_notifications import MaintNotificationsConfig
+
+from .errors import ConfigError, Shortage
+from .secret import Secret
+
+CALL_TIMEOUT_S = 1.0
+CONNECT_TIMEOUT_S = 0.5
+POOL_WAIT_S = 0.25
+CALL_CONNECTIONS = 32
+BLOCK_S = 2.0
+# A blocking read's connection must outlive the block, or every idle read becomes an error.
+BLOCKING_READ_TIMEOUT_S = BLOCK_S + 3.0
+REPLICA_WAIT_MS = 500
+
+SENTINEL_PORT = 26379
+REDIS_PORT = 6379
+
+Argument = str | bytes | int | float
+
+
+class Script:
+    """A Lua script of this package, addressed by its content."""
+
+    def __init__(self, name: str) -> None:
+        self.source = files(__package__).joinpath("lua", f"{name}.lua").read_text()
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+class ScriptCall(NamedTuple):
+    """One call of a script; all its keys share one partition."""
+
+    script: Script
+    keys: Sequence[str]
+    arguments: Sequence[Argument]
+
+
+class Connections:
+    """The Redis clients of one process: one for short calls, one for blocking reads."""
+
+    def __init__(self, calls: Any, blocking: Any, *, is_cluster: bool) -> None:  # noqa: ANN401
+        self.client = calls
+        self.blocking_client = blocking
+        self.is_cluster = is_cluster
+
+    async def run(self, calls: Sequence[ScriptCall], *, replicas: int = 0) -> list[Any]:
+        """Run *calls* in one round trip where the server's topology allows it.
+
+        Args:
+            calls: Scripts with their keys and arguments.
+            replicas: How many replicas must have what was written before this returns.
+
+        Returns:
+            One reply or one `RedisError` per call, in order. Whoever gets a connection error or
+            a time-out does not know whether the call was executed.
+        """
+        replies = await self._send(calls, by_content=False, replicas=replicas)
+        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            again = await self._send(
+                [calls[i] for i in unknown], by_content=True, replicas=replicas
+            )
+            for i, reply in zip(unknown, again, strict=True):
+                replies[i] = reply
+        return replies
+
+    async def run_one(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]
+    ) -> Any:  # noqa: ANN401
+        """Run one script and return its reply.
+
+        Raises:
+            RedisError: The call failed, or nobody knows whether it did.
+        """
+        [reply] = await self.run([ScriptCall(script, keys, arguments)])
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def _send(
+        self, calls: Sequence[ScriptCall], *, by_content: bool, replicas: int
+    ) -> list[Any]:
+        commands = [_command(call, by_content=by_content) for call in calls]
+        try:
+            if self.is_cluster:
+                return await asyncio.gather(
+                    *(self.client.execute_command(*command) for command in commands),
+                    return_exceptions=True,
+                )
+            return await self._pipelined(commands, replicas)
+        except (RedisError, OSError) as error:
+            return [error] * len(calls)
+
+    async def _pipelined(self, commands: list[tuple[Argument, ...]], replicas: int) -> list[Any]:
+        pipeline = self.client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        if replicas:
+            pipeline.execute_command("WAIT", replicas, REPLICA_WAIT_MS)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        if not replicas:
+            return replies
+        confirmed = replies.pop()
+        if isinstance(confirmed, Exception) or int(confirmed) < replicas:
+            return [NotReplicatedError()] * len(commands)
+        return replies
+
+
+class NotReplicatedError(RedisError):
+    """Fewer replicas than asked for have confirmed a write in time."""
+
+
+@asynccontextmanager
+async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
+    """Yield the clients for *url*; connections are made on first use and closed at the end.
+
+    Forms: `redis://`, `rediss://`, `unix://`, and with several `host:port` parted by commas
+    `redis+sentinel://…/service/db` and `redis+cluster://…` (`rediss+…` for TLS).
+
+    Raises:
+        ConfigError: The URL is not of these forms.
+        RedisError: The cluster's nodes cannot be asked for its slots.
+    """
+    scheme = urlsplit(url.reveal()).scheme
+    build = {"sentinel": _sentinel, "cluster": _cluster}.get(scheme.partition("+")[2], _standalone)
+    try:
+        calls, blocking = build(url, CALL_TIMEOUT_S), build(url, BLOCKING_READ_TIMEOUT_S)
+    except (ValueError, TypeError):
+        raise ConfigError(["REDIS_URL: not a usable URL"]) from None
+    is_cluster = build is _cluster
+    try:
+        if is_cluster:
+            # Used before this, a cluster client under concurrency runs some calls twice.
+            await calls.initialize()
+            await blocking.initialize()
+        yield Connections(calls, blocking, is_cluster=is_cluster)
+    finally:
+        await calls.aclose()
+        await blocking.aclose()
+
+
+def shortage(error: BaseException) -> Shortage:
+    """Return the word for what *error* of redis-py means to whoever waits."""
+    if isinstance(error, RedisTimeoutError | TimeoutError):
+        return Shortage.REDIS_SLOW
+    if isinstance(error, RedisConnectionError | OSError):
+        return Shortage.REDIS_UNREACHABLE
+    if isinstance(error, NotReplicatedError):
+        return Shortage.NOT_DURABLE
+    if isinstance(error, OutOfMemoryError):
+        return Shortage.REDIS_FULL
+    return Shortage.REDIS_REFUSED
+
+
+def _command(call: ScriptCall, *, by_content: bool) -> tuple[Argument, ...]:
+    head = ("EVAL", call.script.source) if by_content else ("EVALSHA", call.script.sha)
+    return (*head, len(call.keys), *call.keys, *call.arguments)
+
+
+def _settings(timeout_s: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+        "legacy_responses": True,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+
+
+def _standalone(url: Secret[str], timeout_s: float) -> Redis:
+    pool = BlockingConnectionPool.from_url(
+        url.reveal(), max_connections=CALL_CONNECTIONS, timeout=POOL_WAIT_S, **_settings(timeout_s)
+    )
+    return Redis.from_pool(pool)
+
+
+def _sentinel(url: Secret[str], timeout_s: float) -> Redis:
+    parts = urlsplit(url.reveal())
+    service, _, db = parts.path.strip("/").partition("/")
+    if not service:
+        raise ValueError("no service")
+    sentinel = Sentinel(
+        _addresses(parts, SENTINEL_PORT),
+        sentinel_kwargs={**_settings(CONNECT_TIMEOUT_S), **_sentinel_credentials(parts)},
+        db=int(db or 0),
+        max_connections=CALL_CONNECTIONS,
+        **_credentials(parts),
+        **_settings(timeout_s),
+    )
+    client: Redis = sentinel.master_for(service)
+    return client
+
+
+def _cluster(url: Secret[str], timeout_s: float) -> RedisCluster:
+    parts = urlsplit(url.reveal())
+    return RedisCluster(
+        startup_nodes=[ClusterNode(*address) for address in _addresses(parts, REDIS_PORT)],
+        **_credentials(parts),
+        **_settings(timeout_s) | {"retry": Retry(NoBackoff(), 2)},
+    )
+
+
+def _addresses(parts: SplitResult, default_port: int) -> list[tuple[str, int]]:
+    """Return the hosts of a URL that names several, parted by commas."""
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    single = [urlsplit(f"//{host}") for host in hosts]
+    return [(one.hostname or "127.0.0.1", one.port or default_port) for one in single]
+
+
+def _credentials(parts: SplitResult) -> dict[str, Any]:
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    found: dict[str, Any] = {"ssl": True} if parts.scheme.startswith("rediss") else {}
+    if user:
+        found["username"] = unquote(user)
+    if password:
+        found["password"] = unquote(password)
+    return found | {
+        name: values[-1]
+        for name, values in parse_qs(parts.query).items()
+        if name.startswith("ssl_")
+    }
+
+
+def _sentinel_credentials(parts: SplitResult) -> dict[str, Any]:
+    query = parse_qs(parts.query)
+    return {
+        name: query[f"sentinel_{name}"][-1]
+        for name in ("username", "password")
+        if f"sentinel_{name}" in query
+    }

@@ -1,0 +1,167 @@
+"""Stripe's envelope: from proven bytes to an `Event`, or to the reason why it is not for us.
+
+The only module that knows what an event of Stripe's looks like. What a session is lives in
+`sessions`; what follows from an event is decided elsewhere. https://docs.stripe.com/api/events
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+import orjson
+
+from .errors import Refusal, Rejected
+from .reports import secret_hook
+from .sessions import VerificationSession
+from .signatures import VerifiedPayload
+from .transitions import EVENT_TYPE_PREFIX, SessionChange, current_status
+
+EventId = Annotated[str, msgspec.Meta(pattern=r"\Aevt_[A-Za-z0-9_]{1,250}\Z")]
+UnixSeconds = Annotated[int, msgspec.Meta(ge=0, lt=10**11)]
+
+_SESSION_ID = re.compile(r"vs_[A-Za-z0-9_]{1,250}")
+_PATH = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`\Z")
+_MISSING = re.compile(r"\AObject missing required field `(\w+)`")
+
+
+class IgnoredBecause(StrEnum):
+    """Why a genuine event is nothing for us: the closed list that logs share."""
+
+    OTHER_TYPE = "other_type"
+    THIN = "thin"
+    LIVEMODE = "livemode"
+
+
+class Ignored(NamedTuple):
+    """A genuine notification that nobody here waits for."""
+
+    because: IgnoredBecause
+    event_id: str | None
+    event_type: str
+
+
+class EventRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The API request behind an event; both None when Stripe acted by itself."""
+
+    id: str | None = None
+    idempotency_key: str | None = None
+
+
+class _Wrapped(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    object: VerificationSession
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A snapshot event about a verification session.
+
+    Attributes:
+        id: `evt_…`, the same in every copy and resend.
+        type: `identity.verification_session.` and a word.
+        created: Unix seconds.
+        data: The envelope's wrapper; read `session` instead.
+        livemode: False in test mode.
+        account: The connected account the event is of.
+        context: The authentication context to fetch the object with.
+        api_version: The version that rendered the session.
+        pending_webhooks: Endpoints still undelivered; differs between copies.
+        request: The API request behind it; a bare id in very old API versions.
+    """
+
+    id: EventId
+    type: str
+    created: UnixSeconds
+    data: _Wrapped
+    livemode: bool | None = None
+    account: str | None = None
+    context: str | None = None
+    api_version: str | None = None
+    pending_webhooks: int | None = None
+    request: EventRequest | str | None = None
+
+    @property
+    def session(self) -> VerificationSession:
+        """The session as it was when the event was created."""
+        return self.data.object
+
+    def change(self) -> SessionChange:
+        """Return what of this event may leave the process."""
+        session = self.data.object
+        return SessionChange(
+            event_id=self.id,
+            event_type=self.type,
+            occurred_at=datetime.fromtimestamp(self.created, UTC),
+            livemode=self.livemode,
+            account=self.account,
+            session_id=session.id,
+            session_type=session.type,
+            current=current_status(self.type, session),
+            last_error_code=session.last_error_code,
+            redaction_status=session.redaction_status,
+            report_id=session.report_id,
+            client_reference_id=session.client_reference_id,
+            related_customer=session.related_customer,
+            related_customer_account=session.related_customer_account,
+            related_person=session.related_person,
+            metadata=session.metadata,
+        )
+
+
+def parse(payload: VerifiedPayload) -> Event | Ignored:
+    """Return the event in *payload*, or why it is nothing for us.
+
+    Raises:
+        Rejected: With `body_not_json`, `body_not_an_event`, `field_missing` or
+            `field_mistyped`; the last two name the field's path.
+    """
+    try:
+        found = orjson.loads(payload.body)
+    except orjson.JSONDecodeError:
+        raise Rejected(Refusal.BODY_NOT_JSON) from None
+    if not isinstance(found, dict):
+        raise Rejected(Refusal.BODY_NOT_AN_EVENT)
+    ignored = _ignored(found)
+    return ignored or _event(found)
+
+
+def _ignored(found: dict[str, Any]) -> Ignored | None:
+    """Return why *found* is not for us, judged by its type alone."""
+    event_type = found.get("type")
+    if event_type is None:
+        raise Rejected(Refusal.FIELD_MISSING, "type")
+    if not isinstance(event_type, str):
+        raise Rejected(Refusal.FIELD_MISTYPED, "type")
+    if found.get("object") == "v2.core.event":
+        because = IgnoredBecause.THIN
+    elif not event_type.startswith(EVENT_TYPE_PREFIX):
+        because = IgnoredBecause.OTHER_TYPE
+    else:
+        return None
+    event_id = found.get("id")
+    return Ignored(because, event_id if isinstance(event_id, str) else None, event_type)
+
+
+def _event(found: dict[str, Any]) -> Event:
+    """Convert leniently, but for numbers that were no integers when they were sent."""
+    if isinstance(found.get("created"), float):
+        raise Rejected(Refusal.FIELD_MISTYPED, "created")
+    try:
+        event = msgspec.convert(found, Event, strict=False, dec_hook=secret_hook)
+    except msgspec.ValidationError as error:
+        raise _rejected(str(error)) from None
+    if not _SESSION_ID.fullmatch(event.session.id):
+        raise Rejected(Refusal.FIELD_MISTYPED, "data.object.id")
+    return event
+
+
+def _rejected(message: str) -> Rejected:
+    """Turn msgspec's message into a reason and a path; the rest of it is dropped."""
+    path = _PATH.search(message)
+    parents = [path[1]] if path else []
+    missing = _MISSING.match(message)
+    if missing:
+        return Rejected(Refusal.FIELD_MISSING, ".".join([*parents, missing[1]]))
+    return Rejected(Refusal.FIELD_MISTYPED, ".".join(parents) or None)

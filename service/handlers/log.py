@@ -1,0 +1,45 @@
+"""The `log` handler: each transition becomes one structured log line. Needs nothing further.
+
+Metadata is left out but for the keys named in `LOG_METADATA_KEYS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import structlog
+
+from ..config import Settings
+from ..transitions import StatusTransition
+from . import Handler
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+@asynccontextmanager
+async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A001 - the protocol's word
+    """Yield the handler."""
+    metadata_keys = Settings.from_environ(environ).log_metadata_keys
+
+    async def handle(transition: StatusTransition) -> None:
+        metadata = transition.metadata or {}
+        log.info(
+            "transition",
+            event_id=transition.event_id,
+            event_type=transition.event_type,
+            occurred_at=transition.occurred_at.isoformat(),
+            session_id=transition.session_id,
+            previous=transition.previous,
+            current=transition.current,
+            sequence=transition.sequence,
+            expected=transition.expected,
+            last_error_code=transition.last_error_code,
+            redaction_status=transition.redaction_status,
+            report_id=transition.report_id,
+            livemode=transition.livemode,
+            account=transition.account,
+            **{f"metadata.{key}": metadata[key] for key in metadata_keys if key in metadata},
+        )
+
+    yield handle

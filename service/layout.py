@@ -1,0 +1,91 @@
+"""Where everything lies in Redis: the names of all keys, and the guard over their layout.
+
+Keys of one session share a partition tag, so one script may touch them all, in Cluster too. What
+the keys hold is in `inbox` and `mailbox`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from zlib import crc32
+
+from .connections import Connections, Script
+from .errors import ConfigError
+
+LAYOUT_VERSION = 1
+
+_OPEN_GROUPS = Script("open_groups")
+
+
+class Keys(NamedTuple):
+    """The names of all keys under one prefix."""
+
+    prefix: str
+    partitions: int
+
+    def partition(self, session_id: str) -> int:
+        """Return the partition a session belongs to, for ever."""
+        return crc32(session_id.encode()) % self.partitions
+
+    def session(self, session_id: str) -> str:
+        """Return the key of a session's ledger: a hash."""
+        return f"{self.prefix}:{{{self.partition(session_id)}}}:session:{session_id}"
+
+    def transitions(self, partition: int) -> str:
+        """Return the key of a partition's stream of transitions."""
+        return f"{self.prefix}:{{{partition}}}:transitions"
+
+    def dead(self, partition: int, handler: str) -> str:
+        """Return the key of a handler's stream of dead letters."""
+        return f"{self.prefix}:{{{partition}}}:dead:{handler}"
+
+    def lease(self, partition: int, handler: str) -> str:
+        """Return the key that says who works a partition for a handler: a string."""
+        return f"{self.prefix}:{{{partition}}}:lease:{handler}"
+
+    def workers(self, handler: str) -> str:
+        """Return the key of a handler's living workers: a sorted set."""
+        return f"{self.prefix}:workers:{handler}"
+
+    @property
+    def layout(self) -> str:
+        """The key that holds layout version and number of partitions: a hash."""
+        return f"{self.prefix}:layout"
+
+
+async def guard(connections: Connections, keys: Keys) -> None:
+    """Claim the layout on an empty server, or insist that it is the one we were made for.
+
+    Raises:
+        ConfigError: The version or the number of partitions differs.
+        RedisError: Redis did not answer.
+    """
+    ours = {"version": LAYOUT_VERSION, "partitions": keys.partitions}
+    for field, value in ours.items():
+        await connections.client.hsetnx(keys.layout, field, value)
+    found = await connections.client.hmget(keys.layout, list(ours))
+    problems = [
+        f"{name} is {value}, but the layout in Redis was made for {int(stored)}"
+        for (name, value), stored in zip(
+            {"layout version": LAYOUT_VERSION, "PARTITIONS": keys.partitions}.items(),
+            found,
+            strict=True,
+        )
+        if int(stored) != value
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+async def open_groups(connections: Connections, keys: Keys, handlers: Sequence[str]) -> list[str]:
+    """Create every handler's group on every partition's stream, where it is missing.
+
+    Returns the names of those that were created on streams that others had already read: they
+    begin at the end.
+    """
+    created: set[str] = set()
+    for partition in range(keys.partitions):
+        names = await connections.run_one(_OPEN_GROUPS, [keys.transitions(partition)], handlers)
+        created.update(name.decode() for name in names)
+    return sorted(created)

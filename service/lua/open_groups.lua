@@ -1,0 +1,24 @@
+#!lua flags=allow-oom
+-- Create the groups of all handlers on one partition's stream, where they are missing.
+-- On a stream without any group, all begin at its beginning: nothing admitted so far was read.
+-- On one that others already read, a new group begins at its end.
+--
+-- KEYS  1      the partition's stream of transitions
+-- ARGV  1..    the handlers' names
+-- Returns the names of the groups created.
+
+local stream, existing, created = KEYS[1], {}, {}
+local start = '0'
+if redis.call('EXISTS', stream) == 1 then
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    existing[group[2]] = true
+    start = '$'
+  end
+end
+for _, name in ipairs(ARGV) do
+  if not existing[name] then
+    redis.call('XGROUP', 'CREATE', stream, name, start, 'MKSTREAM')
+    created[#created + 1] = name
+  end
+end
+return created

@@ -1,0 +1,198 @@
+"""Lifecycles of synthetic sessions, as the events Stripe would send about them.
+
+Pure: the clock and the chance are given, and nothing is sent from here (`sender` does that).
+The shapes are those of https://docs.stripe.com/api/identity/verification_sessions/object
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+API_VERSION: Final = "2026-07-29.dahlia"
+
+_ALPHABET: Final = string.ascii_letters + string.digits
+_HOUR_S: Final = 3600
+_DAY_S: Final = 24 * _HOUR_S
+_REASONS: Final[Mapping[str, str]] = {
+    "document_expired": "The document is expired.",
+    "consent_declined": "The user declined to consent to the verification.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One event of a lifecycle, and what the session is when Stripe sends it.
+
+    Attributes:
+        event: The last word of the event's type.
+        status: The session's status.
+        after_s: The least and the most seconds since the step before.
+        error: The code of `last_error`.
+        redaction: The word of `redaction.status`.
+        reports: Whether a verification report is new with this step; the latest one stays.
+        requested: Whether a call of the API caused it, rather than Stripe itself.
+    """
+
+    event: str
+    status: str
+    after_s: tuple[int, int]
+    error: str | None = None
+    redaction: str | None = None
+    reports: bool = False
+    requested: bool = False
+
+
+_CREATED: Final = Step(event="created", status="requires_input", after_s=(0, 0), requested=True)
+_SUBMITTED: Final = Step(event="processing", status="processing", after_s=(30, 600))
+_VERIFIED: Final = Step(event="verified", status="verified", after_s=(2, 180), reports=True)
+_EXPIRED_DOCUMENT: Final = Step(
+    event="requires_input",
+    status="requires_input",
+    after_s=(2, 180),
+    error="document_expired",
+    reports=True,
+)
+_CONSENT_DECLINED: Final = Step(
+    event="requires_input", status="requires_input", after_s=(10, 300), error="consent_declined"
+)
+_CANCELED: Final = Step(event="canceled", status="canceled", after_s=(60, _HOUR_S), requested=True)
+_CANCELED_BY_REDACTION: Final = replace(_CANCELED, redaction="processing")
+_REDACTED: Final = Step(
+    event="redacted", status="verified", after_s=(_HOUR_S, 4 * _DAY_S), redaction="redacted"
+)
+_REDACTED_CANCELED: Final = replace(_REDACTED, status="canceled")
+
+LIFECYCLES: Final[Mapping[str, tuple[Step, ...]]] = {
+    "verified": (_CREATED, _SUBMITTED, _VERIFIED),
+    "retry-then-verified": (_CREATED, _SUBMITTED, _EXPIRED_DOCUMENT, _SUBMITTED, _VERIFIED),
+    "canceled": (_CREATED, _CANCELED),
+    "consent-declined": (_CREATED, _CONSENT_DECLINED),
+    "redacted-after-verified": (_CREATED, _SUBMITTED, _VERIFIED, _REDACTED),
+    "redacted-while-open": (_CREATED, _CANCELED_BY_REDACTION, _REDACTED_CANCELED),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedEvent:
+    """One event, ready to be signed and sent; its body holds invented bearer secrets.
+
+    Attributes:
+        id: `evt_sim…`.
+        type: The whole type, `identity.verification_session.…`.
+        created: Unix time in whole seconds.
+        session_id: `vs_sim…`.
+        body: The JSON as Stripe lays it out, indented by two.
+    """
+
+    id: str
+    type: str
+    created: int
+    session_id: str
+    body: bytes = field(repr=False)
+
+
+def lifecycle_events(name: str, *, random: Random, started_at: int) -> list[SimulatedEvent]:
+    """Return the events of one new session living through lifecycle *name*, in their order.
+
+    Args:
+        name: A key of `LIFECYCLES`.
+        random: Where ids and delays come from: the same state gives the same events.
+        started_at: When the session is created, Unix time in whole seconds.
+    """
+    session = _new_session(random, started_at)
+    events = []
+    created = started_at
+    for step in LIFECYCLES[name]:
+        created += random.randint(*step.after_s)
+        session = _after(step, session, random)
+        events.append(_event(step, session, random, created))
+    return events
+
+
+def _new_session(random: Random, created: int) -> dict[str, Any]:
+    user = f"user-{random.getrandbits(24):06x}"
+    return {
+        "id": f"vs_{_token(random)}",
+        "object": "identity.verification_session",
+        "client_reference_id": user,
+        "client_secret": None,
+        "created": created,
+        "last_error": None,
+        "last_verification_report": None,
+        "livemode": False,
+        "metadata": {"user_id": user, "attempt_group": "simulated"},
+        "options": {
+            "document": {
+                "allowed_types": ["driving_license", "id_card", "passport"],
+                "require_id_number": False,
+                "require_live_capture": True,
+                "require_matching_selfie": True,
+            }
+        },
+        "redaction": None,
+        "related_customer": f"cus_{_token(random)}",
+        "related_customer_account": None,
+        "status": "requires_input",
+        "type": "document",
+        "url": None,
+    }
+
+
+def _after(step: Step, session: Mapping[str, Any], random: Random) -> dict[str, Any]:
+    """Return what *session* becomes by *step*; a key keeps its place among the others."""
+    is_open = step.status == "requires_input"
+    changed: dict[str, Any] = {
+        "client_secret": f"{session['id']}_secret_test_{_token(random)}" if is_open else None,
+        "last_error": step.error and {"code": step.error, "reason": _REASONS[step.error]},
+        "redaction": step.redaction and {"status": step.redaction},
+        "status": step.status,
+        "url": f"https://verify.stripe.com/start/test_{_token(random)}" if is_open else None,
+    }
+    if step.reports:
+        changed["last_verification_report"] = f"vr_{_token(random)}"
+    if step.redaction:
+        changed |= {"client_reference_id": None, "metadata": {}}
+    return {**session, **changed}
+
+
+def _event(step: Step, session: Mapping[str, Any], random: Random, created: int) -> SimulatedEvent:
+    """Wrap *session* in the envelope of https://docs.stripe.com/api/events/object."""
+    event_id = f"evt_{_token(random)}"
+    event_type = f"identity.verification_session.{step.event}"
+    envelope = {
+        "id": event_id,
+        "object": "event",
+        "api_version": API_VERSION,
+        "created": created,
+        "data": {"object": session},
+        "livemode": False,
+        "pending_webhooks": 1,
+        "request": {
+            "id": f"req_{_token(random)}" if step.requested else None,
+            "idempotency_key": _idempotency_key(random) if step.requested else None,
+        },
+        "type": event_type,
+    }
+    return SimulatedEvent(
+        id=event_id,
+        type=event_type,
+        created=created,
+        session_id=session["id"],
+        body=orjson.dumps(envelope, option=orjson.OPT_INDENT_2),
+    )
+
+
+def _token(random: Random) -> str:
+    """Return the part of an id after its prefix: as long as Stripe's, and plainly not Stripe's."""
+    return "sim" + "".join(random.choices(_ALPHABET, k=21))
+
+
+def _idempotency_key(random: Random) -> str:
+    return str(UUID(int=random.getrandbits(128), version=4))

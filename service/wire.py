@@ -1,0 +1,44 @@
+"""The forms a transition takes outside the process, and their version.
+
+`pack` and `unpack` are the form on our own streams. Which fields exist is decided in
+`transitions`; who reads and writes the bytes is decided in `inbox` and `mailbox`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import orjson
+
+from .transitions import SessionChange, StatusTransition, is_expected
+
+pack = msgspec.json.Encoder().encode
+
+
+def unpack(entry: Mapping[bytes, bytes]) -> StatusTransition:
+    """Return the transition of a stream entry as the admission script wrote it.
+
+    Args:
+        entry: `change` (bytes of `pack`), `previous` (empty for none), `sequence`, `epoch`.
+
+    Raises:
+        ValueError: The entry is not one of ours.
+    """
+    try:
+        change = msgspec.convert(orjson.loads(entry[b"change"]), SessionChange)
+        return _joined(change, entry)
+    except (KeyError, ValueError):
+        raise ValueError("unreadable") from None
+
+
+def _joined(change: SessionChange, entry: Mapping[bytes, bytes]) -> StatusTransition:
+    """Add to what the event said what only the ledger knew."""
+    previous = entry[b"previous"].decode() or None
+    return StatusTransition(
+        **msgspec.structs.asdict(change),
+        previous=previous,
+        sequence=int(entry[b"sequence"]),
+        epoch=int(entry[b"epoch"]),
+        expected=is_expected(previous, change.current),
+    )

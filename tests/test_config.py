@@ -1,0 +1,420 @@
+"""The laws of the settings: where each may stand, what it may be, and that no problem repeats it.
+
+Nothing here reads the environment of the process that runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.config import SECRETS, Durability, Livemode, Settings, describe, example
+from service.errors import ConfigError
+from service.secret import Secret
+
+ENV_EXAMPLE = Path(__file__).parent.parent / ".env.example"
+NOWHERE = Path(__file__) / "nowhere"
+NAMES = tuple(row.name for row in describe())
+CANARY = "canary-é7 \t"
+ASCENDING = (
+    "SESSION_RETENTION_DAYS: expected at least DEDUP_HORIZON_DAYS",
+    "RETRY_CEILING_S: expected at least RETRY_FIRST_S",
+)
+BAD = tuple((name, CANARY) for name in NAMES)
+
+
+def load(
+    environ: dict[str, str], *, require_secrets: bool = False, run_secrets: Path = NOWHERE
+) -> Settings:
+    """Read settings without ever looking at this machine's own secrets."""
+    return Settings.from_environ(environ, require_secrets=require_secrets, run_secrets=run_secrets)
+
+
+def problems(
+    environ: dict[str, str], *, require_secrets: bool = False, run_secrets: Path = NOWHERE
+) -> tuple[str, ...]:
+    """Return what is wrong with an environment that must be refused."""
+    with pytest.raises(ConfigError) as caught:
+        load(environ, require_secrets=require_secrets, run_secrets=run_secrets)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    return caught.value.problems
+
+
+def file(folder: Path, name: str, text: str) -> Path:
+    """Write a file as an operator, Docker or systemd would, and return its path."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_bytes(text.encode())
+    return path
+
+
+def keys(*texts: str) -> tuple[Secret[bytes], ...]:
+    """Return secrets as the settings hold them."""
+    return tuple(Secret(text.encode()) for text in texts)
+
+
+def test_nothing_set_means_the_defaults() -> None:
+    """An environment that sets nothing gives the documented defaults, none of them a secret."""
+    assert load({}) == Settings()
+    assert load({}).redis_url.reveal() == "redis://127.0.0.1:6379/0"
+    assert load({}).secrets == {}
+    assert (load({}).partitions, load({}).drain_s, load({}).handlers) == (8, 5.0, ("log",))
+    assert (load({}).durability, load({}).livemode) == (Durability.NONE, Livemode.BOTH)
+
+
+def test_a_set_value_has_its_type() -> None:
+    """Each kind of setting arrives as the type its field declares."""
+    found = load(
+        {
+            "PORT": "0",
+            "DRAIN_S": "0",
+            "RETRY_FIRST_S": "2.5",
+            "DURABILITY": "fsync",
+            "HANDLERS": "log,my-queue,acme.audit:open",
+            "LOG_METADATA_KEYS": "order_id,user",
+            "REDIS_URL": "rediss+sentinel://:pw@a:1,b:2/main",
+        }
+    )
+    assert (found.port, found.drain_s, found.retry_first_s) == (0, 0.0, 2.5)
+    assert isinstance(found.drain_s, float)
+    assert found.durability is Durability.FSYNC
+    assert found.handlers == ("log", "my-queue", "acme.audit:open")
+    assert found.log_metadata_keys == ("order_id", "user")
+    assert found.redis_url == Secret("rediss+sentinel://:pw@a:1,b:2/main")
+
+
+def test_settings_cannot_be_changed() -> None:
+    """Settings are read once and stay as they were read."""
+    with pytest.raises(FrozenInstanceError):
+        load({}).port = 1  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        load({}).secrets["x"] = ()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_variable_is_one_not_set(name: str, tmp_path: Path) -> None:
+    """An empty `NAME` or `NAME_FILE` means what its absence means, so later sources still count."""
+    assert load({name: "", f"{name}_FILE": ""}) == Settings()
+    file(tmp_path, "port", "81")
+    assert load({"PORT": ""}, run_secrets=tmp_path).port == 81
+
+
+def test_unknown_variables_are_ignored() -> None:
+    """The environment is shared: what is not ours is not looked at."""
+    assert load({"PATH": "/bin", "PORTS": "x", "stripe_webhook_secrets_a": " "}) == Settings()
+
+
+def test_sources_are_asked_in_order(tmp_path: Path) -> None:
+    """The variable wins over its file, that over systemd's credentials, those over mounted ones."""
+    mounted, credentials = tmp_path / "mounted", tmp_path / "credentials"
+    places = [
+        file(mounted, "port", "1"),
+        file(mounted, "PORT", "2"),
+        file(credentials, "port", "3"),
+        file(credentials, "PORT", "4"),
+    ]
+    environ = {"CREDENTIALS_DIRECTORY": str(credentials)}
+    pointer = {"PORT_FILE": str(file(tmp_path, "any", "5\n"))}
+    assert load(environ | {"PORT": "6"}, run_secrets=mounted).port == 6
+    assert load(environ | pointer, run_secrets=mounted).port == 5
+    for expected, place in zip((4, 3, 2, 1), reversed(places), strict=True):
+        assert load(environ, run_secrets=mounted).port == expected
+        place.unlink()
+    assert load(environ, run_secrets=mounted).port == 8000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_variable_and_its_file_are_a_problem(name: str) -> None:
+    """Whoever sets both `NAME` and `NAME_FILE` is asked which one is meant."""
+    assert problems({name: "1", f"{name}_FILE": "x"}) == (
+        f"{name}: expected alone, but {name}_FILE is set as well",
+    )
+
+
+@pytest.mark.parametrize("path", ["/nonexistent/canary", ".", "canary\0", "\udcff"])
+def test_an_unreadable_file_is_a_problem(path: str) -> None:
+    """A file that is named has to be there; the problem does not repeat its path."""
+    assert problems({"REDIS_URL_FILE": path}) == (
+        "REDIS_URL_FILE: expected a readable file of UTF-8 text",
+    )
+
+
+def test_an_unreadable_mounted_file_is_a_problem(tmp_path: Path) -> None:
+    """A mounted file that is no text is said so by the setting's name, not passed over."""
+    (tmp_path / "redis_url").write_bytes(b"redis://\xff")
+    assert problems({}, run_secrets=tmp_path) == (
+        "REDIS_URL: expected a readable file of UTF-8 text",
+    )
+
+
+@pytest.mark.parametrize("directory", ["", "/nonexistent", "a\0"])
+def test_a_directory_that_cannot_be_listed_is_empty(
+    directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A credentials directory inherited from elsewhere, or none at all, changes nothing."""
+    file(tmp_path, "port", "81")
+    monkeypatch.chdir(tmp_path)
+    assert load({"CREDENTIALS_DIRECTORY": directory}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("whsec_a", True),
+        ("whsec_a\n", True),
+        ("whsec_a\n\n", False),
+        ("whsec_a \n", False),
+        ("whsec_a\r\n", False),
+        ("\n", False),
+        ("", False),
+    ],
+)
+def test_exactly_one_newline_of_a_file_is_dropped(text: str, good: bool, tmp_path: Path) -> None:
+    """An editor's last newline is no part of a secret; all other whitespace is refused."""
+    environ = {f"{SECRETS}_FILE": str(file(tmp_path, "any", text))}
+    if good:
+        assert load(environ).secrets == {"": keys("whsec_a")}
+    else:
+        assert len(problems(environ)) == 1
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """One start tells everything that is wrong, each by its variable and what is expected."""
+    found = problems(dict(BAD) | {f"{SECRETS}_A": " ", f"{SECRETS}_b": "x"})
+    assert len(found) == len(NAMES) + 2
+    assert "PORT: expected a whole number from 0 to 65535" in found
+    assert "LIVEMODE: expected one of both, live, test" in found
+    assert {problem.partition(":")[0].strip("'") for problem in found} == (
+        {*NAMES, f"{SECRETS}_A", f"{SECRETS}_b"}
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_no_problem_repeats_a_value(name: str, value: str) -> None:
+    """A wrong value is never part of the error, whichever way the error is shown."""
+    with pytest.raises(ConfigError) as caught:
+        load({name: value})
+    assert name in str(caught.value)
+    assert "canary" not in f"{caught.value!s}{caught.value!r}{caught.value.args}"
+
+
+@pytest.mark.parametrize("name", [*NAMES, f"{SECRETS}_ACME"])
+@given(value=st.text(min_size=6) | st.from_regex(r"[ -~]{6,40}", fullmatch=True))
+@settings(max_examples=40, deadline=None)
+def test_any_text_is_taken_or_refused_in_the_same_words(name: str, value: str) -> None:
+    """Whatever a variable holds, it is accepted or refused with words that do not depend on it."""
+    words = {*problems({name: CANARY}), *ASCENDING}
+    try:
+        load({name: value})
+    except ConfigError as error:
+        assert words.issuperset(error.problems)  # noqa: PT017 (being taken is as good)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("PARTITIONS", 1, 256),
+        ("PORT", 0, 65535),
+        ("ADMIN_PORT", 0, 65535),
+        ("MAX_BODY_BYTES", 1024, 16777216),
+        ("SIGNATURE_TOLERANCE_S", 1, 3600),
+        ("MAX_IN_FLIGHT", 1, 100000),
+        ("SESSION_RETENTION_DAYS", 35, 3650),
+        ("HANDLER_CONCURRENCY", 1, 1024),
+        ("RETRY_ATTEMPTS", 1, 1000),
+        ("LEASE_TTL_S", 1, 300),
+    ],
+)
+def test_bounds_are_included(name: str, low: int, high: int) -> None:
+    """A number may be either of its bounds and nothing beyond them."""
+    assert getattr(load({name: str(low)}), name.lower()) == low
+    assert getattr(load({name: str(high)}), name.lower()) == high
+    assert problems({name: str(low - 1)})
+    assert problems({name: str(high + 1)})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["+80", "-1", " 80", "80 ", "80\n", "8_0", "0x50", "1e3", "٨٠", "²", "nan", "inf", "9" * 5000],
+)
+@pytest.mark.parametrize("name", ["PORT", "DRAIN_S"])
+def test_numbers_are_plain_digits(name: str, text: str) -> None:
+    """Python reads many texts as numbers; a setting takes ASCII digits only."""
+    assert len(problems({name: text})) == 1
+
+
+@pytest.mark.parametrize("text", [".5", "5.", "1.5.0", "1,5"])
+def test_decimals_are_plain(text: str) -> None:
+    """A decimal has digits on both sides of at most one point; a whole number has none."""
+    assert problems({"DRAIN_S": text})
+    assert problems({"PORT": "80.0"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("REDIS_URL", "http://localhost"),
+        ("REDIS_URL", "unix+cluster:///run/redis.sock"),
+        ("REDIS_URL", "redis://"),
+        ("REDIS_URL", "redis://local host"),
+        ("REDIS_PREFIX", "IDV"),
+        ("REDIS_PREFIX", "a" * 33),
+        ("HOST", "local host"),
+        ("LOG_LEVEL", "INFO"),
+        ("HANDLERS", "log,log"),
+        ("HANDLERS", "log, nats"),
+        ("HANDLERS", "log,"),
+        ("HANDLERS", "acme.audit"),
+        ("HANDLERS", "acme..audit:open"),
+        ("HANDLERS", "ärger"),
+        ("LOG_METADATA_KEYS", "a,,b"),
+    ],
+)
+def test_texts_have_a_syntax(name: str, text: str) -> None:
+    """A text that cannot work is refused at the start, not at the first event."""
+    assert len(problems({name: text})) == 1
+
+
+def test_what_must_ascend_is_compared() -> None:
+    """Memory may not end before the horizon, nor the ceiling lie below the first back-off."""
+    environ = {"DEDUP_HORIZON_DAYS": "401", "RETRY_FIRST_S": "300.5"}
+    assert problems(environ) == ASCENDING
+    assert load({"DEDUP_HORIZON_DAYS": "400", "RETRY_FIRST_S": "300"}).dedup_horizon_days == 400
+
+
+def test_nothing_is_compared_with_a_wrong_value() -> None:
+    """A setting that could not be read makes one problem, not a second by comparison."""
+    environ = {"DEDUP_HORIZON_DAYS": "x", "SESSION_RETENTION_DAYS": "10"}
+    assert problems(environ) == ("DEDUP_HORIZON_DAYS: expected a whole number from 1 to 3650",)
+
+
+def test_several_secrets_make_a_rotation() -> None:
+    """A comma list keeps its order and the bytes of each whole secret."""
+    found = load({SECRETS: "whsec_new,whsec_old"}).secrets
+    assert found == {"": keys("whsec_new", "whsec_old")}
+    assert found[""][0].reveal() == b"whsec_new"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            " ",
+            ",",
+            "a,",
+            ",a",
+            "a,,b",
+            "a, b",
+            " a",
+            "a ",
+            "a b",
+            "a\tb",
+            "a\n",
+            "a\0",
+            "é",
+            "a,a",
+        ),
+        "a" * 257,
+        ",".join(map(str, range(17))),
+    ],
+)
+@pytest.mark.parametrize("name", [SECRETS, f"{SECRETS}_ACME"])
+def test_a_doubtful_secret_refuses_to_start(name: str, text: str) -> None:
+    """Empty, blank, whitespace-carrying, doubled, too long or too many secrets are refused."""
+    assert len(problems({name: text}, require_secrets=True)) == 1
+
+
+def test_the_largest_secrets_are_taken() -> None:
+    """Sixteen secrets of 256 characters are still a rotation."""
+    texts = [f"{number:x}" * 256 for number in range(16)]
+    assert load({SECRETS: ",".join(texts)}).secrets[""] == keys(*texts)
+
+
+def test_endpoints_are_found_in_every_source(tmp_path: Path) -> None:
+    """Each source can name an endpoint; the key is its name in lower case."""
+    mounted, credentials = tmp_path / "mounted", tmp_path / "credentials"
+    file(mounted, "stripe_webhook_secrets_docker_1", "d\n")
+    file(mounted, f"{SECRETS}_ENV", "lost")
+    file(mounted, "unrelated", " ")
+    file(credentials, f"{SECRETS}_SYSTEMD", "s")
+    environ = {
+        SECRETS: "main",
+        f"{SECRETS}_ENV": "e1,e2",
+        f"{SECRETS}_PATH_FILE": str(file(tmp_path, "any", "p\n")),
+        "CREDENTIALS_DIRECTORY": str(credentials),
+    }
+    assert load(environ, run_secrets=mounted).secrets == {
+        "": keys("main"),
+        "docker_1": keys("d"),
+        "env": keys("e1", "e2"),
+        "path": keys("p"),
+        "systemd": keys("s"),
+    }
+
+
+def test_the_file_of_the_main_secrets_is_no_endpoint(tmp_path: Path) -> None:
+    """`STRIPE_WEBHOOK_SECRETS_FILE` is a path, not the secret of an endpoint called `file`."""
+    environ = {f"{SECRETS}_FILE": str(file(tmp_path, "any", "a"))}
+    assert load(environ, require_secrets=True).secrets == {"": keys("a")}
+
+
+@pytest.mark.parametrize("ending", ["", "a", "A-B", "Ä", "FILE_FILE", "A_FILE_FILE", "A" * 65])
+def test_an_endpoint_has_a_plain_name(ending: str) -> None:
+    """A variable that begins like ours and names no possible endpoint is a mistake, not noise."""
+    (problem,) = problems({f"{SECRETS}_{ending}": "whsec_canary"}, require_secrets=True)
+    assert "expected an ENDPOINT" in problem
+    assert problem.isascii()
+    assert "canary" not in problem
+
+
+def test_a_mounted_file_cannot_look_like_a_pointer(tmp_path: Path) -> None:
+    """In a directory there are values only, so a name that ends in `_file` is refused."""
+    file(tmp_path, "stripe_webhook_secrets_file", "a")
+    assert len(problems({}, run_secrets=tmp_path)) == 1
+
+
+def test_a_named_endpoint_has_secrets() -> None:
+    """Naming an endpoint and leaving it empty refuses to start: its variable failed to expand."""
+    assert len(problems({SECRETS: "a", f"{SECRETS}_ACME": ""})) == 1
+
+
+def test_secrets_are_required_on_request() -> None:
+    """A receiver needs one endpoint with secrets, whichever it is; a worker needs none."""
+    assert load({}).secrets == {}
+    assert load({f"{SECRETS}_ACME": "a"}, require_secrets=True).secrets == {"acme": keys("a")}
+    found = problems({"PORT": "x"}, require_secrets=True)
+    assert [problem.partition(":")[0] for problem in found] == ["PORT", SECRETS]
+
+
+def test_repr_shows_no_secret() -> None:
+    """Settings can be printed: secrets and the URL of Redis stay masked."""
+    shown = repr(load({SECRETS: "whsec_canary", "REDIS_URL": "redis://:canary@localhost"}))
+    assert "canary" not in shown
+    assert "partitions=8" in shown
+
+
+def test_the_example_is_up_to_date() -> None:
+    """`.env.example` is what the declarations say."""
+    assert ENV_EXAMPLE.read_text(encoding="utf-8") == example()
+
+
+def test_the_example_names_every_setting_once() -> None:
+    """Each field has one variable in the example, with one line of comment before it."""
+    lines = [line for line in example().splitlines() if line]
+    named = [line.partition("=")[0].lower() for line in lines[1::2]]
+    expected = [item.name.replace("secrets", SECRETS.lower()) for item in fields(Settings)]
+    assert named == expected
+    assert all(line.startswith("# ") for line in lines[::2])
+
+
+def test_the_example_is_the_defaults() -> None:
+    """Whoever copies the example changes nothing, and finds no secret in it."""
+    lines = [line for line in example().splitlines() if line and not line.startswith("#")]
+    environ = dict(line.split("=", 1) for line in lines)
+    assert load(environ) == Settings()
+    assert environ[SECRETS] == ""
