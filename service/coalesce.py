@@ -1,4 +1,4 @@
-"""Group commit: whatever is waiting travels together, while one flight is under way the next gathers.
+"""Group commit: what waits travels together; while one flight is under way, the next gathers.
 
 Knows nothing of what it carries: `inbox` sends events this way, `mailbox` sends settlements.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -69,7 +69,7 @@ class ScriptCall(NamedTuple):
 class Connections:
     """The Redis clients of one process: one for short calls, one for blocking reads."""
 
-    def __init__(self, calls: Any, blocking: Any, *, is_cluster: bool) -> None:  # noqa: ANN401
+    def __init__(self, calls: Any, blocking: Any, *, is_cluster: bool) -> None:
         self.client = calls
         self.blocking_client = blocking
         self.is_cluster = is_cluster
@@ -97,7 +97,7 @@ class Connections:
 
     async def run_one(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         """Run one script and return its reply.
 
         Raises:
@@ -153,7 +153,9 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
         RedisError: The cluster's nodes cannot be asked for its slots.
     """
     scheme = urlsplit(url.reveal()).scheme
-    build = {"sentinel": _sentinel, "cluster": _cluster}.get(scheme.partition("+")[2], _standalone)
+    forms: dict[str, Callable[[Secret[str], float], Any]]
+    forms = {"sentinel": _sentinel, "cluster": _cluster}
+    build = forms.get(scheme.partition("+")[2], _standalone)
     try:
         calls, blocking = build(url, CALL_TIMEOUT_S), build(url, BLOCKING_READ_TIMEOUT_S)
     except (ValueError, TypeError):
@@ -210,7 +212,7 @@ def _sentinel(url: Secret[str], timeout_s: float) -> Redis:
     service, _, db = parts.path.strip("/").partition("/")
     if not service:
         raise ValueError("no service")
-    sentinel = Sentinel(
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
         _addresses(parts, SENTINEL_PORT),
         sentinel_kwargs={**_settings(CONNECT_TIMEOUT_S), **_sentinel_credentials(parts)},
         db=int(db or 0),

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
-from typing import Final, Literal
+from typing import BinaryIO, Final, Literal
 
 from .errors import ConfigError
 
@@ -38,11 +38,13 @@ _NO_SERVER: Final = (
     "system's packages, or name one in REDIS_SERVER (or set REDIS_URL to a running one)"
 )
 _SEE_LOG: Final = f"see {LOG} in the data directory"
+# A newer server's file looks damaged to an older one.
+_DAMAGED: Final = "the append-only file is damaged or a newer server's"
 _CAUSES: Final[Mapping[bytes, str]] = {
     b"Can't handle RDB format version": "the data directory was written by a newer server",
-    b"Bad file format reading the append only file": "the append-only file is damaged",
-    b"Unrecoverable error reading the append only file": "the append-only file is damaged",
-    b"Unexpected end of file reading the append only file": "the append-only file is damaged",
+    b"Bad file format reading the append only file": _DAMAGED,
+    b"Unrecoverable error reading the append only file": _DAMAGED,
+    b"Unexpected end of file reading the append only file": _DAMAGED,
     b"No space left on device": "the disk is full",
     b"Permission denied": "permission was denied",
     b"CONFIG FILE ERROR": "this server does not know one of the options",
@@ -130,8 +132,17 @@ def _running(command: list[str], directory: Path, lock: int) -> Iterator[subproc
     # To the kernel the "parent" is the thread that started the child, so a thread is kept for as
     # long as the server lives: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
     with ThreadPoolExecutor(max_workers=1) as keeper, (directory / LOG).open("wb") as log:
-        process = keeper.submit(
-            subprocess.Popen[bytes],
+        process = keeper.submit(_spawn, command, log, lock).result()
+        try:
+            os.pwrite(lock, b"%-10d" % process.pid, 0)
+            yield process
+        finally:
+            _stop(process)
+
+
+def _spawn(command: list[str], log: BinaryIO, lock: int) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(  # noqa: S603  the operator named the program, or PATH did
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -140,12 +151,9 @@ def _running(command: list[str], directory: Path, lock: int) -> Iterator[subproc
             pass_fds=(lock,),
             # Ctrl-C is for `dev` alone, which stops its server last.
             start_new_session=True,
-        ).result()
-        try:
-            os.pwrite(lock, b"%-10d" % process.pid, 0)
-            yield process
-        finally:
-            _stop(process)
+        )
+    except OSError:
+        raise ConfigError(["the server cannot be run on this machine"]) from None
 
 
 def _executable(path: Path) -> bool:

@@ -61,7 +61,6 @@ class Shortage(StrEnum):
     NOT_DURABLE = "not_durable"
     BACKLOG_FULL = "backlog_full"
     BUSY = "busy"
-    DRAINING = "draining"
 
 
 class Unavailable(ServiceError):

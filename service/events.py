@@ -117,14 +117,24 @@ def parse(payload: VerifiedPayload) -> Event | Ignored:
         Rejected: With `body_not_json`, `body_not_an_event`, `field_missing` or
             `field_mistyped`; the last two name the field's path.
     """
-    try:
-        found = orjson.loads(payload.body)
-    except orjson.JSONDecodeError:
-        raise Rejected(Refusal.BODY_NOT_JSON) from None
-    if not isinstance(found, dict):
+    found = _decoded(payload.body)
+    if found is None:
+        raise Rejected(Refusal.BODY_NOT_JSON)
+    if not isinstance(found.value, dict):
         raise Rejected(Refusal.BODY_NOT_AN_EVENT)
-    ignored = _ignored(found)
-    return ignored or _event(found)
+    return _ignored(found.value) or _event(found.value)
+
+
+class _Decoded(NamedTuple):
+    value: Any
+
+
+def _decoded(body: bytes) -> _Decoded | None:
+    """Decode JSON. The decoder's error holds the whole input, so it ends here, context and all."""
+    try:
+        return _Decoded(orjson.loads(body))
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _ignored(found: dict[str, Any]) -> Ignored | None:

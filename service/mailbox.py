@@ -138,7 +138,7 @@ class Mailbox:
         return await self._bury(delivery.entry_id, reason, error, attempts)
 
     async def _bury(self, entry_id: str, reason: str, error: str, attempts: int) -> int:
-        arguments = [self._token, self.handler, entry_id, reason, error, attempts]
+        arguments = (self._token, self.handler, entry_id, reason, error, attempts)
         keys = [self._stream, self._lease, self._dead]
         return int(self._ours(await self._connections.run_one(_BURY, keys, arguments)))
 
@@ -146,13 +146,13 @@ class Mailbox:
         await self._fenced(_SETTLE, self.handler, *entry_ids)
         return [None] * len(entry_ids)
 
-    async def _fenced(self, script: Script, *arguments: str | int) -> Any:  # noqa: ANN401
+    async def _fenced(self, script: Script, *arguments: str | int) -> Any:
         reply = await self._connections.run_one(
             script, [self._stream, self._lease], [self._token, *arguments]
         )
         return self._ours(reply)
 
-    def _ours(self, reply: Any) -> Any:  # noqa: ANN401
+    def _ours(self, reply: Any) -> Any:
         """Return *reply*, unless it says that the lease is somebody else's."""
         if reply is None:
             self._deadline = 0.0
@@ -247,7 +247,7 @@ async def announce(
     connections: Connections, keys: Keys, *, handler: str, worker: str, ttl_s: float
 ) -> int:
     """Say that *worker* lives (or, with 0, that it leaves); return how many workers live."""
-    arguments = [worker, int(ttl_s * 1000)]
+    arguments = (worker, int(ttl_s * 1000))
     return int(await connections.run_one(_ANNOUNCE, [keys.workers(handler)], arguments))
 
 

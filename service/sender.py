@@ -126,7 +126,8 @@ async def send(
         concurrency: At most so many under way at once.
         progress: Called with each answer as it comes.
         now: The wall clock that signatures carry, in Unix seconds.
-        clock, sleep: What durations and the rate are measured by, and waited for with; seconds.
+        clock: What durations and the rate are measured by, in seconds.
+        sleep: How the rate is waited for.
 
     Raises:
         ConfigError: The `send` extra is not installed, or *to* is no http or https URL.

@@ -36,7 +36,12 @@ class VerifiedPayload(NamedTuple):
 
 
 def verify(
-    body: bytes, header: bytes | None, secrets: Sequence[Secret[bytes]], *, now: float, tolerance_s: float
+    body: bytes,
+    header: bytes | None,
+    secrets: Sequence[Secret[bytes]],
+    *,
+    now: float,
+    tolerance_s: float,
 ) -> VerifiedPayload:
     """Return *body* as proven, when *header* holds a fresh signature by one of *secrets*.
 

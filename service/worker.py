@@ -74,8 +74,7 @@ class Worker:
         waits = [ttl_s / RENEWALS_PER_TTL]
         try:
             await self._renew()
-            for handler in self._handlers:
-                waits.append(await self._take_share(handler))
+            waits += [await self._take_share(handler) for handler in self._handlers]
         except (RedisError, OSError) as error:
             metrics.REDIS_ERRORS.labels(shortage(error)).inc()
             log.warning("worker.turn_failed", reason=shortage(error))
@@ -96,7 +95,7 @@ class Worker:
                 tenure.abandon()
 
     async def _take_share(self, handler: str) -> float:
-        """Hold as many of one handler's partitions as are ours by count; return when to look again."""
+        """Hold our count of one handler's partitions; return the seconds until the next look."""
         ttl_s = self._settings.lease_ttl_s
         living = await announce(
             self._connections, self._keys, handler=handler, worker=self.name, ttl_s=ttl_s
@@ -242,7 +241,7 @@ class _Tenure:
             self._note("lease_lost")
         except* (RedisError, OSError) as group:
             self._note(shortage(group.exceptions[0]))
-        except* Exception:  # noqa: BLE001 - a fault of ours must not end the partition's work
+        except* Exception:
             log.exception("dispatcher.failed", **self._where())
         else:
             return

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -218,25 +219,48 @@ def test_leaving_by_an_error(server: Path, tmp_path: Path) -> None:
     assert not is_running(left.pid)
 
 
+@contextmanager
+def killed_parent(server: Path, directory: Path) -> Iterator[EmbeddedServer]:
+    """Start a server from another process, and kill that process at the end of the block."""
+    command = [sys.executable, "-c", CHILD, str(server), str(directory)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid, path = parent.stdout.readline().split()
+        yield EmbeddedServer(socket=Path(path), pid=int(pid))
+        parent.kill()
+
+
 @on_linux
 def test_parent_killed(server: Path, tmp_path: Path) -> None:
-    """A server ends with its parent even when that is killed, and the next start waits for it."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(server), str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with child:
-        assert child.stdout is not None
-        pid, path = child.stdout.readline().split()
-        ask(EmbeddedServer(socket=Path(path), pid=int(pid)), "SET", "kept", "yes")
-        child.kill()
+    """A server ends with its parent even when that is killed, and loses nothing."""
+    with killed_parent(server, tmp_path) as orphan:
+        ask(orphan, "SET", "kept", "yes")
+    until(lambda: not is_running(orphan.pid))
+    assert not orphan.socket.exists()
+    orphan.socket.parent.rmdir()
     with EmbeddedServer.start(server, directory=tmp_path) as running:
         assert ask(running, "GET", "kept") == "yes"
-    until(lambda: not is_running(int(pid)))
-    assert not Path(path).exists()
-    Path(path).parent.rmdir()
+
+
+@on_linux
+def test_orphan_keeps_its_directory(
+    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as an orphan lives its directory is not given to another server."""
+    with killed_parent(server, tmp_path) as orphan:
+        os.kill(orphan.pid, signal.SIGSTOP)
+    try:
+        with monkeypatch.context() as impatient:
+            impatient.setattr(embedded, "LOCK_DEADLINE_S", 0.1)
+            assert f"in use by another running server (pid {orphan.pid})" in fails(server, tmp_path)
+    finally:
+        os.kill(orphan.pid, signal.SIGCONT)
+    with EmbeddedServer.start(server, directory=tmp_path) as running:
+        assert ask(running, "PING")
+    until(lambda: not is_running(orphan.pid))
+    orphan.socket.parent.rmdir()
 
 
 @on_linux
@@ -308,9 +332,12 @@ def test_ends_at_start(tmp_path: Path, said: str, cause: str) -> None:
     assert "80" not in message
 
 
-def test_no_program(tmp_path: Path) -> None:
+@pytest.mark.parametrize("platform", [sys.platform, "darwin"])
+def test_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
     """A file that is executable and yet no program is a matter for the operator."""
-    assert "ended at its start" in fails(program(tmp_path / "server", "\0"), tmp_path)
+    monkeypatch.setattr(sys, "platform", platform)
+    message = fails(program(tmp_path / "server", "\0"), tmp_path)
+    assert re.search(r"no program for this machine|cannot be run on this machine", message)
 
 
 def test_damaged_file(server: Path, tmp_path: Path) -> None:

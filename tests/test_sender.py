@@ -396,7 +396,7 @@ async def test_nothing(endpoint: Endpoint) -> None:
 
 
 @pytest.mark.parametrize(
-    "to", ["", "localhost:8000", "ftp://localhost/", "http://", "http://[x/", "http://x:y/"]
+    "to", ["", "localhost:8000", "ftp://localhost/", "http://", "http://x:y/", "http://x/\0"]
 )
 async def test_no_address(to: str) -> None:
     """What is no http or https URL is refused at once."""

@@ -1,0 +1,122 @@
+"""The list of all our series. Nothing here measures; whoever does names one of these.
+
+Every label's values come from a closed list or from the configuration, never from a request.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+
+REGISTRY = CollectorRegistry()
+for _collector in (GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR):
+    REGISTRY.register(_collector)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+EVENTS = Counter(
+    "idv_events_total",
+    "Requests on the webhook path by outcome (or the reason of the refusal) and event type.",
+    ["outcome", "type"],
+    registry=REGISTRY,
+)
+RECEIVE_SECONDS = Histogram(
+    "idv_receive_seconds",
+    "From the first byte of a request in hand to its answer.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+ADMISSION_BATCH = Histogram(
+    "idv_admission_batch_events",
+    "Events that went to Redis in one round trip.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+    registry=REGISTRY,
+)
+BODY_BYTES = Histogram(
+    "idv_body_bytes",
+    "Size of the bodies of genuine events.",
+    buckets=(1024, 2048, 4096, 8192, 16384, 65536, 262144),
+    registry=REGISTRY,
+)
+EVENT_AGE_SECONDS = Histogram(
+    "idv_event_age_seconds",
+    "Age of genuine events on arrival, by Stripe's clock and ours.",
+    buckets=(1, 5, 15, 60, 300, 3600, 6 * 3600, 86400, 3 * 86400, 30 * 86400),
+    registry=REGISTRY,
+)
+IN_FLIGHT = Gauge("idv_requests_in_flight", "Webhook requests in hand.", registry=REGISTRY)
+READY = Gauge("idv_ready", "1 while the process is ready for traffic.", registry=REGISTRY)
+CONTRADICTIONS = Counter(
+    "idv_contradictions_total",
+    "Late events created after what their session already finally was.",
+    registry=REGISTRY,
+)
+SECRET_MATCHES = Counter(
+    "idv_secret_matches_total",
+    "Verified requests by the fingerprint of the signing secret that matched.",
+    ["secret_fingerprint"],
+    registry=REGISTRY,
+)
+REDIS_ERRORS = Counter(
+    "idv_redis_errors_total", "Failed calls to Redis by reason.", ["reason"], registry=REGISTRY
+)
+DELIVERIES = Counter(
+    "idv_deliveries_total",
+    "Handler calls by outcome (delivered, failed), and dead letters made (buried).",
+    ["handler", "outcome"],
+    registry=REGISTRY,
+)
+DELIVERY_SECONDS = Histogram(
+    "idv_delivery_seconds",
+    "Duration of handler calls.",
+    ["handler"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+LEASES_HELD = Gauge(
+    "idv_leases_held",
+    "Partitions this process works, by handler.",
+    ["handler"],
+    registry=REGISTRY,
+)
+LAG_ENTRIES = Gauge(
+    "idv_lag_entries",
+    "Transitions not yet settled in the partitions this process works, by handler.",
+    ["handler"],
+    registry=REGISTRY,
+)
+OLDEST_SECONDS = Gauge(
+    "idv_oldest_unsettled_seconds",
+    "Age of the oldest transition not yet settled in those partitions, by handler.",
+    ["handler"],
+    registry=REGISTRY,
+)
+
+
+@cache
+def events(outcome: str, event_type: str) -> Counter:
+    """Return the child of `EVENTS`, looked up once."""
+    return EVENTS.labels(outcome, event_type)
+
+
+@cache
+def secret_matches(fingerprint: str) -> Counter:
+    """Return the child of `SECRET_MATCHES`, looked up once."""
+    return SECRET_MATCHES.labels(fingerprint)
+
+
+def exposition() -> bytes:
+    """Return all series in Prometheus's text format."""
+    return generate_latest(REGISTRY)

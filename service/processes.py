@@ -1,0 +1,169 @@
+"""What runs together in one process: the composition of `serve`, `work` and `dev`.
+
+The only place where clients, apps and workers are put together; signals end here. No logic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import structlog
+import uvloop
+
+from . import handlers, layout
+from .config import Settings
+from .connections import Connections, connect
+from .health import Health, await_redis
+from .inbox import Inbox
+from .layout import Keys
+from .receiver import Receiver
+from .server import Listener
+from .web import create_admin_app, create_app
+from .worker import Worker
+
+REDIS_WAIT_S = 10.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Ports(NamedTuple):
+    """Where a process listens."""
+
+    web: int | None
+    admin: int | None
+
+
+class _Ground(NamedTuple):
+    """What every process stands on."""
+
+    settings: Settings
+    connections: Connections
+    keys: Keys
+    health: Health
+
+
+def run(
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    receive: bool,
+    work: Sequence[str] = (),
+    started: Callable[[Ports], None] = lambda _: None,
+) -> None:
+    """Run one process until SIGTERM or SIGINT, then stop in good order.
+
+    Args:
+        settings: The settings.
+        environ: What handlers read their own settings from.
+        receive: Whether to listen for Stripe.
+        work: The names of the handlers to work for: some of the settings' handlers.
+        started: Called once everything listens.
+
+    Raises:
+        ConfigError: Something about the settings, the layout or a port cannot be.
+        Unavailable: Redis did not answer in time.
+    """
+    uvloop.run(_run(settings, environ, receive=receive, work=work, started=started))
+
+
+async def _run(
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    receive: bool,
+    work: Sequence[str],
+    started: Callable[[Ports], None],
+) -> None:
+    openers = handlers.find(settings.handlers)
+    stopping = _stopped_by_signals()
+    async with _ground(settings) as ground, asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(ground.health.watch())
+        admin = _listener(ground, create_admin_app(ground.health), settings.admin_port)
+        running = [tasks.create_task(admin.run())]
+        listeners = [admin]
+        if receive:
+            listeners.insert(0, _receiver(ground))
+            running.append(tasks.create_task(listeners[0].run()))
+        if work:
+            running.append(tasks.create_task(_work(ground, openers, environ, work, stopping)))
+        started(Ports(listeners[0].port if receive else None, admin.port))
+        log.info("process.started", receives=receive, works=list(work))
+        await stopping.wait()
+        await _stop(ground, listeners, drain_s=settings.drain_s if receive else 0)
+        await asyncio.gather(*running)
+        watching.cancel()
+    log.info("process.stopped")
+
+
+@asynccontextmanager
+async def _ground(settings: Settings) -> AsyncIterator[_Ground]:
+    """Connect, wait for Redis, and make sure that its layout is ours and all groups exist."""
+    keys = Keys(settings.redis_prefix, settings.partitions)
+    async with connect(settings.redis_url) as connections:
+        await await_redis(connections, REDIS_WAIT_S)
+        await layout.guard(connections, keys)
+        await layout.open_groups(connections, keys, settings.handlers)
+        yield _Ground(settings, connections, keys, Health(connections, settings))
+
+
+def _receiver(ground: _Ground) -> Listener:
+    settings = ground.settings
+    inbox = Inbox(ground.connections, ground.keys, settings)
+    receiver = Receiver(
+        inbox, tolerance_s=settings.signature_tolerance_s, livemode=settings.livemode
+    )
+    return _listener(ground, create_app(receiver, ground.health, settings), settings.port)
+
+
+def _listener(ground: _Ground, app: object, port: int) -> Listener:
+    settings = ground.settings
+    return Listener(
+        app,  # type: ignore[arg-type]
+        host=settings.host,
+        port=port,
+        receive_timeout_s=settings.receive_timeout_s,
+        keep_alive_s=settings.keep_alive_s,
+        grace_s=settings.shutdown_grace_s,
+    )
+
+
+async def _work(
+    ground: _Ground,
+    openers: Mapping[str, handlers.OpenHandler],
+    environ: Mapping[str, str],
+    names: Sequence[str],
+    stopping: asyncio.Event,
+) -> None:
+    chosen = {name: openers[name] for name in names}
+    async with handlers.open_all(chosen, environ) as opened:
+        await Worker(ground.connections, ground.keys, ground.settings, opened).run(stopping)
+
+
+async def _stop(ground: _Ground, listeners: Sequence[Listener], *, drain_s: float) -> None:
+    """Be not ready first; close the listeners only when balancers have had time to notice."""
+    ground.health.draining = True
+    log.info("process.draining", drain_s=drain_s)
+    await asyncio.sleep(drain_s)
+    for listener in listeners:
+        listener.stop()
+
+
+def _stopped_by_signals() -> asyncio.Event:
+    """Return the event that SIGTERM or SIGINT sets; a second signal ends the process at once."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        stopping.set()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError):
+            loop.add_signal_handler(each, stop)
+    return stopping

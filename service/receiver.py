@@ -1,0 +1,75 @@
+"""Verify, parse, admit: this page is the specification of what becomes of a request.
+
+No HTTP here (that is `web`'s), no Redis (`inbox`'s), no log line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .config import Livemode
+from .events import Event, Ignored, IgnoredBecause, parse
+from .inbox import Admission, Inbox, Outcome
+from .secret import Secret
+from .signatures import verify
+from .transitions import SessionChange
+
+
+class Receipt(NamedTuple):
+    """What became of a genuine request.
+
+    Attributes:
+        outcome: The verdict, as answered.
+        secret_fingerprint: Which signing secret matched.
+        event: What was parsed.
+        change: What of it may leave the process; None when ignored.
+        admission: What the ledger said; None when ignored.
+    """
+
+    outcome: Outcome
+    secret_fingerprint: str
+    event: Event | Ignored
+    change: SessionChange | None = None
+    admission: Admission | None = None
+
+
+class Receiver:
+    """Takes signed bytes in.
+
+    Args:
+        inbox: The way into the ledger.
+        tolerance_s: How far a signature's timestamp may lie from now, in seconds.
+        livemode: Which of Stripe's two worlds is listened to.
+    """
+
+    def __init__(self, inbox: Inbox, *, tolerance_s: float, livemode: Livemode) -> None:
+        self._inbox = inbox
+        self._tolerance_s = tolerance_s
+        self._livemode = livemode
+
+    async def receive(
+        self, body: bytes, signature: bytes | None, secrets: Sequence[Secret[bytes]], *, now: float
+    ) -> Receipt:
+        """Return what became of *body*.
+
+        Raises:
+            Rejected: The sender's turn; nothing was remembered.
+            Unavailable: Nothing is decided; the same bytes may come again.
+        """
+        payload = verify(body, signature, secrets, now=now, tolerance_s=self._tolerance_s)
+        event = self._relevant(parse(payload))
+        if isinstance(event, Ignored):
+            return Receipt(Outcome.IGNORED, payload.secret_fingerprint, event)
+        change = event.change()
+        admission = await self._inbox.admit(event, change)
+        return Receipt(admission.outcome, payload.secret_fingerprint, event, change, admission)
+
+    def _relevant(self, event: Event | Ignored) -> Event | Ignored:
+        """Ignore events of the world nobody listens to; one that does not say is live."""
+        if isinstance(event, Ignored) or self._livemode is Livemode.BOTH:
+            return event
+        is_test = event.livemode is False
+        if is_test == (self._livemode is Livemode.TEST):
+            return event
+        return Ignored(IgnoredBecause.LIVEMODE, event.id, event.type)

@@ -1,0 +1,272 @@
+"""HTTP: routes, bodies, and which error is which answer. The only module that knows a status code.
+
+What becomes of a request is `receiver`'s business; listening, limits on connections and stopping
+are `server`'s.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets as randomness
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import orjson
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Message, Receive, Scope, Send
+
+from . import metrics
+from .config import Settings
+from .errors import Refusal, Rejected, Shortage, Unavailable
+from .events import Event, Ignored
+from .health import Health
+from .receiver import Receipt, Receiver
+from .secret import Secret
+from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS
+
+WEBHOOK_PATH = "/webhooks/stripe"
+RETRY_AFTER_S = 5
+
+OTHER_TYPE = "other"
+
+_REQUEST_ID = re.compile(rb"[0-9a-fA-F-]{8,64}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class _ClientLeft(Exception):
+    """The client went away before its body was whole."""
+
+
+class _Answer(NamedTuple):
+    """An answer, ready to be sent."""
+
+    status: int
+    start: Message
+    body: Message
+
+
+def create_app(receiver: Receiver, health: Health, settings: Settings) -> Starlette:
+    """Return the application that faces the load balancer: the webhook path and the probes."""
+    webhook = _Webhook(receiver, settings)
+    return _app(
+        [
+            Route(WEBHOOK_PATH, webhook, methods=["POST"]),
+            Route(WEBHOOK_PATH + "/{endpoint}", webhook, methods=["POST"]),
+            *_probes(health),
+        ]
+    )
+
+
+def create_admin_app(health: Health) -> Starlette:
+    """Return the application of the admin port: metrics and the probes."""
+    return _app([Route("/metrics", _metrics), *_probes(health)])
+
+
+def _app(routes: Sequence[BaseRoute]) -> Starlette:
+    return Starlette(routes=routes, exception_handlers={HTTPException: _without_body})
+
+
+def _probes(health: Health) -> list[Route]:
+    async def livez(request: Request) -> Response:
+        return Response(status_code=200)
+
+    async def readyz(request: Request) -> Response:
+        return Response(status_code=200 if health.ready else 503)
+
+    return [Route("/livez", livez), Route("/readyz", readyz)]
+
+
+async def _metrics(request: Request) -> Response:
+    return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+
+
+async def _without_body(request: Request, error: Exception) -> Response:
+    """Answer an unknown path or another method with nothing that came from the request."""
+    if not isinstance(error, HTTPException):
+        raise error
+    return Response(status_code=error.status_code, headers=error.headers)
+
+
+class _Webhook:
+    """The endpoint Stripe posts to, as a bare ASGI application inside its route."""
+
+    def __init__(self, receiver: Receiver, settings: Settings) -> None:
+        self._receiver = receiver
+        self._secrets: Mapping[str, Sequence[Secret[bytes]]] = settings.secrets
+        self._most_bytes = settings.max_body_bytes
+        self._most_in_flight = settings.max_in_flight
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        secrets = self._secrets.get(scope["path_params"].get("endpoint", "").lower())
+        if not secrets:
+            raise HTTPException(status_code=404)
+        started = time.perf_counter()
+        headers = _Headers(scope)
+        self._in_flight += 1
+        metrics.IN_FLIGHT.set(self._in_flight)
+        try:
+            outcome = await self._outcome(headers, receive, secrets)
+        except _ClientLeft:
+            metrics.events("client_left", OTHER_TYPE).inc()
+            return
+        finally:
+            self._in_flight -= 1
+            metrics.IN_FLIGHT.set(self._in_flight)
+        answer = _answer_to(outcome)
+        await send(answer.start)
+        await send(answer.body)
+        _record(outcome, headers, time.perf_counter() - started)
+
+    async def _outcome(
+        self, headers: _Headers, receive: Receive, secrets: Sequence[Secret[bytes]]
+    ) -> Receipt | Rejected | Unavailable:
+        if self._in_flight > self._most_in_flight:
+            return Unavailable(Shortage.BUSY)
+        try:
+            body = await self._body(headers, receive)
+            return await self._receiver.receive(body, headers.signature, secrets, now=time.time())
+        except (Rejected, Unavailable) as error:
+            return error
+
+    async def _body(self, headers: _Headers, receive: Receive) -> bytes:
+        """Read the whole body, or no more than is allowed of it."""
+        if headers.declared_bytes > self._most_bytes:
+            raise Rejected(Refusal.BODY_TOO_LARGE)
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise _ClientLeft
+            part = message["body"]
+            size += len(part)
+            if size > self._most_bytes:
+                raise Rejected(Refusal.BODY_TOO_LARGE)
+            parts.append(part)
+            if not message["more_body"]:
+                headers.body_bytes = size
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _Headers:
+    """The few headers anybody here looks at."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.signature: bytes | None = None
+        self.declared_bytes = 0
+        self.body_bytes = 0
+        self._request_id: str | None = None
+        for name, value in scope["headers"]:
+            if name == b"stripe-signature":
+                # Sent in several lines, they mean what they would mean joined (RFC 9110, 5.3).
+                self.signature = value if self.signature is None else self.signature + b"," + value
+            elif name == b"content-length":
+                self.declared_bytes = int(value)
+            elif name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+                self._request_id = value.decode()
+            elif name == b"traceparent" and self._request_id is None:
+                traced = _TRACEPARENT.fullmatch(value)
+                self._request_id = traced[1].decode() if traced else None
+
+    @property
+    def request_id(self) -> str:
+        """The id given by whoever stands before us, else one made here."""
+        if self._request_id is None:
+            self._request_id = randomness.token_hex(8)
+        return self._request_id
+
+
+@lru_cache(maxsize=1024)
+def _answer(status: int, word: str, value: str, field: str | None = None) -> _Answer:
+    body = orjson.dumps({word: value} if field is None else {word: value, "field": field})
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if status == 503:  # noqa: PLR2004 - HTTP's own number
+        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+    start = {"type": "http.response.start", "status": status, "headers": headers}
+    return _Answer(status, start, {"type": "http.response.body", "body": body})
+
+
+def _answer_to(outcome: Receipt | Rejected | Unavailable) -> _Answer:
+    """Map what became of a request to its answer."""
+    if isinstance(outcome, Receipt):
+        return _answer(200, "outcome", outcome.outcome)
+    if isinstance(outcome, Unavailable):
+        return _answer(503, "error", "unavailable")
+    status = 413 if outcome.reason is Refusal.BODY_TOO_LARGE else 400
+    return _answer(status, "error", outcome.reason, outcome.field)
+
+
+def _record(
+    outcome: Receipt | Rejected | Unavailable, headers: _Headers, duration_s: float
+) -> None:
+    """Count a request and write its one line."""
+    metrics.RECEIVE_SECONDS.observe(duration_s)
+    request = {
+        "request_id": headers.request_id,
+        "body_bytes": headers.body_bytes,
+        "duration_ms": round(duration_s * 1000, 3),
+    }
+    if isinstance(outcome, Rejected):
+        metrics.events(outcome.reason, OTHER_TYPE).inc()
+        log.warning("event.rejected", reason=outcome.reason, field=outcome.field, **request)
+    elif isinstance(outcome, Unavailable):
+        metrics.events(outcome.reason, OTHER_TYPE).inc()
+        log.error("event.deferred", reason=outcome.reason, **request)
+    else:
+        _record_receipt(outcome, request)
+
+
+def _record_receipt(receipt: Receipt, request: dict[str, Any]) -> None:
+    event = receipt.event
+    event_type = event.type if isinstance(event, Event) else event.event_type
+    known = event_type if event_type in STEP_RANKS else OTHER_TYPE
+    metrics.events(receipt.outcome, known.removeprefix(EVENT_TYPE_PREFIX)).inc()
+    metrics.secret_matches(receipt.secret_fingerprint).inc()
+    metrics.BODY_BYTES.observe(request["body_bytes"])
+    request["secret_fingerprint"] = receipt.secret_fingerprint
+    if isinstance(event, Ignored):
+        log.info(
+            "event.ignored",
+            because=event.because,
+            event_id=event.event_id,
+            event_type=event.event_type,
+            **request,
+        )
+        return
+    metrics.EVENT_AGE_SECONDS.observe(max(0.0, time.time() - event.created))
+    if receipt.admission is None or receipt.change is None:
+        return
+    contradicts = receipt.admission.contradicts
+    if contradicts:
+        metrics.CONTRADICTIONS.inc()
+    change = receipt.change
+    write = log.warning if contradicts else log.info
+    write(
+        f"event.{receipt.outcome}",
+        event_id=change.event_id,
+        event_type=change.event_type,
+        session_id=change.session_id,
+        previous=receipt.admission.previous,
+        current=change.current,
+        sequence=receipt.admission.sequence,
+        contradicts=contradicts,
+        last_error_code=change.last_error_code,
+        redaction_status=change.redaction_status,
+        report_id=change.report_id,
+        livemode=change.livemode,
+        account=change.account,
+        **request,
+    )

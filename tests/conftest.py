@@ -1,0 +1,77 @@
+"""What all tests share: one private server per process, emptied for each test, and settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from service.config import Settings
+from service.connections import Connections, connect
+from service.embedded import EmbeddedServer, find_server
+from service.layout import Keys, open_groups
+from service.secret import Secret
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SIGNING_SECRET = Secret(b"whsec_tests")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Tests run on asyncio, like the service."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """Run one server for this test process: the embedded one, or TEST_REDIS_SERVER."""
+    chosen = os.environ.get("TEST_REDIS_SERVER", "")
+    environ = {**os.environ, "REDIS_SERVER": chosen}
+    with EmbeddedServer.start(
+        find_server(environ), directory=tmp_path_factory.mktemp("redis")
+    ) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedServer) -> str:
+    """Return the address of an empty server."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture
+def make_settings(redis_url: str) -> Callable[..., Settings]:
+    """Return a factory of settings that differ from the defaults where a test says so."""
+
+    def make(**changes: Any) -> Settings:
+        defaults = Settings(redis_url=Secret(redis_url), secrets={"": (SIGNING_SECRET,)})
+        return replace(defaults, **changes)
+
+    return make
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings]) -> Settings:
+    """Return the default settings on an empty server."""
+    return make_settings()
+
+
+@pytest.fixture
+def keys(settings: Settings) -> Keys:
+    """Return the key names of the default settings."""
+    return Keys(settings.redis_prefix, settings.partitions)
+
+
+@pytest.fixture
+async def connections(settings: Settings, keys: Keys) -> AsyncIterator[Connections]:
+    """Yield clients of an empty server on which the groups of all handlers exist."""
+    async with connect(settings.redis_url) as opened:
+        await open_groups(opened, keys, settings.handlers)
+        yield opened
