@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.config import SECRETS, Durability, Livemode, Settings, describe, example
+from service.config import SECRETS, Durability, Livemode, Settings, describe
 from service.errors import ConfigError
 from service.secret import Secret
+from service.variables import example
 
 ENV_EXAMPLE = Path(__file__).parent.parent / ".env.example"
 NOWHERE = Path(__file__) / "nowhere"
@@ -400,12 +401,12 @@ def test_repr_shows_no_secret() -> None:
 
 def test_the_example_is_up_to_date() -> None:
     """`.env.example` is what the declarations say."""
-    assert ENV_EXAMPLE.read_text(encoding="utf-8") == example()
+    assert ENV_EXAMPLE.read_text(encoding="utf-8") == example(describe())
 
 
 def test_the_example_names_every_setting_once() -> None:
     """Each field has one variable in the example, with one line of comment before it."""
-    lines = [line for line in example().splitlines() if line]
+    lines = [line for line in example(describe()).splitlines() if line]
     named = [line.partition("=")[0].lower() for line in lines[1::2]]
     expected = [item.name.replace("secrets", SECRETS.lower()) for item in fields(Settings)]
     assert named == expected
@@ -414,7 +415,7 @@ def test_the_example_names_every_setting_once() -> None:
 
 def test_the_example_is_the_defaults() -> None:
     """Whoever copies the example changes nothing, and finds no secret in it."""
-    lines = [line for line in example().splitlines() if line and not line.startswith("#")]
+    lines = [line for line in example(describe()).splitlines() if line and not line.startswith("#")]
     environ = dict(line.split("=", 1) for line in lines)
     assert load(environ) == Settings()
     assert environ[SECRETS] == ""
