@@ -11,7 +11,8 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, NoReturn, TypeVar
@@ -35,9 +36,9 @@ from .web import WEBHOOK_PATH
 
 Result = TypeVar("Result")
 
-DATA_DIRECTORY = Path(".data")
-SIGNING_SECRET = DATA_DIRECTORY / "signing_secret"
-DEV_REDIS_URL = DATA_DIRECTORY / "redis_url"
+DEV_DIRECTORY = Path(".data")
+SIGNING_SECRET = DEV_DIRECTORY / "signing_secret"
+DEV_REDIS_URL = DEV_DIRECTORY / "redis_url"
 # Long enough ago that even the slowest step of a synthetic life is not in the future.
 LIFE_BEGAN_BEFORE_S = 5 * 86_400
 
@@ -55,6 +56,8 @@ def main() -> None:
         _fail(error.problems, MISCONFIGURED)
     except Unavailable as error:
         _fail([f"Redis does not answer ({error.reason}); REDIS_URL says where"], UNREACHABLE)
+    except Exception as error:  # noqa: BLE001 - whatever it says may hold what it failed on
+        _fail([f"failed with {type(error).__name__}"], FOUND_WRONG)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -69,17 +72,15 @@ def commands() -> None:
 def dev() -> None:
     """Run receiver, worker and the log handler on a private Valkey kept in .data/."""
     environ = {"HOST": "127.0.0.1", "DRAIN_S": "0", **os.environ}
-    if "STRIPE_WEBHOOK_SECRETS" not in environ:
-        environ["STRIPE_WEBHOOK_SECRETS"] = _own_signing_secret().reveal().decode()
-    if "REDIS_URL" in environ:
+    if _names_redis(environ):
         _run_dev(environ)
         return
-    with EmbeddedServer.start(find_server(environ), directory=DATA_DIRECTORY) as server:
+    with EmbeddedServer.start(find_server(environ), directory=DEV_DIRECTORY) as server:
         DEV_REDIS_URL.write_text(server.url + "\n")
         try:
             _run_dev(environ | {"REDIS_URL": server.url})
         finally:
-            DEV_REDIS_URL.unlink()
+            DEV_REDIS_URL.unlink(missing_ok=True)
 
 
 @commands.command()
@@ -105,8 +106,10 @@ def work(names: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(*, as_json: bool) -> None:
     """Check settings, Redis and handlers; exit 0 only when every promise can be kept."""
-    settings = Settings.from_environ(_environ())
-    findings = _asking_redis(lambda: _findings(settings))
+    environ = _environ()
+    settings = Settings.from_environ(environ)
+    logs.configure(settings.log_level, settings.log_format, sys.stderr.buffer)
+    findings = _asking_redis(lambda: _findings(settings, environ))
     _print_rows(
         ("name", "severity", "meaning"), [tuple(finding) for finding in findings], as_json=as_json
     )
@@ -114,7 +117,7 @@ def check(*, as_json: bool) -> None:
         sys.exit(FOUND_WRONG)
 
 
-@commands.command()
+@commands.command(epilog="\b\n" + "\n".join(["LIFECYCLE is one of:", *LIFECYCLES]))
 @click.argument("lifecycles", nargs=-1, metavar="LIFECYCLE...", type=click.Choice([*LIFECYCLES]))
 @click.option("--count", default=1, show_default=True, type=click.IntRange(1, 1_000_000),
               help="Sessions per lifecycle.")  # fmt: skip
@@ -151,7 +154,7 @@ def send(
         events, duplicates=duplicates, shuffle=shuffle, random=random
     )
     secret = _signing_secret(secret_file)
-    address = to or f"http://127.0.0.1:{os.environ.get('PORT', '8000')}{WEBHOOK_PATH}"
+    address = to or _address(Settings.from_environ(os.environ).port)
     with Progress(console=_notes, transient=True, disable=not _notes.is_terminal) as progress:
         bar = progress.add_task("sending", total=len(deliveries))
         summary = asyncio.run(
@@ -203,19 +206,28 @@ def version() -> None:
 
 
 def _run_dev(environ: dict[str, str]) -> None:
-    settings = Settings.from_environ(environ, require_secrets=True)
+    settings = Settings.from_environ(environ)
+    made_here = "" not in settings.secrets
+    if made_here:
+        settings = replace(settings, secrets={**settings.secrets, "": (_own_signing_secret(),)})
     logs.configure(settings.log_level, settings.log_format)
-    processes.run(settings, environ, receive=True, work=settings.handlers, started=_print_welcome)
+    processes.run(
+        settings,
+        environ,
+        receive=True,
+        work=settings.handlers,
+        started=lambda ports: _print_welcome(ports, made_here=made_here),
+    )
 
 
-def _print_welcome(ports: processes.Ports) -> None:
-    made_here = "STRIPE_WEBHOOK_SECRETS" not in os.environ
-    secret = SIGNING_SECRET.read_text().strip() if made_here else "that of STRIPE_WEBHOOK_SECRETS"
+def _print_welcome(ports: processes.Ports, *, made_here: bool) -> None:
+    endpoint = _address(ports.web)
+    elsewhere = "" if endpoint == _address(Settings().port) else f" --to {endpoint}"
     lines = {
-        "endpoint": f"http://127.0.0.1:{ports.web}{WEBHOOK_PATH}",
-        "signing secret": secret,
+        "endpoint": endpoint,
+        "signing secret": SIGNING_SECRET.read_text().strip() if made_here else "yours",
         "metrics": f"http://127.0.0.1:{ports.admin}/metrics",
-        "type next": f"{Path(sys.executable).name} -m service send verified",
+        "type next": f"{Path(sys.executable).name} -m service send verified{elsewhere}",
     }
     for name, text in lines.items():
         _notes.print(f"{name:>15}  {text}", highlight=False, soft_wrap=True)
@@ -223,9 +235,17 @@ def _print_welcome(ports: processes.Ports) -> None:
 
 def _environ() -> dict[str, str]:
     """Return the environment; where it names no Redis, that of a `dev` running here counts."""
-    if "REDIS_URL" not in os.environ and DEV_REDIS_URL.exists():
-        return {"REDIS_URL": DEV_REDIS_URL.read_text().strip(), **os.environ}
+    if not _names_redis(os.environ) and DEV_REDIS_URL.exists():
+        return {**os.environ, "REDIS_URL": DEV_REDIS_URL.read_text().strip()}
     return dict(os.environ)
+
+
+def _names_redis(environ: Mapping[str, str]) -> bool:
+    return bool(environ.get("REDIS_URL") or environ.get("REDIS_URL_FILE"))
+
+
+def _address(port: int | None) -> str:
+    return f"http://127.0.0.1:{port}{WEBHOOK_PATH}"
 
 
 def _settings(*, require_secrets: bool = False) -> Settings:
@@ -237,12 +257,15 @@ def _settings(*, require_secrets: bool = False) -> Settings:
 
 def _own_signing_secret() -> Secret[bytes]:
     """Return the signing secret of `dev`, made on first use and readable by its owner only."""
-    DATA_DIRECTORY.mkdir(mode=0o700, exist_ok=True)
-    if not SIGNING_SECRET.exists():
-        descriptor = os.open(SIGNING_SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"whsec_{secrets.token_hex(16)}\n")
-    return Secret(SIGNING_SECRET.read_bytes().strip())
+    try:
+        DEV_DIRECTORY.mkdir(mode=0o700, exist_ok=True)
+        if not SIGNING_SECRET.exists():
+            descriptor = os.open(SIGNING_SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(f"whsec_{secrets.token_hex(16)}\n")
+        return Secret(SIGNING_SECRET.read_bytes().strip())
+    except OSError:
+        raise ConfigError([f"{SIGNING_SECRET} can neither be read nor made"]) from None
 
 
 def _signing_secret(path: Path | None) -> Secret[bytes]:
@@ -266,15 +289,24 @@ def _lives(lifecycles: Sequence[str], count: int, random: Random) -> list[Simula
     ]
 
 
-async def _findings(settings: Settings) -> list[health.Finding]:
+async def _findings(settings: Settings, environ: Mapping[str, str]) -> list[health.Finding]:
     openers = handlers.find(settings.handlers)
     async with connect(settings.redis_url) as connections:
         findings = await health.inspect(connections, settings)
-    async with handlers.open_all(openers, os.environ) as opened:
-        findings += [
-            health.Finding(f"handler {name}", health.Severity.FINE, "opens") for name in opened
-        ]
-    return findings
+    return findings + [await _opens(name, openers[name], environ) for name in openers]
+
+
+async def _opens(
+    name: str, opener: handlers.OpenHandler, environ: Mapping[str, str]
+) -> health.Finding:
+    try:
+        async with opener(environ):
+            severity, meaning = health.Severity.FINE, "opens"
+    except ConfigError as error:
+        severity, meaning = health.Severity.FATAL, str(error)
+    except Exception as error:  # noqa: BLE001 - a handler may raise anything
+        severity, meaning = health.Severity.FATAL, f"does not open: {type(error).__name__}"
+    return health.Finding(f"handler {name}", severity, meaning)
 
 
 def _asking_redis(ask: Callable[[], Coroutine[Any, Any, Result]]) -> Result:

@@ -39,11 +39,6 @@ class Coalescer(Generic[Item, Reply]):
             self._flights = loop.create_task(self._fly_until_empty())
         return reply
 
-    async def drained(self) -> None:
-        """Wait until nothing is waiting or under way."""
-        while self._flights is not None:
-            await asyncio.wait({self._flights})
-
     async def _fly_until_empty(self) -> None:
         try:
             while self._waiting:
@@ -53,15 +48,25 @@ class Coalescer(Generic[Item, Reply]):
             self._flights = None
 
     async def _one_flight(self, aboard: list[tuple[Item, asyncio.Future[Reply]]]) -> None:
-        replies: Sequence[Reply | Exception]
+        waiting = [future for _, future in aboard]
         try:
             replies = await self._fly([item for item, _ in aboard])
+            for future, reply in zip(waiting, replies, strict=True):
+                _answer(future, reply)
         except Exception as error:  # noqa: BLE001 - whoever waits for the reply receives it
-            replies = [error] * len(aboard)
-        for (_, future), reply in zip(aboard, replies, strict=True):
-            if future.done():
-                continue
-            if isinstance(reply, Exception):
-                future.set_exception(reply)
-            else:
-                future.set_result(reply)
+            for future in waiting:
+                _answer(future, error)
+        finally:
+            # Only a flight that was canceled itself leaves anybody without an answer.
+            for future in waiting:
+                future.cancel()
+
+
+def _answer(future: asyncio.Future[Reply], reply: Reply | Exception) -> None:
+    """Hand over *reply*, unless nobody waits any more."""
+    if future.done():
+        return
+    if isinstance(reply, Exception):
+        future.set_exception(reply)
+    else:
+        future.set_result(reply)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any, NamedTuple
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, Sentinel
 from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -39,6 +40,9 @@ CALL_TIMEOUT_S = 1.0
 CONNECT_TIMEOUT_S = 0.5
 POOL_WAIT_S = 0.25
 CALL_CONNECTIONS = 32
+CLUSTER_RETRIES = 2
+# A blocking read holds its connection, and there may be one for each of at most 256 partitions.
+BLOCKING_CONNECTIONS = 256
 BLOCK_S = 2.0
 # A blocking read's connection must outlive the block, or every idle read becomes an error.
 BLOCKING_READ_TIMEOUT_S = BLOCK_S + 3.0
@@ -46,6 +50,9 @@ REPLICA_WAIT_MS = 500
 
 SENTINEL_PORT = 26379
 REDIS_PORT = 6379
+
+_URL_OPTIONS = {"host", "port", "path", "db", "username", "password", "connection_class"}
+_SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
 
 Argument = str | bytes | int | float
 
@@ -132,9 +139,11 @@ class Connections:
         if not replicas:
             return replies
         confirmed = replies.pop()
-        if isinstance(confirmed, Exception) or int(confirmed) < replicas:
-            return [NotReplicatedError()] * len(commands)
-        return replies
+        if not isinstance(confirmed, Exception) and int(confirmed) >= replicas:
+            return replies
+        return [
+            reply if isinstance(reply, Exception) else NotReplicatedError() for reply in replies
+        ]
 
 
 class NotReplicatedError(RedisError):
@@ -152,12 +161,11 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
         ConfigError: The URL is not of these forms.
         RedisError: The cluster's nodes cannot be asked for its slots.
     """
-    scheme = urlsplit(url.reveal()).scheme
-    forms: dict[str, Callable[[Secret[str], float], Any]]
-    forms = {"sentinel": _sentinel, "cluster": _cluster}
-    build = forms.get(scheme.partition("+")[2], _standalone)
     try:
-        calls, blocking = build(url, CALL_TIMEOUT_S), build(url, BLOCKING_READ_TIMEOUT_S)
+        parts = urlsplit(url.reveal())
+        build = _FORMS.get(parts.scheme.partition("+")[2], _standalone)
+        calls = build(parts, CALL_TIMEOUT_S, CALL_CONNECTIONS)
+        blocking = build(parts, BLOCKING_READ_TIMEOUT_S, BLOCKING_CONNECTIONS)
     except (ValueError, TypeError):
         raise ConfigError(["REDIS_URL: not a usable URL"]) from None
     is_cluster = build is _cluster
@@ -168,8 +176,8 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
             await blocking.initialize()
         yield Connections(calls, blocking, is_cluster=is_cluster)
     finally:
-        await calls.aclose()
-        await blocking.aclose()
+        await _close(calls)
+        await _close(blocking)
 
 
 def shortage(error: BaseException) -> Shortage:
@@ -178,7 +186,7 @@ def shortage(error: BaseException) -> Shortage:
         return Shortage.REDIS_SLOW
     if isinstance(error, RedisConnectionError | OSError):
         return Shortage.REDIS_UNREACHABLE
-    if isinstance(error, NotReplicatedError):
+    if isinstance(error, NotReplicatedError) or str(error).startswith("NOREPLICAS"):
         return Shortage.NOT_DURABLE
     if isinstance(error, OutOfMemoryError):
         return Shortage.REDIS_FULL
@@ -200,37 +208,78 @@ def _settings(timeout_s: float) -> dict[str, Any]:
     }
 
 
-def _standalone(url: Secret[str], timeout_s: float) -> Redis:
-    pool = BlockingConnectionPool.from_url(
-        url.reveal(), max_connections=CALL_CONNECTIONS, timeout=POOL_WAIT_S, **_settings(timeout_s)
-    )
-    return Redis.from_pool(pool)
+def _standalone(parts: SplitResult, timeout_s: float, most: int) -> Redis:
+    options = _options(parts.geturl()) | _settings(timeout_s)
+    pool = BlockingConnectionPool(max_connections=most, timeout=POOL_WAIT_S, **options)
+    return _checked(Redis.from_pool(pool))
 
 
-def _sentinel(url: Secret[str], timeout_s: float) -> Redis:
-    parts = urlsplit(url.reveal())
+def _sentinel(parts: SplitResult, timeout_s: float, most: int) -> Redis:
     service, _, db = parts.path.strip("/").partition("/")
     if not service:
         raise ValueError("no service")
+    options = _shared_options(parts, also=_SENTINEL_OPTIONS)
+    of_sentinels = {
+        name.removeprefix("sentinel_"): value
+        for name, value in options.items()
+        if name.startswith(("sentinel_", "ssl"))
+    }
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
         _addresses(parts, SENTINEL_PORT),
-        sentinel_kwargs={**_settings(CONNECT_TIMEOUT_S), **_sentinel_credentials(parts)},
+        sentinel_kwargs=of_sentinels | _settings(CONNECT_TIMEOUT_S),
         db=int(db or 0),
-        max_connections=CALL_CONNECTIONS,
-        **_credentials(parts),
+        max_connections=most,
+        **{name: value for name, value in options.items() if name not in _SENTINEL_OPTIONS},
         **_settings(timeout_s),
     )
-    client: Redis = sentinel.master_for(service)
+    return _checked(sentinel.master_for(service))
+
+
+def _cluster(parts: SplitResult, timeout_s: float, most: int) -> RedisCluster:
+    settings = _settings(timeout_s) | {"retry": Retry(NoBackoff(), CLUSTER_RETRIES)}
+    return RedisCluster(
+        startup_nodes=[ClusterNode(*address) for address in _addresses(parts, REDIS_PORT)],
+        max_connections=most,
+        **_shared_options(parts),
+        **settings,
+    )
+
+
+_FORMS: dict[str, Callable[[SplitResult, float, int], Any]]
+_FORMS = {"sentinel": _sentinel, "cluster": _cluster}
+
+
+def _options(url: str, *, also: Collection[str] = ()) -> dict[str, Any]:
+    """Return what a URL of redis-py's says, refusing options that would undo our settings."""
+    options = dict(parse_url(url))
+    for name in options:
+        if name not in {*_URL_OPTIONS, *also} and not name.startswith("ssl_"):
+            raise ValueError("unknown option")
+    return options
+
+
+def _shared_options(parts: SplitResult, *, also: Collection[str] = ()) -> dict[str, Any]:
+    """Return user, password and TLS options of a URL that names several hosts."""
+    user, at, _ = parts.netloc.rpartition("@")
+    scheme = parts.scheme.partition("+")[0]
+    options = _options(f"{scheme}://{user}{at}?{parts.query}", also=also)
+    if options.pop("connection_class", None):
+        options["ssl"] = True
+    return options
+
+
+def _checked(client: Redis) -> Redis:
+    """Make one connection object, without connecting, to see whether it takes its options."""
+    pool = client.connection_pool
+    pool.connection_class(**pool.connection_kwargs)
     return client
 
 
-def _cluster(url: Secret[str], timeout_s: float) -> RedisCluster:
-    parts = urlsplit(url.reveal())
-    return RedisCluster(
-        startup_nodes=[ClusterNode(*address) for address in _addresses(parts, REDIS_PORT)],
-        **_credentials(parts),
-        **_settings(timeout_s) | {"retry": Retry(NoBackoff(), 2)},
-    )
+async def _close(client: Any) -> None:
+    await client.aclose()
+    sentinel = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    if sentinel is not None:
+        await sentinel.aclose()
 
 
 def _addresses(parts: SplitResult, default_port: int) -> list[tuple[str, int]]:
@@ -238,26 +287,3 @@ def _addresses(parts: SplitResult, default_port: int) -> list[tuple[str, int]]:
     hosts = parts.netloc.rpartition("@")[2].split(",")
     single = [urlsplit(f"//{host}") for host in hosts]
     return [(one.hostname or "127.0.0.1", one.port or default_port) for one in single]
-
-
-def _credentials(parts: SplitResult) -> dict[str, Any]:
-    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
-    found: dict[str, Any] = {"ssl": True} if parts.scheme.startswith("rediss") else {}
-    if user:
-        found["username"] = unquote(user)
-    if password:
-        found["password"] = unquote(password)
-    return found | {
-        name: values[-1]
-        for name, values in parse_qs(parts.query).items()
-        if name.startswith("ssl_")
-    }
-
-
-def _sentinel_credentials(parts: SplitResult) -> dict[str, Any]:
-    query = parse_qs(parts.query)
-    return {
-        name: query[f"sentinel_{name}"][-1]
-        for name in ("username", "password")
-        if f"sentinel_{name}" in query
-    }

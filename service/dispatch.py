@@ -23,10 +23,13 @@ from .handlers import Handler
 from .mailbox import Delivery, LeaseLostError, Tries
 
 # Entries in hand per handler and partition: back-pressure, not memory, takes what comes above.
+# Only what is taken over may exceed it, by one batch.
 WINDOW = 512
 MOST_PER_READ = 100
 # A handler that takes the whole process down is not given the same entry more often than this.
 STARTS_WITHOUT_OUTCOME = 5
+# While a handler cannot reach its queue, it is asked again at least this often.
+PROBE_CEILING_S = 30.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -59,6 +62,10 @@ class RetryPolicy(NamedTuple):
         """Return a full-jitter pause in seconds after the *failed*-th failure, from 1."""
         doublings = min(failed - 1, 32)
         return random.uniform(0, min(self.ceiling_s, self.first_s * 2**doublings))  # noqa: S311 - jitter
+
+
+class _StoppedError(Exception):
+    """Told to stop before the next call of the handler."""
 
 
 class Mail(Protocol):
@@ -115,20 +122,30 @@ class Dispatcher:
         self._slots = asyncio.Semaphore(policy.concurrency)
         self._chains: dict[str, deque[Delivery]] = {}
         self._in_hand = 0
+        # Calls that reached the queue, and unanswered probes since the last that did.
+        self._reached = 0
+        self._unreachable = 0
+        self._probing = asyncio.Lock()
         self._room = asyncio.Event()
         self._stopping = asyncio.Event()
         self._feeding: asyncio.Task[None] | None = None
+        self._seconds = metrics.DELIVERY_SECONDS.labels(name)
+        self._delivered, self._failed, self._buried = (
+            metrics.DELIVERIES.labels(name, outcome)
+            for outcome in ("delivered", "failed", "buried")
+        )
 
     async def run(self) -> None:
         """Work until stopped; then finish what has been started and leave the rest pending.
 
         Raises:
-            BaseExceptionGroup: Of `LeaseLostError` and of whatever the mailbox raised.
+            Exception: `LeaseLostError`, or whatever the mailbox raised, alone or in a group.
         """
         async with asyncio.TaskGroup() as tasks:
             self._feeding = tasks.create_task(self._feed(tasks))
             if self._stopping.is_set():
                 self._feeding.cancel()
+        await self._give_back()
 
     def stop(self) -> None:
         """Read no more and start no more."""
@@ -141,7 +158,7 @@ class Dispatcher:
         async for deliveries in self._mail.take_over():
             self._accept(deliveries, tasks)
             await self._until_room()
-        while True:
+        while not self._stopping.is_set():
             deliveries = await self._mail.read(min(MOST_PER_READ, WINDOW - self._in_hand))
             self._accept(deliveries, tasks)
             if not deliveries:
@@ -167,78 +184,138 @@ class Dispatcher:
     async def _work_off(self, session_id: str) -> None:
         """Deliver one session's entries one after the other."""
         chain = self._chains[session_id]
-        while chain and not self._stopping.is_set():
-            await self._deliver(chain[0])
-            chain.popleft()
-            self._in_hand -= 1
-            self._room.set()
+        try:
+            while chain:
+                await self._deliver(chain)
+                chain.popleft()
+                self._in_hand -= 1
+                self._room.set()
+        except _StoppedError:
+            return
+        except asyncio.CancelledError:
+            if _is_canceled():
+                raise
+            # A chain that ended in silence would hold its session back for ever.
+            raise RuntimeError("the mailbox canceled itself") from None
         del self._chains[session_id]
 
-    async def _deliver(self, delivery: Delivery) -> None:
-        """Try one delivery until it is settled or buried, or until we are told to stop."""
-        tries = delivery.tries
-        if tries.started > STARTS_WITHOUT_OUTCOME:
-            await self._bury(delivery, Burial.KILLED_WORKER, None, tries.failed)
+    async def _deliver(self, chain: deque[Delivery]) -> None:
+        """Try the first of a chain until it is settled or buried."""
+        if chain[0].tries.started > STARTS_WITHOUT_OUTCOME:
+            await self._bury(chain[0], Burial.KILLED_WORKER, None, chain[0].tries.failed)
             return
-        while True:
-            error = await self._attempt(delivery, suspect=tries.started > 1)
-            if error is None:
-                await self._mail.settle(delivery)
-                return
-            tries = Tries(tries.failed + 1, 1)
+        reached = self._reached
+        while (error := await self._attempt(chain[0])) is not None:
+            if isinstance(error, ConnectionError) and self._reached == reached:
+                # Nobody reaches the queue: that is not this delivery's fault.
+                self._unreachable = max(1, self._unreachable)
+                continue
+            reached = self._reached
+            failed = chain[0].tries.failed + 1
             if isinstance(error, Undeliverable):
-                await self._bury(delivery, error.reason, error, tries.failed)
+                await self._bury(chain[0], error.reason, error, failed)
                 return
-            if tries.failed >= self._policy.attempts:
-                await self._bury(delivery, Burial.EXHAUSTED, error, tries.failed)
+            if failed >= self._policy.attempts:
+                await self._bury(chain[0], Burial.EXHAUSTED, error, failed)
                 return
-            await self._mail.count(delivery, tries)
-            await self._pause(delivery, error, tries.failed)
-            if self._stopping.is_set():
-                return
+            chain[0] = chain[0]._replace(tries=Tries(failed, 1))
+            await self._mail.count(chain[0], chain[0].tries)
+            await self._pause(chain[0], error)
+        await self._mail.settle(chain[0])
 
-    async def _attempt(self, delivery: Delivery, *, suspect: bool) -> Exception | None:
-        """Call the handler once; return what it raised."""
-        async with self._suspects if suspect else contextlib.nullcontext(), self._slots:
+    async def _attempt(self, delivery: Delivery) -> BaseException | None:
+        """Call the handler once; return what it raised.
+
+        While its queue cannot be reached, one call after the other probes and the rest wait.
+        """
+        while True:
+            async with self._permit(delivery):
+                if not self._unreachable:
+                    return await self._start(delivery)
+            async with self._probing:
+                if self._unreachable:
+                    pause_s = min(PROBE_CEILING_S, self._policy.pause_s(self._unreachable))
+                    log.warning(
+                        "handler.unreachable", handler=self._name, pause_s=round(pause_s, 3)
+                    )
+                    await self._sleep(pause_s)
+                    self._unreachable += 1
+                    async with self._permit(delivery):
+                        return await self._start(delivery)
+
+    @contextlib.asynccontextmanager
+    async def _permit(self, delivery: Delivery) -> AsyncIterator[None]:
+        """Hold one of the slots, and, for a suspect, everything else of the kind."""
+        async with (
+            self._suspects if delivery.tries.is_suspect else contextlib.nullcontext(),
+            self._slots,
+        ):
+            if self._stopping.is_set():
+                raise _StoppedError
             if not self._mail.is_ours():
                 raise LeaseLostError
-            with metrics.DELIVERY_SECONDS.labels(self._name).time():
-                error = await self._call(delivery)
-        outcome = "delivered" if error is None else "failed"
-        metrics.DELIVERIES.labels(self._name, outcome).inc()
+            yield
+
+    async def _start(self, delivery: Delivery) -> BaseException | None:
+        failed, started = delivery.tries
+        if delivery.tries.is_suspect:
+            await self._mail.count(delivery, Tries(failed, started + 1))
+        with self._seconds.time():
+            error = await self._call(delivery)
+        (self._delivered if error is None else self._failed).inc()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            self._reached += 1
+            self._unreachable = 0
         return error
 
-    async def _call(self, delivery: Delivery) -> Exception | None:
+    async def _call(self, delivery: Delivery) -> BaseException | None:
+        error: BaseException | None = None
         try:
             async with asyncio.timeout(self._policy.timeout_s):
                 await self._handler(delivery.transition)
-        except asyncio.CancelledError:
-            ours = asyncio.current_task()
-            if ours is not None and ours.cancelling():
-                raise
-            return RuntimeError("the handler canceled itself")
-        except Exception as error:  # noqa: BLE001 - a handler may raise anything; it is counted
-            return error
-        return None
+        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as raised:  # noqa: BLE001 - a handler may raise anything; it is counted
+            error = raised
+        if _is_canceled():
+            # Said again, should the handler have kept it to itself.
+            raise asyncio.CancelledError
+        return error
 
-    async def _pause(self, delivery: Delivery, error: Exception, failed: int) -> None:
-        pause_s = self._policy.pause_s(failed)
+    async def _pause(self, delivery: Delivery, error: BaseException) -> None:
+        pause_s = self._policy.pause_s(delivery.tries.failed)
         log.warning(
             "delivery.retried",
             **self._described(delivery),
             error=type(error).__name__,
-            attempt=failed,
+            attempt=delivery.tries.failed,
             pause_s=round(pause_s, 3),
         )
+        await self._sleep(pause_s)
+
+    async def _sleep(self, pause_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await self._stopping.wait()
+                raise _StoppedError
+
+    async def _give_back(self) -> None:
+        """Write down that what is left in hand was not started, so that nobody suspects it."""
+        left = [delivery for chain in self._chains.values() for delivery in chain]
+        await asyncio.gather(
+            *(
+                self._mail.count(delivery, tries._replace(started=tries.started - 1))
+                for delivery in left
+                if not (tries := delivery.tries).is_suspect
+            )
+        )
 
     async def _bury(
-        self, delivery: Delivery, reason: str, error: Exception | None, attempts: int
+        self, delivery: Delivery, reason: str, error: BaseException | None, attempts: int
     ) -> None:
         error_class = "" if error is None else type(error).__name__
         held = await self._mail.bury(delivery, reason=reason, error=error_class, attempts=attempts)
-        metrics.DELIVERIES.labels(self._name, "buried").inc()
+        self._buried.inc()
         log.error(
             "delivery.buried",
             **self._described(delivery),
@@ -256,3 +333,9 @@ class Dispatcher:
             "session_id": transition.session_id,
             "sequence": transition.sequence,
         }
+
+
+def _is_canceled() -> bool:
+    """Say whether the current task is being canceled, rather than something it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -15,16 +15,16 @@ import msgspec
 import orjson
 
 from .errors import Refusal, Rejected
-from .reports import secret_hook
+from .reports import EpochSeconds, secret_hook
 from .sessions import VerificationSession
 from .signatures import VerifiedPayload
 from .transitions import EVENT_TYPE_PREFIX, SessionChange, current_status
 
-EventId = Annotated[str, msgspec.Meta(pattern=r"\Aevt_[A-Za-z0-9_]{1,250}\Z")]
-UnixSeconds = Annotated[int, msgspec.Meta(ge=0, lt=10**11)]
+_EVENT_ID = r"\Aevt_[A-Za-z0-9_]{1,250}\Z"
+EventId = Annotated[str, msgspec.Meta(pattern=_EVENT_ID)]
 
 _SESSION_ID = re.compile(r"vs_[A-Za-z0-9_]{1,250}")
-_PATH = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`\Z")
+_PATH = re.compile(r" - at `\$\.([^`]*)`\Z")
 _MISSING = re.compile(r"\AObject missing required field `(\w+)`")
 
 
@@ -73,7 +73,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     id: EventId
     type: str
-    created: UnixSeconds
+    created: EpochSeconds
     data: _Wrapped
     livemode: bool | None = None
     account: str | None = None
@@ -86,6 +86,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def session(self) -> VerificationSession:
         """The session as it was when the event was created."""
         return self.data.object
+
+    @property
+    def is_live(self) -> bool:
+        """Whether this is of Stripe's live world, by the envelope's word, else the session's."""
+        livemode = self.session.livemode if self.livemode is None else self.livemode
+        return livemode is not False
 
     def change(self) -> SessionChange:
         """Return what of this event may leave the process."""
@@ -140,10 +146,9 @@ def _decoded(body: bytes) -> _Decoded | None:
 def _ignored(found: dict[str, Any]) -> Ignored | None:
     """Return why *found* is not for us, judged by its type alone."""
     event_type = found.get("type")
-    if event_type is None:
-        raise Rejected(Refusal.FIELD_MISSING, "type")
     if not isinstance(event_type, str):
-        raise Rejected(Refusal.FIELD_MISTYPED, "type")
+        reason = Refusal.FIELD_MISTYPED if "type" in found else Refusal.FIELD_MISSING
+        raise Rejected(reason, "type")
     if found.get("object") == "v2.core.event":
         because = IgnoredBecause.THIN
     elif not event_type.startswith(EVENT_TYPE_PREFIX):
@@ -151,7 +156,8 @@ def _ignored(found: dict[str, Any]) -> Ignored | None:
     else:
         return None
     event_id = found.get("id")
-    return Ignored(because, event_id if isinstance(event_id, str) else None, event_type)
+    is_id = isinstance(event_id, str) and re.search(_EVENT_ID, event_id)
+    return Ignored(because, event_id if is_id else None, event_type)
 
 
 def _event(found: dict[str, Any]) -> Event:
@@ -159,11 +165,16 @@ def _event(found: dict[str, Any]) -> Event:
     if isinstance(found.get("created"), float):
         raise Rejected(Refusal.FIELD_MISTYPED, "created")
     try:
-        event = msgspec.convert(found, Event, strict=False, dec_hook=secret_hook)
+        event: Event | Rejected = msgspec.convert(found, Event, strict=False, dec_hook=secret_hook)
     except msgspec.ValidationError as error:
-        raise _rejected(str(error)) from None
+        event = _rejected(str(error))
+    # Raised here, not in the `except`, so that nothing of the cause stays as context.
+    if isinstance(event, Rejected):
+        raise event
     if not _SESSION_ID.fullmatch(event.session.id):
         raise Rejected(Refusal.FIELD_MISTYPED, "data.object.id")
+    if not event.session.status:
+        raise Rejected(Refusal.FIELD_MISTYPED, "data.object.status")
     return event
 
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from . import metrics
 from .config import Durability, Settings
@@ -55,8 +55,12 @@ class Health:
     @property
     def ready(self) -> bool:
         """Whether a load balancer should send traffic here."""
+        return self._fit and not self.draining
+
+    @property
+    def _fit(self) -> bool:
         fatal = any(finding.severity is Severity.FATAL for finding in self._findings)
-        return self._answering and not fatal and not self.draining
+        return self._answering and not fatal
 
     async def watch(self) -> None:
         """Probe Redis for ever, and look at its configuration now and then."""
@@ -65,7 +69,7 @@ class Health:
             now = time.monotonic()
             try:
                 await self._connections.client.ping()
-                if now - inspected_at >= INSPECT_EVERY_S or not self._answering:
+                if now - inspected_at >= INSPECT_EVERY_S or not self._fit:
                     self._note(await inspect(self._connections, self._settings))
                     inspected_at = now
                 self._answered(answering=True)
@@ -139,7 +143,7 @@ async def _described(connections: Connections) -> Mapping[str, Any]:
     described = dict(await connections.client.info(**target))
     try:
         described |= await connections.client.config_get("appendfsync", **target)
-    except (RedisError, OSError):
+    except ResponseError:
         described["appendfsync"] = None
     return described
 
@@ -182,6 +186,13 @@ def _persistence(described: Mapping[str, Any]) -> Finding:
         )
     if described["appendfsync"] == "always":
         return Finding("persistence", Severity.FINE, "what is acknowledged is on disk")
+    if described["appendfsync"] is None:
+        return Finding(
+            "persistence",
+            Severity.WARNING,
+            "appendfsync cannot be read, CONFIG GET is not permitted: unless it is always, a "
+            "power cut may lose about a second of what was acknowledged",
+        )
     return Finding(
         "persistence",
         Severity.WARNING,
@@ -197,7 +208,7 @@ def _durability(described: Mapping[str, Any], wanted: Durability, *, is_cluster:
         return Finding(
             name,
             Severity.FATAL,
-            "DURABILITY=fsync needs appendonly yes and appendfsync always",
+            "DURABILITY=fsync needs appendonly yes, appendfsync always and CONFIG GET to see it",
         )
     if wanted is Durability.REPLICA and is_cluster:
         return Finding(name, Severity.FATAL, "DURABILITY=replica cannot be kept in Cluster mode")

@@ -8,10 +8,11 @@ reply is asked for again under the same nonce, so the first answer is heard.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import random
 import secrets
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from . import metrics, wire
 from .coalesce import Coalescer
 from .config import Durability, Settings
 from .connections import Connections, Script, ScriptCall, shortage
-from .errors import Shortage, Unavailable
+from .errors import ConfigError, Shortage, Unavailable
 from .events import Event
 from .layout import Keys
 from .transitions import SessionChange, created_at, fingerprint, position
@@ -51,7 +52,7 @@ class Admission(NamedTuple):
     Attributes:
         outcome: The verdict.
         sequence: The session's sequence number after it; 0 when it has none.
-        previous: The status before; None when the ledger had no memory.
+        previous: The status before; None when the ledger had no memory. Also None for a duplicate.
         contradicts: The event is late, although it was created after what the session already
             is: something happened after a final status.
     """
@@ -74,19 +75,27 @@ class _Request(NamedTuple):
 
 
 class Inbox:
-    """Admits events into the ledger; those that wait in one loop turn travel together."""
+    """Admits events into the ledger; those that wait in one loop turn travel together.
+
+    Raises:
+        ConfigError: `DURABILITY=replica` on a Cluster, where it cannot be kept.
+    """
 
     def __init__(self, connections: Connections, keys: Keys, settings: Settings) -> None:
         self._connections = connections
         self._keys = keys
         self._deadline_s = settings.admit_deadline_s
         self._replicas = 1 if settings.durability is Durability.REPLICA else 0
+        if self._replicas and connections.is_cluster:
+            raise ConfigError(["DURABILITY: replica cannot be kept in Cluster mode"])
         self._policy = (
             settings.dedup_horizon_days * DAY_S,
             settings.session_retention_days * DAY_S,
             settings.stream_max_entries,
         )
-        self._coalescer = Coalescer(self._commit, most=MOST_EVENTS_PER_FLIGHT)
+        # In Cluster a failing primary must not hold up the partitions of the others.
+        lanes = keys.partitions if connections.is_cluster else 1
+        self._lanes = [Coalescer(self._fly, most=MOST_EVENTS_PER_FLIGHT) for _ in range(lanes)]
 
     async def admit(self, event: Event, change: SessionChange) -> Admission:
         """Remember *event*, judge it, and hand *change* over when it moves the session on.
@@ -94,6 +103,20 @@ class Inbox:
         Raises:
             Unavailable: Redis did not commit it within the deadline; nothing is decided.
         """
+        request = self._request(event, change)
+        lane = self._lanes[request.partition % len(self._lanes)]
+        undecided: Unavailable = _AskAgain(Shortage.REDIS_SLOW)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(request.deadline):
+                for attempt in itertools.count(1):
+                    try:
+                        return await lane.submit(request)
+                    except _AskAgain as error:
+                        undecided = error
+                    await asyncio.sleep(_pause_s(attempt))
+        raise undecided from None
+
+    def _request(self, event: Event, change: SessionChange) -> _Request:
         session = event.session
         judged_by = (
             event.id,
@@ -103,57 +126,33 @@ class Inbox:
             fingerprint(event.type, session),
             change.current,
         )
-        return await self._coalescer.submit(
-            _Request(
-                partition=self._keys.partition(session.id),
-                key=self._keys.session(session.id),
-                judged_by=judged_by,
-                packed=wire.pack(change),
-                created=event.created,
-                deadline=time.monotonic() + self._deadline_s,
-            )
+        return _Request(
+            partition=self._keys.partition(session.id),
+            key=self._keys.session(session.id),
+            judged_by=judged_by,
+            packed=wire.pack(change),
+            created=event.created,
+            deadline=asyncio.get_running_loop().time() + self._deadline_s,
         )
 
-    async def drained(self) -> None:
-        """Wait until every event in hand is decided."""
-        await self._coalescer.drained()
-
-    async def _commit(self, requests: list[_Request]) -> Sequence[Admission | Exception]:
-        """Carry one flight, again and again until each request is decided or out of time."""
-        metrics.ADMISSION_BATCH.observe(len(requests))
-        decided: dict[int, Admission | Exception] = dict.fromkeys(
-            range(len(requests)), _Undecided(Shortage.REDIS_SLOW)
-        )
-        attempt = 0
-        while pending := _undecided_in_time(requests, decided):
-            if attempt:
-                await asyncio.sleep(_pause_s(attempt))
-            await self._attempt(requests, pending, decided)
-            attempt += 1
-        return [decided[i] for i in range(len(requests))]
-
-    async def _attempt(
-        self,
-        requests: Sequence[_Request],
-        pending: Iterable[int],
-        decided: dict[int, Admission | Exception],
-    ) -> None:
-        """Ask the script once about the *pending* ones, one call per partition."""
+    async def _fly(self, requests: list[_Request]) -> Sequence[Admission | Exception]:
+        """Ask the script once about each request still waited for, one call per partition."""
+        now = asyncio.get_running_loop().time()
+        answers: list[Admission | Exception] = [_AskAgain(Shortage.REDIS_SLOW) for _ in requests]
         partitions: dict[int, list[int]] = {}
-        for i in pending:
-            partitions.setdefault(requests[i].partition, []).append(i)
+        for i, request in enumerate(requests):
+            if request.deadline > now:
+                partitions.setdefault(request.partition, []).append(i)
+        metrics.ADMISSION_BATCH.observe(len(requests))
         calls = [
             self._call(partition, [requests[i] for i in members])
             for partition, members in partitions.items()
         ]
-        replies = await self._connections.run(calls, replicas=self._replicas)
+        replies = await self._connections.run(calls, replicas=self._replicas) if calls else []
         for members, reply in zip(partitions.values(), replies, strict=True):
-            if isinstance(reply, Exception):
-                decided.update(dict.fromkeys(members, _failure(reply)))
-                continue
-            for n, i in enumerate(members):
-                values = reply[n * _VALUES_PER_REPLY : (n + 1) * _VALUES_PER_REPLY]
-                decided[i] = _admission(values, requests[i].created)
+            for i, answer in zip(members, _answers(reply, len(members)), strict=True):
+                answers[i] = _admission(answer, requests[i].created)
+        return answers
 
     def _call(self, partition: int, requests: Sequence[_Request]) -> ScriptCall:
         return ScriptCall(
@@ -167,32 +166,25 @@ class Inbox:
         )
 
 
-class _Undecided(Unavailable):
+class _AskAgain(Unavailable):
     """Redis did not say; the same nonce may ask again."""
 
 
-def _undecided_in_time(
-    requests: Sequence[_Request], decided: dict[int, Admission | Exception]
-) -> list[int]:
-    """Return which requests are still worth asking for."""
-    now = time.monotonic()
-    return [
-        i
-        for i, request in enumerate(requests)
-        if isinstance(decided[i], _Undecided) and request.deadline > now
-    ]
+def _answers(reply: Any, events: int) -> Sequence[Any]:
+    """Part one call's reply into what it says to each of its *events*."""
+    if isinstance(reply, Exception):
+        metrics.REDIS_ERRORS.labels(shortage(reply)).inc()
+        return [reply] * events
+    return [reply[n : n + _VALUES_PER_REPLY] for n in range(0, len(reply), _VALUES_PER_REPLY)]
 
 
-def _failure(error: Exception) -> Unavailable:
-    """Return what a failed call means for its events; on a full server asking again is no use."""
-    reason = shortage(error)
-    metrics.REDIS_ERRORS.labels(reason).inc()
-    return Unavailable(reason) if reason is Shortage.REDIS_FULL else _Undecided(reason)
-
-
-def _admission(values: Sequence[Any], created: int) -> Admission | Unavailable:
-    """Read one event's four values of the script's reply."""
-    outcome, sequence, previous, before = (value.decode() for value in values)
+def _admission(answer: Any, created: int) -> Admission | Unavailable:
+    """Read what the script said to one event, or what became of the call."""
+    if isinstance(answer, Exception):
+        reason = shortage(answer)
+        # On a full server asking again is no use.
+        return Unavailable(reason) if reason is Shortage.REDIS_FULL else _AskAgain(reason)
+    outcome, sequence, previous, before = (value.decode() for value in answer)
     if outcome == _FULL:
         return Unavailable(Shortage.BACKLOG_FULL)
     return Admission(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from zlib import crc32
 
-from .connections import Connections, Script
+from .connections import Connections, Script, ScriptCall
 from .errors import ConfigError
 
 LAYOUT_VERSION = 1
@@ -62,17 +62,16 @@ async def guard(connections: Connections, keys: Keys) -> None:
         RedisError: Redis did not answer.
     """
     ours = {"version": LAYOUT_VERSION, "partitions": keys.partitions}
-    for field, value in ours.items():
-        await connections.client.hsetnx(keys.layout, field, value)
-    found = await connections.client.hmget(keys.layout, list(ours))
+    # Looked at first: a full server answers this, and its workers must be able to start.
+    while None in (found := await connections.client.hmget(keys.layout, list(ours))):
+        for field, value in ours.items():
+            await connections.client.hsetnx(keys.layout, field, value)
     problems = [
-        f"{name} is {value}, but the layout in Redis was made for {int(stored)}"
-        for (name, value), stored in zip(
-            {"layout version": LAYOUT_VERSION, "PARTITIONS": keys.partitions}.items(),
-            found,
-            strict=True,
+        f"{name} is {value}, but the layout in Redis was made for {stored.decode()}"
+        for name, value, stored in zip(
+            ("layout version", "PARTITIONS"), ours.values(), found, strict=True
         )
-        if int(stored) != value
+        if stored != str(value).encode()
     ]
     if problems:
         raise ConfigError(problems)
@@ -81,11 +80,21 @@ async def guard(connections: Connections, keys: Keys) -> None:
 async def open_groups(connections: Connections, keys: Keys, handlers: Sequence[str]) -> list[str]:
     """Create every handler's group on every partition's stream, where it is missing.
 
-    Returns the names of those that were created on streams that others had already read: they
-    begin at the end.
+    Returns the names of those that were missing anywhere. On a stream that others already read a
+    group begins at the end, else at the beginning.
+
+    Raises:
+        RedisError: Redis did not answer; some groups may be missing still.
     """
+    replies = await connections.run(
+        [
+            ScriptCall(_OPEN_GROUPS, [keys.transitions(partition)], handlers)
+            for partition in range(keys.partitions)
+        ]
+    )
     created: set[str] = set()
-    for partition in range(keys.partitions):
-        names = await connections.run_one(_OPEN_GROUPS, [keys.transitions(partition)], handlers)
-        created.update(name.decode() for name in names)
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+        created.update(name.decode() for name in reply)
     return sorted(created)

@@ -7,132 +7,151 @@ stand in a line is decided in `redaction` and where it is logged.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import Any, BinaryIO
+import traceback
+from types import TracebackType
+from typing import Any, BinaryIO, TypeAlias
 
 import orjson
 import structlog
-from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor
 
 from .config import LogFormat, LogLevel
-from .redaction import drop_forbidden, scrub
+from .redaction import harmless
 
 LIBRARY_LEVEL = logging.WARNING
 LIBRARIES = ("asyncio", "redis", "uvicorn", "uvicorn.error")
+MOST_FRAMES = 20
+
+ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
 def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = None) -> None:
     """Send every log line of this process to *stream* (standard output), in one format."""
     out = sys.stdout.buffer if stream is None else stream
-    as_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not out.isatty())
+    is_terminal = out.isatty()
+    as_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not is_terminal)
     least = logging.getLevelNamesMapping()[level.upper()]
-    renderers = _json() if as_json else _console()
-    structlog.configure(
-        processors=[*_shared(), *renderers],
-        wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=structlog.BytesLoggerFactory(out),
-        cache_logger_on_first_use=True,
-    )
-    _configure_libraries(out, max(least, LIBRARY_LEVEL), renderers)
-
-
-def _shared() -> list[Processor]:
-    return [
+    processors: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _drop_forbidden,
+        structlog.processors.ExceptionRenderer(_raised),
+        _harmless,
+        *([_json] if as_json else [_exception_as_text, _console(colors=is_terminal), _encode]),
     ]
-
-
-def _json() -> list[Processor]:
-    # With the transformer's defaults a traceback would show local variables, secrets included.
-    traceback = ExceptionDictTransformer(show_locals=False, max_frames=20)
-    return [
-        structlog.processors.ExceptionRenderer(traceback),
-        _without_messages,
-        structlog.processors.JSONRenderer(serializer=_dumps),
-        _scrub,
-    ]
-
-
-def _console() -> list[Processor]:
-    renderer = structlog.dev.ConsoleRenderer(
-        colors=True, exception_formatter=_types_and_frames, sort_keys=False
+    sink = _Sink(out)
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(least),
+        logger_factory=structlog.BytesLoggerFactory(sink),  # type: ignore[arg-type]
+        cache_logger_on_first_use=True,
     )
-    return [renderer, _encode, _scrub]
+    _configure_libraries(_Handler(sink, processors), max(least, LIBRARY_LEVEL))
 
 
-def _configure_libraries(out: BinaryIO, level: int, renderers: list[Processor]) -> None:
+def _configure_libraries(handler: logging.Handler, level: int) -> None:
     """Route the standard library's loggers through the same processors."""
-    handler = _BytesHandler(out)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=_shared(),
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *renderers,
-                _decode,
-            ],
-        )
-    )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in LIBRARIES:
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
-        logging.getLogger(name).setLevel(level)
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(level)
 
 
-class _BytesHandler(logging.Handler):
-    """Writes each record's line as bytes, like our own lines."""
+class _Sink:
+    """Where lines go; a full disk or a closed pipe must not stop what was being reported on."""
 
     def __init__(self, out: BinaryIO) -> None:
-        super().__init__()
         self._out = out
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._out.write(self.format(record).encode() + b"\n")
+    def write(self, line: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._out.write(line)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
             self._out.flush()
-        except Exception:  # noqa: BLE001 - logging never breaks what it reports on
-            self.handleError(record)
 
 
-def _drop_forbidden(_: Any, __: str, fields: EventDict) -> EventDict:
-    drop_forbidden(fields)
+class _Handler(logging.Handler):
+    """Takes the records of libraries through our processors."""
+
+    def __init__(self, sink: _Sink, processors: list[Processor]) -> None:
+        super().__init__()
+        self._sink = sink
+        self._processors = processors
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the first line of a message: asyncio quotes exceptions in those after it."""
+        try:
+            message = record.getMessage().partition("\n")[0]
+        except Exception:  # noqa: BLE001 - a message that does not fit its arguments
+            message = "log.unreadable"
+        line: Any = {"event": message, "logger": record.name, "exc_info": record.exc_info}
+        for process in self._processors:
+            line = process(None, record.levelname.lower(), line)
+        self._sink.write(line + b"\n")
+        self._sink.flush()
+
+
+def _raised(exc_info: ExcInfo) -> list[dict[str, Any]]:
+    """Tell of an exception, and of what caused it, the class and the places.
+
+    Never the message or local variables: they may quote a request.
+    """
+    chain: list[BaseException] = []
+    error: BaseException | None = exc_info[1]
+    while error is not None and all(error is not known for known in chain):
+        chain.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return [_told(each) for each in chain]
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    frames = [
+        f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    told: dict[str, Any] = {
+        "class": f"{type(error).__module__}.{type(error).__qualname__}",
+        "frames": frames[-MOST_FRAMES:],
+    }
+    if isinstance(error, BaseExceptionGroup):
+        told["exceptions"] = [_told(each) for each in error.exceptions]
+    return told
+
+
+def _harmless(_: Any, __: str, fields: EventDict) -> EventDict:
+    return harmless(fields)
+
+
+def _json(_: Any, __: str, fields: EventDict) -> bytes:
+    return orjson.dumps(fields)
+
+
+def _console(*, colors: bool) -> Processor:
+    return structlog.dev.ConsoleRenderer(
+        colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
+    )
+
+
+def _exception_as_text(_: Any, __: str, fields: EventDict) -> EventDict:
+    if isinstance(fields.get("exception"), list):
+        fields["exception"] = "\n".join(_lines(fields["exception"], ""))
     return fields
 
 
-def _without_messages(_: Any, __: str, fields: EventDict) -> EventDict:
-    """Drop what exceptions say of themselves: a message may quote what it failed on."""
-    for raised in fields.get("exception") or ():
-        if isinstance(raised, dict):
-            raised["exc_value"] = ""
-            raised.pop("exc_notes", None)
-    return fields
-
-
-def _dumps(fields: EventDict, **_: object) -> bytes:
-    return orjson.dumps(fields, default=repr)
-
-
-def _types_and_frames(out: Any, exc_info: Any) -> None:
-    """Write where an exception came from and what class it has, never what it says."""
-    transformer = ExceptionDictTransformer(show_locals=False, max_frames=20)
-    for raised in transformer(exc_info):
-        out.write(f"\n{raised['exc_type']}")
-        for frame in raised["frames"]:
-            out.write(f"\n  {frame['filename']}:{frame['lineno']} {frame['name']}")
+def _lines(raised: list[dict[str, Any]], indent: str) -> list[str]:
+    lines = []
+    for each in raised:
+        lines.append(f"{indent}{each['class']}")
+        lines += [f"{indent}  {frame}" for frame in each["frames"]]
+        lines += _lines(each.get("exceptions", []), indent + "    ")
+    return lines
 
 
 def _encode(_: Any, __: str, line: Any) -> bytes:
     return str(line).encode()
-
-
-def _decode(_: Any, __: str, line: Any) -> str:
-    return bytes(line).decode()
-
-
-def _scrub(_: Any, __: str, line: Any) -> bytes:
-    return scrub(line)

@@ -17,9 +17,11 @@ from .connections import BLOCK_S, Connections, Script, ScriptCall
 from .layout import Keys
 from .transitions import StatusTransition
 
-MOST_SETTLED_PER_FLIGHT = 512
+MOST_PER_FLIGHT = 512
 MOST_TAKEN_OVER_PER_CALL = 100
 UNREADABLE = "unreadable"
+# In the hands of a third process, since two have ended with it: from here on it is tried alone.
+SUSPECT = 3
 
 _LEASE = Script("lease")
 _RELEASE = Script("release")
@@ -29,6 +31,7 @@ _SETTLE = Script("settle")
 _COUNT = Script("count")
 _BURY = Script("bury")
 _ANNOUNCE = Script("announce")
+_LAG = Script("lag")
 
 # Redis keeps one number per pending entry, the delivery count. Failures count in thousands, so
 # that a start without an outcome (the mark of a killed worker) can be told from a failure.
@@ -44,11 +47,17 @@ class Tries(NamedTuple):
 
     Attributes:
         failed: Attempts that ended in an error.
-        started: Starts since then, this one included, whose end nobody has seen.
+        started: How many processes have had it in hand since then, this one included, without
+            anybody seeing the end; from `SUSPECT` on, every single start counts.
     """
 
     failed: int
     started: int
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether this may be what ended the processes that had it."""
+        return self.started >= SUSPECT
 
 
 class Delivery(NamedTuple):
@@ -63,19 +72,28 @@ class Mailbox:
     """One handler's mail in one partition; its lease is taken with `lease` and kept by it too."""
 
     def __init__(
-        self, connections: Connections, keys: Keys, *, partition: int, handler: str, worker: str
+        self,
+        connections: Connections,
+        keys: Keys,
+        arrivals: Arrivals,
+        *,
+        handler: str,
+        worker: str,
     ) -> None:
+        partition = arrivals.partition
         self.partition = partition
         self.handler = handler
         self._connections = connections
+        self._arrivals = arrivals
         self._worker = worker
         self._stream = keys.transitions(partition)
         self._lease = keys.lease(partition, handler)
         self._dead = keys.dead(partition, handler)
         self._token = secrets.token_hex(16)
         self._deadline: float | None = None
-        self._last_read = ""
-        self._settling = Coalescer(self._settle, most=MOST_SETTLED_PER_FLIGHT)
+        self._last_read = "0-0"
+        self._settling = Coalescer(self._settle, most=MOST_PER_FLIGHT)
+        self._counting = Coalescer(self._count, most=MOST_PER_FLIGHT)
 
     def is_ours(self) -> bool:
         """Say whether the lease holds, by a clock that started before it was asked for."""
@@ -86,21 +104,30 @@ class Mailbox:
         verb = "take" if self._deadline is None else "renew"
         return ScriptCall(_LEASE, [self._lease], [self._token, int(ttl_s * 1000), verb])
 
+    def lag_call(self) -> ScriptCall:
+        """Return the call that measures what is not settled."""
+        return ScriptCall(_LAG, [self._stream], [self.handler])
+
     def leased(self, until: float) -> None:
         """Note that the lease is ours *until* then, in the event loop's time."""
         self._deadline = until
 
+    def lost(self) -> None:
+        """Note that the lease is not, or no longer, ours."""
+        self._deadline = 0.0
+
     async def release(self) -> None:
         """Give the lease up, if it is still ours, so that another may take it at once."""
-        self._deadline = 0.0
+        self.lost()
         await self._connections.run_one(_RELEASE, [self._lease], [self._token])
 
     async def take_over(self) -> AsyncIterator[list[Delivery]]:
         """Claim what was left pending by whoever had it, oldest first, in batches."""
         first = "-"
         while first:
+            most = MOST_TAKEN_OVER_PER_CALL
             reply = await self._fenced(
-                _TAKE_OVER, self.handler, self._worker, MOST_TAKEN_OVER_PER_CALL, first
+                _TAKE_OVER, self.handler, self._worker, most, first, _FAILURE, SUSPECT
             )
             first = reply[0].decode()
             yield [
@@ -119,10 +146,9 @@ class Mailbox:
         found = [await self._delivery(entry_id, fields, 1) for entry_id, fields in reply]
         return [delivery for delivery in found if delivery is not None]
 
-    @property
-    def last_read(self) -> str:
-        """The id of the last entry the group had read when `read` found nothing new."""
-        return self._last_read
+    async def arrival(self) -> None:
+        """Wait until there is something later than what was last read."""
+        await self._arrivals.after(self._last_read)
 
     async def settle(self, delivery: Delivery) -> None:
         """Settle a delivery its handler has taken; settlements travel together."""
@@ -131,7 +157,7 @@ class Mailbox:
     async def count(self, delivery: Delivery, tries: Tries) -> None:
         """Write down how often a delivery was tried, where it survives us."""
         number = tries.failed * _FAILURE + tries.started
-        await self._fenced(_COUNT, self.handler, self._worker, delivery.entry_id, number)
+        await self._counting.submit((delivery.entry_id, number))
 
     async def bury(self, delivery: Delivery, *, reason: str, error: str, attempts: int) -> int:
         """Move a delivery to the dead letters and settle it; return how many are there now."""
@@ -146,6 +172,11 @@ class Mailbox:
         await self._fenced(_SETTLE, self.handler, *entry_ids)
         return [None] * len(entry_ids)
 
+    async def _count(self, counts: list[tuple[str, int]]) -> Sequence[None]:
+        flat = [value for count in counts for value in count]
+        await self._fenced(_COUNT, self.handler, self._worker, *flat)
+        return [None] * len(counts)
+
     async def _fenced(self, script: Script, *arguments: str | int) -> Any:
         reply = await self._connections.run_one(
             script, [self._stream, self._lease], [self._token, *arguments]
@@ -155,7 +186,7 @@ class Mailbox:
     def _ours(self, reply: Any) -> Any:
         """Return *reply*, unless it says that the lease is somebody else's."""
         if reply is None:
-            self._deadline = 0.0
+            self.lost()
             raise LeaseLostError
         return reply
 
@@ -173,10 +204,12 @@ class Arrivals:
     """Tells when a partition's stream has grown: one blocking read for all its handlers."""
 
     def __init__(self, connections: Connections, keys: Keys, partition: int) -> None:
+        self.partition = partition
         self._client = connections.blocking_client
         self._stream = keys.transitions(partition)
         self._waiting: list[tuple[str, asyncio.Future[None]]] = []
         self._watch: asyncio.Task[None] | None = None
+        self._watched_from = "0-0"
 
     async def after(self, entry_id: str) -> None:
         """Wait until the stream holds an entry later than *entry_id*.
@@ -187,14 +220,21 @@ class Arrivals:
         loop = asyncio.get_running_loop()
         arrival: asyncio.Future[None] = loop.create_future()
         self._waiting.append((entry_id, arrival))
-        if self._watch is None:
-            self._watch = loop.create_task(self._watch_while_waited_for())
-        await arrival
+        try:
+            if self._watch is None:
+                self._watch = loop.create_task(self._watch_while_waited_for())
+            # A watch that looks only at what comes later would pass this one by.
+            elif _order(entry_id) < _order(self._watched_from) and await self._found(entry_id):
+                return
+            await arrival
+        finally:
+            arrival.cancel()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop watching; whoever still waits is on his own."""
         if self._watch is not None:
             self._watch.cancel()
+            await asyncio.wait({self._watch})
 
     async def _watch_while_waited_for(self) -> None:
         try:
@@ -205,12 +245,10 @@ class Arrivals:
             self._watch = None
 
     async def _one_read(self) -> None:
-        """Block from the earliest place anybody waits at; whoever joins later waits one block."""
-        earliest = min((entry_id for entry_id, _ in self._waiting), key=_order)
+        """Block from the earliest place anybody waits at, and wake everybody."""
+        self._watched_from = min((entry_id for entry_id, _ in self._waiting), key=_order)
         try:
-            found = await self._client.execute_command(
-                "XREAD", "BLOCK", int(BLOCK_S * 1000), "COUNT", 1, "STREAMS", self._stream, earliest
-            )
+            found = await self._found(self._watched_from, "BLOCK", int(BLOCK_S * 1000))
         except Exception as error:  # noqa: BLE001 - whoever waits receives it
             for _, arrival in self._waiting:
                 if not arrival.done():
@@ -221,26 +259,58 @@ class Arrivals:
                 if not arrival.done():
                     arrival.set_result(None)
 
+    async def _found(self, entry_id: str, *block: str | int) -> bool:
+        return bool(
+            await self._client.execute_command(
+                "XREAD", *block, "COUNT", 1, "STREAMS", self._stream, entry_id
+            )
+        )
+
+
+class Lag(NamedTuple):
+    """What one handler has not settled in one partition.
+
+    Attributes:
+        entries: How many; None when Redis does not know.
+        oldest_s: Seconds since the oldest of them was admitted; 0 when there is none.
+    """
+
+    entries: int | None
+    oldest_s: float
+
 
 async def lease(
     connections: Connections, mailboxes: Sequence[Mailbox], ttl_s: float
-) -> list[float]:
+) -> list[float | Exception]:
     """Take or renew the leases of *mailboxes* in one round trip.
 
-    Returns, for each, 0 when its lease is ours, else the seconds until it may be free. Redis not
-    answering leaves every lease as it was: its deadline goes on running.
+    Returns, for each, 0 when its lease is ours, else the seconds until it may be free. Where Redis
+    did not answer, the error; that leaves a lease as it was: its deadline goes on running.
     """
     before = asyncio.get_running_loop().time()
     replies = await connections.run([mailbox.lease_call(ttl_s) for mailbox in mailboxes])
-    waits = []
+    waits: list[float | Exception] = []
     for mailbox, reply in zip(mailboxes, replies, strict=True):
         if isinstance(reply, Exception):
-            waits.append(0.0 if mailbox.is_ours() else ttl_s)
+            waits.append(reply)
             continue
         if reply == 0:
             mailbox.leased(before + ttl_s)
+        else:
+            mailbox.lost()
         waits.append(reply / 1000)
     return waits
+
+
+async def lags(connections: Connections, mailboxes: Sequence[Mailbox]) -> list[Lag | Exception]:
+    """Measure, for each of *mailboxes*, what is not settled, in one round trip."""
+    replies = await connections.run([mailbox.lag_call() for mailbox in mailboxes])
+    return [
+        reply
+        if isinstance(reply, Exception)
+        else Lag(entries=None if reply[0] < 0 else reply[0], oldest_s=reply[1] / 1000)
+        for reply in replies
+    ]
 
 
 async def announce(

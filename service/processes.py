@@ -10,14 +10,17 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 import uvloop
+from redis.exceptions import RedisError
+from starlette.applications import Starlette
 
 from . import handlers, layout
 from .config import Settings
-from .connections import Connections, connect
+from .connections import Connections, connect, shortage
+from .errors import ServiceError, Unavailable
 from .health import Health, await_redis
 from .inbox import Inbox
 from .layout import Keys
@@ -67,8 +70,12 @@ def run(
     Raises:
         ConfigError: Something about the settings, the layout or a port cannot be.
         Unavailable: Redis did not answer in time.
+        Exception: Whatever else ended the process; it has been logged.
     """
-    uvloop.run(_run(settings, environ, receive=receive, work=work, started=started))
+    try:
+        uvloop.run(_run(settings, environ, receive=receive, work=work, started=started))
+    except Exception as error:  # noqa: BLE001 - told apart below
+        raise _cause(error) from None
 
 
 async def _run(
@@ -81,23 +88,38 @@ async def _run(
 ) -> None:
     openers = handlers.find(settings.handlers)
     stopping = _stopped_by_signals()
-    async with _ground(settings) as ground, asyncio.TaskGroup() as tasks:
-        watching = tasks.create_task(ground.health.watch())
+    async with _ground(settings) as ground:
         admin = _listener(ground, create_admin_app(ground.health), settings.admin_port)
-        running = [tasks.create_task(admin.run())]
-        listeners = [admin]
-        if receive:
-            listeners.insert(0, _receiver(ground))
-            running.append(tasks.create_task(listeners[0].run()))
+        listeners = [_receiver(ground), admin] if receive else [admin]
+        parts = [asyncio.create_task(listener.run()) for listener in listeners]
         if work:
-            running.append(tasks.create_task(_work(ground, openers, environ, work, stopping)))
-        started(Ports(listeners[0].port if receive else None, admin.port))
-        log.info("process.started", receives=receive, works=list(work))
-        await stopping.wait()
+            parts.append(asyncio.create_task(_work(ground, openers, environ, work, stopping)))
+        watching = asyncio.create_task(ground.health.watch())
+        ports = Ports(listeners[0].port if receive else None, admin.port)
+        started(ports)
+        log.info("process.started", port=ports.web, admin_port=ports.admin, works=list(work))
+        # A part that ends by itself has failed: it takes the others with it, in the same order.
+        await _first_of(asyncio.create_task(stopping.wait()), watching, *parts)
+        stopping.set()
         await _stop(ground, listeners, drain_s=settings.drain_s if receive else 0)
-        await asyncio.gather(*running)
-        watching.cancel()
+        ended = await asyncio.gather(*parts, _canceled(watching), return_exceptions=True)
+    for outcome in ended:
+        if isinstance(outcome, Exception):
+            raise outcome
     log.info("process.stopped")
+
+
+async def _first_of(*tasks: asyncio.Task[Any]) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _canceled(task: asyncio.Task[None]) -> None:
+    """End *task*: on Python 3.11 one cancellation may get lost in redis-py's `wait_for`."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
+    if not task.cancelled():
+        task.result()
 
 
 @asynccontextmanager
@@ -120,10 +142,10 @@ def _receiver(ground: _Ground) -> Listener:
     return _listener(ground, create_app(receiver, ground.health, settings), settings.port)
 
 
-def _listener(ground: _Ground, app: object, port: int) -> Listener:
+def _listener(ground: _Ground, app: Starlette, port: int) -> Listener:
     settings = ground.settings
     return Listener(
-        app,  # type: ignore[arg-type]
+        app,
         host=settings.host,
         port=port,
         receive_timeout_s=settings.receive_timeout_s,
@@ -151,6 +173,15 @@ async def _stop(ground: _Ground, listeners: Sequence[Listener], *, drain_s: floa
     await asyncio.sleep(drain_s)
     for listener in listeners:
         listener.stop()
+
+
+def _cause(error: Exception) -> Exception:
+    """Return the one error that ended the process; one that nobody meant is logged here."""
+    if isinstance(error, RedisError):
+        return Unavailable(shortage(error))
+    if not isinstance(error, ServiceError):
+        log.critical("process.failed", exc_info=error)
+    return error
 
 
 def _stopped_by_signals() -> asyncio.Event:

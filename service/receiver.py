@@ -69,7 +69,6 @@ class Receiver:
         """Ignore events of the world nobody listens to; one that does not say is live."""
         if isinstance(event, Ignored) or self._livemode is Livemode.BOTH:
             return event
-        is_test = event.livemode is False
-        if is_test == (self._livemode is Livemode.TEST):
+        if event.is_live == (self._livemode is Livemode.LIVE):
             return event
         return Ignored(IgnoredBecause.LIVEMODE, event.id, event.type)

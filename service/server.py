@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from asyncio.events import TimerHandle
 from collections.abc import Iterator
@@ -23,12 +24,16 @@ MOST_HEADER_BYTES = 32 * 1024
 BACKLOG = 2048
 
 
+class _RefusedError(Exception):
+    """Raised into the parser, it makes uvicorn answer 400 and close."""
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with a deadline for receiving a request and a cap on its headers.
 
     uvicorn waits for ever for a first byte, for the rest of a header or of a body, and httptools
-    takes headers of any size. The deadline runs from the connection or from a request's first
-    byte to its last.
+    takes headers of any size and transfer codings that nobody here decodes. The deadline runs
+    from the connection or from a request's first byte to its last.
     """
 
     def __init__(self, *arguments: Any, receive_timeout_s: float, **keywords: Any) -> None:
@@ -48,13 +53,15 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count bytes for as long as headers are incomplete."""
+        """Count what is added to incomplete headers, and leave no connection without a clock."""
+        if self._header_bytes is not None:
+            self._header_bytes += len(data)
         super().data_received(data)
-        if self._header_bytes is None:
-            return
-        self._header_bytes += len(data)
-        if self._header_bytes > MOST_HEADER_BYTES and not self.transport.is_closing():
+        if self._header_bytes is not None and self._header_bytes > MOST_HEADER_BYTES:
             self.transport.close()
+        elif self._deadline is None and self.timeout_keep_alive_task is None and self._is_idle():
+            # Bytes that begin no request, such as empty lines, have stopped the keep-alive clock.
+            self._arm()
 
     def on_message_begin(self) -> None:
         """Start the clock anew for a further request on the connection."""
@@ -64,17 +71,25 @@ class GuardedProtocol(HttpToolsProtocol):
             self._arm()
 
     def on_headers_complete(self) -> None:
-        """Stop counting header bytes; refuse what the counting could not see in one chunk."""
+        """Refuse what came in one piece and is too large, and codings other than chunked."""
         self._header_bytes = None
-        if sum(len(name) + len(value) for name, value in self.headers) > MOST_HEADER_BYTES:
-            self.transport.close()
-            return
+        size = len(self.url)
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise _RefusedError
+        if size > MOST_HEADER_BYTES:
+            raise _RefusedError
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Stop the clock: the request is whole."""
         self._disarm()
         super().on_message_complete()
+
+    def _is_idle(self) -> bool:
+        cycle: Any = self.cycle  # None before the first request, whatever the annotation says
+        return cycle is None or bool(cycle.response_complete)
 
     def _arm(self) -> None:
         self._deadline = self.loop.call_later(self._receive_timeout_s, self._too_slow)
@@ -86,8 +101,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._deadline = None
-        if not self.transport.is_closing():
-            self.transport.close()
+        self.transport.close()
 
 
 class Listener:
@@ -120,7 +134,7 @@ class Listener:
                 proxy_headers=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=keep_alive_s,
-                timeout_graceful_shutdown=int(grace_s) + 1,
+                timeout_graceful_shutdown=math.ceil(grace_s),
             )
         )
 
@@ -153,8 +167,9 @@ def _bound(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-    except OSError:
+    except (OSError, UnicodeError):
         listening.close()
-        raise ConfigError([f"PORT or ADMIN_PORT: cannot listen on port {port}"]) from None
+        problem = f"HOST, PORT or ADMIN_PORT: cannot listen on port {port} of that host"
+        raise ConfigError([problem]) from None
     listening.listen(BACKLOG)
     return listening

@@ -34,6 +34,9 @@ class VerifiedPayload(NamedTuple):
     body: bytes
     secret_fingerprint: str
 
+    def __repr__(self) -> str:
+        return f"VerifiedPayload({len(self.body)} bytes)"
+
 
 def verify(
     body: bytes,
@@ -110,8 +113,8 @@ def _match(
     for secret in secrets:
         expected = hmac.digest(secret.reveal(), signed, "sha256").hex().encode()
         for signature in signatures:
-            if hmac.compare_digest(expected, signature):
-                matched = matched or secret
+            if hmac.compare_digest(expected, signature) and matched is None:
+                matched = secret
     if matched is None:
         raise Rejected(Refusal.SIGNATURE_MISMATCH)
     return matched

@@ -10,9 +10,11 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 from hashlib import blake2b
+from typing import ClassVar
 
 import msgspec
 
+from .reports import Discreet
 from .sessions import RelatedPerson, VerificationSession
 
 EVENT_TYPE_PREFIX = "identity.verification_session."
@@ -60,8 +62,10 @@ _FINAL_UNIT = _CREATED_UNIT * 10**11
 _REDACTION_UNIT = _FINAL_UNIT * 10
 
 
-class SessionChange(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class SessionChange(Discreet, frozen=True, kw_only=True, gc=False):
     """What one event says of its session: the allow list of all that may leave the process.
+
+    `metadata` and `client_reference_id` are yours: handlers receive them, `repr` does not tell.
 
     Attributes:
         event_id: Stripe's event id; the id of the message on every queue.
@@ -81,6 +85,8 @@ class SessionChange(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         related_person: The person and the account it belongs to.
         metadata: Your own keys and values, as you gave them to Stripe.
     """
+
+    shown: ClassVar[tuple[str, ...]] = ("event_id", "event_type", "session_id", "current")
 
     event_id: str
     event_type: str
@@ -109,6 +115,8 @@ class StatusTransition(SessionChange, frozen=True, kw_only=True, gc=False):
         epoch: When the ledger's record of this session began, in Unix milliseconds.
         expected: False when `FOLLOWS` does not list this step: an earlier event was missed.
     """
+
+    shown = (*SessionChange.shown, "previous", "sequence", "epoch")
 
     previous: str | None = None
     sequence: int
@@ -159,7 +167,7 @@ def fingerprint(event_type: str, session: VerificationSession) -> str:
         session.last_error_code,
         session.report_id,
     )
-    return blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+    return blake2b(msgspec.json.encode(parts), digest_size=8).hexdigest()
 
 
 def _redaction_rank(event_type: str, session: VerificationSession) -> int:

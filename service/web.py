@@ -6,6 +6,8 @@ are `server`'s.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import secrets as randomness
 import time
@@ -25,11 +27,12 @@ from starlette.types import Message, Receive, Scope, Send
 from . import metrics
 from .config import Settings
 from .errors import Refusal, Rejected, Shortage, Unavailable
-from .events import Event, Ignored
+from .events import Event
 from .health import Health
+from .inbox import Admission
 from .receiver import Receipt, Receiver
 from .secret import Secret
-from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS
+from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS, SessionChange
 
 WEBHOOK_PATH = "/webhooks/stripe"
 RETRY_AFTER_S = 5
@@ -72,7 +75,10 @@ def create_admin_app(health: Health) -> Starlette:
 
 
 def _app(routes: Sequence[BaseRoute]) -> Starlette:
-    return Starlette(routes=routes, exception_handlers={HTTPException: _without_body})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _without_body})
+    # To Stripe a redirect is a failed delivery, and it would be built from the Host header.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _probes(health: Health) -> list[Route]:
@@ -89,10 +95,8 @@ async def _metrics(request: Request) -> Response:
     return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
 
-async def _without_body(request: Request, error: Exception) -> Response:
+async def _without_body(request: Request, error: Any) -> Response:
     """Answer an unknown path or another method with nothing that came from the request."""
-    if not isinstance(error, HTTPException):
-        raise error
     return Response(status_code=error.status_code, headers=error.headers)
 
 
@@ -105,6 +109,7 @@ class _Webhook:
         self._most_bytes = settings.max_body_bytes
         self._most_in_flight = settings.max_in_flight
         self._in_flight = 0
+        metrics.IN_FLIGHT.set_function(lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         secrets = self._secrets.get(scope["path_params"].get("endpoint", "").lower())
@@ -113,7 +118,6 @@ class _Webhook:
         started = time.perf_counter()
         headers = _Headers(scope)
         self._in_flight += 1
-        metrics.IN_FLIGHT.set(self._in_flight)
         try:
             outcome = await self._outcome(headers, receive, secrets)
         except _ClientLeft:
@@ -121,11 +125,12 @@ class _Webhook:
             return
         finally:
             self._in_flight -= 1
-            metrics.IN_FLIGHT.set(self._in_flight)
         answer = _answer_to(outcome)
         await send(answer.start)
         await send(answer.body)
-        _record(outcome, headers, time.perf_counter() - started)
+        # The answer is out: a log that cannot be written must not cost the connection too.
+        with contextlib.suppress(Exception):
+            _record(outcome, headers, time.perf_counter() - started)
 
     async def _outcome(
         self, headers: _Headers, receive: Receive, secrets: Sequence[Secret[bytes]]
@@ -137,6 +142,9 @@ class _Webhook:
             return await self._receiver.receive(body, headers.signature, secrets, now=time.time())
         except (Rejected, Unavailable) as error:
             return error
+        except asyncio.CancelledError:
+            # The grace time of a stop is over; left alone this would become a 500.
+            return Unavailable(Shortage.BUSY)
 
     async def _body(self, headers: _Headers, receive: Receive) -> bytes:
         """Read the whole body, or no more than is allowed of it."""
@@ -148,12 +156,12 @@ class _Webhook:
             message = await receive()
             if message["type"] != "http.request":
                 raise _ClientLeft
-            part = message["body"]
+            part = message.get("body", b"")
             size += len(part)
             if size > self._most_bytes:
                 raise Rejected(Refusal.BODY_TOO_LARGE)
             parts.append(part)
-            if not message["more_body"]:
+            if not message.get("more_body", False):
                 headers.body_bytes = size
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -170,8 +178,9 @@ class _Headers:
             if name == b"stripe-signature":
                 # Sent in several lines, they mean what they would mean joined (RFC 9110, 5.3).
                 self.signature = value if self.signature is None else self.signature + b"," + value
-            elif name == b"content-length":
-                self.declared_bytes = int(value)
+            elif name == b"content-length" and value.isdigit():
+                # Twenty digits tell too large from not; int() refuses thousands of them.
+                self.declared_bytes = int(value[:20])
             elif name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
                 self._request_id = value.decode()
             elif name == b"traceparent" and self._request_id is None:
@@ -237,31 +246,34 @@ def _record_receipt(receipt: Receipt, request: dict[str, Any]) -> None:
     metrics.secret_matches(receipt.secret_fingerprint).inc()
     metrics.BODY_BYTES.observe(request["body_bytes"])
     request["secret_fingerprint"] = receipt.secret_fingerprint
-    if isinstance(event, Ignored):
+    if receipt.change is None or receipt.admission is None:
+        ignored: Any = event
         log.info(
             "event.ignored",
-            because=event.because,
-            event_id=event.event_id,
-            event_type=event.event_type,
+            because=ignored.because,
+            event_id=ignored.event_id,
+            event_type=ignored.event_type,
             **request,
         )
-        return
-    metrics.EVENT_AGE_SECONDS.observe(max(0.0, time.time() - event.created))
-    if receipt.admission is None or receipt.change is None:
-        return
-    contradicts = receipt.admission.contradicts
+    else:
+        _record_admission(receipt.change, receipt.admission, request)
+
+
+def _record_admission(change: SessionChange, admission: Admission, request: dict[str, Any]) -> None:
+    age_s = time.time() - change.occurred_at.timestamp()
+    metrics.EVENT_AGE_SECONDS.observe(max(0.0, age_s))
+    contradicts = admission.contradicts
     if contradicts:
         metrics.CONTRADICTIONS.inc()
-    change = receipt.change
     write = log.warning if contradicts else log.info
     write(
-        f"event.{receipt.outcome}",
+        f"event.{admission.outcome}",
         event_id=change.event_id,
         event_type=change.event_type,
         session_id=change.session_id,
-        previous=receipt.admission.previous,
+        previous=admission.previous,
         current=change.current,
-        sequence=receipt.admission.sequence,
+        sequence=admission.sequence,
         contradicts=contradicts,
         last_error_code=change.last_error_code,
         redaction_status=change.redaction_status,

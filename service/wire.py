@@ -7,13 +7,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import msgspec
 import orjson
 
 from .transitions import SessionChange, StatusTransition, is_expected
 
-pack = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
+
+
+def pack(change: SessionChange) -> bytes:
+    """Return *change* as the JSON that stands on our streams."""
+    return _encode(change)
 
 
 def unpack(entry: Mapping[bytes, bytes]) -> StatusTransition:
@@ -25,11 +31,11 @@ def unpack(entry: Mapping[bytes, bytes]) -> StatusTransition:
     Raises:
         ValueError: The entry is not one of ours.
     """
-    try:
+    with suppress(KeyError, ValueError):
         change = msgspec.convert(orjson.loads(entry[b"change"]), SessionChange)
         return _joined(change, entry)
-    except (KeyError, ValueError):
-        raise ValueError("unreadable") from None
+    # Raised here, not in an `except`: the decoder's error holds its whole input.
+    raise ValueError("unreadable")
 
 
 def _joined(change: SessionChange, entry: Mapping[bytes, bytes]) -> StatusTransition:

@@ -22,12 +22,21 @@ from . import metrics
 from .config import Settings
 from .connections import Connections, shortage
 from .dispatch import Dispatcher, RetryPolicy
+from .errors import Shortage
 from .handlers import Handler
 from .layout import Keys, open_groups
-from .mailbox import Arrivals, LeaseLostError, Mailbox, announce, lease
+from .mailbox import Arrivals, Lag, LeaseLostError, Mailbox, announce, lags, lease
 
 RENEWALS_PER_TTL = 3
+# So soon a lease that was given up is found by who may take it.
+LONGEST_TURN_S = 1.0
+SHORTEST_TURN_S = 0.02
+# A silent worker stops counting a little before its leases run out, so nobody waits for both.
+ANNOUNCED_PER_TTL = 2 / 3
 RESTART_PAUSE_S = 1.0
+MEASURE_EVERY_S = 15.0
+# What is canceled at the end of the grace time may still say goodbye.
+CANCEL_GRACE_S = 2.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -57,89 +66,113 @@ class Worker:
         self._suspects = asyncio.Lock()
         self._arrivals = [Arrivals(connections, keys, p) for p in range(keys.partitions)]
         self._tenures: dict[tuple[str, int], _Tenure] = {}
+        self._turn_s = min(LONGEST_TURN_S, settings.lease_ttl_s / RENEWALS_PER_TTL)
+        self._measured_at = float("-inf")
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until *stopping* is set; then settle what is in hand and give everything up."""
         try:
             while not stopping.is_set():
                 pause_s = await self._turn()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stopping.wait(), pause_s)
+                await _wait(stopping, max(SHORTEST_TURN_S, pause_s))
         finally:
             await self._leave()
 
     async def _turn(self) -> float:
         """Renew, give up and take leases once; return the seconds until the next turn."""
-        ttl_s = self._settings.lease_ttl_s
-        waits = [ttl_s / RENEWALS_PER_TTL]
+        waits = [self._turn_s]
         try:
             await self._renew()
             waits += [await self._take_share(handler) for handler in self._handlers]
+            await self._measure()
         except (RedisError, OSError) as error:
             metrics.REDIS_ERRORS.labels(shortage(error)).inc()
             log.warning("worker.turn_failed", reason=shortage(error))
-            waits.append(RESTART_PAUSE_S)
         for handler in self._handlers:
             metrics.LEASES_HELD.labels(handler).set(len(self._held(handler)))
         return min(waits)
 
     async def _renew(self) -> None:
-        held = list(self._tenures.values())
-        if not held:
+        """Renew every lease; drop what is done under one that is not ours any more."""
+        tenures = [tenure for tenure in self._tenures.values() if not tenure.abandoned]
+        if not tenures:
             return
-        waits = await lease(
-            self._connections, [tenure.mailbox for tenure in held], self._settings.lease_ttl_s
-        )
-        for tenure, wait_s in zip(held, waits, strict=True):
-            if wait_s:
+        mailboxes = [tenure.mailbox for tenure in tenures]
+        for wait_s in await lease(self._connections, mailboxes, self._settings.lease_ttl_s):
+            if isinstance(wait_s, Exception):
+                metrics.REDIS_ERRORS.labels(shortage(wait_s)).inc()
+        for tenure in tenures:
+            if not tenure.mailbox.is_ours():
                 tenure.abandon()
 
     async def _take_share(self, handler: str) -> float:
         """Hold our count of one handler's partitions; return the seconds until the next look."""
-        ttl_s = self._settings.lease_ttl_s
-        living = await announce(
-            self._connections, self._keys, handler=handler, worker=self.name, ttl_s=ttl_s
-        )
+        living = await self._announce(handler, self._settings.lease_ttl_s * ANNOUNCED_PER_TTL)
         share = math.ceil(self._keys.partitions / max(1, living))
         held = self._held(handler)
         for tenure in held[share:]:
             tenure.stop()
-        if len(held) >= share:
-            return ttl_s
         return await self._take(handler, share - len(held))
 
     async def _take(self, handler: str, most: int) -> float:
         """Take up to *most* free partitions; return the seconds until another may be free."""
-        candidates = [p for p in range(self._keys.partitions) if (handler, p) not in self._tenures]
+        free = [p for p in range(self._keys.partitions) if (handler, p) not in self._tenures]
         # Workers that start together should not all reach for the same partition first.
-        random.shuffle(candidates)
-        waits: list[float] = []
-        for partition in candidates:
-            if most == 0:
-                break
-            mailbox = _PartitionMail(
-                self._connections,
-                self._keys,
-                self._arrivals[partition],
-                partition=partition,
-                handler=handler,
-                worker=self.name,
-            )
-            [wait_s] = await lease(self._connections, [mailbox], self._settings.lease_ttl_s)
-            if wait_s:
-                waits.append(wait_s)
-            else:
-                most -= 1
-                self._begin(mailbox)
-        return min(waits, default=self._settings.lease_ttl_s)
+        random.shuffle(free)
+        soonest_s = self._turn_s
+        while free and most > 0:
+            tried = [self._mailbox(handler, free.pop()) for _ in range(min(most, len(free)))]
+            waits = await lease(self._connections, tried, self._settings.lease_ttl_s)
+            for mailbox, wait_s in zip(tried, waits, strict=True):
+                if wait_s == 0:
+                    most -= 1
+                    self._begin(mailbox)
+                elif not isinstance(wait_s, Exception):
+                    soonest_s = min(soonest_s, wait_s)
+            for wait_s in waits:
+                if isinstance(wait_s, Exception):
+                    raise wait_s
+        return soonest_s
 
-    def _begin(self, mailbox: _PartitionMail) -> None:
+    def _mailbox(self, handler: str, partition: int) -> Mailbox:
+        return Mailbox(
+            self._connections,
+            self._keys,
+            self._arrivals[partition],
+            handler=handler,
+            worker=self.name,
+        )
+
+    def _begin(self, mailbox: Mailbox) -> None:
         at = (mailbox.handler, mailbox.partition)
-        tenure = _Tenure(self, mailbox)
-        self._tenures[at] = tenure
-        tenure.task.add_done_callback(lambda _: self._tenures.pop(at, None))
+        self._tenures[at] = tenure = _Tenure(self, mailbox)
+        tenure.task.add_done_callback(lambda _: self._tenures.pop(at))
 
-    def dispatcher(self, mailbox: _PartitionMail) -> Dispatcher:
+    async def _announce(self, handler: str, ttl_s: float) -> int:
+        return await announce(
+            self._connections, self._keys, handler=handler, worker=self.name, ttl_s=ttl_s
+        )
+
+    async def _measure(self) -> None:
+        """Set the gauges of what is not settled, now and then."""
+        now = asyncio.get_running_loop().time()
+        if now < self._measured_at + MEASURE_EVERY_S:
+            return
+        self._measured_at = now
+        mailboxes = [tenure.mailbox for tenure in self._tenures.values()]
+        found: dict[str, list[Lag]] = {handler: [] for handler in self._handlers}
+        for mailbox, lag in zip(mailboxes, await lags(self._connections, mailboxes), strict=True):
+            if not isinstance(lag, Exception):
+                found[mailbox.handler].append(lag)
+        for handler, measured in found.items():
+            oldest_s = max((lag.oldest_s for lag in measured), default=0.0)
+            metrics.OLDEST_SECONDS.labels(handler).set(oldest_s)
+            entries = [lag.entries for lag in measured if lag.entries is not None]
+            # Where Redis does not know, the last it knew says more than a wrong number.
+            if len(entries) == len(measured):
+                metrics.LAG_ENTRIES.labels(handler).set(sum(entries))
+
+    def dispatcher(self, mailbox: Mailbox) -> Dispatcher:
         """Return a fresh dispatcher for a mailbox."""
         settings = self._settings
         policy = RetryPolicy(
@@ -161,101 +194,104 @@ class Worker:
         return [
             tenure
             for (name, _), tenure in self._tenures.items()
-            if name == handler and not tenure.stopping
+            if name == handler and not tenure.is_stopping
         ]
 
     async def _leave(self) -> None:
-        """Finish within the grace time, then say goodbye."""
-        ending = list(self._tenures.values())
-        for tenure in ending:
+        """Say goodbye, finish within the grace time, and give everything up."""
+        for tenure in self._tenures.values():
             tenure.stop()
-        if ending:
-            _, late = await asyncio.wait(
-                {tenure.task for tenure in ending}, timeout=self._settings.shutdown_grace_s
-            )
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        with contextlib.suppress(RedisError, OSError):
+            # First, so that the others take over each lease as soon as it is free.
+            for handler in self._handlers:
+                await self._announce(handler, 0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.shutdown_grace_s):
+                while self._tenures:
+                    await self._until_ended(self._turn_s)
+                    await self._renew()
+        for tenure in self._tenures.values():
+            tenure.abandon()
+        await self._until_ended(CANCEL_GRACE_S)
+        for handler, partition in self._tenures:
+            log.error("handler.stuck", handler=handler, partition=partition)
         for arrivals in self._arrivals:
-            arrivals.close()
-        for handler in self._handlers:
-            with contextlib.suppress(RedisError, OSError):
-                await announce(
-                    self._connections, self._keys, handler=handler, worker=self.name, ttl_s=0
-                )
+            await arrivals.close()
 
-
-class _PartitionMail(Mailbox):
-    """A mailbox that shares its partition's watch for arrivals with the other handlers'."""
-
-    def __init__(
-        self,
-        connections: Connections,
-        keys: Keys,
-        arrivals: Arrivals,
-        *,
-        partition: int,
-        handler: str,
-        worker: str,
-    ) -> None:
-        super().__init__(connections, keys, partition=partition, handler=handler, worker=worker)
-        self._arrivals = arrivals
-
-    async def arrival(self) -> None:
-        """Wait until there is something new to read."""
-        await self._arrivals.after(self.last_read)
+    async def _until_ended(self, most_s: float) -> None:
+        if self._tenures:
+            await asyncio.wait([tenure.task for tenure in self._tenures.values()], timeout=most_s)
 
 
 class _Tenure:
     """One lease held, and the work done under it."""
 
-    def __init__(self, worker: Worker, mailbox: _PartitionMail) -> None:
+    def __init__(self, worker: Worker, mailbox: Mailbox) -> None:
         self.mailbox = mailbox
-        self.stopping = False
+        self.abandoned = False
         self._worker = worker
+        self._stopping = asyncio.Event()
         self._dispatcher = worker.dispatcher(mailbox)
         self.task = asyncio.create_task(self._serve())
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether this is about to end."""
+        return self._stopping.is_set()
+
     def stop(self) -> None:
         """Finish what is started, then give the lease up."""
-        self.stopping = True
+        self._stopping.set()
         self._dispatcher.stop()
 
     def abandon(self) -> None:
-        """Drop everything: the lease is somebody else's."""
-        self.task.cancel()
+        """Drop everything: the lease is somebody else's, or time is up."""
+        if not self.abandoned:
+            self.abandoned = True
+            self._stopping.set()
+            self.task.cancel()
 
     async def _serve(self) -> None:
         """Dispatch while the lease holds; after any error begin again from taking over."""
         try:
-            while self.mailbox.is_ours() and not self.stopping:
+            while self.mailbox.is_ours() and not self.is_stopping:
                 await self._dispatch_once()
         finally:
             with contextlib.suppress(RedisError, OSError):
                 await self.mailbox.release()
 
     async def _dispatch_once(self) -> None:
+        reason = ""
         try:
             await self._dispatcher.run()
         except* LeaseLostError:
-            self._note("lease_lost")
+            self.mailbox.lost()
+            reason = "lease_lost"
         except* (RedisError, OSError) as group:
-            self._note(shortage(group.exceptions[0]))
+            reason = shortage(group.exceptions[0])
         except* Exception:
+            reason = "unforeseen"
             log.exception("dispatcher.failed", **self._where())
-        else:
+        if reason:
+            log.warning("dispatcher.ended", **self._where(), reason=reason)
+            await self._recover(reason)
+
+    async def _recover(self, reason: str) -> None:
+        """Rest a little, in case the lease is still ours, and make ready to begin again."""
+        if not self.mailbox.is_ours():
             return
-        await asyncio.sleep(random.uniform(0, RESTART_PAUSE_S))  # noqa: S311 - jitter
-        await self._reopen()
-
-    async def _reopen(self) -> None:
-        with contextlib.suppress(RedisError, OSError):
-            await self._worker.open_groups()
-        if not self.stopping:
+        await _wait(self._stopping, random.uniform(0, RESTART_PAUSE_S))  # noqa: S311 - jitter
+        if reason == Shortage.REDIS_REFUSED:
+            with contextlib.suppress(RedisError, OSError):
+                await self._worker.open_groups()
+        if not self.is_stopping:
             self._dispatcher = self._worker.dispatcher(self.mailbox)
-
-    def _note(self, reason: str) -> None:
-        log.warning("dispatcher.restarted", **self._where(), reason=reason)
 
     def _where(self) -> dict[str, object]:
         return {"handler": self.mailbox.handler, "partition": self.mailbox.partition}
+
+
+async def _wait(event: asyncio.Event, most_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(most_s):
+            await event.wait()

@@ -23,8 +23,9 @@ class Handler(Protocol):
     """Takes one transition at a time of a session, many sessions side by side.
 
     Returning means: it is safe there. Raising `Undeliverable` means: no attempt can ever deliver
-    it. Raising anything else, or taking too long, means: again later. A call may come twice for
-    one transition, with the same event id and sequence.
+    it. Raising anything else, or taking too long, means: again later; an attempt is not counted
+    while all that is raised is Python's own `ConnectionError`, for then the queue is away. A call
+    may come twice for one transition, with the same event id and sequence.
     """
 
     async def __call__(self, transition: StatusTransition, /) -> None:
@@ -78,12 +79,14 @@ class _UnknownError(Exception):
 def _import(path: str) -> OpenHandler:
     """Import `package.module:name`."""
     module_name, separator, attribute = path.partition(":")
-    if not separator:
+    if not (separator and module_name and attribute):
         raise _UnknownError("neither a known name nor a path like package.module:name")
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         raise _UnknownError(f"module {error.name} is not installed") from None
+    except ImportError:
+        raise _UnknownError(f"module {module_name} cannot be imported") from None
     opener: OpenHandler | None = getattr(module, attribute, None)
     if not callable(opener):
         raise _UnknownError(f"module {module_name} has no callable {attribute}")

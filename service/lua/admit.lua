@@ -50,11 +50,15 @@ local function admit(session, event_id, nonce, created, position, fingerprint, s
   local before, was, sequence = known[2], known[4], known[6] or '0'
 
   if known[1] then
-    -- A write, so that a WAIT behind it covers the first delivery's write too.
-    redis.call('HINCRBY', session, 'duplicates', 1)
-    local outcome, given, _, owner = known[1]:match('^(%a+) (%d+) (%d+) (.+)$')
-    if owner ~= nonce then return reply('duplicate', given, nil, before) end
-    return reply(outcome, given, given == sequence and known[5], nil)
+    -- Always a write, so that a WAIT behind it covers the first delivery's write too.
+    local outcome, given, owner = known[1]:match('^(%a+) (%d+) %d+ (.+)$')
+    if owner ~= nonce then
+      redis.call('HINCRBY', session, 'duplicates', 1)
+      return reply('duplicate', given, nil, before)
+    end
+    redis.call('HSET', session, event_id, known[1])
+    if outcome == 'admitted' then was = given == sequence and known[5] end
+    return reply(outcome, given, was, before)
   end
   if tonumber(created) < oldest then return reply('expired', '0', nil, before) end
 

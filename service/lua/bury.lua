@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- Move an entry to the handler's dead letters and settle it, in one step, while the lease is ours.
+-- Of an entry that is gone from the stream only its id is left to bury.
 --
 -- KEYS  1  the partition's stream of transitions; 2  the lease; 3  the handler's dead letters
 -- ARGV  1  token; 2  group; 3  entry id; 4  reason; 5  error class; 6  attempts

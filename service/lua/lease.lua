@@ -9,6 +9,11 @@
 local owner = redis.call('GET', KEYS[1])
 local may = owner == ARGV[1]
 if ARGV[3] == 'take' then may = may or not owner end
-if not may then return math.max(1, redis.call('PTTL', KEYS[1])) end
+if not may then
+  local left_ms = redis.call('PTTL', KEYS[1])
+  -- One without an end is nobody's whom we know: an operator's. Asked for again after a while.
+  if left_ms == -1 then left_ms = tonumber(ARGV[2]) end
+  return math.max(1, left_ms)
+end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 0

@@ -1,0 +1,299 @@
+"""What the tests of the outside share: signed events, raw sockets, real processes.
+
+Holds no test and no fixture; `conftest` has those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+import orjson
+from starlette.applications import Starlette
+
+import service
+from service.config import describe
+from service.embedded import EmbeddedServer, find_server
+from service.secret import Secret
+from service.server import Listener
+from service.signatures import sign
+
+Found = TypeVar("Found")
+
+PACKAGE = Path(service.__file__).parent
+DEADLINE_S = 15.0
+NOW = int(time.time())
+PREFIX = "identity.verification_session."
+WEBHOOK = "/webhooks/stripe"
+SECRET = Secret(b"whsec_tests")
+SESSION_URL = "https://verify.stripe.com/start/test_x"
+
+
+def event(
+    word: str = "created",
+    *,
+    id: str = "evt_1",
+    session: str = "vs_1",
+    status: str = "requires_input",
+    created: int | None = None,
+    envelope: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> bytes:
+    """Return the body of an event about a session, created at `NOW` unless told."""
+    return orjson.dumps(
+        {
+            "id": id,
+            "object": "event",
+            "type": word if "." in word else PREFIX + word,
+            "created": NOW if created is None else created,
+            "livemode": False,
+            "data": {"object": {"id": session, "status": status, **fields}},
+            **(envelope or {}),
+        }
+    )
+
+
+def signed(body: bytes, secret: Secret[bytes] = SECRET, *, age_s: float = 0) -> dict[str, str]:
+    """Return the headers that make *body* genuine."""
+    return {"Stripe-Signature": sign(body, secret, int(time.time() - age_s))}
+
+
+def request(
+    body: bytes, headers: Mapping[str, str], *, path: str = WEBHOOK, close: bool = True
+) -> bytes:
+    """Return a whole POST as it goes over the wire."""
+    lines = {"Host": "tests", "Content-Length": str(len(body)), **headers}
+    if close:
+        lines["Connection"] = "close"
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+@asynccontextmanager
+async def listening(app: Starlette, **changes: Any) -> AsyncIterator[Listener]:
+    """Serve *app* on a port of the system's choice."""
+    defaults = {"receive_timeout_s": 10.0, "keep_alive_s": 60, "grace_s": 5.0}
+    listener = Listener(app, host="127.0.0.1", port=0, **{**defaults, **changes})
+    serving = asyncio.create_task(listener.run())
+    try:
+        yield listener
+    finally:
+        listener.stop()
+        await serving
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Yield a raw connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def rest(reader: asyncio.StreamReader) -> bytes:
+    """Return what still comes until the other side closes."""
+    try:
+        return await asyncio.wait_for(reader.read(), DEADLINE_S)
+    except ConnectionError:
+        return b""
+
+
+async def talk(port: int, *pieces: bytes) -> bytes:
+    """Send *pieces* and return all that is answered until the connection is closed."""
+    async with connected(port) as (reader, writer):
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+        return await rest(reader)
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Read one answer off a connection that stays open."""
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+    fields = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:-2])
+    body = await reader.readexactly(int(fields[b"content-length"]))
+    return int(head.split(b" ")[1]), body
+
+
+async def eventually(ask: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
+    """Return what *ask* says once it is true."""
+    ends = time.monotonic() + deadline_s
+    while not (found := ask()):
+        assert time.monotonic() < ends, "waited in vain"
+        await asyncio.sleep(0.02)
+    return found
+
+
+def soon(ask: Callable[[], Found], deadline_s: float = DEADLINE_S) -> Found:
+    """Return what *ask* says once it is true."""
+    ends = time.monotonic() + deadline_s
+    while not (found := ask()):
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Return this process's environment with no settings but *settings*."""
+    names = {row.name for row in describe()}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name.removesuffix("_FILE") not in names and not name.startswith("STRIPE_")
+    }
+    # Processes run the same code as the tests, wherever either was started.
+    path = os.pathsep.join(filter(None, [settings.pop("PYTHONPATH", ""), str(PACKAGE.parent)]))
+    return {**kept, "COLUMNS": "200", "PYTHONPATH": path, **settings}
+
+
+class Process:
+    """One `python -m service …` with everything it writes.
+
+    Attributes:
+        started: The fields of its `process.started` line, once `ready` has seen it.
+    """
+
+    def __init__(
+        self, *arguments: str, directory: Path, program: str = "", **settings: str
+    ) -> None:
+        start = ["-c", program] if program else ["-m", "service"]
+        self._paths = [
+            directory / f"{time.monotonic_ns()}-{arguments[0]}.{end}" for end in ("out", "err")
+        ]
+        out, err = (path.open("wb") for path in self._paths)
+        with out, err:
+            self.popen = subprocess.Popen(
+                [sys.executable, *start, *arguments],
+                cwd=directory,
+                env=environment(**settings),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
+        self.started: dict[str, Any] = {}
+
+    @property
+    def out(self) -> bytes:
+        """Standard output so far."""
+        return self._paths[0].read_bytes()
+
+    @property
+    def err(self) -> bytes:
+        """Standard error so far."""
+        return self._paths[1].read_bytes()
+
+    def lines(self, event: str | None = None) -> list[dict[str, Any]]:
+        """Return its JSON log lines so far, or those of one event."""
+        whole = self.out.rpartition(b"\n")[0]
+        found = [orjson.loads(line) for line in whole.split(b"\n") if line.startswith(b"{")]
+        return [line for line in found if event in (None, line["event"])]
+
+    def ready(self) -> Process:
+        """Wait until it listens."""
+
+        def ask() -> list[dict[str, Any]]:
+            assert self.popen.poll() is None, (self.out, self.err)
+            return self.lines("process.started")
+
+        [self.started] = soon(ask)
+        return self
+
+    @property
+    def port(self) -> int:
+        """Its port for webhooks."""
+        return int(self.started["port"])
+
+    @property
+    def admin(self) -> str:
+        """The address of its admin port."""
+        return f"http://127.0.0.1:{self.started['admin_port']}"
+
+    @property
+    def url(self) -> str:
+        """The address of its webhook endpoint."""
+        return f"http://127.0.0.1:{self.port}{WEBHOOK}"
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> int:
+        """Return its exit code."""
+        return self.popen.wait(deadline_s)
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.popen.terminate()
+        return self.wait()
+
+    def end(self) -> None:
+        """Make sure that it is gone."""
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait()
+
+
+class Yard:
+    """Starts processes on one server, and leaves none behind."""
+
+    def __init__(self, server: EmbeddedServer, directory: Path) -> None:
+        self.server = server
+        self.directory = directory
+        self._processes: list[Process] = []
+
+    def start(self, *arguments: str, program: str = "", **settings: str) -> Process:
+        """Start `python -m service *arguments*`; ports are the system's choice."""
+        defaults = {
+            "REDIS_URL": self.server.url,
+            "STRIPE_WEBHOOK_SECRETS": SECRET.reveal().decode(),
+            "HOST": "127.0.0.1",
+            "PORT": "0",
+            "ADMIN_PORT": "0",
+            "DRAIN_S": "0",
+            "PYTHONPATH": str(self.directory),
+        }
+        process = Process(
+            *arguments, directory=self.directory, program=program, **{**defaults, **settings}
+        )
+        self._processes.append(process)
+        return process
+
+    def run(self, *arguments: str, program: str = "", **settings: str) -> Process:
+        """Start a command and wait for its end."""
+        process = self.start(*arguments, program=program, **settings)
+        process.wait()
+        return process
+
+    def close(self) -> None:
+        """End whatever still runs."""
+        for process in self._processes:
+            process.end()
+
+
+@contextmanager
+def yard(directory: Path) -> Iterator[Yard]:
+    """Yield a yard with a server of its own."""
+    with (
+        EmbeddedServer.start(find_server(os.environ), directory=directory / "redis") as server,
+        contextlib.closing(Yard(server, directory)) as opened,
+    ):
+        yield opened
+
+
+async def post_all(
+    client: httpx2.AsyncClient, url: str, bodies: Iterable[bytes]
+) -> list[httpx2.Response]:
+    """Post all *bodies*, signed, at once."""
+    return await asyncio.gather(
+        *(client.post(url, content=body, headers=signed(body)) for body in bodies)
+    )

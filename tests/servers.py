@@ -1,0 +1,141 @@
+"""Private servers on loopback TCP, for what one server on a socket cannot show.
+
+Replicas, Sentinel and Cluster need ports; the plain tests use the server of `conftest`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import redis
+
+from service import embedded
+
+START_DEADLINE_S = 10.0
+
+
+class Server(NamedTuple):
+    """A running server."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"redis://127.0.0.1:{self.port}"
+
+    def client(self) -> redis.Redis:
+        """Return a plain client of it."""
+        return redis.Redis(port=self.port, socket_timeout=2)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop its process for the length of the block, as a hung machine would."""
+        with frozen(self.process.pid):
+            yield
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Stop a process of ours for the length of the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def until(met: Callable[[], bool | Awaitable[bool]], deadline_s: float = 5.0) -> None:
+    """Wait until a condition is met, looking again and again, or fail at the deadline."""
+    async with asyncio.timeout(deadline_s):
+        while True:
+            found = met()
+            if found if isinstance(found, bool) else await found:
+                return
+            await asyncio.sleep(0.002)
+
+
+def binary() -> Path:
+    """Return the server under test: the embedded one, or TEST_REDIS_SERVER."""
+    chosen = os.environ.get("TEST_REDIS_SERVER", "")
+    return embedded.find_server({**os.environ, "REDIS_SERVER": chosen})
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, below those the system gives to clients."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+@contextmanager
+def server(directory: Path, *options: str, port: int | None = None) -> Iterator[Server]:
+    """Run a server on *directory* until the block is left; *options* are `--name value` pairs."""
+    port = port or free_port()
+    ours = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", "")
+    with _running([str(binary()), *ours, *options], port, directory) as running:
+        yield running
+
+
+@contextmanager
+def sentinel(directory: Path, *, service: str, primary: Server) -> Iterator[Server]:
+    """Run one Sentinel that watches *primary* as *service*."""
+    directory.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    settings = directory / "sentinel.conf"
+    settings.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
+        f"sentinel monitor {service} 127.0.0.1 {primary.port} 1\n"
+    )
+    with _running([str(binary()), str(settings), "--sentinel"], port, directory) as running:
+        yield running
+
+
+@contextmanager
+def _running(command: list[str], port: int, directory: Path) -> Iterator[Server]:
+    directory.mkdir(parents=True, exist_ok=True)
+    process = _tethered(command, directory)
+    try:
+        _await_answer(port, process, directory)
+        yield Server(port, process)
+    finally:
+        process.kill()
+        process.wait(START_DEADLINE_S)
+
+
+def _tethered(command: list[str], directory: Path) -> subprocess.Popen[bytes]:
+    """Start a server that ends with us, even if we are killed."""
+    if sys.platform == "linux":
+        command = [sys.executable, "-I", "-S", "-c", embedded._TETHER, str(os.getpid()), *command]
+    with (directory / "server.log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _await_answer(port: int, process: subprocess.Popen[bytes], directory: Path) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    with redis.Redis(port=port, socket_timeout=1) as client:
+        while True:
+            try:
+                client.ping()
+            except redis.RedisError:
+                ended = process.poll() is not None
+                if ended or time.monotonic() > deadline:
+                    raise AssertionError((directory / "server.log").read_text()) from None
+                time.sleep(0.01)
+            else:
+                return

@@ -1,0 +1,291 @@
+"""Laws of the commands: a new user's two commands work, and exit codes mean one thing each."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import httpx2
+import orjson
+import pytest
+from click.testing import CliRunner
+from harness import SECRET, Process, Yard, environment, soon, yard
+
+from service import __version__
+from service.cli import commands
+from service.simulate import LIFECYCLES, lifecycle_events
+
+CANARY = "canary4711"
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+COMMANDS = ["dev", "serve", "work", "check", "send", "session", "version"]
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    """Yield a yard with a server for the tests of this module."""
+    with yard(tmp_path_factory.mktemp("cli")) as opened:
+        yield opened
+
+
+class Dev:
+    """A directory in which somebody new types what the README says, and what `dev` says."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.processes: list[Process] = []
+
+    def start(self, **settings: str) -> Process:
+        """Type `python -m service dev`, and wait until it answers."""
+        process = Process(
+            "dev", directory=self.directory, **{"PORT": "0", "ADMIN_PORT": "0", **settings}
+        )
+        self.processes.append(process)
+        process.ready()
+        ready = f"http://127.0.0.1:{process.port}/readyz"
+        soon(lambda: httpx2.get(ready).status_code == 200)
+        return process
+
+    def type(self, line: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Type a line of shell, and wait for its end."""
+        return subprocess.run(
+            ["/bin/sh", "-c", line],
+            cwd=self.directory,
+            env=environment(**{"PATH": PATH, **settings}),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Iterator[Dev]:
+    """Yield an empty directory to work in."""
+    opened = Dev(tmp_path)
+    yield opened
+    for process in opened.processes:
+        process.end()
+
+
+def _said(process: Process, label: str) -> str:
+    return next(
+        line.strip().removeprefix(label).strip()
+        for line in process.err.decode().splitlines()
+        if line.strip().startswith(label)
+    )
+
+
+def test_two_commands_are_enough(dev: Dev) -> None:
+    """`dev`, and then exactly what it says to type next, and then what that says.
+
+    Empty variables are none, as in a copied .env.example.
+    """
+    running = dev.start(STRIPE_WEBHOOK_SECRETS="", REDIS_URL="")
+    assert _said(running, "endpoint") == running.url
+    assert re.fullmatch(r"whsec_[0-9a-f]{32}", _said(running, "signing secret"))
+    assert httpx2.get(_said(running, "metrics")).status_code == 200
+    sent = dev.type(_said(running, "type next"))
+    assert sent.returncode == 0, sent.stderr
+    assert re.search(r"admitted\s+\S\s+3\b", sent.stdout)
+    moves = soon(lambda: running.lines("transition")[2:] and running.lines("transition"))
+    assert [move["current"] for move in moves] == ["requires_input", "processing", "verified"]
+    hint = sent.stderr.split("look at it with: ")[1].strip()
+    shown = dev.type(hint)
+    assert shown.returncode == 0, shown.stderr
+    assert "verified" in shown.stdout
+    assert moves[0]["event_id"] in shown.stdout
+    as_json = orjson.loads(dev.type(hint + " --json").stdout)
+    assert (as_json["status"], as_json["sequence"], len(as_json["events"])) == ("verified", 3, 3)
+    assert running.stop() == 0
+    assert b"Traceback" not in running.out + running.err
+
+
+def test_dev_remembers(dev: Dev) -> None:
+    """After a restart of `dev`, by Ctrl-C, the same events are duplicates; the secret is kept."""
+    first = dev.start()
+    secret = _said(first, "signing secret")
+    command = f"python -m service send canceled --seed 7 --json --to {first.url}"
+    assert orjson.loads(dev.type(command).stdout) == [{"outcome": "admitted", "answers": 2}]
+    first.popen.send_signal(signal.SIGINT)
+    assert first.wait() == 0
+    assert not (dev.directory / ".data/redis_url").exists()
+    second = dev.start(PORT=str(first.port))
+    assert orjson.loads(dev.type(command).stdout) == [{"outcome": "duplicate", "answers": 2}]
+    assert _said(second, "signing secret") == secret
+    kept = dev.directory / ".data/signing_secret"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    checked = dev.type("python -m service check --json")
+    assert {row["name"] for row in orjson.loads(checked.stdout)} >= {"persistence", "handler log"}
+    again = Process("dev", directory=dev.directory, PORT="0", ADMIN_PORT="0")
+    assert again.wait() == 2
+    assert re.fullmatch(
+        rb"error: the data directory is in use by another running server \(pid \d+\)\n", again.err
+    )
+    assert dev.type("python -m service check").returncode == 0
+    closed = dev.type(f"({command} --count 20; echo $? >code) | true")
+    assert "Traceback" not in closed.stderr
+    assert second.stop() == 0
+
+
+def test_dev_takes_what_is_set(dev: Dev, ground: Yard) -> None:
+    """Whatever source names a secret or a Redis, `dev` takes it and makes none of its own."""
+    (dev.directory / "secret").write_bytes(SECRET.reveal() + b"\n")
+    running = dev.start(
+        STRIPE_WEBHOOK_SECRETS_FILE=str(dev.directory / "secret"),
+        REDIS_URL=ground.server.url,
+    )
+    assert SECRET.reveal() not in running.err + running.out
+    assert not (dev.directory / ".data").exists()
+    line = f"{_said(running, 'type next')} --secret-file secret --json"
+    assert orjson.loads(dev.type(line).stdout) == [{"outcome": "admitted", "answers": 3}]
+    assert running.stop() == 0
+
+
+def test_dev_without_a_place_to_write(dev: Dev) -> None:
+    """Where .data cannot be made, that is said in one line."""
+    (dev.directory / ".data").write_text("in the way")
+    process = Process("dev", directory=dev.directory)
+    assert process.wait() == 2
+    assert process.err.count(b"\n") == 1
+
+
+def test_every_problem_is_said_at_once(ground: Yard) -> None:
+    """Bad settings: exit 2, each by name on a line of its own, no value, nothing started."""
+    bad = {"PORT": CANARY, "REDIS_URL": CANARY, "LIVEMODE": CANARY, "RETRY_ATTEMPTS": "-1"}
+    process = ground.run("serve", **bad, STRIPE_WEBHOOK_SECRETS=f"{CANARY} x")
+    assert process.wait() == 2
+    said = process.err.decode()
+    assert {line.split(":")[1].strip() for line in said.splitlines()} == {
+        *bad,
+        "STRIPE_WEBHOOK_SECRETS",
+    }
+    assert CANARY not in said
+    assert process.out == b""
+    missing = ground.run("serve", STRIPE_WEBHOOK_SECRETS="")
+    assert (missing.wait(), missing.err.count(b"\n")) == (2, 1)
+
+
+HANDLERS = f"""
+from contextlib import asynccontextmanager
+from service.errors import ConfigError
+
+@asynccontextmanager
+async def unreachable(environ):
+    raise ConnectionRefusedError("{CANARY}")
+    yield
+
+@asynccontextmanager
+async def unset(environ):
+    raise ConfigError(["QUEUE_URL: expected a URL"])
+    yield
+"""
+
+
+def test_check_says_what_holds(ground: Yard) -> None:
+    """`check`: 0 when every promise can be kept, 1 when not, 2 for settings, 3 without Redis."""
+    (ground.directory / "queues.py").write_text(HANDLERS)
+    fine = ground.start("check", "--json")
+    table = ground.start("check")
+    fatal = ground.start("check", "--json", DURABILITY="fsync")
+    closed = ground.start("check", "--json", HANDLERS="log,queues:unreachable,queues:unset")
+    wrong = ground.start("check", HANDLERS="nobody")
+    gone = ground.start("check", REDIS_URL="redis://127.0.0.1:1/0")
+    assert [one.wait() for one in (fine, table, fatal, closed, wrong, gone)] == [0, 0, 1, 1, 2, 3]
+    rows = {row["name"]: row for row in orjson.loads(fine.out)}
+    assert rows["handler log"] == {"name": "handler log", "severity": "fine", "meaning": "opens"}
+    assert {"clock", "eviction", "persistence", "durability"} <= rows.keys()
+    assert b"persistence" in table.out
+    assert {"name": "durability", "severity": "fatal"}.items() <= next(
+        row.items() for row in orjson.loads(fatal.out) if row["name"] == "durability"
+    )
+    meanings = {row["name"]: row["meaning"] for row in orjson.loads(closed.out)}
+    assert meanings["handler log"] == "opens"
+    assert meanings["handler queues:unreachable"] == "does not open: ConnectionRefusedError"
+    assert meanings["handler queues:unset"] == "QUEUE_URL: expected a URL"
+    assert wrong.err.startswith(b"error: HANDLERS: nobody")
+    assert gone.err == b"error: Redis does not answer (redis_unreachable); REDIS_URL says where\n"
+    assert CANARY.encode() not in closed.out + closed.err
+
+
+WITHOUT_HTTPX2 = """
+import sys
+sys.modules["httpx2"] = None
+from service.cli import main
+main()
+"""
+
+
+def test_send_says_what_it_lacks(ground: Yard) -> None:
+    """No extra, no secret, no such address, nothing to send: exit 2 and one line; refused: 1."""
+    extra = ground.start("send", "verified", program=WITHOUT_HTTPX2)
+    secret = ground.start("send", "verified", STRIPE_WEBHOOK_SECRETS="")
+    address = ground.start("send", "verified", "--to", f"ftp://{CANARY}")
+    nothing = ground.start("send")
+    unknown = ground.start("send", "verify")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    refused = ground.start("send", "verified", "--json", PORT=port)
+    tries = (extra, secret, address, nothing, unknown, refused)
+    assert [one.wait() for one in tries] == [2, 2, 2, 2, 2, 1]
+    for one, said in ((extra, b"`send` extra"), (secret, b"no signing secret"), (address, b"URL")):
+        assert said in one.err
+        assert one.err.count(b"\n") == 1
+    assert orjson.loads(refused.out) == [{"outcome": "unreachable", "answers": 3}]
+    assert CANARY.encode() not in address.err
+
+
+def test_send_sends_files(ground: Yard) -> None:
+    """`send --file` signs and posts the bytes of each file as they are."""
+    serve = ground.start("serve").ready()
+    body = lifecycle_events("verified", random=Random(5), started_at=1)[0].body
+    (ground.directory / "old.json").write_bytes(body)
+    (ground.directory / "none.json").write_bytes(b"[]")
+    process = ground.run(
+        "send", "--file", "old.json", "--file", "none.json", "--json", PORT=str(serve.port)
+    )
+    assert process.wait() == 1
+    assert orjson.loads(process.out) == [
+        {"outcome": "body_not_an_event", "answers": 1},
+        {"outcome": "expired", "answers": 1},
+    ]
+    unknown = ground.run("session", "vs_nobody")
+    assert unknown.wait() == 1
+    assert unknown.err == b"error: the ledger has no memory of this session\n"
+    assert serve.stop() == 0
+
+
+def test_the_version_is_printed() -> None:
+    """`version` prints the package's version and nothing else."""
+    assert CliRunner().invoke(commands, ["version"]).output == f"{__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_explains_itself(command: str) -> None:
+    """-h and --help print what a command does, and its options, and exit 0."""
+    for option in ("-h", "--help"):
+        result = CliRunner().invoke(commands, [*shlex.split(command), option])
+        assert result.exit_code == 0
+        assert "Usage:" in result.output
+    listed = COMMANDS if not command else [*LIFECYCLES] if command == "send" else []
+    assert all(word in result.output for word in listed)
+
+
+def test_the_module_is_a_program(ground: Yard) -> None:
+    """`python -m service` without a command shows the help; so does the console script."""
+    assert b"Usage: python -m service" in ground.run("--help").out
+    script = shutil.which("identity-webhooks", path=str(Path(sys.executable).parent))
+    if script is None:
+        pytest.skip("the package is not installed")
+    said = subprocess.run([script, "version"], check=True, capture_output=True, text=True)
+    assert said.stdout == f"{__version__}\n"

@@ -1,0 +1,60 @@
+"""Laws of looking at the ledger."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from test_inbox import CREATED, NOW, PROCESSING, SESSION_ID, VERIFIED
+
+from service import ledger
+from service.config import Settings
+from service.connections import Connections
+from service.inbox import DAY_S, Inbox
+from service.layout import Keys
+
+
+async def test_an_unknown_session_is_none(connections: Connections, keys: Keys) -> None:
+    """Without a record there is nothing to tell, and looking leaves no trace."""
+    assert await ledger.read(connections, keys, "vs_unknown") is None
+    assert not await connections.client.exists(keys.session("vs_unknown"))
+
+
+async def test_a_record_tells_its_story(
+    connections: Connections, keys: Keys, settings: Settings
+) -> None:
+    """Status, numbers and every remembered event are told, oldest event first."""
+    inbox = Inbox(connections, keys, settings)
+    for event in (PROCESSING, CREATED, VERIFIED, VERIFIED):
+        await inbox.admit(event, event.change())
+    record = await ledger.read(connections, keys, SESSION_ID)
+
+    assert record is not None
+    assert record.epoch / 1000 == pytest.approx(time.time(), abs=60)
+    assert 399 * DAY_S < record.expires_in_s <= 400 * DAY_S
+    assert record == ledger.SessionRecord(
+        session_id=SESSION_ID,
+        status="verified",
+        previous="processing",
+        sequence=2,
+        epoch=record.epoch,
+        latest_created=NOW + 40,
+        duplicates=1,
+        expires_in_s=record.expires_in_s,
+        events=[
+            ledger.RememberedEvent(CREATED.id, "late", 1, NOW),
+            ledger.RememberedEvent(PROCESSING.id, "admitted", 1, NOW + 10),
+            ledger.RememberedEvent(VERIFIED.id, "admitted", 2, NOW + 40),
+        ],
+    )
+
+
+async def test_a_first_status_has_no_previous(
+    connections: Connections, keys: Keys, settings: Settings
+) -> None:
+    """After one event there is a status and none before it."""
+    await Inbox(connections, keys, settings).admit(CREATED, CREATED.change())
+    record = await ledger.read(connections, keys, SESSION_ID)
+
+    assert record is not None
+    assert (record.status, record.previous, record.duplicates) == ("requires_input", None, 0)

@@ -1,0 +1,356 @@
+"""The laws of `logs`: one format for everybody's lines, and none tells what it must not."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import sys
+import timeit
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from service import logs
+from service.config import LogFormat, LogLevel
+from service.secret import MASK, Secret
+
+CANARY = "canary-66600666"
+FORMATS = pytest.mark.parametrize("log_format", [LogFormat.JSON, LogFormat.CONSOLE])
+
+
+class Out(io.BytesIO):
+    """Where lines go in these tests; a terminal when told so."""
+
+    def __init__(self, *, is_terminal: bool = False) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        """Tell whether this is a terminal."""
+        return self._is_terminal
+
+    @property
+    def text(self) -> str:
+        """Everything written so far."""
+        return self.getvalue().decode()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Everything written so far, where that is JSON."""
+        return [json.loads(line) for line in self.text.split("\n")[:-1]]
+
+
+Configure = Callable[..., Out]
+
+
+@pytest.fixture(name="configure")
+def _configure() -> Iterator[Configure]:
+    """Yield what configures logging for one test; everything is as before afterwards."""
+    root = logging.getLogger()
+    loggers = [logging.getLogger(name) for name in logs.LIBRARIES]
+    state = [(each, each.level, each.propagate, list(each.handlers)) for each in [root, *loggers]]
+    root.handlers.clear()  # configuring closes whatever handlers it finds there
+    before = structlog.get_config() if structlog.is_configured() else None
+
+    def configure(
+        log_format: LogFormat = LogFormat.JSON,
+        level: LogLevel = LogLevel.INFO,
+        out: Out | None = None,
+    ) -> Out:
+        out = out or Out()
+        logs.configure(level, log_format, out)
+        return out
+
+    yield configure
+    if before is None:
+        structlog.reset_defaults()
+    else:
+        structlog.configure(**before)
+    for logger, level, propagate, handlers in state:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
+
+
+def logger() -> Any:
+    """Return a logger that nobody has used yet: a used one keeps its configuration."""
+    return structlog.get_logger()
+
+
+def fail() -> None:
+    """Raise with secrets in locals, messages, notes, and the causes of causes."""
+    body = secret = CANARY
+    try:
+        try:
+            int(body)
+        except ValueError as error:
+            error.add_note(secret)
+            raise KeyError(CANARY) from error
+    except KeyError:
+        raise ExceptionGroup(CANARY, [OSError(CANARY), RuntimeError(CANARY)])  # noqa: B904
+
+
+def test_a_line_is_an_object(configure: Configure) -> None:
+    """A line is one JSON object: what happened, how bad it is, when, and the fields as named."""
+    out = configure()
+
+    logger().info("event.admitted", event_id="evt_1", sequence=3, livemode=None)
+
+    [line] = out.lines
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "event": "event.admitted",
+        "level": "info",
+        "event_id": "evt_1",
+        "sequence": 3,
+        "livemode": None,
+    }
+    assert out.text.endswith("}\n")
+
+
+@pytest.mark.parametrize(
+    ("log_format", "is_terminal", "is_json", "is_colored"),
+    [
+        (LogFormat.AUTO, False, True, False),
+        (LogFormat.AUTO, True, False, True),
+        (LogFormat.JSON, True, True, False),
+        (LogFormat.CONSOLE, True, False, True),
+        (LogFormat.CONSOLE, False, False, False),
+    ],
+)
+def test_formats(
+    configure: Configure, log_format: LogFormat, is_terminal: bool, is_json: bool, is_colored: bool
+) -> None:
+    """A terminal has coloured text, anything else JSON, unless told; a file never has colours."""
+    out = configure(log_format, out=Out(is_terminal=is_terminal))
+
+    logger().info("event.admitted")
+
+    assert "event.admitted" in out.text
+    assert out.text.startswith("{") is is_json
+    assert ("\x1b[" in out.text) is is_colored
+
+
+def test_standard_output_is_the_default(
+    configure: Configure, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Unless told otherwise, lines go to standard output."""
+    configure()
+    logs.configure(LogLevel.INFO, LogFormat.JSON)
+
+    logger().info("event.admitted")
+    sys.stdout.flush()
+
+    assert b"event.admitted" in capfdbinary.readouterr().out
+
+
+@FORMATS
+def test_an_exception_tells_class_and_place_only(
+    configure: Configure, log_format: LogFormat
+) -> None:
+    """Of an exception the classes and places are told, never a message, note, local or source."""
+    out = configure(log_format)
+
+    for write in (logger().exception, logging.getLogger("uvicorn.error").exception):
+        try:
+            fail()
+        except ExceptionGroup:
+            write("turn.failed")
+
+    assert CANARY not in out.text
+    assert "add_note" not in out.text
+    for name in ("ExceptionGroup", "KeyError", "ValueError", "OSError", "RuntimeError"):
+        assert out.text.count(f"builtins.{name}") == 2
+    assert out.text.count(f"{__file__}:") >= 4
+    assert " fail" in out.text
+
+
+def test_exceptions_are_structured(configure: Configure) -> None:
+    """In JSON an exception is a list, itself first and then its causes, frames innermost last."""
+    out = configure()
+    error = ValueError(CANARY)
+    error.__cause__ = error
+
+    logger().error("turn.failed", exc_info=error)
+
+    assert out.lines[0]["exception"] == [{"class": "builtins.ValueError", "frames": []}]
+
+
+def test_a_deep_traceback_is_cut(configure: Configure) -> None:
+    """Of a deep traceback the innermost frames are told."""
+    out = configure()
+
+    def dive(depth: int) -> None:
+        if depth == 0:
+            raise ValueError
+        dive(depth - 1)
+
+    try:
+        dive(100)
+    except ValueError:
+        logger().exception("turn.failed")
+
+    [raised] = out.lines[0]["exception"]
+    assert len(raised["frames"]) == logs.MOST_FRAMES
+    assert raised["frames"][-1].endswith(" dive")
+
+
+@FORMATS
+@pytest.mark.parametrize("name", ["uvicorn", "uvicorn.error", "redis", "redis.x", "asyncio", "new"])
+def test_libraries_log_the_same_way(configure: Configure, log_format: LogFormat, name: str) -> None:
+    """Lines of the standard library's loggers come out in the same format, with their name."""
+    library = logging.getLogger(name)
+    library.addHandler(logging.NullHandler())
+    out = configure(log_format)
+
+    library.warning("lost %s", "redis://u:canary66600666@h", extra={"body": CANARY})
+    library.info("chatter")
+
+    assert out.text.count("\n") == 1
+    assert "66600666" not in out.text
+    assert name in out.text
+    if log_format is LogFormat.JSON:
+        [line] = out.lines
+        del line["timestamp"]
+        said = f"lost redis://{MASK}@h"
+        assert line == {"event": said, "logger": name, "level": "warning"}
+
+
+def test_asyncio_does_not_quote_exceptions(configure: Configure) -> None:
+    """What asyncio says of an exception nobody fetched holds the class, not the message."""
+    out = configure()
+
+    async def lose() -> None:
+        async def fail_alone() -> None:
+            raise ValueError(CANARY)
+
+        asyncio.get_running_loop().set_exception_handler(None)
+        task = asyncio.create_task(fail_alone())
+        await asyncio.wait({task})
+        del task
+
+    asyncio.run(lose())
+
+    [line] = out.lines
+    assert line["event"] == "Task exception was never retrieved"
+    assert line["exception"][0]["class"] == "builtins.ValueError"
+    assert CANARY not in out.text
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "character", ["\r", "\n", "\x1b", "\x9b", "\x85", "\u2028", "\u2029", "\u202e"], ids=ascii
+)
+def test_no_line_can_be_forged(configure: Configure, log_format: LogFormat, character: str) -> None:
+    """No value, message or name can end a line, start another, or command a terminal."""
+    out = configure(log_format)
+    forged = f'x{character}{{"event":"forged"}}'
+
+    logger().info(forged, value=forged, nested={forged: [forged]}, **{forged: 1})
+    logging.getLogger("redis").warning("%s", forged)
+
+    assert len(out.text.splitlines()) == 2
+    assert character not in out.text.replace("\n", "")
+
+
+@FORMATS
+def test_secrets_are_scrubbed(configure: Configure, log_format: LogFormat) -> None:
+    """Whatever field a secret strayed into, and even the message itself, it is masked."""
+    out = configure(log_format)
+    stray = 'whsec_canary"66600666'
+
+    logger().info(stray, a=stray, b=[{"c": stray}], client_secret=CANARY, d=Secret(CANARY))
+
+    assert "66600666" not in out.text
+    assert out.text.count(MASK) >= 5
+
+
+@pytest.mark.parametrize("level", LogLevel)
+def test_levels(configure: Configure, level: LogLevel) -> None:
+    """What is less severe than the level is not written; libraries' chatter never is."""
+    out = configure(level=level)
+
+    for each in LogLevel:
+        getattr(logger(), each)("ours")
+        getattr(logging.getLogger("redis"), each)("theirs")
+
+    severities = list(LogLevel)
+    ours = [line["level"] for line in out.lines if line["event"] == "ours"]
+    theirs = [line["level"] for line in out.lines if line["event"] == "theirs"]
+    assert ours == severities[severities.index(level) :]
+    assert theirs == [each for each in ours if each in {"warning", "error"}]
+
+
+class Odd:
+    """Cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError(CANARY)
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "value",
+    [Odd(), {1: {2}}, "\ud800", 10**5000, float("nan"), b"\xff", ValueError(CANARY)],
+    ids=type,
+)
+def test_no_value_breaks_logging(
+    configure: Configure, log_format: LogFormat, value: object
+) -> None:
+    """A value that cannot be serialised, or even shown, costs neither the line nor the caller."""
+    out = configure(log_format)
+
+    logger().info("odd.seen", value=value)
+
+    assert "odd.seen" in out.text
+    assert CANARY not in out.text
+
+
+def test_a_message_that_does_not_fit_is_not_quoted(
+    configure: Configure, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A library's message that does not fit its arguments is one line without either."""
+    out = configure()
+
+    logging.getLogger("redis").error(f"%d {CANARY}", CANARY)  # noqa: G004 - that is the fault
+
+    assert out.lines[0]["event"] == "log.unreadable"
+    assert CANARY not in out.text + capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, OSError, ValueError])
+def test_a_broken_stream_breaks_nothing_else(
+    configure: Configure, error: type[Exception], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk or a closed pipe does not stop what was being reported on."""
+
+    class Broken(Out):
+        def write(self, line: object, /) -> int:
+            raise error
+
+        def flush(self) -> None:
+            raise error
+
+    configure(out=Broken())
+
+    logger().info("event.admitted")
+    logging.getLogger("redis").error("lost")
+
+    assert capfd.readouterr().err == ""
+
+
+def test_a_line_costs_little(configure: Configure) -> None:
+    """A line costs tens of microseconds; one below the level next to nothing."""
+    configure()
+    log = logger()
+    fields = {f"field_{n}": f"evt_{n:024d}" for n in range(16)}
+
+    written = min(timeit.repeat(lambda: log.info("e", **fields), number=200, repeat=5)) / 200
+    dropped = min(timeit.repeat(lambda: log.debug("e", **fields), number=200, repeat=5)) / 200
+
+    assert written < 200e-6
+    assert dropped < 20e-6

@@ -1,0 +1,554 @@
+"""Laws of the mailbox: leases, fencing, taking over, counting, burying; on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from redis.exceptions import RedisError, ResponseError
+
+from service import wire
+from service.config import Settings
+from service.connections import BLOCK_S, Connections, connect
+from service.layout import Keys, open_groups
+from service.mailbox import (
+    MOST_TAKEN_OVER_PER_CALL,
+    SUSPECT,
+    UNREADABLE,
+    Arrivals,
+    Delivery,
+    Lag,
+    LeaseLostError,
+    Mailbox,
+    Tries,
+    announce,
+    lags,
+    lease,
+)
+from service.transitions import SessionChange
+
+HANDLER = "log"
+STREAM = "idv:{0}:transitions"
+DEAD = "idv:{0}:dead:log"
+LEASE = "idv:{0}:lease:log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """Partition 0 of an empty server, and what is needed to work it.
+
+    Attributes:
+        client: A plain client for looking behind the scenes.
+    """
+
+    connections: Connections
+    keys: Keys
+    arrivals: Arrivals
+    client: Any
+
+    def mailbox(self, worker: str = "w1") -> Mailbox:
+        """Return a mailbox without a lease."""
+        return Mailbox(self.connections, self.keys, self.arrivals, handler=HANDLER, worker=worker)
+
+    async def leased(self, worker: str = "w1", *, ttl_s: float = 10) -> Mailbox:
+        """Return a mailbox that has the lease."""
+        mailbox = self.mailbox(worker)
+        assert await lease(self.connections, [mailbox], ttl_s) == [0]
+        return mailbox
+
+    async def steal(self) -> None:
+        """Let the lease pass to somebody else."""
+        await self.client.set(LEASE, "somebody else")
+
+    async def admit(self, *sequences: int) -> list[str]:
+        """Append a transition of a session of its own for each number; return the ids."""
+        return [
+            (
+                await self.client.xadd(
+                    STREAM,
+                    {"change": change(n), "previous": "", "sequence": n, "epoch": 1},
+                )
+            ).decode()
+            for n in sequences
+        ]
+
+    async def pending(self) -> dict[str, tuple[str, int]]:
+        """Return consumer and delivery count of each pending entry."""
+        found = await self.client.xpending_range(STREAM, HANDLER, "-", "+", 10_000)
+        return {
+            one["message_id"].decode(): (one["consumer"].decode(), one["times_delivered"])
+            for one in found
+        }
+
+
+def change(n: int) -> bytes:
+    """Return the stored form of one change."""
+    return (
+        b'{"event_id":"evt_%d","event_type":"identity.verification_session.processing",'
+        b'"occurred_at":"2026-01-01T00:00:00Z","session_id":"vs_%d","current":"processing"}'
+        % (n, n)
+    )
+
+
+def sequences(deliveries: Sequence[Delivery]) -> list[int]:
+    """Return the sequence numbers of deliveries."""
+    return [delivery.transition.sequence for delivery in deliveries]
+
+
+async def until(condition: Callable[[], bool], *, within_s: float = 5) -> None:
+    """Wait for a condition."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for knows no event
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def post(connections: Connections, keys: Keys) -> AsyncIterator[Post]:
+    """Yield partition 0; its watch is closed at the end."""
+    arrivals = Arrivals(connections, keys, 0)
+    yield Post(connections=connections, keys=keys, arrivals=arrivals, client=connections.client)
+    await arrivals.close()
+
+
+def test_the_stored_form_is_the_one_of_wire() -> None:
+    """What these tests put on the stream is what admission would."""
+    stored = {b"change": change(1), b"previous": b"", b"sequence": b"1", b"epoch": b"1"}
+    assert isinstance(wire.unpack(stored), SessionChange)
+
+
+async def test_a_lease_has_one_owner(post: Post) -> None:
+    """A lease that is held is refused, with the time until it may be free."""
+    holder = await post.leased(ttl_s=5)
+    other = post.mailbox("w2")
+    [wait_s] = await lease(post.connections, [other], 5)
+
+    assert isinstance(wait_s, float)
+    assert 4 < wait_s <= 5
+    assert holder.is_ours()
+    assert not other.is_ours()
+
+
+async def test_a_lease_is_renewed_while_it_is_ours(post: Post) -> None:
+    """Renewing prolongs the lease, in Redis and by our own clock."""
+    mailbox = await post.leased(ttl_s=1)
+    assert await lease(post.connections, [mailbox], 30) == [0]
+
+    assert await post.client.pttl(LEASE) > 29_000
+    assert mailbox.is_ours()
+
+
+async def test_a_lease_that_ran_out_is_not_renewed(post: Post) -> None:
+    """Whoever let a lease run out must begin again, even when nobody else has taken it."""
+    mailbox = await post.leased(ttl_s=0.05)
+    await until(lambda: not mailbox.is_ours())
+    await asyncio.sleep(0.02)
+
+    assert await lease(post.connections, [mailbox], 5) == [0.001]
+    assert not mailbox.is_ours()
+    assert not await post.client.exists(LEASE)
+
+
+async def test_our_deadline_is_never_later_than_that_of_redis(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By our clock the lease ends first, however late its answer: it began before the question."""
+    asked = post.connections.run
+
+    async def slowly(calls: Sequence[Any]) -> list[Any]:
+        await asyncio.sleep(0.1)
+        replies = await asked(calls)
+        await asyncio.sleep(0.1)
+        return replies
+
+    monkeypatch.setattr(post.connections, "run", slowly)
+    mailbox = await post.leased(ttl_s=5)
+    left_s = await post.client.pttl(LEASE) / 1000
+
+    assert mailbox._deadline is not None
+    assert mailbox._deadline < asyncio.get_running_loop().time() + left_s
+
+
+async def test_a_lease_with_another_token_is_lost(post: Post) -> None:
+    """A renewal that meets another token voids the lease at once."""
+    mailbox = await post.leased()
+    await post.steal()
+    [wait_s] = await lease(post.connections, [mailbox], 10)
+
+    assert wait_s
+    assert not mailbox.is_ours()
+
+
+async def test_a_released_lease_is_free_at_once(post: Post) -> None:
+    """After release another takes the lease without waiting; a foreign lease is left alone."""
+    first = await post.leased("w1")
+    await first.release()
+    assert not first.is_ours()
+    second = await post.leased("w2")
+    await first.release()
+    assert second.is_ours()
+    assert await lease(post.connections, [second], 10) == [0]
+
+
+async def test_unanswered_leasing_leaves_the_lease_as_it_was(
+    post: Post, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When Redis does not answer, the error is told and the deadline goes on running."""
+    mailbox = await post.leased()
+    broken = ResponseError("refused")
+
+    async def run(calls: Sequence[Any]) -> list[Any]:
+        return [broken] * len(calls)
+
+    monkeypatch.setattr(post.connections, "run", run)
+
+    assert await lease(post.connections, [mailbox], 10) == [broken]
+    assert mailbox.is_ours()
+    assert await lags(post.connections, [mailbox]) == [broken]
+
+
+@pytest.mark.parametrize("call", ["read", "settle", "count", "bury", "take_over"])
+async def test_everything_is_fenced(post: Post, call: str) -> None:
+    """With a stolen lease nothing is read, settled, counted, buried or taken over."""
+    await post.admit(1, 2)
+    mailbox = await post.leased()
+    [delivery] = await mailbox.read(1)
+    before = await post.pending()
+    await post.steal()
+    assert mailbox.is_ours()
+
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "read": lambda: mailbox.read(1),
+        "settle": lambda: mailbox.settle(delivery),
+        "count": lambda: mailbox.count(delivery, Tries(3, 1)),
+        "bury": lambda: mailbox.bury(delivery, reason="exhausted", error="", attempts=3),
+        "take_over": lambda: anext(mailbox.take_over()),
+    }
+    with pytest.raises(LeaseLostError):
+        await calls[call]()
+
+    assert not mailbox.is_ours()
+    assert await post.pending() == before
+    assert not await post.client.exists(DEAD)
+    [group] = await post.client.xinfo_groups(STREAM)
+    assert group["last-delivered-id"].decode() == delivery.entry_id
+
+
+async def test_reading_is_in_order_and_pending_until_settled(post: Post) -> None:
+    """Deliveries come oldest first, at most as many as asked for, and pend until settled."""
+    await post.admit(1, 2, 3)
+    mailbox = await post.leased()
+    first = await mailbox.read(2)
+    rest = await mailbox.read(2)
+
+    assert sequences(first + rest) == [1, 2, 3]
+    assert {delivery.tries for delivery in first + rest} == {Tries(0, 1)}
+    assert await mailbox.read(2) == []
+    await asyncio.gather(*(mailbox.settle(delivery) for delivery in first))
+    assert list(await post.pending()) == [rest[0].entry_id]
+
+
+async def test_take_over_is_oldest_first_in_batches(post: Post) -> None:
+    """All that a dead worker had comes in order, in batches, and is the successor's then."""
+    total = 2 * MOST_TAKEN_OVER_PER_CALL + 50
+    await post.admit(*range(1, total + 1))
+    dead = await post.leased("dead")
+    while await dead.read(100):
+        pass
+    await dead.release()
+    heir = await post.leased("heir")
+    batches = [batch async for batch in heir.take_over()]
+
+    assert [len(batch) for batch in batches] == [100, 100, 50]
+    assert sequences([delivery for batch in batches for delivery in batch]) == [
+        *range(1, total + 1)
+    ]
+    assert {owner for owner, _ in (await post.pending()).values()} == {"heir"}
+    consumers = await post.client.xinfo_consumers(STREAM, HANDLER)
+    assert [one["name"] for one in consumers] == [b"heir"]
+
+
+async def test_an_exact_number_of_batches_ends_too(post: Post) -> None:
+    """A remainder that fills its last batch exactly is followed by an empty one, and the end."""
+    await post.admit(*range(MOST_TAKEN_OVER_PER_CALL))
+    mailbox = await post.leased()
+    await mailbox.read(MOST_TAKEN_OVER_PER_CALL)
+    assert [len(batch) async for batch in mailbox.take_over()] == [MOST_TAKEN_OVER_PER_CALL, 0]
+
+
+async def test_failures_survive_and_foreign_starts_add_up(post: Post) -> None:
+    """Failures are kept across owners; each owner that vanished adds a start, up to suspicion."""
+    await post.admit(1, 2)
+    mailbox = await post.leased("w0")
+    failed, fresh = await mailbox.read(2)
+    await mailbox.count(failed, Tries(7, 1))
+    seen = []
+    for n in range(1, 5):
+        await mailbox.release()
+        mailbox = await post.leased(f"w{n}")
+        [batch] = [batch async for batch in mailbox.take_over()]
+        seen.append([delivery.tries for delivery in batch])
+
+    assert seen == [
+        [Tries(7, 2), Tries(0, 2)],
+        [Tries(7, SUSPECT), Tries(0, SUSPECT)],
+        [Tries(7, SUSPECT), Tries(0, SUSPECT)],
+        [Tries(7, SUSPECT), Tries(0, SUSPECT)],
+    ]
+    assert fresh.tries == Tries(0, 1)
+
+
+async def test_taking_over_from_oneself_suspects_nobody(post: Post) -> None:
+    """A process that begins again has not been killed: its own entries keep their count."""
+    await post.admit(1)
+    mailbox = await post.leased()
+    await mailbox.read(1)
+    for _ in range(5):
+        [[delivery]] = [batch async for batch in mailbox.take_over()]
+    assert delivery.tries == Tries(0, 1)
+
+
+async def test_counts_travel_together(post: Post) -> None:
+    """Many counts written at once all arrive."""
+    await post.admit(*range(300))
+    mailbox = await post.leased()
+    deliveries = [delivery for _ in range(3) for delivery in await mailbox.read(100)]
+    await asyncio.gather(*(mailbox.count(one, Tries(n, 1)) for n, one in enumerate(deliveries)))
+
+    assert [count for _, count in (await post.pending()).values()] == [
+        n * 1000 + 1 for n in range(300)
+    ]
+
+
+async def test_entries_gone_from_the_stream_are_passed_over(post: Post) -> None:
+    """A pending entry that an operator deleted is neither delivered nor in the way."""
+    first, _ = await post.admit(1, 2)
+    mailbox = await post.leased()
+    await mailbox.read(2)
+    await post.client.xdel(STREAM, first)
+    [batch] = [batch async for batch in mailbox.take_over()]
+
+    assert sequences(batch) == [2]
+    assert len(await post.pending()) == 1
+
+
+async def test_burying_keeps_the_entry_and_settles_it(post: Post) -> None:
+    """A dead letter holds every field of the entry and why, and the entry is settled with it."""
+    [entry_id] = await post.admit(1)
+    mailbox = await post.leased()
+    [delivery] = await mailbox.read(1)
+    held = await mailbox.bury(delivery, reason="exhausted", error="ValueError", attempts=10)
+
+    assert held == 1
+    assert await post.pending() == {}
+    [(_, fields)] = await post.client.xrange(DEAD)
+    assert fields == {
+        b"change": change(1),
+        b"previous": b"",
+        b"sequence": b"1",
+        b"epoch": b"1",
+        b"entry_id": entry_id.encode(),
+        b"reason": b"exhausted",
+        b"error": b"ValueError",
+        b"attempts": b"10",
+    }
+
+
+async def test_unreadable_entries_are_buried(post: Post) -> None:
+    """An entry that is not ours is buried on reading and taking over; the readable ones come."""
+    await post.client.xadd(STREAM, {"change": "{", "secret": "kept"})
+    await post.admit(1)
+    mailbox = await post.leased()
+    assert sequences(await mailbox.read(10)) == [1]
+
+    await post.client.xadd(STREAM, {"nothing": "ours"})
+    await post.client.xreadgroup(HANDLER, "dead", {STREAM: ">"})
+    [batch] = [batch async for batch in mailbox.take_over()]
+
+    assert sequences(batch) == [1]
+    reasons = [fields[b"reason"].decode() for _, fields in await post.client.xrange(DEAD)]
+    assert reasons == [UNREADABLE] * 2
+
+
+async def test_after_only_unreadable_entries_the_next_arrival_is_seen(post: Post) -> None:
+    """A read that yields nothing readable still knows where to wait."""
+    await post.client.xadd(STREAM, {"nothing": "ours"})
+    mailbox = await post.leased()
+    assert await mailbox.read(10) == []
+    waiting = asyncio.create_task(mailbox.arrival())
+    await post.admit(1)
+    async with asyncio.timeout(1):
+        await waiting
+    assert sequences(await mailbox.read(10)) == [1]
+
+
+async def test_settling_works_on_a_full_server(post: Post) -> None:
+    """Leasing, reading, settling, counting and burying go on when Redis refuses admissions."""
+    await post.admit(1, 2)
+    client = post.client
+    before = (await client.config_get("maxmemory"))["maxmemory"]
+    await client.config_set("maxmemory", 1)
+    try:
+        mailbox = await post.leased()
+        first, second = await mailbox.read(2)
+        await mailbox.settle(first)
+        await mailbox.count(second, Tries(1, 1))
+        await mailbox.bury(second, reason="exhausted", error="", attempts=1)
+        [lag] = await lags(post.connections, [mailbox])
+        await announce(post.connections, post.keys, handler=HANDLER, worker="w", ttl_s=5)
+        await mailbox.release()
+    finally:
+        await client.config_set("maxmemory", before)
+    assert lag == Lag(0, 0)
+
+
+async def test_an_arrival_wakes_everybody(post: Post) -> None:
+    """All who wait for a partition wake at its next entry, whatever place they wait at."""
+    [first] = await post.admit(1)
+    waiting = [asyncio.create_task(post.arrivals.after(first)) for _ in range(3)]
+    await until(lambda: post.arrivals._watch is not None)
+    await post.admit(2)
+    async with asyncio.timeout(BLOCK_S / 2):
+        await asyncio.gather(*waiting)
+    await until(lambda: post.arrivals._watch is None)
+
+
+async def test_nobody_waits_for_what_is_there(post: Post) -> None:
+    """Waiting behind an entry that already exists ends at once, also beside a later watch."""
+    first, second = await post.admit(1, 2)
+    later = asyncio.create_task(post.arrivals.after(second))
+    await until(lambda: post.arrivals._watched_from == second)
+    async with asyncio.timeout(BLOCK_S / 4):
+        await post.arrivals.after(first)
+    assert not later.done()
+    await post.admit(3)
+    async with asyncio.timeout(BLOCK_S / 4):
+        await later
+
+
+async def test_one_who_joins_behind_and_finds_nothing_wakes_with_the_rest(post: Post) -> None:
+    """A place before the watch, whose successor was deleted, waits without turning in circles."""
+    first, second = await post.admit(1, 2)
+    await post.client.xdel(STREAM, second)
+    waiting = [asyncio.create_task(post.arrivals.after(second))]
+    await until(lambda: post.arrivals._watched_from == second)
+    waiting.append(asyncio.create_task(post.arrivals.after(first)))
+    await asyncio.sleep(0.05)
+    assert not any(task.done() for task in waiting)
+    await post.admit(3)
+    async with asyncio.timeout(BLOCK_S / 4):
+        await asyncio.gather(*waiting)
+
+
+async def test_a_watch_nobody_waits_for_ends(post: Post) -> None:
+    """After the last waiter is gone the blocking read is not repeated; close ends it at once."""
+    waiter = asyncio.create_task(post.arrivals.after("0-0"))
+    await until(lambda: post.arrivals._watch is not None)
+    waiter.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiter
+    async with asyncio.timeout(BLOCK_S / 2):
+        await post.arrivals.close()
+    assert post.arrivals._watch is None
+
+
+async def test_a_failing_watch_fails_everybody(post: Post) -> None:
+    """An error of the blocking read reaches all who wait, and the next one watches anew."""
+    waiting = [asyncio.create_task(post.arrivals.after("0-0")) for _ in range(2)]
+    await until(lambda: post.arrivals._watch is not None)
+    await asyncio.sleep(0.05)
+    await post.client.client_kill_filter(_type="normal", skipme=True)
+    for result in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(result, RedisError)
+    await post.admit(1)
+    async with asyncio.timeout(1):
+        await post.arrivals.after("0-0")
+
+
+async def test_workers_are_counted_while_they_live(post: Post) -> None:
+    """A worker counts from its first sign of life until it says goodbye or falls silent."""
+
+    async def sign(worker: str, ttl_s: float) -> int:
+        return await announce(
+            post.connections, post.keys, handler=HANDLER, worker=worker, ttl_s=ttl_s
+        )
+
+    assert await sign("a", 5) == 1
+    assert await sign("b", 5) == 2
+    assert await sign("b", 5) == 2
+    await sign("b", 0)
+    assert await sign("a", 5) == 1
+    await sign("c", 5)
+    await asyncio.sleep(0.06)
+    assert await sign("a", 0.05) == 1
+
+
+async def test_lag_counts_what_is_not_settled(post: Post) -> None:
+    """Lag is what is unread and what pends; its age is that of the oldest of either."""
+    mailbox = await post.leased()
+    assert await lags(post.connections, [mailbox]) == [Lag(0, 0.0)]
+
+    await post.admit(1, 2, 3)
+    await asyncio.sleep(0.03)
+    [unread] = await lags(post.connections, [mailbox])
+    assert isinstance(unread, Lag)
+    assert unread.entries == 3
+    assert 0.03 <= unread.oldest_s < 5
+
+    first, second = await mailbox.read(2)
+    await mailbox.settle(second)
+    await post.admit(4)
+    [mixed] = await lags(post.connections, [mailbox])
+    assert isinstance(mixed, Lag)
+    assert mixed.entries == 3
+    assert mixed.oldest_s >= unread.oldest_s
+    await mailbox.settle(first)
+    [after] = await lags(post.connections, [mailbox])
+    assert isinstance(after, Lag)
+    assert after.entries == 2
+
+
+async def test_lag_that_redis_does_not_know_is_none(post: Post) -> None:
+    """Where entries were deleted before they were read, the number is not guessed."""
+    _, second, _ = await post.admit(1, 2, 3)
+    mailbox = await post.leased()
+    await mailbox.read(1)
+    await post.client.xdel(STREAM, second)
+    await asyncio.sleep(0.005)
+    [lag] = await lags(post.connections, [mailbox])
+    assert isinstance(lag, Lag)
+    assert lag.entries is None
+    assert lag.oldest_s > 0
+
+
+async def test_lag_without_a_group_is_an_error(post: Post) -> None:
+    """A deleted stream, or one without our group, is an error for that partition alone."""
+    mailbox = await post.leased()
+    await post.client.xgroup_destroy(STREAM, HANDLER)
+    [missing] = await lags(post.connections, [mailbox])
+    await post.client.delete(STREAM)
+    [deleted] = await lags(post.connections, [mailbox])
+    assert isinstance(missing, ResponseError)
+    assert isinstance(deleted, ResponseError)
+
+
+async def test_reading_a_deleted_stream_is_an_error(post: Post) -> None:
+    """Nothing is made up when the stream or its group is gone: the error says so."""
+    mailbox = await post.leased()
+    await post.client.delete(STREAM)
+    with pytest.raises(ResponseError):
+        await mailbox.read(1)
+    with pytest.raises(ResponseError):
+        await anext(mailbox.take_over())
+    await open_groups(post.connections, post.keys, [HANDLER])
+    assert await mailbox.read(1) == []
+
+
+async def test_a_second_connection_changes_nothing(post: Post, settings: Settings) -> None:
+    """A lease belongs to a mailbox, not to a connection: over another one it holds too."""
+    mailbox = await post.leased()
+    async with connect(settings.redis_url) as other:
+        assert await lease(other, [mailbox], 5) == [0]

@@ -1,0 +1,127 @@
+"""Laws of the series: all explained, all labels from closed lists, all counting what happened."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import httpx2
+import pytest
+from harness import event, signed
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.parser import text_string_to_metric_families
+
+from service import metrics
+from service.config import Settings
+from service.connections import Connections
+from service.errors import Refusal, Shortage
+from service.health import Health
+from service.inbox import Inbox, Outcome
+from service.layout import Keys
+from service.receiver import Receiver
+from service.secret import Secret
+from service.signatures import fingerprint
+from service.transitions import EVENT_TYPE_PREFIX, STEP_RANKS
+from service.web import create_app
+
+SERIES = [one for one in vars(metrics).values() if isinstance(one, Counter | Gauge | Histogram)]
+TYPES = {name.removeprefix(EVENT_TYPE_PREFIX) for name in STEP_RANKS} | {"other"}
+WORDS = {*Outcome, *Refusal, *Shortage, "client_left"}
+LABELS = {"outcome", "type", "secret_fingerprint", "reason", "handler"}
+OLD = Secret(b"whsec_old")
+
+
+@pytest.mark.parametrize("series", SERIES, ids=lambda one: str(one._name))
+def test_each_series_explains_itself(series: Counter | Gauge | Histogram) -> None:
+    """A series is named idv_<noun>, has a sentence of help, and labels from the known few."""
+    [family] = series.collect()
+    assert re.fullmatch(r"idv_[a-z_]+", family.name)
+    assert re.fullmatch(r"[A-Z0-9].*\.", family.documentation)
+    assert set(series._labelnames) <= LABELS
+    assert f"# HELP {family.name}" in metrics.exposition().decode()
+
+
+def test_every_series_is_in_the_one_registry() -> None:
+    """What is exposed is what is listed in `metrics`, and the process's own."""
+    shown = {family.name for family in text_string_to_metric_families(_exposition())}
+    ours = {name for name in shown if re.fullmatch(r"idv_.*(?<!_created)", name)}
+    assert ours == {one._name for one in SERIES}
+    assert all(name.startswith(("idv_", "process_", "python_")) for name in shown)
+
+
+def _exposition() -> str:
+    return metrics.exposition().decode()
+
+
+def _samples() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(_exposition())
+        for sample in family.samples
+    }
+
+
+async def test_the_counters_say_what_happened(
+    connections: Connections, settings: Settings, keys: Keys
+) -> None:
+    """After a scripted run each outcome, type and secret is counted, once for each request."""
+    secrets = {"": (*settings.secrets[""], OLD)}
+    inbox = Inbox(connections, keys, settings)
+    receiver = Receiver(inbox, tolerance_s=300, livemode=settings.livemode)
+    app = create_app(
+        receiver, Health(connections, settings), Settings(secrets=secrets, max_body_bytes=4096)
+    )
+    now = int(time.time())
+    done = event("verified", id="evt_2", status="verified", created=now - 50)
+    after = event("processing", id="evt_3", status="processing", created=now - 10)
+    hostile = event("canary.4711", id="evt_4")
+    before = _samples()
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=app), base_url="http://tests"
+    ) as client:
+        for body in (event(created=now - 100), event(created=now - 100), done, after, hostile):
+            await client.post("/webhooks/stripe", content=body, headers=signed(body))
+        await client.post("/webhooks/stripe", content=done, headers=signed(done, OLD))
+        await client.post("/webhooks/stripe", content=b"canary-4711")
+        await client.post("/webhooks/stripe", content=b" " * 5000)
+        await client.post("/webhooks/stripe/canary-4711", content=b"")
+    changed = {
+        (name, *sorted(value for _, value in labels)): value - before.get((name, labels), 0)
+        for (name, labels), value in _samples().items()
+        if value != before.get((name, labels), 0) and "_bucket" not in name
+    }
+    counted = {
+        key: value
+        for key, value in changed.items()
+        if key[0] in ("idv_events_total", "idv_secret_matches_total", "idv_contradictions_total")
+    }
+    assert counted == {
+        ("idv_events_total", "admitted", "created"): 1,
+        ("idv_events_total", "admitted", "verified"): 1,
+        ("idv_events_total", "created", "duplicate"): 1,
+        ("idv_events_total", "duplicate", "verified"): 1,
+        ("idv_events_total", "late", "processing"): 1,
+        ("idv_events_total", "ignored", "other"): 1,
+        ("idv_events_total", "other", "signature_missing"): 1,
+        ("idv_events_total", "body_too_large", "other"): 1,
+        ("idv_secret_matches_total", fingerprint(settings.secrets[""][0])): 5,
+        ("idv_secret_matches_total", fingerprint(OLD)): 1,
+        ("idv_contradictions_total",): 1,
+    }
+    assert changed["idv_receive_seconds_count",] == 8
+    assert changed["idv_body_bytes_count",] == 6
+    assert changed["idv_event_age_seconds_count",] == 5
+    assert "canary" not in _exposition()
+
+
+def test_label_values_are_from_closed_lists() -> None:
+    """Whatever was received in this process so far, no label holds a word nobody listed."""
+    for name, labels in _samples():
+        said = dict(labels)
+        if name.startswith("idv_events"):
+            assert said["outcome"] in WORDS
+            assert said["type"] in TYPES
+        if name.startswith("idv_redis_errors"):
+            assert said["reason"] in set(Shortage)
+        if name.startswith("idv_secret_matches"):
+            assert re.fullmatch(r"[0-9a-f]{8}", said["secret_fingerprint"])

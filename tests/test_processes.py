@@ -1,0 +1,232 @@
+"""Laws of whole processes: they start with one clear word or not at all, and stop in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import redis
+from harness import DEADLINE_S, Process, Yard, event, signed, soon, yard
+
+from service import processes
+
+CANARY = "canary-4711"
+BROKEN = f"""
+from contextlib import asynccontextmanager
+from service.errors import ConfigError
+
+@asynccontextmanager
+async def refuses(environ):
+    raise ConfigError(["BROKEN_URL: expected a URL", "BROKEN_TOPIC: expected a name"])
+    yield
+
+@asynccontextmanager
+async def crashes(environ):
+    secret = "{CANARY}"
+    raise RuntimeError(secret, environ)
+    yield
+"""
+# As `python -m service`, but patient for a moment only.
+IMPATIENT = """
+from service import processes
+from service.cli import main
+processes.REDIS_WAIT_S = 0.5
+main()
+"""
+# As `python -m service`, with a fault where nobody expects one.
+FAULTY = f"""
+from service.cli import main
+from service.health import Health
+
+async def watch(health):
+    raise KeyError("{CANARY}")
+
+Health.watch = watch
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    """Yield a yard with a server for the tests of this module."""
+    directory = tmp_path_factory.mktemp("processes")
+    (directory / "broken.py").write_text(BROKEN)
+    with yard(directory) as opened:
+        yield opened
+
+
+def assert_one_line(process: Process, code: int, *problems: str) -> None:
+    """Check that a process ended with *code* and one line for each problem, and nothing else."""
+    assert process.wait() == code, (process.out, process.err)
+    said = process.err.decode().splitlines()
+    assert [line for line in said if line.startswith("error: ")] == said
+    assert len(said) == len(problems)
+    for line, problem in zip(said, problems, strict=True):
+        assert problem in line
+    assert b"Traceback" not in process.out + process.err
+
+
+def test_what_cannot_start_says_so_in_one_line(ground: Yard) -> None:
+    """Redis missing is exit 3 after a bounded wait; what the operator got wrong is exit 2."""
+    taken = ground.start("serve").ready()
+    nowhere = {"REDIS_URL": f"unix://{ground.directory}/{CANARY}.sock"}
+    no_redis = [
+        ground.start(command, program=IMPATIENT, **nowhere) for command in ("serve", "work", "dev")
+    ]
+    busy = [
+        ground.start("serve", PORT=str(taken.port)),
+        ground.start("dev", PORT=str(taken.port)),
+        ground.start("work", ADMIN_PORT=str(taken.port)),
+    ]
+    layout = ground.start("work", PARTITIONS="5")
+    refused = ground.start("work", HANDLERS="broken:refuses")
+    unknown = ground.start("serve", HANDLERS="log,nobody")
+    not_ours = ground.start("work", "--handlers", "kafka,log")
+    for process in no_redis:
+        assert_one_line(process, 3, "Redis does not answer (redis_unreachable)")
+    for process in busy:
+        assert_one_line(process, 2, "PORT or ADMIN_PORT: cannot listen")
+    assert_one_line(layout, 2, "PARTITIONS is 5")
+    assert_one_line(refused, 2, "BROKEN_URL: expected a URL", "BROKEN_TOPIC: expected a name")
+    assert_one_line(unknown, 2, "HANDLERS: nobody")
+    assert_one_line(not_ours, 2, "--handlers: kafka is not among HANDLERS")
+    everything = b"".join(p.out + p.err for p in (*no_redis, *busy, layout, refused, unknown))
+    assert CANARY.encode() not in everything
+    assert taken.stop() == 0
+
+
+def test_a_crash_is_one_line_and_an_exit_code(ground: Yard) -> None:
+    """A part that fails takes the process down, with where it failed, and without data."""
+    for log_format in ("json", "console"):
+        process = ground.run("work", HANDLERS="broken:crashes", LOG_FORMAT=log_format)
+        assert_one_line(process, 1, "failed with RuntimeError")
+        assert b"process.failed" in process.out
+        assert b"broken.py" in process.out
+        assert CANARY.encode() not in process.out
+        assert ground.server.url.encode() not in process.out
+
+
+def test_a_fault_of_ours_ends_the_receiver_in_good_order(ground: Yard) -> None:
+    """A part that fails where nobody expected it takes the rest down as a signal would."""
+    process = ground.run("serve", program=FAULTY)
+    assert_one_line(process, 1, "failed with KeyError")
+    assert [line["event"] for line in process.lines()][-2:] == [
+        "process.draining",
+        "process.failed",
+    ]
+    assert CANARY.encode() not in process.out
+
+
+def test_a_redis_that_refuses_is_one_line(ground: Yard) -> None:
+    """A Redis that answers but forbids what we need is exit 3, like one that does not answer."""
+    with redis.Redis.from_url(ground.server.url) as client:
+        client.acl_setuser(
+            "weak", enabled=True, passwords=[f"+{CANARY}"], keys="*", commands=["+ping", "+info"]
+        )
+    url = f"unix://weak@{ground.server.socket}?password={CANARY}"
+    process = ground.run("serve", REDIS_URL=url)
+    assert_one_line(process, 3, "Redis does not answer (redis_refused)")
+    assert CANARY.encode() not in process.out + process.err
+
+
+async def test_a_lost_cancellation_is_sent_again() -> None:
+    """A task that never heard of its end, as redis-py's on Python 3.11, is told until it does."""
+    heard = 0
+
+    async def deaf() -> None:
+        nonlocal heard
+        while heard < 3:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                heard += 1
+
+    await asyncio.wait_for(processes._canceled(asyncio.create_task(deaf())), 5)
+    assert heard == 3
+
+
+def test_stopping_is_not_ready_then_closed_then_gone(ground: Yard) -> None:
+    """On SIGTERM: not ready at once, open for DRAIN_S more, then closed; exit code 0."""
+    serve = ground.start("serve", DRAIN_S="1").ready()
+    with httpx2.Client(base_url=f"http://127.0.0.1:{serve.port}") as client:
+        soon(lambda: client.get("/readyz").status_code == 200)
+        began = time.monotonic()
+        serve.popen.terminate()
+        soon(lambda: client.get("/readyz").status_code == 503)
+        body = event(session="vs_drain", id="evt_drain")
+        with httpx2.Client() as fresh:
+            assert fresh.post(serve.url, content=body, headers=signed(body)).status_code == 200
+        assert client.get("/livez").status_code == 200
+    assert serve.wait() == 0
+    assert 1 < time.monotonic() - began < DEADLINE_S / 2
+    names = [line["event"] for line in serve.lines()]
+    assert names[-2:] == ["event.admitted", "process.stopped"]
+    assert b"Traceback" not in serve.out + serve.err
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_every_command_well(ground: Yard, how: signal.Signals) -> None:
+    """SIGTERM and Ctrl-C end receiver and worker with exit code 0 and nothing on stderr."""
+    started = [ground.start("serve"), ground.start("work")]
+    for process in started:
+        process.ready().popen.send_signal(how)
+    assert [process.wait() for process in started] == [0, 0]
+    assert [process.err for process in started] == [b"", b""]
+
+
+def test_a_second_signal_ends_it_at_once(ground: Yard) -> None:
+    """Whoever does not want to wait for the drain sends SIGTERM twice."""
+    serve = ground.start("serve", DRAIN_S="60").ready()
+    serve.popen.terminate()
+    soon(lambda: serve.lines("process.draining"))
+    serve.popen.terminate()
+    assert serve.wait(5) == -signal.SIGTERM
+
+
+async def test_a_stuck_client_does_not_hold_up_the_stop(ground: Yard) -> None:
+    """A client stuck in mid-body delays the stop by the grace time only, and hears 503."""
+    serve = ground.start("serve", RECEIVE_TIMEOUT_S="60", SHUTDOWN_GRACE_S="1").ready()
+    reader, writer = await asyncio.open_connection("127.0.0.1", serve.port)
+    writer.write(b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")
+    await writer.drain()
+
+    def in_hand() -> bool:
+        shown = httpx2.get(serve.admin + "/metrics").text
+        return "idv_requests_in_flight 1.0" in shown
+
+    await asyncio.to_thread(soon, in_hand)
+    began = time.monotonic()
+    serve.popen.terminate()
+    said = await asyncio.wait_for(reader.read(), DEADLINE_S)
+    assert said.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 5" in said
+    assert await asyncio.to_thread(serve.wait) == 0
+    assert time.monotonic() - began < 4
+    assert b"Traceback" not in serve.out + serve.err
+    assert b"exception" not in serve.out
+    writer.close()
+
+
+def test_the_worker_is_watched_over_its_admin_port(ground: Yard) -> None:
+    """`work` serves probes and metrics on the admin port, and no webhooks anywhere."""
+    work = ground.start("work").ready()
+    with httpx2.Client(base_url=work.admin) as client:
+        soon(lambda: client.get("/readyz").status_code == 200)
+        soon(lambda: 'idv_leases_held{handler="log"} 8.0' in client.get("/metrics").text)
+        assert client.get("/livez").status_code == 200
+        assert client.post("/webhooks/stripe").status_code == 404
+    assert work.started["port"] is None
+    assert work.stop() == 0
+
+
+def test_the_procfile_runs_both_on_one_machine() -> None:
+    """Each line of the Procfile is one of our commands, and their admin ports differ."""
+    lines = (Path(__file__).parent.parent / "Procfile").read_text().splitlines()
+    kinds = dict(line.split(": ") for line in lines)
+    assert kinds["web"] == "python -m service serve"
+    assert kinds["worker"] == "ADMIN_PORT=8002 python -m service work"

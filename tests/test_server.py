@@ -1,0 +1,305 @@
+"""Laws of listening: every wait has an end, no request spoils the next, stopping is clean."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+import pytest
+from harness import answer, connected, eventually, listening, request, rest, talk
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from service.errors import ConfigError
+from service.server import MOST_HEADER_BYTES, Listener
+
+TIMEOUT_S = 0.2
+
+
+async def _echo(read: Request) -> Response:
+    return Response(await read.body())
+
+
+async def _unread(read: Request) -> Response:
+    return Response(b"unread")
+
+
+class Gate:
+    """An endpoint that reads its request and answers when it is opened."""
+
+    def __init__(self) -> None:
+        self.entered = 0
+        self.opened = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with what was posted."""
+        body = await Request(scope, receive).body()
+        self.entered += 1
+        await self.opened.wait()
+        await Response(body)(scope, receive, send)
+
+
+def app(gate: Gate | None = None) -> Starlette:
+    """Return an application that echoes, one that does not read, and one that waits."""
+    return Starlette(
+        routes=[
+            Route("/echo", _echo, methods=["POST"]),
+            Route("/unread", _unread, methods=["POST"]),
+            Route("/gate", gate or Gate(), methods=["POST"]),
+        ]
+    )
+
+
+def post(body: bytes = b"x", *, path: str = "/echo", close: bool = False) -> bytes:
+    """Return a whole request."""
+    return request(body, {}, path=path, close=close)
+
+
+SLOW = {
+    "no byte": b"",
+    "half a request line": b"POST /ec",
+    "half a header": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Le",
+    "no body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n",
+    "half a body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab",
+    "half a large body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nab",
+    "half a chunk": b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+    "empty lines": b"\r\n\r\n",
+}
+
+
+# No byte after a request is no slow request but an idle connection.
+TRIES = [(b"", sent) for sent in SLOW.values()] + [(post(), sent) for sent in SLOW.values() if sent]
+
+
+@pytest.mark.parametrize(("before", "sent"), TRIES)
+async def test_a_request_has_a_deadline(before: bytes, sent: bytes) -> None:
+    """Whoever does not send a whole request in time is cut off, on a used connection too."""
+    async with (
+        listening(app(), receive_timeout_s=TIMEOUT_S) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        if before:
+            writer.write(before)
+            await answer(reader)
+        began = time.monotonic()
+        writer.write(sent)
+        assert await rest(reader) == b""
+    assert TIMEOUT_S * 0.9 < time.monotonic() - began < TIMEOUT_S + 2
+
+
+@pytest.mark.parametrize("start", [SLOW["half a header"], SLOW["half a large body"], b"\r\n"])
+async def test_dripping_does_not_move_the_deadline(start: bytes) -> None:
+    """A byte now and then buys no time: the deadline is for the whole request."""
+    async with (
+        listening(app(), receive_timeout_s=TIMEOUT_S) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        began = time.monotonic()
+        writer.write(start)
+        ended = asyncio.create_task(rest(reader))
+        while not ended.done() and time.monotonic() < began + 5:
+            writer.write(b"\r\n" if start == b"\r\n" else b"a")
+            await asyncio.wait({ended}, timeout=0.05)
+        assert await ended == b""
+    assert time.monotonic() - began < TIMEOUT_S + 2
+
+
+async def test_an_idle_connection_may_stay() -> None:
+    """Between requests the receive deadline does not count: only the keep-alive time does."""
+    async with (
+        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=1) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        for body in (b"1", b"2", b"3"):
+            writer.write(post(body))
+            assert await answer(reader) == (200, body)
+            await asyncio.sleep(2 * TIMEOUT_S)
+        began = time.monotonic()
+        assert await rest(reader) == b""
+    assert time.monotonic() - began < 1
+
+
+async def test_a_slow_answer_is_not_cut_off() -> None:
+    """The deadline is the client's: how long the answer takes is no part of it."""
+    gate = Gate()
+    async with (
+        listening(app(gate), receive_timeout_s=TIMEOUT_S) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        writer.write(post(path="/gate"))
+        await asyncio.sleep(2 * TIMEOUT_S)
+        gate.opened.set()
+        assert await answer(reader) == (200, b"x")
+
+
+async def test_an_unread_body_leaves_no_connection_without_a_clock() -> None:
+    """A connection whose request was answered before its body came is not held for ever."""
+    async with (
+        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=60) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        whole = post(b"y" * 10, path="/unread")
+        writer.write(whole[:-5])
+        assert await answer(reader) == (200, b"unread")
+        writer.write(whole[-5:])
+        assert await rest(reader) == b""
+
+
+LONG = b"X-Long: " + b"a" * MOST_HEADER_BYTES + b"\r\n"
+
+
+async def test_headers_in_pieces_are_capped() -> None:
+    """Headers that grow beyond the cap end the connection before they end."""
+    pieces = [b"POST /echo HTTP/1.1\r\nHost: x\r\n"] + [b"X-Long: " + b"a" * 999 + b"\r\n"] * 400
+    async with (
+        listening(app(), receive_timeout_s=60) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+        assert await rest(reader) == b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /echo HTTP/1.1\r\nHost: x\r\n" + LONG,
+        b"POST /" + b"a" * MOST_HEADER_BYTES + b" HTTP/1.1\r\nHost: x\r\n",
+    ],
+    ids=["header", "path"],
+)
+async def test_a_large_header_in_one_piece_is_refused(head: bytes) -> None:
+    """A header beyond the cap that comes in one piece is a 400, body or not."""
+    async with listening(app()) as listener:
+        said = await talk(listener.port, head + b"Content-Length: 1\r\n\r\nx")
+    assert said.startswith(b"HTTP/1.1 400 ") or said == b""
+    assert said.count(b"HTTP/1.1") <= 1
+
+
+async def test_headers_below_the_cap_pass() -> None:
+    """Headers up to the cap are none of our business."""
+    head = LONG.replace(b"a" * 100, b"", 1)
+    async with listening(app()) as listener:
+        said = await talk(
+            listener.port, post(close=True).replace(b"Host: tests\r\n", b"Host: tests\r\n" + head)
+        )
+    assert said.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    """Requests sent without waiting are answered in order, large bodies before headers too."""
+    bodies = [b"a", b"b" * 100_000, b"c", b"d" * 70_000, b"e"]
+    async with listening(app()) as listener, connected(listener.port) as (reader, writer):
+        writer.write(b"".join(post(body) for body in bodies))
+        for body in bodies:
+            assert await answer(reader) == (200, body)
+
+
+async def test_pipelined_requests_come_in_any_pieces() -> None:
+    """Where the pieces of a stream begin and end changes nothing."""
+    bodies = [b"a" * 40_000, b"b", b"c" * 40_000]
+    stream = b"".join(post(body) for body in bodies)
+    async with listening(app()) as listener:
+        for size in (1_000, 39_990, 40_100, 65_536):
+            async with connected(listener.port) as (reader, writer):
+                for start in range(0, len(stream), size):
+                    writer.write(stream[start : start + size])
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                for body in bodies:
+                    assert await answer(reader) == (200, body)
+
+
+async def test_stopping_finishes_what_is_in_hand() -> None:
+    """After stop nobody new gets in, idle connections close, and who is in hand is answered."""
+    gate = Gate()
+    async with (
+        listening(app(gate)) as listener,
+        connected(listener.port) as (idle, writer),
+        connected(listener.port) as (
+            busy,
+            busy_writer,
+        ),
+    ):
+        writer.write(post())
+        await answer(idle)
+        busy_writer.write(post(path="/gate"))
+        await eventually(lambda: gate.entered)
+        listener.stop()
+        assert await rest(idle) == b""
+        with pytest.raises(OSError, match=r"."):
+            await asyncio.open_connection("127.0.0.1", listener.port)
+        gate.opened.set()
+        assert await answer(busy) == (200, b"x")
+        assert await rest(busy) == b""
+
+
+@pytest.mark.parametrize("sent", [b"", SLOW["half a header"], SLOW["half a body"]])
+async def test_nobody_holds_up_a_stop(sent: bytes) -> None:
+    """A client stuck in mid-request delays a stop by the grace time and no more."""
+    async with contextlib.AsyncExitStack() as stack:
+        reached = asyncio.Event()
+        listener = await stack.enter_async_context(
+            listening(_noting(reached), receive_timeout_s=60, grace_s=0.5)
+        )
+        _, writer = await stack.enter_async_context(connected(listener.port))
+        writer.write(sent)
+        if sent == SLOW["half a body"]:
+            await asyncio.wait_for(reached.wait(), 5)
+        began = time.monotonic()
+        listener.stop()
+        with contextlib.suppress(OSError):
+            while True:
+                await asyncio.sleep(0.05)
+                async with connected(listener.port):
+                    pass
+        assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 2.5
+
+
+def _noting(reached: asyncio.Event) -> Any:
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await Request(scope, receive).body()
+        await Response(status_code=503)(scope, receive, send)
+
+    return noting
+
+
+async def test_answers_do_not_say_who_we_are() -> None:
+    """No `server` header."""
+    async with listening(app()) as listener:
+        said = await talk(listener.port, post(close=True))
+    assert b"\r\nserver:" not in said.lower()
+
+
+def _listener(**changes: Any) -> Listener:
+    defaults = {"host": "127.0.0.1", "port": 0}
+    return Listener(
+        app(), receive_timeout_s=1, keep_alive_s=1, grace_s=1, **{**defaults, **changes}
+    )
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a..b", "::1%nowhere"])
+def test_an_address_that_cannot_be_had_is_the_operators_turn(host: str) -> None:
+    """A wrong host is one ConfigError that names the settings and not their values."""
+    with pytest.raises(ConfigError, match="HOST, PORT or ADMIN_PORT") as caught:
+        _listener(host=host)
+    assert host not in str(caught.value)
+
+
+def test_a_port_that_is_taken_is_the_operators_turn(request: pytest.FixtureRequest) -> None:
+    """A port somebody else listens on is one ConfigError."""
+    first = _listener()
+    request.addfinalizer(first._socket.close)
+    with pytest.raises(ConfigError, match="PORT or ADMIN_PORT"):
+        _listener(port=first.port)
