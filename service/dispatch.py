@@ -172,6 +172,9 @@ class Dispatcher:
 
     def _accept(self, deliveries: list[Delivery], tasks: asyncio.TaskGroup) -> None:
         """Append each delivery to its session's chain, and start the chains that are new."""
+        if _is_canceled():
+            # Said again, should it have been lost below: nothing may start in what is ending.
+            raise asyncio.CancelledError
         self._in_hand += len(deliveries)
         for delivery in deliveries:
             session_id = delivery.transition.session_id

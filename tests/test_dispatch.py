@@ -560,6 +560,33 @@ async def test_a_mailbox_that_cancels_itself_is_noticed() -> None:
 
 
 @in_virtual_time
+async def test_a_mailbox_that_keeps_a_cancellation_to_itself_starts_nothing() -> None:
+    """A read that ends well although it was canceled brings nothing into a run that is ending."""
+
+    class Deaf(FakeMail):
+        async def read(self, most: int) -> list[Delivery]:
+            if self.reads:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(1000)
+            return await super().read(1)
+
+    def failing_settle(name: str) -> None:
+        if name == "settle":
+            raise lost
+
+    lost = RedisConnectionError()
+    mail = Deaf([("a", 1), ("b", 1)])
+    mail.faulty = failing_settle
+    journal = Journal(sleeping(1))
+    with pytest.raises(ExceptionGroup) as raised:
+        await dispatcher(mail, journal).run()
+
+    assert raised.value.exceptions == (lost,)
+    assert journal.entries == [("a", 1)]
+    assert set(mail.pending) == {0, 1}
+
+
+@in_virtual_time
 async def test_cancellation_ends_handlers_that_keep_it_to_themselves() -> None:
     """A handler that turns its cancellation into an error, or into success, is not called again."""
 

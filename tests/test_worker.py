@@ -484,13 +484,14 @@ async def test_stopping_settles_and_renews_within_the_grace(
 async def test_stopping_ends_with_the_grace(site: Site, connections: Connections) -> None:
     """A call that does not end in time is canceled; its entry stays, its lease is released."""
     never = asyncio.Event()
+    journal = Journal()
     site.admit(8)
     one = site.start(
         connections,
-        {"log": Journal().handler(lambda _: never.wait())},  # type: ignore[arg-type,return-value]
+        {"log": journal.handler(lambda _: never.wait())},  # type: ignore[arg-type,return-value]
         shutdown_grace_s=0.3,
     )
-    await until(lambda: site.pending() == 8)
+    await until(lambda: len(journal.entries) == 8)
     began = time.monotonic()
     await site.stop(one)
 
@@ -513,8 +514,9 @@ async def test_a_handler_deaf_to_cancellation_does_not_hold_the_worker(
                 await asyncio.sleep(0.05)
 
     site.admit(1)
-    one = site.start(connections, {"log": Journal().handler(ignore)}, shutdown_grace_s=0.2)
-    await until(lambda: site.pending() == 1)
+    journal = Journal()
+    one = site.start(connections, {"log": journal.handler(ignore)}, shutdown_grace_s=0.2)
+    await until(lambda: len(journal.entries) == 1)
     with structlog.testing.capture_logs() as logs:
         await site.stop(one)
     assert [line["handler"] for line in logs if line["event"] == "handler.stuck"] == ["log"]
