@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -162,10 +163,10 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
         RedisError: The cluster's nodes cannot be asked for its slots.
     """
     try:
-        parts = urlsplit(url.reveal())
-        build = _FORMS.get(parts.scheme.partition("+")[2], _standalone)
-        calls = build(parts, CALL_TIMEOUT_S, CALL_CONNECTIONS)
-        blocking = build(parts, BLOCKING_READ_TIMEOUT_S, BLOCKING_CONNECTIONS)
+        text = url.reveal()
+        build = _FORMS.get(text.partition("://")[0].partition("+")[2], _standalone)
+        calls = build(text, CALL_TIMEOUT_S, CALL_CONNECTIONS)
+        blocking = build(text, BLOCKING_READ_TIMEOUT_S, BLOCKING_CONNECTIONS)
     except (ValueError, TypeError):
         raise ConfigError(["REDIS_URL: not a usable URL"]) from None
     is_cluster = build is _cluster
@@ -208,13 +209,14 @@ def _settings(timeout_s: float) -> dict[str, Any]:
     }
 
 
-def _standalone(parts: SplitResult, timeout_s: float, most: int) -> Redis:
-    options = _options(parts.geturl()) | _settings(timeout_s)
+def _standalone(url: str, timeout_s: float, most: int) -> Redis:
+    options = _options(url) | _settings(timeout_s)
     pool = BlockingConnectionPool(max_connections=most, timeout=POOL_WAIT_S, **options)
     return _checked(Redis.from_pool(pool))
 
 
-def _sentinel(parts: SplitResult, timeout_s: float, most: int) -> Redis:
+def _sentinel(url: str, timeout_s: float, most: int) -> Redis:
+    parts, hosts = _several(url)
     service, _, db = parts.path.strip("/").partition("/")
     if not service:
         raise ValueError("no service")
@@ -225,7 +227,7 @@ def _sentinel(parts: SplitResult, timeout_s: float, most: int) -> Redis:
         if name.startswith(("sentinel_", "ssl"))
     }
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        _addresses(parts, SENTINEL_PORT),
+        _addresses(hosts, SENTINEL_PORT),
         sentinel_kwargs=of_sentinels | _settings(CONNECT_TIMEOUT_S),
         db=int(db or 0),
         max_connections=most,
@@ -235,17 +237,18 @@ def _sentinel(parts: SplitResult, timeout_s: float, most: int) -> Redis:
     return _checked(sentinel.master_for(service))
 
 
-def _cluster(parts: SplitResult, timeout_s: float, most: int) -> RedisCluster:
+def _cluster(url: str, timeout_s: float, most: int) -> RedisCluster:
+    parts, hosts = _several(url)
     settings = _settings(timeout_s) | {"retry": Retry(NoBackoff(), CLUSTER_RETRIES)}
     return RedisCluster(
-        startup_nodes=[ClusterNode(*address) for address in _addresses(parts, REDIS_PORT)],
+        startup_nodes=[ClusterNode(*address) for address in _addresses(hosts, REDIS_PORT)],
         max_connections=most,
         **_shared_options(parts),
         **settings,
     )
 
 
-_FORMS: dict[str, Callable[[SplitResult, float, int], Any]]
+_FORMS: dict[str, Callable[[str, float, int], Any]]
 _FORMS = {"sentinel": _sentinel, "cluster": _cluster}
 
 
@@ -282,8 +285,15 @@ async def _close(client: Any) -> None:
         await sentinel.aclose()
 
 
-def _addresses(parts: SplitResult, default_port: int) -> list[tuple[str, int]]:
-    """Return the hosts of a URL that names several, parted by commas."""
-    hosts = parts.netloc.rpartition("@")[2].split(",")
-    single = [urlsplit(f"//{host}") for host in hosts]
+def _several(url: str) -> tuple[SplitResult, str]:
+    """Take the hosts out of a URL that names several, which `urlsplit` need not understand."""
+    found = re.fullmatch(r"([^:/]+://(?:[^/?#]*@)?)([^/?#]+)(.*)", url)
+    if found is None:
+        raise ValueError("no hosts")
+    return urlsplit(f"{found[1]}hosts{found[3]}"), found[2]
+
+
+def _addresses(hosts: str, default_port: int) -> list[tuple[str, int]]:
+    """Return the addresses of hosts parted by commas."""
+    single = [urlsplit(f"//{host}") for host in hosts.split(",")]
     return [(one.hostname or "127.0.0.1", one.port or default_port) for one in single]

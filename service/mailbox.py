@@ -11,7 +11,7 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
-from . import wire
+from . import tasks, wire
 from .coalesce import Coalescer
 from .connections import BLOCK_S, Connections, Script, ScriptCall
 from .layout import Keys
@@ -233,8 +233,7 @@ class Arrivals:
     async def close(self) -> None:
         """Stop watching; whoever still waits is on his own."""
         if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.wait({self._watch})
+            await tasks.end(self._watch)
 
     async def _watch_while_waited_for(self) -> None:
         try:

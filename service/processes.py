@@ -17,7 +17,7 @@ import uvloop
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
 
-from . import handlers, layout
+from . import handlers, layout, tasks
 from .config import Settings
 from .connections import Connections, connect, shortage
 from .errors import ServiceError, Unavailable
@@ -102,7 +102,8 @@ async def _run(
         await _first_of(asyncio.create_task(stopping.wait()), watching, *parts)
         stopping.set()
         await _stop(ground, listeners, drain_s=settings.drain_s if receive else 0)
-        ended = await asyncio.gather(*parts, _canceled(watching), return_exceptions=True)
+        await tasks.end(watching)
+        ended = await asyncio.gather(*parts, watching, return_exceptions=True)
     for outcome in ended:
         if isinstance(outcome, Exception):
             raise outcome
@@ -113,15 +114,6 @@ async def _first_of(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _canceled(task: asyncio.Task[None]) -> None:
-    """End *task*: on Python 3.11 one cancellation may get lost in redis-py's `wait_for`."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=0.1)
-    if not task.cancelled():
-        task.result()
-
-
 @asynccontextmanager
 async def _ground(settings: Settings) -> AsyncIterator[_Ground]:
     """Connect, wait for Redis, and make sure that its layout is ours and all groups exist."""
@@ -129,7 +121,8 @@ async def _ground(settings: Settings) -> AsyncIterator[_Ground]:
     async with connect(settings.redis_url) as connections:
         await await_redis(connections, REDIS_WAIT_S)
         await layout.guard(connections, keys)
-        await layout.open_groups(connections, keys, settings.handlers)
+        for handler in await layout.open_groups(connections, keys, settings.handlers):
+            log.info("group.created", handler=handler)
         yield _Ground(settings, connections, keys, Health(connections, settings))
 
 

@@ -248,7 +248,7 @@ class _Tenure:
         """Drop everything: the lease is somebody else's, or time is up."""
         if not self.abandoned:
             self.abandoned = True
-            self._stopping.set()
+            self.stop()
             self.task.cancel()
 
     async def _serve(self) -> None:
@@ -263,7 +263,8 @@ class _Tenure:
     async def _dispatch_once(self) -> None:
         reason = ""
         try:
-            await self._dispatcher.run()
+            # A task of its own: before Python 3.13 a task group may leave its task half canceled.
+            await asyncio.create_task(self._dispatcher.run())
         except* LeaseLostError:
             self.mailbox.lost()
             reason = "lease_lost"

@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, str] = {
     "errors": "",
     "secret": "",
     "coalesce": "",
+    "tasks": "",
     "metrics": "",
     "simulate": "",
     "redaction": "secret",
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, str] = {
     "ledger": "connections layout transitions",
     "health": "config connections errors metrics",
     "inbox": "coalesce config connections errors events layout metrics transitions wire",
-    "mailbox": "coalesce connections layout transitions wire",
+    "mailbox": "coalesce connections layout tasks transitions wire",
     "receiver": "config events inbox secret signatures transitions",
     "handlers": "errors transitions",
     "handlers.log": "config handlers transitions",
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, str] = {
     "server": "errors",
     "sender": "errors secret signatures simulate",
     "processes": (
-        "config connections errors handlers health inbox layout receiver server web worker"
+        "config connections errors handlers health inbox layout receiver server tasks web worker"
     ),
     "cli": (
         "__init__ config connections embedded errors handlers health layout ledger logs processes"

@@ -13,8 +13,6 @@ import pytest
 import redis
 from harness import DEADLINE_S, Process, Yard, event, signed, soon, yard
 
-from service import processes
-
 CANARY = "canary-4711"
 BROKEN = f"""
 from contextlib import asynccontextmanager
@@ -132,22 +130,6 @@ def test_a_redis_that_refuses_is_one_line(ground: Yard) -> None:
     process = ground.run("serve", REDIS_URL=url)
     assert_one_line(process, 3, "Redis does not answer (redis_refused)")
     assert CANARY.encode() not in process.out + process.err
-
-
-async def test_a_lost_cancellation_is_sent_again() -> None:
-    """A task that never heard of its end, as redis-py's on Python 3.11, is told until it does."""
-    heard = 0
-
-    async def deaf() -> None:
-        nonlocal heard
-        while heard < 3:
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                heard += 1
-
-    await asyncio.wait_for(processes._canceled(asyncio.create_task(deaf())), 5)
-    assert heard == 3
 
 
 def test_stopping_is_not_ready_then_closed_then_gone(ground: Yard) -> None:

@@ -12,6 +12,8 @@ local fields = entry and entry[2] or {}
 for _, field in ipairs({'entry_id', ARGV[3], 'reason', ARGV[4], 'error', ARGV[5], 'attempts', ARGV[6]}) do
   fields[#fields + 1] = field
 end
-redis.call('XADD', KEYS[3], '*', unpack(fields))
-redis.call('XACK', KEYS[1], ARGV[2], ARGV[3])
+-- A call repeated after a lost reply finds it settled, and makes no second letter.
+if redis.call('XACK', KEYS[1], ARGV[2], ARGV[3]) == 1 then
+  redis.call('XADD', KEYS[3], '*', unpack(fields))
+end
 return redis.call('XLEN', KEYS[3])
