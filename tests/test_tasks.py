@@ -19,5 +19,9 @@ async def test_a_lost_cancellation_is_sent_again() -> None:
             except asyncio.CancelledError:
                 heard += 1
 
-    await asyncio.wait_for(tasks.end(asyncio.create_task(deaf())), 5)
+    task = asyncio.create_task(deaf())
+    await asyncio.sleep(0)
+
+    await asyncio.wait_for(tasks.end(task), 5)
+
     assert heard == 3
