@@ -11,6 +11,7 @@ import contextlib
 import logging
 import sys
 import traceback
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, BinaryIO, TypeAlias
 
@@ -35,8 +36,7 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
     as_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not is_terminal)
     least = logging.getLevelNamesMapping()[level.upper()]
     processors: list[Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _led,
         structlog.processors.ExceptionRenderer(_raised),
         _harmless,
         *([_json] if as_json else [_exception_as_text, _console(colors=is_terminal), _encode]),
@@ -122,6 +122,17 @@ def _told(error: BaseException) -> dict[str, Any]:
     if isinstance(error, BaseExceptionGroup):
         told["exceptions"] = [_told(each) for each in error.exceptions]
     return told
+
+
+def _led(_: Any, level: str, fields: EventDict) -> EventDict:
+    """Put first what a reader looks for first."""
+    timestamp = datetime.now(UTC).isoformat(timespec="microseconds")
+    return {
+        "timestamp": f"{timestamp[:-6]}Z",
+        "level": level,
+        "event": fields.pop("event"),
+        **fields,
+    }
 
 
 def _harmless(_: Any, __: str, fields: EventDict) -> EventDict:
