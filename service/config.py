@@ -130,6 +130,8 @@ class Settings:
         1000000, 1, 10**12, "Transitions a partition holds before a 503"
     )
 
+    stream_retention_days: int = whole(7, 0, 3650, "Days a settled transition is kept, for replays")
+
     handlers: tuple[str, ...] = setting(
         ("log",), many(_HANDLER, 1, 64, "handlers"), "Who is handed each transition"
     )

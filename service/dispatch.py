@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections import deque
 from collections.abc import AsyncIterator
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import structlog
 
 from . import metrics
+from .circuit import Circuit
 from .errors import Undeliverable
 from .handlers import Handler
 from .mailbox import Delivery, LeaseLostError, Tries
+from .retries import RetryPolicy
 
 # Entries in hand per handler and partition: back-pressure, not memory, takes what comes above.
 # Only what is taken over may exceed it, by one batch.
@@ -28,8 +29,6 @@ WINDOW = 512
 MOST_PER_READ = 100
 # A handler that takes the whole process down is not given the same entry more often than this.
 STARTS_WITHOUT_OUTCOME = 5
-# While a handler cannot reach its queue, it is asked again at least this often.
-PROBE_CEILING_S = 30.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -39,29 +38,6 @@ class Burial(StrEnum):
 
     EXHAUSTED = "exhausted"
     KILLED_WORKER = "killed_worker"
-
-
-class RetryPolicy(NamedTuple):
-    """How patient we are with a handler.
-
-    Attributes:
-        concurrency: Calls at the same time, each for another session.
-        timeout_s: Seconds one call may take.
-        first_s: The first retry comes within this many seconds, each later one within twice that.
-        ceiling_s: The longest pause in seconds.
-        attempts: Failed calls before the delivery is buried.
-    """
-
-    concurrency: int
-    timeout_s: float
-    first_s: float
-    ceiling_s: float
-    attempts: int
-
-    def pause_s(self, failed: int) -> float:
-        """Return a full-jitter pause in seconds after the *failed*-th failure, from 1."""
-        doublings = min(failed - 1, 32)
-        return random.uniform(0, min(self.ceiling_s, self.first_s * 2**doublings))  # noqa: S311 - jitter
 
 
 class _StoppedError(Exception):
@@ -86,8 +62,10 @@ class Mail(Protocol):
     async def count(self, delivery: Delivery, tries: Tries) -> None:
         """Write down how often a delivery was tried."""
 
-    async def bury(self, delivery: Delivery, *, reason: str, error: str, attempts: int) -> int:
-        """Move a delivery to the dead letters."""
+    async def bury(
+        self, delivery: Delivery, *, reason: str, error: str, attempts: int
+    ) -> int | None:
+        """Move a delivery to the dead letters; None when there is no room for it."""
 
     async def arrival(self) -> None:
         """Wait until there is something new to read."""
@@ -101,6 +79,7 @@ class Dispatcher:
         handler: Takes a transition; returning means it is safe.
         mail: The mailbox; its lease is held.
         policy: Concurrency, time limit and retries.
+        circuit: Whether the handler reaches its queue; one for all its dispatchers.
         suspects: Held while a delivery that may have killed a worker is tried, so that what
             else runs in the process is not counted together with it.
     """
@@ -112,9 +91,11 @@ class Dispatcher:
         mail: Mail,
         policy: RetryPolicy,
         *,
+        circuit: Circuit,
         suspects: asyncio.Lock,
     ) -> None:
         self._name = name
+        self._circuit = circuit
         self._handler = handler
         self._mail = mail
         self._policy = policy
@@ -122,10 +103,6 @@ class Dispatcher:
         self._slots = asyncio.Semaphore(policy.concurrency)
         self._chains: dict[str, deque[Delivery]] = {}
         self._in_hand = 0
-        # Calls that reached the queue, and unanswered probes since the last that did.
-        self._reached = 0
-        self._unreachable = 0
-        self._probing = asyncio.Lock()
         self._room = asyncio.Event()
         self._stopping = asyncio.Event()
         self._feeding: asyncio.Task[None] | None = None
@@ -207,13 +184,11 @@ class Dispatcher:
         if chain[0].tries.started > STARTS_WITHOUT_OUTCOME:
             await self._bury(chain[0], Burial.KILLED_WORKER, None, chain[0].tries.failed)
             return
-        reached = self._reached
+        reached = self._circuit.reached
         while (error := await self._attempt(chain[0])) is not None:
-            if isinstance(error, ConnectionError) and self._reached == reached:
-                # Nobody reaches the queue: that is not this delivery's fault.
-                self._unreachable = max(1, self._unreachable)
+            if isinstance(error, ConnectionError) and self._circuit.failed(reached_before=reached):
                 continue
-            reached = self._reached
+            reached = self._circuit.reached
             failed = chain[0].tries.failed + 1
             if isinstance(error, Undeliverable):
                 await self._bury(chain[0], error.reason, error, failed)
@@ -233,16 +208,11 @@ class Dispatcher:
         """
         while True:
             async with self._permit(delivery):
-                if not self._unreachable:
+                if not self._circuit.is_open:
                     return await self._start(delivery)
-            async with self._probing:
-                if self._unreachable:
-                    pause_s = min(PROBE_CEILING_S, self._policy.pause_s(self._unreachable))
-                    log.warning(
-                        "handler.unreachable", handler=self._name, pause_s=round(pause_s, 3)
-                    )
-                    await self._sleep(pause_s)
-                    self._unreachable += 1
+            async with self._turn_to_probe():
+                if self._circuit.is_open:
+                    await self._sleep(self._circuit.pause_s())
                     async with self._permit(delivery):
                         return await self._start(delivery)
 
@@ -259,6 +229,23 @@ class Dispatcher:
                 raise LeaseLostError
             yield
 
+    @contextlib.asynccontextmanager
+    async def _turn_to_probe(self) -> AsyncIterator[None]:
+        """Hold the one turn there is for all that wait, unless told to stop before."""
+        turn = asyncio.ensure_future(self._circuit.probing.acquire())
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({turn, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not turn.done():
+                raise _StoppedError
+            yield
+        finally:
+            stopped.cancel()
+            if turn.done() and not turn.cancelled():
+                self._circuit.probing.release()
+            else:
+                turn.cancel()
+
     async def _start(self, delivery: Delivery) -> BaseException | None:
         failed, started = delivery.tries
         if delivery.tries.is_suspect:
@@ -267,8 +254,7 @@ class Dispatcher:
             error = await self._call(delivery)
         (self._delivered if error is None else self._failed).inc()
         if not isinstance(error, ConnectionError | TimeoutError):
-            self._reached += 1
-            self._unreachable = 0
+            self._circuit.answered()
         return error
 
     async def _call(self, delivery: Delivery) -> BaseException | None:
@@ -316,17 +302,17 @@ class Dispatcher:
     async def _bury(
         self, delivery: Delivery, reason: str, error: BaseException | None, attempts: int
     ) -> None:
-        error_class = "" if error is None else type(error).__name__
-        held = await self._mail.bury(delivery, reason=reason, error=error_class, attempts=attempts)
+        word = "" if error is None else type(error).__name__
+        described = {**self._described(delivery), "reason": reason, "error": word}
+        while True:
+            held = await self._mail.bury(delivery, reason=reason, error=word, attempts=attempts)
+            if held is not None:
+                break
+            # Nothing is dropped to make room: an operator has to.
+            log.error("delivery.unburied", **described, attempt=attempts)
+            await self._sleep(self._policy.ceiling_s)
         self._buried.inc()
-        log.error(
-            "delivery.buried",
-            **self._described(delivery),
-            reason=reason,
-            error=error_class,
-            attempt=attempts,
-            dead_letters=held,
-        )
+        log.error("delivery.buried", **described, attempt=attempts, dead_letters=held)
 
     def _described(self, delivery: Delivery) -> dict[str, object]:
         transition = delivery.transition

@@ -40,9 +40,17 @@ class Keys(NamedTuple):
         """Return the key of a handler's stream of dead letters."""
         return f"{self.prefix}:{{{partition}}}:dead:{handler}"
 
+    def replays(self, partition: int, handler: str) -> str:
+        """Return the key of a handler's stream of what is replayed to it."""
+        return f"{self.prefix}:{{{partition}}}:replays:{handler}"
+
     def lease(self, partition: int, handler: str) -> str:
         """Return the key that says who works a partition for a handler: a string."""
         return f"{self.prefix}:{{{partition}}}:lease:{handler}"
+
+    def circuit(self, handler: str) -> str:
+        """Return the key that is there while a handler's queue cannot be reached."""
+        return f"{self.prefix}:circuit:{handler}"
 
     def workers(self, handler: str) -> str:
         """Return the key of a handler's living workers: a sorted set."""

@@ -11,14 +11,17 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
-from . import tasks, wire
+from . import wire
+from .arrivals import Arrivals
 from .coalesce import Coalescer
-from .connections import BLOCK_S, Connections, Script, ScriptCall
+from .connections import Argument, Connections, Script, ScriptCall
 from .layout import Keys
 from .transitions import StatusTransition
 
 MOST_PER_FLIGHT = 512
 MOST_TAKEN_OVER_PER_CALL = 100
+# Per handler and partition. Where there is no room, what should be buried stays where it is.
+MOST_DEAD_LETTERS = 100_000
 UNREADABLE = "unreadable"
 # In the hands of a third process, since two have ended with it: from here on it is tried alone.
 SUSPECT = 3
@@ -83,187 +86,179 @@ class Mailbox:
         partition = arrivals.partition
         self.partition = partition
         self.handler = handler
-        self._connections = connections
         self._arrivals = arrivals
         self._worker = worker
-        self._stream = keys.transitions(partition)
-        self._lease = keys.lease(partition, handler)
+        self._fence = _Fence(connections, keys.lease(partition, handler))
+        self._new = _Pile(
+            self._fence, keys.transitions(partition), group=handler, worker=worker, goes=False
+        )
+        self._replays = _Pile(
+            self._fence, keys.replays(partition, handler), group=handler, worker=worker, goes=True
+        )
+        self._piles = (self._new, self._replays)
         self._dead = keys.dead(partition, handler)
-        self._token = secrets.token_hex(16)
-        self._deadline: float | None = None
-        self._last_read = "0-0"
-        self._settling = Coalescer(self._settle, most=MOST_PER_FLIGHT)
-        self._counting = Coalescer(self._count, most=MOST_PER_FLIGHT)
+        self._read: dict[str, str] = {}
 
     def is_ours(self) -> bool:
         """Say whether the lease holds, by a clock that started before it was asked for."""
-        return self._deadline is not None and asyncio.get_running_loop().time() < self._deadline
+        deadline = self._fence.deadline
+        return deadline is not None and asyncio.get_running_loop().time() < deadline
 
     def lease_call(self, ttl_s: float) -> ScriptCall:
         """Return the call that takes the lease, or renews it once taken."""
-        verb = "take" if self._deadline is None else "renew"
-        return ScriptCall(_LEASE, [self._lease], [self._token, int(ttl_s * 1000), verb])
+        fence = self._fence
+        verb = "take" if fence.deadline is None else "renew"
+        return ScriptCall(_LEASE, [fence.lease], [fence.token, int(ttl_s * 1000), verb])
 
     def lag_call(self) -> ScriptCall:
         """Return the call that measures what is not settled."""
-        return ScriptCall(_LAG, [self._stream], [self.handler])
+        return ScriptCall(_LAG, [self._new.stream, self._dead], [self.handler])
 
     def leased(self, until: float) -> None:
         """Note that the lease is ours *until* then, in the event loop's time."""
-        self._deadline = until
+        self._fence.deadline = until
 
     def lost(self) -> None:
         """Note that the lease is not, or no longer, ours."""
-        self._deadline = 0.0
+        self._fence.deadline = 0.0
 
     async def release(self) -> None:
         """Give the lease up, if it is still ours, so that another may take it at once."""
         self.lost()
-        await self._connections.run_one(_RELEASE, [self._lease], [self._token])
+        await self._fence.connections.run_one(_RELEASE, [self._fence.lease], [self._fence.token])
 
     async def take_over(self) -> AsyncIterator[list[Delivery]]:
         """Claim what was left pending by whoever had it, oldest first, in batches."""
-        first = "-"
-        while first:
-            most = MOST_TAKEN_OVER_PER_CALL
-            reply = await self._fenced(
-                _TAKE_OVER, self.handler, self._worker, most, first, _FAILURE, SUSPECT
-            )
-            first = reply[0].decode()
-            yield [
-                delivery
-                for entry_id, count, fields in reply[1]
-                if fields is not None
-                and (delivery := await self._delivery(entry_id, fields, count)) is not None
-            ]
+        for pile in self._piles:
+            first = "-"
+            while first:
+                following, entries = await pile.take_over(first)
+                first = following.decode()
+                if entries:
+                    yield [
+                        delivery
+                        for entry_id, count, fields in entries
+                        if fields is not None
+                        and (delivery := await self._delivery(entry_id, fields, count)) is not None
+                    ]
 
     async def read(self, most: int) -> list[Delivery]:
         """Return up to *most* new deliveries, oldest first; none when there is nothing new."""
-        reply = await self._fenced(_READ, self.handler, self._worker, most)
-        if isinstance(reply, bytes):
-            self._last_read = reply.decode()
-            return []
-        found = [await self._delivery(entry_id, fields, 1) for entry_id, fields in reply]
-        return [delivery for delivery in found if delivery is not None]
+        streams = [pile.stream for pile in self._piles]
+        deliveries: list[Delivery] = []
+        while not deliveries:
+            entries, read = await self._fence.run(_READ, streams, self.handler, self._worker, most)
+            if not entries:
+                self._read = {
+                    stream: entry_id.decode()
+                    for stream, entry_id in zip(streams, read, strict=True)
+                }
+                break
+            found = [await self._delivery(entry_id, fields, 1) for entry_id, fields in entries]
+            deliveries = [delivery for delivery in found if delivery is not None]
+        return deliveries
 
     async def arrival(self) -> None:
         """Wait until there is something later than what was last read."""
-        await self._arrivals.after(self._last_read)
+        await self._arrivals.after(self._read)
 
     async def settle(self, delivery: Delivery) -> None:
         """Settle a delivery its handler has taken; settlements travel together."""
-        await self._settling.submit(delivery.entry_id)
+        await self._pile_of(delivery.transition).settling.submit(delivery.entry_id)
 
     async def count(self, delivery: Delivery, tries: Tries) -> None:
         """Write down how often a delivery was tried, where it survives us."""
         number = tries.failed * _FAILURE + tries.started
-        await self._counting.submit((delivery.entry_id, number))
+        counting = self._pile_of(delivery.transition).counting
+        await counting.submit((delivery.entry_id, number))
 
-    async def bury(self, delivery: Delivery, *, reason: str, error: str, attempts: int) -> int:
-        """Move a delivery to the dead letters and settle it; return how many are there now."""
-        return await self._bury(delivery.entry_id, reason, error, attempts)
+    async def bury(
+        self, delivery: Delivery, *, reason: str, error: str, attempts: int
+    ) -> int | None:
+        """Move a delivery to the dead letters and settle it.
 
-    async def _bury(self, entry_id: str, reason: str, error: str, attempts: int) -> int:
-        arguments = (self._token, self.handler, entry_id, reason, error, attempts)
-        keys = [self._stream, self._lease, self._dead]
-        return int(self._ours(await self._connections.run_one(_BURY, keys, arguments)))
+        Returns how many dead letters there are now; None when there is no room for another, and
+        the delivery is where it was.
+        """
+        pile = self._pile_of(delivery.transition)
+        return await pile.bury(self._dead, delivery.entry_id, reason, error, attempts)
 
-    async def _settle(self, entry_ids: list[str]) -> Sequence[None]:
-        await self._fenced(_SETTLE, self.handler, *entry_ids)
-        return [None] * len(entry_ids)
-
-    async def _count(self, counts: list[tuple[str, int]]) -> Sequence[None]:
-        flat = [value for count in counts for value in count]
-        await self._fenced(_COUNT, self.handler, self._worker, *flat)
-        return [None] * len(counts)
-
-    async def _fenced(self, script: Script, *arguments: str | int) -> Any:
-        reply = await self._connections.run_one(
-            script, [self._stream, self._lease], [self._token, *arguments]
-        )
-        return self._ours(reply)
-
-    def _ours(self, reply: Any) -> Any:
-        """Return *reply*, unless it says that the lease is somebody else's."""
-        if reply is None:
-            self.lost()
-            raise LeaseLostError
-        return reply
+    def _pile_of(self, transition: StatusTransition) -> _Pile:
+        return self._replays if transition.replay else self._new
 
     async def _delivery(self, entry_id: bytes, fields: list[bytes], count: int) -> Delivery | None:
         """Read one entry; one that is not ours is buried at once."""
+        entry = dict(zip(fields[::2], fields[1::2], strict=True))
         try:
-            transition = wire.unpack(dict(zip(fields[::2], fields[1::2], strict=True)))
+            transition = wire.unpack(entry)
         except ValueError:
-            await self._bury(entry_id.decode(), UNREADABLE, "ValueError", 0)
+            pile = self._replays if wire.REPLAY in entry else self._new
+            await pile.bury(self._dead, entry_id.decode(), UNREADABLE, "ValueError", 0)
             return None
         return Delivery(entry_id.decode(), transition, Tries(*divmod(count, _FAILURE)))
 
 
-class Arrivals:
-    """Tells when a partition's stream has grown: one blocking read for all its handlers."""
+class _Fence:
+    """Runs scripts that act only while a lease is ours."""
 
-    def __init__(self, connections: Connections, keys: Keys, partition: int) -> None:
-        self.partition = partition
-        self._client = connections.blocking_client
-        self._stream = keys.transitions(partition)
-        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
-        self._watch: asyncio.Task[None] | None = None
-        self._watched_from = "0-0"
+    def __init__(self, connections: Connections, lease: str) -> None:
+        self.connections = connections
+        self.lease = lease
+        self.token = secrets.token_hex(16)
+        self.deadline: float | None = None
 
-    async def after(self, entry_id: str) -> None:
-        """Wait until the stream holds an entry later than *entry_id*.
+    async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
+        """Run *script* with the lease as first key and its token as first argument.
 
         Raises:
-            RedisError: The stream cannot be watched.
+            LeaseLostError: The lease is somebody else's.
+            RedisError: Nobody knows.
         """
-        loop = asyncio.get_running_loop()
-        arrival: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((entry_id, arrival))
-        try:
-            if self._watch is None:
-                self._watch = loop.create_task(self._watch_while_waited_for())
-            # A watch that looks only at what comes later would pass this one by.
-            elif _order(entry_id) < _order(self._watched_from) and await self._found(entry_id):
-                return
-            await arrival
-        finally:
-            arrival.cancel()
-
-    async def close(self) -> None:
-        """Stop watching; whoever still waits is on his own."""
-        if self._watch is not None:
-            await tasks.end(self._watch)
-
-    async def _watch_while_waited_for(self) -> None:
-        try:
-            while self._waiting:
-                await self._one_read()
-                self._waiting = [waiter for waiter in self._waiting if not waiter[1].done()]
-        finally:
-            self._watch = None
-
-    async def _one_read(self) -> None:
-        """Block from the earliest place anybody waits at, and wake everybody."""
-        self._watched_from = min((entry_id for entry_id, _ in self._waiting), key=_order)
-        try:
-            found = await self._found(self._watched_from, "BLOCK", int(BLOCK_S * 1000))
-        except Exception as error:  # noqa: BLE001 - whoever waits receives it
-            for _, arrival in self._waiting:
-                if not arrival.done():
-                    arrival.set_exception(error)
-            return
-        if found:
-            for _, arrival in self._waiting:
-                if not arrival.done():
-                    arrival.set_result(None)
-
-    async def _found(self, entry_id: str, *block: str | int) -> bool:
-        return bool(
-            await self._client.execute_command(
-                "XREAD", *block, "COUNT", 1, "STREAMS", self._stream, entry_id
-            )
+        reply = await self.connections.run_one(
+            script, [self.lease, *keys], [self.token, *arguments]
         )
+        if reply is None:
+            self.deadline = 0.0
+            raise LeaseLostError
+        return reply
+
+
+class _Pile:
+    """One stream a handler takes its mail from: what is new, or what is replayed to it.
+
+    What is replayed was copied for this one handler, so it goes when it is settled.
+    """
+
+    def __init__(self, fence: _Fence, stream: str, *, group: str, worker: str, goes: bool) -> None:
+        self.stream = stream
+        self._worker = worker
+        self.settling = Coalescer(self._settle, most=MOST_PER_FLIGHT)
+        self.counting = Coalescer(self._count, most=MOST_PER_FLIGHT)
+        self._fence = fence
+        self._group = group
+        self._goes = int(goes)
+
+    async def take_over(self, first: str) -> Any:
+        most = MOST_TAKEN_OVER_PER_CALL
+        arguments = (self._group, self._worker, most, first, _FAILURE, SUSPECT, self._goes)
+        return await self._fence.run(_TAKE_OVER, [self.stream], *arguments)
+
+    async def bury(
+        self, dead: str, entry_id: str, reason: str, error: str, attempts: int
+    ) -> int | None:
+        letter = (entry_id, reason, error, attempts, MOST_DEAD_LETTERS)
+        keys = [self.stream, dead]
+        held = int(await self._fence.run(_BURY, keys, self._group, self._goes, *letter))
+        return held or None
+
+    async def _settle(self, entry_ids: list[str]) -> Sequence[None]:
+        await self._fence.run(_SETTLE, [self.stream], self._group, self._goes, *entry_ids)
+        return [None] * len(entry_ids)
+
+    async def _count(self, counts: list[tuple[str, int]]) -> Sequence[None]:
+        flat = [value for count in counts for value in count]
+        await self._fence.run(_COUNT, [self.stream], self._group, self._worker, *flat)
+        return [None] * len(counts)
 
 
 class Lag(NamedTuple):
@@ -272,10 +267,12 @@ class Lag(NamedTuple):
     Attributes:
         entries: How many; None when Redis does not know.
         oldest_s: Seconds since the oldest of them was admitted; 0 when there is none.
+        dead: How many dead letters there are.
     """
 
     entries: int | None
     oldest_s: float
+    dead: int
 
 
 async def lease(
@@ -307,7 +304,7 @@ async def lags(connections: Connections, mailboxes: Sequence[Mailbox]) -> list[L
     return [
         reply
         if isinstance(reply, Exception)
-        else Lag(entries=None if reply[0] < 0 else reply[0], oldest_s=reply[1] / 1000)
+        else Lag(None if reply[0] < 0 else reply[0], oldest_s=reply[1] / 1000, dead=reply[2])
         for reply in replies
     ]
 
@@ -318,8 +315,3 @@ async def announce(
     """Say that *worker* lives (or, with 0, that it leaves); return how many workers live."""
     arguments = (worker, int(ttl_s * 1000))
     return int(await connections.run_one(_ANNOUNCE, [keys.workers(handler)], arguments))
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, number = entry_id.partition("-")
-    return int(milliseconds), int(number or 0)

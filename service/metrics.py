@@ -91,9 +91,21 @@ LEASES_HELD = Gauge(
     ["handler"],
     registry=REGISTRY,
 )
+CIRCUIT_OPEN = Gauge(
+    "idv_circuit_open",
+    "1 while a handler cannot reach its queue and only probes, by handler.",
+    ["handler"],
+    registry=REGISTRY,
+)
 LAG_ENTRIES = Gauge(
     "idv_lag_entries",
     "Transitions not yet settled in the partitions this process works, by handler.",
+    ["handler"],
+    registry=REGISTRY,
+)
+DEAD_LETTERS = Gauge(
+    "idv_dead_letters",
+    "Dead letters held in the partitions this process works, by handler.",
     ["handler"],
     registry=REGISTRY,
 )

@@ -156,7 +156,17 @@ async def _work(
 ) -> None:
     chosen = {name: openers[name] for name in names}
     async with handlers.open_all(chosen, environ) as opened:
+        await _examine(opened)
         await Worker(ground.connections, ground.keys, ground.settings, opened).run(stopping)
+
+
+async def _examine(opened: Mapping[str, handlers.Handler]) -> None:
+    """Refuse to start on what cannot be right; a queue out of reach only waits."""
+    for name, handler in opened.items():
+        try:
+            await handlers.examine(handler)
+        except ConnectionError as error:
+            log.warning("handler.unreachable", handler=name, error=type(error).__name__)
 
 
 async def _stop(ground: _Ground, listeners: Sequence[Listener], *, drain_s: float) -> None:

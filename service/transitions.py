@@ -114,14 +114,16 @@ class StatusTransition(SessionChange, frozen=True, kw_only=True, gc=False):
         sequence: 1, 2, 3 … without a gap within *epoch*.
         epoch: When the ledger's record of this session began, in Unix milliseconds.
         expected: False when `FOLLOWS` does not list this step: an earlier event was missed.
+        replay: Which replay this is part of, when an operator asked for it to come again.
     """
 
-    shown = (*SessionChange.shown, "previous", "sequence", "epoch")
+    shown = (*SessionChange.shown, "previous", "sequence", "epoch", "replay")
 
     previous: str | None = None
     sequence: int
     epoch: int
     expected: bool
+    replay: str | None = None
 
 
 def is_expected(previous: str | None, current: str) -> bool:

@@ -14,6 +14,9 @@ import orjson
 
 from .transitions import SessionChange, StatusTransition, is_expected
 
+# The field that tells a copy made for one handler from what was admitted: the replay's name.
+REPLAY = b"replay"
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -26,7 +29,8 @@ def unpack(entry: Mapping[bytes, bytes]) -> StatusTransition:
     """Return the transition of a stream entry as the admission script wrote it.
 
     Args:
-        entry: `change` (bytes of `pack`), `previous` (empty for none), `sequence`, `epoch`.
+        entry: `change` (bytes of `pack`), `previous` (empty for none), `sequence`, `epoch`, and
+            `replay` when an operator had it copied.
 
     Raises:
         ValueError: The entry is not one of ours.
@@ -46,5 +50,6 @@ def _joined(change: SessionChange, entry: Mapping[bytes, bytes]) -> StatusTransi
         previous=previous,
         sequence=int(entry[b"sequence"]),
         epoch=int(entry[b"epoch"]),
+        replay=entry[REPLAY].decode() if REPLAY in entry else None,
         expected=is_expected(previous, change.current),
     )

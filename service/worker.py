@@ -19,13 +19,17 @@ import structlog
 from redis.exceptions import RedisError
 
 from . import metrics
+from .arrivals import Arrivals
+from .circuit import Circuit
 from .config import Settings
 from .connections import Connections, shortage
-from .dispatch import Dispatcher, RetryPolicy
+from .dispatch import Dispatcher
 from .errors import Shortage
 from .handlers import Handler
+from .janitor import trim
 from .layout import Keys, open_groups
-from .mailbox import Arrivals, Lag, LeaseLostError, Mailbox, announce, lags, lease
+from .mailbox import Lag, LeaseLostError, Mailbox, announce, lags, lease
+from .retries import RetryPolicy
 
 RENEWALS_PER_TTL = 3
 # So soon a lease that was given up is found by who may take it.
@@ -35,6 +39,10 @@ SHORTEST_TURN_S = 0.02
 ANNOUNCED_PER_TTL = 2 / 3
 RESTART_PAUSE_S = 1.0
 MEASURE_EVERY_S = 15.0
+TRIM_EVERY_S = 60.0
+DAY_S = 86_400
+# Told again every turn, forgotten when nobody tells any more.
+CIRCUIT_TOLD_S = 5
 # What is canceled at the end of the grace time may still say goodbye.
 CANCEL_GRACE_S = 2.0
 
@@ -64,10 +72,14 @@ class Worker:
         self._settings = settings
         self._handlers = handlers
         self._suspects = asyncio.Lock()
-        self._arrivals = [Arrivals(connections, keys, p) for p in range(keys.partitions)]
+        self._circuits = {
+            handler: Circuit(handler, first_s=settings.retry_first_s) for handler in handlers
+        }
+        self._arrivals = [Arrivals(connections, p) for p in range(keys.partitions)]
         self._tenures: dict[tuple[str, int], _Tenure] = {}
         self._turn_s = min(LONGEST_TURN_S, settings.lease_ttl_s / RENEWALS_PER_TTL)
         self._measured_at = float("-inf")
+        self._trimmed_at = float("-inf")
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until *stopping* is set; then settle what is in hand and give everything up."""
@@ -85,12 +97,33 @@ class Worker:
             await self._renew()
             waits += [await self._take_share(handler) for handler in self._handlers]
             await self._measure()
+            await self._tidy()
+            await self._tell_of_circuits()
         except (RedisError, OSError) as error:
             metrics.REDIS_ERRORS.labels(shortage(error)).inc()
             log.warning("worker.turn_failed", reason=shortage(error))
         for handler in self._handlers:
             metrics.LEASES_HELD.labels(handler).set(len(self._held(handler)))
         return min(waits)
+
+    async def _tidy(self) -> None:
+        """Trim, now and then, the partitions worked here."""
+        now = asyncio.get_running_loop().time()
+        if now < self._trimmed_at + TRIM_EVERY_S:
+            return
+        self._trimmed_at = now
+        partitions = {partition for _, partition in self._tenures}
+        retention_s = self._settings.stream_retention_days * DAY_S
+        removed = await trim(self._connections, self._keys, partitions, retention_s=retention_s)
+        if removed:
+            log.info("stream.trimmed", entries=removed)
+
+    async def _tell_of_circuits(self) -> None:
+        """Let `check` see which queues cannot be reached from here."""
+        for handler, circuit in self._circuits.items():
+            if circuit.is_open:
+                key = self._keys.circuit(handler)
+                await self._connections.client.set(key, self.name, ex=CIRCUIT_TOLD_S)
 
     async def _renew(self) -> None:
         """Renew every lease; drop what is done under one that is not ours any more."""
@@ -167,6 +200,7 @@ class Worker:
         for handler, measured in found.items():
             oldest_s = max((lag.oldest_s for lag in measured), default=0.0)
             metrics.OLDEST_SECONDS.labels(handler).set(oldest_s)
+            metrics.DEAD_LETTERS.labels(handler).set(sum(lag.dead for lag in measured))
             entries = [lag.entries for lag in measured if lag.entries is not None]
             # Where Redis does not know, the last it knew says more than a wrong number.
             if len(entries) == len(measured):
@@ -182,8 +216,14 @@ class Worker:
             ceiling_s=settings.retry_ceiling_s,
             attempts=settings.retry_attempts,
         )
-        handler = self._handlers[mailbox.handler]
-        return Dispatcher(mailbox.handler, handler, mailbox, policy, suspects=self._suspects)
+        return Dispatcher(
+            mailbox.handler,
+            self._handlers[mailbox.handler],
+            mailbox,
+            policy,
+            circuit=self._circuits[mailbox.handler],
+            suspects=self._suspects,
+        )
 
     async def open_groups(self) -> None:
         """Create the groups again, if an operator deleted a stream."""

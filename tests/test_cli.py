@@ -202,16 +202,18 @@ def test_check_says_what_holds(ground: Yard) -> None:
     gone = ground.start("check", REDIS_URL="redis://127.0.0.1:1/0")
     assert [one.wait() for one in (fine, table, fatal, closed, wrong, gone)] == [0, 0, 1, 1, 2, 3]
     rows = {row["name"]: row for row in orjson.loads(fine.out)}
-    assert rows["handler log"] == {"name": "handler log", "severity": "fine", "meaning": "opens"}
+    opens = "opens (service.handlers.log:open)"
+    assert rows["handler log"] == {"name": "handler log", "severity": "fine", "meaning": opens}
     assert {"clock", "eviction", "persistence", "durability"} <= rows.keys()
     assert b"persistence" in table.out
     assert {"name": "durability", "severity": "fatal"}.items() <= next(
         row.items() for row in orjson.loads(fatal.out) if row["name"] == "durability"
     )
     meanings = {row["name"]: row["meaning"] for row in orjson.loads(closed.out)}
-    assert meanings["handler log"] == "opens"
-    assert meanings["handler queues:unreachable"] == "does not open: ConnectionRefusedError"
-    assert meanings["handler queues:unset"] == "QUEUE_URL: expected a URL"
+    assert meanings["handler log"] == opens
+    refused = "does not answer: ConnectionRefusedError (queues:unreachable)"
+    assert meanings["handler queues:unreachable"] == refused
+    assert meanings["handler queues:unset"] == "QUEUE_URL: expected a URL (queues:unset)"
     assert wrong.err.startswith(b"error: HANDLERS: nobody")
     assert gone.err == b"error: Redis does not answer (redis_unreachable); REDIS_URL says where\n"
     assert CANARY.encode() not in closed.out + closed.err

@@ -16,16 +16,17 @@ import structlog.testing
 import virtual_time
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from service.circuit import Circuit
 from service.dispatch import (
     MOST_PER_READ,
     STARTS_WITHOUT_OUTCOME,
     WINDOW,
     Burial,
     Dispatcher,
-    RetryPolicy,
 )
 from service.errors import Undeliverable
 from service.mailbox import SUSPECT, Delivery, LeaseLostError, Tries
+from service.retries import RetryPolicy
 from service.transitions import StatusTransition
 
 POLICY = RetryPolicy(concurrency=4, timeout_s=10, first_s=1, ceiling_s=8, attempts=4)
@@ -184,7 +185,8 @@ class Journal:
 
 def dispatcher(mail: FakeMail, handler: Handle, policy: RetryPolicy = POLICY) -> Dispatcher:
     """Return a dispatcher with a lock of its own for suspects."""
-    return Dispatcher("journal", handler, mail, policy, suspects=asyncio.Lock())
+    circuit = Circuit("journal", first_s=policy.first_s)
+    return Dispatcher("journal", handler, mail, policy, circuit=circuit, suspects=asyncio.Lock())
 
 
 async def until(condition: Callable[[], bool], *, within_s: float = 10_000) -> None:

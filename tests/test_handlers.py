@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -91,7 +92,7 @@ def test_every_wrong_name_is_told_at_once() -> None:
     assert len(raised.value.problems) == len(wrong)
     for (name, why), problem in zip(wrong.items(), raised.value.problems, strict=True):
         assert problem.startswith(f"HANDLERS: {name}: {why}")
-        assert problem.endswith("known names are audit, log")
+        assert problem.endswith("are audit, kafka, log, nats, rabbitmq, redis_stream, sqs")
 
 
 async def test_handlers_are_opened_in_order_and_closed_in_reverse() -> None:
@@ -117,6 +118,36 @@ async def test_handlers_are_opened_in_order_and_closed_in_reverse() -> None:
     assert steps[2:] == ["close b", "close a"]
 
 
+async def test_a_plain_callable_is_run_in_a_thread() -> None:
+    """A handler that is no coroutine function neither blocks the loop nor swallows errors."""
+    threads: list[int] = []
+
+    @asynccontextmanager
+    async def plain(_: Mapping[str, str]) -> AsyncIterator[Handler]:
+        def handle(_: StatusTransition) -> None:
+            threads.append(threading.get_ident())
+            raise LookupError
+
+        yield handle  # type: ignore[misc]
+
+    async with handlers.open_all({"plain": plain}, {}) as opened:
+        with pytest.raises(LookupError):
+            await opened["plain"](TRANSITION)
+    assert threads != [threading.get_ident()]
+
+
+async def test_what_cannot_be_called_is_no_handler() -> None:
+    """A context that yields something else is refused by the handler's name."""
+
+    @asynccontextmanager
+    async def nothing(_: Mapping[str, str]) -> AsyncIterator[Handler]:
+        yield None  # type: ignore[misc]
+
+    with pytest.raises(ConfigError, match="HANDLERS: nothing: what it opens cannot be called"):
+        async with handlers.open_all({"nothing": nothing}, {}):
+            pytest.fail("not reached")
+
+
 async def test_a_handler_that_cannot_open_closes_the_others() -> None:
     """When one handler fails to open, those opened before it are closed."""
     steps: list[str] = []
@@ -124,7 +155,7 @@ async def test_a_handler_that_cannot_open_closes_the_others() -> None:
     @asynccontextmanager
     async def good(_: Mapping[str, str]) -> AsyncIterator[Handler]:
         try:
-            yield  # type: ignore[misc]
+            yield print  # type: ignore[misc]
         finally:
             steps.append("closed")
 

@@ -12,6 +12,7 @@ import pytest
 from redis.exceptions import RedisError, ResponseError
 
 from service import wire
+from service.arrivals import Arrivals
 from service.config import Settings
 from service.connections import BLOCK_S, Connections, connect
 from service.layout import Keys, open_groups
@@ -19,7 +20,6 @@ from service.mailbox import (
     MOST_TAKEN_OVER_PER_CALL,
     SUSPECT,
     UNREADABLE,
-    Arrivals,
     Delivery,
     Lag,
     LeaseLostError,
@@ -109,7 +109,7 @@ async def until(condition: Callable[[], bool], *, within_s: float = 5) -> None:
 @pytest.fixture
 async def post(connections: Connections, keys: Keys) -> AsyncIterator[Post]:
     """Yield partition 0; its watch is closed at the end."""
-    arrivals = Arrivals(connections, keys, 0)
+    arrivals = Arrivals(connections, 0)
     yield Post(connections=connections, keys=keys, arrivals=arrivals, client=connections.client)
     await arrivals.close()
 
@@ -168,8 +168,8 @@ async def test_our_deadline_is_never_later_than_that_of_redis(
     mailbox = await post.leased(ttl_s=5)
     left_s = await post.client.pttl(LEASE) / 1000
 
-    assert mailbox._deadline is not None
-    assert mailbox._deadline < asyncio.get_running_loop().time() + left_s
+    assert mailbox._fence.deadline is not None
+    assert mailbox._fence.deadline < asyncio.get_running_loop().time() + left_s
 
 
 async def test_a_lease_with_another_token_is_lost(post: Post) -> None:
@@ -272,11 +272,11 @@ async def test_take_over_is_oldest_first_in_batches(post: Post) -> None:
 
 
 async def test_an_exact_number_of_batches_ends_too(post: Post) -> None:
-    """A remainder that fills its last batch exactly is followed by an empty one, and the end."""
+    """A remainder that fills its last batch exactly is followed by the end."""
     await post.admit(*range(MOST_TAKEN_OVER_PER_CALL))
     mailbox = await post.leased()
     await mailbox.read(MOST_TAKEN_OVER_PER_CALL)
-    assert [len(batch) async for batch in mailbox.take_over()] == [MOST_TAKEN_OVER_PER_CALL, 0]
+    assert [len(batch) async for batch in mailbox.take_over()] == [MOST_TAKEN_OVER_PER_CALL]
 
 
 async def test_failures_survive_and_foreign_starts_add_up(post: Post) -> None:
@@ -402,13 +402,13 @@ async def test_settling_works_on_a_full_server(post: Post) -> None:
         await mailbox.release()
     finally:
         await client.config_set("maxmemory", before)
-    assert lag == Lag(0, 0)
+    assert lag == Lag(0, 0, 1)
 
 
 async def test_an_arrival_wakes_everybody(post: Post) -> None:
     """All who wait for a partition wake at its next entry, whatever place they wait at."""
     [first] = await post.admit(1)
-    waiting = [asyncio.create_task(post.arrivals.after(first)) for _ in range(3)]
+    waiting = [asyncio.create_task(post.arrivals.after({STREAM: first})) for _ in range(3)]
     await until(lambda: post.arrivals._watch is not None)
     await post.admit(2)
     async with asyncio.timeout(BLOCK_S / 2):
@@ -419,10 +419,10 @@ async def test_an_arrival_wakes_everybody(post: Post) -> None:
 async def test_nobody_waits_for_what_is_there(post: Post) -> None:
     """Waiting behind an entry that already exists ends at once, also beside a later watch."""
     first, second = await post.admit(1, 2)
-    later = asyncio.create_task(post.arrivals.after(second))
-    await until(lambda: post.arrivals._watched_from == second)
+    later = asyncio.create_task(post.arrivals.after({STREAM: second}))
+    await until(lambda: post.arrivals._watched == {STREAM: second})
     async with asyncio.timeout(BLOCK_S / 4):
-        await post.arrivals.after(first)
+        await post.arrivals.after({STREAM: first})
     assert not later.done()
     await post.admit(3)
     async with asyncio.timeout(BLOCK_S / 4):
@@ -433,9 +433,9 @@ async def test_one_who_joins_behind_and_finds_nothing_wakes_with_the_rest(post: 
     """A place before the watch, whose successor was deleted, waits without turning in circles."""
     first, second = await post.admit(1, 2)
     await post.client.xdel(STREAM, second)
-    waiting = [asyncio.create_task(post.arrivals.after(second))]
-    await until(lambda: post.arrivals._watched_from == second)
-    waiting.append(asyncio.create_task(post.arrivals.after(first)))
+    waiting = [asyncio.create_task(post.arrivals.after({STREAM: second}))]
+    await until(lambda: post.arrivals._watched == {STREAM: second})
+    waiting.append(asyncio.create_task(post.arrivals.after({STREAM: first})))
     await asyncio.sleep(0.05)
     assert not any(task.done() for task in waiting)
     await post.admit(3)
@@ -445,7 +445,7 @@ async def test_one_who_joins_behind_and_finds_nothing_wakes_with_the_rest(post: 
 
 async def test_a_watch_nobody_waits_for_ends(post: Post) -> None:
     """After the last waiter is gone the blocking read is not repeated; close ends it at once."""
-    waiter = asyncio.create_task(post.arrivals.after("0-0"))
+    waiter = asyncio.create_task(post.arrivals.after({STREAM: "0-0"}))
     await until(lambda: post.arrivals._watch is not None)
     waiter.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -457,7 +457,7 @@ async def test_a_watch_nobody_waits_for_ends(post: Post) -> None:
 
 async def test_a_failing_watch_fails_everybody(post: Post) -> None:
     """An error of the blocking read reaches all who wait, and the next one watches anew."""
-    waiting = [asyncio.create_task(post.arrivals.after("0-0")) for _ in range(2)]
+    waiting = [asyncio.create_task(post.arrivals.after({STREAM: "0-0"})) for _ in range(2)]
     await until(lambda: post.arrivals._watch is not None)
     await asyncio.sleep(0.05)
     await post.client.client_kill_filter(_type="normal", skipme=True)
@@ -465,7 +465,7 @@ async def test_a_failing_watch_fails_everybody(post: Post) -> None:
         assert isinstance(result, RedisError)
     await post.admit(1)
     async with asyncio.timeout(1):
-        await post.arrivals.after("0-0")
+        await post.arrivals.after({STREAM: "0-0"})
 
 
 async def test_workers_are_counted_while_they_live(post: Post) -> None:
@@ -489,7 +489,7 @@ async def test_workers_are_counted_while_they_live(post: Post) -> None:
 async def test_lag_counts_what_is_not_settled(post: Post) -> None:
     """Lag is what is unread and what pends; its age is that of the oldest of either."""
     mailbox = await post.leased()
-    assert await lags(post.connections, [mailbox]) == [Lag(0, 0.0)]
+    assert await lags(post.connections, [mailbox]) == [Lag(0, 0.0, 0)]
 
     await post.admit(1, 2, 3)
     await asyncio.sleep(0.03)

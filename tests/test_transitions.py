@@ -243,5 +243,6 @@ def test_a_transition_keeps_to_itself_what_is_yours() -> None:
 
     assert repr(transition) == (
         "StatusTransition(event_id='evt_1', event_type='t', session_id='vs_1', "
-        "current='verified', previous=None, sequence=3, epoch=1)"
+        "current='verified', previous=None, sequence=3, epoch=1, "
+        "replay=None)"
     )

@@ -75,10 +75,16 @@ def test_round_trip(change: SessionChange, previous: str | None, sequence: int, 
     )
 
     found = msgspec.structs.asdict(transition)
-    known = [found.pop(name) for name in ("previous", "sequence", "epoch", "expected")]
+    known = [found.pop(name) for name in ("previous", "sequence", "epoch", "expected", "replay")]
     assert isinstance(transition, StatusTransition)
     assert found == msgspec.structs.asdict(change)
     assert known[:3] == [previous, sequence, epoch]
+    assert known[4] is None
+
+
+def test_a_copy_says_which_replay_it_is_of() -> None:
+    """An entry that was copied for a handler comes out as part of its replay."""
+    assert unpack(entry(replay=b"20260101T0000-ab")).replay == "20260101T0000-ab"
 
 
 @pytest.mark.parametrize(

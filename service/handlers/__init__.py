@@ -6,7 +6,9 @@ handler is called is `dispatch`'s business.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,7 +17,10 @@ from typing import Protocol
 from ..errors import ConfigError
 from ..transitions import StatusTransition
 
-BUILT_IN = {"log": "service.handlers.log:open"}
+BUILT_IN = {
+    name: f"{__name__}.{name}:open"
+    for name in ("kafka", "log", "nats", "rabbitmq", "redis_stream", "sqs")
+}
 ENTRY_POINT_GROUP = "verification_handlers"
 
 
@@ -45,31 +50,75 @@ def find(names: Sequence[str]) -> dict[str, OpenHandler]:
     Raises:
         ConfigError: Some name means nothing, or cannot be imported; all are reported at once.
     """
-    installed = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
-    known = installed | BUILT_IN
+    known = _known()
     found: dict[str, OpenHandler] = {}
     problems = []
     for name in names:
         try:
             found[name] = _import(known.get(name, name))
         except _UnknownError as error:
+            extra = f", it comes with the extra {name}" if name in BUILT_IN else ""
             listed = ", ".join(sorted(known))
-            problems.append(f"HANDLERS: {name}: {error}; known names are {listed}")
+            problems.append(f"HANDLERS: {name}: {error}{extra}; known names are {listed}")
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def origin(name: str) -> str:
+    """Return where a handler comes from, as `package.module:name`."""
+    return _known().get(name, name)
 
 
 @asynccontextmanager
 async def open_all(
     openers: Mapping[str, OpenHandler], environ: Mapping[str, str]
 ) -> AsyncIterator[dict[str, Handler]]:
-    """Open every handler, and close them in reverse."""
+    """Open every handler, and close them in reverse.
+
+    Raises:
+        ConfigError: What a handler opens cannot be called, or its own settings are wrong.
+    """
     async with AsyncExitStack() as stack:
         yield {
-            name: await stack.enter_async_context(opener(environ))
+            name: _awaitable(name, await stack.enter_async_context(opener(environ)))
             for name, opener in openers.items()
         }
+
+
+async def examine(handler: Handler) -> bool:
+    """Let a handler look at its queue, if it can; say whether it could.
+
+    Raises:
+        ConfigError: Its configuration cannot be right.
+        ConnectionError: Its queue cannot be reached, now.
+    """
+    check: Callable[[], Awaitable[None]] | None = getattr(handler, "check", None)
+    if check is None:
+        return False
+    await check()
+    return True
+
+
+def _known() -> dict[str, str]:
+    installed = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return installed | BUILT_IN
+
+
+def _awaitable(name: str, handler: Handler) -> Handler:
+    """Return *handler*, run in a thread when it is a plain callable."""
+    if not callable(handler):
+        raise ConfigError([f"HANDLERS: {name}: what it opens cannot be called"])
+    call = handler if inspect.isroutine(handler) else handler.__call__
+    if inspect.iscoroutinefunction(call):
+        return handler
+
+    plain: Callable[[StatusTransition], object] = handler
+
+    async def in_thread(transition: StatusTransition) -> None:
+        await asyncio.to_thread(plain, transition)
+
+    return in_thread
 
 
 class _UnknownError(Exception):

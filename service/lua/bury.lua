@@ -1,19 +1,23 @@
 #!lua flags=allow-oom
 -- Move an entry to the handler's dead letters and settle it, in one step, while the lease is ours.
--- Of an entry that is gone from the stream only its id is left to bury.
+-- Of an entry that is gone from its stream only its id is left to bury.
 --
--- KEYS  1  the partition's stream of transitions; 2  the lease; 3  the handler's dead letters
--- ARGV  1  token; 2  group; 3  entry id; 4  reason; 5  error class; 6  attempts
--- Returns false when the lease is not ours, else the number of dead letters now held.
+-- KEYS  1  the lease; 2  the stream it is in; 3  the handler's dead letters
+-- ARGV  1  token; 2  group; 3  1 when it goes when it is settled; 4  entry id; 5  reason
+--       6  error class; 7  attempts; 8  most dead letters
+-- Returns false when the lease is not ours, else the number of dead letters now held, or 0 when
+-- there is no room for another and the entry is where it was.
 
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return false end
-local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
+if redis.call('XLEN', KEYS[3]) >= tonumber(ARGV[8]) then return 0 end
+local entry = redis.call('XRANGE', KEYS[2], ARGV[4], ARGV[4])[1]
 local fields = entry and entry[2] or {}
-for _, field in ipairs({'entry_id', ARGV[3], 'reason', ARGV[4], 'error', ARGV[5], 'attempts', ARGV[6]}) do
+for _, field in ipairs({'entry_id', ARGV[4], 'reason', ARGV[5], 'error', ARGV[6], 'attempts', ARGV[7]}) do
   fields[#fields + 1] = field
 end
 -- A call repeated after a lost reply finds it settled, and makes no second letter.
-if redis.call('XACK', KEYS[1], ARGV[2], ARGV[3]) == 1 then
+if redis.call('XACK', KEYS[2], ARGV[2], ARGV[4]) == 1 then
   redis.call('XADD', KEYS[3], '*', unpack(fields))
 end
-return redis.call('XLEN', KEYS[3])
+if ARGV[3] == '1' then redis.call('XDEL', KEYS[2], ARGV[4]) end
+return math.max(1, redis.call('XLEN', KEYS[3]))

@@ -1,10 +1,10 @@
 #!lua flags=no-writes
 -- Measure what one handler has not settled in one partition. Reads only.
 --
--- KEYS  1  the partition's stream of transitions
+-- KEYS  1  the partition's stream of transitions; 2  the handler's dead letters
 -- ARGV  1  group
 -- Returns {entries not settled, or -1 when Redis does not know; milliseconds since the oldest of
--- them was admitted, or 0 when there is none}.
+-- them was admitted, or 0 when there is none; dead letters}.
 
 local time = redis.call('TIME')
 
@@ -23,7 +23,8 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
       first = found and found[1]
     end
     local lag = described['lag']
-    return {lag and lag + described['pending'] or -1, first and age_ms(first) or 0}
+    local unsettled = lag and lag + described['pending'] or -1
+    return {unsettled, first and age_ms(first) or 0, redis.call('XLEN', KEYS[2])}
   end
 end
 return redis.error_reply('NOGROUP the handler has no group')

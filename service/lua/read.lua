@@ -2,17 +2,30 @@
 -- Read new entries for one handler, while the lease is ours. Fenced, because a plain read by a
 -- worker that was paused past its lease would hide entries from the new owner.
 --
--- KEYS  1  the partition's stream of transitions; 2  the lease
+-- KEYS  1  the lease; 2  the partition's stream of transitions; 3  the handler's replays
 -- ARGV  1  token; 2  group; 3  consumer; 4  most entries
--- Returns false when the lease is not ours, else a list of {entry id, fields}; when there is
--- nothing new, the id of the last entry the group has read.
+-- Returns false when the lease is not ours, else {entries, last ids}: up to so many {entry id,
+-- fields}, and, when there are none, the last id the group has read of each stream.
 
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return false end
-local found = redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4],
-  'STREAMS', KEYS[1], '>')
-if found then return found[1][2] end
-for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  local described = {}
-  for i = 1, #group, 2 do described[group[i]] = group[i + 1] end
-  if described['name'] == ARGV[2] then return described['last-delivered-id'] end
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
+
+local function last_read(stream)
+  if redis.call('EXISTS', stream) == 0 then return '0-0' end
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local described = {}
+    for i = 1, #group, 2 do described[group[i]] = group[i + 1] end
+    if described['name'] == ARGV[2] then return described['last-delivered-id'] end
+  end
+  return '0-0'
 end
+
+local entries, most = {}, tonumber(ARGV[4])
+for i = 2, 3 do
+  if most > #entries and (i == 2 or redis.call('EXISTS', KEYS[i]) == 1) then
+    local found = redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', most - #entries,
+      'STREAMS', KEYS[i], '>')
+    for _, entry in ipairs(found and found[1][2] or {}) do entries[#entries + 1] = entry end
+  end
+end
+if #entries > 0 then return {entries, {}} end
+return {entries, {last_read(KEYS[2]), last_read(KEYS[3])}}

@@ -1,0 +1,144 @@
+"""The `redis_stream` handler: XADD to a stream of any Redis or Valkey, the ledger's or another.
+
+A guard key beside the stream makes a repeat harmless for as long as the guard lives. In Cluster
+both share the stream's slot.
+"""
+# ruff: noqa: RUF009 (each call in the body of the settings makes a dataclass field)
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from redis.exceptions import (
+    AuthenticationError,
+    ClusterDownError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from .. import messages, variables
+from ..coalesce import Coalescer
+from ..connections import Connections, Script, ScriptCall, connect
+from ..errors import ConfigError, Undeliverable
+from ..secret import Secret
+from ..transitions import StatusTransition
+from . import Handler
+from .link import Link, RefusedError
+
+MOST_PER_FLIGHT = 128
+
+_APPEND = Script("append_guarded")
+# Redis cannot take anything from anybody at the moment: a replica, full, or without a majority.
+_PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
+_REFUSED = (AuthenticationError, NoPermissionError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedisStreamSettings:
+    """What the `redis_stream` handler needs."""
+
+    redis_stream_url: Secret[str] = variables.setting(
+        Secret("redis://127.0.0.1:6379/0"), variables.hidden(variables.REDIS_URL), "Its Redis"
+    )
+    redis_stream_name: str = variables.setting(
+        "verifications", variables.matching(r"[!-z|~]{1,256}", "a key without braces"), "Its key"
+    )
+    redis_stream_max_entries: int = variables.whole(
+        0, 0, 10**12, "Entries it is trimmed to, roughly; 0 for never"
+    )
+    redis_stream_guard_s: int = variables.whole(
+        86_400, 1, 31_536_000, "Seconds for which a repeat is not appended again"
+    )
+
+
+class _Line(NamedTuple):
+    """The clients, and what gathers appends for one round trip."""
+
+    connections: Connections
+    appends: Coalescer[ScriptCall, Any]
+
+
+class RedisStream:
+    """Appends each transition once."""
+
+    def __init__(self, settings: RedisStreamSettings) -> None:
+        self._settings = settings
+        lost = (RedisConnectionError, RedisTimeoutError, RedisClusterException, *_PASSING, OSError)
+        self._link = Link(self._connect, lost=lost)
+
+    async def __call__(self, transition: StatusTransition) -> None:
+        """Append the message, unless its guard says that it is there."""
+        call = self._append(messages.message(transition))
+        async with self._link.use() as line:
+            try:
+                await line.appends.submit(call)
+            except _PASSING:
+                raise
+            except ResponseError as error:
+                raise _refused(error) from None
+
+    async def check(self) -> None:
+        """Ask whether the key can be a stream of ours.
+
+        Raises:
+            ConfigError: It holds something else, or Redis refuses the credentials.
+            ConnectionError: Redis does not answer.
+        """
+        async with self._link.examine() as line:
+            try:
+                kind = await line.connections.client.type(self._settings.redis_stream_name)
+            except _REFUSED:
+                raise RefusedError("REDIS_STREAM_URL: Redis refuses the credentials") from None
+        if kind not in (b"none", b"stream"):
+            raise ConfigError(["REDIS_STREAM_NAME: the key holds something else"])
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._link.close()
+
+    def _append(self, message: messages.Message) -> ScriptCall:
+        stream = self._settings.redis_stream_name
+        guard = f"{{{stream}}}:guard:{message.deduplication_id}"
+        limits = (self._settings.redis_stream_guard_s, self._settings.redis_stream_max_entries)
+        fields = [part for pair in message.headers.items() for part in pair]
+        return ScriptCall(_APPEND, [stream, guard], [*limits, *fields, "body", message.body])
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[_Line]:
+        try:
+            async with connect(self._settings.redis_stream_url) as connections:
+
+                async def fly(calls: list[ScriptCall]) -> Sequence[Any]:
+                    return await connections.run(calls)
+
+                yield _Line(connections, Coalescer(fly, most=MOST_PER_FLIGHT))
+        except ConfigError:
+            raise RefusedError("REDIS_STREAM_URL: not a usable URL") from None
+
+
+@asynccontextmanager
+async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A001 - the protocol's word
+    """Yield the handler; connections are made on first use."""
+    handler = RedisStream(variables.read(RedisStreamSettings, environ))
+    try:
+        yield handler
+    finally:
+        await handler.close()
+
+
+def _refused(error: RedisError) -> Exception:
+    """Tell what no repeat can mend from what an operator or time may."""
+    if str(error).startswith("WRONGTYPE"):
+        return Undeliverable("not_a_stream")
+    return RuntimeError(type(error).__name__)

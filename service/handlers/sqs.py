@@ -1,0 +1,216 @@
+"""The `sqs` handler: FIFO queues with the session as group, standard queues as they are.
+
+Needs the `sqs` extra. The queue is yours. What is not set here of region and credentials comes
+from where AWS's own tools take it.
+"""
+
+# ruff: noqa: RUF009 (each call in the body of the settings makes a dataclass field)
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+)
+from botocore.parsers import ResponseParserError
+
+from .. import messages, variables
+from ..errors import ConfigError, Undeliverable
+from ..secret import Secret
+from ..transitions import StatusTransition
+from . import Handler
+from .link import CONNECT_TIMEOUT_S, PUBLISH_TIMEOUT_S, Link, RefusedError, silence
+
+FIFO_SUFFIX = ".fifo"
+CONNECTIONS = 64
+# Of body and attributes together; a queue of a lower limit says so itself.
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
+MOST_BYTES = 1_048_576
+
+_URL = r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/[!-~]+"
+_REGION = re.compile(r"(?:^|\.)sqs(?:-fips)?\.([a-z0-9-]+)\.")
+_TOO_LARGE = "must be shorter than"
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
+_PERMANENT = {
+    "AWS.SimpleQueueService.NonExistentQueue": "no_such_queue",
+    "QueueDoesNotExist": "no_such_queue",
+    "InvalidAddress": "no_such_queue",
+    "InvalidMessageContents": "message_refused",
+    "InvalidParameterValue": "message_refused",
+}
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
+_NOT_OURS = frozenset(
+    {
+        "AccessDenied",
+        "AccessDeniedException",
+        "ExpiredTokenException",
+        "InvalidClientTokenId",
+        "InvalidSecurity",
+        "MissingAuthenticationToken",
+        "NotAuthorized",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    }
+)
+_THROTTLED = frozenset(
+    {"KmsThrottled", "RequestThrottled", "Throttling", "ThrottlingException", "OverLimit"}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SqsSettings:
+    """What the `sqs` handler needs."""
+
+    sqs_queue_url: str = variables.setting(
+        "", variables.matching(_URL, "a queue's URL"), "Its queue, where it is also sent to"
+    )
+    sqs_region: str = variables.setting(
+        "", variables.matching(r"[a-z0-9-]{1,32}", "a region"), "Its region, if not in the URL"
+    )
+    sqs_access_key_id: str = variables.setting(
+        "", variables.matching(r"\w{1,128}", "a key's id"), "Access key; empty for AWS's own ways"
+    )
+    sqs_secret_access_key: Secret[str] = variables.setting(
+        Secret(""), variables.hidden(variables.matching(r"[!-~]+", "a key")), "Its secret"
+    )
+
+
+class Sqs:
+    """Sends each transition and waits until the queue has it."""
+
+    def __init__(self, settings: SqsSettings) -> None:
+        self._settings = settings
+        self._is_fifo = settings.sqs_queue_url.endswith(FIFO_SUFFIX)
+        # The client is a pool of connections that mends itself: no error ends it.
+        self._link = Link(self._connect, lost=())
+
+    async def __call__(self, transition: StatusTransition) -> None:
+        """Send; return when the queue has answered with the message's id."""
+        message = messages.message(transition)
+        if _size(message) > MOST_BYTES:
+            raise Undeliverable("message_too_large")
+        fifo = {
+            "MessageGroupId": message.key,
+            "MessageDeduplicationId": message.deduplication_id,
+        }
+        async with self._client() as client:
+            await client.send_message(
+                QueueUrl=self._settings.sqs_queue_url,
+                MessageBody=message.body.decode(),
+                MessageAttributes={
+                    name: {"DataType": "String", "StringValue": value}
+                    for name, value in message.headers.items()
+                },
+                **(fifo if self._is_fifo else {}),
+            )
+
+    async def check(self) -> None:
+        """Ask the queue for its name.
+
+        Raises:
+            ConfigError: There is no such queue, region or credential, or it is not ours to use.
+            ConnectionError: SQS does not answer.
+        """
+        try:
+            async with self._client() as client:
+                await client.get_queue_attributes(
+                    QueueUrl=self._settings.sqs_queue_url, AttributeNames=["QueueArn"]
+                )
+        except Undeliverable:
+            raise ConfigError(["SQS_QUEUE_URL: there is no such queue"]) from None
+        except RefusedError as error:
+            raise ConfigError([error.problem]) from None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._link.close()
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[Any]:
+        """Yield the client, and say in our words what it raises."""
+        try:
+            async with self._link.use() as client:
+                yield client
+        except ClientError as error:
+            raise _refused(error) from None
+        except (NoCredentialsError, PartialCredentialsError):
+            raise RefusedError("SQS_ACCESS_KEY_ID: there are no credentials") from None
+        except NoRegionError:
+            raise RefusedError("SQS_REGION: there is no region") from None
+        except (BotoCoreError, ResponseParserError) as error:
+            raise ConnectionError(type(error).__name__) from None
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[Any]:
+        settings = self._settings
+        url = urlsplit(settings.sqs_queue_url)
+        region = _REGION.search(url.netloc)
+        async with get_session().create_client(
+            "sqs",
+            endpoint_url=f"{url.scheme}://{url.netloc}",
+            region_name=settings.sqs_region or (region and region[1]),
+            aws_access_key_id=settings.sqs_access_key_id or None,
+            aws_secret_access_key=settings.sqs_secret_access_key.reveal() or None,
+            config=AioConfig(
+                connect_timeout=CONNECT_TIMEOUT_S,
+                # Before the link's, which would take the client from all who use it.
+                read_timeout=PUBLISH_TIMEOUT_S - 1,
+                # Trying again is the dispatcher's business.
+                retries={"total_max_attempts": 1},
+                max_pool_connections=CONNECTIONS,
+            ),
+        ) as client:
+            yield client
+
+
+@asynccontextmanager
+async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A001 - the protocol's word
+    """Yield the handler; connections are made on first use.
+
+    Raises:
+        ConfigError: SQS_QUEUE_URL is missing, or settings are wrong.
+    """
+    settings = variables.read(SqsSettings, environ)
+    if not settings.sqs_queue_url:
+        raise ConfigError(["SQS_QUEUE_URL: expected a queue's URL"])
+    if bool(settings.sqs_access_key_id) != bool(settings.sqs_secret_access_key.reveal()):
+        raise ConfigError(["SQS_ACCESS_KEY_ID: expected together with SQS_SECRET_ACCESS_KEY"])
+    silence("aiobotocore", "botocore")
+    handler = Sqs(settings)
+    try:
+        yield handler
+    finally:
+        await handler.close()
+
+
+def _size(message: messages.Message) -> int:
+    attributes = (f"{name}String{value}" for name, value in message.headers.items())
+    return len(message.body) + sum(len(one.encode()) for one in attributes)
+
+
+def _refused(error: ClientError) -> Exception:
+    """Tell what no repeat can mend from what an operator or time may."""
+    found = error.response.get("Error", {})
+    code = str(found.get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _THROTTLED or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return ConnectionError("SQS is busy or has a fault")
+    if code in _NOT_OURS or status == HTTPStatus.FORBIDDEN:
+        return RefusedError("SQS_QUEUE_URL: the credentials are refused, or not for this queue")
+    if code in _PERMANENT:
+        too_large = _TOO_LARGE in str(found.get("Message", ""))
+        return Undeliverable("message_too_large" if too_large else _PERMANENT[code])
+    return RuntimeError("refused by SQS")

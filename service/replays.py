@@ -1,0 +1,169 @@
+"""Dead letters and the past: found, handed to a handler again, or dropped.
+
+What is replayed goes onto a stream that the handler's worker reads beside the new mail, so order,
+retries and settling stay the worker's business. How letters come to be is in `mailbox`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from . import wire
+from .connections import Connections, Script
+from .layout import Keys
+from .transitions import StatusTransition
+
+MOST_PER_CALL = 200
+
+_REPLAY = Script("replay")
+
+
+class Wanted(NamedTuple):
+    """Which entries are meant; None means any.
+
+    Attributes:
+        session_id: Of this session.
+        event_type: Of this type, whole.
+        reason: Buried for this reason.
+        since: Not before this time.
+    """
+
+    session_id: str | None = None
+    event_type: str | None = None
+    reason: str | None = None
+    since: datetime | None = None
+
+    def covers(self, transition: StatusTransition | None, reason: str | None) -> bool:
+        """Say whether an entry is meant, but for its time."""
+        if self.reason is not None and reason != self.reason:
+            return False
+        if transition is None:
+            return self.session_id is None and self.event_type is None
+        return self.session_id in (None, transition.session_id) and self.event_type in (
+            None,
+            transition.event_type,
+        )
+
+
+class Entry(NamedTuple):
+    """One entry of a stream: a dead letter, or a transition of the past.
+
+    Attributes:
+        id: `<partition>-<entry id>`, by which the commands name it.
+        partition: Where it is.
+        entry_id: Its id in its stream.
+        at: When it came there.
+        transition: What it is about; None when it cannot be read.
+        reason: Why it was buried; None for the past.
+        error: The class of the last error.
+        attempts: How often it was tried.
+    """
+
+    id: str
+    partition: int
+    entry_id: str
+    at: datetime
+    transition: StatusTransition | None
+    reason: str | None
+    error: str | None
+    attempts: int
+
+
+async def letters(
+    connections: Connections, keys: Keys, handler: str, wanted: Wanted
+) -> AsyncIterator[Entry]:
+    """Yield a handler's dead letters, oldest first in each partition."""
+    for partition in range(keys.partitions):
+        stream = keys.dead(partition, handler)
+        async for entry in _entries(connections, stream, partition, wanted):
+            yield entry
+
+
+async def past(connections: Connections, keys: Keys, wanted: Wanted) -> AsyncIterator[Entry]:
+    """Yield what the streams of transitions still hold, oldest first in each partition."""
+    for partition in range(keys.partitions):
+        async for entry in _entries(connections, keys.transitions(partition), partition, wanted):
+            yield entry
+
+
+async def replay(
+    connections: Connections, keys: Keys, handler: str, entries: Sequence[Entry], *, name: str
+) -> int:
+    """Hand entries of one partition to a handler again; return how many were still there.
+
+    Dead letters are no more once they are replayed; the past stays where it is.
+
+    Args:
+        connections: Open clients.
+        keys: The layout.
+        handler: The handler's name.
+        entries: Dead letters of that handler, or transitions of the past; not both.
+        name: The replay's name, which every message of it carries.
+    """
+    partition, are_dead = entries[0].partition, entries[0].reason is not None
+    source = keys.dead(partition, handler) if are_dead else keys.transitions(partition)
+    streams = [source, keys.replays(partition, handler)]
+    entry_ids = [entry.entry_id for entry in entries]
+    return int(
+        await connections.run_one(_REPLAY, streams, [handler, name, int(are_dead), *entry_ids])
+    )
+
+
+async def drop(connections: Connections, keys: Keys, handler: str, entries: Sequence[Entry]) -> int:
+    """Delete dead letters of one partition; return how many were still there."""
+    stream = keys.dead(entries[0].partition, handler)
+    return int(await connections.client.xdel(stream, *(entry.entry_id for entry in entries)))
+
+
+def described(entry: Entry) -> dict[str, Any]:
+    """Return all that is known of an entry, flat, as builtin types for people and machines."""
+    found: dict[str, Any] = {
+        "id": entry.id,
+        "at": entry.at.isoformat(timespec="milliseconds"),
+        "reason": entry.reason,
+        "error": entry.error,
+        "attempts": entry.attempts,
+    }
+    if entry.transition is not None:
+        found |= msgspec.to_builtins(entry.transition)
+    return found
+
+
+async def _entries(
+    connections: Connections, stream: str, partition: int, wanted: Wanted
+) -> AsyncIterator[Entry]:
+    """Read a stream page by page, as it was when the reading began."""
+    first = "-" if wanted.since is None else str(int(wanted.since.timestamp() * 1000))
+    newest = await connections.client.xrevrange(stream, count=1)
+    last = newest[0][0] if newest else "-"
+    while page := await connections.client.xrange(stream, first, last, count=MOST_PER_CALL):
+        for entry_id, fields in page:
+            entry = _entry(partition, entry_id.decode(), fields)
+            if wanted.covers(entry.transition, entry.reason):
+                yield entry
+        first = f"({page[-1][0].decode()}"
+
+
+def _entry(partition: int, entry_id: str, fields: dict[bytes, bytes]) -> Entry:
+    def text(name: bytes) -> str | None:
+        found: Any = fields.get(name)
+        return None if found is None else found.decode()
+
+    try:
+        transition = wire.unpack(fields)
+    except ValueError:
+        transition = None
+    return Entry(
+        id=f"{partition}-{entry_id}",
+        partition=partition,
+        entry_id=entry_id,
+        at=datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, UTC),
+        transition=transition,
+        reason=text(b"reason"),
+        error=text(b"error"),
+        attempts=int(text(b"attempts") or 0),
+    )
