@@ -1,6 +1,7 @@
 """The message: a transition as CloudEvents 1.0 structured JSON, the same bytes on every queue.
 
-The form on our own streams is in `wire`; what a queue does with a message, in its handler.
+The form on our own streams is in `wire`; what a queue does with a message, in its handler; what
+its readers are promised, in `schema`.
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 """
 

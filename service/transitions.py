@@ -113,7 +113,7 @@ class StatusTransition(SessionChange, frozen=True, kw_only=True, gc=False):
         previous: The status before; None when the ledger had no memory of the session.
         sequence: 1, 2, 3 … without a gap within *epoch*.
         epoch: When the ledger's record of this session began, in Unix milliseconds.
-        expected: False when `FOLLOWS` does not list this step: an earlier event was missed.
+        expected: False when no such step is known: an earlier event was missed (see `FOLLOWS`).
         replay: Which replay this is part of, when an operator asked for it to come again.
     """
 

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, str] = {
     "connections": "errors secret",
     "layout": "connections errors",
     "ledger": "connections layout transitions",
-    "janitor": "connections layout",
+    "janitor": "connections layout metrics",
     "replays": "connections layout transitions wire",
     "arrivals": "connections tasks",
     "health": "config connections errors metrics",
@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, str] = {
     "receiver": "config events inbox secret signatures transitions",
     "handlers": "errors transitions",
     "messages": "transitions",
+    "schema": "messages transitions",
     "handlers.log": "config handlers transitions",
     "handlers.link": "errors secret variables",
     "handlers.redis_stream": (

@@ -144,6 +144,49 @@ def test_an_independent_reader_accepts_every_message(transition: StatusTransitio
 
 
 @given(transition=TRANSITIONS)
+def test_headers_repeat_the_body(transition: StatusTransition) -> None:
+    """What a router reads without parsing is what a consumer reads after it."""
+    message = messages.message(transition)
+    found = json.loads(message.body)
+    repeated = {name: found[name] for name in message.headers if name != "content-type"}
+
+    assert message.headers == {"content-type": messages.CONTENT_TYPE, **repeated}
+    assert (message.id, message.type, message.key) == (
+        found["id"],
+        found["type"],
+        found["partitionkey"],
+    )
+
+
+@given(transition=TRANSITIONS, replay=st.none() | WORD)
+def test_attributes_are_those_cloudevents_allows(
+    transition: StatusTransition, replay: str | None
+) -> None:
+    """Names are lower-case letters and digits, at most twenty; values are strings, never null."""
+    found = json.loads(messages.message(msgspec.structs.replace(transition, replay=replay)).body)
+    attributes = {name: value for name, value in found.items() if name != "data"}
+
+    assert all(re.fullmatch(r"[a-z0-9]{1,20}", name) for name in attributes)
+    assert all(isinstance(value, str) for value in attributes.values())
+    assert ("replay" in attributes) == (replay is not None)
+
+
+@given(
+    transition=TRANSITIONS, replays=st.lists(st.none() | WORD, min_size=2, max_size=2, unique=True)
+)
+def test_repeats_are_told_from_replays(
+    transition: StatusTransition, replays: list[str | None]
+) -> None:
+    """Two replays of one event are not dropped as repeats of it or of each other."""
+    one, other = (
+        messages.message(msgspec.structs.replace(transition, replay=replay)) for replay in replays
+    )
+
+    assert one.id == other.id
+    assert one.deduplication_id != other.deduplication_id
+
+
+@given(transition=TRANSITIONS)
 def test_time_is_utc_to_the_second_and_ends_in_z(transition: StatusTransition) -> None:
     """`time` has the one form that every reader of RFC 3339 knows."""
     sent = json.loads(messages.message(transition).body)
