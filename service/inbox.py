@@ -14,7 +14,7 @@ import random
 import secrets
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from . import metrics, wire
 from .coalesce import Coalescer
@@ -31,8 +31,11 @@ RETRY_CEILING_S = 0.5
 RETRY_FIRST_S = 0.02
 
 _ADMIT = Script("admit")
-_VALUES_PER_REPLY = 4
-_FULL = "full"
+_FULL, _BROKEN = "full", "broken"
+
+# A nonce is unique among all processes that ever ask, and cheap.
+_PROCESS = secrets.token_urlsafe(6)
+_NUMBERS = itertools.count()
 
 
 class Outcome(StrEnum):
@@ -44,6 +47,9 @@ class Outcome(StrEnum):
     EXPIRED = "expired"
     UNCHANGED = "unchanged"
     IGNORED = "ignored"
+
+
+_OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 
 
 class Admission(NamedTuple):
@@ -67,9 +73,8 @@ class _Request(NamedTuple):
     """One event on its way into the ledger."""
 
     partition: int
-    key: str
-    judged_by: tuple[str, ...]
-    packed: bytes
+    keys: tuple[str, str]
+    judged_by: tuple[str | int | bytes, ...]
     created: int
     deadline: float
 
@@ -118,77 +123,67 @@ class Inbox:
 
     def _request(self, event: Event, change: SessionChange) -> _Request:
         session = event.session
-        judged_by = (
-            event.id,
-            secrets.token_urlsafe(6),
-            str(event.created),
-            str(position(event.type, event.created, session)),
-            fingerprint(event.type, session),
-            change.current,
-        )
+        partition = self._keys.partition(session.id)
         return _Request(
-            partition=self._keys.partition(session.id),
-            key=self._keys.session(session.id),
-            judged_by=judged_by,
-            packed=wire.pack(change),
+            partition=partition,
+            keys=(self._keys.transitions(partition), self._keys.session(session.id)),
+            judged_by=(
+                event.id,
+                f"{_PROCESS}{next(_NUMBERS):x}",
+                event.created,
+                position(event.type, event.created, session),
+                fingerprint(event.type, session),
+                change.current,
+                wire.pack(change),
+            ),
             created=event.created,
             deadline=asyncio.get_running_loop().time() + self._deadline_s,
         )
 
     async def _fly(self, requests: list[_Request]) -> Sequence[Admission | Exception]:
-        """Ask the script once about each request still waited for, one call per partition."""
-        now = asyncio.get_running_loop().time()
-        answers: list[Admission | Exception] = [_AskAgain(Shortage.REDIS_SLOW) for _ in requests]
-        partitions: dict[int, list[int]] = {}
-        for i, request in enumerate(requests):
-            if request.deadline > now:
-                partitions.setdefault(request.partition, []).append(i)
+        """Ask the script once about each request still waited for, all in one call."""
         metrics.ADMISSION_BATCH.observe(len(requests))
-        calls = [
-            self._call(partition, [requests[i] for i in members])
-            for partition, members in partitions.items()
-        ]
-        replies = await self._connections.run(calls, replicas=self._replicas) if calls else []
-        for members, reply in zip(partitions.values(), replies, strict=True):
-            for i, answer in zip(members, _answers(reply, len(members)), strict=True):
-                answers[i] = _admission(answer, requests[i].created)
-        return answers
+        now = asyncio.get_running_loop().time()
+        asked = [request for request in requests if request.deadline > now]
+        answers = iter(await self._ask(asked) if asked else ())
+        overdue = _AskAgain(Shortage.REDIS_SLOW)
+        return [next(answers) if request.deadline > now else overdue for request in requests]
 
-    def _call(self, partition: int, requests: Sequence[_Request]) -> ScriptCall:
-        return ScriptCall(
+    async def _ask(self, requests: Sequence[_Request]) -> Sequence[Admission | Exception]:
+        call = ScriptCall(
             _ADMIT,
-            [self._keys.transitions(partition), *(request.key for request in requests)],
-            [
-                *self._policy,
-                *(value for request in requests for value in request.judged_by),
-                *(request.packed for request in requests),
-            ],
+            [key for request in requests for key in request.keys],
+            [*self._policy, *(value for request in requests for value in request.judged_by)],
         )
+        [reply] = await self._connections.run([call], replicas=self._replicas)
+        if isinstance(reply, Exception):
+            return [_failure(reply)] * len(requests)
+        return [
+            _admission(answer, request.created)
+            for answer, request in zip(reply, requests, strict=True)
+        ]
 
 
 class _AskAgain(Unavailable):
     """Redis did not say; the same nonce may ask again."""
 
 
-def _answers(reply: Any, events: int) -> Sequence[Any]:
-    """Part one call's reply into what it says to each of its *events*."""
-    if isinstance(reply, Exception):
-        metrics.REDIS_ERRORS.labels(shortage(reply)).inc()
-        return [reply] * events
-    return [reply[n : n + _VALUES_PER_REPLY] for n in range(0, len(reply), _VALUES_PER_REPLY)]
+def _failure(error: Exception) -> Unavailable:
+    """Return what a failed call means to its events; on a full server asking again is no use."""
+    reason = shortage(error)
+    metrics.REDIS_ERRORS.labels(reason).inc()
+    return Unavailable(reason) if reason is Shortage.REDIS_FULL else _AskAgain(reason)
 
 
-def _admission(answer: Any, created: int) -> Admission | Unavailable:
-    """Read what the script said to one event, or what became of the call."""
-    if isinstance(answer, Exception):
-        reason = shortage(answer)
-        # On a full server asking again is no use.
-        return Unavailable(reason) if reason is Shortage.REDIS_FULL else _AskAgain(reason)
-    outcome, sequence, previous, before = (value.decode() for value in answer)
+def _admission(answer: bytes, created: int) -> Admission | Unavailable:
+    """Read what the script said to one event."""
+    outcome, sequence, before, previous = answer.decode().split(" ", 3)
     if outcome == _FULL:
         return Unavailable(Shortage.BACKLOG_FULL)
+    if outcome == _BROKEN:
+        return _AskAgain(Shortage.REDIS_REFUSED)
     return Admission(
-        outcome=Outcome(outcome),
+        outcome=_OUTCOMES[outcome],
         sequence=int(sequence),
         previous=previous or None,
         contradicts=outcome == Outcome.LATE and created > created_at(int(before)),

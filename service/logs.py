@@ -7,6 +7,8 @@ stand in a line is decided in `redaction` and where it is logged.
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import contextlib
 import logging
 import sys
@@ -42,6 +44,7 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
         *([_json] if as_json else [_exception_as_text, _console(colors=is_terminal), _encode]),
     ]
     sink = _Sink(out)
+    atexit.register(sink.flush_now)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(least),
@@ -62,17 +65,31 @@ def _configure_libraries(handler: logging.Handler, level: int) -> None:
 
 
 class _Sink:
-    """Where lines go; a full disk or a closed pipe must not stop what was being reported on."""
+    """Where lines go; a full disk or a closed pipe must not stop what was being reported on.
+
+    The lines of one loop turn are written together, at its end. Where no loop runs, or not in
+    this thread, each is written at once.
+    """
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
+        self._lines: list[bytes] = []
 
     def write(self, line: bytes) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._out.write(line)
+        self._lines.append(line)
+        if len(self._lines) == 1:
+            try:
+                asyncio.get_running_loop().call_soon(self.flush_now)
+            except RuntimeError:
+                self.flush_now()
 
     def flush(self) -> None:
+        """Do nothing: structlog asks for it after each line."""
+
+    def flush_now(self) -> None:
+        lines, self._lines = self._lines, []
         with contextlib.suppress(OSError, ValueError):
+            self._out.write(b"".join(lines))
             self._out.flush()
 
 
@@ -94,7 +111,6 @@ class _Handler(logging.Handler):
         for process in self._processors:
             line = process(None, record.levelname.lower(), line)
         self._sink.write(line + b"\n")
-        self._sink.flush()
 
 
 def _raised(exc_info: ExcInfo) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -30,6 +31,8 @@ from .web import create_admin_app, create_app
 from .worker import Worker
 
 REDIS_WAIT_S = 10.0
+# Objects made since the last collection; the default of 700 costs a quarter of all time.
+COLLECT_EVERY = 50_000
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -96,6 +99,7 @@ async def _run(
             parts.append(asyncio.create_task(_work(ground, openers, environ, work, stopping)))
         watching = asyncio.create_task(ground.health.watch())
         ports = Ports(listeners[0].port if receive else None, admin.port)
+        _collect_rarely()
         started(ports)
         log.info("process.started", port=ports.web, admin_port=ports.admin, works=list(work))
         # A part that ends by itself has failed: it takes the others with it, in the same order.
@@ -185,6 +189,13 @@ def _cause(error: Exception) -> Exception:
     if not isinstance(error, ServiceError):
         log.critical("process.failed", exc_info=error)
     return error
+
+
+def _collect_rarely() -> None:
+    """Spare the collector what lives for ever; requests leave hardly anything it is needed for."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_EVERY, 20, 20)
 
 
 def _stopped_by_signals() -> asyncio.Event:

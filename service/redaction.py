@@ -55,6 +55,8 @@ _CREDENTIALS = re.compile(r"://[^@\s]{1,512}@")
 _UNRULY = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _DEEPEST = 12
 _MOST_CHARACTERS = 1000
+_NUMBERS = (bool, int, float)
+_WORD = 2**63
 
 
 def harmless(fields: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
@@ -63,6 +65,8 @@ def harmless(fields: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
     Fields whose name says that they are secret or personal are masked; texts are scrubbed. Of an
     exception its class is told, of bytes their number: either may quote a request.
     """
+    if _is_harmless(fields):
+        return dict(fields)
     found = {}
     for key, value in fields.items():
         name, is_forbidden = _name(str(key))
@@ -70,10 +74,34 @@ def harmless(fields: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
     return found
 
 
+def _is_harmless(fields: Mapping[Any, Any]) -> bool:
+    """Say whether one look at all of it together finds nothing to mend: the usual case."""
+    if not _are_plain(tuple(fields)):
+        return False
+    texts = []
+    for value in fields.values():
+        if isinstance(value, str):
+            texts.append(value)
+        elif value is not None and not (type(value) in _NUMBERS and -_WORD < value < _WORD):
+            return False
+    together = "".join(texts)
+    return len(together) < _MOST_CHARACTERS and together.isprintable() and not _is_telling(together)
+
+
+@lru_cache(maxsize=1024)
+def _are_plain(keys: tuple[Any, ...]) -> bool:
+    """Say whether keys may stand as they are."""
+    return all(isinstance(key, str) and _name(key) == (key, False) for key in keys)
+
+
+def _is_telling(text: str) -> bool:
+    """Say whether the expressions have to run at all: each match holds one of these."""
+    return "sec" in text or "k_" in text or "=" in text or "://" in text
+
+
 def scrub(text: str) -> str:
     """Return *text* without anything that looks like a secret, wherever it stands."""
-    # One cheap look decides whether the expressions run at all: each match holds one of these.
-    if "sec" in text or "k_" in text or "=" in text or "://" in text:
+    if _is_telling(text):
         return _CREDENTIALS.sub(f"://{MASK}@", _SECRETS.sub(MASK, text))
     return text
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 import secrets as randomness
 import time
@@ -41,6 +42,10 @@ OTHER_TYPE = "other"
 
 _REQUEST_ID = re.compile(rb"[0-9a-fA-F-]{8,64}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+# What is made here is unique among processes, and cheap.
+_PROCESS = randomness.token_hex(4)
+_NUMBERS = itertools.count()
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -191,7 +196,7 @@ class _Headers:
     def request_id(self) -> str:
         """The id given by whoever stands before us, else one made here."""
         if self._request_id is None:
-            self._request_id = randomness.token_hex(8)
+            self._request_id = f"{_PROCESS}{next(_NUMBERS):08x}"
         return self._request_id
 
 

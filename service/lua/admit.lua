@@ -1,31 +1,29 @@
 #!lua
--- Remember, judge and hand over: one atomic step for each event of one partition, in order.
+-- Remember, judge and hand over: one atomic step for each event, in order.
 -- No `flags`: on a full server Redis refuses the whole call before its first write.
 --
--- KEYS  1      the partition's stream of transitions
---       2..    the session's hash, one per event
+-- KEYS  two per event: its partition's stream of transitions, its session's hash; in Cluster all
+--       events of a call are of one partition
 -- ARGV  1      horizon in seconds: events created before it are expired
 --       2      retention in seconds of a session's hash after its last event
 --       3      most entries the stream may hold
---       then six per event: event id, nonce, created, position, fingerprint, current status
---       last one per event, in the same order: the packed change
--- Returns four per event: outcome, sequence, previous status, position before.
---         outcome: admitted, duplicate, late, unchanged, expired or full
+--       then seven per event: event id, nonce, created, position, fingerprint, current status,
+--       packed change
+-- Returns one text per event: "<outcome> <sequence> <position before or -> <previous status>".
+--         outcome: admitted, duplicate, late, unchanged, expired, full, or broken when an
+--         operator made something else of the session's record
 --
 -- A remembered event id holds "<outcome> <sequence> <created> <nonce>". The nonce lets a caller
 -- whose reply was lost ask again and hear its first answer.
 
 local PRUNED_ABOVE = 24
 
-local stream, horizon_s, retention_s, cap = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
+local horizon_s, retention_s, cap = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local time = redis.call('TIME')
 local oldest = tonumber(time[1]) - tonumber(horizon_s)
-local replies = {}
 
 local function reply(outcome, sequence, previous, position)
-  local n = #replies
-  replies[n + 1], replies[n + 2] = outcome, sequence or '0'
-  replies[n + 3], replies[n + 4] = previous or '', position or ''
+  return outcome .. ' ' .. (sequence or 0) .. ' ' .. (position or '-') .. ' ' .. (previous or '')
 end
 
 local function prune(session)
@@ -44,7 +42,7 @@ local function remember(session, event_id, outcome, sequence, created, nonce, ..
   prune(session)
 end
 
-local function admit(session, event_id, nonce, created, position, fingerprint, status, change)
+local function admit(stream, session, event_id, nonce, created, position, fingerprint, status, change)
   local known = redis.call('HMGET', session, event_id, 'position', 'fingerprint', 'status',
     'previous', 'sequence', 'epoch')
   local before, was, sequence = known[2], known[4], known[6] or '0'
@@ -83,10 +81,10 @@ local function admit(session, event_id, nonce, created, position, fingerprint, s
   return reply('admitted', sequence, previous, before)
 end
 
-local events = #KEYS - 1
-for i = 1, events do
-  local at = 3 + (i - 1) * 6
-  admit(KEYS[i + 1], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5],
-    ARGV[at + 6], ARGV[3 + events * 6 + i])
+local replies = {}
+for i = 1, #KEYS / 2 do
+  local at = 3 + (i - 1) * 7
+  local fine, answer = pcall(admit, KEYS[2 * i - 1], KEYS[2 * i], unpack(ARGV, at + 1, at + 7))
+  replies[i] = fine and answer or reply('broken')
 end
 return replies
