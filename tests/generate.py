@@ -1,28 +1,62 @@
-"""Writes what `deploy` says of the messages anew: `python -m tests.generate`, from the root.
+"""Writes anew what is told elsewhere too: `python -m tests.generate`, from the root.
 
-Holds no test; `test_schema` has those, and fails while a file is not what this would write.
+The schemas in deploy/, .env.example, and the README's tables of settings, all from the types and
+declarations. Holds no test; `test_generated` fails while a file is not what this would write.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
-from service import schema
+from service import config, schema, variables
+from service.handlers.kafka import KafkaSettings
+from service.handlers.nats import NatsSettings
+from service.handlers.rabbitmq import RabbitmqSettings
+from service.handlers.redis_stream import RedisStreamSettings
+from service.handlers.sqs import SqsSettings
+from service.variables import Row
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+README = ROOT / "README.md"
+ENV_EXAMPLE = ROOT / ".env.example"
+
+QUEUES = (RabbitmqSettings, NatsSettings, KafkaSettings, SqsSettings, RedisStreamSettings)
+
+
+def queue_settings() -> list[Row]:
+    """Return every setting of every queue's handler."""
+    return [row for declared in QUEUES for row in variables.describe(declared)]
 
 
 def generated() -> dict[Path, str]:
     """Return the text of every generated file by its path."""
-    documents = {
-        "asyncapi.yaml": schema.asyncapi(),
-        "status-transition.schema.json": schema.transition_schema(),
-    }
+    readme = README.read_text(encoding="utf-8")
+    readme = _with_table(readme, "settings", config.describe())
+    readme = _with_table(readme, "queues", queue_settings())
     return {
-        DEPLOY / name: json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        for name, document in documents.items()
+        DEPLOY / "asyncapi.yaml": _json(schema.asyncapi()),
+        DEPLOY / "status-transition.schema.json": _json(schema.transition_schema()),
+        ENV_EXAMPLE: variables.example([*config.describe(), *queue_settings()]),
+        README: readme,
     }
+
+
+def _json(document: object) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _with_table(text: str, name: str, rows: list[Row]) -> str:
+    """Put a table of settings between the marks of its name."""
+    lines = [f"| `{row.name}` | {row.default} | {row.description} |" for row in rows]
+    table = "\n".join(["| variable | default | meaning |", "|---|---|---|", *lines])
+    marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    found, count = marked.subn(lambda mark: f"{mark[1]}{table}\n{mark[2]}", text)
+    if count != 1:
+        raise ValueError(f"the README needs the marks of {name} once")
+    return found
 
 
 if __name__ == "__main__":

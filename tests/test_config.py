@@ -17,7 +17,6 @@ from service.errors import ConfigError
 from service.secret import Secret
 from service.variables import example
 
-ENV_EXAMPLE = Path(__file__).parent.parent / ".env.example"
 NOWHERE = Path(__file__) / "nowhere"
 NAMES = tuple(row.name for row in describe())
 CANARY = "canary-é7 \t"
@@ -397,11 +396,6 @@ def test_repr_shows_no_secret() -> None:
     shown = repr(load({SECRETS: "whsec_canary", "REDIS_URL": "redis://:canary@localhost"}))
     assert "canary" not in shown
     assert "partitions=8" in shown
-
-
-def test_the_example_is_up_to_date() -> None:
-    """`.env.example` is what the declarations say."""
-    assert ENV_EXAMPLE.read_text(encoding="utf-8") == example(describe())
 
 
 def test_the_example_names_every_setting_once() -> None:
