@@ -5,6 +5,7 @@ Finding, copying and deleting are done in `replays` and `janitor`; here they are
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from . import janitor, local, replays, terminal
+from . import janitor, layout, local, replays, terminal
 from .config import Settings
 from .connections import Connections, connect
 from .errors import ConfigError
@@ -38,11 +39,11 @@ class Since(click.ParamType[datetime]):
         """Return the time *value* means."""
         if isinstance(value, datetime):
             return value
-        if ago := _AGO.fullmatch(value):
-            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         try:
+            if ago := _AGO.fullmatch(value):
+                return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
             found = datetime.fromisoformat(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             self.fail("expected a time like 2026-01-31T12:00, or 90m, 12h, 3d ago", param, ctx)
         return found if found.tzinfo else found.replace(tzinfo=UTC)
 
@@ -132,6 +133,7 @@ def replay_letters(
 
     May be interrupted and called again: what has been handed over is no dead letter any more.
     """
+    _is_configured(handler)
     wanted = Wanted(session_id=session_id, reason=reason, since=since)
     _something_is_named(letters, wanted, everything=everything)
     name = _name()
@@ -145,7 +147,9 @@ def replay_letters(
 
             return await _in_chunks(found, hand_over, "replaying")
 
-    _print_outcome({"replay": name, "replayed": terminal.asking_redis(work)}, as_json=as_json)
+    replayed = terminal.asking_redis(work)
+    _print_outcome({"replay": name, "replayed": replayed}, as_json=as_json)
+    _all_were_there(letters, replayed)
 
 
 @dead.command()
@@ -179,7 +183,9 @@ def drop(
 
             return await _in_chunks(found, delete, "dropping")
 
-    _print_outcome({"dropped": terminal.asking_redis(work)}, as_json=as_json)
+    dropped = terminal.asking_redis(work)
+    _print_outcome({"dropped": dropped}, as_json=as_json)
+    _all_were_there(letters, dropped)
 
 
 @click.command()
@@ -198,9 +204,7 @@ def replay(
     as_json: bool,
 ) -> None:
     """Hand a HANDLER the past: what the streams still hold, marked as a replay."""
-    settings = Settings.from_environ(local.environment())
-    if handler not in settings.handlers:
-        raise ConfigError([f"{handler} is not among HANDLERS: nobody would take the replay"])
+    _is_configured(handler)
     wanted = Wanted(session_id=session_id, event_type=event_type, since=since)
     _something_is_named((), wanted, everything=everything)
     name = _name()
@@ -248,6 +252,8 @@ def retire(handler: str) -> None:
 
     async def work() -> int:
         async with _opened() as (connections, keys):
+            if await janitor.works(connections, keys, handler):
+                terminal.fail(["a worker still works for it: stop it first"], terminal.FOUND_WRONG)
             return await janitor.retire(connections, keys, handler)
 
     if not terminal.asking_redis(work):
@@ -266,8 +272,11 @@ async def _in_chunks(
             nonlocal done
             if chunk:
                 done += await act(chunk)
-                progress.update(bar, completed=done)
+                progress.update(bar, description=f"{what}: {done}")
                 chunk.clear()
+                if (task := asyncio.current_task()) and task.cancelling():
+                    # Said again, should a client of Redis have kept Ctrl-C to itself.
+                    raise asyncio.CancelledError
 
         async for entry in found:
             if len(chunk) == MOST_PER_CALL or (chunk and chunk[0].partition != entry.partition):
@@ -281,6 +290,16 @@ async def _among(found: AsyncIterator[Entry], ids: Sequence[str]) -> AsyncIterat
     async for entry in found:
         if not ids or entry.id in ids:
             yield entry
+
+
+def _is_configured(handler: str) -> None:
+    if handler not in Settings.from_environ(local.environment()).handlers:
+        raise ConfigError([f"{handler} is not among HANDLERS: nobody would take the replay"])
+
+
+def _all_were_there(ids: Sequence[str], done: int) -> None:
+    if done < (named := len({*ids})):
+        terminal.fail([f"{named - done} of the named could not be found"], terminal.FOUND_WRONG)
 
 
 def _something_is_named(ids: Sequence[str], wanted: Wanted, *, everything: bool) -> None:
@@ -309,5 +328,9 @@ def _print_outcome(outcome: dict[str, object], *, as_json: bool) -> None:
 async def _opened() -> AsyncIterator[tuple[Connections, Keys]]:
     """Yield clients and keys by the settings."""
     settings = Settings.from_environ(local.environment())
+    keys = Keys(settings.redis_prefix, settings.partitions)
     async with connect(settings.redis_url) as connections:
-        yield connections, Keys(settings.redis_prefix, settings.partitions)
+        # With another number of partitions some mail would never be seen; a look claims nothing.
+        if await connections.client.exists(keys.layout):
+            await layout.guard(connections, keys)
+        yield connections, keys

@@ -112,7 +112,9 @@ class Mailbox:
 
     def lag_call(self) -> ScriptCall:
         """Return the call that measures what is not settled."""
-        return ScriptCall(_LAG, [self._new.stream, self._dead], [self.handler])
+        return ScriptCall(
+            _LAG, [self._new.stream, self._replays.stream, self._dead], [self.handler]
+        )
 
     def leased(self, until: float) -> None:
         """Note that the lease is ours *until* then, in the event loop's time."""
@@ -265,7 +267,7 @@ class Lag(NamedTuple):
     """What one handler has not settled in one partition.
 
     Attributes:
-        entries: How many; None when Redis does not know.
+        entries: How many, replays included; None when Redis does not know.
         oldest_s: Seconds since the oldest of them was admitted; 0 when there is none.
         dead: How many dead letters there are.
     """

@@ -109,6 +109,11 @@ DEAD_LETTERS = Gauge(
     ["handler"],
     registry=REGISTRY,
 )
+ORPHAN_GROUPS = Gauge(
+    "idv_orphan_groups",
+    "Handlers that are no longer configured, but whose unsettled transitions hold trimming.",
+    registry=REGISTRY,
+)
 OLDEST_SECONDS = Gauge(
     "idv_oldest_unsettled_seconds",
     "Age of the oldest transition not yet settled in those partitions, by handler.",

@@ -137,7 +137,7 @@ async def _entries(
     connections: Connections, stream: str, partition: int, wanted: Wanted
 ) -> AsyncIterator[Entry]:
     """Read a stream page by page, as it was when the reading began."""
-    first = "-" if wanted.since is None else str(int(wanted.since.timestamp() * 1000))
+    first = "-" if wanted.since is None else _first_id(wanted.since)
     newest = await connections.client.xrevrange(stream, count=1)
     last = newest[0][0] if newest else "-"
     while page := await connections.client.xrange(stream, first, last, count=MOST_PER_CALL):
@@ -146,6 +146,10 @@ async def _entries(
             if wanted.covers(entry.transition, entry.reason):
                 yield entry
         first = f"({page[-1][0].decode()}"
+
+
+def _first_id(since: datetime) -> str:
+    return str(max(0, int(since.timestamp() * 1000)))
 
 
 def _entry(partition: int, entry_id: str, fields: dict[bytes, bytes]) -> Entry:

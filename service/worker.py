@@ -26,7 +26,7 @@ from .connections import Connections, shortage
 from .dispatch import Dispatcher
 from .errors import Shortage
 from .handlers import Handler
-from .janitor import trim
+from .janitor import Janitor
 from .layout import Keys, open_groups
 from .mailbox import Lag, LeaseLostError, Mailbox, announce, lags, lease
 from .retries import RetryPolicy
@@ -39,7 +39,6 @@ SHORTEST_TURN_S = 0.02
 ANNOUNCED_PER_TTL = 2 / 3
 RESTART_PAUSE_S = 1.0
 MEASURE_EVERY_S = 15.0
-TRIM_EVERY_S = 60.0
 DAY_S = 86_400
 # Told again every turn, forgotten when nobody tells any more.
 CIRCUIT_TOLD_S = 5
@@ -75,11 +74,16 @@ class Worker:
         self._circuits = {
             handler: Circuit(handler, first_s=settings.retry_first_s) for handler in handlers
         }
+        self._janitor = Janitor(
+            connections,
+            keys,
+            handlers=settings.handlers,
+            retention_s=settings.stream_retention_days * DAY_S,
+        )
         self._arrivals = [Arrivals(connections, p) for p in range(keys.partitions)]
         self._tenures: dict[tuple[str, int], _Tenure] = {}
         self._turn_s = min(LONGEST_TURN_S, settings.lease_ttl_s / RENEWALS_PER_TTL)
         self._measured_at = float("-inf")
-        self._trimmed_at = float("-inf")
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until *stopping* is set; then settle what is in hand and give everything up."""
@@ -97,7 +101,7 @@ class Worker:
             await self._renew()
             waits += [await self._take_share(handler) for handler in self._handlers]
             await self._measure()
-            await self._tidy()
+            await self._janitor.tidy({partition for _, partition in self._tenures})
             await self._tell_of_circuits()
         except (RedisError, OSError) as error:
             metrics.REDIS_ERRORS.labels(shortage(error)).inc()
@@ -105,18 +109,6 @@ class Worker:
         for handler in self._handlers:
             metrics.LEASES_HELD.labels(handler).set(len(self._held(handler)))
         return min(waits)
-
-    async def _tidy(self) -> None:
-        """Trim, now and then, the partitions worked here."""
-        now = asyncio.get_running_loop().time()
-        if now < self._trimmed_at + TRIM_EVERY_S:
-            return
-        self._trimmed_at = now
-        partitions = {partition for _, partition in self._tenures}
-        retention_s = self._settings.stream_retention_days * DAY_S
-        removed = await trim(self._connections, self._keys, partitions, retention_s=retention_s)
-        if removed:
-            log.info("stream.trimmed", entries=removed)
 
     async def _tell_of_circuits(self) -> None:
         """Let `check` see which queues cannot be reached from here."""

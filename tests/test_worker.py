@@ -198,7 +198,9 @@ class Site:
 
     def kill(self, one: Worker) -> None:
         """End a worker as SIGKILL would: without a word to Redis."""
-        task, _ = self._tasks.pop(one)
+        task, stopping = self._tasks.pop(one)
+        # A client of Redis may keep a cancellation to itself.
+        stopping.set()
         for tenure in one._tenures.values():
             tenure.mailbox.release = _nothing  # type: ignore[method-assign]
             tenure.abandon()

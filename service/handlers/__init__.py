@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextvars import copy_context
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import ConfigError
 from ..transitions import StatusTransition
@@ -66,8 +68,12 @@ def find(names: Sequence[str]) -> dict[str, OpenHandler]:
 
 
 def origin(name: str) -> str:
-    """Return where a handler comes from, as `package.module:name`."""
-    return _known().get(name, name)
+    """Return where a handler comes from: `package.module:name`, and what installed it."""
+    if name not in BUILT_IN:
+        for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+            installed = f" of {point.dist.name} {point.dist.version}" if point.dist else ""
+            return point.value + installed
+    return BUILT_IN.get(name, name)
 
 
 @asynccontextmanager
@@ -106,19 +112,56 @@ def _known() -> dict[str, str]:
 
 
 def _awaitable(name: str, handler: Handler) -> Handler:
-    """Return *handler*, run in a thread when it is a plain callable."""
+    """Return *handler*, run in threads when it is a plain callable."""
     if not callable(handler):
         raise ConfigError([f"HANDLERS: {name}: what it opens cannot be called"])
-    call = handler if inspect.isroutine(handler) else handler.__call__
-    if inspect.iscoroutinefunction(call):
+    if any(map(inspect.iscoroutinefunction, (handler, handler.__call__))):
         return handler
+    return _InThreads(handler)
 
-    plain: Callable[[StatusTransition], object] = handler
 
-    async def in_thread(transition: StatusTransition) -> None:
-        await asyncio.to_thread(plain, transition)
+class _InThreads:
+    """A plain callable as a handler: each call in a thread of its own.
 
-    return in_thread
+    A thread cannot be ended. One that outlasts its time goes on, and until it ends the session's
+    next call only waits; a process that ends does not.
+    """
+
+    def __init__(self, plain: Callable[[StatusTransition], object]) -> None:
+        self._plain = plain
+        self._running: dict[str, asyncio.Future[tuple[Any, BaseException | None]]] = {}
+
+    async def __call__(self, transition: StatusTransition, /) -> None:
+        session_id = transition.session_id
+        while (before := self._running.get(session_id)) is not None:
+            await asyncio.wait([before])
+        self._running[session_id] = ended = self._start(transition)
+        ended.add_done_callback(lambda _: self._running.pop(session_id))
+        returned, error = await asyncio.shield(ended)
+        if error is not None:
+            raise error
+        # What only looks plain, a decorated coroutine function say, has done nothing so far.
+        if inspect.isawaitable(returned):
+            await returned
+
+    def _start(
+        self, transition: StatusTransition
+    ) -> asyncio.Future[tuple[Any, BaseException | None]]:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+        context = copy_context()
+
+        def work() -> None:
+            returned, error = None, None
+            try:
+                returned = context.run(self._plain, transition)
+            except BaseException as raised:  # noqa: BLE001 - raised again where it is waited for
+                error = raised
+            with suppress(RuntimeError):  # nobody is there any more to hear of it
+                loop.call_soon_threadsafe(ended.set_result, (returned, error))
+
+        threading.Thread(target=work, daemon=True).start()
+        return ended
 
 
 class _UnknownError(Exception):

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- Measure what one handler has not settled in one partition. Reads only.
 --
--- KEYS  1  the partition's stream of transitions; 2  the handler's dead letters
+-- KEYS  1  the partition's stream of transitions; 2  the handler's replays; 3  its dead letters
 -- ARGV  1  group
 -- Returns {entries not settled, or -1 when Redis does not know; milliseconds since the oldest of
 -- them was admitted, or 0 when there is none; dead letters}.
@@ -23,8 +23,8 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
       first = found and found[1]
     end
     local lag = described['lag']
-    local unsettled = lag and lag + described['pending'] or -1
-    return {unsettled, first and age_ms(first) or 0, redis.call('XLEN', KEYS[2])}
+    local unsettled = lag and lag + described['pending'] + redis.call('XLEN', KEYS[2]) or -1
+    return {unsettled, first and age_ms(first) or 0, redis.call('XLEN', KEYS[3])}
   end
 end
 return redis.error_reply('NOGROUP the handler has no group')

@@ -20,12 +20,15 @@ local function last_read(stream)
 end
 
 local entries, most = {}, tonumber(ARGV[4])
-for i = 2, 3 do
-  if most > #entries and (i == 2 or redis.call('EXISTS', KEYS[i]) == 1) then
-    local found = redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', most - #entries,
-      'STREAMS', KEYS[i], '>')
-    for _, entry in ipairs(found and found[1][2] or {}) do entries[#entries + 1] = entry end
-  end
+
+local function read(stream, count)
+  local found = redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', count,
+    'STREAMS', stream, '>')
+  for _, entry in ipairs(found and found[1][2] or {}) do entries[#entries + 1] = entry end
 end
+
+-- Half for replays, so that neither they nor what is new wait for the other to end.
+if redis.call('EXISTS', KEYS[3]) == 1 then read(KEYS[3], math.ceil(most / 2)) end
+if most > #entries then read(KEYS[2], most - #entries) end
 if #entries > 0 then return {entries, {}} end
 return {entries, {last_read(KEYS[2]), last_read(KEYS[3])}}

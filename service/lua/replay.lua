@@ -15,7 +15,7 @@ for i = 4, #ARGV do
   local entry = redis.call('XRANGE', source, ARGV[i], ARGV[i])[1]
   local fields = {}
   for n = 1, entry and #entry[2] or 0, 2 do fields[entry[2][n]] = entry[2][n + 1] end
-  if fields['change'] then
+  if fields['change'] and fields['previous'] and fields['sequence'] and fields['epoch'] then
     redis.call('XADD', replays, '*', 'change', fields['change'], 'previous', fields['previous'],
       'sequence', fields['sequence'], 'epoch', fields['epoch'], 'replay', ARGV[2])
     if ARGV[3] == '1' then redis.call('XDEL', source, ARGV[i]) end
