@@ -43,7 +43,7 @@ def lasting(start: Callable[[], T]) -> T:
 def client_installed(module: str, extra: str) -> None:
     """Skip the calling module where the client library of an extra is missing."""
     if find_spec(module) is None:
-        _missing(f"{module} is not installed: pip install -e '.[{extra}]'")
+        missing(f"{module} is not installed: pip install -e '.[{extra}]'")
 
 
 def program(name: str, package: str, *directories: str) -> Path:
@@ -52,11 +52,12 @@ def program(name: str, package: str, *directories: str) -> Path:
         name, path=os.pathsep.join([*directories, os.environ["PATH"], "/usr/sbin"])
     )
     if found is None:
-        _missing(f"{name} is not installed: apt-get install {package}")
+        missing(f"{name} is not installed: apt-get install {package}")
     return Path(found)
 
 
-def _missing(what: str) -> NoReturn:
+def missing(what: str) -> NoReturn:
+    """Skip what needs something that is not installed, or fail it where all is meant to be."""
     if os.environ.get("REQUIRE_BROKERS"):
         pytest.fail(what)
     pytest.skip(what, allow_module_level=True)

@@ -1,10 +1,7 @@
 """The laws of every queue for `kafka`, and what only Kafka has."""
+# ruff: noqa: E402 (what may be missing is imported after the skip)
 
 from __future__ import annotations
-
-import pytest
-
-pytest.importorskip("aiokafka", reason="needs aiokafka: pip install '.[kafka]'")
 
 import asyncio
 import shutil
@@ -13,9 +10,11 @@ import struct
 import subprocess
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import brokers
+import pytest
 from contract import (
     CLOSE_LIMIT_S,
     Load,
@@ -32,7 +31,11 @@ from mock_kafka import MISSING, MockKafka, library, mock_kafka
 from proxy import Proxy
 
 from service.errors import ConfigError, Undeliverable
-from service.handlers import Handler, kafka
+from service.handlers import Handler
+
+brokers.client_installed("aiokafka", "kafka")
+
+from service.handlers import kafka
 from service.messages import message
 
 
@@ -69,13 +72,20 @@ class Broker(MockKafka):
         ]
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    """Run a broker."""
+@contextmanager
+def serving(directory: Path) -> Iterator[Broker]:
+    """Run a broker until the block is left; it writes nothing."""
     if library() is None:
-        pytest.skip(MISSING)
+        brokers.missing(MISSING)
     with mock_kafka() as process:
         yield Broker(process)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Run a broker for this module."""
+    with serving(tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
 
 
 class TestKafka(QueueLaws):

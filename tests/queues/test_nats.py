@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import brokers
@@ -136,13 +137,20 @@ class NatsBroker:
             await client.close()
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """Run a server with JetStream for this module."""
+@contextmanager
+def serving(directory: Path) -> Iterator[NatsBroker]:
+    """Run a server with JetStream until the block is left."""
     port = free_port()
-    process = brokers.nats(tmp_path_factory.mktemp("nats") / "0", port, most_bytes=MOST_BYTES)
+    process = brokers.nats(directory / "nats", port, most_bytes=MOST_BYTES)
     with brokers.running(process):
         yield NatsBroker(port, process)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Run a server for this module."""
+    with serving(tmp_path_factory.mktemp("nats")) as broker:
+        yield broker
 
 
 @pytest.mark.xdist_group("nats")

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
 
 import brokers
 import pytest
@@ -113,14 +114,20 @@ class RabbitmqBroker:
             yield queue
 
 
+@contextmanager
+def serving(directory: Path) -> Iterator[RabbitmqBroker]:
+    """Run a node until the block is left."""
+    port = free_port()
+    epmd, node = brokers.rabbitmq(directory / "rabbitmq", port, most_bytes=MOST_BYTES)
+    with brokers.running(epmd, node):
+        yield RabbitmqBroker(port, node)
+
+
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """Run a node for this module."""
-    port = free_port()
-    directory = tmp_path_factory.mktemp("rabbitmq") / "0"
-    epmd, node = brokers.rabbitmq(directory, port, most_bytes=MOST_BYTES)
-    with brokers.running(epmd, node):
-        yield RabbitmqBroker(port, node)
+    with serving(tmp_path_factory.mktemp("rabbitmq")) as broker:
+        yield broker
 
 
 @pytest.mark.xdist_group("rabbitmq")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import brokers
@@ -101,15 +101,22 @@ class RedisBroker:
             client.config_set("requirepass", brokers.PASSWORD)
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """Run a server for this module."""
-    broker = RedisBroker(tmp_path_factory.mktemp("redis_stream"))
+@contextmanager
+def serving(directory: Path) -> Iterator[RedisBroker]:
+    """Run a server until the block is left."""
+    broker = RedisBroker(directory / "redis_stream")
     broker.start()
     try:
         yield broker
     finally:
         broker.kill()
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Run a server for this module."""
+    with serving(tmp_path_factory.mktemp("redis_stream")) as broker:
+        yield broker
 
 
 @pytest.mark.xdist_group("redis_stream")

@@ -1,4 +1,5 @@
 """The laws of every queue for `sqs`, FIFO and standard, and what only SQS has."""
+# ruff: noqa: E402 (what may be missing is imported after the skip)
 
 from __future__ import annotations
 
@@ -6,16 +7,19 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
+import brokers
 import pytest
-
-pytest.importorskip("aiobotocore", reason="needs aiobotocore: pip install '.[sqs]'")
-
 from contract import Misconfigured, QueueLaws, Received, Refused, check, in_order, transition
-from moto_queue import MISSING, REGION, MotoQueue, moto_queue, moto_server
 
 from service.errors import ConfigError, Undeliverable
+
+brokers.client_installed("aiobotocore", "sqs")
+
+from moto_queue import MISSING, REGION, MotoQueue, moto_queue, moto_server
+
 from service.handlers import sqs
 
 
@@ -64,15 +68,24 @@ class Broker(MotoQueue):
         ]
 
 
-@pytest.fixture(scope="class")
-def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    """Run a queue of the kind that the class is about."""
+@contextmanager
+def serving(directory: Path, name: str = "everything.fifo") -> Iterator[Broker]:
+    """Run one queue until the block is left; it writes nothing."""
     program = moto_server()
     if program is None:
-        pytest.skip(MISSING)
-    queue = Broker(program, request.cls.queue)
+        brokers.missing(MISSING)
+    queue = Broker(program, name)
     with moto_queue(queue):
         yield queue
+
+
+@pytest.fixture(scope="class")
+def broker(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
+    """Run a queue of the kind that the class is about."""
+    with serving(tmp_path_factory.mktemp("sqs"), request.cls.queue) as broker:
+        yield broker
 
 
 class TestFifo(QueueLaws):
