@@ -31,8 +31,6 @@ from .web import create_admin_app, create_app
 from .worker import Worker
 
 REDIS_WAIT_S = 10.0
-# Objects made since the last collection; the default of 700 costs a quarter of all time.
-COLLECT_EVERY = 50_000
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -99,7 +97,7 @@ async def _run(
             parts.append(asyncio.create_task(_work(ground, openers, environ, work, stopping)))
         watching = asyncio.create_task(ground.health.watch())
         ports = Ports(listeners[0].port if receive else None, admin.port)
-        _collect_rarely()
+        _spare_the_collector()
         started(ports)
         log.info("process.started", port=ports.web, admin_port=ports.admin, works=list(work))
         # A part that ends by itself has failed: it takes the others with it, in the same order.
@@ -191,11 +189,10 @@ def _cause(error: Exception) -> Exception:
     return error
 
 
-def _collect_rarely() -> None:
-    """Spare the collector what lives for ever; requests leave hardly anything it is needed for."""
+def _spare_the_collector() -> None:
+    """Take what lives as long as the process out of every later collection."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(COLLECT_EVERY, 20, 20)
 
 
 def _stopped_by_signals() -> asyncio.Event:

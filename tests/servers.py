@@ -52,10 +52,24 @@ class Server(NamedTuple):
 def frozen(pid: int) -> Iterator[None]:
     """Stop a process of ours for the length of the block."""
     os.kill(pid, signal.SIGSTOP)
+    # The signal is there at once, but a thread stops only where it next looks.
+    deadline = time.monotonic() + 5
+    while not _stands(pid):
+        assert time.monotonic() < deadline, "the process did not stop"
+        time.sleep(0.001)
     try:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def _stands(pid: int) -> bool:
+    """Say whether every thread of a process has stopped."""
+    states = [
+        path.read_text().rpartition(")")[2].split()[0]
+        for path in Path(f"/proc/{pid}/task").glob("*/stat")
+    ]
+    return set(states) <= {"T", "t"}
 
 
 async def until(met: Callable[[], bool | Awaitable[bool]], deadline_s: float = 5.0) -> None:
