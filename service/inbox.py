@@ -33,10 +33,6 @@ RETRY_FIRST_S = 0.02
 _ADMIT = Script("admit")
 _FULL, _BROKEN = "full", "broken"
 
-# A nonce is unique among all processes that ever ask, and cheap.
-_PROCESS = secrets.token_urlsafe(6)
-_NUMBERS = itertools.count()
-
 
 class Outcome(StrEnum):
     """What became of a genuine event: the closed list that answers, logs and metrics share."""
@@ -129,7 +125,7 @@ class Inbox:
             keys=(self._keys.transitions(partition), self._keys.session(session.id)),
             judged_by=(
                 event.id,
-                f"{_PROCESS}{next(_NUMBERS):x}",
+                secrets.token_urlsafe(6),
                 event.created,
                 position(event.type, event.created, session),
                 fingerprint(event.type, session),
