@@ -33,6 +33,7 @@ from .variables import (
 )
 
 SECRETS = "STRIPE_WEBHOOK_SECRETS"
+DAY_S = 86_400
 
 
 class Durability(StrEnum):

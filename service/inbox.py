@@ -18,14 +18,13 @@ from typing import NamedTuple
 
 from . import metrics, wire
 from .coalesce import Coalescer
-from .config import Durability, Settings
+from .config import DAY_S, Durability, Settings
 from .connections import Connections, Script, ScriptCall, shortage
 from .errors import ConfigError, Shortage, Unavailable
 from .events import Event
 from .layout import Keys
 from .transitions import SessionChange, created_at, fingerprint, position
 
-DAY_S = 86_400
 MOST_EVENTS_PER_FLIGHT = 128
 RETRY_CEILING_S = 0.5
 RETRY_FIRST_S = 0.02

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from . import metrics
 from .arrivals import Arrivals
 from .circuit import Circuit
-from .config import Settings
+from .config import DAY_S, Settings
 from .connections import Connections, shortage
 from .dispatch import Dispatcher
 from .errors import Shortage
@@ -39,7 +39,6 @@ SHORTEST_TURN_S = 0.02
 ANNOUNCED_PER_TTL = 2 / 3
 RESTART_PAUSE_S = 1.0
 MEASURE_EVERY_S = 15.0
-DAY_S = 86_400
 # Told again every turn, forgotten when nobody tells any more.
 CIRCUIT_TOLD_S = 5
 # What is canceled at the end of the grace time may still say goodbye.

@@ -19,11 +19,11 @@ from proxy import Fault, proxy_to
 from servers import Server, server, until
 
 from service import metrics, wire
-from service.config import Durability, Settings
+from service.config import DAY_S, Durability, Settings
 from service.connections import Connections, Script, connect
 from service.errors import ConfigError, Shortage, Unavailable
 from service.events import Event, parse
-from service.inbox import DAY_S, Admission, Inbox, Outcome
+from service.inbox import Admission, Inbox, Outcome
 from service.layout import Keys
 from service.secret import Secret
 from service.signatures import VerifiedPayload

@@ -8,9 +8,9 @@ import pytest
 from test_inbox import CREATED, NOW, PROCESSING, SESSION_ID, VERIFIED
 
 from service import ledger
-from service.config import Settings
+from service.config import DAY_S, Settings
 from service.connections import Connections
-from service.inbox import DAY_S, Inbox
+from service.inbox import Inbox
 from service.layout import Keys
 
 

@@ -552,3 +552,18 @@ async def test_a_second_connection_changes_nothing(post: Post, settings: Setting
     mailbox = await post.leased()
     async with connect(settings.redis_url) as other:
         assert await lease(other, [mailbox], 5) == [0]
+
+
+async def test_replays_and_new_mail_share_a_read(post: Post) -> None:
+    """Half of a read is for replays: neither they nor what is new wait for the other to end."""
+    replays = post.keys.replays(0, HANDLER)
+    await post.client.xgroup_create(replays, HANDLER, id="0", mkstream=True)
+    entry = {"previous": "", "epoch": 1, "replay": "r"}
+    for n in range(11, 17):
+        await post.client.xadd(replays, {"change": change(n), "sequence": n, **entry})
+    await post.admit(*range(1, 7))
+    mailbox = await post.leased()
+
+    assert sequences(await mailbox.read(4)) == [11, 12, 1, 2]
+    assert sequences(await mailbox.read(100)) == [13, 14, 15, 16, 3, 4, 5, 6]
+    assert await mailbox.read(100) == []
