@@ -1,0 +1,27 @@
+"""How far the searching tests search: usually a little, and `TEST_DEPTH` times as far by command.
+
+A failure prints its steps and a `@reproduce_failure` line; `--hypothesis-seed=N` repeats a run:
+
+    TEST_DEPTH=30 python -m pytest --no-cov --timeout=0 tests/test_*_machine.py
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+DEPTH = int(os.environ.get("TEST_DEPTH", "1"))
+# Of the machine's speed, which is not what is tested.
+_TOLERATED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+
+
+def searching(examples: int, *, steps: int = 50) -> settings:
+    """Return the settings of a search of so many *examples*, or of `TEST_DEPTH` times as many."""
+    return settings(
+        max_examples=examples * DEPTH,
+        stateful_step_count=steps,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=_TOLERATED,
+    )

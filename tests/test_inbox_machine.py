@@ -1,0 +1,382 @@
+"""The law of the way in, searched: whatever comes in whatever order, the ledger is the model's.
+
+Hypothesis makes up events, copies, twins of one second, flights, lost replies, flushed scripts and
+operators' deletions; after every step all that Redis holds is compared. `depth` says how to search
+further, and how a failure is repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import ledger_model
+import orjson
+from depth import searching
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from ledger_model import DAY_S, Answer, Entry, Record
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from service import inbox as way_in
+from service import wire
+from service.config import Settings
+from service.connections import Connections, ScriptCall, connect
+from service.errors import Unavailable
+from service.events import Event, parse
+from service.inbox import Admission, Inbox
+from service.layout import Keys
+from service.signatures import VerifiedPayload
+
+NOW = int(time.time()) - 3600
+PREFIX = "identity.verification_session."
+SESSIONS = ("vs_a", "vs_b", "vs_d")
+KEYS = Keys("idv", 2)
+# Who may ask: a plain inbox, one with a short memory, and one whose streams are soon full.
+HORIZON_DAYS = {"plain": 35, "forgetful": 1, "full": 35}
+CAPS = {"plain": 1_000_000, "forgetful": 1_000_000, "full": 4}
+
+ARGUMENTS_BEFORE_EVENTS, ARGUMENTS_PER_EVENT, NONCE = 3, 7, 1
+
+SHAPES = st.fixed_dictionaries(
+    {
+        "session": st.sampled_from(SESSIONS),
+        "step": st.sampled_from(
+            ["created", "processing", "requires_input", "verified", "canceled", "redacted", "new"]
+        ),
+        "status": st.sampled_from(
+            ["requires_input", "processing", "verified", "canceled", "a_new_word"]
+        ),
+        "at": st.sampled_from([0, 0, 0, 1, 2, 3, 60, -2 * DAY_S, -40 * DAY_S]),
+        "error": st.sampled_from([None, None, "document_expired", "abandoned"]),
+        "redaction": st.sampled_from([None, None, None, "processing", "redacted"]),
+        "report": st.sampled_from([None, None, "vr_1", "vr_2"]),
+    }
+)
+INBOXES = st.sampled_from(["plain", "plain", "plain", "forgetful", "full"])
+FAULTS = st.lists(st.sampled_from(["request", "reply"]), max_size=2)
+
+
+def made(number: int, shape: dict[str, Any]) -> Any:
+    """Return an event with an id of its own."""
+    return {
+        "id": f"evt_{number}",
+        "type": PREFIX + shape["step"],
+        "created": NOW + shape["at"],
+        "data": {
+            "object": {
+                "id": shape["session"],
+                "status": shape["status"],
+                "last_error": shape["error"] and {"code": shape["error"]},
+                "redaction": shape["redaction"] and {"status": shape["redaction"]},
+                "last_verification_report": shape["report"],
+            }
+        },
+    }
+
+
+def parsed(event: Any) -> Event:
+    """Return an event as if its signature had been verified."""
+    found = parse(VerifiedPayload(orjson.dumps(event), "fingerprint"))
+    assert isinstance(found, Event)
+    return found
+
+
+class Tapped(Connections):
+    """Connections that keep every call they carried, and lose what they are told to.
+
+    Attributes:
+        calls: Every call that was carried.
+        faults: What happens to the next calls: "request" is lost before it arrives, "reply" after.
+    """
+
+    def __init__(self, opened: Connections) -> None:
+        super().__init__(opened.client, opened.blocking_client, is_cluster=False)
+        self.calls: list[ScriptCall] = []
+        self.faults: deque[str] = deque()
+
+    async def run(self, calls: Sequence[ScriptCall], *, replicas: int = 0) -> list[Any]:
+        """Carry *calls*, or lose them, or their replies."""
+        self.calls += calls
+        fault = self.faults.popleft() if self.faults else ""
+        if fault == "request":
+            return [RedisConnectionError()] * len(calls)
+        replies = await super().run(calls, replicas=replicas)
+        return [RedisTimeoutError()] * len(calls) if fault else replies
+
+
+class Bench:
+    """One event loop with open clients, for all the examples of a search."""
+
+    def __init__(
+        self,
+        runner: asyncio.Runner,
+        opened: Connections,
+        make_settings: Callable[..., Settings],
+    ) -> None:
+        self.run = runner.run
+        self.tap = Tapped(opened)
+        self.client = opened.client
+        self._make_settings = make_settings
+
+    def inbox(self, name: str = "plain") -> Inbox:
+        """Return an inbox of the kind of that name."""
+        changes = {"dedup_horizon_days": HORIZON_DAYS[name], "stream_max_entries": CAPS[name]}
+        return Inbox(self.tap, KEYS, self._make_settings(**changes))
+
+
+class Reception(RuleBasedStateMachine):
+    """Sends events, and holds what is answered and stored against the model."""
+
+    events: Bundle[Any] = Bundle("events")
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        self.bench = bench
+        self.client = bench.client
+        bench.run(self.client.flushall())
+        bench.tap.calls.clear()
+        self.inboxes = {name: bench.inbox(name) for name in HORIZON_DAYS}
+        self.model = ledger_model.Ledger(KEYS.partition)
+        self.numbers = itertools.count()
+        self.asked: list[tuple[ScriptCall, list[Any], str]] = []
+        self.fingerprints: dict[tuple[Any, ...], bytes] = {}
+        self.began_ms = time.time_ns() // 10**6
+
+    def send(self, events: list[Any], name: str, faults: Iterable[str] = ()) -> None:
+        """Let events arrive in one loop turn, and hold each answer against the model's."""
+        self.bench.tap.faults.extend(faults)
+        inbox = self.inboxes[name]
+
+        async def together() -> list[Admission | BaseException]:
+            admissions = [inbox.admit(one, one.change()) for one in map(parsed, events)]
+            return await asyncio.gather(*admissions, return_exceptions=True)
+
+        answers = self.bench.run(together())
+        call = self.bench.tap.calls[-1]
+        self.asked.append((call, events, name))
+        for fault in (*faults, "none"):
+            if fault != "request":
+                expected = self.judged(call, events, name)
+        assert [self.words(answer) for answer in answers] == expected
+
+    def judged(self, call: ScriptCall, events: list[Any], name: str) -> list[Answer]:
+        """Let the model judge a call as it was made, nonces included."""
+        nonces = call.arguments[ARGUMENTS_BEFORE_EVENTS + NONCE :: ARGUMENTS_PER_EVENT]
+        horizon_s, now = HORIZON_DAYS[name] * DAY_S, time.time()
+        return [
+            self.model.judge(event, str(nonce), now=now, horizon_s=horizon_s, cap=CAPS[name])
+            for event, nonce in zip(events, nonces, strict=True)
+        ]
+
+    @staticmethod
+    def words(answer: Admission | BaseException) -> Answer:
+        """Return an answer as the model would give it."""
+        if isinstance(answer, Unavailable):
+            return Answer({"backlog_full": "full"}.get(str(answer), str(answer)))
+        assert isinstance(answer, Admission), answer
+        return Answer(str(answer.outcome), *answer[1:])
+
+    @rule(target=events, shape=SHAPES, name=INBOXES, faults=FAULTS)
+    def arrive(self, shape: dict[str, Any], name: str, faults: list[str]) -> Any:
+        """A new event arrives, its replies perhaps lost."""
+        event = made(next(self.numbers), shape)
+        self.send([event], name, faults)
+        return event
+
+    @rule(event=events, name=INBOXES)
+    def arrive_again(self, event: Any, name: str) -> None:
+        """A copy of an event arrives."""
+        self.send([event], name)
+
+    @rule(target=events, event=events, shape=SHAPES)
+    def arrive_twin(self, event: Any, shape: dict[str, Any]) -> Any:
+        """Another event of the same session and the same second arrives."""
+        of_event = {"session": event["data"]["object"]["id"], "at": event["created"] - NOW}
+        twin = made(next(self.numbers), shape | of_event)
+        self.send([twin], "plain")
+        return twin
+
+    @rule(
+        target=events,
+        copies=st.lists(events, max_size=4),
+        shapes=st.lists(SHAPES, max_size=5),
+        turn=st.integers(0, 8),
+        name=INBOXES,
+        faults=FAULTS,
+    )
+    def arrive_together(
+        self,
+        copies: list[Any],
+        shapes: list[dict[str, Any]],
+        turn: int,
+        name: str,
+        faults: list[str],
+    ) -> MultipleResults[Any]:
+        """Old and new events of several sessions travel in one flight, perhaps twice."""
+        fresh = [made(next(self.numbers), shape) for shape in shapes]
+        flight = [*fresh, *copies]
+        if flight:
+            self.send(flight[turn:] + flight[:turn], name, faults)
+        return multiple(*fresh)
+
+    @rule(shape=SHAPES, old=st.booleans())
+    def arrive_in_numbers(self, shape: dict[str, Any], *, old: bool) -> None:
+        """A session grows beyond what a record keeps for ever."""
+        at = -2 * DAY_S if old else 100
+        steps = itertools.cycle(["requires_input", "processing"])
+        shapes = [shape | {"at": at + n, "step": step} for n, step in zip(range(15), steps)]  # noqa: B905 - endless
+        self.send([made(next(self.numbers), one) for one in shapes], "plain")
+
+    @rule(event=events)
+    def arrive_at_two_replicas(self, event: Any) -> None:
+        """Two copies arrive at two replicas at the same moment."""
+        before = len(self.bench.tap.calls)
+        two = [self.bench.inbox() for _ in range(2)]
+
+        async def at_once() -> list[Admission]:
+            return await asyncio.gather(*(one.admit(found, found.change()) for one in two))
+
+        found = parsed(event)
+        answers = [self.words(answer) for answer in self.bench.run(at_once())]
+        order = sorted((0, 1), key=lambda n: answers[n].outcome == "duplicate")
+        for n in order:
+            call = self.bench.tap.calls[before + n]
+            assert [answers[n]] == self.judged(call, [event], "plain")
+
+    @rule(which=st.integers(0, 10**6))
+    def ask_again(self, which: int) -> None:
+        """A caller whose reply was lost long ago asks again under its old nonces."""
+        if not self.asked:
+            return
+        call, events, name = self.asked[which % len(self.asked)]
+        [replies] = self.bench.run(self.bench.tap.run([call]))
+        expected = self.judged(call, events, name)
+        found = [reply.decode().split(" ", 3) for reply in replies]
+        assert [(one[0], int(one[1]), one[3]) for one in found] == [
+            (one.outcome, one.sequence, one.previous or "") for one in expected
+        ]
+
+    @rule()
+    def flush_scripts(self) -> None:
+        """The server forgets the scripts."""
+        self.bench.run(self.client.script_flush())
+
+    @rule(session=st.sampled_from(SESSIONS))
+    def delete_record(self, session: str) -> None:
+        """An operator deletes what is known of a session: its story begins anew."""
+        self.bench.run(self.client.delete(KEYS.session(session)))
+        self.model.records.pop(session, None)
+
+    @rule(partition=st.integers(0, KEYS.partitions - 1))
+    def trim(self, partition: int) -> None:
+        """What everybody has settled leaves the stream."""
+        self.bench.run(self.client.xtrim(KEYS.transitions(partition), maxlen=0))
+        self.model.streams[partition] = []
+
+    @invariant()
+    def all_is_the_models(self) -> None:
+        """Records and streams are what the model says, whole."""
+        found = self.bench.run(self.everything())
+        records, streams = found[: len(SESSIONS)], found[len(SESSIONS) :]
+        for session, fields in zip(SESSIONS, records, strict=True):
+            record = self.model.records.get(session)
+            if record is None:
+                assert not fields
+            else:
+                self.learn(record, fields)
+                assert fields == self.hash_of(record)
+        for partition, entries in enumerate(streams):
+            self.check_stream(entries, self.model.streams.get(partition, []))
+
+    async def everything(self) -> list[Any]:
+        """Return every session's hash and every stream."""
+        pipeline = self.client.pipeline(transaction=False)
+        for session in SESSIONS:
+            pipeline.hgetall(KEYS.session(session))
+        for partition in range(KEYS.partitions):
+            pipeline.xrange(KEYS.transitions(partition))
+        found: list[Any] = await pipeline.execute()
+        return found
+
+    @staticmethod
+    def check_stream(entries: list[Any], expected: list[Entry]) -> None:
+        """Hold that a stream is what was admitted, in that order, as handlers will read it."""
+        told = [wire.unpack(fields) for _, fields in entries]
+        assert [
+            (one.event_id, one.current, one.previous, one.sequence, one.epoch) for one in told
+        ] == [
+            (
+                one.event["id"],
+                ledger_model.status_of(one.event),
+                one.previous,
+                one.sequence,
+                one.record.epoch,
+            )
+            for one in expected
+        ]
+
+    def learn(self, record: Record, found: dict[bytes, bytes]) -> None:
+        """Take from a hash what the model cannot know: when it began, and its story's digest."""
+        if record.epoch is None:
+            record.epoch = int(found[b"epoch"])
+            assert self.began_ms <= record.epoch <= time.time_ns() // 10**6
+        digest = self.fingerprints.setdefault(record.story, found[b"fingerprint"])
+        assert found[b"fingerprint"] == digest
+        assert len({*self.fingerprints.values()}) == len(self.fingerprints)
+
+    def hash_of(self, record: Record) -> dict[bytes, bytes]:
+        """Return a record as its hash must be."""
+        fields = {
+            "position": record.position,
+            "fingerprint": self.fingerprints[record.story].decode(),
+            "status": record.status,
+            "previous": record.previous or "",
+            "sequence": record.sequence,
+            "epoch": record.epoch,
+            **({"duplicates": record.duplicates} if record.duplicates else {}),
+            **{name: " ".join(map(str, seen)) for name, seen in record.seen.items()},
+        }
+        return {name.encode(): str(value).encode() for name, value in fields.items()}
+
+    def teardown(self) -> None:
+        """Hold that every record that is left has an end."""
+        for session in self.model.records:
+            assert self.bench.run(self.client.ttl(KEYS.session(session))) > 399 * DAY_S
+
+
+@contextmanager
+def bench(make_settings: Callable[..., Settings]) -> Iterator[Bench]:
+    """Yield a loop and open clients."""
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        opened = runner.run(stack.enter_async_context(connect(make_settings().redis_url)))
+        try:
+            yield Bench(runner, opened, make_settings)
+        finally:
+            runner.run(stack.aclose())
+
+
+def test_the_ledger_is_what_the_model_says(make_settings: Callable[..., Settings]) -> None:
+    """Verdicts, sequences, epochs, positions and streams are the model's, after every step."""
+    assert {KEYS.partition(session) for session in SESSIONS} == {0, 1}
+    with mock.patch.object(way_in, "RETRY_CEILING_S", 0.0), bench(make_settings) as opened:
+        # Any factory does at run time, whatever the annotation says.
+        machine: Any = partial(Reception, opened)
+        run_state_machine_as_test(machine, settings=searching(60, steps=30))
