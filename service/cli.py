@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import secrets
 import sys
@@ -208,7 +209,7 @@ def _run_dev(environ: dict[str, str]) -> None:
     made_here = "" not in settings.secrets
     if made_here:
         settings = replace(settings, secrets={**settings.secrets, "": (local.signing_secret(),)})
-    logs.configure(settings.log_level, settings.log_format)
+    _log(settings)
     processes.run(
         settings,
         environ,
@@ -238,8 +239,16 @@ def _address(port: int | None) -> str:
 def _settings(*, require_secrets: bool = False) -> Settings:
     """Read the settings and configure logging by them."""
     settings = Settings.from_environ(os.environ, require_secrets=require_secrets)
-    logs.configure(settings.log_level, settings.log_format)
+    _log(settings)
     return settings
+
+
+def _log(settings: Settings) -> None:
+    """Log for as long as this process runs, its faults included."""
+    logs.configure(settings.log_level, settings.log_format)
+    logs.report_faults()
+    # A crash of the interpreter itself leaves no line; where it was goes to standard error.
+    faulthandler.enable()
 
 
 def _signing_secret(path: Path | None) -> Secret[bytes]:

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import logging
 import sys
+import threading
 import traceback
 from datetime import UTC, datetime
 from types import TracebackType
@@ -22,10 +23,11 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 from .config import LogFormat, LogLevel
+from .floods import Floods
 from .redaction import harmless
 
 LIBRARY_LEVEL = logging.WARNING
-LIBRARIES = ("asyncio", "redis", "uvicorn", "uvicorn.error")
+LIBRARIES = ("asyncio", "py.warnings", "redis", "uvicorn", "uvicorn.error")
 MOST_FRAMES = 20
 
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
@@ -44,18 +46,40 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
         *([_json] if as_json else [_exception_as_text, _console(colors=is_terminal), _encode]),
     ]
     sink = _Sink(out)
+    floods = Floods()
     atexit.register(sink.flush_now)
     structlog.configure(
-        processors=processors,
+        processors=[_once_in_a_while(floods), *processors],
         wrapper_class=structlog.make_filtering_bound_logger(least),
         logger_factory=structlog.BytesLoggerFactory(sink),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
-    _configure_libraries(_Handler(sink, processors), max(least, LIBRARY_LEVEL))
+    _configure_libraries(_Handler(sink, processors, floods), max(least, LIBRARY_LEVEL))
+
+
+def report_faults() -> None:
+    """Write a line about what ends a thread, or fails where nothing could be raised.
+
+    Python would print both to standard error, message and all. Whoever calls this has configured
+    logging; until the process ends nobody else is asked.
+    """
+    log = structlog.get_logger()
+
+    def unraisable(found: sys.UnraisableHookArgs) -> None:
+        if found.exc_value is not None:
+            log.error("process.fault_ignored", exc_info=found.exc_value)
+
+    def of_thread(found: threading.ExceptHookArgs) -> None:
+        if found.exc_value is not None:
+            log.error("thread.failed", exc_info=found.exc_value)
+
+    sys.unraisablehook = unraisable
+    threading.excepthook = of_thread
 
 
 def _configure_libraries(handler: logging.Handler, level: int) -> None:
-    """Route the standard library's loggers through the same processors."""
+    """Route the standard library's loggers, and its warnings, through the same processors."""
+    logging.captureWarnings(capture=True)
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in LIBRARIES:
         logger = logging.getLogger(name)
@@ -96,18 +120,25 @@ class _Sink:
 class _Handler(logging.Handler):
     """Takes the records of libraries through our processors."""
 
-    def __init__(self, sink: _Sink, processors: list[Processor]) -> None:
+    def __init__(self, sink: _Sink, processors: list[Processor], floods: Floods) -> None:
         super().__init__()
         self._sink = sink
         self._processors = processors
+        self._floods = floods
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the first line of a message: asyncio quotes exceptions in those after it."""
+        raised = record.exc_info[0] if record.exc_info else None
+        held_back = self._floods.held_back((record.pathname, record.lineno, raised))
+        if held_back is None:
+            return
         try:
             message = record.getMessage().partition("\n")[0]
         except Exception:  # noqa: BLE001 - a message that does not fit its arguments
             message = "log.unreadable"
         line: Any = {"event": message, "logger": record.name, "exc_info": record.exc_info}
+        if held_back:
+            line["suppressed"] = held_back
         for process in self._processors:
             line = process(None, record.levelname.lower(), line)
         self._sink.write(line + b"\n")
@@ -138,6 +169,18 @@ def _told(error: BaseException) -> dict[str, Any]:
     if isinstance(error, BaseExceptionGroup):
         told["exceptions"] = [_told(each) for each in error.exceptions]
     return told
+
+
+def _once_in_a_while(floods: Floods) -> Processor:
+    def process(_: Any, __: str, fields: EventDict) -> EventDict:
+        held_back = floods.held_back_before(fields)
+        if held_back is None:
+            raise structlog.DropEvent
+        if held_back:
+            fields["suppressed"] = held_back
+        return fields
+
+    return process
 
 
 def _led(_: Any, level: str, fields: EventDict) -> EventDict:

@@ -7,7 +7,9 @@ import io
 import json
 import logging
 import sys
+import threading
 import timeit
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ import structlog
 
 from service import logs
 from service.config import LogFormat, LogLevel
+from service.floods import MOST_PER_WINDOW
 from service.secret import MASK, Secret
 
 CANARY = "canary-66600666"
@@ -53,6 +56,7 @@ def _configure() -> Iterator[Configure]:
     root = logging.getLogger()
     loggers = [logging.getLogger(name) for name in logs.LIBRARIES]
     state = [(each, each.level, each.propagate, list(each.handlers)) for each in [root, *loggers]]
+    hooks = sys.unraisablehook, threading.excepthook
     root.handlers.clear()  # configuring closes whatever handlers it finds there
     before = structlog.get_config() if structlog.is_configured() else None
 
@@ -66,6 +70,8 @@ def _configure() -> Iterator[Configure]:
         return out
 
     yield configure
+    logging.captureWarnings(capture=False)
+    sys.unraisablehook, threading.excepthook = hooks
     if before is None:
         structlog.reset_defaults()
     else:
@@ -243,7 +249,12 @@ def test_asyncio_does_not_quote_exceptions(configure: Configure) -> None:
 
 @FORMATS
 @pytest.mark.parametrize(
-    "character", ["\r", "\n", "\x1b", "\x9b", "\x85", "\u2028", "\u2029", "\u202e"], ids=ascii
+    "character",
+    [
+        *("\r", "\n", "\x0b", "\x0c", "\x1c", "\x1b[2J", "\x1b]0;t\x07", "\x9b", "\x85", "\x7f"),
+        *("\b\b\b", "\u2028", "\u2029", "\u202e", "\u2066", "\u200f"),
+    ],
+    ids=ascii,
 )
 def test_no_line_can_be_forged(configure: Configure, log_format: LogFormat, character: str) -> None:
     """No value, message or name can end a line, start another, or command a terminal."""
@@ -255,6 +266,97 @@ def test_no_line_can_be_forged(configure: Configure, log_format: LogFormat, char
 
     assert len(out.text.splitlines()) == 2
     assert character not in out.text.replace("\n", "")
+
+
+@FORMATS
+@pytest.mark.parametrize("name", ["event", "reason", "logger", "level", "timestamp"])
+def test_no_field_of_ours_is_an_exception(
+    configure: Configure, log_format: LogFormat, name: str
+) -> None:
+    """The fields that renderers treat in their own ways hold hostile text as tamely as any."""
+    out = configure(log_format)
+    hostile = 'x\n\x1b[31m{"event":"forged"}\u2028y'
+
+    logger().warning(**{"event": "event.rejected", name: hostile})
+
+    assert len(out.text.splitlines()) == 1
+    assert not {"\x1b", "\u2028"} & {*out.text}
+
+
+def test_floods_are_held_back(configure: Configure) -> None:
+    """A fault that repeats is written a few times and counted; what was decided always is."""
+    out = configure()
+    log = logger()
+    for _ in range(3 * MOST_PER_WINDOW):
+        log.warning("event.rejected", reason="signature_mismatch")
+        log.warning("event.late", contradicts=True)
+        logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+
+    said = [line["event"] for line in out.lines]
+    assert said.count("event.rejected") == MOST_PER_WINDOW
+    assert said.count("Invalid HTTP request received.") == MOST_PER_WINDOW
+    assert said.count("event.late") == 3 * MOST_PER_WINDOW
+
+
+def test_what_was_held_back_is_told(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next line of a kind, a library's too, says how many before it were not written."""
+    monkeypatch.setattr("service.floods.WINDOW_S", 0.0)
+    monkeypatch.setattr("service.floods.MOST_PER_WINDOW", 0)
+    out = configure()
+    log, library = logger(), logging.getLogger("redis")
+
+    def write() -> None:
+        log.warning("event.deferred", reason="busy")
+        library.warning("lost")
+
+    write()
+    write()
+    monkeypatch.setattr("service.floods.MOST_PER_WINDOW", 1)
+    for _ in range(2):
+        write()
+
+    assert [line.get("suppressed") for line in out.lines] == [2, 2, None, None]
+
+
+def test_warnings_take_the_same_way(configure: Configure) -> None:
+    """What Python or a library warns of is one line, without the source it quotes."""
+    out = configure()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=False)
+        logging.captureWarnings(capture=True)
+        warnings.warn(f"old whsec_{CANARY}", DeprecationWarning, stacklevel=1)
+
+    [line] = out.lines
+    assert line["logger"] == "py.warnings"
+    assert line["event"].endswith(f": DeprecationWarning: old {MASK}")
+
+
+def test_faults_nobody_can_catch_are_reported(
+    configure: Configure, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What ends a thread, or fails in a finalizer, is a line with its class, not its message."""
+    out = configure()
+    logs.report_faults()
+
+    class Fragile:
+        def __del__(self) -> None:
+            raise ValueError(CANARY)
+
+    def fail_in_thread() -> None:
+        raise LookupError(CANARY)
+
+    Fragile()
+    thread = threading.Thread(target=fail_in_thread)
+    thread.start()
+    thread.join()
+
+    assert [(line["event"], line["exception"][0]["class"]) for line in out.lines] == [
+        ("process.fault_ignored", "builtins.ValueError"),
+        ("thread.failed", "builtins.LookupError"),
+    ]
+    assert CANARY not in out.text + capfd.readouterr().err
 
 
 @FORMATS
