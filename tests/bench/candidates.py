@@ -157,12 +157,15 @@ def uvicorn_of(
     )
 
 
-def logged(command: list[str], store: Server, directory: Path) -> subprocess.Popen[bytes]:
+def logged(
+    command: list[str], store: Server, directory: Path, **further: str
+) -> subprocess.Popen[bytes]:
     """Start a command whose log goes to a file."""
     ours = {
         "REDIS_URL": store.url,
         "STRIPE_WEBHOOK_SECRET": SECRET.reveal().decode(),
         "PYTHONPATH": str(BENCH),
+        **further,
     }
     with (directory / "log").open("wb") as log:
         return subprocess.Popen(

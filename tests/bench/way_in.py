@@ -20,6 +20,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import candidates
 import redis
+import rivals
 from candidates import Candidate, Running
 from load import Answers, Load
 
@@ -48,7 +49,7 @@ class Round(NamedTuple):
 def main() -> None:
     """Measure, and print the table."""
     asked = _asked()
-    chosen = [candidates.ALL[name] for name in asked.candidates.split(",")]
+    chosen = _chosen(asked.candidates.split(","))
     found: dict[str, list[Round]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="way-in-") as made:
         load = Load(Path(made), int((WARM_S + asked.seconds) * MOST_PER_S), asked.duplicates)
@@ -62,9 +63,18 @@ def main() -> None:
     _table(found, chosen[0].name)
 
 
+def _chosen(names: Sequence[str]) -> list[Candidate]:
+    """Return the candidates called *names*, without those that cannot run here."""
+    everybody = candidates.ALL | rivals.ALL
+    reasons = rivals.missing() if rivals.ALL.keys() & set(names) else {}
+    for name, reason in reasons.items():
+        _say(f"NOT MEASURED: {everybody[name].name}: {reason}")
+    return [everybody[name] for name in names if name not in reasons]
+
+
 def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser("tests.bench.way_in", description=__doc__)
-    parser.add_argument("--candidates", default=",".join(candidates.ALL))
+    parser.add_argument("--candidates", default=",".join(candidates.ALL | rivals.ALL))
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6)
