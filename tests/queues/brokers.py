@@ -1,13 +1,8 @@
-"""Real brokers as plain processes on loopback, each with one queue, started and ended by id.
-
-A broker that is not installed skips its tests and says what to install; with REQUIRE_BROKERS
-set, as where everything is meant to be installed, it fails them.
-"""
+"""Real brokers as plain processes on loopback, each with one queue, started and ended by id."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
-import pytest
+from programs import missing, program
 from servers import free_port, frozen
 
 from service import embedded
@@ -44,23 +39,6 @@ def client_installed(module: str, extra: str) -> None:
     """Skip the calling module where the client library of an extra is missing."""
     if find_spec(module) is None:
         missing(f"{module} is not installed: pip install -e '.[{extra}]'")
-
-
-def program(name: str, package: str, *directories: str) -> Path:
-    """Return the path of a broker's program, or skip."""
-    found = shutil.which(
-        name, path=os.pathsep.join([*directories, os.environ["PATH"], "/usr/sbin"])
-    )
-    if found is None:
-        missing(f"{name} is not installed: apt-get install {package}")
-    return Path(found)
-
-
-def missing(what: str) -> NoReturn:
-    """Skip what needs something that is not installed, or fail it where all is meant to be."""
-    if os.environ.get("REQUIRE_BROKERS"):
-        pytest.fail(what)
-    pytest.skip(what, allow_module_level=True)
 
 
 class Process:

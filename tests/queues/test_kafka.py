@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import brokers
+import programs
 import pytest
 from contract import (
     CLOSE_LIMIT_S,
@@ -76,7 +77,7 @@ class Broker(MockKafka):
 def serving(directory: Path) -> Iterator[Broker]:
     """Run a broker until the block is left; it writes nothing."""
     if library() is None:
-        brokers.missing(MISSING)
+        programs.missing(MISSING)
     with mock_kafka() as process:
         yield Broker(process)
 

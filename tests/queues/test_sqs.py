@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import brokers
+import programs
 import pytest
 from contract import Misconfigured, QueueLaws, Received, Refused, check, in_order, transition
 
@@ -73,7 +74,7 @@ def serving(directory: Path, name: str = "everything.fifo") -> Iterator[Broker]:
     """Run one queue until the block is left; it writes nothing."""
     program = moto_server()
     if program is None:
-        brokers.missing(MISSING)
+        programs.missing(MISSING)
     queue = Broker(program, name)
     with moto_queue(queue):
         yield queue

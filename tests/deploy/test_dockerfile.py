@@ -1,0 +1,141 @@
+"""The image, as far as it can be proven without an engine that builds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import Yard, environment, yard
+from programs import ROOT, missing, run, tool
+
+DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+QUEUES = sorted((ROOT / "service" / "handlers").glob("*.py"))
+BUILD_DEADLINE_S = 300
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Return every instruction with its arguments, continued lines joined."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if line]
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def stages() -> list[list[tuple[str, str]]]:
+    """Return the instructions of each stage, its FROM first."""
+    found: list[list[tuple[str, str]]] = []
+    for word, rest in instructions():
+        if word == "FROM":
+            found.append([])
+        if found:
+            found[-1].append((word, rest))
+    return found
+
+
+def health_check() -> list[str]:
+    """Return the command that asks a container for its health, with this Python."""
+    [rest] = [rest for word, rest in stages()[-1] if word == "HEALTHCHECK"]
+    _, *arguments = json.loads(rest.partition(" CMD ")[2])
+    return [sys.executable, *arguments]
+
+
+def test_its_linter_finds_nothing() -> None:
+    """Hadolint has no finding of any severity."""
+    run(tool("hadolint"), "--failure-threshold", "style", DOCKERFILE)
+
+
+def test_the_last_stage_only_runs() -> None:
+    """The image runs as a number, installs nothing, deletes pip, and is stopped by SIGTERM."""
+    last = stages()[-1]
+
+    assert ("USER", "10001:10001") in last
+    assert ("STOPSIGNAL", "SIGTERM") in last
+    assert ("ENTRYPOINT", '["python", "-m", "service"]') in last
+    [deleted] = [rest for word, rest in last if word == "RUN"]
+    assert deleted.startswith("rm -rf /usr/local/bin/pip*")
+    assert deleted.endswith("/usr/local/lib/python3*/site-packages/*")
+
+
+def test_what_is_copied_is_all_that_is_sent() -> None:
+    """The build context holds what is copied and little else: no secret, no data, no history."""
+    build = stages()[0]
+    defaults = dict(rest.split("=") for word, rest in build if word == "ARG")
+    copied = [rest.split()[0] for word, rest in build if word == "COPY"]
+    sources = {re.sub(r"\$\{(\w+)\}", lambda name: defaults[name[1]], each) for each in copied}
+    lines = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+
+    assert sources == {"service", "deploy/requirements/image.txt"}
+    assert lines == ["*", "!service", "!deploy/requirements/*.txt", "**/__pycache__"]
+
+
+def test_health_is_asked_of_the_process(tmp_path: Path) -> None:
+    """The health check says well of a running process and unwell of one that does not answer."""
+    with yard(tmp_path) as opened:
+        process = opened.start("serve").ready()
+        port = {"ADMIN_PORT": str(process.started["admin_port"])}
+        well = subprocess.run(health_check(), env={**os.environ, **port}, check=False)
+        process.end()
+        unwell = subprocess.run(
+            health_check(), env={**os.environ, **port}, stderr=subprocess.DEVNULL, check=False
+        )
+
+    assert (well.returncode, unwell.returncode) == (0, 1)
+
+
+@pytest.mark.timeout(BUILD_DEADLINE_S + 60)
+def test_its_commands_make_what_runs(tmp_path: Path) -> None:
+    """The build stage's own commands, on an empty directory, make all that every handler needs."""
+    if not os.environ.get("REQUIRE_BROKERS"):
+        missing("installs 55 packages: set REQUIRE_BROKERS to do so")
+    build_in(tmp_path)
+    modules = ["cli", *(f"handlers.{path.stem}" for path in QUEUES if path.stem != "__init__")]
+    imports = ", ".join(f"service.{module}" for module in modules)
+
+    with yard(tmp_path) as opened:
+        checked = built(tmp_path, opened, "-m", "service", "check", "--json")
+        built(tmp_path, opened, "-W", "error", "-c", f"import opentelemetry.sdk, {imports}")
+
+    assert "pip" not in {path.name for path in tmp_path.glob("opt/venv/lib/*/site-packages/*")}
+    assert "service.handlers.log" in checked
+
+
+def build_in(directory: Path) -> None:
+    """Do what the build stage does, with *directory* as the root of everything."""
+    (directory / "opt").mkdir()
+    (directory / "app").mkdir()
+    shutil.copy(ROOT / "deploy/requirements/image.txt", directory / "opt/requirements.txt")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "service", directory / "app/service", ignore=ignored)
+    ours = Path(sys.executable).parent
+    for word, rest in stages()[0]:
+        if word == "RUN":
+            subprocess.run(
+                ["/bin/sh", "-ec", rest.replace("/opt/", f"{directory}/opt/")],
+                cwd=directory / "app",
+                env={**os.environ, "PATH": f"{ours}:{os.environ['PATH']}"},
+                timeout=BUILD_DEADLINE_S,
+                check=True,
+            )
+
+
+def built(directory: Path, opened: Yard, *arguments: str) -> str:
+    """Run what was built, with nothing else that is installed here in its way."""
+    environ = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    ended = subprocess.run(
+        [directory / "opt/venv/bin/python", *arguments],
+        cwd=directory / "app",
+        env={**environ, "REDIS_URL": opened.server.url},
+        stdout=subprocess.PIPE,
+        timeout=BUILD_DEADLINE_S,
+        check=True,
+    )
+    return ended.stdout.decode()

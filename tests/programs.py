@@ -1,0 +1,66 @@
+"""Programs that tests run: where they are, and what becomes of a test whose program is missing.
+
+Whoever has not installed one skips its tests and is told what to install; with REQUIRE_BROKERS
+set, as where everything is meant to be installed, they fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Where `.ci/run` puts what deploy/requirements/tools.txt pins; and where Debian has daemons.
+TOOLS = ROOT / ".venv-tools" / "bin"
+PLACES = (str(TOOLS), "/usr/sbin")
+PINNED_TOOLS = (
+    "python3 -m venv .venv-tools && "
+    ".venv-tools/bin/pip install --no-deps -r deploy/requirements/tools.txt"
+)
+RUN_DEADLINE_S = 50.0
+
+
+def missing(what: str) -> NoReturn:
+    """Skip what needs something that is not installed, or fail it where all is meant to be."""
+    if os.environ.get("REQUIRE_BROKERS"):
+        pytest.fail(what)
+    pytest.skip(what, allow_module_level=True)
+
+
+def program(name: str, package: str, *directories: str) -> Path:
+    """Return the path of a program that a package of Debian's brings, or skip."""
+    return _find(name, f"apt-get install {package}", *directories)
+
+
+def tool(name: str) -> Path:
+    """Return the path of a tool that deploy/requirements/tools.txt pins, or skip."""
+    return _find(name, PINNED_TOOLS)
+
+
+def run(*command: str | Path, directory: Path = ROOT) -> str:
+    """Run a command that must succeed; return what it printed."""
+    ended = subprocess.run(
+        [str(word) for word in command],
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=RUN_DEADLINE_S,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
+
+
+def _find(name: str, how: str, *directories: str) -> Path:
+    places = [*directories, os.environ["PATH"], *PLACES]
+    found = shutil.which(name, path=os.pathsep.join(places))
+    if found is None:
+        missing(f"{name} is not installed: {how}")
+    return Path(found)
