@@ -110,7 +110,10 @@ class Settings:
     admin_port: int = whole(8001, 0, 65535, "Port for metrics and probes")
     max_body_bytes: int = whole(262144, 1024, 16777216, "Largest body of a request")
     signature_tolerance_s: int = whole(300, 1, 3600, "Seconds a signature may be old, or ahead")
-    max_in_flight: int = whole(512, 1, 100000, "Requests in hand before a 503")
+    max_connections: int = whole(
+        1024, 1, 100000, "Open connections before the slowest, or else a newcomer, gets a 503"
+    )
+    max_in_flight: int = whole(512, 1, 100000, "Whole requests in hand before a 503")
     receive_timeout_s: float = decimal(10.0, 0.1, 300, "Seconds a client has for a whole request")
     keep_alive_s: int = whole(
         75, 1, 3600, "Seconds an idle connection stays, more than the balancer's"

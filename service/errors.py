@@ -14,6 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
+# How long whoever meets `Unavailable` is asked to wait.
+RETRY_AFTER_S = 5
+
 
 class ServiceError(Exception):
     """The parent of every error this service raises on purpose."""
@@ -30,6 +33,8 @@ class ConfigError(ServiceError):
 class Refusal(StrEnum):
     """Why a request is refused: the closed list that answers, logs and metrics share."""
 
+    REQUEST_MALFORMED = "request_malformed"
+    HEADERS_TOO_LARGE = "headers_too_large"
     SIGNATURE_MISSING = "signature_missing"
     SIGNATURE_MALFORMED = "signature_malformed"
     SIGNATURE_MISMATCH = "signature_mismatch"

@@ -57,6 +57,12 @@ EVENT_AGE_SECONDS = Histogram(
     registry=REGISTRY,
 )
 IN_FLIGHT = Gauge("idv_requests_in_flight", "Webhook requests in hand.", registry=REGISTRY)
+CONNECTIONS_REFUSED = Counter(
+    "idv_connections_refused_total",
+    "Connections ended below the application, by reason.",
+    ["reason"],
+    registry=REGISTRY,
+)
 READY = Gauge("idv_ready", "1 while the process is ready for traffic.", registry=REGISTRY)
 CONTRADICTIONS = Counter(
     "idv_contradictions_total",

@@ -143,6 +143,7 @@ def _listener(ground: _Ground, app: Starlette, port: int) -> Listener:
         app,
         host=settings.host,
         port=port,
+        max_connections=settings.max_connections,
         receive_timeout_s=settings.receive_timeout_s,
         keep_alive_s=settings.keep_alive_s,
         grace_s=settings.shutdown_grace_s,
@@ -174,6 +175,8 @@ async def _examine(opened: Mapping[str, handlers.Handler]) -> None:
 async def _stop(ground: _Ground, listeners: Sequence[Listener], *, drain_s: float) -> None:
     """Be not ready first; close the listeners only when balancers have had time to notice."""
     ground.health.draining = True
+    for listener in listeners:
+        listener.drain()
     log.info("process.draining", drain_s=drain_s)
     await asyncio.sleep(drain_s)
     for listener in listeners:

@@ -1,7 +1,7 @@
 """HTTP: routes, bodies, and which error is which answer. The only module that knows a status code.
 
-What becomes of a request is `receiver`'s business; listening, limits on connections and stopping
-are `server`'s.
+The few answers that are given where there is no request to route are `protocol`'s. What
+becomes of a request is `receiver`'s business; listening and stopping are `server`'s.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from . import metrics
 from .config import Settings
-from .errors import Refusal, Rejected, Shortage, Unavailable
+from .errors import RETRY_AFTER_S, Refusal, Rejected, Shortage, Unavailable
 from .events import Event
 from .health import Health
 from .inbox import Admission
@@ -36,7 +36,6 @@ from .secret import Secret
 from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS, SessionChange
 
 WEBHOOK_PATH = "/webhooks/stripe"
-RETRY_AFTER_S = 5
 
 OTHER_TYPE = "other"
 
@@ -122,14 +121,11 @@ class _Webhook:
             raise HTTPException(status_code=404)
         started = time.perf_counter()
         headers = _Headers(scope)
-        self._in_flight += 1
         try:
             outcome = await self._outcome(headers, receive, secrets)
         except _ClientLeft:
             metrics.events("client_left", OTHER_TYPE).inc()
             return
-        finally:
-            self._in_flight -= 1
         answer = _answer_to(outcome)
         await send(answer.start)
         await send(answer.body)
@@ -140,16 +136,26 @@ class _Webhook:
     async def _outcome(
         self, headers: _Headers, receive: Receive, secrets: Sequence[Secret[bytes]]
     ) -> Receipt | Rejected | Unavailable:
-        if self._in_flight > self._most_in_flight:
-            return Unavailable(Shortage.BUSY)
         try:
             body = await self._body(headers, receive)
-            return await self._receiver.receive(body, headers.signature, secrets, now=time.time())
+            return await self._in_hand(body, headers.signature, secrets)
         except (Rejected, Unavailable) as error:
             return error
         except asyncio.CancelledError:
             # The grace time of a stop is over; left alone this would become a 500.
             return Unavailable(Shortage.BUSY)
+
+    async def _in_hand(
+        self, body: bytes, signature: bytes | None, secrets: Sequence[Secret[bytes]]
+    ) -> Receipt:
+        """Work on a whole request; who is still sending takes nobody's place."""
+        if self._in_flight >= self._most_in_flight:
+            raise Unavailable(Shortage.BUSY)
+        self._in_flight += 1
+        try:
+            return await self._receiver.receive(body, signature, secrets, now=time.time())
+        finally:
+            self._in_flight -= 1
 
     async def _body(self, headers: _Headers, receive: Receive) -> bytes:
         """Read the whole body, or no more than is allowed of it."""

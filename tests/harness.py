@@ -81,7 +81,12 @@ def request(
 @asynccontextmanager
 async def listening(app: Starlette, **changes: Any) -> AsyncIterator[Listener]:
     """Serve *app* on a port of the system's choice."""
-    defaults = {"receive_timeout_s": 10.0, "keep_alive_s": 60, "grace_s": 5.0}
+    defaults = {
+        "max_connections": 1000,
+        "receive_timeout_s": 10.0,
+        "keep_alive_s": 60,
+        "grace_s": 5.0,
+    }
     listener = Listener(app, host="127.0.0.1", port=0, **{**defaults, **changes})
     serving = asyncio.create_task(listener.run())
     try:

@@ -60,7 +60,8 @@ MAY_IMPORT: dict[str, str] = {
         " metrics retries"
     ),
     "web": "config errors events health inbox metrics receiver secret transitions",
-    "server": "errors",
+    "protocol": "errors metrics",
+    "server": "errors protocol",
     "sender": "errors secret signatures simulate",
     "processes": (
         "config connections errors handlers health inbox layout receiver server tasks web worker"
@@ -81,7 +82,7 @@ ANY_HANDLER = "errors handlers handlers.link messages secret transitions variabl
 # Who alone may import what is foreign.
 OWNERS = {
     "starlette": {"web", "server", "processes"},
-    "uvicorn": {"server"},
+    "uvicorn": {"protocol", "server"},
     "uvloop": {"processes"},
     "click": {"cli", "mail_commands", "terminal"},
     "rich": {"terminal"},

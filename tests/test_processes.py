@@ -174,14 +174,11 @@ async def test_a_stuck_client_does_not_hold_up_the_stop(ground: Yard) -> None:
     """A client stuck in mid-body delays the stop by the grace time only, and hears 503."""
     serve = ground.start("serve", RECEIVE_TIMEOUT_S="60", SHUTDOWN_GRACE_S="1").ready()
     reader, writer = await asyncio.open_connection("127.0.0.1", serve.port)
-    writer.write(b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")
-    await writer.drain()
-
-    def in_hand() -> bool:
-        shown = httpx2.get(serve.admin + "/metrics").text
-        return "idv_requests_in_flight 1.0" in shown
-
-    await asyncio.to_thread(soon, in_hand)
+    head = b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+    writer.write(head + b"Expect: 100-continue\r\n\r\n")
+    invited = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+    assert invited == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"half")
     began = time.monotonic()
     serve.popen.terminate()
     said = await asyncio.wait_for(reader.read(), DEADLINE_S)

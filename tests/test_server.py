@@ -16,7 +16,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service.errors import ConfigError
-from service.server import MOST_HEADER_BYTES, Listener
+from service.protocol import MOST_HEADER_BYTES
+from service.server import Listener
 
 TIMEOUT_S = 0.2
 
@@ -165,7 +166,7 @@ async def test_headers_in_pieces_are_capped() -> None:
                 writer.write(piece)
                 await writer.drain()
                 await asyncio.sleep(0)
-        assert await rest(reader) == b""
+        assert (await rest(reader)).startswith(b"HTTP/1.1 431 ")
 
 
 @pytest.mark.parametrize(
@@ -177,11 +178,11 @@ async def test_headers_in_pieces_are_capped() -> None:
     ids=["header", "path"],
 )
 async def test_a_large_header_in_one_piece_is_refused(head: bytes) -> None:
-    """A header beyond the cap that comes in one piece is a 400, body or not."""
+    """A header beyond the cap that comes in one piece is refused, body or not."""
     async with listening(app()) as listener:
         said = await talk(listener.port, head + b"Content-Length: 1\r\n\r\nx")
-    assert said.startswith(b"HTTP/1.1 400 ") or said == b""
-    assert said.count(b"HTTP/1.1") <= 1
+    assert said.startswith(b"HTTP/1.1 431 ")
+    assert said.count(b"HTTP/1.1") == 1
 
 
 async def test_headers_below_the_cap_pass() -> None:
@@ -285,7 +286,12 @@ async def test_answers_do_not_say_who_we_are() -> None:
 def _listener(**changes: Any) -> Listener:
     defaults = {"host": "127.0.0.1", "port": 0}
     return Listener(
-        app(), receive_timeout_s=1, keep_alive_s=1, grace_s=1, **{**defaults, **changes}
+        app(),
+        max_connections=9,
+        receive_timeout_s=1,
+        keep_alive_s=1,
+        grace_s=1,
+        **{**defaults, **changes},
     )
 
 

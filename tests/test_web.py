@@ -493,7 +493,7 @@ class Held:
 async def test_too_many_in_hand_are_a_503_at_once(
     connections: Connections, make_settings: Callable[..., Settings]
 ) -> None:
-    """Beyond MAX_IN_FLIGHT a request is put off at once, unread; those in hand go on."""
+    """Beyond MAX_IN_FLIGHT a whole request is put off at once; those in hand go on."""
     held: Any = Held()
     settings = make_settings(max_in_flight=2)
     app = create_app(held, Health(connections, settings), settings)
@@ -506,6 +506,21 @@ async def test_too_many_in_hand_are_a_503_at_once(
         assert held.waiting == 2
         held.release.set()
     assert metrics.REGISTRY.get_sample_value("idv_requests_in_flight") == 0
+
+
+async def test_who_still_sends_takes_nobodys_place(
+    connections: Connections, make_settings: Callable[..., Settings]
+) -> None:
+    """A request counts as in hand when it is whole: slow strangers keep nobody waiting."""
+    app, _ = app_of(connections, make_settings(max_in_flight=1))
+    body = event()
+    half = f"POST {WEBHOOK} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf".encode()
+    async with listening(app) as listener, contextlib.AsyncExitStack() as slow:
+        for _ in range(20):
+            _, writer = await slow.enter_async_context(connected(listener.port))
+            writer.write(half)
+        said = await talk(listener.port, request(body, signed(body)))
+    assert said.startswith(b"HTTP/1.1 200 ")
 
 
 async def test_a_cancelled_request_is_a_503(connections: Connections, settings: Settings) -> None:

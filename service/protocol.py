@@ -1,0 +1,297 @@
+"""One connection: uvicorn's protocol with what it leaves open closed.
+
+Deadlines, caps, framing that can be read in one way only, and the few answers that are given
+where there is no request to route. What is answered to a request is `web`'s business, listening
+and stopping are `server`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from asyncio.events import TimerHandle
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, NamedTuple
+
+import httptools
+import structlog
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from . import metrics
+from .errors import RETRY_AFTER_S, Refusal, Shortage
+
+MOST_HEADER_BYTES = 32 * 1024
+# Whoever sends more before our first answer would make us hold much for little.
+MOST_PIPELINED = 32
+# Closed over unread bytes, a connection may lose the answer that was written last: some get time.
+LINGER_S = 1.0
+MOST_LINGERING = 64
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+@dataclass(kw_only=True)
+class Terms:
+    """What holds for all connections of one listener.
+
+    Attributes:
+        receive_timeout_s: Seconds a client has for a whole request.
+        most_connections: How many may be open at once.
+        draining: Whether each answer is its connection's last.
+        lingering: How many have been answered for the last time, and wait to be closed.
+    """
+
+    receive_timeout_s: float
+    most_connections: int
+    draining: bool = False
+    lingering: int = 0
+
+
+class _Farewell(NamedTuple):
+    """Why a connection ends, and what is answered before, if anything."""
+
+    reason: str
+    answer: bytes = b""
+
+
+def _farewell(reason: str, status_line: str, word: str, more: str = "") -> _Farewell:
+    body = f'{{"error":"{word}"}}'
+    head = f"HTTP/1.1 {status_line}\r\ncontent-type: application/json\r\n"
+    framing = f"content-length: {len(body)}\r\nconnection: close\r\n"
+    return _Farewell(reason, f"{head}{framing}{more}\r\n{body}".encode())
+
+
+_MALFORMED = _farewell(Refusal.REQUEST_MALFORMED, "400 Bad Request", Refusal.REQUEST_MALFORMED)
+_TOO_LARGE = _farewell(
+    Refusal.HEADERS_TOO_LARGE, "431 Request Header Fields Too Large", Refusal.HEADERS_TOO_LARGE
+)
+_BUSY = _farewell(
+    Shortage.BUSY,
+    "503 Service Unavailable",
+    "unavailable",
+    f"retry-after: {RETRY_AFTER_S}\r\n",
+)
+_TOO_SLOW = _Farewell("too_slow")
+_IDLE = _Farewell("idle")
+
+
+class _RefusedError(Exception):
+    """Raised into the parser, it ends the connection with a farewell."""
+
+    def __init__(self, farewell: _Farewell) -> None:
+        super().__init__(farewell.reason)
+        self.farewell = farewell
+
+
+class _Stage(Enum):
+    """How much of a request has come."""
+
+    NOTHING = auto()
+    HEADERS = auto()
+    BODY = auto()
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with a deadline for receiving a request, caps, and answers of our own.
+
+    uvicorn waits for ever for a first byte, for the rest of a header or of a body, and httptools
+    takes headers of any size and framing that others may read otherwise. The deadline runs from
+    the connection or from a request's first byte to its last.
+    """
+
+    def __init__(self, *arguments: Any, terms: Terms, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._terms = terms
+        self._deadline: TimerHandle | None = None
+        self._stage = _Stage.NOTHING
+        self._bytes_since_body = 0
+        self._running: RequestResponseCycle | None = None
+        self._farewell: _Farewell | None = None
+        self._is_lingering = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock: the first request must come whole in time."""
+        super().connection_made(transport)
+        self._arm(self._terms.receive_timeout_s)
+        if len(self.connections) > self._terms.most_connections:
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._disarm()
+        self._terms.lingering -= self._is_lingering
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, counting what is no body, and leave no connection without a clock."""
+        if self._farewell is not None:
+            return
+        self._unset_keepalive_if_required()
+        self._bytes_since_body += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            refused = error.__context__
+            self._part(refused.farewell if isinstance(refused, _RefusedError) else _MALFORMED)
+            return
+        if self._bytes_since_body > MOST_HEADER_BYTES:
+            self._part(_TOO_LARGE)
+        elif self._deadline is None and self.timeout_keep_alive_task is None and self._is_idle():
+            # Bytes that begin no request, such as empty lines, have stopped the keep-alive clock.
+            self._arm(self._terms.receive_timeout_s)
+
+    def on_message_begin(self) -> None:
+        """Start the clock anew for a further request on the connection."""
+        super().on_message_begin()
+        self._stage = _Stage.HEADERS
+        if self._deadline is None:
+            self._arm(self._terms.receive_timeout_s)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep headers; what comes after a body claims to be some, and is dropped."""
+        if self._stage is _Stage.HEADERS:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Refuse what is too large, too much or ambiguous; while draining, be the last."""
+        version = self.parser.get_http_version()
+        # The parser leaves what follows a request for an upgrade to another protocol unread.
+        if version not in ("1.0", "1.1") or self.parser.should_upgrade():
+            raise _RefusedError(_MALFORMED)
+        _examine(self.url, self.headers, version)
+        if len(self.pipeline) >= MOST_PIPELINED:
+            raise _RefusedError(_BUSY)
+        super().on_headers_complete()
+        self._stage = _Stage.BODY
+        if self._terms.draining:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Count anew: a body has a cap of its own."""
+        self._bytes_since_body = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Stop the clock: the request is whole."""
+        self._disarm()
+        self._stage = _Stage.NOTHING
+        self._bytes_since_body = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or leave once the last that was whole is answered."""
+        super().on_response_complete()
+        if self._farewell is not None and not self._is_in_hand():
+            self._leave(self._farewell)
+
+    def shutdown(self) -> None:
+        """Close when idle; what has begun may finish."""
+        if self._stage is not _Stage.HEADERS:
+            super().shutdown()
+
+    def _make_room(self) -> None:
+        """Close the connection that has kept us waiting longest, which may be this one."""
+        connections: set[Any] = self.connections
+        min(connections, key=GuardedProtocol.waiting_since).give_way()
+
+    def waiting_since(self) -> float:
+        """Return since when nothing but the client is waited for; infinity while in hand."""
+        if self._is_in_hand():
+            return math.inf
+        if self._deadline is not None:
+            return self._deadline.when() - self._terms.receive_timeout_s
+        if self.timeout_keep_alive_task is not None:
+            return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
+        return math.inf
+
+    def give_way(self) -> None:
+        """End this connection in favour of another, which may take its place at once."""
+        # Unasked, an answer would be taken for that to the next request.
+        self._part(_BUSY if self._deadline is not None else _IDLE)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _is_idle(self) -> bool:
+        return self._running is None or self._running.response_complete
+
+    def _is_in_hand(self) -> bool:
+        """Say whether a whole request waits for its answer."""
+        if self._running is None:
+            return False
+        return bool(self.pipeline) or not (
+            self._running.response_complete or self._running.more_body
+        )
+
+    def _part(self, farewell: _Farewell) -> None:
+        """Read no more, and leave as soon as what was whole has been answered."""
+        metrics.CONNECTIONS_REFUSED.labels(farewell.reason).inc()
+        log.info("connection.refused", reason=farewell.reason)
+        self._disarm()
+        self._farewell = farewell
+        if self._stage is _Stage.BODY:
+            self._forsake()
+        if not self._is_in_hand():
+            self._leave(self._farewell)
+
+    def _forsake(self) -> None:
+        """Take back the request whose body is not waited for any more."""
+        if self.cycle.response_started and self._farewell is not None:
+            self._farewell = self._farewell._replace(answer=b"")
+        if self.pipeline:
+            self.pipeline.popleft()
+        else:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _leave(self, farewell: _Farewell) -> None:
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        if not farewell.answer or self.transport.is_closing():
+            self.transport.close()
+            return
+        self.transport.write(farewell.answer)
+        if self._terms.lingering >= MOST_LINGERING:
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._is_lingering = True
+        self._terms.lingering += 1
+        self._arm(LINGER_S)
+
+    def _arm(self, seconds: float) -> None:
+        self._deadline = self.loop.call_later(seconds, self._too_slow)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        if self._farewell is None:
+            self._part(_TOO_SLOW)
+        else:
+            self.transport.close()
+
+
+def _examine(url: bytes, headers: list[tuple[bytes, bytes]], version: str) -> None:
+    """Refuse headers beyond the cap, codings nobody here decodes, and two hosts or none."""
+    size = len(url)
+    hosts = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+        if name == b"host":
+            hosts += 1
+        elif name == b"transfer-encoding" and (
+            value.strip().lower() != b"chunked" or version == "1.0"
+        ):
+            raise _RefusedError(_MALFORMED)
+    if size > MOST_HEADER_BYTES:
+        raise _RefusedError(_TOO_LARGE)
+    if hosts > 1 or (hosts == 0 and version == "1.1"):
+        raise _RefusedError(_MALFORMED)

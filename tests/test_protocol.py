@@ -1,0 +1,227 @@
+"""Laws of a connection: bounds on how many there are, and on what each may hold or hold up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+from harness import DEADLINE_S, answer, connected, eventually, listening, request, rest, signed
+from harness import event as an_event
+from test_server import SLOW, Gate, app, post
+from test_web import app_of
+
+from service import metrics
+from service.config import Settings
+from service.connections import Connections
+from service.protocol import MOST_LINGERING
+from service.server import Listener
+
+BUSY = b'{"error":"unavailable"}'
+
+
+def refused(reason: str) -> float:
+    """Return how many connections have been ended for *reason*."""
+    name = "idv_connections_refused_total"
+    return metrics.REGISTRY.get_sample_value(name, {"reason": reason}) or 0
+
+
+@asynccontextmanager
+async def opened(
+    port: int, count: int
+) -> AsyncIterator[list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
+    """Yield as many raw connections, opened one after the other."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(connected(port)) for _ in range(count)]
+
+
+async def hears_busy(reader: asyncio.StreamReader) -> bool:
+    """Say whether all that comes is one 503 of ours, with Retry-After, and the end."""
+    head, _, body = (await rest(reader)).partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    assert {b"retry-after: 5", b"connection: close"} <= set(lines)
+    return lines[0] == b"HTTP/1.1 503 Service Unavailable" and body == BUSY
+
+
+async def test_beyond_the_limit_a_newcomer_is_refused_at_once() -> None:
+    """Where all connections have a request in hand, the next hears 503; those in hand go on."""
+    gate = Gate()
+    async with (
+        listening(app(gate), max_connections=3) as listener,
+        opened(listener.port, 3) as busy,
+    ):
+        for _, writer in busy:
+            writer.write(post(path="/gate"))
+        await eventually(lambda: gate.entered == 3)
+        for _ in range(MOST_LINGERING + 5):
+            async with connected(listener.port) as (reader, writer):
+                writer.write(post())
+                assert await hears_busy(reader)
+        gate.opened.set()
+        for reader, _ in busy:
+            assert await answer(reader) == (200, b"x")
+
+
+@pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
+async def test_the_slowest_gives_way(sent: bytes) -> None:
+    """At the limit a newcomer takes the place of who has kept us waiting longest."""
+    async with (
+        listening(app(), max_connections=3, receive_timeout_s=60) as listener,
+        opened(listener.port, 3) as slow,
+    ):
+        for _, writer in slow:
+            writer.write(sent)
+            await asyncio.sleep(0.01)
+        async with connected(listener.port) as (reader, writer):
+            writer.write(post())
+            assert await answer(reader) == (200, b"x")
+        assert await hears_busy(slow[0][0])
+        for _, writer in slow[1:]:
+            assert not writer.transport.is_closing()
+
+
+async def test_idle_connections_give_way_in_silence() -> None:
+    """A full pool of idle connections costs no newcomer its place, and nobody a stray answer."""
+    async with (
+        listening(app(), max_connections=3) as listener,
+        opened(listener.port, 3) as pool,
+    ):
+        for reader, writer in pool:
+            writer.write(post())
+            await answer(reader)
+        async with connected(listener.port) as (reader, writer):
+            writer.write(post())
+            assert await answer(reader) == (200, b"x")
+        assert await rest(pool[0][0]) == b""
+        for reader, writer in pool[1:]:
+            writer.write(post())
+            assert await answer(reader) == (200, b"x")
+
+
+async def test_a_flood_of_connections_starves_nobody() -> None:
+    """While strangers open connections without end, an honest request still gets through."""
+    async with listening(app(), max_connections=20, receive_timeout_s=60) as listener:
+        stop = asyncio.Event()
+
+        async def flood() -> None:
+            async with AsyncExitStack() as stack:
+                for _ in range(300):
+                    if not stop.is_set():
+                        await stack.enter_async_context(connected(listener.port))
+
+        flooding = [asyncio.create_task(flood()) for _ in range(4)]
+        for _ in range(20):
+            async with connected(listener.port) as (reader, writer):
+                writer.write(post())
+                assert await answer(reader) == (200, b"x")
+        stop.set()
+        await asyncio.gather(*flooding)
+
+
+async def test_five_hundred_slow_clients_hold_up_nobody(
+    connections: Connections, settings: Settings
+) -> None:
+    """500 who send nothing, half a header or half a body: all end in time, honest ones get 200."""
+    web, _ = app_of(connections, settings)
+    half = [
+        b"",
+        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-",
+        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf",
+    ]
+    slow_before = refused("too_slow")
+    async with listening(web, max_connections=1000, receive_timeout_s=3) as listener:
+        async with opened(listener.port, 500) as slow:
+            for number, (_, writer) in enumerate(slow):
+                writer.write(half[number % 3])
+            for number in range(100):
+                body = an_event(id=f"evt_{number}", session=f"vs_{number}")
+                async with connected(listener.port) as (reader, writer):
+                    writer.write(request(body, signed(body)))
+                    assert await answer(reader) == (200, b'{"outcome":"admitted"}')
+            ended = await asyncio.gather(*(rest(reader) for reader, _ in slow))
+        assert set(ended) == {b""}
+    assert refused("too_slow") - slow_before == 500
+
+
+async def test_who_takes_no_answers_is_cut_off() -> None:
+    """A client that asks and asks and reads no answer is not waited for without end."""
+    async with listening(app(), receive_timeout_s=0.5, keep_alive_s=60) as listener:
+        connections = listener._server.server_state.connections
+        with socket.create_connection(("127.0.0.1", listener.port)) as deaf:
+            deaf.setblocking(False)
+            ends = time.monotonic() + DEADLINE_S
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() < ends:
+                    with contextlib.suppress(BlockingIOError):
+                        deaf.send(post(b"y" * 20_000) * 10)
+                    await asyncio.sleep(0.001)
+            assert time.monotonic() < ends, "never cut off"
+            await eventually(lambda: not connections)
+
+
+async def test_while_draining_each_answer_is_the_last() -> None:
+    """Draining still answers everybody, and says that the connection closes."""
+    async with listening(app()) as listener, opened(listener.port, 2) as (used, new):
+        used[1].write(post())
+        assert await answer(used[0]) == (200, b"x")
+        listener.drain()
+        for reader, writer in (used, new):
+            writer.write(post())
+            said = await rest(reader)
+            assert said.startswith(b"HTTP/1.1 200 ")
+            assert b"\r\nconnection: close\r\n" in said
+
+
+@pytest.mark.parametrize("before", [b"", post()], ids=["a new", "a used"])
+@pytest.mark.parametrize("cut", [10, 40, -1])
+async def test_what_has_begun_may_finish(before: bytes, cut: int) -> None:
+    """A request of which a part has come when the listener closes is received and answered."""
+    async with listening(app()) as listener, connected(listener.port) as (reader, writer):
+        if before:
+            writer.write(before)
+            await answer(reader)
+        whole = post(b"y" * 50)
+        writer.write(whole[:cut])
+        await eventually(lambda: _has_begun(listener))
+        listener.stop()
+        await eventually(lambda: not listener._server.servers[0].is_serving())
+        writer.write(whole[cut:])
+        assert await answer(reader) == (200, b"y" * 50)
+        assert await rest(reader) == b""
+
+
+def _has_begun(listener: Listener) -> bool:
+    return any(
+        connection._stage.name != "NOTHING"  # type: ignore[union-attr]
+        for connection in listener._server.server_state.connections
+    )
+
+
+async def test_a_refusal_waits_for_those_before_it() -> None:
+    """Garbage behind requests in hand is answered after them, whatever it is, and once."""
+    gate = Gate()
+    async with listening(app(gate)) as listener, connected(listener.port) as (reader, writer):
+        writer.write(post(path="/gate") + post(b"y"))
+        await eventually(lambda: gate.entered)
+        writer.write(b"garbage\r\n\r\n" + post())
+        await asyncio.sleep(0.05)
+        gate.opened.set()
+        assert await answer(reader) == (200, b"x")
+        assert await answer(reader) == (200, b"y")
+        assert await answer(reader) == (400, b'{"error":"request_malformed"}')
+        assert await rest(reader) == b""
+
+
+async def test_an_answered_request_is_not_answered_again() -> None:
+    """A body that turns out malformed after its answer has gone ends the connection in silence."""
+    async with listening(app()) as listener, connected(listener.port) as (reader, writer):
+        writer.write(
+            b"POST /unread HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+        )
+        assert await answer(reader) == (200, b"unread")
+        writer.write(b"garbage\r\n")
+        assert await rest(reader) == b""

@@ -1,0 +1,269 @@
+"""Laws of the wire: what goes over it byte for byte, and the exact bytes that come back.
+
+The real application behind a real listener. A request that reaches it unsigned is answered
+`signature_missing`, which shows that it was understood, and as how many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+
+import pytest
+from harness import WEBHOOK, event, listening, signed, talk
+from test_web import app_of
+
+from service.config import Settings
+from service.connections import Connections
+from service.protocol import MOST_HEADER_BYTES, MOST_PIPELINED
+
+DATE = re.compile(rb"date: [^\r]+\r\n")
+LAST = b"connection: close\r\n"
+
+
+def said(status: str, body: bytes = b"", *, more: bytes = b"", last: bool = False) -> bytes:
+    """Return an answer as it goes over the wire, but for its date."""
+    kind = b"content-type: application/json\r\n" if body else b""
+    head = b"HTTP/1.1 %b\r\n%bcontent-length: %d\r\n" % (status.encode(), kind, len(body))
+    return head + more + (LAST if last else b"") + b"\r\n" + body
+
+
+def error(status: str, word: str, *, more: bytes = b"", last: bool = False) -> bytes:
+    """Return an answer with one word for what is wrong."""
+    return said(status, b'{"error":"%b"}' % word.encode(), more=more, last=last)
+
+
+def post(*headers: bytes, body: bytes = b"", start: bytes = b"") -> bytes:
+    """Return a POST with a host and *headers*, one a line."""
+    line = start or b"POST %b HTTP/1.1" % WEBHOOK.encode()
+    return b"\r\n".join([line, b"Host: x", *headers, b"", b""]) + body
+
+
+def get(line: bytes, *headers: bytes) -> bytes:
+    """Return a request that is no POST."""
+    return post(*headers, start=line)
+
+
+UNSIGNED = error("400 Bad Request", "signature_missing")
+UNSIGNED_LAST = error("400 Bad Request", "signature_missing", last=True)
+MALFORMED = error("400 Bad Request", "request_malformed", last=True)
+HEADERS = error("431 Request Header Fields Too Large", "headers_too_large", last=True)
+TOO_LARGE = error("413 Request Entity Too Large", "body_too_large")
+BUSY = error("503 Service Unavailable", "unavailable", more=LAST + b"retry-after: 5\r\n")
+ALIVE = said("200 OK")
+NOT_FOUND = said("404 Not Found")
+NOT_ALLOWED = b"HTTP/1.1 405 Method Not Allowed\r\nallow: POST\r\ncontent-length: 0\r\n\r\n"
+SILENCE = b""
+
+LIVEZ = get(b"GET /livez HTTP/1.1")
+LENGTH_1 = b"Content-Length: 1"
+CHUNKED = b"Transfer-Encoding: chunked"
+ENDED = b"0\r\n\r\n"
+ONE = b"1\r\nx\r\n" + ENDED
+
+# What might be read in two ways: by whoever stands before us in one, by us in the other.
+FRAMING = {
+    "plain": (post(LENGTH_1, body=b"x"), UNSIGNED),
+    "no length": (post(), UNSIGNED),
+    "chunked": (post(CHUNKED, body=ONE), UNSIGNED),
+    "chunked in capitals": (post(CHUNKED.upper(), body=ONE), UNSIGNED),
+    "length before coding": (post(b"Content-Length: 5", CHUNKED, body=ENDED + LIVEZ), MALFORMED),
+    "coding before length": (post(CHUNKED, b"Content-Length: 5", body=ENDED + LIVEZ), MALFORMED),
+    "two lengths": (post(LENGTH_1, b"Content-Length: 2", body=b"xy"), MALFORMED),
+    "two equal lengths": (post(LENGTH_1, LENGTH_1, body=b"x"), MALFORMED),
+    "a list of lengths": (post(b"Content-Length: 1, 1", body=b"x"), MALFORMED),
+    "a negative length": (post(b"Content-Length: -1", body=b"x"), MALFORMED),
+    "a length with a sign": (post(b"Content-Length: +1", body=b"x"), MALFORMED),
+    "a length in hexadecimal": (post(b"Content-Length: 0x1", body=b"x"), MALFORMED),
+    "a length in two words": (post(b"Content-Length: 1 1", body=b"x"), MALFORMED),
+    "an empty length": (post(b"Content-Length: ", body=b"x"), MALFORMED),
+    "a length beyond counting": (post(b"Content-Length: " + b"9" * 30), MALFORMED),
+    "a length beyond the cap": (post(b"Content-Length: 999999999"), TOO_LARGE),
+    "space before the colon": (post(b"Content-Length : 1", body=b"x"), MALFORMED),
+    "gzip, chunked": (post(b"Transfer-Encoding: gzip, chunked", body=ONE), MALFORMED),
+    "chunked, gzip": (post(b"Transfer-Encoding: chunked, gzip", body=ONE), MALFORMED),
+    "chunked, chunked": (post(b"Transfer-Encoding: chunked, chunked", body=ONE), MALFORMED),
+    "chunked in two lines": (post(CHUNKED, CHUNKED, body=ONE), MALFORMED),
+    "chunked after a tab stop": (post(b"Transfer-Encoding: \x0bchunked", body=ONE), MALFORMED),
+    "identity": (post(b"Transfer-Encoding: identity", LENGTH_1, body=b"x"), MALFORMED),
+    "an empty coding": (post(b"Transfer-Encoding: ", LENGTH_1, body=b"x"), MALFORMED),
+    "xchunked": (post(b"Transfer-Encoding: xchunked", body=ONE), MALFORMED),
+    "chunked in HTTP/1.0": (
+        post(CHUNKED, body=ONE, start=b"POST /webhooks/stripe HTTP/1.0"),
+        MALFORMED,
+    ),
+    "an extension of a chunk": (post(CHUNKED, body=b'1;a="b"\r\nx\r\n' + ENDED), UNSIGNED),
+    "an extension and a bare LF": (post(CHUNKED, body=b"1;a=b\nx\r\n" + ENDED), MALFORMED),
+    "a chunk's size negative": (post(CHUNKED, body=b"-1\r\nx\r\n" + ENDED), MALFORMED),
+    "a chunk's size with 0x": (post(CHUNKED, body=b"0x1\r\nx\r\n" + ENDED), MALFORMED),
+    "a chunk's size and a space": (post(CHUNKED, body=b"1 \r\nx\r\n" + ENDED), MALFORMED),
+    "a chunk's size too large": (post(CHUNKED, body=b"f" * 17 + b"\r\nx\r\n"), MALFORMED),
+    "a chunk's size missing": (post(CHUNKED, body=b"\r\nx\r\n" + ENDED), MALFORMED),
+    "a chunk's size and a bare LF": (post(CHUNKED, body=b"1\nx\r\n" + ENDED), MALFORMED),
+    "a chunk longer than its size": (post(CHUNKED, body=b"1\r\nxyz\r\n" + ENDED), MALFORMED),
+    "trailers": (post(CHUNKED, body=b"1\r\nx\r\n0\r\nStripe-Signature: t=1\r\n\r\n"), UNSIGNED),
+}
+SYNTAX = {
+    "bare LF everywhere": (post(LENGTH_1, body=b"x").replace(b"\r\n", b"\n"), MALFORMED),
+    "bare LF after a header": (post(b"A: b\nB: c"), MALFORMED),
+    "bare LF at the end": (post()[:-2] + b"\n", MALFORMED),
+    "bare CR": (post(b"A: b\rB: c"), MALFORMED),
+    "folded header": (post(b"A: b\r\n c"), MALFORMED),
+    "folded with a tab": (post(b"A: b\r\n\tc"), MALFORMED),
+    "first header folded": (post().replace(b"Host", b" Host"), MALFORMED),
+    "NUL in a value": (post(b"A: b\0c"), MALFORMED),
+    "NUL in a name": (post(b"A\0: b"), MALFORMED),
+    "high bytes in a value": (post(b"A: \xff\xfe"), UNSIGNED),
+    "no colon": (post(b"Abc"), MALFORMED),
+    "no name": (post(b": b"), MALFORMED),
+    "space in a name": (post(b"A b: c"), MALFORMED),
+    "no host": (post().replace(b"Host: x\r\n", b""), MALFORMED),
+    "two hosts": (post(b"Host: y"), MALFORMED),
+    "the same host twice": (post(b"Host: x"), MALFORMED),
+    "a huge header": (post(b"A: " + b"a" * MOST_HEADER_BYTES), HEADERS),
+    "many headers": (post(*[b"A: b"] * (MOST_HEADER_BYTES // 2)), HEADERS),
+    "a long URL": (get(b"GET /" + b"a" * MOST_HEADER_BYTES + b" HTTP/1.1"), HEADERS),
+    "a huge trailer": (
+        post(CHUNKED, body=b"1\r\nx\r\n0\r\nA: " + b"a" * 10 * MOST_HEADER_BYTES),
+        HEADERS,
+    ),
+    "a huge extension": (post(CHUNKED, body=b"1;" + b"a" * 10 * MOST_HEADER_BYTES), HEADERS),
+    "empty lines only": (b"\r\n" * MOST_HEADER_BYTES, HEADERS),
+    "two spaces": (get(b"GET  /livez HTTP/1.1"), ALIVE),
+    "tabs": (get(b"GET\t/livez\tHTTP/1.1"), MALFORMED),
+    "space in the path": (get(b"GET /li vez HTTP/1.1"), MALFORMED),
+    "high bytes in the path": (get(b"GET /livez\xff HTTP/1.1"), MALFORMED),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 50, MALFORMED),
+    "empty lines before": (b"\r\n\r\n" + LIVEZ, ALIVE),
+}
+VERSIONS = {
+    "HTTP/1.0": (b"POST /webhooks/stripe HTTP/1.0\r\n\r\n", UNSIGNED_LAST),
+    "HTTP/1.0 that would stay": (
+        b"POST /webhooks/stripe HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        UNSIGNED_LAST,
+    ),
+    "HTTP/0.9": (b"GET /livez\r\n", SILENCE),
+    "HTTP/0.9 by name": (get(b"GET /livez HTTP/0.9"), MALFORMED),
+    "HTTP/1.2": (get(b"GET /livez HTTP/1.2"), MALFORMED),
+    "HTTP/2.0": (get(b"GET /livez HTTP/2.0"), MALFORMED),
+    "HTTP/2's preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", MALFORMED),
+    "http/1.1": (get(b"GET /livez http/1.1"), MALFORMED),
+    "upgrade to websocket": (
+        get(b"GET /livez HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket"),
+        MALFORMED,
+    ),
+    "upgrade to h2c": (
+        post(b"Connection: Upgrade", b"Upgrade: h2c", LENGTH_1, body=b"x" + LIVEZ),
+        MALFORMED,
+    ),
+    "upgrade that is not meant": (post(b"Upgrade: h2c"), UNSIGNED),
+    "expectation": (
+        post(b"Expect: 100-continue", LENGTH_1, body=b"x"),
+        b"HTTP/1.1 100 Continue\r\n\r\n" + UNSIGNED,
+    ),
+    "expectation beyond the cap": (
+        post(b"Expect: 100-continue", b"Content-Length: 999999999"),
+        TOO_LARGE,
+    ),
+    "another expectation": (post(b"Expect: a-miracle", LENGTH_1, body=b"x"), UNSIGNED),
+}
+METHODS = {
+    "GET": (get(b"GET /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
+    "HEAD": (get(b"HEAD /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
+    "PUT": (get(b"PUT /webhooks/stripe HTTP/1.1", LENGTH_1) + b"x", NOT_ALLOWED),
+    "DELETE": (get(b"DELETE /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
+    "TRACE": (get(b"TRACE /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
+    "OPTIONS": (get(b"OPTIONS /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
+    "OPTIONS of everything": (get(b"OPTIONS * HTTP/1.1"), NOT_FOUND),
+    "CONNECT": (get(b"CONNECT evil.example:443 HTTP/1.1"), MALFORMED),
+    "a method nobody knows": (get(b"BREW /webhooks/stripe HTTP/1.1"), MALFORMED),
+    "a method in small letters": (get(b"post /webhooks/stripe HTTP/1.1"), MALFORMED),
+}
+PATHS = {
+    "absolute": (
+        post(start=b"POST http://evil.example/webhooks/stripe HTTP/1.1"),
+        UNSIGNED,
+    ),
+    "percent-encoded": (post(start=b"POST /webhooks/%73tripe HTTP/1.1"), UNSIGNED),
+    "ill encoded": (post(start=b"POST /webhooks/%zz HTTP/1.1"), NOT_FOUND),
+    "NUL, encoded": (post(start=b"POST /webhooks/stripe%00 HTTP/1.1"), NOT_FOUND),
+    "line break, encoded": (post(start=b"POST /webhooks/stripe%0d%0a HTTP/1.1"), NOT_FOUND),
+    "two slashes": (post(start=b"POST //webhooks/stripe HTTP/1.1"), NOT_FOUND),
+    "slash at the end": (post(start=b"POST /webhooks/stripe/ HTTP/1.1"), NOT_FOUND),
+    "dots": (post(start=b"POST /webhooks/../webhooks/stripe HTTP/1.1"), NOT_FOUND),
+    "capitals": (post(start=b"POST /Webhooks/Stripe HTTP/1.1"), NOT_FOUND),
+    "query": (post(start=b"POST /webhooks/stripe?a=b&c HTTP/1.1"), UNSIGNED),
+    "an unknown endpoint": (post(start=b"POST /webhooks/stripe/nobody HTTP/1.1"), NOT_FOUND),
+}
+PIPELINES = {
+    "in order": (post() + LIVEZ + post(LENGTH_1, body=b"x"), UNSIGNED + ALIVE + UNSIGNED),
+    "after the last": (post(b"Connection: close") + LIVEZ, UNSIGNED_LAST),
+    "malformed after good": (
+        LIVEZ + post() + post(b"A b: c") + LIVEZ,
+        ALIVE + UNSIGNED + MALFORMED,
+    ),
+    "malformed body after good": (
+        LIVEZ + post(CHUNKED, body=b"zz\r\n" + LIVEZ),
+        ALIVE + MALFORMED,
+    ),
+    "too many": (LIVEZ * 1000, ALIVE * (MOST_PIPELINED + 1) + BUSY),
+    "half at the end": (LIVEZ + post()[:-4], ALIVE),
+}
+TABLES = {
+    "framing": FRAMING,
+    "syntax": SYNTAX,
+    "versions": VERSIONS,
+    "methods": METHODS,
+    "paths": PATHS,
+    "pipelines": PIPELINES,
+}
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+async def test_each_request_has_its_exact_answer(
+    connections: Connections, settings: Settings, table: dict[str, tuple[bytes, bytes]]
+) -> None:
+    """Every row: one of our own answers, nothing echoed, and closed where framing is in doubt."""
+    app, _ = app_of(connections, settings)
+    async with listening(app, receive_timeout_s=1, keep_alive_s=1) as listener:
+        answers = await asyncio.gather(*(talk(listener.port, sent) for sent, _ in table.values()))
+    got = [DATE.sub(b"", answer) for answer in answers]
+    assert dict(zip(table, got, strict=True)) == {
+        name: expected for name, (_, expected) in table.items()
+    }
+
+
+def chunks(body: bytes, *, extension: bytes, trailer: bytes) -> bytes:
+    """Return *body* in chunks of seven bytes."""
+    pieces = [body[start : start + 7] for start in range(0, len(body), 7)]
+    sized = [b"%x%b\r\n%b\r\n" % (len(piece), extension, piece) for piece in pieces]
+    return b"".join(sized) + b"0\r\n" + trailer + b"\r\n"
+
+
+TRAILER = b"Stripe-Signature: t=1\r\n"
+GENUINE: dict[str, Callable[[bytes], bytes]] = {
+    "plain": lambda body: b"Content-Length: %d\r\n\r\n%b" % (len(body), body),
+    "chunked": lambda body: CHUNKED + b"\r\n\r\n" + chunks(body, extension=b"", trailer=b""),
+    "with extensions and trailers": lambda body: (
+        CHUNKED
+        + b"\r\n\r\n"
+        + chunks(body, extension=b";a=b", trailer=b"Stripe-Signature: t=1\r\n")
+    ),
+}
+
+
+@pytest.mark.parametrize("framed", GENUINE.values(), ids=GENUINE)
+async def test_the_signed_bytes_are_the_bodys(
+    connections: Connections, settings: Settings, framed: Callable[[bytes], bytes]
+) -> None:
+    """However a body is framed, what is verified are its own bytes, and trailers are nothing."""
+    app, _ = app_of(connections, settings)
+    body = event(metadata={"name": "Zoë Ωmega 🛂"})
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nStripe-Signature: %b\r\n" % (
+        WEBHOOK.encode(),
+        signed(body)["Stripe-Signature"].encode(),
+    )
+    async with listening(app) as listener:
+        answer = await talk(listener.port, head + framed(body))
+    assert DATE.sub(b"", answer) == said("200 OK", b'{"outcome":"admitted"}', last=True)
