@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
 from .errors import ConfigError
+from .tether import tethered
 
 READY_DEADLINE_S: Final = 10.0
 STOP_DEADLINE_S: Final = 10.0
@@ -50,18 +50,6 @@ _CAUSES: Final[Mapping[bytes, str]] = {
     b"CONFIG FILE ERROR": "this server does not know one of the options",
     b"Exec format error": "the server is no program for this machine",
 }
-# Asks the kernel for SIGTERM at the parent's death and becomes the server: the request survives
-# exec, and unlike a preexec_fn no Python runs between fork and exec of a threaded process.
-# A parent that died before the request was made is noticed by comparing its id.
-_TETHER: Final = """
-import ctypes, os, signal, sys
-parent, *command = sys.argv[1:]
-PR_SET_PDEATHSIG = 1
-if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
-    sys.exit("prctl failed")
-if os.getppid() == int(parent):
-    os.execv(command[0], command)
-"""
 
 
 def find_server(environ: Mapping[str, str]) -> Path:
@@ -129,8 +117,7 @@ class EmbeddedServer:
 
 @contextmanager
 def _running(command: list[str], directory: Path, lock: int) -> Iterator[subprocess.Popen[bytes]]:
-    # To the kernel the "parent" is the thread that started the child, so a thread is kept for as
-    # long as the server lives: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
+    # A thread is kept for as long as the server lives: its end would be the parent's to the kernel.
     with ThreadPoolExecutor(max_workers=1) as keeper, (directory / LOG).open("wb") as log:
         process = keeper.submit(_spawn, command, log, lock).result()
         try:
@@ -185,9 +172,7 @@ def _command(server: Path, sockets: Path, directory: Path, appendfsync: str) -> 
     command = [str(server.absolute())]
     for name, value in options.items():
         command += [f"--{name}", value]
-    if sys.platform != "linux":
-        return command
-    return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *command]
+    return tethered(command)
 
 
 @contextmanager

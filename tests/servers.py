@@ -12,7 +12,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import redis
 
 from service import embedded
+from service.tether import tethered
 
 START_DEADLINE_S = 10.0
 
@@ -134,10 +134,8 @@ def _running(command: list[str], port: int, directory: Path) -> Iterator[Server]
 
 def _tethered(command: list[str], directory: Path) -> subprocess.Popen[bytes]:
     """Start a server that ends with us, even if we are killed."""
-    if sys.platform == "linux":
-        command = [sys.executable, "-I", "-S", "-c", embedded._TETHER, str(os.getpid()), *command]
     with (directory / "server.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(tethered(command), stdout=log, stderr=subprocess.STDOUT)
 
 
 def _await_answer(port: int, process: subprocess.Popen[bytes], directory: Path) -> None:

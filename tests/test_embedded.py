@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import redis
 
-from service import embedded
+from service import embedded, tether
 from service.embedded import EmbeddedServer, find_server
 from service.errors import ConfigError
 
@@ -282,7 +282,7 @@ def test_started_from_a_thread(server: Path, tmp_path: Path) -> None:
 @on_linux
 def test_parent_gone_before_the_tether() -> None:
     """A tether whose parent is gone already starts nothing."""
-    command = [sys.executable, "-c", embedded._TETHER, "0", "/does/not/exist"]
+    command = [sys.executable, "-c", tether._TETHER, "0", "/does/not/exist"]
     assert subprocess.run(command, check=False).returncode == 0
 
 

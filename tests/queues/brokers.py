@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from urllib.parse import quote
 from programs import missing, program
 from servers import free_port, frozen
 
-from service import embedded
+from service.tether import tethered
 
 T = TypeVar("T")
 
@@ -88,13 +87,9 @@ class Process:
         return frozen(self._process.pid)
 
     def _started(self) -> subprocess.Popen[bytes]:
-        command = self._command
-        if sys.platform == "linux":
-            tether = [sys.executable, "-I", "-S", "-c", embedded._TETHER, str(os.getpid())]
-            command = [*tether, *command]
         with (self._directory / "output.log").open("ab") as log:
             return subprocess.Popen(
-                command,
+                tethered(self._command),
                 cwd=self._directory,
                 env=self._environ,
                 stdin=subprocess.DEVNULL,
