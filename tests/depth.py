@@ -2,7 +2,7 @@
 
 A failure prints its steps and a `@reproduce_failure` line; `--hypothesis-seed=N` repeats a run:
 
-    TEST_DEPTH=30 python -m pytest --no-cov --timeout=0 tests/test_*_machine.py
+    TEST_DEPTH=30 python -m pytest --no-cov tests/test_*_machine.py
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 from hypothesis import HealthCheck, settings
 
 DEPTH = int(os.environ.get("TEST_DEPTH", "1"))
+# Hypothesis may take minutes to make a failure small; ended before, it would not be told at all.
+SEARCH_TIMEOUT_S = 600 * DEPTH
 # Of the machine's speed, which is not what is tested.
 _TOLERATED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 
@@ -23,5 +25,6 @@ def searching(examples: int, *, steps: int = 50) -> settings:
         stateful_step_count=steps,
         deadline=None,
         print_blob=True,
+        report_multiple_bugs=False,
         suppress_health_check=_TOLERATED,
     )

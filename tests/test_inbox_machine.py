@@ -10,16 +10,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 from unittest import mock
 
 import ledger_model
 import orjson
-from depth import searching
+import pytest
+from depth import SEARCH_TIMEOUT_S, searching
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -31,13 +30,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from ledger_model import DAY_S, Answer, Entry, Record
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from tapped import Tapped, tapped
 
 from service import inbox as way_in
 from service import wire
 from service.config import Settings
-from service.connections import Connections, ScriptCall, connect
+from service.connections import ScriptCall
 from service.errors import Unavailable
 from service.events import Event, parse
 from service.inbox import Admission, Inbox
@@ -98,41 +96,15 @@ def parsed(event: Any) -> Event:
     return found
 
 
-class Tapped(Connections):
-    """Connections that keep every call they carried, and lose what they are told to.
-
-    Attributes:
-        calls: Every call that was carried.
-        faults: What happens to the next calls: "request" is lost before it arrives, "reply" after.
-    """
-
-    def __init__(self, opened: Connections) -> None:
-        super().__init__(opened.client, opened.blocking_client, is_cluster=False)
-        self.calls: list[ScriptCall] = []
-        self.faults: deque[str] = deque()
-
-    async def run(self, calls: Sequence[ScriptCall], *, replicas: int = 0) -> list[Any]:
-        """Carry *calls*, or lose them, or their replies."""
-        self.calls += calls
-        fault = self.faults.popleft() if self.faults else ""
-        if fault == "request":
-            return [RedisConnectionError()] * len(calls)
-        replies = await super().run(calls, replicas=replicas)
-        return [RedisTimeoutError()] * len(calls) if fault else replies
-
-
 class Bench:
-    """One event loop with open clients, for all the examples of a search."""
+    """What all the examples of a search share."""
 
     def __init__(
-        self,
-        runner: asyncio.Runner,
-        opened: Connections,
-        make_settings: Callable[..., Settings],
+        self, runner: asyncio.Runner, tap: Tapped, make_settings: Callable[..., Settings]
     ) -> None:
         self.run = runner.run
-        self.tap = Tapped(opened)
-        self.client = opened.client
+        self.tap = tap
+        self.client = tap.client
         self._make_settings = make_settings
 
     def inbox(self, name: str = "plain") -> Inbox:
@@ -361,22 +333,12 @@ class Reception(RuleBasedStateMachine):
             assert self.bench.run(self.client.ttl(KEYS.session(session))) > 399 * DAY_S
 
 
-@contextmanager
-def bench(make_settings: Callable[..., Settings]) -> Iterator[Bench]:
-    """Yield a loop and open clients."""
-    with asyncio.Runner() as runner:
-        stack = AsyncExitStack()
-        opened = runner.run(stack.enter_async_context(connect(make_settings().redis_url)))
-        try:
-            yield Bench(runner, opened, make_settings)
-        finally:
-            runner.run(stack.aclose())
-
-
+@pytest.mark.timeout(SEARCH_TIMEOUT_S)
 def test_the_ledger_is_what_the_model_says(make_settings: Callable[..., Settings]) -> None:
     """Verdicts, sequences, epochs, positions and streams are the model's, after every step."""
     assert {KEYS.partition(session) for session in SESSIONS} == {0, 1}
-    with mock.patch.object(way_in, "RETRY_CEILING_S", 0.0), bench(make_settings) as opened:
+    at_once = mock.patch.object(way_in, "RETRY_CEILING_S", 0.0)
+    with at_once, tapped(make_settings().redis_url) as (runner, tap):
         # Any factory does at run time, whatever the annotation says.
-        machine: Any = partial(Reception, opened)
+        machine: Any = partial(Reception, Bench(runner, tap, make_settings))
         run_state_machine_as_test(machine, settings=searching(60, steps=30))
