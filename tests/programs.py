@@ -6,18 +6,18 @@ set, as where everything is meant to be installed, they fail.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Where `.ci/run` puts what deploy/requirements/tools.txt pins; and where Debian has daemons.
+# Where `.ci/run` puts what deploy/requirements/tools.txt pins.
 TOOLS = ROOT / ".venv-tools" / "bin"
-PLACES = (str(TOOLS), "/usr/sbin")
 PINNED_TOOLS = (
     "python3 -m venv .venv-tools && "
     ".venv-tools/bin/pip install --no-deps -r deploy/requirements/tools.txt"
@@ -34,12 +34,24 @@ def missing(what: str) -> NoReturn:
 
 def program(name: str, package: str, *directories: str) -> Path:
     """Return the path of a program that a package of Debian's brings, or skip."""
-    return _find(name, f"apt-get install {package}", *directories)
+    return _find(name, f"apt-get install {package}", *directories, os.environ["PATH"], "/usr/sbin")
 
 
 def tool(name: str) -> Path:
     """Return the path of a tool that deploy/requirements/tools.txt pins, or skip."""
-    return _find(name, PINNED_TOOLS)
+    return _find(name, PINNED_TOOLS, str(TOOLS), os.environ["PATH"])
+
+
+def documents(path: Path) -> list[Any]:
+    """Return the documents of a YAML file; read by a tool's parser, for none of ours is one."""
+    python = tool("yamllint").resolve().with_name("python")
+    program = "import json, sys, yaml; print(json.dumps([*yaml.safe_load_all(sys.stdin)]))"
+    with path.open("rb") as text:
+        read = subprocess.run(
+            [python, "-c", program], stdin=text, stdout=subprocess.PIPE, check=True
+        )
+    found: list[Any] = json.loads(read.stdout)
+    return found
 
 
 def run(*command: str | Path, directory: Path = ROOT) -> str:
@@ -59,8 +71,7 @@ def run(*command: str | Path, directory: Path = ROOT) -> str:
 
 
 def _find(name: str, how: str, *directories: str) -> Path:
-    places = [*directories, os.environ["PATH"], *PLACES]
-    found = shutil.which(name, path=os.pathsep.join(places))
+    found = shutil.which(name, path=os.pathsep.join(directories))
     if found is None:
         missing(f"{name} is not installed: {how}")
     return Path(found)

@@ -1,0 +1,12 @@
+"""Which settings there are, for everything in deploy/ that names some. Holds no test."""
+
+from __future__ import annotations
+
+import re
+
+from programs import ROOT
+
+
+def known_settings() -> set[str]:
+    """Return the names of all settings, as .env.example lists them."""
+    return set(re.findall(r"^([A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))

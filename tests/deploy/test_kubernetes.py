@@ -1,0 +1,146 @@
+"""The Kubernetes manifests: valid, whole, and as restricted as they claim."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import ROOT, documents, run, tool
+from settings_named import known_settings
+
+FOLDER = ROOT / "deploy" / "kubernetes"
+FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "kustomization")
+
+
+def kustomization() -> Any:
+    """Return the list of what belongs together."""
+    [found] = documents(FOLDER / "kustomization.yaml")
+    return found
+
+
+def settings() -> dict[str, str]:
+    """Return what both processes are told, beside the secrets."""
+    [generator] = kustomization()["configMapGenerator"]
+    return dict(literal.split("=", 1) for literal in generator["literals"])
+
+
+def everything(kind: str) -> list[Any]:
+    """Return every object of a kind."""
+    return [one for path in FILES for one in documents(path) if one["kind"] == kind]
+
+
+def pod(deployment: Any) -> Any:
+    """Return what a deployment's pods are."""
+    return deployment["spec"]["template"]["spec"]
+
+
+def selected(selector: dict[str, str]) -> list[str]:
+    """Return the names of the deployments whose pods a selector finds."""
+    return [
+        one["metadata"]["name"]
+        for one in everything("Deployment")
+        if selector.items() <= one["spec"]["template"]["metadata"]["labels"].items()
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_document_is_valid(path: Path) -> None:
+    """Each object is what the API's own schema says, with no field it does not know."""
+    run(tool("kubernetes-validate"), "--strict", "--quiet", path)
+
+
+def test_the_kustomization_is_whole() -> None:
+    """What the kustomization names is there, and what is there it names."""
+    assert {FOLDER / name for name in kustomization()["resources"]} == set(FILES)
+
+
+def test_the_kustomization_renders(tmp_path: Path) -> None:
+    """Rendered by kubectl, the whole is valid too."""
+    if (kubectl := shutil.which("kubectl")) is None:
+        pytest.skip("kubectl is not installed, and Debian has none")
+    rendered = tmp_path / "rendered.yaml"
+    rendered.write_text(run(kubectl, "kustomize", FOLDER))
+
+    run(tool("kubernetes-validate"), "--strict", "--quiet", rendered)
+    names = [one["metadata"]["name"] for one in documents(rendered)]
+    assert {"receiver", "worker"} < set(names)
+
+
+def test_pods_have_time_to_stop() -> None:
+    """A pod is not killed before it has drained and finished."""
+    least = float(settings()["DRAIN_S"]) + float(settings()["SHUTDOWN_GRACE_S"])
+
+    for deployment in everything("Deployment"):
+        assert pod(deployment)["terminationGracePeriodSeconds"] >= least + 5
+
+
+def test_pods_are_restricted() -> None:
+    """No pod has root, a writable root, a capability, a way up, or a token of the cluster's."""
+    for deployment in everything("Deployment"):
+        spec = pod(deployment)
+        [container] = spec["containers"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] == 10001
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "memory" in container["resources"]["limits"]
+    [account] = everything("ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+
+
+def test_probes_ask_what_they_mean() -> None:
+    """Alive is asked where no crowd of requests can be in the way; ready where requests go."""
+    for deployment in everything("Deployment"):
+        [container] = pod(deployment)["containers"]
+        name = container["name"]
+        ports = {port["name"] for port in container["ports"]}
+        asked = {
+            probe: (container[probe]["httpGet"]["path"], container[probe]["httpGet"]["port"])
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe")
+        }
+        door = "webhooks" if name == "receiver" else "admin"
+        assert asked == {
+            "startupProbe": ("/livez", "admin"),
+            "livenessProbe": ("/livez", "admin"),
+            "readinessProbe": ("/readyz", door),
+        }
+        assert {"admin", door} <= ports
+
+
+def test_selectors_find_what_they_mean() -> None:
+    """Service, budgets, autoscaler and policies find the pods they are named after."""
+    for deployment in everything("Deployment"):
+        assert selected(deployment["spec"]["selector"]["matchLabels"]) == [
+            deployment["metadata"]["name"]
+        ]
+    for service in everything("Service"):
+        assert selected(service["spec"]["selector"]) == [service["metadata"]["name"]]
+    budgets = everything("PodDisruptionBudget")
+    policies = [one for one in everything("NetworkPolicy") if one["spec"]["podSelector"]]
+    for one in budgets:
+        assert selected(one["spec"]["selector"]["matchLabels"]) == [one["metadata"]["name"]]
+    for one in policies:
+        assert selected(one["spec"]["podSelector"]["matchLabels"]) == [one["metadata"]["name"]]
+    [scaled] = everything("HorizontalPodAutoscaler")
+    assert scaled["spec"]["scaleTargetRef"]["name"] == "receiver"
+    assert len(budgets) == len(policies) == 2
+
+
+def test_settings_are_ours() -> None:
+    """Every variable is a setting, and secrets come as files, never as variables."""
+    assert settings().keys() <= known_settings()
+    for deployment in everything("Deployment"):
+        [container] = pod(deployment)["containers"]
+        [variable] = container["env"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod(deployment)["volumes"]}
+        assert variable == {"name": "CREDENTIALS_DIRECTORY", "value": mounts["credentials"]}
+        assert volumes["credentials"]["secret"]["secretName"] == container["name"]
+        assert container["envFrom"] == [{"configMapRef": {"name": "settings"}}]

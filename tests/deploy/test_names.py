@@ -1,0 +1,49 @@
+"""What deploy/ says about the service is true of it: names of settings, and its YAML reads well."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from programs import ROOT, run, tool
+from settings_named import known_settings
+
+DEPLOY = ROOT / "deploy"
+GENERATED = {"asyncapi.yaml", "status-transition.schema.json"}
+# Neither pins nor what an operator keeps there are ours to judge.
+TEXTS = [
+    path
+    for path in [ROOT / "Procfile", *sorted(DEPLOY.rglob("*"))]
+    if path.is_file()
+    and path.name not in GENERATED
+    and not {"requirements", "secrets"} & set(path.parts)
+]
+# Names in capitals that are not settings of the service, each somebody else's.
+FOREIGN = {
+    "CREDENTIALS_DIRECTORY": "systemd's, which the service reads too",
+    "PYTHONDONTWRITEBYTECODE": "Python's",
+    "STRIPE_WEBHOOK_SECRETS_FILE": "ours with the suffix that every setting may have",
+}
+YAML_RULES = (
+    "{extends: default, rules: {document-start: disable, line-length: {max: 100},"
+    " octal-values: disable, truthy: {check-keys: false}}}"
+)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_settings_exist(path: Path) -> None:
+    """Whatever looks like a setting's name, in a value or in a comment, is one."""
+    named = set(re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", path.read_text()))
+
+    assert named <= known_settings() | FOREIGN.keys()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in TEXTS if path.suffix in {".yaml", ".yml"}],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_yaml_reads_well(path: Path) -> None:
+    """No key is given twice, and indentation, spaces and length are as everywhere."""
+    run(tool("yamllint"), "--strict", "-d", YAML_RULES, path)
