@@ -205,6 +205,8 @@ def _settings(timeout_s: float) -> dict[str, Any]:
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "retry": Retry(NoBackoff(), 0),
         "legacy_responses": True,
+        # Not told its name and version, Redis need not let our users tell it.
+        "driver_info": None,
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import redis
+import roles
 
 from service.config import Settings
 from service.connections import Connections, connect
@@ -72,6 +73,11 @@ def keys(settings: Settings) -> Keys:
 @pytest.fixture
 async def connections(settings: Settings, keys: Keys) -> AsyncIterator[Connections]:
     """Yield clients of an empty server on which the groups of all handlers exist."""
-    async with connect(settings.redis_url) as opened:
+    opening = (
+        roles.connect_as_users(settings.redis_url.reveal())
+        if roles.are_wanted()
+        else connect(settings.redis_url)
+    )
+    async with opening as opened:
         await open_groups(opened, keys, settings.handlers)
         yield opened

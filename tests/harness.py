@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import httpx2
 import orjson
+import redis
+import roles
 from starlette.applications import Starlette
 
 import service
@@ -248,18 +250,21 @@ class Process:
         self.popen.wait()
 
 
-class Yard:
-    """Starts processes on one server, and leaves none behind."""
+class Processes:
+    """Starts processes on one Redis, and leaves none behind."""
 
-    def __init__(self, server: EmbeddedServer, directory: Path) -> None:
-        self.server = server
+    def __init__(self, url: str, directory: Path) -> None:
+        self.url = url
         self.directory = directory
         self._processes: list[Process] = []
 
     def start(self, *arguments: str, program: str = "", **settings: str) -> Process:
         """Start `python -m service *arguments*`; ports are the system's choice."""
+        url = self.url
+        if roles.are_wanted():
+            url = roles.as_user(url, roles.by_command(arguments[0]))
         defaults = {
-            "REDIS_URL": self.server.url,
+            "REDIS_URL": url,
             "STRIPE_WEBHOOK_SECRETS": SECRET.reveal().decode(),
             "HOST": "127.0.0.1",
             "PORT": "0",
@@ -285,6 +290,14 @@ class Yard:
             process.end()
 
 
+class Yard(Processes):
+    """The same, on a server of their own."""
+
+    def __init__(self, server: EmbeddedServer, directory: Path) -> None:
+        super().__init__(server.url, directory)
+        self.server = server
+
+
 @contextmanager
 def yard(directory: Path) -> Iterator[Yard]:
     """Yield a yard with a server of its own."""
@@ -292,6 +305,9 @@ def yard(directory: Path) -> Iterator[Yard]:
         EmbeddedServer.start(find_server(os.environ), directory=directory / "redis") as server,
         contextlib.closing(Yard(server, directory)) as opened,
     ):
+        if roles.are_wanted():
+            with redis.Redis.from_url(server.url) as client:
+                roles.grant(client)
         yield opened
 
 

@@ -27,19 +27,20 @@ START_DEADLINE_S = 10.0
 
 
 class Server(NamedTuple):
-    """A running server."""
+    """A running server, and who its administrator is, where it has users."""
 
     port: int
     process: subprocess.Popen[bytes]
+    user: str | None = None
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """Its address, for nobody in particular."""
         return f"redis://127.0.0.1:{self.port}"
 
     def client(self) -> redis.Redis:
-        """Return a plain client of it."""
-        return redis.Redis(port=self.port, socket_timeout=2)
+        """Return a plain client of it, for its administrator."""
+        return redis.Redis(port=self.port, username=self.user, password=self.user, socket_timeout=2)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -98,11 +99,22 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(directory: Path, *options: str, port: int | None = None) -> Iterator[Server]:
-    """Run a server on *directory* until the block is left; *options* are `--name value` pairs."""
+def server(
+    directory: Path, *options: str, port: int | None = None, user: str | None = None
+) -> Iterator[Server]:
+    """Run a server on *directory* until the block is left.
+
+    Args:
+        directory: Where its files are.
+        options: `--name value` pairs, maybe with the path of a configuration before them.
+        port: Its port; else any that is free.
+        user: Its administrator, whose name is the password.
+    """
     port = port or free_port()
+    before = [option for option in options[:1] if not option.startswith("--")]
     ours = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", "")
-    with _running([str(binary()), *ours, *options], port, directory) as running:
+    command = [str(binary()), *before, *ours, *options[len(before) :]]
+    with _running(command, port, directory, user) as running:
         yield running
 
 
@@ -121,12 +133,15 @@ def sentinel(directory: Path, *, service: str, primary: Server) -> Iterator[Serv
 
 
 @contextmanager
-def _running(command: list[str], port: int, directory: Path) -> Iterator[Server]:
+def _running(
+    command: list[str], port: int, directory: Path, user: str | None = None
+) -> Iterator[Server]:
     directory.mkdir(parents=True, exist_ok=True)
-    process = _tethered(command, directory)
+    running = Server(port, _tethered(command, directory), user)
+    process = running.process
     try:
-        _await_answer(port, process, directory)
-        yield Server(port, process)
+        _await_answer(running, directory)
+        yield running
     finally:
         process.kill()
         process.wait(START_DEADLINE_S)
@@ -138,14 +153,14 @@ def _tethered(command: list[str], directory: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(tethered(command), stdout=log, stderr=subprocess.STDOUT)
 
 
-def _await_answer(port: int, process: subprocess.Popen[bytes], directory: Path) -> None:
+def _await_answer(running: Server, directory: Path) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
-    with redis.Redis(port=port, socket_timeout=1) as client:
+    with running.client() as client:
         while True:
             try:
                 client.ping()
             except redis.RedisError:
-                ended = process.poll() is not None
+                ended = running.process.poll() is not None
                 if ended or time.monotonic() > deadline:
                     raise AssertionError((directory / "server.log").read_text()) from None
                 time.sleep(0.01)

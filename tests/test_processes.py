@@ -126,7 +126,7 @@ def test_a_redis_that_refuses_is_one_line(ground: Yard) -> None:
         client.acl_setuser(
             "weak", enabled=True, passwords=[f"+{CANARY}"], keys="*", commands=["+ping", "+info"]
         )
-    url = f"unix://weak@{ground.server.socket}?password={CANARY}"
+    url = f"{ground.server.url.replace('://', '://weak@')}?password={CANARY}"
     process = ground.run("serve", REDIS_URL=url)
     assert_one_line(process, 3, "Redis does not answer (redis_refused)")
     assert CANARY.encode() not in process.out + process.err
