@@ -15,6 +15,8 @@ from contextlib import asynccontextmanager
 from enum import Enum
 from urllib.parse import urlsplit
 
+from servers import until
+
 _CHUNK_BYTES = 65536
 
 
@@ -49,13 +51,26 @@ class Proxy:
         """The address to give to the client in place of Redis's."""
         return f"redis://127.0.0.1:{self.port}"
 
+    @property
+    def connections(self) -> int:
+        """How many ends of connections are open, two for each."""
+        return len(self._open)
+
     def break_next(self, fault: Fault, *, at: bytes = b"EVALSHA", times: int = 1) -> None:
         """Let *fault* befall the next requests that hold the bytes *at*, once each."""
         self._faults.extend([(fault, at)] * times)
 
+    def mend(self) -> None:
+        """Forget the faults that have not come true yet."""
+        self._faults.clear()
+
+    def aim(self, target: str) -> None:
+        """Carry new connections to another address."""
+        self._target = urlsplit(target)
+
     def cut(self) -> None:
         """Reset every connection there is."""
-        for writer in self._open:
+        for writer in list(self._open):
             writer.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -117,6 +132,8 @@ async def proxy_to(target: str) -> AsyncIterator[Proxy]:
     finally:
         server.close()
         proxy.cut()
+        with contextlib.suppress(TimeoutError):
+            await until(lambda: not proxy.connections)
 
 
 async def _pump(source: asyncio.StreamReader, pass_on: Callable[[bytes], Awaitable[bool]]) -> None:

@@ -146,6 +146,7 @@ def shared_sequence(facts: Facts) -> Iterator[str]:
     for one in facts.ways_out():
         places[one.event_id].add(one.place)
         events[one.place].add(one.event_id)
+    yield from (f"{one} at {len(at)} places" for one, at in places.items() if len(at) > 1)
     yield from (f"{place} of {' '.join(sorted(of))}" for place, of in events.items() if len(of) > 1)
 
 

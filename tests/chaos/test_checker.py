@@ -216,7 +216,7 @@ BAD: list[tuple[Law, str, Callable[[], Run]]] = [
     (Law.SHARED_SEQUENCE, "two events at one place",
      journaled(*calls(FIRST, SECOND, THIRD, SECOND._replace(event_id=TWIN.id)))),
     (Law.SHARED_SEQUENCE, "one event at two places",
-     lettered(DeadLetter(THIRD._replace(place=SECOND.place), "refused", 1))),
+     lettered(DeadLetter(transition(OTHER, 2), "refused", 1))),
     (Law.NOT_NEWEST, "set back in the ledger", remembered(status="processing")),
     (Law.NOT_NEWEST, "another position", remembered(position=7)),
     (Law.NOT_NEWEST, "set back on the stream",

@@ -1,0 +1,115 @@
+"""Gathers what a finished run has left: journals, dead letters, the ledger, logs, readings."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import redis
+from evidence import Call, DeadLetter, Mark, Place, Record, Remembered, Transition
+
+from service.layout import Keys
+
+Fields = Mapping[bytes, bytes]
+
+
+def transition_of(entry: Fields) -> Transition:
+    """Return the transition in a stream's entry, or in a dead letter."""
+    change = orjson.loads(entry[b"change"])
+    place = Place(change["session_id"], int(entry[b"epoch"]), int(entry[b"sequence"]))
+    return Transition(place, change["event_id"], change["current"])
+
+
+def transitions(client: redis.Redis, keys: Keys) -> list[Transition]:
+    """Return what the streams hold."""
+    streams = map(keys.transitions, range(keys.partitions))
+    return [transition_of(entry) for stream in streams for entry in _entries(client, stream)]
+
+
+def letters(client: redis.Redis, keys: Keys, handler: str) -> list[DeadLetter]:
+    """Return a handler's dead letters."""
+    streams = [keys.dead(partition, handler) for partition in range(keys.partitions)]
+    return [
+        DeadLetter(
+            transition_of(entry), entry[b"reason"].decode(), int(entry[b"attempts"].decode())
+        )
+        for stream in streams
+        for entry in _entries(client, stream)
+    ]
+
+
+def unsettled(client: redis.Redis, keys: Keys, handler: str) -> int:
+    """Return how many transitions a handler has not settled, those it has not read included."""
+    return sum(_unsettled(client, keys.transitions(p), handler) for p in range(keys.partitions))
+
+
+def _unsettled(client: redis.Redis, stream: str, handler: str) -> int:
+    groups: list[Any] = []
+    with contextlib.suppress(redis.ResponseError):  # there is no such stream, and nothing in it
+        groups = client.xinfo_groups(stream)
+    for group in groups:
+        if group["name"] == handler.encode():
+            unread: Any = client.xrange(stream, "(" + group["last-delivered-id"].decode())
+            return len(unread) + int(group["pending"])
+    entries: Any = client.exists(stream) and client.xlen(stream)
+    return int(entries)
+
+
+def records(client: redis.Redis) -> dict[str, Record]:
+    """Return the whole ledger, by session."""
+    found = {}
+    keys = client.scan_iter("idv:*:session:*", count=1000)
+    while batch := list(itertools.islice(keys, 500)):
+        pipeline = client.pipeline(transaction=False)
+        for key in batch:
+            pipeline.hgetall(key)
+        for key, fields in zip(batch, pipeline.execute(), strict=True):
+            found[key.decode().rpartition(":")[2]] = _record(fields)
+    return found
+
+
+def _record(fields: Fields) -> Record:
+    events = {}
+    for name, value in fields.items():
+        if name.startswith(b"evt_"):
+            outcome, sequence, _ = value.decode().split(" ", 2)
+            events[name.decode()] = Remembered(outcome, int(sequence))
+    return Record(
+        status=fields.get(b"status", b"").decode(),
+        position=int(fields.get(b"position", b"0")),
+        sequence=int(fields.get(b"sequence", b"0")),
+        epoch=int(fields.get(b"epoch", b"0")),
+        events=events,
+    )
+
+
+def journal(path: Path) -> list[Call]:
+    """Return what a sink wrote down; the last line may have been cut off with its writer."""
+    if not path.exists():
+        return []
+    calls = []
+    for line in path.read_bytes().splitlines():
+        told = orjson.loads(line)
+        place = Place(told["session_id"], told["epoch"], told["sequence"])
+        calls.append(Call(Mark(told["mark"]), Transition(place, told["event_id"], told["current"])))
+    return calls
+
+
+def texts(directory: Path, answers: Sequence[bytes]) -> dict[str, bytes]:
+    """Return everything that was written anywhere, by where."""
+    found = {"answers": b"\n".join(answers)}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            where = {"logs": "log", "redis-a": "redis", "redis-b": "redis"}
+            kind = where.get(path.relative_to(directory).parts[0], "journal")
+            found[f"{kind} {path.relative_to(directory)}"] = path.read_bytes()
+    return found
+
+
+def _entries(client: redis.Redis, stream: str) -> list[Fields]:
+    found: Any = client.xrange(stream)
+    return [entry for _, entry in found]

@@ -1,0 +1,281 @@
+"""The deployment that a chaos run torments: one Redis, maybe with a replica, and real processes.
+
+Whatever ends without having been told to is started again, as a supervisor would. What is done to
+it all is in `faults`; what is read from it in the end, in `collecting`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+
+import redis
+import servers
+from evidence import Crash, Reading, Transition, Window
+from harness import SECRET, Process
+from proxy import Proxy, proxy_to
+from servers import until
+from sinks import Mood
+
+from service.layout import Keys
+
+LEASE_TTL_S = 2.0
+KEYS = Keys("idv", 8)
+HANDLERS = ("sinks:honest", "sinks:wayward")
+STEADFAST = frozenset(HANDLERS[:1])
+ATTEMPTS = 10
+START_DEADLINE_S = 30.0
+STOP_DEADLINE_S = 30.0
+SETTINGS = {
+    "HANDLERS": ",".join(HANDLERS),
+    "STRIPE_WEBHOOK_SECRETS": SECRET.reveal().decode(),
+    "HOST": "127.0.0.1",
+    "ADMIN_PORT": "0",
+    "DRAIN_S": "0.3",
+    "SHUTDOWN_GRACE_S": "5",
+    "LEASE_TTL_S": str(LEASE_TTL_S),
+    "ADMIT_DEADLINE_S": "2",
+    "HANDLER_TIMEOUT_S": "1",
+    "RETRY_FIRST_S": "0.1",
+    "RETRY_CEILING_S": "1",
+    "RETRY_ATTEMPTS": str(ATTEMPTS),
+    "LOG_FORMAT": "json",
+    "LOG_METADATA_KEYS": "",
+}
+# What makes one process live some minutes ahead of everybody else.
+SKEWED = """
+import sys, time
+real, ahead_s = time.time, 900
+time.time = lambda: real() + ahead_s
+sys.argv = ["service", *sys.argv[1:]]
+from service.cli import main
+main()
+"""
+
+
+class Place:
+    """A name in the deployment, and the process that bears it now."""
+
+    def __init__(self, name: str, command: str, *, port: int = 0, program: str = "") -> None:
+        self.name = name
+        self.command = command
+        self.port = port
+        self.program = program
+        self.generation = 0
+        self.told_to_end = False
+        self.process: Process
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.popen.kill()
+
+
+class RedisHost:
+    """One server with a directory and a port of its own, that can die and come back."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = servers.free_port()
+        self.server: servers.Server
+        self._running = ExitStack()
+
+    def start(self, *options: str) -> None:
+        """Start it on what its directory holds."""
+        always = ("--appendonly", "yes", "--appendfsync", "always", "--rdbcompression", "no")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        running = servers.server(self.directory, *always, *options, port=self.port)
+        self.server = self._running.enter_context(running)
+
+    def kill(self) -> None:
+        """End it at once, whatever it was about to do."""
+        self.server.process.kill()
+        self._running.close()
+
+    def forget(self) -> None:
+        """Lose the disk too."""
+        shutil.rmtree(self.directory)
+
+    def close(self) -> None:
+        """End it for good."""
+        self._running.close()
+
+
+class Scene:
+    """Everything that runs, and what is noted of it on the way.
+
+    Attributes:
+        primary: The Redis that counts.
+        replica: The one that follows it, if any.
+        wire: What all processes reach Redis through, if anything.
+        link: What the replica reaches the primary through.
+        places: The processes, by name.
+        crashes: When Redis was ended, and what it knew afterwards.
+        rollbacks: When Redis was allowed to forget.
+        deleted: What an operator deleted.
+        skewed: Receivers whose clock was wrong, and that said that they were not ready.
+        exits: How processes ended that were told to end.
+        restarts: How often something that had ended was started again.
+    """
+
+    def __init__(self, directory: Path, *, durability: str) -> None:
+        self.directory = directory
+        self.durability = durability
+        self.primary = RedisHost(directory / "redis-a")
+        self.replica: RedisHost | None = None
+        self.wire: Proxy | None = None
+        self.link: Proxy | None = None
+        self.places: dict[str, Place] = {}
+        self.crashes: list[Crash] = []
+        self.rollbacks: list[Window] = []
+        self.deleted: list[Transition] = []
+        self.skewed: set[str] = set()
+        self.exits: dict[str, int] = {}
+        self.restarts = 0
+
+    @property
+    def url(self) -> str:
+        """Where processes find Redis."""
+        return self.wire.url if self.wire else f"redis://127.0.0.1:{self.primary.port}"
+
+    def client(self) -> redis.Redis:
+        """Return a client of the primary, past the wire."""
+        return redis.Redis(port=self.primary.port, socket_timeout=10)
+
+    def mood(self, mood: Mood) -> None:
+        """Set how the wayward sink behaves; a reader sees the old mood or the new one."""
+        made = self.directory / "mood.new"
+        made.write_text(mood)
+        made.replace(self.directory / "mood")
+
+    def of(self, command: str) -> list[Place]:
+        """Return the places of one command."""
+        return [place for place in self.places.values() if place.command == command]
+
+    async def start(self, place: Place) -> None:
+        """Start what bears a name, and wait until it listens."""
+        place.generation += 1
+        place.told_to_end = False
+        settings = {
+            **SETTINGS,
+            "REDIS_URL": self.url,
+            "DURABILITY": self.durability,
+            "PORT": str(place.port),
+            "PYTHONPATH": str(Path(__file__).parent),
+            "CHAOS_DIRECTORY": str(self.directory),
+        }
+        logs = self.directory / "logs"
+        logs.mkdir(exist_ok=True)
+        place.process = Process(place.command, directory=logs, program=place.program, **settings)
+        self.places[place.name] = place
+        await until(lambda: _stands(place.process), START_DEADLINE_S)
+
+    async def end(self, place: Place) -> None:
+        """Tell a process to end, and note how it did."""
+        await until(lambda: _stands(place.process), START_DEADLINE_S)
+        place.told_to_end = True
+        process = place.process
+        if process.popen.poll() is not None:
+            return
+        process.popen.terminate()
+        with contextlib.suppress(TimeoutError):
+            await until(lambda: process.popen.poll() is not None, STOP_DEADLINE_S)
+        process.end()
+        self.exits[f"{place.name} {place.generation}"] = process.popen.returncode
+
+    async def supervise(self) -> None:
+        """Start again what ended by itself, for ever."""
+        while True:
+            for place in list(self.places.values()):
+                if not place.told_to_end and place.process.popen.poll() is not None:
+                    self.restarts += 1
+                    await self.start(place)
+            await asyncio.sleep(0.1)
+
+    def close(self) -> None:
+        """End every process there is."""
+        for place in self.places.values():
+            place.told_to_end = True
+            place.process.end()
+
+    def close_redis(self) -> None:
+        """End every Redis there is."""
+        for host in filter(None, (self.primary, self.replica)):
+            host.close()
+
+    def readings(self) -> dict[str, Reading]:
+        """Return what each process uses, by name and generation."""
+        return {
+            f"{place.name} {place.generation}": _reading(place.process.popen.pid)
+            for place in self.places.values()
+            if place.process.popen.poll() is None
+        }
+
+    def event_ids(self) -> frozenset[str]:
+        """Return every event id that the primary knows."""
+        with self.client() as client:
+            pipeline = client.pipeline(transaction=False)
+            for key in client.scan_iter("idv:*:session:*", count=1000):
+                pipeline.hkeys(key)
+            fields = (field for each in pipeline.execute() for field in each)
+            return frozenset(field.decode() for field in fields if field.startswith(b"evt_"))
+
+    async def redis_died(self, at: float) -> None:
+        """Note what is left after Redis ended."""
+        self.crashes.append(Crash(at, await asyncio.to_thread(self.event_ids)))
+
+
+def _stands(process: Process) -> bool:
+    """Say whether a process listens, or has ended already: then the supervisor looks again."""
+    return b"process.started" in process.out or process.popen.poll() is not None
+
+
+def _reading(pid: int) -> Reading:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+    return Reading(int(line.split()[1]) / 1024, len([*Path(f"/proc/{pid}/fd").iterdir()]))
+
+
+@asynccontextmanager
+async def scene(
+    directory: Path, *, wired: bool, replicated: bool, durability: str
+) -> AsyncIterator[Scene]:
+    """Yield a running deployment of two receivers and two workers; leave nothing of it behind."""
+    made = Scene(directory, durability=durability)
+    made.mood(Mood.FINE)
+    async with AsyncExitStack() as running:
+        made.primary.start()
+        running.callback(made.close_redis)
+        if replicated:
+            primary = f"tcp://127.0.0.1:{made.primary.port}"
+            made.link = await running.enter_async_context(proxy_to(primary))
+            made.replica = RedisHost(directory / "redis-b")
+            await follow(made, made.replica)
+        if wired or replicated:
+            target = f"tcp://127.0.0.1:{made.primary.port}"
+            made.wire = await running.enter_async_context(proxy_to(target))
+        running.callback(made.close)
+        places = [
+            *(Place(f"serve{n}", "serve", port=servers.free_port()) for n in (1, 2)),
+            *(Place(f"work{n}", "work") for n in (1, 2)),
+        ]
+        await asyncio.gather(*(made.start(place) for place in places))
+        supervising = asyncio.create_task(made.supervise())
+        try:
+            yield made
+        finally:
+            supervising.cancel()
+            await asyncio.gather(supervising, return_exceptions=True)
+
+
+async def follow(scene: Scene, host: RedisHost) -> None:
+    """Start *host* as the replica of the primary, and wait until it is one."""
+    assert scene.link is not None
+    await asyncio.to_thread(host.start, "--replicaof", "127.0.0.1", str(scene.link.port))
+    with host.server.client() as client:
+        await until(
+            lambda: client.info("replication")["master_link_status"] == "up", START_DEADLINE_S
+        )

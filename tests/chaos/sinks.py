@@ -1,0 +1,136 @@
+"""The two handlers of a chaos run, named by dotted path: each journals its calls to a file.
+
+`honest` takes everything. `wayward` does what the file `mood` in CHAOS_DIRECTORY says, at each
+call. What a journal says was taken is on the disk before the call returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from pathlib import Path
+from zlib import crc32
+
+import orjson
+from evidence import Mark
+
+from service.errors import Undeliverable
+from service.handlers import Handler
+from service.transitions import StatusTransition
+
+LAG_S = 0.4
+EXITS = 2
+# One session in so many is refused while the mood is to refuse.
+REFUSED_ONE_IN = 7
+
+
+class Mood(StrEnum):
+    """How the wayward sink behaves."""
+
+    FINE = "fine"
+    DOWN = "down"
+    RAISING = "raising"
+    REFUSING = "refusing"
+    HANGING = "hanging"
+    LAGGING = "lagging"
+    EXITING = "exiting"
+    POISONED = "poisoned"
+
+
+class Journal:
+    """One sink's file: a line for each mark, from all workers together."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def note(self, mark: Mark, transition: StatusTransition) -> None:
+        """Write one line."""
+        line = {
+            "mark": mark,
+            "event_id": transition.event_id,
+            "session_id": transition.session_id,
+            "epoch": transition.epoch,
+            "sequence": transition.sequence,
+            "current": transition.current,
+        }
+        os.write(self._file, orjson.dumps(line) + b"\n")
+
+    async def take(self, transition: StatusTransition) -> None:
+        """Write that a transition was taken, and wait until that is on the disk."""
+        self.note(Mark.TOOK, transition)
+        await asyncio.to_thread(os.fdatasync, self._file)
+
+
+def _handler(journal: Journal, act: Callable[[StatusTransition], Awaitable[None]]) -> Handler:
+    """Return a handler that takes what *act* lets pass."""
+
+    async def handle(transition: StatusTransition) -> None:
+        journal.note(Mark.BEGAN, transition)
+        try:
+            await act(transition)
+        except Undeliverable:
+            journal.note(Mark.REFUSED, transition)
+            raise
+        except BaseException:
+            journal.note(Mark.FAILED, transition)
+            raise
+        await journal.take(transition)
+
+    return handle
+
+
+@asynccontextmanager
+async def honest(environ: Mapping[str, str]) -> AsyncIterator[Handler]:
+    """Yield a sink that takes everything."""
+
+    async def act(transition: StatusTransition) -> None:
+        await asyncio.sleep(0)
+
+    yield _handler(Journal(Path(environ["CHAOS_DIRECTORY"], "honest.journal")), act)
+
+
+@asynccontextmanager
+async def wayward(environ: Mapping[str, str]) -> AsyncIterator[Handler]:
+    """Yield a sink that behaves as its mood is."""
+    directory = Path(environ["CHAOS_DIRECTORY"])
+    journal = Journal(directory / "wayward.journal")
+
+    async def act(transition: StatusTransition) -> None:
+        if _is_to_exit(directory, transition, mood := _mood(directory)):
+            journal.note(Mark.EXITED, transition)
+            os._exit(9)
+        match mood:
+            case Mood.DOWN:
+                raise ConnectionError
+            case Mood.RAISING:
+                raise RuntimeError
+            case Mood.HANGING:
+                await asyncio.Event().wait()
+            case Mood.LAGGING:
+                await asyncio.sleep(LAG_S)
+            case Mood.REFUSING if crc32(transition.session_id.encode()) % REFUSED_ONE_IN == 0:
+                raise Undeliverable("refused")
+
+    yield _handler(journal, act)
+
+
+def _mood(directory: Path) -> Mood:
+    return Mood((directory / "mood").read_text())
+
+
+def _is_to_exit(directory: Path, transition: StatusTransition, mood: Mood) -> bool:
+    """Say whether this call is to end the process: the first few ones, or each of one event's."""
+    with (directory / "exits").open("a+") as exits:
+        exits.seek(0)
+        before = exits.read().splitlines()
+        if mood is Mood.EXITING and len(before) < EXITS:
+            exits.write("any\n")
+            return True
+        poisoned = [one for one in before if one != "any"]
+        if mood is Mood.POISONED and not poisoned:
+            exits.write(f"{transition.event_id}\n")
+            return True
+    return transition.event_id in poisoned
