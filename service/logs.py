@@ -24,7 +24,7 @@ from structlog.typing import EventDict, Processor
 
 from .config import LogFormat, LogLevel
 from .floods import Floods
-from .redaction import harmless
+from .redaction import harmless, is_harmless
 
 LIBRARY_LEVEL = logging.WARNING
 LIBRARIES = ("asyncio", "py.warnings", "redis", "uvicorn", "uvicorn.error")
@@ -42,8 +42,7 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
     processors: list[Processor] = [
         _led,
         structlog.processors.ExceptionRenderer(_raised),
-        _harmless,
-        *([_json] if as_json else [_exception_as_text, _console(colors=is_terminal), _encode]),
+        *([_json] if as_json else _as_text(colors=is_terminal)),
     ]
     sink = _Sink(out)
     floods = Floods()
@@ -51,7 +50,7 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
     structlog.configure(
         processors=[_once_in_a_while(floods), *processors],
         wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=structlog.BytesLoggerFactory(sink),  # type: ignore[arg-type]
+        logger_factory=lambda *_: sink,
         cache_logger_on_first_use=True,
     )
     _configure_libraries(_Handler(sink, processors, floods), max(least, LIBRARY_LEVEL))
@@ -92,7 +91,7 @@ class _Sink:
     """Where lines go; a full disk or a closed pipe must not stop what was being reported on.
 
     The lines of one loop turn are written together, at its end. Where no loop runs, or not in
-    this thread, each is written at once.
+    this thread, each is written at once. To structlog this is the logger: any severity writes.
     """
 
     def __init__(self, out: BinaryIO) -> None:
@@ -107,13 +106,12 @@ class _Sink:
             except RuntimeError:
                 self.flush_now()
 
-    def flush(self) -> None:
-        """Do nothing: structlog asks for it after each line."""
+    debug = info = warning = error = critical = write
 
     def flush_now(self) -> None:
         lines, self._lines = self._lines, []
         with contextlib.suppress(OSError, ValueError):
-            self._out.write(b"".join(lines))
+            self._out.write(b"\n".join([*lines, b""]))
             self._out.flush()
 
 
@@ -141,7 +139,7 @@ class _Handler(logging.Handler):
             line["suppressed"] = held_back
         for process in self._processors:
             line = process(None, record.levelname.lower(), line)
-        self._sink.write(line + b"\n")
+        self._sink.write(line)
 
 
 def _raised(exc_info: ExcInfo) -> list[dict[str, Any]]:
@@ -185,27 +183,30 @@ def _once_in_a_while(floods: Floods) -> Processor:
 
 def _led(_: Any, level: str, fields: EventDict) -> EventDict:
     """Put first what a reader looks for first."""
-    timestamp = datetime.now(UTC).isoformat(timespec="microseconds")
-    return {
-        "timestamp": f"{timestamp[:-6]}Z",
-        "level": level,
-        "event": fields.pop("event"),
-        **fields,
-    }
+    event = fields.pop("event")
+    return {"timestamp": datetime.now(UTC), "level": level, "event": event, **fields}
+
+
+def _json(_: Any, __: str, fields: EventDict) -> bytes:
+    """Encode a line; where one look at all of it finds nothing to mend, it is fit as it is."""
+    try:
+        line = orjson.dumps(fields, option=orjson.OPT_UTC_Z)
+    except TypeError:
+        line = b""
+    if is_harmless(line, tuple(fields)):
+        return line
+    return orjson.dumps(harmless(fields), option=orjson.OPT_UTC_Z)
+
+
+def _as_text(*, colors: bool) -> list[Processor]:
+    console = structlog.dev.ConsoleRenderer(
+        colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
+    )
+    return [_harmless, _exception_as_text, console, _encode]
 
 
 def _harmless(_: Any, __: str, fields: EventDict) -> EventDict:
     return harmless(fields)
-
-
-def _json(_: Any, __: str, fields: EventDict) -> bytes:
-    return orjson.dumps(fields)
-
-
-def _console(*, colors: bool) -> Processor:
-    return structlog.dev.ConsoleRenderer(
-        colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
-    )
 
 
 def _exception_as_text(_: Any, __: str, fields: EventDict) -> EventDict:

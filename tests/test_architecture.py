@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, str] = {
     "errors": "",
     "secret": "",
     "coalesce": "",
+    "deadlines": "",
     "tasks": "",
     "metrics": "",
     "simulate": "",
@@ -42,7 +43,9 @@ MAY_IMPORT: dict[str, str] = {
     "replays": "connections layout transitions wire",
     "arrivals": "connections tasks",
     "health": "config connections errors metrics",
-    "inbox": "coalesce config connections errors events layout metrics transitions wire",
+    "inbox": (
+        "coalesce config connections deadlines errors events layout metrics transitions wire"
+    ),
     "mailbox": "arrivals coalesce connections layout transitions wire",
     "receiver": "config events inbox secret signatures transitions",
     "handlers": "errors transitions",
