@@ -8,26 +8,26 @@ reply is asked for again under the same nonce, so the first answer is heard.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import random
-import secrets
+from binascii import b2a_base64
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import metrics, wire
 from .coalesce import Coalescer
 from .config import DAY_S, Durability, Settings
 from .connections import Connections, Script, ScriptCall, shortage
+from .deadlines import Deadlines
 from .errors import ConfigError, Shortage, Unavailable
 from .events import Event
 from .layout import Keys
 from .transitions import SessionChange, created_at, fingerprint, position
 
 MOST_EVENTS_PER_FLIGHT = 128
-RETRY_CEILING_S = 0.5
 RETRY_FIRST_S = 0.02
+PAUSES_PER_DEADLINE = 10
 
 _ADMIT = Script("admit")
 _FULL, _BROKEN = "full", "broken"
@@ -84,7 +84,7 @@ class Inbox:
     def __init__(self, connections: Connections, keys: Keys, settings: Settings) -> None:
         self._connections = connections
         self._keys = keys
-        self._deadline_s = settings.admit_deadline_s
+        self._patience_s = settings.admit_deadline_s
         self._replicas = 1 if settings.durability is Durability.REPLICA else 0
         if self._replicas and connections.is_cluster:
             raise ConfigError(["DURABILITY: replica cannot be kept in Cluster mode"])
@@ -96,6 +96,9 @@ class Inbox:
         # In Cluster a failing primary must not hold up the partitions of the others.
         lanes = keys.partitions if connections.is_cluster else 1
         self._lanes = [Coalescer(self._fly, most=MOST_EVENTS_PER_FLIGHT) for _ in range(lanes)]
+        self._deadlines = Deadlines(self._overdue)
+        # What keeps Redis from answering now; that nothing was heard of yet means that it is slow.
+        self._trouble = Shortage.REDIS_SLOW
 
     async def admit(self, event: Event, change: SessionChange) -> Admission:
         """Remember *event*, judge it, and hand *change* over when it moves the session on.
@@ -104,17 +107,9 @@ class Inbox:
             Unavailable: Redis did not commit it within the deadline; nothing is decided.
         """
         request = self._request(event, change)
-        lane = self._lanes[request.partition % len(self._lanes)]
-        undecided: Unavailable = _AskAgain(Shortage.REDIS_SLOW)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(request.deadline):
-                for attempt in itertools.count(1):
-                    try:
-                        return await lane.submit(request)
-                    except _AskAgain as error:
-                        undecided = error
-                    await asyncio.sleep(_pause_s(attempt))
-        raise undecided from None
+        reply = self._lanes[request.partition % len(self._lanes)].submit(request)
+        self._deadlines.watch(request.deadline, reply)
+        return await reply
 
     def _request(self, event: Event, change: SessionChange) -> _Request:
         session = event.session
@@ -124,7 +119,7 @@ class Inbox:
             keys=(self._keys.transitions(partition), self._keys.session(session.id)),
             judged_by=(
                 event.id,
-                secrets.token_urlsafe(6),
+                b2a_base64(random.randbytes(6), newline=False),  # noqa: S311 - no secret
                 event.created,
                 position(event.type, event.created, session),
                 fingerprint(event.type, session),
@@ -132,59 +127,63 @@ class Inbox:
                 wire.pack(change),
             ),
             created=event.created,
-            deadline=asyncio.get_running_loop().time() + self._deadline_s,
+            deadline=asyncio.get_running_loop().time() + self._patience_s,
         )
 
     async def _fly(self, requests: list[_Request]) -> Sequence[Admission | Exception]:
-        """Ask the script once about each request still waited for, all in one call."""
+        """Ask about *requests* until Redis has answered, or nobody waits for the answer."""
         metrics.ADMISSION_BATCH.observe(len(requests))
-        now = asyncio.get_running_loop().time()
-        asked = [request for request in requests if request.deadline > now]
-        answers = iter(await self._ask(asked) if asked else ())
-        overdue = _AskAgain(Shortage.REDIS_SLOW)
-        return [next(answers) if request.deadline > now else overdue for request in requests]
+        for attempt in itertools.count(1):
+            now = asyncio.get_running_loop().time()
+            # Who came first has waited longest: the overdue, who have been told, are in front.
+            asked = [request for request in requests if request.deadline > now]
+            told = [self._overdue() for _ in requests[len(asked) :]]
+            if not asked:
+                break
+            reply = await self._ask(asked)
+            if not isinstance(reply, Exception):
+                self._trouble = Shortage.REDIS_SLOW
+                return [*told, *map(_admission, reply, asked)]
+            self._trouble = shortage(reply)
+            metrics.REDIS_ERRORS.labels(self._trouble).inc()
+            if self._trouble is Shortage.REDIS_FULL:
+                # While it is, asking again is no use.
+                return [self._overdue() for _ in requests]
+            await asyncio.sleep(self._pause_s(attempt))
+        return told
 
-    async def _ask(self, requests: Sequence[_Request]) -> Sequence[Admission | Exception]:
+    async def _ask(self, requests: Sequence[_Request]) -> Any:
+        """Return what the script says to each in one call, or the error of the call."""
         call = ScriptCall(
             _ADMIT,
             [key for request in requests for key in request.keys],
             [*self._policy, *(value for request in requests for value in request.judged_by)],
         )
         [reply] = await self._connections.run([call], replicas=self._replicas)
-        if isinstance(reply, Exception):
-            return [_failure(reply)] * len(requests)
-        return [
-            _admission(answer, request.created)
-            for answer, request in zip(reply, requests, strict=True)
-        ]
+        return reply
+
+    def _pause_s(self, attempt: int) -> float:
+        """Return a full-jitter pause in seconds before the next attempt.
+
+        Its ceiling is a small part of what anybody waits: who comes meanwhile waits behind it.
+        """
+        ceiling_s = self._patience_s / PAUSES_PER_DEADLINE
+        return random.uniform(0, min(ceiling_s, RETRY_FIRST_S * 2**attempt))  # noqa: S311 - jitter
+
+    def _overdue(self) -> Unavailable:
+        return Unavailable(self._trouble)
 
 
-class _AskAgain(Unavailable):
-    """Redis did not say; the same nonce may ask again."""
-
-
-def _failure(error: Exception) -> Unavailable:
-    """Return what a failed call means to its events; on a full server asking again is no use."""
-    reason = shortage(error)
-    metrics.REDIS_ERRORS.labels(reason).inc()
-    return Unavailable(reason) if reason is Shortage.REDIS_FULL else _AskAgain(reason)
-
-
-def _admission(answer: bytes, created: int) -> Admission | Unavailable:
+def _admission(answer: bytes, request: _Request) -> Admission | Unavailable:
     """Read what the script said to one event."""
     outcome, sequence, before, previous = answer.decode().split(" ", 3)
     if outcome == _FULL:
         return Unavailable(Shortage.BACKLOG_FULL)
     if outcome == _BROKEN:
-        return _AskAgain(Shortage.REDIS_REFUSED)
+        return Unavailable(Shortage.REDIS_REFUSED)
     return Admission(
         outcome=_OUTCOMES[outcome],
         sequence=int(sequence),
         previous=previous or None,
-        contradicts=outcome == Outcome.LATE and created > created_at(int(before)),
+        contradicts=outcome == Outcome.LATE and request.created > created_at(int(before)),
     )
-
-
-def _pause_s(attempt: int) -> float:
-    """Return a full-jitter pause in seconds before the next attempt."""
-    return random.uniform(0, min(RETRY_CEILING_S, RETRY_FIRST_S * 2**attempt))  # noqa: S311 - jitter

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import structlog
 import uvloop
 from redis.exceptions import RedisError
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from . import handlers, layout, tasks
 from .config import Settings
@@ -137,7 +137,7 @@ def _receiver(ground: _Ground) -> Listener:
     return _listener(ground, create_app(receiver, ground.health, settings), settings.port)
 
 
-def _listener(ground: _Ground, app: Starlette, port: int) -> Listener:
+def _listener(ground: _Ground, app: ASGIApp, port: int) -> Listener:
     settings = ground.settings
     return Listener(
         app,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from .errors import ConfigError
 from .protocol import GuardedProtocol, Terms
@@ -33,7 +33,7 @@ class Listener:
 
     def __init__(
         self,
-        app: Starlette,
+        app: ASGIApp,
         *,
         host: str,
         port: int,

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import metrics
 from .config import Settings
@@ -61,16 +61,17 @@ class _Answer(NamedTuple):
     body: Message
 
 
-def create_app(receiver: Receiver, health: Health, settings: Settings) -> Starlette:
+def create_app(receiver: Receiver, health: Health, settings: Settings) -> ASGIApp:
     """Return the application that faces the load balancer: the webhook path and the probes."""
     webhook = _Webhook(receiver, settings)
-    return _app(
+    app = _app(
         [
             Route(WEBHOOK_PATH, webhook, methods=["POST"]),
             Route(WEBHOOK_PATH + "/{endpoint}", webhook, methods=["POST"]),
             *_probes(health),
         ]
     )
+    return _Entrance(webhook, app)
 
 
 def create_admin_app(health: Health) -> Starlette:
@@ -104,6 +105,21 @@ async def _without_body(request: Request, error: Any) -> Response:
     return Response(status_code=error.status_code, headers=error.headers)
 
 
+class _Entrance:
+    """Lets what Stripe sends, nearly every request there is, past routing and middleware."""
+
+    def __init__(self, webhook: _Webhook, app: Starlette) -> None:
+        self._webhook = webhook
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == WEBHOOK_PATH and scope["method"] == "POST":
+            scope["path_params"] = {}
+            await self._webhook(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
 class _Webhook:
     """The endpoint Stripe posts to, as a bare ASGI application inside its route."""
 
@@ -118,7 +134,8 @@ class _Webhook:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         secrets = self._secrets.get(scope["path_params"].get("endpoint", "").lower())
         if not secrets:
-            raise HTTPException(status_code=404)
+            await Response(status_code=404)(scope, receive, send)
+            return
         started = time.perf_counter()
         headers = _Headers(scope)
         try:
