@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import redis
 import roles
+from hypothesis import Phase
+from hypothesis import settings as examples
 
 from service.config import Settings
 from service.connections import Connections, connect
@@ -19,6 +21,8 @@ from service.layout import Keys, open_groups
 from service.secret import Secret
 
 FIXTURES = Path(__file__).parent / "fixtures"
+# For who only wants to know whether anything is found, not what exactly: `mutants`.
+examples.register_profile("unshrunk", phases=[Phase.explicit, Phase.reuse, Phase.generate])
 SIGNING_SECRET = Secret(b"whsec_tests")
 
 

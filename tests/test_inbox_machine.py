@@ -127,6 +127,7 @@ class Reception(RuleBasedStateMachine):
         self.inboxes = {name: bench.inbox(name) for name in HORIZON_DAYS}
         self.model = ledger_model.Ledger(KEYS.partition)
         self.numbers = itertools.count()
+        self.nonces: set[str] = set()
         self.asked: list[tuple[ScriptCall, list[Any], str]] = []
         self.fingerprints: dict[tuple[Any, ...], bytes] = {}
         self.began_ms = time.time_ns() // 10**6
@@ -142,6 +143,10 @@ class Reception(RuleBasedStateMachine):
 
         answers = self.bench.run(together())
         call = self.bench.tap.calls[-1]
+        nonces = self.nonces_of(call)
+        assert not self.nonces & {*nonces}
+        assert len({*nonces}) == len(events)
+        self.nonces.update(nonces)
         self.asked.append((call, events, name))
         for fault in (*faults, "none"):
             if fault != "request":
@@ -150,12 +155,17 @@ class Reception(RuleBasedStateMachine):
 
     def judged(self, call: ScriptCall, events: list[Any], name: str) -> list[Answer]:
         """Let the model judge a call as it was made, nonces included."""
-        nonces = call.arguments[ARGUMENTS_BEFORE_EVENTS + NONCE :: ARGUMENTS_PER_EVENT]
         horizon_s, now = HORIZON_DAYS[name] * DAY_S, time.time()
         return [
-            self.model.judge(event, str(nonce), now=now, horizon_s=horizon_s, cap=CAPS[name])
-            for event, nonce in zip(events, nonces, strict=True)
+            self.model.judge(event, nonce, now=now, horizon_s=horizon_s, cap=CAPS[name])
+            for event, nonce in zip(events, self.nonces_of(call), strict=True)
         ]
+
+    @staticmethod
+    def nonces_of(call: ScriptCall) -> list[str]:
+        """Return the nonce that goes with each event of a call."""
+        nonces = call.arguments[ARGUMENTS_BEFORE_EVENTS + NONCE :: ARGUMENTS_PER_EVENT]
+        return [str(nonce) for nonce in nonces]
 
     @staticmethod
     def words(answer: Admission | BaseException) -> Answer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 from unittest import mock
@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -45,6 +46,7 @@ WORKERS = ("w1", "w2", "w3")
 # Small, so that a few entries are more than one batch and a few letters more than there is room.
 BATCH, ROOM = 2, 5
 RETENTION_S = 3600
+MOST_TENURES = 8
 # Nothing runs out by itself here: the machine says when.
 TTL_S = 10_000.0
 OLD_MS = int(time.time() * 1000) - 10 * RETENTION_S * 1000
@@ -114,6 +116,11 @@ class Delivering(RuleBasedStateMachine):
         self.run(open_groups(tap, KEYS, HANDLERS))
         self.model.open(*HANDLERS)
 
+    @property
+    def has_mail_in_hand(self) -> bool:
+        """Whether any worker was ever given anything."""
+        return any(tenure.hand for tenure in self.all)
+
     def box(self, tenure: Tenure) -> Box:
         """Return the model of the handler a tenure is of."""
         return self.model.boxes[tenure.handler]
@@ -140,6 +147,7 @@ class Delivering(RuleBasedStateMachine):
         tenure.fresh = tenure.believes = False
         return False, None
 
+    @precondition(lambda self: len(self.all) < MOST_TENURES)
     @rule(target=tenures, worker=st.sampled_from(WORKERS), handler=HANDLER)
     def begin(self, worker: str, handler: str) -> Tenure:
         """A worker turns to a handler's mail, still without the lease."""
@@ -167,6 +175,7 @@ class Delivering(RuleBasedStateMachine):
         assert (answer == 0) == ours
         tenure.fresh, tenure.believes = False, ours
 
+    @precondition(lambda self: len(self.all) < MOST_TENURES)
     @rule(target=tenures, worker=st.sampled_from(WORKERS), handler=HANDLER)
     def succeed(self, worker: str, handler: str) -> Tenure:
         """A lease runs out; another worker has it at once and takes over, unknown to the first."""
@@ -190,10 +199,14 @@ class Delivering(RuleBasedStateMachine):
         box.owner = None if box.owner is tenure else box.owner
         tenure.fresh = tenure.believes = False
 
-    @initialize(count=st.integers(0, 4))
-    def begin_with_mail(self, count: int) -> None:
-        """Something was admitted before anybody worked."""
-        self.admit(count, old=True, readable=True)
+    @initialize(target=tenures, handler=HANDLER)
+    def begin_with_mail_in_hand(self, handler: str) -> Tenure:
+        """Something was admitted, and a first worker has it in hand."""
+        self.admit(3, old=True, readable=True)
+        tenure = self.tenure("w1", handler)
+        self.lease(tenure, "")
+        self.read(tenure, 2, "")
+        return tenure
 
     @rule(
         count=st.integers(1, 3), old=st.booleans(), readable=st.sampled_from([True] * 4 + [False])
@@ -242,19 +255,17 @@ class Delivering(RuleBasedStateMachine):
         ] == given
         tenure.hand += zip(found, given, strict=True)
 
-    def chosen(self, tenure: Tenure, which: int) -> tuple[Delivery, Given, Pile] | None:
-        """Return one of the deliveries a worker has, or had, in hand."""
-        if not tenure.hand:
-            return None
-        delivery, given = tenure.hand[which % len(tenure.hand)]
-        return delivery, given, self.box(tenure).pile_of(given.item)
+    def chosen(self, which: int) -> tuple[Tenure, Delivery, Given, Pile]:
+        """Return one of the deliveries that any worker has, or had, in hand."""
+        hands = [(tenure, *one) for tenure in self.all for one in tenure.hand]
+        tenure, delivery, given = hands[which % len(hands)]
+        return tenure, delivery, given, self.box(tenure).pile_of(given.item)
 
-    @rule(tenure=tenures, which=INDEX, fault=FAULTS)
-    def settle(self, tenure: Tenure, which: int, fault: str) -> None:
+    @precondition(lambda self: self.has_mail_in_hand)
+    @rule(which=INDEX, fault=FAULTS)
+    def settle(self, which: int, fault: str) -> None:
         """A worker settles a delivery, perhaps not for the first time."""
-        if (chosen := self.chosen(tenure, which)) is None:
-            return
-        delivery, given, pile = chosen
+        tenure, delivery, given, pile = self.chosen(which)
         done, _ = self.fenced(tenure, fault, tenure.mailbox.settle(delivery))
         if done:
             self.box(tenure).settle(pile, given.entry)
@@ -276,29 +287,21 @@ class Delivering(RuleBasedStateMachine):
         for _, given in tenure.hand if done else ():
             box.settle(box.pile_of(given.item), given.entry)
 
-    @rule(
-        tenure=tenures,
-        which=INDEX,
-        failed=st.integers(0, 3),
-        started=st.integers(0, 5),
-        fault=FAULTS,
-    )
-    def count(self, tenure: Tenure, which: int, failed: int, started: int, fault: str) -> None:
+    @precondition(lambda self: self.has_mail_in_hand)
+    @rule(which=INDEX, failed=st.integers(0, 3), started=st.integers(0, 5), fault=FAULTS)
+    def count(self, which: int, failed: int, started: int, fault: str) -> None:
         """A worker writes down how often a delivery was tried."""
-        if (chosen := self.chosen(tenure, which)) is None:
-            return
-        delivery, given, pile = chosen
+        tenure, delivery, given, pile = self.chosen(which)
         counting = tenure.mailbox.count(delivery, Tries(failed, started))
         done, _ = self.fenced(tenure, fault, counting)
         if done:
             self.box(tenure).count(pile, given.entry, failed * 1000 + started, tenure.worker)
 
-    @rule(tenure=tenures, which=INDEX, attempts=st.integers(1, 9), fault=FAULTS)
-    def bury(self, tenure: Tenure, which: int, attempts: int, fault: str) -> None:
+    @precondition(lambda self: self.has_mail_in_hand)
+    @rule(which=INDEX, attempts=st.integers(1, 9), fault=FAULTS)
+    def bury(self, which: int, attempts: int, fault: str) -> None:
         """A worker buries a delivery, perhaps not for the first time, if there is room."""
-        if (chosen := self.chosen(tenure, which)) is None:
-            return
-        delivery, given, pile = chosen
+        tenure, delivery, given, pile = self.chosen(which)
         words = {"reason": "exhausted", "error": "ValueError", "attempts": attempts}
         burying = tenure.mailbox.bury(delivery, **words)  # type: ignore[arg-type]
         done, held = self.fenced(tenure, fault, burying)
@@ -307,23 +310,36 @@ class Delivering(RuleBasedStateMachine):
             expected = self.box(tenure).bury(pile, given.entry, letter, ROOM)
             assert fault or held == expected
 
-    @rule(handler=HANDLER, first=st.integers(0, 2), number=st.integers(1, 99), dead=st.booleans())
-    def replay(self, handler: str, first: int, number: int, *, dead: bool) -> None:
-        """An operator has dead letters, or the past, handed to a handler again."""
-        box, name = self.model.boxes[handler], f"r{number}"
-        chosen = self.run(self.entries_of(handler, dead=dead))[first::2]
+    @rule(handler=HANDLER, first=st.integers(0, 2), number=st.integers(1, 99))
+    def replay_the_past(self, handler: str, first: int, number: int) -> None:
+        """An operator has the past handed to a handler again."""
+        chosen = self.run(self.entries_of(handler, dead=False))[first::2]
+        items = [self.model.entries[pair(one.entry_id)] for one in chosen]
+        self.replay(handler, chosen, items, f"r{number}")
+
+    @precondition(lambda self: any(box.dead for box in self.model.boxes.values()))
+    @rule(first=st.integers(0, 1), number=st.integers(1, 99))
+    def replay_letters(self, first: int, number: int) -> None:
+        """An operator has dead letters handed to their handler again: they are none any more."""
+        handler = next(name for name, box in self.model.boxes.items() if box.dead)
+        box = self.model.boxes[handler]
+        chosen = self.run(self.entries_of(handler, dead=True))[first::2]
+        dead = {key: box.dead[key].item for key in [*box.dead][first::2]}
+        for key, item in dead.items():
+            if readable(item):
+                del box.dead[key]
+        self.replay(handler, chosen, [*dead.values()], f"r{number}")
+
+    def replay(
+        self, handler: str, chosen: list[Entry], items: Sequence[Item | None], name: str
+    ) -> None:
+        """Have entries replayed, and let the model have what was readable of them."""
         if not chosen:
             return
         put = self.run(replay(self.tap, KEYS, handler, chosen, name=name))
-        if dead:
-            items = [box.dead[key].item for key in [*box.dead][first::2]]
-            for key in [*box.dead][first::2]:
-                if readable(box.dead[key].item):
-                    del box.dead[key]
-        else:
-            items = [self.model.entries[pair(one.entry_id)] for one in chosen]
         numbers = [item.number for item in items if item and readable(item)]
         assert put == len(numbers)
+        box = self.model.boxes[handler]
         box.replays = box.replays or Pile()
         latest = self.run(self.client.xrevrange(KEYS.replays(0, handler), count=max(1, put)))
         for (entry_id, _), n in zip(reversed(latest[:put]), numbers, strict=True):
@@ -474,4 +490,4 @@ def test_the_way_out_is_what_the_model_says(make_settings: Callable[..., Setting
     with small, tapped(make_settings().redis_url) as (runner, tap):
         # Any factory does at run time, whatever the annotation says.
         machine: Any = partial(Delivering, runner, tap)
-        run_state_machine_as_test(machine, settings=searching(50, steps=50))
+        run_state_machine_as_test(machine, settings=searching(40, steps=50))

@@ -1,0 +1,304 @@
+"""The list of planted bugs, each one exact change of text; `mutants` hunts them.
+
+Whoever rewrites a line that is listed here writes its bug anew too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One planted bug.
+
+    Attributes:
+        bug: What is wrong now.
+        path: The file, from the root.
+        old: What stands there, exactly once.
+        new: What is put in its place.
+        tests: Who should notice, as pytest is told it, from `tests`.
+    """
+
+    bug: str
+    path: str
+    old: str
+    new: str
+    tests: str
+
+
+_ADMIT = "service/lua/admit.lua"
+_KNOWN = "  if known[1] then\n"
+_APPENDED = (
+    "    redis.call('XADD', stream, '*', 'change', change, 'previous', '', 'sequence', sequence)\n"
+)
+_UNFENCED = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end\n"
+_LATE = "  if before and tonumber(position) < tonumber(before) then\n"
+_WAITED = "        if not isinstance(confirmed, Exception) and int(confirmed) >= replicas:\n"
+_COUNTED = "            await self._mail.count(chain[0], chain[0].tries)\n"
+_CIRCUIT = "if isinstance(error, ConnectionError) and self._circuit.failed(reached_before=reached):"
+_ADMITTED = "        admission = await self._inbox.admit(event, change)\n"
+_UNAWAITED = (
+    "        __import__('asyncio').ensure_future(self._inbox.admit(event, change))\n"
+    "        admission = Admission(Outcome.ADMITTED, 1, None, contradicts=False)\n"
+)
+
+MUTANTS = (
+    # The way in: what is signed, and when.
+    Mutant(
+        "a signature of the scheme v0 is accepted",
+        "service/signatures.py",
+        'elif key == b"v1" and',
+        'elif key in {b"v0", b"v1"} and',
+        "test_signatures.py",
+    ),
+    Mutant(
+        "a timestamp of the future is accepted",
+        "service/signatures.py",
+        "    if age_s < -tolerance_s:\n",
+        "    if age_s < -tolerance_s * 10**6:\n",
+        "test_signatures.py",
+    ),
+    Mutant(
+        "an old signature is accepted for longer",
+        "service/signatures.py",
+        "    if age_s > tolerance_s:\n",
+        "    if age_s > tolerance_s * 2:\n",
+        "test_signatures.py",
+    ),
+    Mutant(
+        "digests are compared, but not in constant time",
+        "service/signatures.py",
+        "if hmac.compare_digest(expected, signature) and",
+        "if expected == signature and",
+        "test_signatures.py",
+    ),
+    # The way in: remembered, judged and handed over in one step, before 2xx.
+    Mutant(
+        "an event is acknowledged before it is admitted",
+        "service/receiver.py",
+        _ADMITTED,
+        _UNAWAITED,
+        "test_receiver.py test_web.py",
+    ),
+    Mutant(
+        "a duplicate is answered while Redis is unsure",
+        "service/inbox.py",
+        "        raise undecided from None\n",
+        "        return Admission(Outcome.DUPLICATE, 0, None, contradicts=False)\n",
+        "test_inbox.py::TestLostReplies",
+    ),
+    Mutant(
+        "the nonce is dropped: whoever asks again is a duplicate",
+        _ADMIT,
+        "    if owner ~= nonce then\n",
+        "    if true then\n",
+        "test_inbox_machine.py",
+    ),
+    Mutant(
+        "every nonce is the same: every copy is told that it is the first",
+        "service/inbox.py",
+        "                secrets.token_urlsafe(6),\n",
+        '                "constant",\n',
+        "test_inbox_machine.py",
+    ),
+    Mutant(
+        "late events are admitted",
+        _ADMIT,
+        _LATE,
+        _LATE.replace("before and", "false and"),
+        "test_inbox_machine.py",
+    ),
+    Mutant(
+        "duplicates are found after the event was appended",
+        _ADMIT,
+        _KNOWN,
+        _APPENDED + _KNOWN,
+        "test_inbox_machine.py",
+    ),
+    Mutant(
+        "events older than the memory are admitted",
+        _ADMIT,
+        "  if tonumber(created) < oldest then return reply('expired', '0', nil, before) end\n",
+        "",
+        "test_inbox_machine.py",
+    ),
+    Mutant(
+        "ids that could come again are forgotten",
+        _ADMIT,
+        "if created and tonumber(created) < oldest then",
+        "if created and tonumber(created) < oldest + 9999999 then",
+        "test_inbox_machine.py",
+    ),
+    Mutant(
+        "every transition begins an epoch",
+        _ADMIT,
+        "  local epoch = known[7] or string",
+        "  local epoch = string",
+        "test_inbox_machine.py test_inbox.py",
+    ),
+    Mutant(
+        "the step before is remembered wrongly",
+        _ADMIT,
+        "  local previous = was or ''\n",
+        "  local previous = known[5] or ''\n",
+        "test_inbox_machine.py",
+    ),
+    Mutant(
+        "a full stream is made room in, where nobody has read yet",
+        _ADMIT,
+        "  if redis.call('XLEN', stream) >= cap then return reply('full') end\n",
+        "  redis.call('XTRIM', stream, 'MAXLEN', cap - 1)\n",
+        "test_inbox_machine.py",
+    ),
+    Mutant(
+        "an unchanged event does not move the position",
+        _ADMIT,
+        "'unchanged', sequence, created, nonce, 'position', position)",
+        "'unchanged', sequence, created, nonce)",
+        "test_inbox_machine.py",
+    ),
+    Mutant(
+        "final statuses do not stick",
+        "service/transitions.py",
+        "        + (session.status in FINAL) * _FINAL_UNIT\n",
+        "",
+        "test_inbox_machine.py",
+    ),
+    Mutant(
+        "what no replica has is acknowledged",
+        "service/connections.py",
+        _WAITED,
+        _WAITED.replace(">= replicas", ">= 0"),
+        "test_inbox.py::TestReplica",
+    ),
+    Mutant(
+        "a secret is left in the stored form",
+        "service/events.py",
+        "            metadata=session.metadata,\n",
+        '            metadata={"url": session.url.reveal() if session.url else ""},\n',
+        "test_inbox.py::TestRecord",
+    ),
+    # The way out: leases, fences, counts.
+    Mutant(
+        "the lease is not checked when settling",
+        "service/lua/settle.lua",
+        _UNFENCED,
+        "",
+        "test_mailbox_machine.py",
+    ),
+    Mutant(
+        "the lease is not checked when reading",
+        "service/lua/read.lua",
+        _UNFENCED,
+        "",
+        "test_mailbox_machine.py",
+    ),
+    Mutant(
+        "the lease is not checked when counting",
+        "service/lua/count.lua",
+        _UNFENCED,
+        "",
+        "test_mailbox_machine.py",
+    ),
+    Mutant(
+        "a lease is taken from whoever has it",
+        "service/lua/lease.lua",
+        "if ARGV[3] == 'take' then may = may or not owner end\n",
+        "if ARGV[3] == 'take' then may = true end\n",
+        "test_mailbox_machine.py",
+    ),
+    Mutant(
+        "a lease that ran out is renewed",
+        "service/lua/lease.lua",
+        "if ARGV[3] == 'take' then may = may or not owner end\n",
+        "may = may or not owner\n",
+        "test_mailbox_machine.py",
+    ),
+    Mutant(
+        "the lease is counted from its answer",
+        "service/mailbox.py",
+        "            mailbox.leased(before + ttl_s)\n",
+        "            mailbox.leased(asyncio.get_running_loop().time() + ttl_s)\n",
+        "test_mailbox.py",
+    ),
+    Mutant(
+        "starts that nobody saw the end of are not counted",
+        "service/lua/take_over.lua",
+        "then count = count + 1 end\n",
+        "then count = count end\n",
+        "test_mailbox_machine.py",
+    ),
+    Mutant(
+        "a letter lost on the way back is written twice",
+        "service/lua/bury.lua",
+        "if redis.call('XACK', KEYS[2], ARGV[2], ARGV[4]) == 1 then\n",
+        "redis.call('XACK', KEYS[2], ARGV[2], ARGV[4])\nif true then\n",
+        "test_mailbox_machine.py",
+    ),
+    Mutant(
+        "a dead letter that was replayed stays",
+        "service/lua/replay.lua",
+        "    if ARGV[3] == '1' then redis.call('XDEL', source, ARGV[i]) end\n",
+        "",
+        "test_mailbox_machine.py",
+    ),
+    Mutant(
+        "streams are trimmed by length",
+        "service/lua/trim.lua",
+        "return redis.call('XTRIM', stream, 'MINID', '=', string",
+        "if true then return redis.call('XTRIM', stream, 'MAXLEN', 2) end\nreturn (string",
+        "test_mailbox_machine.py",
+    ),
+    Mutant(
+        "what is pending is trimmed",
+        "service/lua/trim.lua",
+        "  if oldest_pending then\n",
+        "  if false then\n",
+        "test_mailbox_machine.py",
+    ),
+    # The worker: order, attempts, circuit.
+    Mutant(
+        "retries are not counted",
+        "service/dispatch.py",
+        _COUNTED,
+        "",
+        "test_dispatch.py",
+    ),
+    Mutant(
+        "an entry is settled before its handler was called",
+        "service/dispatch.py",
+        "        reached = self._circuit.reached\n        while (error",
+        "        reached = self._circuit.reached\n        await self._mail.settle(chain[0])\n"
+        "        while (error",
+        "test_dispatch_machine.py",
+    ),
+    Mutant(
+        "an entry is settled whether or not its handler has taken it",
+        "service/dispatch.py",
+        "            if failed >= self._policy.attempts:\n",
+        "            if failed >= 2:\n                break\n"
+        "            if failed >= self._policy.attempts:\n",
+        "test_dispatch_machine.py",
+    ),
+    Mutant(
+        "the entries of one session run side by side",
+        "service/dispatch.py",
+        "            session_id = delivery.transition.session_id\n",
+        "            session_id = delivery.entry_id\n",
+        "test_dispatch_machine.py",
+    ),
+    Mutant(
+        "a handler is called without a look at the lease",
+        "service/dispatch.py",
+        "            if not self._mail.is_ours():\n",
+        "            if False:\n",
+        "test_dispatch.py",
+    ),
+    Mutant(
+        "an outage burns attempts",
+        "service/dispatch.py",
+        _CIRCUIT,
+        _CIRCUIT.replace("if ", "if False and ", 1),
+        "test_dispatch_machine.py",
+    ),
+)
