@@ -165,7 +165,7 @@ class Reception(RuleBasedStateMachine):
     def nonces_of(call: ScriptCall) -> list[str]:
         """Return the nonce that goes with each event of a call."""
         nonces = call.arguments[ARGUMENTS_BEFORE_EVENTS + NONCE :: ARGUMENTS_PER_EVENT]
-        return [str(nonce) for nonce in nonces]
+        return [nonce.decode() for nonce in nonces if isinstance(nonce, bytes)]
 
     @staticmethod
     def words(answer: Admission | BaseException) -> Answer:
@@ -347,7 +347,7 @@ class Reception(RuleBasedStateMachine):
 def test_the_ledger_is_what_the_model_says(make_settings: Callable[..., Settings]) -> None:
     """Verdicts, sequences, epochs, positions and streams are the model's, after every step."""
     assert {KEYS.partition(session) for session in SESSIONS} == {0, 1}
-    at_once = mock.patch.object(way_in, "RETRY_CEILING_S", 0.0)
+    at_once = mock.patch.object(way_in, "RETRY_FIRST_S", 0.0)
     with at_once, tapped(make_settings().redis_url) as (runner, tap):
         # Any factory does at run time, whatever the annotation says.
         machine: Any = partial(Reception, Bench(runner, tap, make_settings))
