@@ -1,4 +1,4 @@
-"""What all tests share: one private server per process, emptied for each test, and settings."""
+"""What all tests share: one private server per process, emptied for each test, and patience."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import redis
 import roles
-from hypothesis import Phase
+from hypothesis import HealthCheck, Phase
 from hypothesis import settings as examples
+from servers import PATIENCE_S
 
+from service import connections as clients
 from service.config import Settings
 from service.connections import Connections, connect
 from service.embedded import EmbeddedServer, find_server
@@ -21,15 +23,44 @@ from service.layout import Keys, open_groups
 from service.secret import Secret
 
 FIXTURES = Path(__file__).parent / "fixtures"
+SIGNING_SECRET = Secret(b"whsec_tests")
+# What the service allows Redis, and what tests do: a busy machine is no fault of the code's.
+OWN_TIMEOUTS = {
+    name: getattr(clients, name)
+    for name in ("CALL_TIMEOUT_S", "CONNECT_TIMEOUT_S", "POOL_WAIT_S", "BLOCKING_READ_TIMEOUT_S")
+}
+PATIENT_TIMEOUTS = {**dict.fromkeys(OWN_TIMEOUTS, PATIENCE_S), "BLOCKING_READ_TIMEOUT_S": 900.0}
+
+# Every run tries the same examples, however long each takes: what fails, fails again.
+examples.register_profile(
+    "steady",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+examples.load_profile("steady")
 # For who only wants to know whether anything is found, not what exactly: `mutants`.
 examples.register_profile("unshrunk", phases=[Phase.explicit, Phase.reuse, Phase.generate])
-SIGNING_SECRET = Secret(b"whsec_tests")
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Tests run on asyncio, like the service."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients of Redis wait for as long as a busy machine may need."""
+    for name, seconds in PATIENT_TIMEOUTS.items():
+        monkeypatch.setattr(clients, name, seconds)
+
+
+@pytest.fixture
+def own_timeouts(patience: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients of Redis wait as long as in service, where that is what a test is about."""
+    for name, seconds in OWN_TIMEOUTS.items():
+        monkeypatch.setattr(clients, name, seconds)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +87,11 @@ def make_settings(redis_url: str) -> Callable[..., Settings]:
     """Return a factory of settings that differ from the defaults where a test says so."""
 
     def make(**changes: Any) -> Settings:
-        defaults = Settings(redis_url=Secret(redis_url), secrets={"": (SIGNING_SECRET,)})
+        defaults = Settings(
+            redis_url=Secret(redis_url),
+            secrets={"": (SIGNING_SECRET,)},
+            admit_deadline_s=PATIENCE_S,
+        )
         return replace(defaults, **changes)
 
     return make
@@ -64,7 +99,7 @@ def make_settings(redis_url: str) -> Callable[..., Settings]:
 
 @pytest.fixture
 def settings(make_settings: Callable[..., Settings]) -> Settings:
-    """Return the default settings on an empty server."""
+    """Return the default settings, but patient, on an empty server."""
     return make_settings()
 
 

@@ -23,7 +23,9 @@ import redis
 from service import embedded
 from service.tether import tethered
 
-START_DEADLINE_S = 10.0
+# So long everything that must come is waited for: a busy machine is slow, and no test measures it.
+PATIENCE_S = 30.0
+START_DEADLINE_S = PATIENCE_S
 
 
 class Server(NamedTuple):
@@ -40,7 +42,12 @@ class Server(NamedTuple):
 
     def client(self) -> redis.Redis:
         """Return a plain client of it, for its administrator."""
-        return redis.Redis(port=self.port, username=self.user, password=self.user, socket_timeout=2)
+        return redis.Redis(
+            port=self.port,
+            username=self.user,
+            password=self.user,
+            socket_timeout=PATIENCE_S,
+        )
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -49,12 +56,15 @@ class Server(NamedTuple):
             yield
 
 
+_ports_given: set[int] = set()
+
+
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
     """Stop a process of ours for the length of the block."""
     os.kill(pid, signal.SIGSTOP)
     # The signal is there at once, but a thread stops only where it next looks.
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while not _stands(pid):
         assert time.monotonic() < deadline, "the process did not stop"
         time.sleep(0.001)
@@ -73,7 +83,7 @@ def _stands(pid: int) -> bool:
     return set(states) <= {"T", "t"}
 
 
-async def until(met: Callable[[], bool | Awaitable[bool]], deadline_s: float = 5.0) -> None:
+async def until(met: Callable[[], bool | Awaitable[bool]], deadline_s: float = PATIENCE_S) -> None:
     """Wait until a condition is met, looking again and again, or fail at the deadline."""
     async with asyncio.timeout(deadline_s):
         while True:
@@ -90,12 +100,19 @@ def binary() -> Path:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, below those the system gives to clients."""
+    """Return a port that nobody listens on, below those the system gives to clients.
+
+    Test processes take from ports of their own, and none twice: between the asking and the
+    listening nobody else comes.
+    """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = random.randrange(10_000, 32_000)
+        port = random.randrange(10_000 + process % 16, 32_000, 16)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in _ports_given:
+                _ports_given.add(port)
+                return port
 
 
 @contextmanager

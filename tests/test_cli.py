@@ -20,6 +20,7 @@ import orjson
 import pytest
 from click.testing import CliRunner
 from harness import SECRET, Process, Yard, environment, soon, yard
+from servers import PATIENCE_S
 
 from service import __version__
 from service.cli import commands
@@ -64,7 +65,7 @@ class Dev:
             check=False,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=2 * PATIENCE_S,
         )
 
 
@@ -114,12 +115,15 @@ def test_dev_remembers(dev: Dev) -> None:
     """After a restart of `dev`, by Ctrl-C, the same events are duplicates; the secret is kept."""
     first = dev.start()
     secret = _said(first, "signing secret")
-    command = f"python -m service send canceled --seed 7 --json --to {first.url}"
-    assert orjson.loads(dev.type(command).stdout) == [{"outcome": "admitted", "answers": 2}]
+    command = "python -m service send canceled --seed 7 --json --to "
+    assert orjson.loads(dev.type(command + first.url).stdout) == [
+        {"outcome": "admitted", "answers": 2}
+    ]
     first.popen.send_signal(signal.SIGINT)
     assert first.wait() == 0
     assert not (dev.directory / ".data/redis_url").exists()
-    second = dev.start(PORT=str(first.port))
+    second = dev.start()
+    command += second.url
     assert orjson.loads(dev.type(command).stdout) == [{"outcome": "duplicate", "answers": 2}]
     assert _said(second, "signing secret") == secret
     kept = dev.directory / ".data/signing_secret"
@@ -234,12 +238,13 @@ def test_send_says_what_it_lacks(ground: Yard) -> None:
     address = ground.start("send", "verified", "--to", f"ftp://{CANARY}")
     nothing = ground.start("send")
     unknown = ground.start("send", "verify")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    refused = ground.start("send", "verified", "--json", PORT=port)
-    tries = (extra, secret, address, nothing, unknown, refused)
-    assert [one.wait() for one in tries] == [2, 2, 2, 2, 2, 1]
+    # Bound and not listened on, so that nobody else can.
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = str(silent.getsockname()[1])
+        refused = ground.start("send", "verified", "--json", PORT=port)
+        tries = (extra, secret, address, nothing, unknown, refused)
+        assert [one.wait() for one in tries] == [2, 2, 2, 2, 2, 1]
     for one, said in ((extra, b"`send` extra"), (secret, b"no signing secret"), (address, b"URL")):
         assert said in one.err
         assert one.err.count(b"\n") == 1
@@ -285,7 +290,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_the_module_is_a_program(ground: Yard) -> None:
     """`python -m service` without a command shows the help; so does the console script."""
-    assert b"Usage: python -m service" in ground.run("--help").out
+    assert b"Usage: python -m service" in ground.run("--help", program="").out
     script = shutil.which("identity-webhooks", path=str(Path(sys.executable).parent))
     if script is None:
         pytest.skip("the package is not installed")

@@ -205,7 +205,7 @@ def test_no_problem_repeats_a_value(name: str, value: str) -> None:
 
 @pytest.mark.parametrize("name", [*NAMES, f"{SECRETS}_ACME"])
 @given(value=st.text(min_size=6) | st.from_regex(r"[ -~]{6,40}", fullmatch=True))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_text_is_taken_or_refused_in_the_same_words(name: str, value: str) -> None:
     """Whatever a variable holds, it is accepted or refused with words that do not depend on it."""
     words = {*problems({name: CANARY}), *ASCENDING}

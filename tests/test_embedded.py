@@ -9,8 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import redis
+from harness import soon
 
 from service import embedded, tether
 from service.embedded import EmbeddedServer, find_server
@@ -69,14 +69,6 @@ def ask(running: EmbeddedServer, *words: str) -> Any:
     """Return the server's reply to one command."""
     with redis.Redis.from_url(running.url, decode_responses=True) as client:
         return client.execute_command(*words)
-
-
-def until(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
-    """Wait for *condition*, and fail when it takes too long."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
 
 
 def is_running(pid: int) -> bool:
@@ -237,7 +229,7 @@ def test_parent_killed(server: Path, tmp_path: Path) -> None:
     """A server ends with its parent even when that is killed, and loses nothing."""
     with killed_parent(server, tmp_path) as orphan:
         ask(orphan, "SET", "kept", "yes")
-    until(lambda: not is_running(orphan.pid))
+    soon(lambda: not is_running(orphan.pid))
     assert not orphan.socket.exists()
     orphan.socket.parent.rmdir()
     with EmbeddedServer.start(server, directory=tmp_path) as running:
@@ -259,7 +251,7 @@ def test_orphan_keeps_its_directory(
         os.kill(orphan.pid, signal.SIGCONT)
     with EmbeddedServer.start(server, directory=tmp_path) as running:
         assert ask(running, "PING")
-    until(lambda: not is_running(orphan.pid))
+    soon(lambda: not is_running(orphan.pid))
     orphan.socket.parent.rmdir()
 
 
@@ -273,7 +265,7 @@ def test_started_from_a_thread(server: Path, tmp_path: Path) -> None:
         thread.start()
         task = Path(f"/proc/self/task/{thread.native_id}")
         thread.join()
-        until(lambda: not task.exists())
+        soon(lambda: not task.exists())
         # Answering, it must have seen any signal sent before: the handler logs at once.
         assert ask(started[0], "PING")
         assert "SIGTERM" not in (tmp_path / "server.log").read_text()

@@ -378,7 +378,7 @@ ENVELOPES = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(TREES | ENVELOPES)
 def test_anything_is_understood_ignored_or_refused(found: Any) -> None:
     """Any JSON at all is an event, is ignored, or is refused without any of it."""
@@ -388,7 +388,6 @@ def test_anything_is_understood_ignored_or_refused(found: Any) -> None:
     refusal(found)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_any_bytes_are_refused_quietly(body: bytes) -> None:
     """Any bytes at all are refused with one of the words."""

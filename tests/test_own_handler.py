@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 import pytest
-from harness import Process, Yard, eventually, yard
+from harness import DEADLINE_S, Process, Yard, eventually, yard
 from msgspec import structs
 
 from service import checks, handlers
@@ -179,7 +179,7 @@ class Slow:
         self.running.append(taken.session_id)
         self.begun += 1
         self.most = max(self.most, self.running.count(taken.session_id))
-        self.leave.wait(10)
+        self.leave.wait(DEADLINE_S)
         self.running.remove(taken.session_id)
         self.ended += 1
 
@@ -201,7 +201,7 @@ async def test_a_plain_call_that_outlasts_its_time_is_not_overlapped() -> None:
     again = asyncio.create_task(handle(transition()))
     await asyncio.sleep(0)
     slow.leave.set()
-    await asyncio.wait_for(again, 5)
+    await asyncio.wait_for(again, DEADLINE_S)
     assert (slow.begun, slow.most) == (3, 1)
     await eventually(lambda: slow.ended == 3)
 
@@ -223,7 +223,7 @@ async def test_what_a_thread_raises_late_disturbs_nobody() -> None:
 
     def plain(_: StatusTransition) -> None:
         if fails:
-            leave.wait(10)
+            leave.wait(DEADLINE_S)
             raise LookupError
 
     handle = await opened_with(plain)
@@ -232,7 +232,7 @@ async def test_what_a_thread_raises_late_disturbs_nobody() -> None:
             await handle(transition())
     fails = False
     leave.set()
-    await asyncio.wait_for(handle(transition()), 5)
+    await asyncio.wait_for(handle(transition()), DEADLINE_S)
 
 
 async def _coroutine(note: Callable[[], None], _: StatusTransition) -> None:
@@ -280,7 +280,7 @@ asyncio.run(main())
 """
     process = Process("own", directory=tmp_path, program=program)
     try:
-        assert process.wait(10) == 0
+        assert process.wait() == 0
         assert process.out == b"timed out\n"
         assert process.err == b""
     finally:

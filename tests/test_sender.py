@@ -19,6 +19,7 @@ import pytest
 import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import PATIENCE_S
 
 from service import sender
 from service.errors import ConfigError
@@ -88,12 +89,12 @@ async def endpoint() -> AsyncIterator[Endpoint]:
         listening.bind(("127.0.0.1", 0))
         app.url = f"http://127.0.0.1:{listening.getsockname()[1]}/webhooks/stripe"
         serving = asyncio.create_task(server.serve(sockets=[listening]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not server.started:  # noqa: ASYNC110  uvicorn has no event to wait for
                 await asyncio.sleep(0.01)
         yield app
         server.should_exit = True
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await serving
 
 
@@ -226,7 +227,7 @@ async def test_sessions_side_by_side(endpoint: Endpoint) -> None:
     together = asyncio.Barrier(3)
     endpoint.hold = together.wait
     deliveries = plan(told(3), duplicates=0, shuffle=False, random=Random(0))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await send(deliveries, to=endpoint.url, secret=SECRET, concurrency=3)
     assert endpoint.most_at_once() == 3
 
@@ -235,7 +236,7 @@ async def test_concurrency(endpoint: Endpoint) -> None:
     """No more than the allowed number of requests is under way, and as many as that are."""
     together = asyncio.Barrier(3)
     endpoint.hold = together.wait
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await send(raw(*map(str, range(12))), to=endpoint.url, secret=SECRET, concurrency=3)
     assert endpoint.most_at_once() == 3
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
+import socket
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from harness import answer, connected, eventually, listening, request, rest, talk
+from harness import DEADLINE_S, answer, connected, eventually, listening, request, rest, talk
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+from virtual_time import push
 
 from service.errors import ConfigError
-from service.protocol import MOST_HEADER_BYTES
+from service.protocol import MOST_HEADER_BYTES, GuardedProtocol
 from service.server import Listener
 
-TIMEOUT_S = 0.2
+# Longer than anything here takes: they pass when a test pushes the clock.
+TIMEOUT_S = 600.0
+LONGER_S = 3600
 
 
 async def _echo(read: Request) -> Response:
@@ -61,6 +65,28 @@ def post(body: bytes = b"x", *, path: str = "/echo", close: bool = False) -> byt
     return request(body, {}, path=path, close=close)
 
 
+Heard = Callable[[Listener, bytes], Awaitable[None]]
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
+    """Return what waits until the only client is connected, and has been heard to the end."""
+    count = 0
+    receive = GuardedProtocol.data_received
+
+    def counting(self: GuardedProtocol, received: bytes) -> None:
+        nonlocal count
+        receive(self, received)
+        count += len(received)
+
+    async def wait(listener: Listener, sent: bytes) -> None:
+        state = listener._server.server_state
+        await eventually(lambda: state.connections and count == len(sent))
+
+    monkeypatch.setattr(GuardedProtocol, "data_received", counting)
+    return wait
+
+
 SLOW = {
     "no byte": b"",
     "half a request line": b"POST /ec",
@@ -78,51 +104,57 @@ TRIES = [(b"", sent) for sent in SLOW.values()] + [(post(), sent) for sent in SL
 
 
 @pytest.mark.parametrize(("before", "sent"), TRIES)
-async def test_a_request_has_a_deadline(before: bytes, sent: bytes) -> None:
+async def test_a_request_has_a_deadline(before: bytes, sent: bytes, heard: Heard) -> None:
     """Whoever does not send a whole request in time is cut off, on a used connection too."""
     async with (
-        listening(app(), receive_timeout_s=TIMEOUT_S) as listener,
+        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
     ):
         if before:
             writer.write(before)
             await answer(reader)
-        began = time.monotonic()
         writer.write(sent)
+        await heard(listener, before + sent)
+        push(TIMEOUT_S - 60)
+        await asyncio.sleep(0.02)
+        assert not reader.at_eof()
+        push(60)
         assert await rest(reader) == b""
-    assert TIMEOUT_S * 0.9 < time.monotonic() - began < TIMEOUT_S + 2
 
 
 @pytest.mark.parametrize("start", [SLOW["half a header"], SLOW["half a large body"], b"\r\n"])
-async def test_dripping_does_not_move_the_deadline(start: bytes) -> None:
+async def test_dripping_does_not_move_the_deadline(start: bytes, heard: Heard) -> None:
     """A byte now and then buys no time: the deadline is for the whole request."""
     async with (
-        listening(app(), receive_timeout_s=TIMEOUT_S) as listener,
+        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
     ):
-        began = time.monotonic()
+        sent = start
         writer.write(start)
-        ended = asyncio.create_task(rest(reader))
-        while not ended.done() and time.monotonic() < began + 5:
-            writer.write(b"\r\n" if start == b"\r\n" else b"a")
-            await asyncio.wait({ended}, timeout=0.05)
-        assert await ended == b""
-    assert time.monotonic() - began < TIMEOUT_S + 2
+        await heard(listener, sent)
+        for _ in range(4):
+            push(TIMEOUT_S / 5)
+            drop = b"\r\n" if start == b"\r\n" else b"a"
+            sent += drop
+            writer.write(drop)
+            await heard(listener, sent)
+        assert not reader.at_eof()
+        push(TIMEOUT_S / 5)
+        assert await rest(reader) == b""
 
 
 async def test_an_idle_connection_may_stay() -> None:
     """Between requests the receive deadline does not count: only the keep-alive time does."""
     async with (
-        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=1) as listener,
+        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
     ):
         for body in (b"1", b"2", b"3"):
             writer.write(post(body))
             assert await answer(reader) == (200, body)
-            await asyncio.sleep(2 * TIMEOUT_S)
-        began = time.monotonic()
+            push(2 * TIMEOUT_S)
+        push(LONGER_S - 2 * TIMEOUT_S)
         assert await rest(reader) == b""
-    assert time.monotonic() - began < 1
 
 
 async def test_a_slow_answer_is_not_cut_off() -> None:
@@ -133,21 +165,25 @@ async def test_a_slow_answer_is_not_cut_off() -> None:
         connected(listener.port) as (reader, writer),
     ):
         writer.write(post(path="/gate"))
-        await asyncio.sleep(2 * TIMEOUT_S)
+        await eventually(lambda: gate.entered)
+        push(2 * TIMEOUT_S)
+        await asyncio.sleep(0.02)
         gate.opened.set()
         assert await answer(reader) == (200, b"x")
 
 
-async def test_an_unread_body_leaves_no_connection_without_a_clock() -> None:
+async def test_an_unread_body_leaves_no_connection_without_a_clock(heard: Heard) -> None:
     """A connection whose request was answered before its body came is not held for ever."""
     async with (
-        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=60) as listener,
+        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
     ):
         whole = post(b"y" * 10, path="/unread")
         writer.write(whole[:-5])
         assert await answer(reader) == (200, b"unread")
         writer.write(whole[-5:])
+        await heard(listener, whole)
+        push(TIMEOUT_S)
         assert await rest(reader) == b""
 
 
@@ -244,36 +280,53 @@ async def test_stopping_finishes_what_is_in_hand() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", SLOW["half a header"], SLOW["half a body"]])
-async def test_nobody_holds_up_a_stop(sent: bytes) -> None:
+async def test_nobody_holds_up_a_stop(sent: bytes, heard: Heard) -> None:
     """A client stuck in mid-request delays a stop by the grace time and no more."""
-    async with contextlib.AsyncExitStack() as stack:
-        reached = asyncio.Event()
-        listener = await stack.enter_async_context(
-            listening(_noting(reached), receive_timeout_s=60, grace_s=0.5)
+    app: Any = Stuck()
+    async with contextlib.AsyncExitStack() as stopped:
+        listener = await stopped.enter_async_context(
+            listening(app, receive_timeout_s=LONGER_S, grace_s=TIMEOUT_S)
         )
-        _, writer = await stack.enter_async_context(connected(listener.port))
-        writer.write(sent)
-        if sent == SLOW["half a body"]:
-            await asyncio.wait_for(reached.wait(), 5)
-        began = time.monotonic()
-        listener.stop()
-        with contextlib.suppress(OSError):
-            while True:
-                await asyncio.sleep(0.05)
-                async with connected(listener.port):
-                    pass
-        assert time.monotonic() - began < 1
-    assert time.monotonic() - began < 2.5
+        port = listener.port
+        async with connected(port) as (reader, writer):
+            writer.write(sent)
+            await heard(listener, sent)
+            is_in_hand = sent == SLOW["half a body"]
+            await eventually(lambda: app.entered == is_in_hand)
+            listener.stop()
+            await eventually(lambda: refuses(port))
+            # Connections have been told; the grace time begins a tenth of a second later.
+            await asyncio.sleep(0.2)
+            assert not app.is_cut
+            push(TIMEOUT_S)
+            async with asyncio.timeout(DEADLINE_S):
+                await stopped.aclose()
+            if is_in_hand:
+                assert (await rest(reader)).startswith(b"HTTP/1.1 503 ")
+    assert app.is_cut == is_in_hand
 
 
-def _noting(reached: asyncio.Event) -> Any:
-    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
-        reached.set()
-        with contextlib.suppress(asyncio.CancelledError):
+class Stuck:
+    """An endpoint that waits for the rest of a body until it is canceled."""
+
+    def __init__(self) -> None:
+        self.entered = False
+        self.is_cut = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer when canceled."""
+        self.entered = True
+        try:
             await Request(scope, receive).body()
+        except asyncio.CancelledError:
+            self.is_cut = True
         await Response(status_code=503)(scope, receive, send)
 
-    return noting
+
+def refuses(port: int) -> bool:
+    """Say whether nobody listens on *port*."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0
 
 
 async def test_answers_do_not_say_who_we_are() -> None:

@@ -593,7 +593,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(database=None, deadline=None, max_examples=300)
+@settings(database=None, max_examples=300)
 @given(
     found=st.dictionaries(st.sampled_from(NAMES) | TEXT, VALUES, max_size=8), whole=st.booleans()
 )

@@ -15,32 +15,42 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import traceback
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+)
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 import pytest
 from proxy import Proxy, proxy_to
-from servers import free_port, until
+from servers import PATIENCE_S, free_port, until
 from test_dispatch import FakeMail
 
 from service import handlers
 from service.circuit import Circuit
 from service.dispatch import Dispatcher
 from service.errors import ConfigError, Undeliverable
-from service.handlers import Handler
+from service.handlers import Handler, link
 from service.messages import Message, message
 from service.retries import RetryPolicy
 from service.transitions import StatusTransition
 
 CANARY = "canary-5f2c"
-CALL_LIMIT_S = 12.0
-CLOSE_LIMIT_S = 5.0
+# Far more than any of our limits, far less than for ever.
+BOUND_S = 2 * PATIENCE_S
 DOWN_S = 3.0
+PATIENT_LIMITS = {
+    "CONNECT_TIMEOUT_S": PATIENCE_S / 2,
+    "PUBLISH_TIMEOUT_S": PATIENCE_S,
+    "REQUEST_TIMEOUT_MS": PATIENCE_S * 500,
+}
 POLICY = RetryPolicy(concurrency=32, timeout_s=30, first_s=0.2, ceiling_s=1.0, attempts=3)
 
 
@@ -166,7 +176,7 @@ async def persist(handler: Handler, taken: StatusTransition) -> int:
     failures = 0
     while True:
         try:
-            async with asyncio.timeout(CALL_LIMIT_S):
+            async with asyncio.timeout(BOUND_S):
                 await handler(taken)
         except ConnectionError:
             failures += 1
@@ -193,7 +203,7 @@ class Load:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Send for the length of the block; what was begun then is finished."""
-        async with asyncio.timeout(50), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(4 * PATIENCE_S), asyncio.TaskGroup() as tasks:
             for name in self._names:
                 tasks.create_task(self._session(name))
             try:
@@ -204,7 +214,7 @@ class Load:
     async def more(self, count: int) -> None:
         """Wait until so many more are confirmed."""
         goal = len(self.confirmed) + count
-        await until(lambda: len(self.confirmed) >= goal, deadline_s=20)
+        await until(lambda: len(self.confirmed) >= goal)
 
     async def _session(self, name: str) -> None:
         sequence = 0
@@ -234,6 +244,18 @@ class QueueLaws:
     """The laws. A subclass names `opener`, and its module has a fixture `broker`."""
 
     opener: ClassVar[str]
+
+    @pytest.fixture(autouse=True)
+    def _patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let handlers wait for a busy machine, where that is not what a law is about."""
+        for module in (link, import_module(self.opener.partition(":")[0])):
+            for name, seconds in PATIENT_LIMITS.items():
+                monkeypatch.setattr(module, name, seconds, raising=False)
+
+    @pytest.fixture
+    def own_limits(self, _patience: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let handlers wait no longer than in service."""
+        monkeypatch.undo()
 
     @pytest.fixture(autouse=True)
     async def _emptied(self, broker: Broker) -> None:
@@ -290,12 +312,9 @@ class QueueLaws:
         """Over a slow wire, many calls take about as long as one."""
         async with self.proxied(broker) as (handler, proxy):
             await handler(transition("first", 1))
-            proxy.delay_s = 0.1
-            begun = time.monotonic()
-            await asyncio.gather(*(handler(transition(f"s{n}", 1)) for n in range(32)))
-            took_s = time.monotonic() - begun
-
-        assert took_s < 32 * 0.1 / 2
+            proxy.delay_s = 0.7
+            async with asyncio.timeout(32 * proxy.delay_s / 2):
+                await asyncio.gather(*(handler(transition(f"s{n}", 1)) for n in range(32)))
 
     async def test_a_repeat_carries_the_same_id(self, broker: Broker) -> None:
         """Handed over twice, it is the same message, and there once where the queue can tell."""
@@ -337,11 +356,10 @@ class QueueLaws:
                     proxy.cut()
                 proxy.refusing = True
                 proxy.cut()
-                await asyncio.sleep(0.3)
+                await until(lambda: load.failures > 0)
                 proxy.refusing = False
                 await load.more(60)
 
-        assert load.failures > 0
         await self._nothing_lost(broker, load.confirmed)
 
     async def test_an_idle_connection_may_go(self, broker: Broker) -> None:
@@ -350,10 +368,13 @@ class QueueLaws:
             for sequence in range(1, 4):
                 await handler(transition("a", sequence))
                 proxy.cut()
-                await asyncio.sleep(0.1)
+                # However long a turn of the loop takes, the client has several to notice.
+                for _ in range(10):
+                    await asyncio.sleep(0.01)
 
         assert in_order(await broker.received()) == {"vs_a": [1, 2, 3]}
 
+    @pytest.mark.usefixtures("own_limits")
     async def test_a_broker_that_crashes_loses_nothing(self, broker: Broker) -> None:
         """Killed under load and away for a while: no dead letters, order kept, all caught up."""
         mail = FakeMail()
@@ -364,19 +385,19 @@ class QueueLaws:
             )
             working = asyncio.create_task(dispatcher.run())
             mail.add(*((f"k{n}", 1) for n in range(40)))
-            await until(lambda: len(mail.settled) == 40, deadline_s=15)
+            await until(lambda: len(mail.settled) == 40)
             before = await broker.received()
             mail.add(*((f"k{n}", sequence) for sequence in range(2, 11) for n in range(40)))
-            await until(lambda: len(mail.settled) >= 60, deadline_s=15)
+            await until(lambda: len(mail.settled) >= 60)
             await asyncio.to_thread(broker.kill)
             try:
                 await asyncio.sleep(DOWN_S)
             finally:
                 await asyncio.to_thread(broker.start)
             mail.add(*((f"k{n}", sequence) for sequence in range(11, 13) for n in range(40)))
-            await until(lambda: len(mail.settled) == len(mail.stream), deadline_s=20)
+            await until(lambda: len(mail.settled) == len(mail.stream), deadline_s=2 * PATIENCE_S)
             dispatcher.stop()
-            await asyncio.wait_for(working, 5)
+            await asyncio.wait_for(working, PATIENCE_S)
 
         assert mail.buried == []
         # What was under way while others still got through counts once; waiting counts nothing.
@@ -389,6 +410,7 @@ class QueueLaws:
             for sequences in in_order(received).values():
                 assert sequences == list(range(sequences[0], 13))
 
+    @pytest.mark.usefixtures("own_limits")
     async def test_a_frozen_broker_is_unreachable_in_good_time(self, broker: Broker) -> None:
         """Hung with the connection open, or before it: ConnectionError, bounded; then recovery."""
         async with (
@@ -397,9 +419,7 @@ class QueueLaws:
         ):
             await handler(transition("a", 1))
             with broker.frozen():
-                # A process of many threads takes a moment to stop.
-                await asyncio.sleep(0.2)
-                async with asyncio.timeout(CALL_LIMIT_S):
+                async with asyncio.timeout(BOUND_S):
                     outcomes = await asyncio.gather(
                         handler(transition("a", 2)),
                         handler(transition("b", 1)),
@@ -439,7 +459,7 @@ class QueueLaws:
                         assert raised.value.reason == one.word
                         return
 
-            async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            async with asyncio.timeout(BOUND_S), asyncio.TaskGroup() as tasks:
                 for one in good[:10]:
                     tasks.create_task(persist(handler, one))
                 for unwanted in refused:
@@ -471,10 +491,10 @@ class QueueLaws:
         async with self.opened(broker.environ(free_port())) as handler:
             for _ in range(2):
                 with pytest.raises(ConnectionError):
-                    async with asyncio.timeout(CALL_LIMIT_S):
+                    async with asyncio.timeout(BOUND_S):
                         await handler(transition("a", 1))
                 with pytest.raises(ConnectionError):
-                    async with asyncio.timeout(CALL_LIMIT_S):
+                    async with asyncio.timeout(BOUND_S):
                         await check(handler)
 
     async def test_closing_leaves_nothing_behind(self, broker: Broker) -> None:
@@ -488,20 +508,16 @@ class QueueLaws:
                     proxy.cut()
         async with self.opened(broker.environ()):
             pass
-        await until(lambda: asyncio.all_tasks() <= before, deadline_s=1)
+        await until(lambda: asyncio.all_tasks() <= before)
 
     async def test_closing_is_bounded(self, broker: Broker) -> None:
         """A broker that hangs does not hold up the end of the process."""
-        async with self.opened(broker.environ()) as handler:
+        async with AsyncExitStack() as closing:
+            handler = await closing.enter_async_context(self.opened(broker.environ()))
             await handler(transition("a", 1))
-            freezing = broker.frozen()
-            freezing.__enter__()
-            await asyncio.sleep(0.2)
-            begun = time.monotonic()
-        took_s = time.monotonic() - begun
-        freezing.__exit__(None, None, None)
-
-        assert took_s < CLOSE_LIMIT_S
+            with broker.frozen():
+                async with asyncio.timeout(BOUND_S):
+                    await closing.aclose()
 
     async def test_credentials_show_nowhere(
         self,

@@ -105,7 +105,7 @@ class MockKafka:
                 consumer.seek(partition, offset)
             left = sum(ends.values()) - sum(self._from.values())
             while len(found) < left:
-                batches = await consumer.getmany(timeout_ms=1000)
+                batches = await consumer.getmany(timeout_ms=30_000)
                 assert batches
                 found += [record for batch in batches.values() for record in batch]
         return found

@@ -35,7 +35,7 @@ KEYS = Keys("idv", 8)
 SESSIONS = int(os.environ.get("TEST_SESSIONS", "200"))
 DUPLICATES = 0.4
 LIVES_BEGAN_S = int(time.time()) - 5 * 86_400
-DEADLINE_S = 60 + SESSIONS / 5
+DEADLINE_S = 120 + SESSIONS / 2
 
 pytestmark = [
     pytest.mark.xdist_group("everything"),
@@ -94,7 +94,7 @@ def _queues(running: ExitStack, directory: Path) -> tuple[dict[str, Broker], dic
 def _gone(yard: Yard, queues: Mapping[str, Broker], absent: Mapping[str, str]) -> Way:
     random = Random(20)
     orderly, disorderly = (_lives(random, SESSIONS // 2) for _ in range(2))
-    settings = {"HANDLERS": ",".join(queues), "LEASE_TTL_S": "1"}
+    settings = {"HANDLERS": ",".join(queues), "LEASE_TTL_S": "1", "ADMIT_DEADLINE_S": "30"}
     for queue in queues.values():
         settings |= queue.environ()
     receiver, killed = (yard.start(command, **settings) for command in ("serve", "work"))

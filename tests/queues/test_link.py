@@ -9,12 +9,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
+from servers import PATIENCE_S, until
+from virtual_time import push
 
 from service import variables
+from service.config import Settings as ServiceSettings
 from service.errors import ConfigError
 from service.handlers import link
 from service.handlers.link import Link, RefusedError
 from service.secret import Secret
+
+
+async def never() -> None:
+    """Wait for what does not come."""
+    await asyncio.Event().wait()
 
 
 class GoneError(Exception):
@@ -45,11 +53,11 @@ class Dialer:
         after: Awaited before a wire is closed.
     """
 
-    def __init__(self, before: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(self, before: Callable[[], Awaitable[object]] | None = None) -> None:
         self.wires: list[Wire] = []
         self.dials = 0
         self.before = before
-        self.after: Callable[[], Awaitable[None]] | None = None
+        self.after: Callable[[], Awaitable[object]] | None = None
 
     @asynccontextmanager
     async def __call__(self) -> AsyncIterator[Wire]:
@@ -67,15 +75,21 @@ class Dialer:
                 await self.after()
 
 
+async def in_use(over: Link[Wire], times: int = 1) -> None:
+    """Wait until the connection is used by so many."""
+    await until(lambda: over._current is not None and len(over._current.limits) == times)
+
+
 def linked(dialer: Dialer) -> Link[Wire]:
     """Return a link over *dialer*."""
     return Link(dialer, lost=(GoneError,), is_open=lambda wire: wire.is_open)
 
 
-async def use(over: Link[Wire], raised: Exception | None = None, *, seconds: float = 0) -> Wire:
-    """Use a link for a while, and perhaps fail."""
+async def use(over: Link[Wire], raised: Exception | None = None, *, ends: bool = True) -> Wire:
+    """Use a link for a moment or for ever, and perhaps fail."""
     async with over.use() as wire:
-        await asyncio.sleep(seconds)
+        if not ends:
+            await never()
         if raised is not None:
             raise raised
         return wire
@@ -113,37 +127,50 @@ async def test_all_who_wait_for_a_connection_hear_at_once_that_there_is_none() -
 
 async def test_opening_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that never greets is unreachable after `CONNECT_TIMEOUT_S`."""
-    monkeypatch.setattr(link, "CONNECT_TIMEOUT_S", 0.05)
-    over = linked(Dialer(lambda: asyncio.sleep(60)))
+    monkeypatch.setattr(link, "CONNECT_TIMEOUT_S", 600)
+    dialer = Dialer(never)
+    over = linked(dialer)
+    used = asyncio.create_task(use(over))
+    await until(lambda: dialer.dials == 1)
+    push(600)
 
-    async with asyncio.timeout(1):
-        with pytest.raises(ConnectionError):
-            await use(over)
-        await over.close()
+    with pytest.raises(ConnectionError):
+        await used
+    await over.close()
+
+
+def test_limits_are_ours_and_not_the_dispatchers() -> None:
+    """Connecting and publishing give up before a handler's usual time limit counts an attempt."""
+    both_s = link.CONNECT_TIMEOUT_S + link.PUBLISH_TIMEOUT_S
+    assert both_s < ServiceSettings(redis_url=Secret("")).handler_timeout_s
 
 
 async def test_a_use_has_a_time_limit_and_takes_the_connection_along(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who hears nothing for `PUBLISH_TIMEOUT_S` gives up, and the connection with it."""
-    monkeypatch.setattr(link, "PUBLISH_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(link, "PUBLISH_TIMEOUT_S", 600)
     over = linked(Dialer())
     first = await use(over)
+    used = asyncio.create_task(use(over, ends=False))
+    await in_use(over)
+    push(600)
 
     with pytest.raises(ConnectionError):
-        await use(over, seconds=60)
+        await used
     assert await use(over) is not first
     await over.close()
     assert not first.is_open
 
 
-async def test_a_lost_connection_ends_every_use_of_it() -> None:
+async def test_a_lost_connection_ends_every_use_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """When one finds the connection gone, the others need not find out for themselves."""
+    monkeypatch.setattr(link, "PUBLISH_TIMEOUT_S", 600)
     over = linked(Dialer())
-    waiting = [asyncio.create_task(use(over, seconds=60)) for _ in range(5)]
-    await asyncio.sleep(0.01)
+    waiting = [asyncio.create_task(use(over, ends=False)) for _ in range(5)]
+    await in_use(over, 5)
 
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(ConnectionError):
             await use(over, GoneError("what the client said"))
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
@@ -160,7 +187,7 @@ async def test_a_lost_connection_takes_no_later_one_along() -> None:
         try:
             async with over.use():
                 try:
-                    await asyncio.sleep(60)
+                    await never()
                 except asyncio.CancelledError:
                     await old.wait()
                     raise
@@ -168,7 +195,7 @@ async def test_a_lost_connection_takes_no_later_one_along() -> None:
             return
 
     lingering = asyncio.create_task(late())
-    await asyncio.sleep(0.01)
+    await in_use(over)
     with pytest.raises(ConnectionError):
         await use(over, GoneError())
     new = await use(over)
@@ -192,11 +219,14 @@ async def test_another_error_is_nobodys_concern() -> None:
 
 async def test_a_canceled_caller_cancels_nobody_else() -> None:
     """Who gives up while the connection is being opened does not stop it from being opened."""
-    dialer = Dialer(lambda: asyncio.sleep(0.05))
+    may_open = asyncio.Event()
+    dialer = Dialer(may_open.wait)
     over = linked(dialer)
     first, second = (asyncio.create_task(use(over)) for _ in range(2))
-    await asyncio.sleep(0.01)
+    await until(lambda: dialer.dials == 1)
     first.cancel()
+    await asyncio.sleep(0)
+    may_open.set()
 
     assert await second is dialer.wires[0]
     assert first.cancelled()
@@ -224,9 +254,9 @@ async def test_closing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     dialer = Dialer()
     over = linked(dialer)
     await use(over)
-    dialer.after = lambda: asyncio.sleep(60)
+    dialer.after = never
 
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE_S):
         await over.close()
         await over.close()
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 import brokers
 import pytest
 from contract import Broker, Misconfigured, QueueLaws, Received, Refused, transition
-from servers import free_port
+from servers import PATIENCE_S, free_port
 
 from service import messages
 from service.errors import Undeliverable
@@ -213,11 +213,11 @@ class TestNats(QueueLaws):
         """Calls that wait for an acknowledgement are not left to their time limit."""
         async with self.proxied(broker) as (handler, proxy):
             await handler(transition("a", 1))
-            proxy.delay_s = 10.0
+            proxy.delay_s = 10 * PATIENCE_S
             calls = [asyncio.ensure_future(handler(transition(f"b{n}", 1))) for n in range(5)]
             await asyncio.sleep(0.1)
             proxy.cut()
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(PATIENCE_S / 2):
                 outcomes = await asyncio.gather(*calls, return_exceptions=True)
             assert all(isinstance(outcome, ConnectionError) for outcome in outcomes)
 
