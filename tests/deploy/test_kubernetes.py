@@ -45,10 +45,9 @@ def selected(selector: dict[str, str]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_document_is_valid(path: Path) -> None:
+def test_every_document_is_valid() -> None:
     """Each object is what the API's own schema says, with no field it does not know."""
-    run(tool("kubernetes-validate"), "--strict", "--quiet", path)
+    run(tool("kubernetes-validate"), "--strict", "--quiet", *FILES)
 
 
 def test_the_kustomization_is_whole() -> None:

@@ -1,0 +1,27 @@
+"""The Procfile: one line for each process, as process managers read it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import click
+from programs import ROOT, run, tool
+
+from service import cli
+
+PROCFILE = ROOT / "Procfile"
+
+
+def test_it_is_well_formed() -> None:
+    """Honcho reads it, and finds the two processes."""
+    assert "web, worker" in run(tool("honcho"), "check", "--procfile", PROCFILE)
+
+
+def test_its_commands_parse() -> None:
+    """Each line ends in a command that the command line takes."""
+    for line in PROCFILE.read_text().splitlines():
+        _, program = re.split(r" -m service ", line)
+        name, *arguments = shlex.split(program)
+        command = cli.commands.commands[name]
+        assert isinstance(command.make_context(name, arguments), click.Context)
