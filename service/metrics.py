@@ -18,6 +18,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+# What the label says of a request whose type nobody knows, or nobody may know.
+OTHER_TYPE = "other"
 REGISTRY = CollectorRegistry()
 for _collector in (GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR):
     REGISTRY.register(_collector)

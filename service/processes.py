@@ -134,10 +134,13 @@ def _receiver(ground: _Ground) -> Listener:
     receiver = Receiver(
         inbox, tolerance_s=settings.signature_tolerance_s, livemode=settings.livemode
     )
-    return _listener(ground, create_app(receiver, ground.health, settings), settings.port)
+    app = create_app(receiver, ground.health, settings)
+    return _listener(ground, app, settings.port, is_busy=app.is_busy)
 
 
-def _listener(ground: _Ground, app: ASGIApp, port: int) -> Listener:
+def _listener(
+    ground: _Ground, app: ASGIApp, port: int, *, is_busy: Callable[[], bool] = lambda: False
+) -> Listener:
     settings = ground.settings
     return Listener(
         app,
@@ -147,6 +150,7 @@ def _listener(ground: _Ground, app: ASGIApp, port: int) -> Listener:
         receive_timeout_s=settings.receive_timeout_s,
         keep_alive_s=settings.keep_alive_s,
         grace_s=settings.shutdown_grace_s,
+        is_busy=is_busy,
     )
 
 

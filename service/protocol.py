@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from asyncio.events import TimerHandle
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, NamedTuple
@@ -39,12 +41,14 @@ class Terms:
     Attributes:
         receive_timeout_s: Seconds a client has for a whole request.
         most_connections: How many may be open at once.
+        is_busy: Says whether nothing more can be taken in hand.
         draining: Whether each answer is its connection's last.
         lingering: How many have been answered for the last time, and wait to be closed.
     """
 
     receive_timeout_s: float
     most_connections: int
+    is_busy: Callable[[], bool]
     draining: bool = False
     lingering: int = 0
 
@@ -72,6 +76,12 @@ _BUSY = _farewell(
     "503 Service Unavailable",
     "unavailable",
     f"retry-after: {RETRY_AFTER_S}\r\n",
+)
+# The same, where the connection stays.
+_NOT_NOW = _BUSY.answer.replace(b"connection: close\r\n", b"")
+# What decides where a request ends, and whether its connection does.
+_FRAMING = re.compile(
+    rb"\r\n(?i:content-length|transfer-encoding|connection|expect|upgrade):[ \t]*([^\r]*)"
 )
 _TOO_SLOW = _Farewell("too_slow")
 _IDLE = _Farewell("idle")
@@ -128,6 +138,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """Parse, counting what is no body, and leave no connection without a clock."""
         if self._farewell is not None:
             return
+        if self._terms.is_busy() and self._is_whole_post(data):
+            self._turn_away()
+            return
         self._unset_keepalive_if_required()
         self._bytes_since_body += len(data)
         try:
@@ -141,6 +154,31 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self._deadline is None and self.timeout_keep_alive_task is None and self._is_idle():
             # Bytes that begin no request, such as empty lines, have stopped the keep-alive clock.
             self._arm(self._terms.receive_timeout_s)
+
+    def _is_whole_post(self, data: bytes) -> bool:
+        """Say whether *data* is one request, from its first byte to its last, and plainly so."""
+        is_between_requests = self._stage is _Stage.NOTHING and self._is_idle()
+        if not is_between_requests or self._terms.draining or self.flow.write_paused:
+            return False
+        end_of_line = data.find(b"\r\n")
+        if not (data.startswith(b"POST ") and data.endswith(b" HTTP/1.1", 0, end_of_line)):
+            return False
+        end = data.find(b"\r\n\r\n") + 4
+        return _FRAMING.findall(data, 0, end) == [b"%d" % (len(data) - end)]
+
+    def _turn_away(self) -> None:
+        """Answer a request nobody has looked into.
+
+        Under overload this is most of what is done: it must cost far less than an event.
+        """
+        self._disarm()
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+        self.transport.write(_NOT_NOW)
+        metrics.events(Shortage.BUSY, metrics.OTHER_TYPE).inc()
+        log.error("event.deferred", reason=Shortage.BUSY)
 
     def on_message_begin(self) -> None:
         """Start the clock anew for a further request on the connection."""

@@ -10,7 +10,7 @@ import contextlib
 import math
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import uvicorn
@@ -41,10 +41,13 @@ class Listener:
         receive_timeout_s: float,
         keep_alive_s: int,
         grace_s: float,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._socket = _bound(host, port, stalled_after_s=receive_timeout_s)
         self._terms = Terms(
-            receive_timeout_s=receive_timeout_s, most_connections=_affordable(max_connections)
+            receive_timeout_s=receive_timeout_s,
+            most_connections=_affordable(max_connections),
+            is_busy=is_busy,
         )
         self._server = _Server(
             uvicorn.Config(

@@ -12,7 +12,7 @@ import itertools
 import re
 import secrets as randomness
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -37,8 +37,6 @@ from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS, SessionChange
 
 WEBHOOK_PATH = "/webhooks/stripe"
 
-OTHER_TYPE = "other"
-
 _REQUEST_ID = re.compile(rb"[0-9a-fA-F-]{8,64}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -61,7 +59,7 @@ class _Answer(NamedTuple):
     body: Message
 
 
-def create_app(receiver: Receiver, health: Health, settings: Settings) -> ASGIApp:
+def create_app(receiver: Receiver, health: Health, settings: Settings) -> Entrance:
     """Return the application that faces the load balancer: the webhook path and the probes."""
     webhook = _Webhook(receiver, settings)
     app = _app(
@@ -71,7 +69,7 @@ def create_app(receiver: Receiver, health: Health, settings: Settings) -> ASGIAp
             *_probes(health),
         ]
     )
-    return _Entrance(webhook, app)
+    return Entrance(webhook, app, is_busy=webhook.is_busy)
 
 
 def create_admin_app(health: Health) -> Starlette:
@@ -105,14 +103,20 @@ async def _without_body(request: Request, error: Any) -> Response:
     return Response(status_code=error.status_code, headers=error.headers)
 
 
-class _Entrance:
-    """Lets what Stripe sends, nearly every request there is, past routing and middleware."""
+class Entrance:
+    """Lets what Stripe sends, nearly every request there is, past routing and middleware.
 
-    def __init__(self, webhook: _Webhook, app: Starlette) -> None:
+    Attributes:
+        is_busy: Says whether as many requests are in hand as may be.
+    """
+
+    def __init__(self, webhook: ASGIApp, app: ASGIApp, *, is_busy: Callable[[], bool]) -> None:
         self._webhook = webhook
         self._app = app
+        self.is_busy = is_busy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request to where it belongs."""
         if scope["type"] == "http" and scope["path"] == WEBHOOK_PATH and scope["method"] == "POST":
             scope["path_params"] = {}
             await self._webhook(scope, receive, send)
@@ -141,7 +145,7 @@ class _Webhook:
         try:
             outcome = await self._outcome(headers, receive, secrets)
         except _ClientLeft:
-            metrics.events("client_left", OTHER_TYPE).inc()
+            metrics.events("client_left", metrics.OTHER_TYPE).inc()
             return
         answer = _answer_to(outcome)
         await send(answer.start)
@@ -149,6 +153,10 @@ class _Webhook:
         # The answer is out: a log that cannot be written must not cost the connection too.
         with contextlib.suppress(Exception):
             _record(outcome, headers, time.perf_counter() - started)
+
+    def is_busy(self) -> bool:
+        """Say whether as many requests are in hand as may be."""
+        return self._in_flight >= self._most_in_flight
 
     async def _outcome(
         self, headers: _Headers, receive: Receive, secrets: Sequence[Secret[bytes]]
@@ -166,7 +174,7 @@ class _Webhook:
         self, body: bytes, signature: bytes | None, secrets: Sequence[Secret[bytes]]
     ) -> Receipt:
         """Work on a whole request; who is still sending takes nobody's place."""
-        if self._in_flight >= self._most_in_flight:
+        if self.is_busy():
             raise Unavailable(Shortage.BUSY)
         self._in_flight += 1
         try:
@@ -257,10 +265,10 @@ def _record(
         "duration_ms": round(duration_s * 1000, 3),
     }
     if isinstance(outcome, Rejected):
-        metrics.events(outcome.reason, OTHER_TYPE).inc()
+        metrics.events(outcome.reason, metrics.OTHER_TYPE).inc()
         log.warning("event.rejected", reason=outcome.reason, field=outcome.field, **request)
     elif isinstance(outcome, Unavailable):
-        metrics.events(outcome.reason, OTHER_TYPE).inc()
+        metrics.events(outcome.reason, metrics.OTHER_TYPE).inc()
         log.error("event.deferred", reason=outcome.reason, **request)
     else:
         _record_receipt(outcome, request)
@@ -269,7 +277,7 @@ def _record(
 def _record_receipt(receipt: Receipt, request: dict[str, Any]) -> None:
     event = receipt.event
     event_type = event.type if isinstance(event, Event) else event.event_type
-    known = event_type if event_type in STEP_RANKS else OTHER_TYPE
+    known = event_type if event_type in STEP_RANKS else metrics.OTHER_TYPE
     metrics.events(receipt.outcome, known.removeprefix(EVENT_TYPE_PREFIX)).inc()
     metrics.secret_matches(receipt.secret_fingerprint).inc()
     metrics.BODY_BYTES.observe(request["body_bytes"])

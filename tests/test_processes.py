@@ -10,7 +10,20 @@ from pathlib import Path
 import httpx2
 import pytest
 import redis
-from harness import DEADLINE_S, Process, Yard, event, signed, soon, yard
+from harness import (
+    DEADLINE_S,
+    Process,
+    Yard,
+    answer,
+    connected,
+    event,
+    eventually,
+    request,
+    signed,
+    soon,
+    yard,
+)
+from servers import frozen
 
 CANARY = "canary-4711"
 BROKEN = f"""
@@ -185,6 +198,31 @@ async def test_a_stuck_client_does_not_hold_up_the_stop(ground: Yard) -> None:
     assert b"Traceback" not in serve.out + serve.err
     assert b"exception" not in serve.out
     writer.close()
+
+
+async def test_too_many_are_turned_away_at_the_door(ground: Yard) -> None:
+    """With MAX_IN_FLIGHT in hand a further POST is refused before anybody has looked into it."""
+    process = ground.start(
+        "serve", REDIS_PREFIX="door", MAX_IN_FLIGHT="1", ADMIT_DEADLINE_S="30"
+    ).ready()
+    body = event()
+    post = request(body, signed(body), close=False)
+    async with connected(process.port) as first, connected(process.port) as second:
+        with frozen(ground.server.pid):
+            first[1].write(post)
+            await eventually(lambda: b"idv_requests_in_flight 1.0" in _metrics(process))
+            second[1].write(post)
+            head = await asyncio.wait_for(second[0].readuntil(b"\r\n\r\n"), DEADLINE_S)
+        assert (await answer(first[0]))[0] == 200
+    assert head.startswith(b"HTTP/1.1 503 ")
+    # Only what has gone through uvicorn has a date.
+    assert b"\r\ndate:" not in head
+    assert [line["reason"] for line in process.lines("event.deferred")] == ["busy"]
+    assert process.stop() == 0
+
+
+def _metrics(process: Process) -> bytes:
+    return httpx2.get(f"{process.admin}/metrics").content
 
 
 def test_the_worker_is_watched_over_its_admin_port(ground: Yard) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -225,3 +226,101 @@ async def test_an_answered_request_is_not_answered_again() -> None:
         assert await answer(reader) == (200, b"unread")
         writer.write(b"garbage\r\n")
         assert await rest(reader) == b""
+
+
+def whole(*headers: str, line: str = "POST /echo HTTP/1.1", body: bytes = b"x") -> bytes:
+    """Return a request with these headers."""
+    return "\r\n".join([line, "Host: x", *headers, "", ""]).encode() + body
+
+
+async def test_while_busy_nothing_is_looked_into() -> None:
+    """While too much is in hand a POST hears 503 at once, counted, and keeps its connection."""
+    gate, busy = Gate(), [True]
+    before = metrics.events("busy", metrics.OTHER_TYPE)._value.get()
+    async with (
+        listening(app(gate), is_busy=lambda: busy[0]) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        for _ in range(3):
+            writer.write(post(path="/gate"))
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+            assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert b"\r\nretry-after: 5\r\n" in head
+            assert b"connection:" not in head
+            assert await reader.readexactly(len(BUSY)) == BUSY
+        assert gate.entered == 0
+        busy[0] = False
+        writer.write(post())
+        assert await answer(reader) == (200, b"x")
+    assert metrics.events("busy", metrics.OTHER_TYPE)._value.get() - before == 3
+
+
+ORDINARY = {
+    "another method": whole(line="GET /livez HTTP/1.1", body=b""),
+    "HTTP/1.0": whole("Content-Length: 1", line="POST /echo HTTP/1.0"),
+    "the connection's last": whole("Content-Length: 1", "Connection: close"),
+    "chunks": whole("Transfer-Encoding: chunked", body=b"1\r\nx\r\n0\r\n\r\n"),
+    "both framings": whole("Content-Length: 1", "transfer-encoding: chunked"),
+    "two lengths": whole("Content-Length: 1", "content-length: 1"),
+    "a list of lengths": whole("Content-Length: 1, 1"),
+    "a padded length": whole("Content-Length: 01"),
+    "no length": whole(body=b""),
+    "the body to follow": whole("Content-Length: 1", "Expect: 100-continue"),
+    "a part of a body": whole("Content-Length: 9"),
+    "two requests": whole("Content-Length: 1") * 2,
+    "no end of headers": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", ORDINARY.values(), ids=ORDINARY)
+async def test_what_is_not_plainly_one_post_goes_the_ordinary_way(sent: bytes) -> None:
+    """Only what can be read in one way is refused unread: all else is answered as ever."""
+    heard = []
+    for is_busy in (False, True):
+        async with (
+            listening(app(), receive_timeout_s=0.5, is_busy=lambda busy=is_busy: busy) as listener,
+            connected(listener.port) as (reader, writer),
+        ):
+            writer.write(sent)
+            writer.write_eof()
+            heard.append(re.sub(rb"\r\ndate: [^\r]*", b"", await rest(reader)))
+    assert heard[0] == heard[1]
+    assert b" 503 " not in heard[0]
+
+
+async def test_a_refused_connection_is_kept_like_an_answered_one() -> None:
+    """What was refused unread is idle after: no deadline of a request, the keep-alive's end."""
+    async with (
+        listening(app(), receive_timeout_s=0.2, keep_alive_s=1, is_busy=lambda: True) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        writer.write(post())
+        assert await answer(reader) == (503, BUSY)
+        began = time.monotonic()
+        assert await rest(reader) == b""
+    assert time.monotonic() - began > 0.8
+
+
+async def test_refusals_nobody_reads_do_not_pile_up() -> None:
+    """Busy or not, a client that takes no answers fills no memory of ours, and is cut off."""
+    async with listening(app(), receive_timeout_s=2, is_busy=lambda: True) as listener:
+        connections = listener._server.server_state.connections
+        # Little room on both sides, so that it is used up soon.
+        listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", listener.port))
+            deaf.setblocking(False)
+            ends = time.monotonic() + DEADLINE_S
+            most = 0
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() < ends:
+                    with contextlib.suppress(BlockingIOError):
+                        deaf.send(post())
+                    await asyncio.sleep(0.001)
+                    most = max(
+                        [most, *(one.transport.get_write_buffer_size() for one in connections)]
+                    )
+            assert time.monotonic() < ends, "never cut off"
+            await eventually(lambda: not connections)
+    assert 0 < most < 96 * 1024
