@@ -14,6 +14,7 @@ from service import cli
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CONSOLE = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
 COMMANDS = [line for block in CONSOLE for line in block.splitlines()]
 
 
@@ -42,3 +43,30 @@ def test_every_command_parses(line: str) -> None:
         command = command.commands[words.pop(0)]
 
     assert isinstance(command.make_context(command.name, words), click.Context)
+
+
+def anchors() -> set[str]:
+    """Return what a link within the README may point to: headings, and anchors of their own."""
+    headings = re.findall(r"^#+ (.*)$", PROSE, re.MULTILINE)
+    slugs = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)">', PROSE))
+
+
+def test_every_link_leads_somewhere() -> None:
+    """A link within the README has its anchor, a link to a file has its file."""
+    links = re.findall(r"\]\(([^)\s]+)\)", PROSE)
+    inner = {link.removeprefix("#") for link in links if link.startswith("#")}
+    files = {link for link in links if not link.startswith(("#", "https://"))}
+
+    assert links
+    assert inner <= anchors()
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_every_file_named_exists() -> None:
+    """A path into the project that the README names, in prose or in a command, is there."""
+    named = re.findall(r"(?<![\w/])(?:deploy|service|tests)(?:/[\w.-]+)+/?", README)
+    alone = re.findall(r"`(Procfile|LICENSE|\.[a-z]+\.example|\.ci/\w+)`", PROSE)
+
+    assert {"deploy/Dockerfile", "tests/test_signatures.py"} <= set(named)
+    assert [path for path in {*named, *alone} if not (ROOT / path).exists()] == []

@@ -1,0 +1,120 @@
+"""The compose file: valid, hardened, and with a Redis that knows who may speak to it."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from harness import soon
+from programs import ROOT, documents, program, run, tool
+from servers import binary, free_port
+from settings_named import known_settings
+
+from service.config import Settings
+
+COMPOSE = ROOT / "deploy" / "compose.yaml"
+USERS = ("receiver", "worker", "operator")
+OURS = {"receiver-1", "receiver-2", "worker", "operator"}
+
+
+@pytest.fixture(scope="module")
+def project() -> Any:
+    """Return what the file says."""
+    [found] = documents(COMPOSE)
+    return found
+
+
+def test_it_is_valid() -> None:
+    """It is what the Compose Specification's own schema says."""
+    run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", COMPOSE)
+
+
+def test_every_container_is_hardened(project: Any) -> None:
+    """No container writes to its image, has a capability, or can gain one; all come back."""
+    for name, service in project["services"].items():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["restart"] == ("no" if name == "operator" else "unless-stopped")
+        # Ours have the image's own.
+        assert name in OURS or "healthcheck" in service
+
+
+def test_what_it_mounts_is_there(project: Any) -> None:
+    """Each mounted file of ours exists, and only the balancer is open to the outside."""
+    mounted = [
+        volume.partition(":")[0]
+        for service in project["services"].values()
+        for volume in service.get("volumes", [])
+    ]
+
+    for path in mounted:
+        assert path in project["volumes"] or (COMPOSE.parent / path).exists()
+    assert [name for name, one in project["services"].items() if "ports" in one] == ["balancer"]
+
+
+def test_processes_are_told_settings(project: Any) -> None:
+    """What ours are told are settings; secrets come as files; all have time to stop."""
+    for name in OURS:
+        service = project["services"][name]
+        told = {each if isinstance(each, str) else each["target"] for each in service["secrets"]}
+        assert service["environment"].keys() | {each.upper() for each in told} <= known_settings()
+        least = Settings.drain_s + Settings.shutdown_grace_s + 5
+        assert float(service["stop_grace_period"].removesuffix("s")) >= least
+
+
+@contextmanager
+def its_redis(project: Any, directory: Path, port: int) -> Iterator[None]:
+    """Run Redis' entry point as the file has it, with *directory* as the root of everything."""
+    *_, script = project["services"]["redis"]["entrypoint"]
+    moved = script.replace("$$", "$").replace("--bind '*'", f"--bind 127.0.0.1 --port {port}")
+    moved = moved.replace("valkey-server", str(binary()))
+    for path, place in {
+        "/tmp/users.acl": f"{directory}/users.acl",  # noqa: S108 - the container's
+        "/etc/redis/": f"{ROOT}/deploy/redis/",
+        "/run/secrets/": f"{directory}/",
+        "--dir /data": f"--dir {directory}",
+    }.items():
+        moved = moved.replace(path, place)
+    process = subprocess.Popen([program("bash", "bash"), "-euc", moved], stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_its_redis_knows_its_users(project: Any, tmp_path: Path) -> None:
+    """Each user comes in by the password in its URL and by no other, and nobody without one."""
+    port = free_port()
+    passwords = {user: secrets.token_hex(32) for user in USERS}
+    for user, password in passwords.items():
+        (tmp_path / f"redis_url_{user}").write_text(f"redis://{user}:{password}@redis:6379/0")
+
+    def client(**user: str) -> redis.Redis:
+        return redis.Redis(port=port, socket_timeout=5, **user)  # type: ignore[arg-type]
+
+    def answers() -> bool:
+        try:
+            return bool(client(username="receiver", password=passwords["receiver"]).ping())
+        except redis.exceptions.ConnectionError:
+            return False
+
+    with its_redis(project, tmp_path, port):
+        soon(answers)
+        for user, password in passwords.items():
+            assert client(username=user, password=password).ping()
+            with pytest.raises(redis.AuthenticationError):
+                client(username=user, password="guessed").ping()
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client(username=user, password=password).flushall()
+        with pytest.raises(redis.AuthenticationError):
+            client().ping()
+        with pytest.raises(redis.AuthenticationError):
+            client(username="administrator", password="").ping()
