@@ -20,7 +20,7 @@ from service.config import Settings, describe
 from service.errors import ConfigError, Rejected
 from service.events import Event, Ignored, parse
 from service.reports import VerificationReport
-from service.secret import Secret
+from service.secret import MASK, Secret
 from service.sessions import VerificationSession
 from service.signatures import VerifiedPayload, verify
 from service.transitions import SessionChange, created_at, fingerprint, position
@@ -35,6 +35,7 @@ BETWEEN = b"\0\0"
 
 NOWHERE = FIXTURES / "nowhere"
 NAMES = [row.name for row in describe()]
+FIRST_LETTER = ord(" ")
 ALWAYS_TRUE = {
     "SESSION_RETENTION_DAYS: expected at least DEDUP_HORIZON_DAYS",
     "RETRY_CEILING_S: expected at least RETRY_FIRST_S",
@@ -111,11 +112,11 @@ def report(found: bytes) -> None:
 def environment(found: bytes) -> None:
     """Hold that settings are taken, or refused in words that do not depend on what was set.
 
-    The bytes: for each variable the number of its name, its value, and a zero.
+    The bytes: a line for each variable, which begins with the letter that stands for its name.
     """
     environ = {
-        NAMES[one[0] % len(NAMES)]: one[1:].decode(errors="surrogateescape")
-        for one in found.split(b"\0")
+        NAMES[(one[0] - FIRST_LETTER) % len(NAMES)]: one[1:].decode(errors="surrogateescape")
+        for one in found.split(b"\n")
         if one
     }
     try:
@@ -125,7 +126,8 @@ def environment(found: bytes) -> None:
         assert words.issuperset(error.problems)  # noqa: PT017 (a fuzzer's law, not a test)
         assert error.__context__ is None  # noqa: PT017 (as above)
         return
-    assert "whsec" not in repr(settings)
+    secrets = [secret for several in settings.secrets.values() for secret in several]
+    assert {repr(secret) for secret in secrets} <= {MASK}
 
 
 @cache
@@ -154,16 +156,20 @@ LAWS: dict[str, Callable[[bytes], None]] = {
 }
 
 
+def line(number: int, value: str) -> bytes:
+    """Return the line by which `environment` sets the variable of that number."""
+    return bytes([FIRST_LETTER + number]) + value.encode(errors="surrogateescape")
+
+
 def corpus(name: str) -> list[bytes]:
     """Return examples that a search of one law may begin with."""
     if name == "signature":
         parts = (b"t=@T,v1=@D", b"v1=@D, t=@T", b"t=@T,v0=@D,v1=" + b"0" * 64, b"t=1,t=@T,v1=@D")
         return [part + BETWEEN + b"{}" for part in parts]
     if name == "environment":
-        rows = [
-            bytes([n]) + row.default.encode() for n, row in enumerate(describe()) if row.default
-        ]
-        return [b"\0".join(rows), *rows, b"\0whsec_a,whsec_b", b"\1rediss+cluster://a:1,b:2"]
+        rows = [line(n, row.default) for n, row in enumerate(describe()) if row.default]
+        more = [line(0, "whsec_a,whsec_b"), line(1, "rediss+cluster://a:1,b:2")]
+        return [b"\n".join(rows), *rows, *more]
     bodies = [path.read_bytes() for path in sorted(FIXTURES.glob("*.json"))]
     if name == "body":
         return bodies

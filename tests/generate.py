@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from service import config, schema, variables
+from service import config, openapi, schema, variables
 from service.handlers.kafka import KafkaSettings
 from service.handlers.nats import NatsSettings
 from service.handlers.rabbitmq import RabbitmqSettings
@@ -38,6 +38,7 @@ def generated() -> dict[Path, str]:
     readme = _with_table(readme, "queues", queue_settings())
     return {
         DEPLOY / "asyncapi.yaml": _json(schema.asyncapi()),
+        DEPLOY / "openapi.yaml": _json(openapi.openapi()),
         DEPLOY / "status-transition.schema.json": _json(schema.transition_schema()),
         ENV_EXAMPLE: variables.example([*config.describe(), *queue_settings()]),
         README: readme,

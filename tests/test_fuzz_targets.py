@@ -150,8 +150,8 @@ def test_any_header_made_of_right_parts_is_proven_or_refused(header: bytes, body
 @searching(200)
 def test_any_variables_are_taken_or_refused(variables: list[tuple[int, str]]) -> None:
     """Settings are taken or refused, several at once, in words that do not depend on values."""
-    found = b"\0".join(bytes([n]) + value.encode() for n, value in variables)
-    fuzz_targets.environment(found)
+    lines = [fuzz_targets.line(n, value) for n, value in variables]
+    fuzz_targets.environment(b"\n".join(lines))
 
 
 @pytest.mark.parametrize("name", fuzz_targets.LAWS)
