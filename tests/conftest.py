@@ -31,11 +31,12 @@ OWN_TIMEOUTS = {
 }
 PATIENT_TIMEOUTS = {**dict.fromkeys(OWN_TIMEOUTS, PATIENCE_S), "BLOCKING_READ_TIMEOUT_S": 900.0}
 
-# Every run tries the same examples, however long each takes: what fails, fails again.
+# Every run tries the same examples, however long each takes: what fails, fails again. A search by
+# command (`depth`) tries others each time.
 examples.register_profile(
     "steady",
     deadline=None,
-    derandomize=True,
+    derandomize="TEST_DEPTH" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 examples.load_profile("steady")
