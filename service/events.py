@@ -24,6 +24,14 @@ _EVENT_ID = r"\Aevt_[A-Za-z0-9_]{1,250}\Z"
 EventId = Annotated[str, msgspec.Meta(pattern=_EVENT_ID)]
 
 _SESSION_ID = re.compile(r"vs_[A-Za-z0-9_]{1,250}")
+# What is needed, and what must not be taken for its opposite when it cannot be read.
+_STRICT = frozenset(
+    {
+        *("", "id", "type", "created", "livemode", "account", "data", "data.object"),
+        *("data.object.id", "data.object.status", "data.object.livemode"),
+        *("data.object.redaction", "data.object.redaction.status"),
+    }
+)
 _PATH = re.compile(r" - at `\$\.([^`]*)`\Z")
 _MISSING = re.compile(r"\AObject missing required field `(\w+)`")
 
@@ -69,6 +77,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         api_version: The version that rendered the session.
         pending_webhooks: Endpoints still undelivered; differs between copies.
         request: The API request behind it; a bare id in very old API versions.
+        unread: Paths of fields that nobody needs, and that are not what they used to be.
     """
 
     id: EventId
@@ -81,6 +90,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     api_version: str | None = None
     pending_webhooks: int | None = None
     request: EventRequest | str | None = None
+    unread: tuple[str, ...] = ()
 
     @property
     def session(self) -> VerificationSession:
@@ -161,16 +171,21 @@ def _ignored(found: dict[str, Any]) -> Ignored | None:
 
 
 def _event(found: dict[str, Any]) -> Event:
-    """Convert leniently, but for numbers that were no integers when they were sent."""
+    """Convert leniently, but for numbers that were no integers when they were sent.
+
+    What nobody needs and cannot be read is left out: were it refused, then so would every event
+    be from the day on which Stripe sends it otherwise.
+    """
     if isinstance(found.get("created"), float):
         raise Rejected(Refusal.FIELD_MISTYPED, "created")
-    try:
-        event: Event | Rejected = msgspec.convert(found, Event, strict=False, dec_hook=secret_hook)
-    except msgspec.ValidationError as error:
-        event = _rejected(str(error))
-    # Raised here, not in the `except`, so that nothing of the cause stays as context.
-    if isinstance(event, Rejected):
-        raise event
+    unread: list[str] = []
+    found["unread"] = unread
+    while isinstance(event := _converted(found), _Misfit):
+        # Raised here, not in an `except`, so that nothing of the cause stays as context.
+        if event.unreadable in _STRICT:
+            raise Rejected(event.reason, event.field)
+        _leave_out(found, event.unreadable)
+        unread.append(event.unreadable)
     if not _SESSION_ID.fullmatch(event.session.id):
         raise Rejected(Refusal.FIELD_MISTYPED, "data.object.id")
     if not event.session.status:
@@ -178,11 +193,43 @@ def _event(found: dict[str, Any]) -> Event:
     return event
 
 
-def _rejected(message: str) -> Rejected:
-    """Turn msgspec's message into a reason and a path; the rest of it is dropped."""
-    path = _PATH.search(message)
-    parents = [path[1]] if path else []
+class _Misfit(NamedTuple):
+    """Why an object is no event, of which nothing but paths is kept.
+
+    Attributes:
+        reason: What to call it.
+        field: What is missing or mistyped.
+        unreadable: What would have to go for the rest to be read.
+    """
+
+    reason: Refusal
+    field: str | None
+    unreadable: str
+
+
+def _converted(found: dict[str, Any]) -> Event | _Misfit:
+    try:
+        return msgspec.convert(found, Event, strict=False, dec_hook=secret_hook)
+    except msgspec.ValidationError as error:
+        return _misfit(str(error))
+
+
+def _misfit(message: str) -> _Misfit:
+    """Turn msgspec's message into a reason and paths; the rest of it is dropped."""
+    at = _PATH.search(message)
+    path = at[1] if at else ""
+    # Of a list or of a mapping with keys of its own, all of it.
+    unreadable = path.partition("[")[0]
     missing = _MISSING.match(message)
     if missing:
-        return Rejected(Refusal.FIELD_MISSING, ".".join([*parents, missing[1]]))
-    return Rejected(Refusal.FIELD_MISTYPED, ".".join(parents) or None)
+        field = ".".join(filter(None, (path, missing[1])))
+        return _Misfit(Refusal.FIELD_MISSING, field, unreadable)
+    return _Misfit(Refusal.FIELD_MISTYPED, path or None, unreadable)
+
+
+def _leave_out(found: dict[str, Any], path: str) -> None:
+    *parents, last = path.split(".")
+    at = found
+    for name in parents:
+        at = at[name]
+    del at[last]

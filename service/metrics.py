@@ -71,6 +71,11 @@ CONTRADICTIONS = Counter(
     "Late events created after what their session already finally was.",
     registry=REGISTRY,
 )
+FIELDS_UNREAD = Counter(
+    "idv_fields_unread_total",
+    "Fields of Stripe's that nobody needs, and that were left out because they could not be read.",
+    registry=REGISTRY,
+)
 SECRET_MATCHES = Counter(
     "idv_secret_matches_total",
     "Verified requests by the fingerprint of the signing secret that matched.",

@@ -292,6 +292,9 @@ def _record_receipt(receipt: Receipt, request: dict[str, Any]) -> None:
             **request,
         )
     else:
+        if isinstance(event, Event) and event.unread:
+            metrics.FIELDS_UNREAD.inc(len(event.unread))
+            request["unread"] = event.unread
         _record_admission(receipt.change, receipt.admission, request)
 
 
@@ -301,7 +304,7 @@ def _record_admission(change: SessionChange, admission: Admission, request: dict
     contradicts = admission.contradicts
     if contradicts:
         metrics.CONTRADICTIONS.inc()
-    write = log.warning if contradicts else log.info
+    write = log.warning if contradicts or "unread" in request else log.info
     write(
         f"event.{admission.outcome}",
         event_id=change.event_id,

@@ -258,15 +258,29 @@ def test_ids_have_their_own_prefix(path: str, prefix: str) -> None:
     [
         ("livemode", CANARY, "livemode"),
         ("account", {CANARY: CANARY}, "account"),
-        ("request", 66600666, "request"),
-        ("request", {"id": [CANARY]}, "request.id"),
         ("data", CANARY, "data"),
         ("data.object", [CANARY], "data.object"),
         ("data.object.status", 66600666, "data.object.status"),
         ("data.object.status", "", "data.object.status"),
+        ("data.object.livemode", [CANARY], "data.object.livemode"),
+        ("data.object.redaction", CANARY, "data.object.redaction"),
+        ("data.object.redaction", {"status": [CANARY]}, "data.object.redaction.status"),
+    ],
+)
+def test_what_decides_must_be_readable(path: str, value: object, field: str) -> None:
+    """What is needed, or would pass for its opposite, is refused by a path without any value."""
+    assert refusal(placed(path, value)) == (Refusal.FIELD_MISTYPED, field)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "unread"),
+    [
+        ("api_version", [CANARY], "api_version"),
+        ("request", 66600666, "request"),
+        ("request", {"id": [CANARY]}, "request.id"),
         ("data.object.client_secret", [CANARY], "data.object.client_secret"),
         ("data.object.url", {CANARY: CANARY}, "data.object.url"),
-        ("data.object.metadata", {CANARY: 66600666}, "data.object.metadata[...]"),
+        ("data.object.metadata", {CANARY: 66600666}, "data.object.metadata"),
         ("data.object.last_error", {"reason": 66600666}, "data.object.last_error.reason"),
         (
             "data.object.verified_outputs",
@@ -276,14 +290,48 @@ def test_ids_have_their_own_prefix(path: str, prefix: str) -> None:
         (
             "data.object.options",
             {"document": {"allowed_types": ["passport", {CANARY: CANARY}]}},
-            "data.object.options.document.allowed_types[1]",
+            "data.object.options.document.allowed_types",
         ),
         ("data.object.last_verification_report", 66600666, "data.object.last_verification_report"),
+        (
+            "data.object.last_verification_report",
+            {"document": {"dob": CANARY}},
+            "data.object.last_verification_report.document.dob",
+        ),
     ],
 )
-def test_paths_hold_no_values(path: str, value: object, field: str) -> None:
-    """A mistyped field is named by its path; of keys and values that came in nothing shows."""
-    assert refusal(placed(path, value)) == (Refusal.FIELD_MISTYPED, field)
+def test_what_nobody_needs_is_left_out(path: str, value: object, unread: str) -> None:
+    """A field that cannot be read costs no event: it is None, and told of by its path alone."""
+    event = event_of(placed(path, value))
+
+    assert event.unread == (unread,)
+    assert (event.id, event.created, event.session.status) == ("evt_1", CREATED, "processing")
+    assert CANARY not in repr(event)
+
+
+def test_beside_what_is_left_out_all_is_read() -> None:
+    """However many fields cannot be read, those beside them are, at every level."""
+    session = dict(BARE["data"]["object"])
+    session |= {"type": "document", "url": 1, "metadata": [], "options": CANARY}
+    session |= {"last_error": {"code": "abandoned", "reason": {}}, "client_reference_id": "user"}
+
+    event = event_of(BARE | {"pending_webhooks": CANARY, "data": {"object": session}})
+
+    assert sorted(event.unread) == [
+        "data.object.last_error.reason",
+        "data.object.metadata",
+        "data.object.options",
+        "data.object.url",
+        "pending_webhooks",
+    ]
+    assert event.session.last_error_code == "abandoned"
+    assert (event.session.type, event.session.client_reference_id) == ("document", "user")
+    assert (event.session.metadata, event.session.options, event.pending_webhooks) == (None,) * 3
+
+
+def test_what_was_unread_is_ours_to_say() -> None:
+    """A field of that name in what was sent counts for nothing."""
+    assert understood(BARE | {"unread": [CANARY]}) == understood(BARE)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +384,7 @@ def test_depth_within_reason_is_tolerated() -> None:
         deep = [deep]
 
     assert understood(placed("data.object.new", deep)) == understood(BARE)
-    assert refusal(placed("data.object.url", deep)) == ("field_mistyped", "data.object.url")
+    assert event_of(placed("data.object.url", deep)).unread == ("data.object.url",)
 
 
 def test_an_event_shows_nothing_personal() -> None:
@@ -383,7 +431,8 @@ ENVELOPES = st.builds(
 def test_anything_is_understood_ignored_or_refused(found: Any) -> None:
     """Any JSON at all is an event, is ignored, or is refused without any of it."""
     with suppress(Rejected):
-        assert isinstance(understood(found), Event | Ignored)
+        event = understood(found)
+        assert isinstance(event, Ignored) or CANARY not in repr((event.unread, event.session))
         return
     refusal(found)
 

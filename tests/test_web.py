@@ -223,6 +223,17 @@ async def test_each_fault_of_a_signature_is_a_400(
     assert_answer(response, 400, error=word)
 
 
+async def test_what_nobody_needs_costs_no_event(open_app: Open, log: Log) -> None:
+    """A field that cannot be read is left out, counted, and told of by its path."""
+    before = sample("idv_fields_unread_total")
+    async with open_app() as client:
+        assert_answer(await post(client, event(options="canary")), 200, outcome="admitted")
+        assert_answer(await post(client, event(id="evt_2")), 200, outcome="unchanged")
+    assert sample("idv_fields_unread_total") == before + 1
+    assert [line.get("unread") for line in log.lines] == [("data.object.options",), None]
+    assert "canary" not in str(log.lines)
+
+
 async def test_a_signature_in_two_lines_counts_as_joined(open_app: Open) -> None:
     """Header lines of one name mean what they mean joined by a comma."""
     body = event()
