@@ -1,0 +1,112 @@
+"""Laws of these tests: none passes or fails by the speed of the machine it runs on."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+# Those that wait, or weigh one cost against another, for all others.
+CLOCKS = {"harness.py", "servers.py", "brokers.py", "moto_queue.py"}
+TIMED = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "timeit"}
+# Torments and benchmarks are about time, and no part of the suite.
+SUITE = [
+    path
+    for path in sorted(HERE.glob("**/*.py"))
+    if not {"bench", "chaos"} & set(path.relative_to(HERE).parts)
+    and path.name not in {*CLOCKS, Path(__file__).name, "mutants.py"}
+]
+LEAST_PATIENCE_S = 10
+LIMITS = {"timeout", "wait_for"}
+
+
+def clocks(tree: ast.AST) -> Iterator[int]:
+    """Yield the lines that name a clock to measure by."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in TIMED:
+            yield node.lineno
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            yield from (node.lineno for one in node.names if one.name in TIMED)
+
+
+def short_limits(tree: ast.AST) -> Iterator[int]:
+    """Yield the lines that give something a short time to succeed in.
+
+    Where a time-out is what is asked for, and where time is virtual, short is as good as long.
+    """
+    if any(
+        isinstance(node, ast.Import) and _names(node, "virtual_time") for node in ast.walk(tree)
+    ):
+        return
+    meant = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.With | ast.AsyncWith) and _asks_for_a_timeout(node)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and id(node) not in meant and _is_short(node):
+            yield node.lineno
+
+
+def _names(imported: ast.Import, module: str) -> bool:
+    return any(one.name == module for one in imported.names)
+
+
+def _asks_for_a_timeout(block: ast.With | ast.AsyncWith) -> bool:
+    return any(
+        ast.unparse(one.context_expr) == "pytest.raises(TimeoutError)" for one in block.items
+    )
+
+
+def _is_short(call: ast.Call) -> bool:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+    given = [*call.args, *(word.value for word in call.keywords)] if name in LIMITS else []
+    return any(
+        isinstance(one, ast.Constant)
+        and isinstance(one.value, int | float)
+        and one.value < LEAST_PATIENCE_S
+        for one in given
+    )
+
+
+@pytest.mark.parametrize("path", SUITE, ids=lambda path: path.stem)
+def test_nothing_is_timed(path: Path) -> None:
+    """No test reads a clock to judge by, nor gives what must succeed less than ten seconds."""
+    tree = ast.parse(path.read_text())
+    assert [*clocks(tree)] == []
+    assert [*short_limits(tree)] == []
+
+
+@pytest.mark.parametrize(
+    "timed",
+    [
+        "began = time.monotonic()",
+        "from time import perf_counter",
+        "import timeit",
+        "async def f():\n async with asyncio.timeout(0.5): await g()",
+        "async def f(): await asyncio.wait_for(g(), 2)",
+        "async def f(): await asyncio.wait_for(g(), timeout=2)",
+    ],
+)
+def test_what_is_timed_is_found(timed: str) -> None:
+    """Each way to depend on a machine's speed that there was is seen."""
+    tree = ast.parse(timed)
+    assert [*clocks(tree), *short_limits(tree)]
+
+
+@pytest.mark.parametrize(
+    "steady",
+    [
+        "async def f(): await asyncio.wait_for(g(), PATIENCE_S)",
+        "async def f():\n with pytest.raises(TimeoutError): await asyncio.wait_for(g(), 0.1)",
+        "import virtual_time\nasync def f():\n async with asyncio.timeout(1): await g()",
+    ],
+)
+def test_what_is_not_timed_passes(steady: str) -> None:
+    """Patience, time-outs that are asked for, and virtual time are nobody's fault."""
+    tree = ast.parse(steady)
+    assert [*clocks(tree), *short_limits(tree)] == []
