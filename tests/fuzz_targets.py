@@ -78,6 +78,7 @@ def body(found: bytes) -> None:
     if isinstance(event, Ignored):
         assert event.event_id is None or re.fullmatch(r"evt_[A-Za-z0-9_]{1,250}", event.event_id)
         return
+    assert DECLARED.issuperset(name for path in event.unread for name in path.split("."))
     _hold_handed_over(event)
 
 

@@ -86,8 +86,8 @@ def test_what_stripe_sends_is_valid(body: bytes) -> None:
     ],
     ids=repr,
 )
-def test_what_would_be_refused_is_invalid(path: tuple[str, ...], wrong: Any) -> None:
-    """What the service refuses of an event of ours, the document does not allow."""
+def test_what_is_refused_or_left_out_is_invalid(path: tuple[str, ...], wrong: Any) -> None:
+    """What the service cannot read of an event of ours, the document does not allow."""
     event = orjson.loads((fuzz_targets.FIXTURES / f"{PREFIX}verified.json").read_bytes())
     part = event
     for name in path[:-1]:
