@@ -6,17 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
+from generate import generated
 from programs import ROOT, run, tool
 from settings_named import known_settings
 
 DEPLOY = ROOT / "deploy"
-GENERATED = {"asyncapi.yaml", "status-transition.schema.json"}
-# Neither pins nor what an operator keeps there are ours to judge.
+GENERATED = generated().keys()
+# Neither what is generated, nor pins, nor what an operator keeps there are ours to judge.
 TEXTS = [
     path
     for path in [ROOT / "Procfile", *sorted(DEPLOY.rglob("*"))]
     if path.is_file()
-    and path.name not in GENERATED
+    and path not in GENERATED
     and not {"requirements", "secrets"} & set(path.parts)
 ]
 # Names in capitals that are not settings of the service, each somebody else's.
