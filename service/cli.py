@@ -24,8 +24,10 @@ from . import (
     logs,
     mail_commands,
     processes,
+    selftest,
     sender,
     terminal,
+    traces,
 )
 from .config import Settings
 from .connections import connect
@@ -167,6 +169,38 @@ def send(
                 f"look at it with: python -m service session {session_id}", style="dim"
             )
     if not summary.ok:
+        sys.exit(terminal.FOUND_WRONG)
+
+
+@commands.command("selftest")
+@click.option("--to", "addresses", multiple=True, metavar="URL",
+              help="A receiver or a balancer; may be repeated. Default: dev's.")  # fmt: skip
+@click.option("--secret-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="The signing secret; default: STRIPE_WEBHOOK_SECRETS, or dev's.")  # fmt: skip
+@click.option("--deliver", is_flag=True,
+              help="Show the sessions to the handlers; else they settle unseen.")  # fmt: skip
+@terminal.json_option
+def examine(
+    addresses: Sequence[str], secret_file: Path | None, *, deliver: bool, as_json: bool
+) -> None:
+    """Try every promise on a running deployment; exit 0 only when all that was seen keeps them."""
+    settings = Settings.from_environ(local.environment())
+    subject = selftest.Subject(
+        urls=addresses or (_address(settings.port),),
+        secret=_signing_secret(secret_file),
+        settings=settings,
+        deliver=deliver,
+    )
+
+    async def tried() -> list[selftest.Row]:
+        random, since = Random(secrets.randbits(64)), time.time()  # noqa: S311 - invented sessions
+        trial = await selftest.examine(subject, random=random, now=since)
+        return [*trial.rows, *await traces.rows(settings, trial, since=since)]
+
+    with terminal.bar("trying", total=None):
+        rows = asyncio.run(tried())
+    terminal.print_rows(selftest.Row._fields, [tuple(row) for row in rows], as_json=as_json)
+    if any(row.kept is False for row in rows):
         sys.exit(terminal.FOUND_WRONG)
 
 

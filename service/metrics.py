@@ -87,7 +87,8 @@ REDIS_ERRORS = Counter(
 )
 DELIVERIES = Counter(
     "idv_deliveries_total",
-    "Handler calls by outcome (delivered, failed), and dead letters made (buried).",
+    "Handler calls by outcome (delivered, failed), dead letters made (buried), and transitions"
+    " of a self-test, which no handler is shown (withheld).",
     ["handler", "outcome"],
     registry=REGISTRY,
 )

@@ -98,15 +98,24 @@ class SimulatedEvent:
     body: bytes = field(repr=False)
 
 
-def lifecycle_events(name: str, *, random: Random, started_at: int) -> list[SimulatedEvent]:
+def lifecycle_events(
+    name: str,
+    *,
+    random: Random,
+    started_at: int,
+    session_prefix: str = "vs_",
+    livemode: bool = False,
+) -> list[SimulatedEvent]:
     """Return the events of one new session living through lifecycle *name*, in their order.
 
     Args:
         name: A key of `LIFECYCLES`.
         random: Where ids and delays come from: the same state gives the same events.
         started_at: When the session is created, Unix time in whole seconds.
+        session_prefix: What the session's id begins with.
+        livemode: Which of Stripe's two worlds it is of.
     """
-    session = _new_session(random, started_at)
+    session = _new_session(random, started_at, session_prefix) | {"livemode": livemode}
     events = []
     created = started_at
     for step in LIFECYCLES[name]:
@@ -116,10 +125,10 @@ def lifecycle_events(name: str, *, random: Random, started_at: int) -> list[Simu
     return events
 
 
-def _new_session(random: Random, created: int) -> dict[str, Any]:
+def _new_session(random: Random, created: int, prefix: str) -> dict[str, Any]:
     user = f"user-{random.getrandbits(24):06x}"
     return {
-        "id": f"vs_{_token(random)}",
+        "id": prefix + _token(random),
         "object": "identity.verification_session",
         "client_reference_id": user,
         "client_secret": None,
@@ -172,7 +181,7 @@ def _event(step: Step, session: Mapping[str, Any], random: Random, created: int)
         "api_version": API_VERSION,
         "created": created,
         "data": {"object": session},
-        "livemode": False,
+        "livemode": session["livemode"],
         "pending_webhooks": 1,
         "request": {
             "id": f"req_{_token(random)}" if step.requested else None,

@@ -79,7 +79,12 @@ class Proxy:
             writer.transport.abort()
             return
         async with contextlib.AsyncExitStack() as closing:
-            from_redis, to_redis = await self._dial()
+            try:
+                from_redis, to_redis = await self._dial()
+            except OSError:
+                # Nobody listens there, and so nobody listens here.
+                writer.transport.abort()
+                return
             for end in (writer, to_redis):
                 self._open.add(end)
                 closing.callback(end.transport.abort)

@@ -39,6 +39,7 @@ _BY_MODULE = {
     "ledger": OPERATOR,
     "mail_commands": OPERATOR,
     "replays": OPERATOR,
+    "traces": OPERATOR,
 }
 # The janitor's other half, which only commands call.
 _COMMANDS_OF_THE_JANITOR = {"works", "retire", "_length"}

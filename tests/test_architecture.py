@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, str] = {
     ),
     "circuit": "metrics",
     "retries": "",
-    "dispatch": "circuit errors handlers mailbox metrics retries",
+    "dispatch": "circuit errors handlers mailbox metrics retries transitions",
     "worker": (
         "arrivals circuit config connections dispatch errors handlers janitor layout mailbox"
         " metrics retries"
@@ -68,6 +68,8 @@ MAY_IMPORT: dict[str, str] = {
     "protocol": "errors metrics",
     "server": "errors protocol",
     "sender": "errors secret signatures simulate",
+    "selftest": "config secret sender signatures simulate transitions",
+    "traces": "config connections layout ledger selftest transitions wire",
     "processes": (
         "config connections errors handlers health inbox layout receiver server tasks web worker"
     ),
@@ -77,7 +79,7 @@ MAY_IMPORT: dict[str, str] = {
     "mail_commands": "config connections errors janitor layout local replays terminal",
     "cli": (
         "__init__ checks config connections embedded errors health layout ledger local logs"
-        " mail_commands processes secret sender simulate terminal web"
+        " mail_commands processes secret selftest sender simulate terminal traces web"
     ),
     "__main__": "cli",
 }

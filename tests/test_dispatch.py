@@ -16,6 +16,7 @@ import structlog.testing
 import virtual_time
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from service import metrics
 from service.circuit import Circuit
 from service.dispatch import (
     MOST_PER_READ,
@@ -248,6 +249,19 @@ async def test_one_session_is_delivered_in_order_one_at_a_time() -> None:
     assert journal.entries == [("a", n) for n in range(1, 301)]
     assert mail.settled == journal.entries
     assert journal.most == 1
+
+
+@in_virtual_time
+async def test_sessions_of_a_selftest_are_settled_and_shown_to_no_handler() -> None:
+    """What is a self-test's is settled without a call, and counted; everybody else's is handed."""
+    mail = FakeMail([("a", 1), ("selftest_x", 1), ("selftestx", 1), ("selftest_x", 2), ("a", 2)])
+    before = metrics.DELIVERIES.labels("journal", "withheld")._value.get()
+    journal = Journal(sleeping(1))
+    await work_off(mail, journal)
+
+    assert journal.entries == [("a", 1), ("selftestx", 1), ("a", 2)]
+    assert sorted(mail.settled) == sorted(map(entry, mail.stream))
+    assert metrics.DELIVERIES.labels("journal", "withheld")._value.get() == before + 2
 
 
 @in_virtual_time
