@@ -43,6 +43,11 @@ class Durability(StrEnum):
     FSYNC = "fsync"
     REPLICA = "replica"
 
+    @property
+    def replicas(self) -> int:
+        """How many replicas must have a write before anybody may rely on it."""
+        return int(self is Durability.REPLICA)
+
 
 class Livemode(StrEnum):
     """Which of Stripe's two worlds is listened to."""

@@ -106,14 +106,19 @@ class Connections:
         return replies
 
     async def run_one(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[Argument],
+        *,
+        replicas: int = 0,
     ) -> Any:
-        """Run one script and return its reply.
+        """Run one script and return its reply; *replicas* as for `run`.
 
         Raises:
             RedisError: The call failed, or nobody knows whether it did.
         """
-        [reply] = await self.run([ScriptCall(script, keys, arguments)])
+        [reply] = await self.run([ScriptCall(script, keys, arguments)], replicas=replicas)
         if isinstance(reply, Exception):
             raise reply
         return reply

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from . import metrics, wire
 from .coalesce import Coalescer
-from .config import DAY_S, Durability, Settings
+from .config import DAY_S, Settings
 from .connections import Connections, Script, ScriptCall, shortage
 from .deadlines import Deadlines
 from .errors import ConfigError, Shortage, Unavailable
@@ -85,7 +85,7 @@ class Inbox:
         self._connections = connections
         self._keys = keys
         self._patience_s = settings.admit_deadline_s
-        self._replicas = 1 if settings.durability is Durability.REPLICA else 0
+        self._replicas = settings.durability.replicas
         if self._replicas and connections.is_cluster:
             raise ConfigError(["DURABILITY: replica cannot be kept in Cluster mode"])
         self._policy = (

@@ -82,13 +82,14 @@ class Mailbox:
         *,
         handler: str,
         worker: str,
+        replicas: int = 0,
     ) -> None:
         partition = arrivals.partition
         self.partition = partition
         self.handler = handler
         self._arrivals = arrivals
         self._worker = worker
-        self._fence = _Fence(connections, keys.lease(partition, handler))
+        self._fence = _Fence(connections, keys.lease(partition, handler), replicas)
         self._new = _Pile(
             self._fence, keys.transitions(partition), group=handler, worker=worker, goes=False
         )
@@ -149,7 +150,7 @@ class Mailbox:
         streams = [pile.stream for pile in self._piles]
         deliveries: list[Delivery] = []
         while not deliveries:
-            entries, read = await self._fence.run(_READ, streams, self.handler, self._worker, most)
+            entries, read = await self._fence.take(_READ, streams, self.handler, self._worker, most)
             if not entries:
                 self._read = {
                     stream: entry_id.decode()
@@ -203,9 +204,10 @@ class Mailbox:
 class _Fence:
     """Runs scripts that act only while a lease is ours."""
 
-    def __init__(self, connections: Connections, lease: str) -> None:
+    def __init__(self, connections: Connections, lease: str, replicas: int) -> None:
         self.connections = connections
         self.lease = lease
+        self._replicas = replicas
         self.token = secrets.token_hex(16)
         self.deadline: float | None = None
 
@@ -216,8 +218,26 @@ class _Fence:
             LeaseLostError: The lease is somebody else's.
             RedisError: Nobody knows.
         """
+        return await self._run(script, keys, arguments, replicas=0)
+
+    async def take(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
+        """Run a script that hands out entries, once the replicas asked for have them too.
+
+        What a handler was given and a fail-over takes back would come again at another place in
+        its session. To read is to write to the group, behind the entries: whoever has that write
+        has the entries.
+
+        Raises:
+            LeaseLostError: The lease is somebody else's.
+            RedisError: Nobody knows, or no replica has said so.
+        """
+        return await self._run(script, keys, arguments, replicas=self._replicas)
+
+    async def _run(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Argument], *, replicas: int
+    ) -> Any:
         reply = await self.connections.run_one(
-            script, [self.lease, *keys], [self.token, *arguments]
+            script, [self.lease, *keys], [self.token, *arguments], replicas=replicas
         )
         if reply is None:
             self.deadline = 0.0
@@ -243,7 +263,7 @@ class _Pile:
     async def take_over(self, first: str) -> Any:
         most = MOST_TAKEN_OVER_PER_CALL
         arguments = (self._group, self._worker, most, first, _FAILURE, SUSPECT, self._goes)
-        return await self._fence.run(_TAKE_OVER, [self.stream], *arguments)
+        return await self._fence.take(_TAKE_OVER, [self.stream], *arguments)
 
     async def bury(
         self, dead: str, entry_id: str, reason: str, error: str, attempts: int

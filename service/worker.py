@@ -165,6 +165,7 @@ class Worker:
             self._arrivals[partition],
             handler=handler,
             worker=self.name,
+            replicas=self._settings.durability.replicas,
         )
 
     def _begin(self, mailbox: Mailbox) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import redis
 import roles
+from harness import soon
 from hypothesis import HealthCheck, Phase
 from hypothesis import settings as examples
-from servers import PATIENCE_S
+from servers import PATIENCE_S, Server, server
 
 from service import connections as clients
 from service.config import Settings
@@ -121,3 +122,15 @@ async def connections(settings: Settings, keys: Keys) -> AsyncIterator[Connectio
     async with opening as opened:
         await open_groups(opened, keys, settings.handlers)
         yield opened
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
+    """Yield a primary and its replica, in step."""
+    with (
+        server(tmp_path / "primary", "--repl-diskless-sync-delay", "0") as primary,
+        server(tmp_path / "replica", "--replicaof", f"127.0.0.1 {primary.port}") as replica,
+        primary.client() as client,
+    ):
+        soon(lambda: client.wait(1, 100))
+        yield primary, replica

@@ -114,9 +114,9 @@ class _AsUsers(Connections):
         """Run scripts as the caller's user."""
         return self._of(sys._getframe(1)).run(*arguments, **options)
 
-    def run_one(self, *arguments: Any) -> Any:
+    def run_one(self, *arguments: Any, **options: Any) -> Any:
         """Run a script as the caller's user."""
-        return self._of(sys._getframe(1)).run_one(*arguments)
+        return self._of(sys._getframe(1)).run_one(*arguments, **options)
 
     def _of(self, caller: FrameType) -> Connections:
         package, _, module = caller.f_globals["__name__"].rpartition(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import ledger_model
 import orjson
 import pytest
-from harness import soon
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -765,18 +764,6 @@ class TestServerTrouble:
         recorded = [key.decode() async for key in ledger.client.scan_iter("*:session:*")]
         assert sorted(recorded) == sorted(ledger.keys.session(one) for one in admitted)
         assert outcomes(await ledger.admit(event)) == ["admitted"]
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
-    """Yield a primary and its replica, in step."""
-    with (
-        server(tmp_path / "primary", "--repl-diskless-sync-delay", "0") as primary,
-        server(tmp_path / "replica", "--replicaof", f"127.0.0.1 {primary.port}") as replica,
-        primary.client() as client,
-    ):
-        soon(lambda: client.wait(1, 100))
-        yield primary, replica
 
 
 REPLICATED: dict[str, Any] = {"durability": Durability.REPLICA, "admit_deadline_s": DEADLINE_S}

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from redis.exceptions import RedisError, ResponseError
-from servers import PATIENCE_S, until
+from servers import PATIENCE_S, Server, until
 
 from service import arrivals as arrivals_module
 from service import wire
 from service.arrivals import Arrivals
 from service.config import Settings
-from service.connections import Connections, connect
+from service.connections import Connections, NotReplicatedError, connect
 from service.layout import Keys, open_groups
 from service.mailbox import (
     MOST_TAKEN_OVER_PER_CALL,
@@ -31,6 +31,7 @@ from service.mailbox import (
     lags,
     lease,
 )
+from service.secret import Secret
 from service.transitions import SessionChange
 
 HANDLER = "log"
@@ -572,3 +573,33 @@ async def test_replays_and_new_mail_share_a_read(post: Post) -> None:
     assert sequences(await mailbox.read(4)) == [11, 12, 1, 2]
     assert sequences(await mailbox.read(100)) == [13, 14, 15, 16, 3, 4, 5, 6]
     assert await mailbox.read(100) == []
+
+
+async def test_nothing_is_handed_out_that_no_replica_has(pair: tuple[Server, Server]) -> None:
+    """Asked to wait for a replica, a mailbox gives out nothing a fail-over could take back."""
+    primary, replica = pair
+    async with connect(Secret(primary.url)) as connections:
+        keys = Keys("idv", 8)
+        await open_groups(connections, keys, [HANDLER])
+        post = Post(
+            connections=connections,
+            keys=keys,
+            arrivals=Arrivals(connections, 0),
+            client=connections.client,
+        )
+        mailbox = Mailbox(
+            connections, keys, post.arrivals, handler=HANDLER, worker="w1", replicas=1
+        )
+        assert await lease(connections, [mailbox], 300) == [0]
+        await post.admit(1)
+        assert sequences(await mailbox.read(10)) == [1]
+        with replica.frozen():
+            await post.admit(2)
+            for _ in range(2):
+                with pytest.raises(NotReplicatedError):
+                    await mailbox.read(10)
+                with pytest.raises(NotReplicatedError):
+                    await anext(mailbox.take_over())
+        [taken_over] = [batch async for batch in mailbox.take_over()]
+        assert sequences(taken_over) == [1, 2]
+        await post.arrivals.close()

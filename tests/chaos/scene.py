@@ -19,6 +19,7 @@ from evidence import Crash, Reading, Transition, Window
 from harness import SECRET, Process
 from proxy import Proxy, proxy_to
 from servers import until
+from sinks import EXIT_CODE as SINK_EXIT_CODE
 from sinks import Mood
 
 from service.layout import Keys
@@ -184,7 +185,8 @@ class Scene:
         with contextlib.suppress(TimeoutError):
             await until(lambda: process.popen.poll() is not None, STOP_DEADLINE_S)
         process.end()
-        self.exits[f"{place.name} {place.generation}"] = process.popen.returncode
+        if process.popen.returncode != SINK_EXIT_CODE:
+            self.exits[f"{place.name} {place.generation}"] = process.popen.returncode
 
     async def supervise(self) -> None:
         """Start again what ended by itself, for ever."""

@@ -22,7 +22,7 @@ from service.handlers import Handler
 from service.transitions import StatusTransition
 
 LAG_S = 0.4
-EXITS = 2
+EXITS, EXIT_CODE = 2, 9
 # One session in so many is refused while the mood is to refuse.
 REFUSED_ONE_IN = 7
 
@@ -101,7 +101,7 @@ async def wayward(environ: Mapping[str, str]) -> AsyncIterator[Handler]:
     async def act(transition: StatusTransition) -> None:
         if _is_to_exit(directory, transition, mood := _mood(directory)):
             journal.note(Mark.EXITED, transition)
-            os._exit(9)
+            os._exit(EXIT_CODE)
         match mood:
             case Mood.DOWN:
                 raise ConnectionError
