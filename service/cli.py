@@ -9,7 +9,6 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -29,7 +28,7 @@ from . import (
     terminal,
     traces,
 )
-from .config import Settings
+from .config import SECRETS, Settings
 from .connections import connect
 from .embedded import EmbeddedServer, find_server
 from .errors import ConfigError, Unavailable
@@ -242,7 +241,9 @@ def _run_dev(environ: dict[str, str]) -> None:
     settings = Settings.from_environ(environ)
     made_here = "" not in settings.secrets
     if made_here:
-        settings = replace(settings, secrets={**settings.secrets, "": (local.signing_secret(),)})
+        local.signing_secret()
+        environ = environ | {f"{SECRETS}_FILE": str(local.SIGNING_SECRET)}
+        settings = Settings.from_environ(environ)
     _log(settings)
     processes.run(
         settings,

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from . import variables
 from .errors import ConfigError
 from .secret import Secret
+from .sources import Network, network
 from .variables import (
     REDIS_URL,
     RUN_SECRETS,
@@ -85,6 +86,10 @@ _SIGNING = matching(r"[!-~]{1,256}", "1 to 256 visible ASCII characters, no whit
 _SIGNING_BYTES = Kind(expected=_SIGNING.expected, read=lambda text: _SIGNING.read(text).encode())
 _SECRETS = many(hidden(_SIGNING_BYTES), 1, 16, "secrets")
 _ENDPOINT = "an ENDPOINT of 1 to 64 of A-Z, 0-9 and _ that is not FILE and does not end in _FILE"
+_NETWORKS = Kind(
+    expected="IP addresses or networks such as 192.0.2.0/24, by commas or line breaks",
+    read=lambda text: tuple(network(part) for part in re.split(r"[,\s]+", text.strip())),
+)
 _LOCAL_REDIS = Secret("redis://127.0.0.1:6379/0")
 # What has to be in ascending order, lower first.
 _ASCENDING = (
@@ -115,6 +120,14 @@ class Settings:
     admin_port: int = whole(8001, 0, 65535, "Port for metrics and probes")
     max_body_bytes: int = whole(262144, 1024, 16777216, "Largest body of a request")
     signature_tolerance_s: int = whole(300, 1, 3600, "Seconds a signature may be old, or ahead")
+    forwarded_allow_ips: tuple[Network, ...] = setting(
+        (network("127.0.0.1"), network("::1")),
+        _NETWORKS,
+        "Proxies whose X-Forwarded-For is believed",
+    )
+    allowed_networks: tuple[Network, ...] = setting(
+        (), _NETWORKS, "Where webhooks may come from; empty for anywhere"
+    )
     max_connections: int = whole(
         1024, 1, 100000, "Open connections before the slowest, or else a newcomer, gets a 503"
     )
@@ -188,6 +201,34 @@ class Settings:
         if problems:
             raise ConfigError(tuple(problems.values()))
         return cls(**values)
+
+
+def signing_secrets(environ: Mapping[str, str]) -> Mapping[str, tuple[Secret[bytes], ...]]:
+    """Read the signing secrets alone.
+
+    Raises:
+        ConfigError: With every problem, each by name; also where there are none.
+    """
+    sources = Sources(environ)
+    secrets = _secrets(sources)
+    if sources.problems or not secrets:
+        none = f"{SECRETS}: expected {_SECRETS.expected}"
+        raise ConfigError(tuple(sources.problems.values()) or (none,))
+    return secrets
+
+
+def allowed_networks(environ: Mapping[str, str]) -> tuple[Network, ...]:
+    """Read the networks that webhooks may come from alone.
+
+    Raises:
+        ConfigError: They are not valid, or not there.
+    """
+    sources = Sources(environ)
+    networks = sources.value("ALLOWED_NETWORKS", _NETWORKS)
+    if networks is None:
+        none = f"ALLOWED_NETWORKS: expected {_NETWORKS.expected}"
+        raise ConfigError(tuple(sources.problems.values()) or (none,))
+    return networks
 
 
 def describe() -> list[Row]:

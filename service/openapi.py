@@ -27,7 +27,11 @@ _WRAPPED = "_Wrapped"
 _HIDDEN = {"writeOnly": True}
 _INT64 = {"format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1}
 # Refusals that are answered with a status of their own; every other one is a 400.
-_OWN_STATUS = {Refusal.BODY_TOO_LARGE: "413", Refusal.HEADERS_TOO_LARGE: "431"}
+_OWN_STATUS = {
+    Refusal.SOURCE_NOT_ALLOWED: "403",
+    Refusal.BODY_TOO_LARGE: "413",
+    Refusal.HEADERS_TOO_LARGE: "431",
+}
 _OURS = f"^{re.escape(EVENT_TYPE_PREFIX)}"
 
 _OUTCOMES = {
@@ -78,7 +82,13 @@ def openapi() -> dict[str, Any]:
 
 
 def _receive(name: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
-    statuses = {"200": "Outcome", "400": "Refused", "413": "TooLarge", "431": "HeadersTooLarge"}
+    statuses = {
+        "200": "Outcome",
+        "400": "Refused",
+        "403": "NotAllowed",
+        "413": "TooLarge",
+        "431": "HeadersTooLarge",
+    }
     return {
         "operationId": name,
         "summary": "Receive one event of Stripe's.",
@@ -150,6 +160,7 @@ def _responses() -> dict[str, Any]:
             refused,
             field={"type": "string"},
         ),
+        "NotAllowed": _answer("It comes from elsewhere.", "error", [Refusal.SOURCE_NOT_ALLOWED]),
         "TooLarge": _answer("The body is too large.", "error", [Refusal.BODY_TOO_LARGE]),
         "HeadersTooLarge": _answer("The headers are.", "error", [Refusal.HEADERS_TOO_LARGE]),
         "Unavailable": unavailable,

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import structlog
@@ -18,21 +20,30 @@ import uvloop
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp
 
-from . import handlers, layout, tasks
+from . import config, handlers, layout, tasks
 from .config import Settings
 from .connections import Connections, connect, shortage
 from .errors import ServiceError, Unavailable
 from .health import Health, await_redis
 from .inbox import Inbox
+from .keyring import Keyring
 from .layout import Keys
 from .receiver import Receiver
+from .reloading import Reloader
 from .server import Listener
+from .sources import AllowList, Network
 from .web import create_admin_app, create_app
 from .worker import Worker
 
 REDIS_WAIT_S = 10.0
+# For probes and Prometheus.
+MOST_ADMIN_CONNECTIONS = 64
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class _Stopped(Exception):
+    """The process was told to stop before it had started."""
 
 
 class Ports(NamedTuple):
@@ -75,6 +86,8 @@ def run(
     """
     try:
         uvloop.run(_run(settings, environ, receive=receive, work=work, started=started))
+    except _Stopped:
+        log.info("process.stopped")
     except Exception as error:  # noqa: BLE001 - told apart below
         raise _cause(error) from None
 
@@ -88,24 +101,28 @@ async def _run(
     started: Callable[[Ports], None],
 ) -> None:
     openers = handlers.find(settings.handlers)
+    reloaders: list[Reloader[Any]] = []
     stopping = _stopped_by_signals()
-    async with _ground(settings) as ground:
-        admin = _listener(ground, create_admin_app(ground.health), settings.admin_port)
-        listeners = [_receiver(ground), admin] if receive else [admin]
+    _reloaded_by_signal(reloaders, stopping)
+    async with _ground(settings, stopping) as ground:
+        admin = _admin(ground)
+        listeners = [_receiver(ground, environ, reloaders), admin] if receive else [admin]
         parts = [asyncio.create_task(listener.run()) for listener in listeners]
         if work:
             parts.append(asyncio.create_task(_work(ground, openers, environ, work, stopping)))
-        watching = asyncio.create_task(ground.health.watch())
+        watches = [ground.health.watch(), *(reloader.follow() for reloader in reloaders)]
+        watching = [asyncio.create_task(watch) for watch in watches]
         ports = Ports(listeners[0].port if receive else None, admin.port)
         _spare_the_collector()
         started(ports)
         log.info("process.started", port=ports.web, admin_port=ports.admin, works=list(work))
         # A part that ends by itself has failed: it takes the others with it, in the same order.
-        await _first_of(asyncio.create_task(stopping.wait()), watching, *parts)
+        await _first_of(asyncio.create_task(stopping.wait()), *watching, *parts)
         stopping.set()
         await _stop(ground, listeners, drain_s=settings.drain_s if receive else 0)
-        await tasks.end(watching)
-        ended = await asyncio.gather(*parts, watching, return_exceptions=True)
+        for task in watching:
+            await tasks.end(task)
+        ended = await asyncio.gather(*parts, *watching, return_exceptions=True)
     for outcome in ended:
         if isinstance(outcome, Exception):
             raise outcome
@@ -117,36 +134,86 @@ async def _first_of(*tasks: asyncio.Task[Any]) -> None:
 
 
 @asynccontextmanager
-async def _ground(settings: Settings) -> AsyncIterator[_Ground]:
+async def _ground(settings: Settings, stopping: asyncio.Event) -> AsyncIterator[_Ground]:
     """Connect, wait for Redis, and make sure that its layout is ours and all groups exist."""
     keys = Keys(settings.redis_prefix, settings.partitions)
     async with connect(settings.redis_url) as connections:
-        await await_redis(connections, REDIS_WAIT_S)
+        await _unless(stopping, await_redis(connections, REDIS_WAIT_S))
         await layout.guard(connections, keys)
         for handler in await layout.open_groups(connections, keys, settings.handlers):
             log.info("group.created", handler=handler)
         yield _Ground(settings, connections, keys, Health(connections, settings))
 
 
-def _receiver(ground: _Ground) -> Listener:
+async def _unless(stopping: asyncio.Event, waiting: Coroutine[Any, Any, None]) -> None:
+    """Wait for something, but not when told to stop meanwhile."""
+    task = asyncio.create_task(waiting)
+    told = asyncio.create_task(stopping.wait())
+    await _first_of(task, told)
+    await tasks.end(told)
+    if stopping.is_set():
+        await tasks.end(task)
+        raise _Stopped
+    await task
+
+
+def _receiver(
+    ground: _Ground, environ: Mapping[str, str], reloaders: list[Reloader[Any]]
+) -> Listener:
     settings = ground.settings
+    keyring = Keyring(settings.secrets)
+    reloaders.append(_reloading_secrets(keyring, environ))
+    allow_list = None
+    if settings.allowed_networks:
+        allow_list = AllowList(settings.allowed_networks, proxies=settings.forwarded_allow_ips)
+        reloaders.append(_reloading_networks(allow_list, settings.allowed_networks, environ))
     inbox = Inbox(ground.connections, ground.keys, settings)
     receiver = Receiver(
         inbox, tolerance_s=settings.signature_tolerance_s, livemode=settings.livemode
     )
-    app = create_app(receiver, ground.health, settings)
-    return _listener(ground, app, settings.port, is_busy=app.is_busy)
+    app = create_app(receiver, ground.health, replace(settings, secrets=keyring), allow_list)
+    return _listener(ground, app, settings.port, settings.max_connections, is_busy=app.is_busy)
+
+
+def _reloading_secrets(keyring: Keyring, environ: Mapping[str, str]) -> Reloader[Any]:
+    def use(secrets: Mapping[str, Any]) -> dict[str, Any]:
+        keyring.exchange(secrets)
+        return {"fingerprints": keyring.fingerprints()}
+
+    return Reloader(
+        "secrets", dict(keyring), read=lambda: dict(config.signing_secrets(environ)), use=use
+    )
+
+
+def _reloading_networks(
+    allow_list: AllowList, networks: Sequence[Network], environ: Mapping[str, str]
+) -> Reloader[Any]:
+    def use(networks: Sequence[Network]) -> dict[str, Any]:
+        allow_list.exchange(networks)
+        return {"networks": len(networks)}
+
+    return Reloader("networks", networks, read=lambda: config.allowed_networks(environ), use=use)
+
+
+def _admin(ground: _Ground) -> Listener:
+    app = create_admin_app(ground.health)
+    return _listener(ground, app, ground.settings.admin_port, MOST_ADMIN_CONNECTIONS)
 
 
 def _listener(
-    ground: _Ground, app: ASGIApp, port: int, *, is_busy: Callable[[], bool] = lambda: False
+    ground: _Ground,
+    app: ASGIApp,
+    port: int,
+    max_connections: int,
+    *,
+    is_busy: Callable[[], bool] = lambda: False,
 ) -> Listener:
     settings = ground.settings
     return Listener(
         app,
         host=settings.host,
         port=port,
-        max_connections=settings.max_connections,
+        max_connections=max_connections,
         receive_timeout_s=settings.receive_timeout_s,
         keep_alive_s=settings.keep_alive_s,
         grace_s=settings.shutdown_grace_s,
@@ -161,10 +228,26 @@ async def _work(
     names: Sequence[str],
     stopping: asyncio.Event,
 ) -> None:
+    """Work until told to stop; a handler that is still being opened then is not waited for."""
+    opened = asyncio.Event()
     chosen = {name: openers[name] for name in names}
-    async with handlers.open_all(chosen, environ) as opened:
-        await _examine(opened)
-        await Worker(ground.connections, ground.keys, ground.settings, opened).run(stopping)
+
+    async def open_and_work() -> None:
+        async with handlers.open_all(chosen, environ) as ready:
+            await _examine(ready)
+            opened.set()
+            await Worker(ground.connections, ground.keys, ground.settings, ready).run(stopping)
+
+    working = asyncio.create_task(open_and_work())
+    waits = [asyncio.create_task(event.wait()) for event in (stopping, opened)]
+    await _first_of(working, *waits)
+    if stopping.is_set() and not opened.is_set():
+        await tasks.end(working)
+    for wait in waits:
+        await tasks.end(wait)
+    await asyncio.wait({working})
+    if not working.cancelled():
+        await working
 
 
 async def _examine(opened: Mapping[str, handlers.Handler]) -> None:
@@ -216,3 +299,17 @@ def _stopped_by_signals() -> asyncio.Event:
         with contextlib.suppress(ValueError):
             loop.add_signal_handler(each, stop)
     return stopping
+
+
+def _reloaded_by_signal(reloaders: Sequence[Reloader[Any]], stopping: asyncio.Event) -> None:
+    """Have SIGHUP look at what can be reloaded; where the terminal has gone, it means stop."""
+    on_terminal = os.isatty(0)
+
+    def look() -> None:
+        if on_terminal and not os.isatty(0):
+            stopping.set()
+        for reloader in reloaders:
+            reloader.ask()
+
+    with contextlib.suppress(ValueError):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, look)

@@ -210,5 +210,5 @@ def _shown(default: object) -> str:
     if isinstance(default, Secret):
         return _shown(default.reveal())
     if isinstance(default, tuple):
-        return ",".join(default)
+        return ",".join(map(str, default))
     return "" if default is MISSING or default is None else str(default)

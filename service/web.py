@@ -33,12 +33,15 @@ from .health import Health
 from .inbox import Admission
 from .receiver import Receipt, Receiver
 from .secret import Secret
+from .sources import AllowList
 from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS, SessionChange
 
 WEBHOOK_PATH = "/webhooks/stripe"
 
 _REQUEST_ID = re.compile(rb"[0-9a-fA-F-]{8,64}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+_STATUSES = {Refusal.BODY_TOO_LARGE: 413, Refusal.SOURCE_NOT_ALLOWED: 403}
 
 # What is made here is unique among processes, and cheap.
 _PROCESS = randomness.token_hex(4)
@@ -59,17 +62,20 @@ class _Answer(NamedTuple):
     body: Message
 
 
-def create_app(receiver: Receiver, health: Health, settings: Settings) -> Entrance:
+def create_app(
+    receiver: Receiver, health: Health, settings: Settings, allow_list: AllowList | None = None
+) -> Entrance:
     """Return the application that faces the load balancer: the webhook path and the probes."""
     webhook = _Webhook(receiver, settings)
+    inside = webhook if allow_list is None else _Door(webhook, allow_list)
     app = _app(
         [
-            Route(WEBHOOK_PATH, webhook, methods=["POST"]),
-            Route(WEBHOOK_PATH + "/{endpoint}", webhook, methods=["POST"]),
+            Route(WEBHOOK_PATH, inside, methods=["POST"]),
+            Route(WEBHOOK_PATH + "/{endpoint}", inside, methods=["POST"]),
             *_probes(health),
         ]
     )
-    return Entrance(webhook, app, is_busy=webhook.is_busy)
+    return Entrance(inside, app, is_busy=webhook.is_busy)
 
 
 def create_admin_app(health: Health) -> Starlette:
@@ -122,6 +128,27 @@ class Entrance:
             await self._webhook(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+
+class _Door:
+    """Lets in who comes from an allowed network, before a byte of the body is read."""
+
+    def __init__(self, inside: ASGIApp, allow_list: AllowList) -> None:
+        self._inside = inside
+        self._allow_list = allow_list
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        peer, _ = scope["client"] or ("", 0)
+        forwarded_for = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        if self._allow_list.admits(peer, forwarded_for):
+            await self._inside(scope, receive, send)
+            return
+        refused = Rejected(Refusal.SOURCE_NOT_ALLOWED)
+        answer = _answer_to(refused)
+        await send(answer.start)
+        await send(answer.body)
+        with contextlib.suppress(Exception):
+            _record(refused, _Headers(scope), 0.0)
 
 
 class _Webhook:
@@ -250,7 +277,7 @@ def _answer_to(outcome: Receipt | Rejected | Unavailable) -> _Answer:
         return _answer(200, "outcome", outcome.outcome)
     if isinstance(outcome, Unavailable):
         return _answer(503, "error", "unavailable")
-    status = 413 if outcome.reason is Refusal.BODY_TOO_LARGE else 400
+    status = _STATUSES.get(outcome.reason, 400)
     return _answer(status, "error", outcome.reason, outcome.field)
 
 

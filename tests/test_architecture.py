@@ -26,8 +26,11 @@ MAY_IMPORT: dict[str, str] = {
     "floods": "",
     "redaction": "secret",
     "variables": "errors secret",
-    "config": "errors secret variables",
+    "sources": "",
+    "config": "errors secret sources variables",
     "signatures": "errors secret",
+    "keyring": "secret signatures",
+    "reloading": "errors",
     "reports": "secret",
     "sessions": "reports secret",
     "transitions": "reports sessions",
@@ -64,14 +67,15 @@ MAY_IMPORT: dict[str, str] = {
         "arrivals circuit config connections dispatch errors handlers janitor layout mailbox"
         " metrics retries"
     ),
-    "web": "config errors events health inbox metrics receiver secret transitions",
+    "web": "config errors events health inbox metrics receiver secret sources transitions",
     "protocol": "errors metrics",
     "server": "errors protocol",
     "sender": "errors secret signatures simulate",
     "selftest": "config secret sender signatures simulate transitions",
     "traces": "config connections layout ledger selftest transitions wire",
     "processes": (
-        "config connections errors handlers health inbox layout receiver server tasks web worker"
+        "config connections errors handlers health inbox keyring layout receiver reloading server"
+        " sources tasks web worker"
     ),
     "checks": "config connections errors handlers health janitor layout",
     "terminal": "connections errors",

@@ -12,6 +12,7 @@ import pytest
 import redis
 from harness import (
     DEADLINE_S,
+    SECRET,
     Process,
     Yard,
     answer,
@@ -24,6 +25,9 @@ from harness import (
     yard,
 )
 from servers import frozen
+
+from service.secret import Secret
+from service.signatures import fingerprint
 
 CANARY = "canary-4711"
 BROKEN = f"""
@@ -40,12 +44,34 @@ async def crashes(environ):
     secret = "{CANARY}"
     raise RuntimeError(secret, environ)
     yield
+
+@asynccontextmanager
+async def slow(environ):
+    import asyncio
+    try:
+        print("opening", flush=True)
+        await asyncio.sleep(3600)
+        yield
+    finally:
+        print("closing", flush=True)
 """
 # As `python -m service`, but patient for a moment only.
 IMPATIENT = """
 from service import processes
 from service.cli import main
 processes.REDIS_WAIT_S = 0.5
+main()
+"""
+# As `python -m service`, saying when it begins to wait.
+PATIENT = """
+from service import processes
+from service.cli import main
+
+async def await_redis(*arguments, wait=processes.await_redis):
+    print("waiting", flush=True)
+    await wait(*arguments)
+
+processes.await_redis = await_redis
 main()
 """
 # As `python -m service`, with a fault where nobody expects one.
@@ -223,6 +249,107 @@ async def test_too_many_are_turned_away_at_the_door(ground: Yard) -> None:
 
 def _metrics(process: Process) -> bytes:
     return httpx2.get(f"{process.admin}/metrics").content
+
+
+@pytest.mark.parametrize("command", ["serve", "work", "dev"])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_starting_is_a_stop(ground: Yard, command: str, how: signal.Signals) -> None:
+    """Told to stop while it still waits for Redis, a process ends at once and well."""
+    nowhere = f"unix://{ground.directory}/nowhere.sock"
+    process = ground.start(command, program=PATIENT, REDIS_URL=nowhere)
+    soon(lambda: b"waiting" in process.out)
+    process.popen.send_signal(how)
+    assert process.wait() == 0, process.err
+    assert [line["event"] for line in process.lines()] == ["process.stopped"]
+    assert process.err == b""
+
+
+def test_a_stop_while_a_handler_opens_is_a_stop(ground: Yard) -> None:
+    """A handler that is still being opened is given up, and closes in good order."""
+    process = ground.start("work", HANDLERS="broken:slow").ready()
+    soon(lambda: b"opening" in process.out)
+    assert process.stop() == 0
+    assert b"closing" in process.out
+    assert process.err == b""
+
+
+def rotated(
+    process: Process, client: httpx2.Client, secret: Secret[bytes], number: int
+) -> dict[str, int]:
+    """Post an event signed by each of both secrets; return what was answered."""
+    statuses = {}
+    for name, by in (("old", SECRET), ("new", secret)):
+        body = event(id=f"evt_{name}_{number}", session=f"vs_{name}")
+        answer = client.post(process.url, content=body, headers=signed(body, by))
+        statuses[name] = answer.status_code
+    return statuses
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["by signal", "by itself"])
+@pytest.mark.parametrize("command", ["serve", "dev"])
+def test_secrets_follow_their_file(ground: Yard, command: str, asked: bool) -> None:
+    """A changed file, or SIGHUP, exchanges the secrets; a bad one keeps them and is said."""
+    new = Secret(b"whsec_new_" + CANARY.encode())
+    path = ground.directory / f"secrets_{command}_{asked}"
+    path.write_bytes(SECRET.reveal())
+    process = ground.start(
+        command, STRIPE_WEBHOOK_SECRETS="", STRIPE_WEBHOOK_SECRETS_FILE=str(path)
+    ).ready()
+
+    def put(text: bytes, event: str, count: int) -> None:
+        path.with_suffix(".new").write_bytes(text)
+        path.with_suffix(".new").replace(path)
+        if asked:
+            process.popen.send_signal(signal.SIGHUP)
+        soon(lambda: len(process.lines(event)) == count)
+
+    both = new.reveal() + b"," + SECRET.reveal() + b"\n"
+    with httpx2.Client() as client:
+        assert rotated(process, client, new, 1) == {"old": 200, "new": 400}
+        put(both, "secrets.reloaded", 1)
+        assert rotated(process, client, new, 2) == {"old": 200, "new": 200}
+        put(b"two words " + CANARY.encode(), "secrets.kept", 1)
+        assert rotated(process, client, new, 3) == {"old": 200, "new": 200}
+        put(new.reveal(), "secrets.reloaded", 2)
+        assert rotated(process, client, new, 4) == {"old": 400, "new": 200}
+    assert process.lines("secrets.reloaded")[-1]["fingerprints"] == [fingerprint(new)]
+    [kept] = process.lines("secrets.kept")
+    assert kept["problems"][0].startswith("STRIPE_WEBHOOK_SECRETS: expected ")
+    assert process.stop() == 0
+    assert CANARY.encode() not in process.out + process.err
+
+
+def test_networks_follow_their_file(ground: Yard) -> None:
+    """The allow list is read again when its file changes; a file that has gone changes nothing."""
+    path = ground.directory / "networks"
+    path.write_text("192.0.2.0/24\n2001:db8::/32\n")
+    serve = ground.start("serve", ALLOWED_NETWORKS_FILE=str(path)).ready()
+    body = event(session="vs_networks", id="evt_networks")
+    with httpx2.Client() as client:
+
+        def status() -> int:
+            return client.post(serve.url, content=body, headers=signed(body)).status_code
+
+        assert status() == 403
+        path.write_text("192.0.2.0/24\n127.0.0.0/8\n")
+        soon(lambda: serve.lines("networks.reloaded"))
+        assert status() == 200
+        path.unlink()
+        soon(lambda: serve.lines("networks.kept"))
+        assert status() == 200
+    assert serve.lines("networks.kept")[0]["problems"] == [
+        "ALLOWED_NETWORKS_FILE: expected a readable file of UTF-8 text"
+    ]
+    assert serve.stop() == 0
+
+
+def test_a_hangup_is_no_end(ground: Yard) -> None:
+    """SIGHUP ends neither a worker nor a receiver that has nothing new to read."""
+    started = [ground.start("serve"), ground.start("work")]
+    for process in started:
+        process.ready().popen.send_signal(signal.SIGHUP)
+    soon(lambda: started[0].lines("secrets.reloaded"))
+    assert [process.stop() for process in started] == [0, 0]
 
 
 def test_the_worker_is_watched_over_its_admin_port(ground: Yard) -> None:

@@ -39,6 +39,7 @@ from service.inbox import Inbox
 from service.layout import Keys
 from service.receiver import Receipt, Receiver
 from service.secret import Secret
+from service.sources import AllowList, network
 from service.web import create_admin_app, create_app
 
 Open = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
@@ -624,6 +625,25 @@ async def test_redis_may_go_and_come(
             assert_answer(await post(client, event()), 200, outcome="duplicate")
         watching.cancel()
     await line.cut()
+
+
+async def test_only_who_is_on_the_list_may_come_in(
+    connections: Connections, settings: Settings, log: Log
+) -> None:
+    """With an allow list strangers hear 403 unread, are logged without address, and may probe."""
+    inbox = Inbox(connections, Keys(settings.redis_prefix, settings.partitions), settings)
+    receiver = Receiver(inbox, tolerance_s=300, livemode=Livemode.BOTH)
+    door = AllowList([network("3.18.12.63")], proxies=[network("127.0.0.1")])
+    app = create_app(receiver, Health(connections, settings), settings, door)
+    body = event()
+    async with client_of(app) as client:
+        for forwarded in ({}, {"X-Forwarded-For": "3.18.12.63, 6.6.6.6"}):
+            assert_answer(await post(client, body, forwarded), 403, error="source_not_allowed")
+        from_stripe = signed(body) | {"X-Forwarded-For": "6.6.6.6, 3.18.12.63"}
+        assert_answer(await post(client, body, from_stripe), 200, outcome="admitted")
+        assert (await client.get("/livez")).status_code == 200
+    assert [line.get("reason") for line in log.lines] == ["source_not_allowed"] * 2 + [None]
+    assert "6.6.6.6" not in repr(log.lines)
 
 
 async def test_probes_say_ready_or_not(connections: Connections, settings: Settings) -> None:
