@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import redis
-from harness import soon
+from harness import SECRET, Process, event, eventually, signed, soon
 from programs import ROOT, documents, program, run, tool
 from servers import binary, free_port
 from settings_named import known_settings
@@ -90,12 +92,30 @@ def its_redis(project: Any, directory: Path, port: int) -> Iterator[None]:
         process.wait()
 
 
+def write_secrets(directory: Path, port: int) -> dict[str, str]:
+    """Write what an operator would into deploy/secrets; return the users' passwords."""
+    passwords = {user: secrets.token_hex(32) for user in USERS}
+    for user, password in passwords.items():
+        url = f"redis://{user}:{password}@127.0.0.1:{port}/0"
+        (directory / f"redis_url_{user}").write_text(url)
+    (directory / "stripe_webhook_secrets").write_bytes(SECRET.reveal())
+    return passwords
+
+
+def run_secrets(project: Any, name: str, directory: Path) -> Path:
+    """Return a directory with the secrets of one container, named as there."""
+    mounted = directory / name
+    mounted.mkdir()
+    for each in project["services"][name]["secrets"]:
+        secret = {"source": each, "target": each} if isinstance(each, str) else each
+        (mounted / secret["target"]).symlink_to(directory / secret["source"])
+    return mounted
+
+
 def test_its_redis_knows_its_users(project: Any, tmp_path: Path) -> None:
     """Each user comes in by the password in its URL and by no other, and nobody without one."""
     port = free_port()
-    passwords = {user: secrets.token_hex(32) for user in USERS}
-    for user, password in passwords.items():
-        (tmp_path / f"redis_url_{user}").write_text(f"redis://{user}:{password}@redis:6379/0")
+    passwords = write_secrets(tmp_path, port)
 
     def client(**user: str) -> redis.Redis:
         return redis.Redis(port=port, socket_timeout=5, **user)  # type: ignore[arg-type]
@@ -118,3 +138,29 @@ def test_its_redis_knows_its_users(project: Any, tmp_path: Path) -> None:
             client().ping()
         with pytest.raises(redis.AuthenticationError):
             client(username="administrator", password="").ping()
+
+
+async def test_its_processes_do_their_work(project: Any, tmp_path: Path) -> None:
+    """Told no more than their containers are, a receiver and a worker pass an event on."""
+    port = free_port()
+    write_secrets(tmp_path, port)
+    ours = {"HOST": "127.0.0.1", "PORT": "0", "ADMIN_PORT": "0", "DRAIN_S": "0"}
+    with its_redis(project, tmp_path, port), contextlib.ExitStack() as ending:
+
+        def start(name: str) -> Process:
+            process = Process(
+                *project["services"][name]["command"],
+                directory=tmp_path,
+                CREDENTIALS_DIRECTORY=str(run_secrets(project, name, tmp_path)),
+                **{**project["services"][name]["environment"], **ours},
+            )
+            ending.callback(process.end)
+            return process
+
+        receiver, worker = start("receiver-1").ready(), start("worker").ready()
+        body = event()
+        async with httpx2.AsyncClient() as client:
+            answer = await client.post(receiver.url, content=body, headers=signed(body))
+        [transition] = await eventually(lambda: worker.lines("transition"))
+
+    assert (answer.status_code, transition["event_id"]) == (200, "evt_1")
