@@ -28,7 +28,7 @@ from service.simulate import LIFECYCLES, lifecycle_events
 
 CANARY = "canary4711"
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-COMMANDS = ["dev", "serve", "work", "check", "send", "session", "version"]
+COMMANDS = ["dev", "serve", "work", "check", "send", "session", "selftest", "version"]
 
 
 @pytest.fixture(scope="module")

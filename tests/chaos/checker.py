@@ -96,6 +96,13 @@ _LAWS: dict[Law, Callable[[Facts], Iterator[str]]] = {
 }
 
 
+def _grown(run: Run) -> list[int]:
+    return [
+        round(run.after[process].memory_mib - before.memory_mib)
+        for process, before in run.before.items()
+    ]
+
+
 def _counts(facts: Facts) -> dict[str, int]:
     run = facts.run
     words = Counter(
@@ -122,6 +129,7 @@ def _counts(facts: Facts) -> dict[str, int]:
         **{f"delivered {handler}": len(taken) for handler, taken in facts.taken.items()},
         **repeats,
         **{f"dead letters {handler}": len(each) for handler, each in run.letters.items()},
+        "most MiB grown": max(_grown(run), default=0),
         "deleted before delivery": len(missed),
         "excused sessions": len(facts.excused),
         "forgotten": sum(

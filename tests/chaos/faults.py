@@ -226,14 +226,16 @@ async def sink_exits(scene: Scene, stripe: Stripe, random: Random) -> None:
 async def sink_poisoned(scene: Scene, stripe: Stripe, random: Random) -> None:
     """Every call for one transition ends the worker, until the transition is buried."""
     scene.mood(Mood.POISONED)
-    with scene.client() as client, contextlib.suppress(TimeoutError):
-        await servers.until(lambda: _is_buried(client), POISON_DEADLINE_S)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(POISON_DEADLINE_S):
+            while not await asyncio.to_thread(_is_buried, scene):  # noqa: ASYNC110 - Redis tells nobody
+                await asyncio.sleep(0.3)
     scene.mood(Mood.FINE)
 
 
-def _is_buried(client: redis.Redis) -> bool:
+def _is_buried(scene: Scene) -> bool:
     streams = [KEYS.dead(partition, HANDLERS[1]) for partition in range(KEYS.partitions)]
-    with contextlib.suppress(redis.RedisError):
+    with contextlib.suppress(redis.RedisError), scene.client() as client:
         read: Any = client.xrange
         letters = [fields for stream in streams for _, fields in read(stream)]
         return any(fields[b"reason"] == b"killed_worker" for fields in letters)

@@ -18,6 +18,8 @@ import servers
 from evidence import Crash, Reading, Transition, Window
 from harness import SECRET, Process
 from proxy import Proxy, proxy_to
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from servers import until
 from sinks import EXIT_CODE as SINK_EXIT_CODE
 from sinks import Mood
@@ -30,6 +32,7 @@ HANDLERS = ("sinks:honest", "sinks:wayward")
 STEADFAST = frozenset(HANDLERS[:1])
 ATTEMPTS = 10
 START_DEADLINE_S = 30.0
+CALL_TIMEOUT_S = 5.0
 STOP_DEADLINE_S = 30.0
 SETTINGS = {
     "HANDLERS": ",".join(HANDLERS),
@@ -143,8 +146,12 @@ class Scene:
         return self.wire.url if self.wire else f"redis://127.0.0.1:{self.primary.port}"
 
     def client(self) -> redis.Redis:
-        """Return a client of the primary, past the wire."""
-        return redis.Redis(port=self.primary.port, socket_timeout=10)
+        """Return a client of the primary, past the wire.
+
+        It tries once: called where Redis stands still, it must not hold up what lets Redis go on.
+        """
+        once = Retry(NoBackoff(), 0)
+        return redis.Redis(port=self.primary.port, socket_timeout=CALL_TIMEOUT_S, retry=once)
 
     def mood(self, mood: Mood) -> None:
         """Set how the wayward sink behaves; a reader sees the old mood or the new one."""
