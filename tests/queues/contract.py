@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -171,18 +171,19 @@ def transition(session: str, sequence: int, **changes: Any) -> StatusTransition:
     return msgspec.structs.replace(made, **changes)
 
 
-async def persist(handler: Handler, taken: StatusTransition) -> int:
+async def persist(
+    handler: Handler, taken: StatusTransition, failed: Callable[[], object] = lambda: None
+) -> None:
     """Call until it returns, as the dispatcher would; only an unreachable queue is forgiven."""
-    failures = 0
     while True:
         try:
             async with asyncio.timeout(BOUND_S):
                 await handler(taken)
         except ConnectionError:
-            failures += 1
+            failed()
             await asyncio.sleep(0.05)
         else:
-            return failures
+            return
 
 
 class Load:
@@ -216,12 +217,15 @@ class Load:
         goal = len(self.confirmed) + count
         await until(lambda: len(self.confirmed) >= goal)
 
+    def _failed(self) -> None:
+        self.failures += 1
+
     async def _session(self, name: str) -> None:
         sequence = 0
         while not self._stopping:
             sequence += 1
             one = transition(name, sequence)
-            self.failures += await persist(self._handler, one)
+            await persist(self._handler, one, self._failed)
             self.confirmed.append(one)
             await asyncio.sleep(0.005)
 
@@ -354,9 +358,10 @@ class QueueLaws:
                 for _ in range(6):
                     await load.more(60)
                     proxy.cut()
+                before = load.failures
                 proxy.refusing = True
                 proxy.cut()
-                await until(lambda: load.failures > 0)
+                await until(lambda: load.failures > before)
                 proxy.refusing = False
                 await load.more(60)
 
