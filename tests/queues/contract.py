@@ -49,7 +49,7 @@ DOWN_S = 3.0
 PATIENT_LIMITS = {
     "CONNECT_TIMEOUT_S": PATIENCE_S / 2,
     "PUBLISH_TIMEOUT_S": PATIENCE_S,
-    "REQUEST_TIMEOUT_MS": PATIENCE_S * 500,
+    "REQUEST_TIMEOUT_MS": int(PATIENCE_S * 500),
 }
 POLICY = RetryPolicy(concurrency=32, timeout_s=30, first_s=0.2, ceiling_s=1.0, attempts=3)
 
