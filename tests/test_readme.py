@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from service import cli
+from service import __version__, cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -70,3 +70,8 @@ def test_every_file_named_exists() -> None:
 
     assert {"deploy/Dockerfile", "tests/test_signatures.py"} <= set(named)
     assert [path for path in {*named, *alone} if not (ROOT / path).exists()] == []
+
+
+def test_this_version_is_told_of() -> None:
+    """The changes say what the present version is to its users."""
+    assert f"\n**{__version__}**" in PROSE.partition("\n## Changes\n")[2]

@@ -1,0 +1,60 @@
+"""The pins: whole, hashed, from anywhere, and the same wherever two files share one."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from programs import ROOT
+
+FOLDER = ROOT / "deploy" / "requirements"
+FILES = sorted(FOLDER.glob("*.txt"))
+
+
+def pins(name: str) -> dict[str, set[str]]:
+    """Return what a file pins: versions by name, more than one where Pythons differ."""
+    found: dict[str, set[str]] = {}
+    for package, version in re.findall(
+        r"^([\w.-]+)==([^\s;]+)", (FOLDER / f"{name}.txt").read_text(), re.MULTILINE
+    ):
+        found.setdefault(package, set()).add(version)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_pin_is_hashed(path: Path) -> None:
+    """Each requirement is one version with hashes, and no line says where to get it."""
+    requirements = path.read_text().replace("\\\n", "").splitlines()
+
+    assert requirements
+    for requirement in requirements:
+        assert re.fullmatch(
+            r"[\w.-]+==\S+( ; [^#@]+?)?(\s+--hash=sha256:[0-9a-f]{64})+", requirement
+        )
+
+
+@pytest.mark.parametrize("name", ["image", "embedded", "dev"])
+def test_everything_runs_on_the_same(name: str) -> None:
+    """What production runs on is what is developed and tested with, version by version."""
+    assert pins("runtime").items() <= pins(name).items()
+    assert name != "dev" or pins("image").items() <= pins(name).items()
+
+
+def test_what_is_asked_for_is_pinned() -> None:
+    """Each dependency that pyproject.toml names is pinned where it belongs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    asked = {
+        "runtime": project["project"]["dependencies"],
+        "image": [each for name in ("kafka", "nats", "otel", "rabbitmq", "sqs")
+                  for each in extras[name]],
+        "embedded": [*extras["embedded"], *extras["send"]],
+        "dev": extras["dev"][1:],
+        "tools": project["dependency-groups"]["tools"],
+    }  # fmt: skip
+
+    assert asked.keys() == {path.stem for path in FILES}
+    for name, requirements in asked.items():
+        assert {re.split(r"[\[<>=]", each)[0] for each in requirements} <= pins(name).keys()
