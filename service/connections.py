@@ -8,6 +8,7 @@ a minute and, with maintenance notifications, hand out connections that the serv
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -16,27 +17,28 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from hiredis import pack_command
 from redis.asyncio import BlockingConnectionPool, Redis, Sentinel
-from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
-    ConnectionError as RedisConnectionError,
-)
-from redis.exceptions import (
+    ClusterDownError,
     NoScriptError,
     OutOfMemoryError,
     RedisError,
-    ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
 )
 from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
+from .cluster import ClusterClient
 from .errors import ConfigError, Shortage
+from .exchange import exchange
 from .secret import Secret
 
 CALL_TIMEOUT_S = 1.0
@@ -126,48 +128,29 @@ class Connections:
     async def _send(
         self, calls: Sequence[ScriptCall], *, by_content: bool, replicas: int
     ) -> list[Any]:
-        commands = [_command(call, by_content=by_content) for call in calls]
         try:
             if self.is_cluster:
                 return await asyncio.gather(
-                    *(self.client.execute_command(*command) for command in commands),
+                    *(self._send_to_slot(call, by_content, replicas) for call in calls),
                     return_exceptions=True,
                 )
-            return await self._pipelined(commands, replicas)
+            commands = [_command(call, by_content=by_content) for call in calls]
+            return _confirmed(await self._exchange([*commands, *_wait(replicas)]), replicas)
         except (RedisError, OSError) as error:
             return [error] * len(calls)
 
-    async def _pipelined(self, commands: list[tuple[Argument, ...]], replicas: int) -> list[Any]:
-        if not replicas:
-            return await self._exchange(commands)
-        *replies, confirmed = await self._exchange([*commands, ("WAIT", replicas, REPLICA_WAIT_MS)])
-        if not isinstance(confirmed, Exception) and int(confirmed) >= replicas:
-            return replies
-        return [
-            reply if isinstance(reply, Exception) else NotReplicatedError() for reply in replies
-        ]
+    async def _send_to_slot(self, call: ScriptCall, by_content: bool, replicas: int) -> Any:  # noqa: FBT001
+        commands = [_command(call, by_content=by_content), *_wait(replicas)]
+        [reply] = _confirmed(await self.client.speak(call.keys[0], commands), replicas)
+        return reply
 
-    async def _exchange(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
-        """Send *commands* in one write, and return a reply or a `ResponseError` for each.
-
-        A pipeline of redis-py's does the same and packs in Python, at several times the cost.
-        """
+    async def _exchange(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         pool = self.client.connection_pool
         connection = await pool.get_connection()
         try:
-            packed = [pack_command(command) for command in commands]  # type: ignore[arg-type]
-            await connection.send_packed_command(packed)
-            return [await _reply(connection) for _ in commands]
+            return await exchange(connection, commands)
         finally:
             await pool.release(connection)
-
-
-async def _reply(connection: Any) -> Any:
-    """Read one reply; whatever else goes wrong closes the connection."""
-    try:
-        return await connection.read_response()
-    except ResponseError as error:
-        return error
 
 
 class NotReplicatedError(RedisError):
@@ -183,7 +166,6 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
 
     Raises:
         ConfigError: The URL is not of these forms.
-        RedisError: The cluster's nodes cannot be asked for its slots.
     """
     try:
         text = url.reveal()
@@ -195,9 +177,11 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
     is_cluster = build is _cluster
     try:
         if is_cluster:
-            # Used before this, a cluster client under concurrency runs some calls twice.
-            await calls.initialize()
-            await blocking.initialize()
+            # Used before this, a cluster client under concurrency runs some calls twice. Where no
+            # node answers now, the first call tries again.
+            with contextlib.suppress(RedisError, OSError):
+                await calls.initialize()
+                await blocking.initialize()
         yield Connections(calls, blocking, is_cluster=is_cluster)
     finally:
         await _close(calls)
@@ -208,7 +192,7 @@ def shortage(error: BaseException) -> Shortage:
     """Return the word for what *error* of redis-py means to whoever waits."""
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return Shortage.REDIS_SLOW
-    if isinstance(error, RedisConnectionError | OSError):
+    if isinstance(error, RedisConnectionError | OSError | ClusterDownError):
         return Shortage.REDIS_UNREACHABLE
     if isinstance(error, NotReplicatedError) or str(error).startswith("NOREPLICAS"):
         return Shortage.NOT_DURABLE
@@ -220,6 +204,21 @@ def shortage(error: BaseException) -> Shortage:
 def _command(call: ScriptCall, *, by_content: bool) -> tuple[Argument, ...]:
     head = ("EVAL", call.script.source) if by_content else ("EVALSHA", call.script.sha)
     return (*head, len(call.keys), *call.keys, *call.arguments)
+
+
+def _wait(replicas: int) -> list[tuple[Argument, ...]]:
+    """Return what, sent behind writes on their connection, waits until *replicas* have them."""
+    return [("WAIT", replicas, REPLICA_WAIT_MS)] if replicas else []
+
+
+def _confirmed(replies: list[Any], replicas: int) -> list[Any]:
+    """Return the replies before WAIT's, or what it means that too few have confirmed them."""
+    if not replicas:
+        return replies
+    *replies, confirmed = replies
+    if not isinstance(confirmed, Exception) and int(confirmed) >= replicas:
+        return replies
+    return [reply if isinstance(reply, Exception) else NotReplicatedError() for reply in replies]
 
 
 def _settings(timeout_s: float) -> dict[str, Any]:
@@ -262,10 +261,10 @@ def _sentinel(url: str, timeout_s: float, most: int) -> Redis:
     return _checked(sentinel.master_for(service))
 
 
-def _cluster(url: str, timeout_s: float, most: int) -> RedisCluster:
+def _cluster(url: str, timeout_s: float, most: int) -> ClusterClient:
     parts, hosts = _several(url)
     settings = _settings(timeout_s) | {"retry": Retry(NoBackoff(), CLUSTER_RETRIES)}
-    return RedisCluster(
+    return ClusterClient(
         startup_nodes=[ClusterNode(*address) for address in _addresses(hosts, REDIS_PORT)],
         max_connections=most,
         **_shared_options(parts),

@@ -43,7 +43,12 @@ class Finding(NamedTuple):
 
 
 class Health:
-    """What the probes report. Ready while Redis answers, nothing is fatal and nobody drains."""
+    """What the probes report. Ready while Redis answers, nothing is fatal and nobody drains.
+
+    A Redis that answers and takes nothing for now (full, short of replicas, a Cluster without some
+    primary) leaves us ready: no other receiver would do better, and our own 503 tells Stripe more
+    than a load balancer with nobody behind it.
+    """
 
     def __init__(self, connections: Connections, settings: Settings) -> None:
         self._connections = connections
@@ -110,6 +115,7 @@ async def await_redis(connections: Connections, deadline_s: float) -> None:
     while True:
         try:
             await connections.client.ping()
+            await connections.blocking_client.ping()
         except (RedisError, OSError) as error:
             if time.monotonic() > deadline:
                 raise Unavailable(shortage(error)) from None
@@ -132,15 +138,25 @@ async def inspect(connections: Connections, settings: Settings) -> list[Finding]
     return [
         _clock(skew_s),
         _eviction(described.get("maxmemory_policy")),
+        _role(described.get("role")),
         _persistence(described),
-        _durability(described, settings.durability, is_cluster=connections.is_cluster),
+        _durability(described, settings.durability),
     ]
 
 
 async def _described(connections: Connections) -> Mapping[str, Any]:
-    """Return INFO's fields, and `appendfsync` where the server lets us ask for it."""
+    """Return INFO's fields, and `appendfsync` where the server lets us ask for it.
+
+    In Cluster, of replicas those of the primary that has fewest.
+    """
     target = _first_node(connections)
     described = dict(await connections.client.info(**target))
+    if connections.is_cluster:
+        replicas = [
+            (await connections.client.info("replication", target_nodes=node))["connected_slaves"]
+            for node in connections.client.get_primaries()
+        ]
+        described["connected_slaves"] = min(replicas)
     try:
         described |= await connections.client.config_get("appendfsync", **target)
     except ResponseError:
@@ -176,6 +192,16 @@ def _eviction(policy: str | None) -> Finding:
     )
 
 
+def _role(role: str | None) -> Finding:
+    if role == "slave":
+        return Finding(
+            "role",
+            Severity.FATAL,
+            "this Redis is a replica and takes no writes: REDIS_URL must lead to its primary",
+        )
+    return Finding("role", Severity.FINE, "this Redis takes writes")
+
+
 def _persistence(described: Mapping[str, Any]) -> Finding:
     if not described.get("aof_enabled"):
         return Finding(
@@ -200,7 +226,7 @@ def _persistence(described: Mapping[str, Any]) -> Finding:
     )
 
 
-def _durability(described: Mapping[str, Any], wanted: Durability, *, is_cluster: bool) -> Finding:
+def _durability(described: Mapping[str, Any], wanted: Durability) -> Finding:
     """Say whether what DURABILITY asks for can hold at all."""
     name = "durability"
     on_disk = described.get("aof_enabled") and described["appendfsync"] == "always"
@@ -210,8 +236,6 @@ def _durability(described: Mapping[str, Any], wanted: Durability, *, is_cluster:
             Severity.FATAL,
             "DURABILITY=fsync needs appendonly yes, appendfsync always and CONFIG GET to see it",
         )
-    if wanted is Durability.REPLICA and is_cluster:
-        return Finding(name, Severity.FATAL, "DURABILITY=replica cannot be kept in Cluster mode")
     if wanted is Durability.REPLICA and not described.get("connected_slaves"):
         return Finding(name, Severity.FATAL, "DURABILITY=replica, but no replica is connected")
     return Finding(name, Severity.FINE, f"DURABILITY={wanted} holds")

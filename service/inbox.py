@@ -20,7 +20,7 @@ from .coalesce import Coalescer
 from .config import DAY_S, Settings
 from .connections import Connections, Script, ScriptCall, shortage
 from .deadlines import Deadlines
-from .errors import ConfigError, Shortage, Unavailable
+from .errors import Shortage, Unavailable
 from .events import Event
 from .layout import Keys
 from .transitions import SessionChange, created_at, fingerprint, position
@@ -75,19 +75,13 @@ class _Request(NamedTuple):
 
 
 class Inbox:
-    """Admits events into the ledger; those that wait in one loop turn travel together.
-
-    Raises:
-        ConfigError: `DURABILITY=replica` on a Cluster, where it cannot be kept.
-    """
+    """Admits events into the ledger; those that wait in one loop turn travel together."""
 
     def __init__(self, connections: Connections, keys: Keys, settings: Settings) -> None:
         self._connections = connections
         self._keys = keys
         self._patience_s = settings.admit_deadline_s
         self._replicas = settings.durability.replicas
-        if self._replicas and connections.is_cluster:
-            raise ConfigError(["DURABILITY: replica cannot be kept in Cluster mode"])
         self._policy = (
             settings.dedup_horizon_days * DAY_S,
             settings.session_retention_days * DAY_S,

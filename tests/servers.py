@@ -131,8 +131,8 @@ def server(
     before = [option for option in options[:1] if not option.startswith("--")]
     ours = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", "")
     command = [str(binary()), *before, *ours, *options[len(before) :]]
-    with _running(command, port, directory, user) as running:
-        yield running
+    with running(command, port, directory, user) as started:
+        yield started
 
 
 @contextmanager
@@ -145,20 +145,21 @@ def sentinel(directory: Path, *, service: str, primary: Server) -> Iterator[Serv
         f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
         f"sentinel monitor {service} 127.0.0.1 {primary.port} 1\n"
     )
-    with _running([str(binary()), str(settings), "--sentinel"], port, directory) as running:
-        yield running
+    with running([str(binary()), str(settings), "--sentinel"], port, directory) as started:
+        yield started
 
 
 @contextmanager
-def _running(
+def running(
     command: list[str], port: int, directory: Path, user: str | None = None
 ) -> Iterator[Server]:
+    """Run *command*, a server on *port*, until the block is left."""
     directory.mkdir(parents=True, exist_ok=True)
-    running = Server(port, _tethered(command, directory), user)
-    process = running.process
+    started = Server(port, _tethered(command, directory), user)
+    process = started.process
     try:
-        _await_answer(running, directory)
-        yield running
+        _await_answer(started, directory)
+        yield started
     finally:
         process.kill()
         process.wait(START_DEADLINE_S)
@@ -170,14 +171,14 @@ def _tethered(command: list[str], directory: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(tethered(command), stdout=log, stderr=subprocess.STDOUT)
 
 
-def _await_answer(running: Server, directory: Path) -> None:
+def _await_answer(started: Server, directory: Path) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
-    with running.client() as client:
+    with started.client() as client:
         while True:
             try:
                 client.ping()
             except redis.RedisError:
-                ended = running.process.poll() is not None
+                ended = started.process.poll() is not None
                 if ended or time.monotonic() > deadline:
                     raise AssertionError((directory / "server.log").read_text()) from None
                 time.sleep(0.01)

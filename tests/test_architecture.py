@@ -39,7 +39,9 @@ MAY_IMPORT: dict[str, str] = {
     "logs": "config floods redaction",
     "tether": "",
     "embedded": "errors tether",
-    "connections": "errors secret",
+    "exchange": "",
+    "cluster": "exchange",
+    "connections": "cluster errors exchange secret",
     "layout": "connections errors",
     "ledger": "connections layout transitions",
     "janitor": "connections layout metrics",
@@ -197,7 +199,7 @@ def test_one_owner_for_each_foreign_thing(library: str) -> None:
 
 
 def test_only_connections_knows_the_client() -> None:
-    """Redis clients are built and named in `connections`; others know Redis' errors only."""
+    """Redis clients are built in `connections`, mended in `cluster`; others know errors only."""
     known = {
         (name, dotted)
         for name in TREES
@@ -205,7 +207,7 @@ def test_only_connections_knows_the_client() -> None:
         if top(dotted) == "redis" and not dotted.startswith("redis.exceptions.")
     }
 
-    assert {name for name, _ in known} == {"connections"}
+    assert {name for name, _ in known} == {"cluster", "connections"}
 
 
 def test_only_web_knows_http() -> None:

@@ -206,6 +206,8 @@ class TestPool:
         (exceptions.OutOfMemoryError(), Shortage.REDIS_FULL),
         (exceptions.ResponseError("MISCONF"), Shortage.REDIS_REFUSED),
         (exceptions.ReadOnlyError(), Shortage.REDIS_REFUSED),
+        (exceptions.ClusterDownError("CLUSTERDOWN"), Shortage.REDIS_UNREACHABLE),
+        (exceptions.MasterDownError("MASTERDOWN"), Shortage.REDIS_UNREACHABLE),
     ],
 )
 def test_every_failure_has_one_word(error: Exception, word: Shortage) -> None:
@@ -312,7 +314,13 @@ async def test_in_cluster_everything_works(
         assert record is not None
         assert (record.sequence, record.duplicates) == (1, 1)
         findings = await health.inspect(connections, settings)
-        assert {one.name for one in findings} == {"clock", "eviction", "persistence", "durability"}
+        assert {one.name for one in findings} == {
+            "clock",
+            "eviction",
+            "role",
+            "persistence",
+            "durability",
+        }
         homes = [connections.client.get_node_from_key(keys.transitions(n)).port for n in range(8)]
         assert len(set(homes)) > 1
 

@@ -71,7 +71,8 @@ class TestFindings:
         async with configured(connections, **options):
             findings = await inspect(connections, make_settings(durability=wanted))
 
-        assert [one.name for one in findings] == ["clock", "eviction", "persistence", "durability"]
+        names = ["clock", "eviction", "role", "persistence", "durability"]
+        assert [one.name for one in findings] == names
         severities = {one.name: one.severity for one in findings}
         always = options.get("appendfsync") == "always" and "appendonly" not in options
         usual = {"persistence": FINE if always else WARNING}
@@ -103,12 +104,16 @@ class TestFindings:
         finally:
             await connections.client.execute_command("ACL", "DELUSER", "limited")
 
+    def test_a_replica_is_no_place_to_write(self) -> None:
+        """What is admitted must be written, so a replica keeps us out of service."""
+        assert health._role("slave").severity is FATAL
+        assert health._role("master").severity is FINE
+
     def test_a_connected_replica_satisfies_replica(self) -> None:
-        """With a replica DURABILITY=replica holds, but never in Cluster mode."""
-        described = {"connected_slaves": 1, "aof_enabled": 0, "appendfsync": None}
-        for is_cluster, severity in ((False, FINE), (True, FATAL)):
-            found = health._durability(described, Durability.REPLICA, is_cluster=is_cluster)
-            assert found.severity is severity
+        """DURABILITY=replica can hold where a replica is connected, and nowhere else."""
+        for connected, severity in ((1, FINE), (0, FATAL)):
+            described = {"connected_slaves": connected, "aof_enabled": 0, "appendfsync": None}
+            assert health._durability(described, Durability.REPLICA).severity is severity
 
     @pytest.mark.parametrize(
         ("ahead_s", "severity"), [(0, FINE), (29, FINE), (32, FATAL), (-31, FATAL)]

@@ -24,7 +24,7 @@ from virtual_time import push
 from service import metrics, wire
 from service.config import DAY_S, Durability, Settings
 from service.connections import Connections, Script, connect
-from service.errors import ConfigError, Shortage, Unavailable
+from service.errors import Shortage, Unavailable
 from service.events import Event, parse
 from service.inbox import Admission, Inbox, Outcome
 from service.layout import Keys
@@ -817,12 +817,6 @@ class TestReplica:
                 await self.is_not_durable(ledger, CREATED)
                 await ledger.client.config_set("maxmemory", 1)
                 assert outcomes(await ledger.together(PROCESSING)) == ["redis_full"]
-
-    def test_it_is_refused_in_cluster_mode(self, make_settings: Callable[..., Settings]) -> None:
-        """What cannot be kept is not promised."""
-        wanted = make_settings(durability=Durability.REPLICA)
-        with pytest.raises(ConfigError, match="DURABILITY"):
-            Inbox(Connections(None, None, is_cluster=True), Keys("idv", 8), wanted)
 
 
 @st.composite

@@ -1,0 +1,121 @@
+"""redis-py's client of a Cluster, mended where it does what ours may not.
+
+Every failure is a `RedisError`, and several commands may go to one node in one breath. What is
+sent, and whether to ask again, is decided elsewhere: nothing is sent twice here but what a node has
+refused because another one holds the key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    RedisClusterException,
+    RedisError,
+)
+
+from .exchange import exchange
+
+# A slot that moves is at one of two nodes; more is a Cluster in disorder.
+MOST_NODES_ASKED = 4
+# Finding the primaries again costs every connection, so not each of many failures may do it.
+SEARCH_EVERY_S = 0.5
+
+
+class ClusterClient(RedisCluster):
+    """A client that tells its failures like any other."""
+
+    _searched_at = float("-inf")
+
+    async def initialize(self, *arguments: Any, **options: Any) -> ClusterClient:
+        """Find the primaries, unless they are known.
+
+        Raises:
+            RedisError: No node answers, or a slot has no primary.
+        """
+        try:
+            await super().initialize(*arguments, **options)
+        except RedisClusterException:
+            raise _no_primary() from None
+        return self
+
+    async def execute_command(self, *arguments: Any, **options: Any) -> Any:
+        """Send one command where it belongs.
+
+        Raises:
+            RedisError: It failed, or nobody knows whether it did.
+        """
+        try:
+            return await super().execute_command(*arguments, **options)
+        except RedisClusterException:
+            raise _no_primary() from None
+
+    async def speak(self, key: str, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send *commands* on one connection to the primary that holds *key*; return the replies.
+
+        The first is about *key*: where the node says that another has it, all are sent there. The
+        others are about the connection, like WAIT. redis-py itself sends ASKING and the command
+        on any two connections, where the one means nothing to the other.
+
+        Raises:
+            RedisError: Nobody knows whether they were executed.
+        """
+        await self.initialize()
+        node, asking = self._primary(key), False
+        for _ in range(MOST_NODES_ASKED):
+            replies = await self._speak_to(node, commands, asking=asking)
+            elsewhere = replies[0]
+            if not isinstance(elsewhere, AskError):
+                break
+            asking = not isinstance(elsewhere, MovedError)
+            if not asking:
+                await self.nodes_manager.move_slot(elsewhere)
+            found = self.get_node(elsewhere.host, elsewhere.port)
+            if found is None:
+                await self._search()
+                break
+            node = found
+        return replies
+
+    def _primary(self, key: str) -> ClusterNode:
+        try:
+            node = self.get_node_from_key(key)
+        except RedisClusterException:
+            node = None
+        if node is None:
+            raise _no_primary()
+        return node
+
+    async def _speak_to(
+        self, node: ClusterNode, commands: Sequence[tuple[Any, ...]], *, asking: bool
+    ) -> list[Any]:
+        asked = [("ASKING",), *commands] if asking else commands
+        connection = node.acquire_connection()
+        try:
+            await node.disconnect_if_needed(connection)
+            replies = await exchange(connection, asked)
+        except (RedisError, OSError):
+            await self._search(node.name)
+            raise
+        finally:
+            node.release(connection)
+        return replies[asking:]
+
+    async def _search(self, but_last: str | None = None) -> None:
+        """Find the primaries again, now and then; a node that fails is asked last."""
+        now = time.monotonic()
+        if now >= self._searched_at + SEARCH_EVERY_S:
+            self._searched_at = now
+            with contextlib.suppress(RedisError, RedisClusterException, OSError):
+                await self.nodes_manager.initialize(last_failed_node_name=but_last)
+
+
+def _no_primary() -> ClusterDownError:
+    return ClusterDownError("no node answers, or a slot has no primary")

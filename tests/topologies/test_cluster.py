@@ -1,0 +1,101 @@
+"""Laws of a Cluster: slots that move and primaries that die, under load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from landscapes import Cluster, cluster, command
+from redis.exceptions import ClusterDownError, RedisError
+from servers import free_port
+from traffic import AFTER, BEFORE, deployment, during, remembered
+
+from service.connections import (
+    Connections,
+    NotReplicatedError,
+    Script,
+    ScriptCall,
+    connect,
+    shortage,
+)
+from service.errors import Shortage
+from service.secret import Secret
+
+pytestmark = pytest.mark.timeout(240)
+
+RELEASE = Script("release")
+# The crc16 of a partition's tag, modulo 16384: where all of the partition lies.
+SLOT_OF_PARTITION_3 = 1584
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Yield three primaries with a replica each."""
+    with cluster(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+@pytest.fixture
+async def connections(nodes: Cluster) -> AsyncIterator[Connections]:
+    """Yield clients of the Cluster."""
+    async with connect(Secret(nodes.url)) as opened:
+        yield opened
+
+
+def call(key: str) -> ScriptCall:
+    """Return a call that deletes a key which holds `x`."""
+    return ScriptCall(RELEASE, [key], ["x"])
+
+
+async def test_a_slot_on_its_way_is_found(nodes: Cluster, connections: Connections) -> None:
+    """While a slot moves, each call reaches the node that has its key, on busy connections too."""
+    slot = SLOT_OF_PARTITION_3
+    assert int(command(nodes.home(slot), "CLUSTER", "KEYSLOT", "{3}")) == slot
+    # Many connections to either node: ASKING on one of them says nothing to the others.
+    await asyncio.gather(*(connections.run([call(f"{{{n}}}:a")] * 8) for n in range(8)))
+    with nodes.moving(slot) as target:
+        for _ in range(20):
+            assert await connections.run([call("{3}:gone")] * 8) == [0] * 8
+    assert nodes.home(slot).port == target.port
+    assert await connections.run([call("{3}:gone")] * 8) == [0] * 8
+
+
+async def test_a_replica_confirms(nodes: Cluster, connections: Connections) -> None:
+    """WAIT speaks of the primary that ran the script, and of nobody else's replicas."""
+    await connections.client.set("{3}:a", "x")
+    await connections.client.set("{3}:b", "x")
+    assert await connections.run([call("{3}:a")], replicas=1) == [1]
+    home = nodes.home(SLOT_OF_PARTITION_3)
+    with nodes.replica_of(home).frozen():
+        [reply] = await connections.run([call("{3}:b")], replicas=1)
+        assert isinstance(reply, NotReplicatedError)
+
+
+async def test_a_cluster_out_of_reach_is_an_error_of_redis() -> None:
+    """Without any node, every call fails like any other on a Redis that is gone."""
+    url = Secret(f"redis+cluster://127.0.0.1:{free_port()}")
+    async with connect(url) as connections:
+        with pytest.raises(RedisError):
+            await connections.client.ping()
+        [reply] = await connections.run([call("{3}:a")])
+    assert isinstance(reply, ClusterDownError)
+    assert shortage(reply) is Shortage.REDIS_UNREACHABLE
+
+
+async def test_a_slot_that_moves_and_a_primary_that_dies_cost_nothing(
+    nodes: Cluster, tmp_path: Path
+) -> None:
+    """With DURABILITY=replica every 200 outlives both, and all goes on by itself."""
+    async with deployment(nodes.url, tmp_path, DURABILITY="replica") as deployed:
+        await deployed.load.answered(BEFORE)
+        await during(lambda: nodes.move(SLOT_OF_PARTITION_3, 0.05))
+        await deployed.load.answered(BEFORE)
+        await during(lambda: nodes.kill(SLOT_OF_PARTITION_3))
+        await during(nodes.revive)
+        await deployed.load.answered(AFTER)
+        deployed.load.stop()
+        await deployed.settled({*deployed.load.outcomes})
+    primaries = {nodes.home(slot).port: nodes.home(slot) for slot in range(0, 16384, 1024)}
+    deployed.assert_nothing_lost(remembered(primaries.values()))
