@@ -14,16 +14,20 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+from unittest import mock
 
 import httpx2
 import orjson
+import pytest
 import redis
 import roles
+from click.testing import CliRunner
 from servers import PATIENCE_S
 from starlette.applications import Starlette
 
 import service
+from service.cli import main
 from service.config import describe
 from service.embedded import EmbeddedServer, find_server
 from service.secret import Secret
@@ -270,6 +274,14 @@ class Process:
         self.popen.wait()
 
 
+class Typed(NamedTuple):
+    """What came of a command: its exit code, and what it wrote."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+
 class Processes:
     """Starts processes on one Redis, and leaves none behind."""
 
@@ -280,10 +292,20 @@ class Processes:
 
     def start(self, *arguments: str, program: str = PATIENT, **settings: str) -> Process:
         """Start `python -m service *arguments*`; ports are the system's choice."""
+        process = Process(
+            *arguments,
+            directory=self.directory,
+            program=program,
+            **{**self._defaults(arguments[0]), **settings},
+        )
+        self._processes.append(process)
+        return process
+
+    def _defaults(self, command: str) -> dict[str, str]:
         url = self.url
         if roles.are_wanted():
-            url = roles.as_user(url, roles.by_command(arguments[0]))
-        defaults = {
+            url = roles.as_user(url, roles.by_command(command))
+        return {
             "REDIS_URL": url,
             "STRIPE_WEBHOOK_SECRETS": SECRET.reveal().decode(),
             "HOST": "127.0.0.1",
@@ -292,11 +314,18 @@ class Processes:
             "DRAIN_S": "0",
             "PYTHONPATH": str(self.directory),
         }
-        process = Process(
-            *arguments, directory=self.directory, program=program, **{**defaults, **settings}
-        )
-        self._processes.append(process)
-        return process
+
+    def typed(self, *arguments: str, **settings: str) -> Typed:
+        """Do in this process what `python -m service *arguments*` does: it is there sooner."""
+        environ = environment(**{**self._defaults(arguments[0]), **settings})
+        with (
+            mock.patch.dict(os.environ, environ, clear=True),
+            mock.patch.object(sys, "argv", ["service", *arguments]),
+            CliRunner().isolation() as (out, err, _),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
+        return Typed(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
     def run(self, *arguments: str, program: str = PATIENT, **settings: str) -> Process:
         """Start a command and wait for its end."""

@@ -166,17 +166,17 @@ def test_dev_without_a_place_to_write(dev: Dev) -> None:
 def test_every_problem_is_said_at_once(ground: Yard) -> None:
     """Bad settings: exit 2, each by name on a line of its own, no value, nothing started."""
     bad = {"PORT": CANARY, "REDIS_URL": CANARY, "LIVEMODE": CANARY, "RETRY_ATTEMPTS": "-1"}
-    process = ground.run("serve", **bad, STRIPE_WEBHOOK_SECRETS=f"{CANARY} x")
-    assert process.wait() == 2
-    said = process.err.decode()
+    typed = ground.typed("serve", **bad, STRIPE_WEBHOOK_SECRETS=f"{CANARY} x")
+    assert typed.code == 2
+    said = typed.err.decode()
     assert {line.split(":")[1].strip() for line in said.splitlines()} == {
         *bad,
         "STRIPE_WEBHOOK_SECRETS",
     }
     assert CANARY not in said
-    assert process.out == b""
-    missing = ground.run("serve", STRIPE_WEBHOOK_SECRETS="")
-    assert (missing.wait(), missing.err.count(b"\n")) == (2, 1)
+    assert typed.out == b""
+    missing = ground.typed("serve", STRIPE_WEBHOOK_SECRETS="")
+    assert (missing.code, missing.err.count(b"\n")) == (2, 1)
 
 
 HANDLERS = f"""
@@ -198,13 +198,14 @@ async def unset(environ):
 def test_check_says_what_holds(ground: Yard) -> None:
     """`check`: 0 when every promise can be kept, 1 when not, 2 for settings, 3 without Redis."""
     (ground.directory / "queues.py").write_text(HANDLERS)
-    fine = ground.start("check", "--json")
-    table = ground.start("check")
-    fatal = ground.start("check", "--json", DURABILITY="fsync")
     closed = ground.start("check", "--json", HANDLERS="log,queues:unreachable,queues:unset")
-    wrong = ground.start("check", HANDLERS="nobody")
-    gone = ground.start("check", REDIS_URL="redis://127.0.0.1:1/0")
-    assert [one.wait() for one in (fine, table, fatal, closed, wrong, gone)] == [0, 0, 1, 1, 2, 3]
+    fine = ground.typed("check", "--json")
+    table = ground.typed("check")
+    fatal = ground.typed("check", "--json", DURABILITY="fsync")
+    wrong = ground.typed("check", HANDLERS="nobody")
+    gone = ground.typed("check", REDIS_URL="redis://127.0.0.1:1/0")
+    assert [one.code for one in (fine, table, fatal, wrong, gone)] == [0, 0, 1, 2, 3]
+    assert closed.wait() == 1
     rows = {row["name"]: row for row in orjson.loads(fine.out)}
     opens = "opens (service.handlers.log:open)"
     assert rows["handler log"] == {"name": "handler log", "severity": "fine", "meaning": opens}
@@ -233,18 +234,19 @@ main()
 
 def test_send_says_what_it_lacks(ground: Yard) -> None:
     """No extra, no secret, no such address, nothing to send: exit 2 and one line; refused: 1."""
-    extra = ground.start("send", "verified", program=WITHOUT_HTTPX2)
-    secret = ground.start("send", "verified", STRIPE_WEBHOOK_SECRETS="")
-    address = ground.start("send", "verified", "--to", f"ftp://{CANARY}")
-    nothing = ground.start("send")
-    unknown = ground.start("send", "verify")
+    extra = ground.run("send", "verified", program=WITHOUT_HTTPX2)
+    secret = ground.typed("send", "verified", STRIPE_WEBHOOK_SECRETS="")
+    address = ground.typed("send", "verified", "--to", f"ftp://{CANARY}")
+    nothing = ground.typed("send")
+    unknown = ground.typed("send", "verify")
     # Bound and not listened on, so that nobody else can.
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         port = str(silent.getsockname()[1])
-        refused = ground.start("send", "verified", "--json", PORT=port)
-        tries = (extra, secret, address, nothing, unknown, refused)
-        assert [one.wait() for one in tries] == [2, 2, 2, 2, 2, 1]
+        refused = ground.typed("send", "verified", "--json", PORT=port)
+    assert extra.wait() == 2
+    tries = (secret, address, nothing, unknown, refused)
+    assert [one.code for one in tries] == [2, 2, 2, 2, 1]
     for one, said in ((extra, b"`send` extra"), (secret, b"no signing secret"), (address, b"URL")):
         assert said in one.err
         assert one.err.count(b"\n") == 1
@@ -266,8 +268,8 @@ def test_send_sends_files(ground: Yard) -> None:
         {"outcome": "body_not_an_event", "answers": 1},
         {"outcome": "expired", "answers": 1},
     ]
-    unknown = ground.run("session", "vs_nobody")
-    assert unknown.wait() == 1
+    unknown = ground.typed("session", "vs_nobody")
+    assert unknown.code == 1
     assert unknown.err == b"error: the ledger has no memory of this session\n"
     assert serve.stop() == 0
 
