@@ -30,6 +30,7 @@ MOST_PIPELINED = 32
 # Closed over unread bytes, a connection may lose the answer that was written last: some get time.
 LINGER_S = 1.0
 MOST_LINGERING = 64
+TOLD_EVERY_S = 1.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -44,6 +45,7 @@ class Terms:
         is_busy: Says whether nothing more can be taken in hand.
         draining: Whether each answer is its connection's last.
         lingering: How many have been answered for the last time, and wait to be closed.
+        turned_away: How many requests were refused unread, and not told of yet.
     """
 
     receive_timeout_s: float
@@ -51,6 +53,14 @@ class Terms:
     is_busy: Callable[[], bool]
     draining: bool = False
     lingering: int = 0
+    turned_away: int = 0
+
+    def tell(self) -> None:
+        """Count, and tell of, all that were turned away of late: each by itself would cost more."""
+        count, self.turned_away = self.turned_away, 0
+        if count:
+            metrics.events(Shortage.BUSY, metrics.OTHER_TYPE).inc(count)
+            log.error("requests.refused", reason=Shortage.BUSY, requests=count)
 
 
 class _Farewell(NamedTuple):
@@ -177,8 +187,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
         self.transport.write(_NOT_NOW)
-        metrics.events(Shortage.BUSY, metrics.OTHER_TYPE).inc()
-        log.error("event.deferred", reason=Shortage.BUSY)
+        self._terms.turned_away += 1
+        if self._terms.turned_away == 1:
+            self.loop.call_later(TOLD_EVERY_S, self._terms.tell)
 
     def on_message_begin(self) -> None:
         """Start the clock anew for a further request on the connection."""

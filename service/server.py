@@ -73,6 +73,7 @@ class Listener:
     async def run(self) -> None:
         """Serve until told to stop, then let what is in hand finish."""
         await self._server.serve(sockets=[self._socket])
+        self._terms.tell()
 
     def drain(self) -> None:
         """Still answer everybody, and tell them that the connection ends with the answer."""

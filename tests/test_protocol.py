@@ -257,6 +257,7 @@ async def test_while_busy_nothing_is_looked_into() -> None:
         busy[0] = False
         writer.write(post())
         assert await answer(reader) == (200, b"x")
+    # The last are told of at the end.
     assert metrics.events("busy", metrics.OTHER_TYPE)._value.get() - before == 3
 
 
