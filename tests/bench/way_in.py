@@ -74,7 +74,7 @@ def _chosen(names: Sequence[str]) -> list[Candidate]:
 
 def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser("tests.bench.way_in", description=__doc__)
-    parser.add_argument("--candidates", default=",".join(candidates.ALL | rivals.ALL))
+    parser.add_argument("--candidates", default="bare,service,node,node_piped,fastapi,starlette")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6)

@@ -1,0 +1,123 @@
+"""Measures the pieces of the way in by themselves: `python -m tests.bench.pieces`. Asserts no time.
+
+In a loop each is warm in every cache; in its place among the others it costs more.
+"""
+# ruff: noqa: E402 (the tests' own modules are found after the path is set)
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from timeit import repeat
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import structlog
+from harness import SECRET
+from load import layouts
+
+from service import logs
+from service.config import LogFormat, LogLevel
+from service.events import Event, parse
+from service.inbox import Admission, Outcome
+from service.receiver import Receipt
+from service.signatures import VerifiedPayload, sign, verify
+from service.web import _Headers, _record
+
+TIMES, ROUNDS = 5000, 9
+
+
+def main() -> None:
+    """Measure each piece, and print a table."""
+    body = layouts()[0].body(0, 0)
+    print(table(body))  # noqa: T201 - what it is for
+
+
+def table(body: bytes) -> str:
+    """Return the pieces' cost as a table."""
+    now = int(time.time())
+    header = sign(body, SECRET, now).encode()
+    payload = VerifiedPayload(body, "01234567")
+    checked = partial(verify, body, header, [SECRET], now=now, tolerance_s=300)
+    rows = {
+        f"verify a signature over {len(body):,} bytes": _cost_us(checked),
+        f"parse {len(body):,} bytes into the typed session": _cost_us(partial(parse, payload)),
+        "make of it what may leave the process": _cost_us(_parsed(payload).change),
+        "one log line, written to a file": _line_us(),
+        "the same with its metrics": _record_us(payload),
+    }
+    lines = [f"| {what} | {cost_us:.1f} us |" for what, cost_us in rows.items()]
+    return "\n".join(["| piece | CPU |", "|---|---|", *lines])
+
+
+def _cost_us(piece: Callable[[], object]) -> float:
+    """Return the median CPU time of one call, in microseconds."""
+    rounds = repeat(piece, timer=time.process_time, number=TIMES, repeat=ROUNDS)
+    return statistics.median(rounds) / TIMES * 1e6
+
+
+def _parsed(payload: VerifiedPayload) -> Event:
+    event = parse(payload)
+    assert isinstance(event, Event)
+    return event
+
+
+def _in_a_loop(piece: Callable[[], object]) -> float:
+    """Measure *piece* where it writes: in a loop, whose turn ends after every hundred calls."""
+
+    async def turns() -> float:
+        began = time.process_time()
+        for _ in range(TIMES // 100):
+            for _ in range(100):
+                piece()
+            await asyncio.sleep(0)
+        return (time.process_time() - began) / TIMES * 1e6
+
+    with tempfile.TemporaryFile() as out:
+        logs.configure(LogLevel.INFO, LogFormat.JSON, out)
+        return statistics.median(asyncio.run(turns()) for _ in range(ROUNDS))
+
+
+def _line_us() -> float:
+    log = structlog.get_logger()
+
+    def write() -> None:
+        log.info(
+            "event.admitted",
+            event_id="evt_1NuN4zLkdIwHu7ix00000001",
+            event_type="identity.verification_session.verified",
+            session_id="vs_1NuN4zLkdIwHu7ix00000001",
+            previous="processing",
+            current="verified",
+            sequence=3,
+            contradicts=False,
+            last_error_code=None,
+            redaction_status=None,
+            report_id="vr_1NuN4zLkdIwHu7ixleE6XvTz",
+            livemode=False,
+            account=None,
+            request_id="0a1b2c3d00000001",
+            body_bytes=2300,
+            duration_ms=1.234,
+            secret_fingerprint="01234567",
+        )
+
+    return _in_a_loop(write)
+
+
+def _record_us(payload: VerifiedPayload) -> float:
+    event = _parsed(payload)
+    admission = Admission(Outcome.ADMITTED, 1, None, contradicts=False)
+    receipt = Receipt(Outcome.ADMITTED, "01234567", event, event.change(), admission)
+    headers = _Headers({"headers": []})
+    return _in_a_loop(lambda: _record(receipt, headers, 0.001))
+
+
+if __name__ == "__main__":
+    main()
