@@ -34,6 +34,9 @@ NOTIFICATION = jsonschema_rs.Draft202012Validator(
 )
 
 
+REFUSALS = ("Refused", "NotAllowed", "TooLarge", "HeadersTooLarge")
+
+
 def words(response: str) -> list[str]:
     """Return the words that an answer of the document may hold."""
     [content] = WHOLE["components"]["responses"][response]["content"].values()
@@ -44,7 +47,7 @@ def words(response: str) -> list[str]:
 
 def test_every_word_is_in_the_document_once() -> None:
     """Each outcome and each refusal has its place, with the status it is answered with."""
-    refusals = [word for name in ("Refused", "TooLarge", "HeadersTooLarge") for word in words(name)]
+    refusals = [word for name in REFUSALS for word in words(name)]
 
     assert words("Outcome") == [*Outcome]
     assert sorted(refusals) == sorted(Refusal)
