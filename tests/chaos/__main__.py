@@ -8,6 +8,7 @@ any promise was broken.
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -54,6 +55,8 @@ def main(
     as_json: bool,
 ) -> None:
     """Torment the service, and say which promises held. Without options: the long mix, once."""
+    # Told to end, it ends what it started first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     first = Random().randrange(10**6) if seed is None else seed
     mixes = {"chosen": faults} if faults else (SHORT if short else LONG)
     outcomes = []
