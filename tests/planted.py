@@ -216,7 +216,7 @@ MUTANTS = (
         "service/deadlines.py",
         "                reply.set_exception(self._overdue())\n",
         "                pass\n",
-        "test_inbox.py::TestLostReplies",
+        "test_deadlines.py",
     ),
     Mutant(
         "a replay is dropped by a queue as a repeat",
