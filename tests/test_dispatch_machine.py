@@ -18,6 +18,7 @@ from depth import SEARCH_TIMEOUT_S, searching
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -42,8 +43,15 @@ BATCH = 2
 LATENCY_S = 0.01
 MOST_WORKERS = 3
 
-FATES = ("well", "slow", "fails", "cancels", "disconnects", "hangs", "refuses")
-FAULTS = ("request", "reply", "slow", "twice")
+SESSIONS = st.lists(st.sampled_from("abc"), min_size=1, max_size=6)
+FATES = st.lists(
+    st.sampled_from(
+        ["well", "slow", "fails", "fails", "cancels", "disconnects", "hangs", "refuses"]
+    ),
+    max_size=8,
+)
+FAULTS = st.lists(st.sampled_from(["", "", "", "request", "reply", "slow", "twice"]), max_size=6)
+PAUSES = st.sampled_from([0, 0.015, 0.1, 1, 4, 12, 60])
 
 
 class World:
@@ -295,7 +303,8 @@ class Worker:
         await asyncio.wait([self._dispatching])
         if not self._dispatching.cancelled() and (error := self._dispatching.exception()):
             meant = (LeaseLostError, RedisConnectionError)
-            rest = error.split(meant)[1] if isinstance(error, BaseExceptionGroup) else error
+            group = BaseExceptionGroup("alone, or in a group", [error])
+            rest = group.split(meant)[1]
             self.world.hold(f"no error but those of the mailbox: {rest!r}", holds=rest is None)
             await asyncio.sleep(0.3)
 
@@ -367,17 +376,38 @@ class Dispatching(RuleBasedStateMachine):
         self.runner.run(asyncio.sleep(seconds))
         self.workers = [worker for worker in self.workers if not worker.task.done()]
 
-    @rule(sessions=st.lists(st.sampled_from("abc"), min_size=1, max_size=6))
-    def admit(self, sessions: list[str]) -> None:
-        """Sessions move on."""
-        for session in sessions:
-            self.told[session] += 1
-            self.store.admit((session, self.told[session]))
+    @initialize(sessions=SESSIONS)
+    def begin(self, sessions: list[str]) -> None:
+        """A worker starts, and has something to do."""
+        self.admit(sessions)
+        self.workers.append(Worker(self.store))
 
-    @rule(seconds=st.sampled_from([0, 0.015, 0.1, 1, 4, 12, 60]))
+    @rule(sessions=SESSIONS, fates=FATES, faults=FAULTS, seconds=PAUSES)
+    def live(
+        self, sessions: list[str], fates: list[str], faults: list[str], seconds: float
+    ) -> None:
+        """Sessions move on, calls end as they have to, and time passes."""
+        self.admit(sessions)
+        self.world.fates.extend(fates)
+        self.world.faults.extend(faults)
+        self.pass_time(seconds)
+
+    @rule(fates=FATES, seconds=PAUSES)
+    def suffer(self, fates: list[str], seconds: float) -> None:
+        """The next calls end as they have to, and time passes."""
+        self.world.fates.extend(fates)
+        self.pass_time(seconds)
+
+    @rule(seconds=PAUSES)
     def wait(self, seconds: float) -> None:
         """Time passes."""
         self.pass_time(seconds)
+
+    def admit(self, sessions: list[str]) -> None:
+        """Append to the stream what comes next of each session."""
+        for session in sessions:
+            self.told[session] += 1
+            self.store.admit((session, self.told[session]))
 
     @precondition(lambda self: len(self.workers) < MOST_WORKERS)
     @rule()
@@ -398,16 +428,6 @@ class Dispatching(RuleBasedStateMachine):
         """A worker is killed."""
         self.workers[which % len(self.workers)].kill()
         self.pass_time(0)
-
-    @rule(fates=st.lists(st.sampled_from(FATES), min_size=1, max_size=8))
-    def doom(self, fates: list[str]) -> None:
-        """The next calls of the handler end as they have to."""
-        self.world.fates.extend(fates)
-
-    @rule(faults=st.lists(st.sampled_from(FAULTS), min_size=1, max_size=3))
-    def disturb(self, faults: list[str]) -> None:
-        """The next calls of a mailbox are lost, late, or answered twice."""
-        self.world.faults.extend(faults)
 
     @rule(seconds=st.sampled_from([1.0, TTL_S - 0.5, TTL_S + 1, 5 * TTL_S]))
     def pause(self, seconds: float) -> None:
