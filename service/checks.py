@@ -1,25 +1,29 @@
 """What `check` looks at: Redis, every handler and its queue, and what waits for whom.
 
-Looks and changes nothing. What Redis's own configuration means is in `health`.
+Looks and changes nothing. What Redis's own state means is in `findings`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from . import handlers, health, janitor, layout
 from .config import Settings
 from .connections import Connections, connect
 from .errors import ConfigError
-from .health import Finding, Severity
+from .findings import RANKS, Finding, Promise, Severity
+from .lag import Lag, lags
 from .layout import Keys
 
 CHECK_TIMEOUT_S = 15.0
+# As the alert has it.
+LONGEST_WAIT_S = 300.0
+STRIPES_TOLERANCE_S = 300
 
 
 async def findings(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
-    """Return every finding, Redis's first.
+    """Return every finding: of the settings, of Redis, of groups and of handlers.
 
     Raises:
         ConfigError: A handler's name means nothing, or Redis holds another layout.
@@ -31,9 +35,36 @@ async def findings(settings: Settings, environ: Mapping[str, str]) -> list[Findi
         # On an empty server there is nothing to contradict, and a look claims nothing.
         if await connections.client.exists(keys.layout):
             await layout.guard(connections, keys)
-        found = await health.inspect(connections, settings)
+        found = [*_settings(settings), *await health.inspect(connections, settings)]
         found += await _groups(connections, keys, settings)
     return found + [await _handler(name, openers[name], environ) for name in openers]
+
+
+def verdicts(found: Sequence[Finding]) -> list[tuple[Promise, Severity, str]]:
+    """Return for each promise the worst of what touches it, and by what."""
+    told = []
+    for promise in Promise:
+        touching = [finding for finding in found if promise in finding.promises]
+        worst = max(
+            (finding.severity for finding in touching), key=RANKS.__getitem__, default=Severity.FINE
+        )
+        named = [finding.name for finding in touching if finding.severity is worst]
+        told.append((promise, worst, "" if worst is Severity.FINE else ", ".join(named)))
+    return told
+
+
+def _settings(settings: Settings) -> list[Finding]:
+    """Say what the settings themselves mean."""
+    severity, meaning = Severity.FINE, f"{len(settings.secrets)} endpoints have signing secrets"
+    if settings.signature_tolerance_s > STRIPES_TOLERANCE_S:
+        severity = Severity.WARNING
+        meaning = "SIGNATURE_TOLERANCE_S is above Stripe's own 300: an old request may come again"
+    keys = len(settings.log_metadata_keys)
+    logged = f"{keys} keys of metadata are logged" if keys else "no metadata is logged"
+    return [
+        Finding("signatures", severity, (Promise.AUTHENTIC,), meaning),
+        Finding("logging", Severity.FINE, (Promise.SECRET,), logged),
+    ]
 
 
 async def _groups(connections: Connections, keys: Keys, settings: Settings) -> list[Finding]:
@@ -41,17 +72,29 @@ async def _groups(connections: Connections, keys: Keys, settings: Settings) -> l
     found = []
     for group in await janitor.groups(connections, keys):
         waiting = "an unknown number" if group.unsettled is None else group.unsettled
-        meaning = f"{waiting} of transitions unsettled, {group.replays} replays, "
-        meaning += f"{group.dead} dead letters"
-        severity = Severity.WARNING if group.dead else Severity.FINE
+        oldest_s = await _oldest_s(connections, keys, group.handler)
+        meaning = f"{waiting} of transitions unsettled"
+        meaning += f", the oldest for {oldest_s:.0f} s" if oldest_s else ""
+        meaning += f", {group.replays} replays, {group.dead} dead letters"
+        is_late = oldest_s > LONGEST_WAIT_S
+        severity = Severity.WARNING if group.dead or is_late else Severity.FINE
         if group.handler not in settings.handlers:
             severity = Severity.WARNING
             meaning += "; not among HANDLERS: it holds trimming until it works again or is retired"
         elif await connections.client.exists(keys.circuit(group.handler)):
             severity = Severity.WARNING
             meaning += "; its worker cannot reach its queue and probes"
-        found.append(Finding(f"group {group.handler}", severity, meaning))
+        elif is_late and not await janitor.works(connections, keys, group.handler):
+            meaning += "; no worker works for it"
+        found.append(Finding(f"group {group.handler}", severity, (Promise.ALONE,), meaning))
     return found
+
+
+async def _oldest_s(connections: Connections, keys: Keys, handler: str) -> float:
+    """Return the age of the oldest transition a handler has not settled; 0 when there is none."""
+    places = [(handler, partition) for partition in range(keys.partitions)]
+    measured = await lags(connections, keys, places)
+    return max((lag.oldest_s for lag in measured if isinstance(lag, Lag)), default=0.0)
 
 
 async def _handler(name: str, opener: handlers.OpenHandler, environ: Mapping[str, str]) -> Finding:
@@ -67,4 +110,5 @@ async def _handler(name: str, opener: handlers.OpenHandler, environ: Mapping[str
         severity, meaning = Severity.FATAL, str(error)
     except Exception as error:  # noqa: BLE001 - a handler may raise anything
         severity, meaning = Severity.FATAL, f"does not answer: {type(error).__name__}"
-    return Finding(f"handler {name}", severity, f"{meaning} ({handlers.origin(name)})")
+    meaning = f"{meaning} ({handlers.origin(name)})"
+    return Finding(f"handler {name}", severity, (Promise.ALONE,), meaning)

@@ -17,7 +17,6 @@ import click
 from . import (
     __version__,
     checks,
-    health,
     ledger,
     local,
     logs,
@@ -25,6 +24,7 @@ from . import (
     processes,
     selftest,
     sender,
+    supervisor,
     terminal,
     traces,
 )
@@ -32,6 +32,7 @@ from .config import SECRETS, Settings
 from .connections import connect
 from .embedded import EmbeddedServer, find_server
 from .errors import ConfigError, Unavailable
+from .findings import Finding, Severity
 from .layout import Keys
 from .secret import Secret
 from .simulate import LIFECYCLES, SimulatedEvent, lifecycle_events
@@ -79,10 +80,23 @@ def dev() -> None:
 
 
 @commands.command()
-def serve() -> None:
+@click.option("--inherited", hidden=True, help="Where to listen as one of several.")
+def serve(inherited: str | None) -> None:
     """Listen for Stripe: verify, parse, admit."""
     settings = _settings(require_secrets=True)
-    processes.run(settings, os.environ, receive=True)
+    if inherited is not None:
+        place = supervisor.Place.inherited(inherited)
+        processes.run(
+            settings,
+            os.environ,
+            receive=True,
+            listening=(place.web, place.admin),
+            started=lambda _: place.up(),
+        )
+    elif settings.web_concurrency > 1:
+        sys.exit(supervisor.run(settings, os.environ))
+    else:
+        processes.run(settings, os.environ, receive=True)
 
 
 @commands.command()
@@ -105,10 +119,14 @@ def check(*, as_json: bool) -> None:
     settings = Settings.from_environ(environ)
     logs.configure(settings.log_level, settings.log_format, sys.stderr.buffer)
     findings = terminal.asking_redis(lambda: checks.findings(settings, environ))
-    terminal.print_rows(
-        ("name", "severity", "meaning"), [tuple(finding) for finding in findings], as_json=as_json
-    )
-    if any(finding.severity is health.Severity.FATAL for finding in findings):
+    if as_json:
+        terminal.print_json([finding._asdict() for finding in findings])
+    else:
+        rows = [(*one[:2], ", ".join(one.promises), one.meaning) for one in findings]
+        terminal.print_rows(Finding._fields, rows, as_json=False)
+        columns = ("promise", "severity", "because of")
+        terminal.print_rows(columns, checks.verdicts(findings), as_json=False)
+    if any(finding.severity is Severity.FATAL for finding in findings):
         sys.exit(terminal.FOUND_WRONG)
 
 

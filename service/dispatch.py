@@ -108,9 +108,9 @@ class Dispatcher:
         self._stopping = asyncio.Event()
         self._feeding: asyncio.Task[None] | None = None
         self._seconds = metrics.DELIVERY_SECONDS.labels(name)
-        self._delivered, self._failed, self._buried, self._withheld = (
+        self._delivered, self._failed, self._retried, self._buried, self._withheld = (
             metrics.DELIVERIES.labels(name, outcome)
-            for outcome in ("delivered", "failed", "buried", "withheld")
+            for outcome in ("delivered", "failed", "retried", "buried", "withheld")
         )
 
     async def run(self) -> None:
@@ -278,6 +278,7 @@ class Dispatcher:
 
     async def _pause(self, delivery: Delivery, error: BaseException) -> None:
         pause_s = self._policy.pause_s(delivery.tries.failed)
+        self._retried.inc()
         log.warning(
             "delivery.retried",
             **self._described(delivery),

@@ -153,7 +153,10 @@ class Inbox:
             [key for request in requests for key in request.keys],
             [*self._policy, *(value for request in requests for value in request.judged_by)],
         )
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
         [reply] = await self._connections.run([call], replicas=self._replicas)
+        metrics.ADMISSION_SECONDS.observe(loop.time() - asked_at)
         return reply
 
     def _pause_s(self, attempt: int) -> float:

@@ -34,3 +34,11 @@ class Keyring(Mapping[str, tuple[Secret[bytes], ...]]):
         """Return the names under which all secrets in use may be logged."""
         found = {fingerprint(secret) for secrets in self._secrets.values() for secret in secrets}
         return sorted(found)
+
+    def places(self) -> list[tuple[str, str]]:
+        """Return the name of each with its place among its endpoint's: current (first) or old."""
+        return [
+            (fingerprint(secret), "old" if place else "current")
+            for secrets in self._secrets.values()
+            for place, secret in enumerate(secrets)
+        ]

@@ -14,7 +14,9 @@ import logging
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from select import PIPE_BUF
 from types import TracebackType
 from typing import Any, BinaryIO, TypeAlias
 
@@ -111,8 +113,20 @@ class _Sink:
     def flush_now(self) -> None:
         lines, self._lines = self._lines, []
         with contextlib.suppress(OSError, ValueError):
-            self._out.write(b"\n".join([*lines, b""]))
-            self._out.flush()
+            for text in _pieces(lines):
+                self._out.write(text)
+                self._out.flush()
+
+
+def _pieces(lines: list[bytes]) -> Iterator[bytes]:
+    """Join lines to pieces that a pipe takes whole, even where several processes write to it."""
+    piece = b""
+    for line in lines:
+        if piece and len(piece) + len(line) >= PIPE_BUF:
+            yield piece
+            piece = b""
+        piece += line + b"\n"
+    yield piece
 
 
 class _Handler(logging.Handler):

@@ -34,7 +34,6 @@ _SETTLE = Script("settle")
 _COUNT = Script("count")
 _BURY = Script("bury")
 _ANNOUNCE = Script("announce")
-_LAG = Script("lag")
 
 # Redis keeps one number per pending entry, the delivery count. Failures count in thousands, so
 # that a start without an outcome (the mark of a killed worker) can be told from a failure.
@@ -110,12 +109,6 @@ class Mailbox:
         fence = self._fence
         verb = "take" if fence.deadline is None else "renew"
         return ScriptCall(_LEASE, [fence.lease], [fence.token, int(ttl_s * 1000), verb])
-
-    def lag_call(self) -> ScriptCall:
-        """Return the call that measures what is not settled."""
-        return ScriptCall(
-            _LAG, [self._new.stream, self._replays.stream, self._dead], [self.handler]
-        )
 
     def leased(self, until: float) -> None:
         """Note that the lease is ours *until* then, in the event loop's time."""
@@ -283,20 +276,6 @@ class _Pile:
         return [None] * len(counts)
 
 
-class Lag(NamedTuple):
-    """What one handler has not settled in one partition.
-
-    Attributes:
-        entries: How many, replays included; None when Redis does not know.
-        oldest_s: Seconds since the oldest of them was admitted; 0 when there is none.
-        dead: How many dead letters there are.
-    """
-
-    entries: int | None
-    oldest_s: float
-    dead: int
-
-
 async def lease(
     connections: Connections, mailboxes: Sequence[Mailbox], ttl_s: float
 ) -> list[float | Exception]:
@@ -318,17 +297,6 @@ async def lease(
             mailbox.lost()
         waits.append(reply / 1000)
     return waits
-
-
-async def lags(connections: Connections, mailboxes: Sequence[Mailbox]) -> list[Lag | Exception]:
-    """Measure, for each of *mailboxes*, what is not settled, in one round trip."""
-    replies = await connections.run([mailbox.lag_call() for mailbox in mailboxes])
-    return [
-        reply
-        if isinstance(reply, Exception)
-        else Lag(None if reply[0] < 0 else reply[0], oldest_s=reply[1] / 1000, dead=reply[2])
-        for reply in replies
-    ]
 
 
 async def announce(

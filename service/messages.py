@@ -64,6 +64,16 @@ def message(transition: StatusTransition) -> Message:
         "sequencetype": "Integer",
         "data": msgspec.to_builtins(transition),
     }
+    headers = {
+        "content-type": CONTENT_TYPE,
+        "id": transition.event_id,
+        "type": event_type,
+        "subject": transition.session_id,
+        "sequence": sequence,
+    }
+    if transition.traceparent:
+        # The distributed tracing extension: where it all began, not the last hop.
+        envelope["traceparent"] = headers["traceparent"] = transition.traceparent
     deduplication_id = transition.event_id
     if transition.replay is not None:
         envelope["replay"] = transition.replay
@@ -74,13 +84,7 @@ def message(transition: StatusTransition) -> Message:
         key=transition.session_id,
         type=event_type,
         body=orjson.dumps(envelope, option=orjson.OPT_UTC_Z),
-        headers={
-            "content-type": CONTENT_TYPE,
-            "id": transition.event_id,
-            "type": event_type,
-            "subject": transition.session_id,
-            "sequence": sequence,
-        },
+        headers=headers,
     )
 
 

@@ -1,10 +1,13 @@
 """The list of all our series. Nothing here measures; whoever does names one of these.
 
 Every label's values come from a closed list or from the configuration, never from a request.
+Where PROMETHEUS_MULTIPROC_DIR is set (`supervisor` sets it), the values stand in files of that
+directory, and each process can tell the sum of all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from functools import cache
 
 from prometheus_client import (
@@ -15,8 +18,17 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    disable_created_metrics,
     generate_latest,
+    values,
 )
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from . import __version__
+
+SHARED = values.ValueClass is not values.MutexValue
+# They would double the series, and PromQL has no use for them.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # What the label says of a request whose type nobody knows, or nobody may know.
 OTHER_TYPE = "other"
@@ -28,6 +40,14 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+BUILD = Gauge(
+    "idv_build_info",
+    "1, with the version of this service.",
+    ["version"],
+    multiprocess_mode="livemax",
+    registry=REGISTRY,
+)
+BUILD.labels(__version__).set(1)
 EVENTS = Counter(
     "idv_events_total",
     "Requests on the webhook path by outcome (or the reason of the refusal) and event type.",
@@ -37,6 +57,18 @@ EVENTS = Counter(
 RECEIVE_SECONDS = Histogram(
     "idv_receive_seconds",
     "From the first byte of a request in hand to its answer.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+LAST_EVENT = Gauge(
+    "idv_last_event_timestamp_seconds",
+    "Unix time of the last genuine event, whatever became of it; 0 before the first.",
+    multiprocess_mode="max",
+    registry=REGISTRY,
+)
+ADMISSION_SECONDS = Histogram(
+    "idv_admission_seconds",
+    "Duration of the round trips to Redis that admit events.",
     buckets=_SECONDS,
     registry=REGISTRY,
 )
@@ -58,14 +90,31 @@ EVENT_AGE_SECONDS = Histogram(
     buckets=(1, 5, 15, 60, 300, 3600, 6 * 3600, 86400, 3 * 86400, 30 * 86400),
     registry=REGISTRY,
 )
-IN_FLIGHT = Gauge("idv_requests_in_flight", "Webhook requests in hand.", registry=REGISTRY)
+IN_FLIGHT = Gauge(
+    "idv_requests_in_flight",
+    "Webhook requests in hand.",
+    multiprocess_mode="livesum",
+    registry=REGISTRY,
+)
 CONNECTIONS_REFUSED = Counter(
     "idv_connections_refused_total",
     "Connections ended below the application, by reason.",
     ["reason"],
     registry=REGISTRY,
 )
-READY = Gauge("idv_ready", "1 while the process is ready for traffic.", registry=REGISTRY)
+READY = Gauge(
+    "idv_ready",
+    "1 while the process is ready for traffic; of several on one port, every one.",
+    multiprocess_mode="livemin",
+    registry=REGISTRY,
+)
+REDIS_RISK = Gauge(
+    "idv_redis_risk",
+    "What Redis's state means for the promises, by finding: 0 fine, 1 a warning, 2 fatal.",
+    ["finding"],
+    multiprocess_mode="livemax",
+    registry=REGISTRY,
+)
 CONTRADICTIONS = Counter(
     "idv_contradictions_total",
     "Late events created after what their session already finally was.",
@@ -82,13 +131,27 @@ SECRET_MATCHES = Counter(
     ["secret_fingerprint"],
     registry=REGISTRY,
 )
+SECRET_LOADED = Gauge(
+    "idv_secret_loaded",
+    "1 for each signing secret in use, by its place among its endpoint's: current (first) or old.",
+    ["secret_fingerprint", "place"],
+    multiprocess_mode="livemax",
+    registry=REGISTRY,
+)
+SETTING_REFUSED = Gauge(
+    "idv_setting_refused",
+    "1 while what stands in the files of a setting is refused, and what was is in use still.",
+    ["setting"],
+    multiprocess_mode="livemax",
+    registry=REGISTRY,
+)
 REDIS_ERRORS = Counter(
     "idv_redis_errors_total", "Failed calls to Redis by reason.", ["reason"], registry=REGISTRY
 )
 DELIVERIES = Counter(
     "idv_deliveries_total",
-    "Handler calls by outcome (delivered, failed), dead letters made (buried), and transitions"
-    " of a self-test, which no handler is shown (withheld).",
+    "Handler calls by outcome (delivered, failed), what became of the failed (retried, buried), and"
+    " transitions of a self-test, which no handler is shown (withheld).",
     ["handler", "outcome"],
     registry=REGISTRY,
 )
@@ -103,37 +166,46 @@ LEASES_HELD = Gauge(
     "idv_leases_held",
     "Partitions this process works, by handler.",
     ["handler"],
+    multiprocess_mode="livesum",
     registry=REGISTRY,
 )
 CIRCUIT_OPEN = Gauge(
     "idv_circuit_open",
     "1 while a handler cannot reach its queue and only probes, by handler.",
     ["handler"],
+    multiprocess_mode="livemax",
     registry=REGISTRY,
 )
 LAG_ENTRIES = Gauge(
     "idv_lag_entries",
     "Transitions not yet settled in the partitions this process works, by handler.",
     ["handler"],
+    multiprocess_mode="livesum",
     registry=REGISTRY,
 )
 DEAD_LETTERS = Gauge(
     "idv_dead_letters",
     "Dead letters held in the partitions this process works, by handler.",
     ["handler"],
+    multiprocess_mode="livesum",
     registry=REGISTRY,
 )
 ORPHAN_GROUPS = Gauge(
     "idv_orphan_groups",
     "Handlers that are no longer configured, but whose unsettled transitions hold trimming.",
+    multiprocess_mode="livemax",
     registry=REGISTRY,
 )
 OLDEST_SECONDS = Gauge(
     "idv_oldest_unsettled_seconds",
     "Age of the oldest transition not yet settled in those partitions, by handler.",
     ["handler"],
+    multiprocess_mode="livemax",
     registry=REGISTRY,
 )
+
+_loaded: set[tuple[str, str]] = set()
+_followed: dict[Gauge, Callable[[], float]] = {}
 
 
 @cache
@@ -148,6 +220,38 @@ def secret_matches(fingerprint: str) -> Counter:
     return SECRET_MATCHES.labels(fingerprint)
 
 
+def secrets_loaded(found: Collection[tuple[str, str]]) -> None:
+    """Tell which signing secrets are in use, by fingerprint and place, and no longer any other."""
+    for labels in _loaded - {*found}:
+        SECRET_LOADED.labels(*labels).set(0)
+    for labels in found:
+        SECRET_LOADED.labels(*labels).set(1)
+    _loaded.update(found)
+
+
+def follow(gauge: Gauge, read: Callable[[], float]) -> None:
+    """Let *gauge* say what *read* returns: when asked, or, in files, at the next `refresh`."""
+    if SHARED:
+        _followed[gauge] = read
+    else:
+        gauge.set_function(read)
+
+
+def refresh() -> None:
+    """Write down what gauges follow, where they stand in files; called every second or so."""
+    for gauge, read in _followed.items():
+        gauge.set(read())
+
+
+def forget(pid: int, directory: str) -> None:
+    """Drop the gauges of a process that has ended; what it counted stays in the sum."""
+    mark_process_dead(pid, directory)  # type: ignore[no-untyped-call]
+
+
 def exposition() -> bytes:
-    """Return all series in Prometheus's text format."""
-    return generate_latest(REGISTRY)
+    """Return all series in Prometheus's text format, of all processes that share their values."""
+    if not SHARED:
+        return generate_latest(REGISTRY)
+    together = CollectorRegistry()
+    MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+    return generate_latest(together)

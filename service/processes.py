@@ -6,13 +6,13 @@ The only place where clients, apps and workers are put together; signals end her
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
+from socket import socket
 from typing import Any, NamedTuple
 
 import structlog
@@ -20,7 +20,7 @@ import uvloop
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp
 
-from . import config, handlers, layout, tasks
+from . import config, handlers, layout, metrics, signals, tasks, tracing
 from .config import Settings
 from .connections import Connections, connect, shortage
 from .errors import ServiceError, Unavailable
@@ -32,6 +32,7 @@ from .receiver import Receiver
 from .reloading import Reloader
 from .server import Listener
 from .sources import AllowList, Network
+from .tracing import TracedReceiver, Tracing
 from .web import create_admin_app, create_app
 from .worker import Worker
 
@@ -60,6 +61,7 @@ class _Ground(NamedTuple):
     connections: Connections
     keys: Keys
     health: Health
+    traced: Tracing | None
 
 
 def run(
@@ -68,6 +70,7 @@ def run(
     *,
     receive: bool,
     work: Sequence[str] = (),
+    listening: Sequence[socket] = (),
     started: Callable[[Ports], None] = lambda _: None,
 ) -> None:
     """Run one process until SIGTERM or SIGINT, then stop in good order.
@@ -77,6 +80,7 @@ def run(
         environ: What handlers read their own settings from.
         receive: Whether to listen for Stripe.
         work: The names of the handlers to work for: some of the settings' handlers.
+        listening: The sockets for webhooks and for metrics, when others listen on them as well.
         started: Called once everything listens.
 
     Raises:
@@ -85,7 +89,18 @@ def run(
         Exception: Whatever else ended the process; it has been logged.
     """
     try:
-        uvloop.run(_run(settings, environ, receive=receive, work=work, started=started))
+        with tracing.opened(environ) as traced:
+            uvloop.run(
+                _run(
+                    settings,
+                    environ,
+                    receive=receive,
+                    work=work,
+                    listening=listening,
+                    traced=traced,
+                    started=started,
+                )
+            )
     except _Stopped:
         log.info("process.stopped")
     except Exception as error:  # noqa: BLE001 - told apart below
@@ -98,15 +113,19 @@ async def _run(
     *,
     receive: bool,
     work: Sequence[str],
+    listening: Sequence[socket],
+    traced: Tracing | None,
     started: Callable[[Ports], None],
 ) -> None:
     openers = handlers.find(settings.handlers)
     reloaders: list[Reloader[Any]] = []
-    stopping = _stopped_by_signals()
-    _reloaded_by_signal(reloaders, stopping)
-    async with _ground(settings, stopping) as ground:
-        admin = _admin(ground)
-        listeners = [_receiver(ground, environ, reloaders), admin] if receive else [admin]
+    stopping = signals.stopping()
+    signals.reload(reloaders, stopping)
+    async with _ground(settings, stopping, traced) as ground:
+        web_socket, admin_socket = listening or (None, None)
+        listeners = [admin := _admin(ground, admin_socket)]
+        if receive:
+            listeners.insert(0, _receiver(ground, environ, reloaders, web_socket))
         parts = [asyncio.create_task(listener.run()) for listener in listeners]
         if work:
             parts.append(asyncio.create_task(_work(ground, openers, environ, work, stopping)))
@@ -115,7 +134,13 @@ async def _run(
         ports = Ports(listeners[0].port if receive else None, admin.port)
         _spare_the_collector()
         started(ports)
-        log.info("process.started", port=ports.web, admin_port=ports.admin, works=list(work))
+        log.info(
+            "process.started",
+            pid=os.getpid(),
+            port=ports.web,
+            admin_port=ports.admin,
+            works=list(work),
+        )
         # A part that ends by itself has failed: it takes the others with it, in the same order.
         await _first_of(asyncio.create_task(stopping.wait()), *watching, *parts)
         stopping.set()
@@ -134,7 +159,9 @@ async def _first_of(*tasks: asyncio.Task[Any]) -> None:
 
 
 @asynccontextmanager
-async def _ground(settings: Settings, stopping: asyncio.Event) -> AsyncIterator[_Ground]:
+async def _ground(
+    settings: Settings, stopping: asyncio.Event, traced: Tracing | None
+) -> AsyncIterator[_Ground]:
     """Connect, wait for Redis, and make sure that its layout is ours and all groups exist."""
     keys = Keys(settings.redis_prefix, settings.partitions)
     async with connect(settings.redis_url) as connections:
@@ -142,7 +169,7 @@ async def _ground(settings: Settings, stopping: asyncio.Event) -> AsyncIterator[
         await layout.guard(connections, keys)
         for handler in await layout.open_groups(connections, keys, settings.handlers):
             log.info("group.created", handler=handler)
-        yield _Ground(settings, connections, keys, Health(connections, settings))
+        yield _Ground(settings, connections, keys, Health(connections, settings), traced)
 
 
 async def _unless(stopping: asyncio.Event, waiting: Coroutine[Any, Any, None]) -> None:
@@ -158,26 +185,32 @@ async def _unless(stopping: asyncio.Event, waiting: Coroutine[Any, Any, None]) -
 
 
 def _receiver(
-    ground: _Ground, environ: Mapping[str, str], reloaders: list[Reloader[Any]]
+    ground: _Ground,
+    environ: Mapping[str, str],
+    reloaders: list[Reloader[Any]],
+    listening: socket | None,
 ) -> Listener:
     settings = ground.settings
     keyring = Keyring(settings.secrets)
+    metrics.secrets_loaded(keyring.places())
     reloaders.append(_reloading_secrets(keyring, environ))
     allow_list = None
     if settings.allowed_networks:
         allow_list = AllowList(settings.allowed_networks, proxies=settings.forwarded_allow_ips)
         reloaders.append(_reloading_networks(allow_list, settings.allowed_networks, environ))
     inbox = Inbox(ground.connections, ground.keys, settings)
-    receiver = Receiver(
-        inbox, tolerance_s=settings.signature_tolerance_s, livemode=settings.livemode
-    )
+    build = Receiver if ground.traced is None else partial(TracedReceiver, ground.traced)
+    receiver = build(inbox, tolerance_s=settings.signature_tolerance_s, livemode=settings.livemode)
     app = create_app(receiver, ground.health, replace(settings, secrets=keyring), allow_list)
-    return _listener(ground, app, settings.port, settings.max_connections, is_busy=app.is_busy)
+    return _listener(
+        ground, app, settings.port, settings.max_connections, listening, is_busy=app.is_busy
+    )
 
 
 def _reloading_secrets(keyring: Keyring, environ: Mapping[str, str]) -> Reloader[Any]:
     def use(secrets: Mapping[str, Any]) -> dict[str, Any]:
         keyring.exchange(secrets)
+        metrics.secrets_loaded(keyring.places())
         return {"fingerprints": keyring.fingerprints()}
 
     return Reloader(
@@ -195,9 +228,9 @@ def _reloading_networks(
     return Reloader("networks", networks, read=lambda: config.allowed_networks(environ), use=use)
 
 
-def _admin(ground: _Ground) -> Listener:
+def _admin(ground: _Ground, listening: socket | None) -> Listener:
     app = create_admin_app(ground.health)
-    return _listener(ground, app, ground.settings.admin_port, MOST_ADMIN_CONNECTIONS)
+    return _listener(ground, app, ground.settings.admin_port, MOST_ADMIN_CONNECTIONS, listening)
 
 
 def _listener(
@@ -205,6 +238,7 @@ def _listener(
     app: ASGIApp,
     port: int,
     max_connections: int,
+    listening: socket | None,
     *,
     is_busy: Callable[[], bool] = lambda: False,
 ) -> Listener:
@@ -218,6 +252,7 @@ def _listener(
         keep_alive_s=settings.keep_alive_s,
         grace_s=settings.shutdown_grace_s,
         is_busy=is_busy,
+        listening=listening,
     )
 
 
@@ -236,7 +271,8 @@ async def _work(
         async with handlers.open_all(chosen, environ) as ready:
             await _examine(ready)
             opened.set()
-            await Worker(ground.connections, ground.keys, ground.settings, ready).run(stopping)
+            called = ground.traced.following(ready) if ground.traced else ready
+            await Worker(ground.connections, ground.keys, ground.settings, called).run(stopping)
 
     working = asyncio.create_task(open_and_work())
     waits = [asyncio.create_task(event.wait()) for event in (stopping, opened)]
@@ -283,33 +319,3 @@ def _spare_the_collector() -> None:
     """Take what lives as long as the process out of every later collection."""
     gc.collect()
     gc.freeze()
-
-
-def _stopped_by_signals() -> asyncio.Event:
-    """Return the event that SIGTERM or SIGINT sets; a second signal ends the process at once."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        stopping.set()
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(each)
-
-    for each in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(ValueError):
-            loop.add_signal_handler(each, stop)
-    return stopping
-
-
-def _reloaded_by_signal(reloaders: Sequence[Reloader[Any]], stopping: asyncio.Event) -> None:
-    """Have SIGHUP look at what can be reloaded; where the terminal has gone, it means stop."""
-    on_terminal = os.isatty(0)
-
-    def look() -> None:
-        if on_terminal and not os.isatty(0):
-            stopping.set()
-        for reloader in reloaders:
-            reloader.ask()
-
-    with contextlib.suppress(ValueError):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, look)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from .config import Livemode
 from .events import Event, Ignored, IgnoredBecause, parse
 from .inbox import Admission, Inbox, Outcome
@@ -49,9 +51,15 @@ class Receiver:
         self._livemode = livemode
 
     async def receive(
-        self, body: bytes, signature: bytes | None, secrets: Sequence[Secret[bytes]], *, now: float
+        self,
+        body: bytes,
+        signature: bytes | None,
+        secrets: Sequence[Secret[bytes]],
+        *,
+        now: float,
+        traceparent: str | None = None,
     ) -> Receipt:
-        """Return what became of *body*.
+        """Return what became of *body*; what is handed over carries the *traceparent* on.
 
         Raises:
             Rejected: The sender's turn; nothing was remembered.
@@ -62,6 +70,8 @@ class Receiver:
         if isinstance(event, Ignored):
             return Receipt(Outcome.IGNORED, payload.secret_fingerprint, event)
         change = event.change()
+        if traceparent is not None:
+            change = msgspec.structs.replace(change, traceparent=traceparent)
         admission = await self._inbox.admit(event, change)
         return Receipt(admission.outcome, payload.secret_fingerprint, event, change, admission)
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from . import metrics
 from .errors import ConfigError
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Reloader(Generic[T]):
         use: Callable[[T], dict[str, Any]],
     ) -> None:
         self._reloaded, self._kept = f"{setting}.reloaded", f"{setting}.kept"
+        self._refused = metrics.SETTING_REFUSED.labels(setting)
         self._current = current
         self._read = read
         self._use = use
@@ -83,6 +85,7 @@ class Reloader(Generic[T]):
         sure, self._last = asked or look == self._last, look
         if not sure:
             return
+        self._refused.set(look.found is None)
         if look.found is None:
             if asked or look.problems != self._said:
                 log.error(self._kept, problems=look.problems)

@@ -170,6 +170,7 @@ def message_schema(transition: str = messages.SCHEMA) -> dict[str, Any]:
         },
         "sequencetype": {"const": "Integer"},
         "replay": _text("Which replay this is part of; absent unless it is one."),
+        "traceparent": _text("Where in a trace the event was received; absent without one."),
         "data": {"$ref": transition},
     }
     return {
@@ -177,7 +178,7 @@ def message_schema(transition: str = messages.SCHEMA) -> dict[str, Any]:
         "description": "A transition as CloudEvents 1.0 structured JSON.",
         "type": "object",
         "properties": properties,
-        "required": [name for name in properties if name != "replay"],
+        "required": [name for name in properties if name not in {"replay", "traceparent"}],
     }
 
 
@@ -187,7 +188,7 @@ def headers_schema() -> dict[str, Any]:
     return {
         "description": "What routers and consumers may want without parsing the body.",
         "type": "object",
-        "properties": {name: {"type": "string"} for name in names},
+        "properties": {name: {"type": "string"} for name in [*names, "traceparent"]},
         "required": names,
     }
 

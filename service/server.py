@@ -25,7 +25,7 @@ OTHER_FILES = 256
 
 
 class Listener:
-    """One application listening on one address.
+    """One application listening on one address, or on a socket that others listen on as well.
 
     Raises:
         ConfigError: The address cannot be had.
@@ -42,8 +42,9 @@ class Listener:
         keep_alive_s: int,
         grace_s: float,
         is_busy: Callable[[], bool] = lambda: False,
+        listening: socket.socket | None = None,
     ) -> None:
-        self._socket = _bound(host, port, stalled_after_s=receive_timeout_s)
+        self._socket = listening or bound(host, port, stalled_after_s=receive_timeout_s)
         self._terms = Terms(
             receive_timeout_s=receive_timeout_s,
             most_connections=_affordable(max_connections),
@@ -103,7 +104,12 @@ def _affordable(connections: int) -> int:
     return connections if soft == resource.RLIM_INFINITY else min(connections, soft - OTHER_FILES)
 
 
-def _bound(host: str, port: int, *, stalled_after_s: float) -> socket.socket:
+def bound(host: str, port: int, *, stalled_after_s: float) -> socket.socket:
+    """Return a socket that listens on an address.
+
+    Raises:
+        ConfigError: The address cannot be had.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio switches Nagle off only where the protocol is named.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

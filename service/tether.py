@@ -27,7 +27,8 @@ if os.getppid() == int(parent):
 def tethered(command: Sequence[str]) -> list[str]:
     """Return *command* so that what it starts gets SIGTERM when this process dies.
 
-    To the kernel the "parent" is the thread that starts the child: it must live as long.
+    To the kernel the "parent" is the thread that starts the child: it must live as long, and be
+    the only one left at the end, or the child gets the signal again for each that goes after it.
     https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
     """
     if sys.platform != "linux":

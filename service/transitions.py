@@ -88,6 +88,7 @@ class SessionChange(Discreet, frozen=True, kw_only=True, gc=False):
         related_customer_account: The id of an account acting as customer.
         related_person: The person and the account it belongs to.
         metadata: Your own keys and values, as you gave them to Stripe.
+        traceparent: Where in a trace it was received (W3C Trace Context); absent without one.
     """
 
     shown: ClassVar[tuple[str, ...]] = ("event_id", "event_type", "session_id", "current")
@@ -108,6 +109,7 @@ class SessionChange(Discreet, frozen=True, kw_only=True, gc=False):
     related_customer_account: str | None = None
     related_person: RelatedPerson | None = None
     metadata: dict[str, str] | None = None
+    traceparent: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class StatusTransition(SessionChange, frozen=True, kw_only=True, gc=False):

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import re
-import secrets as randomness
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -29,6 +26,7 @@ from . import metrics
 from .config import Settings
 from .errors import RETRY_AFTER_S, Refusal, Rejected, Shortage, Unavailable
 from .events import Event
+from .headers import Headers
 from .health import Health
 from .inbox import Admission
 from .receiver import Receipt, Receiver
@@ -38,14 +36,7 @@ from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS, SessionChange
 
 WEBHOOK_PATH = "/webhooks/stripe"
 
-_REQUEST_ID = re.compile(rb"[0-9a-fA-F-]{8,64}")
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
-
 _STATUSES = {Refusal.BODY_TOO_LARGE: 413, Refusal.SOURCE_NOT_ALLOWED: 403}
-
-# What is made here is unique among processes, and cheap.
-_PROCESS = randomness.token_hex(4)
-_NUMBERS = itertools.count()
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -148,7 +139,7 @@ class _Door:
         await send(answer.start)
         await send(answer.body)
         with contextlib.suppress(Exception):
-            _record(refused, _Headers(scope), 0.0)
+            _record(refused, Headers(scope["headers"]), 0.0)
 
 
 class _Webhook:
@@ -160,7 +151,7 @@ class _Webhook:
         self._most_bytes = settings.max_body_bytes
         self._most_in_flight = settings.max_in_flight
         self._in_flight = 0
-        metrics.IN_FLIGHT.set_function(lambda: self._in_flight)
+        metrics.follow(metrics.IN_FLIGHT, lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         secrets = self._secrets.get(scope["path_params"].get("endpoint", "").lower())
@@ -168,7 +159,7 @@ class _Webhook:
             await Response(status_code=404)(scope, receive, send)
             return
         started = time.perf_counter()
-        headers = _Headers(scope)
+        headers = Headers(scope["headers"])
         try:
             outcome = await self._outcome(headers, receive, secrets)
         except _ClientLeft:
@@ -186,11 +177,11 @@ class _Webhook:
         return self._in_flight >= self._most_in_flight
 
     async def _outcome(
-        self, headers: _Headers, receive: Receive, secrets: Sequence[Secret[bytes]]
+        self, headers: Headers, receive: Receive, secrets: Sequence[Secret[bytes]]
     ) -> Receipt | Rejected | Unavailable:
         try:
             body = await self._body(headers, receive)
-            return await self._in_hand(body, headers.signature, secrets)
+            return await self._in_hand(body, headers, secrets)
         except (Rejected, Unavailable) as error:
             return error
         except asyncio.CancelledError:
@@ -198,18 +189,24 @@ class _Webhook:
             return Unavailable(Shortage.BUSY)
 
     async def _in_hand(
-        self, body: bytes, signature: bytes | None, secrets: Sequence[Secret[bytes]]
+        self, body: bytes, headers: Headers, secrets: Sequence[Secret[bytes]]
     ) -> Receipt:
         """Work on a whole request; who is still sending takes nobody's place."""
         if self.is_busy():
             raise Unavailable(Shortage.BUSY)
         self._in_flight += 1
         try:
-            return await self._receiver.receive(body, signature, secrets, now=time.time())
+            return await self._receiver.receive(
+                body,
+                headers.signature,
+                secrets,
+                now=time.time(),
+                traceparent=headers.traceparent,
+            )
         finally:
             self._in_flight -= 1
 
-    async def _body(self, headers: _Headers, receive: Receive) -> bytes:
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """Read the whole body, or no more than is allowed of it."""
         if headers.declared_bytes > self._most_bytes:
             raise Rejected(Refusal.BODY_TOO_LARGE)
@@ -227,35 +224,6 @@ class _Webhook:
             if not message.get("more_body", False):
                 headers.body_bytes = size
                 return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-class _Headers:
-    """The few headers anybody here looks at."""
-
-    def __init__(self, scope: Scope) -> None:
-        self.signature: bytes | None = None
-        self.declared_bytes = 0
-        self.body_bytes = 0
-        self._request_id: str | None = None
-        for name, value in scope["headers"]:
-            if name == b"stripe-signature":
-                # Sent in several lines, they mean what they would mean joined (RFC 9110, 5.3).
-                self.signature = value if self.signature is None else self.signature + b"," + value
-            elif name == b"content-length" and value.isdigit():
-                # Twenty digits tell too large from not; int() refuses thousands of them.
-                self.declared_bytes = int(value[:20])
-            elif name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-                self._request_id = value.decode()
-            elif name == b"traceparent" and self._request_id is None:
-                traced = _TRACEPARENT.fullmatch(value)
-                self._request_id = traced[1].decode() if traced else None
-
-    @property
-    def request_id(self) -> str:
-        """The id given by whoever stands before us, else one made here."""
-        if self._request_id is None:
-            self._request_id = f"{_PROCESS}{next(_NUMBERS):08x}"
-        return self._request_id
 
 
 @lru_cache(maxsize=1024)
@@ -281,9 +249,7 @@ def _answer_to(outcome: Receipt | Rejected | Unavailable) -> _Answer:
     return _answer(status, "error", outcome.reason, outcome.field)
 
 
-def _record(
-    outcome: Receipt | Rejected | Unavailable, headers: _Headers, duration_s: float
-) -> None:
+def _record(outcome: Receipt | Rejected | Unavailable, headers: Headers, duration_s: float) -> None:
     """Count a request and write its one line."""
     metrics.RECEIVE_SECONDS.observe(duration_s)
     request = {
@@ -307,6 +273,7 @@ def _record_receipt(receipt: Receipt, request: dict[str, Any]) -> None:
     known = event_type if event_type in STEP_RANKS else metrics.OTHER_TYPE
     metrics.events(receipt.outcome, known.removeprefix(EVENT_TYPE_PREFIX)).inc()
     metrics.secret_matches(receipt.secret_fingerprint).inc()
+    metrics.LAST_EVENT.set(time.time())
     metrics.BODY_BYTES.observe(request["body_bytes"])
     request["secret_fingerprint"] = receipt.secret_fingerprint
     if receipt.change is None or receipt.admission is None:

@@ -27,8 +27,9 @@ from .dispatch import Dispatcher
 from .errors import Shortage
 from .handlers import Handler
 from .janitor import Janitor
+from .lag import Lag, lags
 from .layout import Keys, open_groups
-from .mailbox import Lag, LeaseLostError, Mailbox, announce, lags, lease
+from .mailbox import LeaseLostError, Mailbox, announce, lease
 from .retries import RetryPolicy
 
 RENEWALS_PER_TTL = 3
@@ -184,18 +185,19 @@ class Worker:
         if now < self._measured_at + MEASURE_EVERY_S:
             return
         self._measured_at = now
-        mailboxes = [tenure.mailbox for tenure in self._tenures.values()]
+        places = [*self._tenures]
         found: dict[str, list[Lag]] = {handler: [] for handler in self._handlers}
-        for mailbox, lag in zip(mailboxes, await lags(self._connections, mailboxes), strict=True):
+        measured = await lags(self._connections, self._keys, places)
+        for (handler, _), lag in zip(places, measured, strict=True):
             if not isinstance(lag, Exception):
-                found[mailbox.handler].append(lag)
-        for handler, measured in found.items():
-            oldest_s = max((lag.oldest_s for lag in measured), default=0.0)
+                found[handler].append(lag)
+        for handler, each in found.items():
+            oldest_s = max((lag.oldest_s for lag in each), default=0.0)
             metrics.OLDEST_SECONDS.labels(handler).set(oldest_s)
-            metrics.DEAD_LETTERS.labels(handler).set(sum(lag.dead for lag in measured))
-            entries = [lag.entries for lag in measured if lag.entries is not None]
+            metrics.DEAD_LETTERS.labels(handler).set(sum(lag.dead for lag in each))
+            entries = [lag.entries for lag in each if lag.entries is not None]
             # Where Redis does not know, the last it knew says more than a wrong number.
-            if len(entries) == len(measured):
+            if len(entries) == len(each):
                 metrics.LAG_ENTRIES.labels(handler).set(sum(entries))
 
     def dispatcher(self, mailbox: Mailbox) -> Dispatcher:

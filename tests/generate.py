@@ -1,7 +1,8 @@
 """Writes anew what is told elsewhere too: `python -m tests.generate`, from the root.
 
-The schemas in deploy/, .env.example, and the README's tables of settings, all from the types and
-declarations. Holds no test; `test_generated` fails while a file is not what this would write.
+The schemas in deploy/, .env.example, and the README's tables of settings and of metrics, all from
+the types and declarations. Holds no test; `test_generated` fails while a file is not what this
+would write.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import json
 import re
 from pathlib import Path
 
-from service import config, openapi, schema, variables
+from prometheus_client import Counter, Gauge, Histogram
+
+from service import config, metrics, openapi, schema, variables
 from service.handlers.kafka import KafkaSettings
 from service.handlers.nats import NatsSettings
 from service.handlers.rabbitmq import RabbitmqSettings
@@ -31,11 +34,23 @@ def queue_settings() -> list[Row]:
     return [row for declared in QUEUES for row in variables.describe(declared)]
 
 
+def series() -> list[Counter | Gauge | Histogram]:
+    """Return every series of ours, in the order of their declarations."""
+    return [one for one in vars(metrics).values() if isinstance(one, Counter | Gauge | Histogram)]
+
+
+def series_name(one: Counter | Gauge | Histogram) -> str:
+    """Return the name under which a series is asked for; a histogram's without its endings."""
+    ending = "_total" if isinstance(one, Counter) else ""
+    return f"{one._name}{ending}"
+
+
 def generated() -> dict[Path, str]:
     """Return the text of every generated file by its path."""
     readme = README.read_text(encoding="utf-8")
-    readme = _with_table(readme, "settings", config.describe())
-    readme = _with_table(readme, "queues", queue_settings())
+    readme = _with_table(readme, "settings", _settings(config.describe()))
+    readme = _with_table(readme, "queues", _settings(queue_settings()))
+    readme = _with_table(readme, "metrics", _metrics())
     return {
         DEPLOY / "asyncapi.yaml": _json(schema.asyncapi()),
         DEPLOY / "openapi.yaml": _json(openapi.openapi()),
@@ -49,10 +64,23 @@ def _json(document: object) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def _with_table(text: str, name: str, rows: list[Row]) -> str:
-    """Put a table of settings between the marks of its name."""
+def _settings(rows: list[Row]) -> list[str]:
     lines = [f"| `{row.name}` | {row.default} | {row.description} |" for row in rows]
-    table = "\n".join(["| variable | default | meaning |", "|---|---|---|", *lines])
+    return ["| variable | default | meaning |", "|---|---|---|", *lines]
+
+
+def _metrics() -> list[str]:
+    lines = [
+        f"| `{series_name(one)}` | {one._type} | {labels} | {one._documentation} |"
+        for one in series()
+        for labels in [", ".join(one._labelnames)]
+    ]
+    return ["| series | kind | labels | meaning |", "|---|---|---|---|", *lines]
+
+
+def _with_table(text: str, name: str, lines: list[str]) -> str:
+    """Put a table between the marks of its name."""
+    table = "\n".join(lines)
     marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     found, count = marked.subn(lambda mark: f"{mark[1]}{table}\n{mark[2]}", text)
     if count != 1:

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, str] = {
     "coalesce": "",
     "deadlines": "",
     "tasks": "",
-    "metrics": "",
+    "metrics": "__init__",
     "simulate": "",
     "floods": "",
     "redaction": "secret",
@@ -30,7 +30,12 @@ MAY_IMPORT: dict[str, str] = {
     "config": "errors secret sources variables",
     "signatures": "errors secret",
     "keyring": "secret signatures",
-    "reloading": "errors",
+    "reloading": "errors metrics",
+    "signals": "reloading",
+    "findings": "config",
+    "headers": "",
+    "lag": "connections layout",
+    "tracing": "__init__ errors events handlers receiver secret transitions",
     "reports": "secret",
     "sessions": "reports secret",
     "transitions": "reports sessions",
@@ -47,7 +52,7 @@ MAY_IMPORT: dict[str, str] = {
     "janitor": "connections layout metrics",
     "replays": "connections layout transitions wire",
     "arrivals": "connections tasks",
-    "health": "config connections errors metrics",
+    "health": "config connections errors findings metrics",
     "inbox": (
         "coalesce config connections deadlines errors events layout metrics transitions wire"
     ),
@@ -66,26 +71,27 @@ MAY_IMPORT: dict[str, str] = {
     "retries": "",
     "dispatch": "circuit errors handlers mailbox metrics retries transitions",
     "worker": (
-        "arrivals circuit config connections dispatch errors handlers janitor layout mailbox"
+        "arrivals circuit config connections dispatch errors handlers janitor lag layout mailbox"
         " metrics retries"
     ),
-    "web": "config errors events health inbox metrics receiver secret sources transitions",
+    "web": "config errors events headers health inbox metrics receiver secret sources transitions",
     "protocol": "errors metrics",
     "server": "errors protocol",
     "sender": "errors secret signatures simulate",
     "selftest": "config secret sender signatures simulate transitions",
     "traces": "config connections layout ledger selftest transitions wire",
     "processes": (
-        "config connections errors handlers health inbox keyring layout receiver reloading server"
-        " sources tasks web worker"
+        "config connections errors handlers health inbox keyring layout metrics receiver reloading"
+        " server signals sources tasks tracing web worker"
     ),
-    "checks": "config connections errors handlers health janitor layout",
+    "supervisor": "config metrics server tasks tether",
+    "checks": "config connections errors findings handlers health janitor lag layout",
     "terminal": "connections errors",
     "local": "errors secret",
     "mail_commands": "config connections errors janitor layout local replays terminal",
     "cli": (
-        "__init__ checks config connections embedded errors health layout ledger local logs"
-        " mail_commands processes secret selftest sender simulate terminal traces web"
+        "__init__ checks config connections embedded errors findings layout ledger local logs"
+        " mail_commands processes secret selftest sender simulate supervisor terminal traces web"
     ),
     "__main__": "cli",
 }
@@ -101,6 +107,7 @@ OWNERS = {
     "rich": {"terminal"},
     "httpx2": {"sender"},
     "prometheus_client": {"metrics"},
+    "opentelemetry": {"tracing"},
     "hmac": {"signatures"},
 }
 FORBIDDEN_WORDS = {
@@ -258,6 +265,7 @@ def test_only_settings_are_read_by_name(name: str) -> None:
         "variables": {"CREDENTIALS_DIRECTORY"},
         "embedded": {"REDIS_SERVER", "PATH"},
         "local": {"REDIS_URL", "REDIS_URL_FILE"},
+        "tracing": {"OTEL_SDK_DISABLED", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"},
     }
 
     assert name.startswith("handlers.") or looked_up <= owned.get(name, set())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,7 +16,7 @@ from service import checks, handlers
 from service.config import Settings
 from service.connections import Connections
 from service.errors import ConfigError
-from service.health import Finding, Severity
+from service.findings import Finding, Promise, Severity
 from service.layout import Keys, guard, open_groups
 from service.transitions import StatusTransition
 
@@ -37,6 +39,53 @@ async def test_all_is_fine(settings: Settings) -> None:
     assert handler.meaning == "opens (service.handlers.log:open)"
 
 
+async def test_the_oldest_is_told_and_a_long_wait_is_a_warning(
+    connections: Connections, settings: Settings, keys: Keys
+) -> None:
+    """What has waited for long is told with its age, and that nobody works for the handler."""
+    now_ms = int(time.time() * 1000)
+    await connections.client.xadd(keys.transitions(3), FIELDS, id=f"{now_ms - 400_000}-1")
+    await connections.client.xadd(keys.transitions(5), FIELDS, id=f"{now_ms - 2_000}-1")
+    group = await found(settings, "group log")
+
+    assert group.severity is Severity.WARNING
+    assert re.match(r"2 of transitions unsettled, the oldest for 4\d\d s, 0 replays", group.meaning)
+    assert group.meaning.endswith("; no worker works for it")
+
+
+def test_each_promise_has_a_verdict() -> None:
+    """A promise is as safe as the worst finding that touches it, and that is named."""
+    findings = [
+        Finding("clock", Severity.FATAL, (Promise.AUTHENTIC, Promise.ONCE), ""),
+        Finding("fsync", Severity.WARNING, (Promise.DURABLE, Promise.ONCE), ""),
+        Finding("memory", Severity.WARNING, (Promise.DURABLE,), ""),
+        Finding("eviction", Severity.FINE, (Promise.FORWARD_ONLY,), ""),
+    ]
+    assert checks.verdicts(findings) == [
+        (Promise.AUTHENTIC, Severity.FATAL, "clock"),
+        (Promise.DURABLE, Severity.WARNING, "fsync, memory"),
+        (Promise.ONCE, Severity.FATAL, "clock"),
+        (Promise.FORWARD_ONLY, Severity.FINE, ""),
+        (Promise.ALONE, Severity.FINE, ""),
+        (Promise.SECRET, Severity.FINE, ""),
+    ]
+
+
+@pytest.mark.usefixtures("connections")
+async def test_every_promise_is_looked_at(settings: Settings) -> None:
+    """No promise is called kept because nobody looked."""
+    findings = await checks.findings(settings, {})
+    assert {promise for each in findings for promise in each.promises} == {*Promise}
+
+
+@pytest.mark.usefixtures("connections")
+async def test_a_tolerance_above_stripes_is_a_warning(settings: Settings) -> None:
+    """A signature may be as old as Stripe's own libraries let it be, or it is said."""
+    wide = await found(replace(settings, signature_tolerance_s=301), "signatures")
+    assert wide.severity is Severity.WARNING
+    assert (await found(settings, "signatures")).severity is Severity.FINE
+
+
 async def test_dead_letters_are_a_warning(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:
@@ -47,7 +96,10 @@ async def test_dead_letters_are_a_warning(
     group = await found(settings, "group log")
 
     assert group.severity is Severity.WARNING
-    assert group.meaning == "1 of transitions unsettled, 1 replays, 2 dead letters"
+    assert re.fullmatch(
+        "1 of transitions unsettled(, the oldest for [01] s)?, 1 replays, 2 dead letters",
+        group.meaning,
+    )
 
 
 async def test_a_group_without_an_owner_is_a_warning(

@@ -15,7 +15,7 @@ from service import circuit as circuit_module
 from service.circuit import PROBE_CEILING_S, Circuit
 from service.config import Settings
 from service.connections import Connections
-from service.health import Severity
+from service.findings import Severity
 from service.layout import Keys
 from service.transitions import StatusTransition
 from service.worker import Worker

@@ -208,9 +208,15 @@ def test_check_says_what_holds(ground: Yard) -> None:
     assert closed.wait() == 1
     rows = {row["name"]: row for row in orjson.loads(fine.out)}
     opens = "opens (service.handlers.log:open)"
-    assert rows["handler log"] == {"name": "handler log", "severity": "fine", "meaning": opens}
+    assert rows["handler log"] == {
+        "name": "handler log",
+        "severity": "fine",
+        "promises": ["each handler alone"],
+        "meaning": opens,
+    }
     assert {"clock", "eviction", "persistence", "durability"} <= rows.keys()
-    assert b"persistence" in table.out
+    for word in (b"persistence", b"forward only", b"because of"):
+        assert word in table.out
     assert {"name": "durability", "severity": "fatal"}.items() <= next(
         row.items() for row in orjson.loads(fatal.out) if row["name"] == "durability"
     )

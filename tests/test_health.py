@@ -17,9 +17,27 @@ from service import health
 from service.config import Durability, Settings
 from service.connections import Connections, connect
 from service.errors import Shortage, Unavailable
-from service.health import Health, Severity, await_redis, inspect
+from service.findings import Finding, Promise, Severity, judge, together
+from service.health import Health, await_redis, inspect
 from service.secret import Secret
 
+NAMES = [
+    *("clock", "version", "eviction", "memory", "role"),
+    *("persistence", "fsync", "replication", "durability"),
+]
+HEALTHY: dict[str, Any] = {
+    "redis_version": "7.2.4",
+    "maxmemory_policy": "noeviction",
+    "maxmemory": 0,
+    "total_system_memory": 1000,
+    "used_memory": 10,
+    "aof_enabled": 1,
+    "appendfsync": "always",
+    "aof_last_write_status": "ok",
+    "role": "master",
+    "connected_slaves": 1,
+    "min-replicas-to-write": "1",
+}
 FINE, WARNING, FATAL = Severity.FINE, Severity.WARNING, Severity.FATAL
 
 
@@ -43,18 +61,22 @@ class TestFindings:
     @pytest.mark.parametrize(
         ("options", "wanted", "expected"),
         [
-            ({}, Durability.NONE, {"persistence": WARNING}),
-            ({"appendfsync": "always"}, Durability.NONE, {}),
-            ({"appendonly": "no"}, Durability.NONE, {"persistence": WARNING}),
+            ({}, Durability.NONE, {}),
+            ({"appendfsync": "always"}, Durability.NONE, {"fsync": FINE}),
+            (
+                {"appendonly": "no"},
+                Durability.NONE,
+                {"persistence": WARNING, "fsync": FINE},
+            ),
             ({"maxmemory_policy": "volatile-lru"}, Durability.NONE, {"eviction": FATAL}),
             ({"maxmemory_policy": "allkeys-lru"}, Durability.NONE, {"eviction": FATAL}),
-            ({"appendfsync": "always"}, Durability.FSYNC, {}),
+            ({"appendfsync": "always"}, Durability.FSYNC, {"fsync": FINE}),
             ({}, Durability.FSYNC, {"durability": FATAL}),
             ({"appendfsync": "no"}, Durability.FSYNC, {"durability": FATAL}),
             (
                 {"appendonly": "no", "appendfsync": "always"},
                 Durability.FSYNC,
-                {"durability": FATAL},
+                {"durability": FATAL, "persistence": WARNING, "fsync": FINE},
             ),
             ({}, Durability.REPLICA, {"durability": FATAL}),
         ],
@@ -71,12 +93,9 @@ class TestFindings:
         async with configured(connections, **options):
             findings = await inspect(connections, make_settings(durability=wanted))
 
-        names = ["clock", "eviction", "role", "persistence", "durability"]
-        assert [one.name for one in findings] == names
-        severities = {one.name: one.severity for one in findings}
-        always = options.get("appendfsync") == "always" and "appendonly" not in options
-        usual = {"persistence": FINE if always else WARNING}
-        assert severities == dict.fromkeys(severities, FINE) | usual | expected
+        assert [one.name for one in findings] == NAMES
+        usual = dict.fromkeys(NAMES, FINE) | {"fsync": WARNING, "replication": WARNING}
+        assert {one.name: one.severity for one in findings} == usual | expected
         assert all(one.meaning for one in findings)
 
     async def test_what_may_not_be_asked_is_said(
@@ -95,25 +114,65 @@ class TestFindings:
                 with pytest.raises(NoPermissionError):
                     await few.client.config_get("appendfsync")
                 for wanted, severity in ((Durability.NONE, FINE), (Durability.FSYNC, FATAL)):
-                    *_, persistence, durability = await inspect(
-                        few, make_settings(durability=wanted)
-                    )
-                    assert persistence.severity is WARNING
-                    assert "cannot be read" in persistence.meaning
+                    *_, fsync, _, durability = await inspect(few, make_settings(durability=wanted))
+                    assert fsync.severity is WARNING
+                    assert "cannot be read" in fsync.meaning
                     assert durability.severity is severity
         finally:
             await connections.client.execute_command("ACL", "DELUSER", "limited")
 
-    def test_a_replica_is_no_place_to_write(self) -> None:
-        """What is admitted must be written, so a replica keeps us out of service."""
-        assert health._role("slave").severity is FATAL
-        assert health._role("master").severity is FINE
+    @pytest.mark.parametrize(
+        ("told", "name", "severity", "words"),
+        [
+            ({}, "persistence", FINE, "loses nothing"),
+            ({"aof_last_write_status": "err"}, "persistence", WARNING, "write to the append-only"),
+            ({"aof_last_bgrewrite_status": "err"}, "persistence", WARNING, "grows without end"),
+            ({"rdb_last_bgsave_status": "err"}, "persistence", WARNING, "snapshot failed"),
+            ({"redis_version": "6.2.14"}, "version", FATAL, "older than Redis 7.0"),
+            ({"redis_version": "7.2.4"}, "version", FINE, "run"),
+            ({"redis_version": "10.0.1"}, "version", FINE, "run"),
+            ({"maxmemory": 100, "used_memory": 81}, "memory", WARNING, "Stripe gets 503"),
+            ({"maxmemory": 100, "used_memory": 79}, "memory", FINE, "room"),
+            ({"total_system_memory": 100, "used_memory": 81}, "memory", WARNING, "end Redis"),
+            ({"role": "slave"}, "role", FATAL, "takes no writes"),
+            ({"connected_slaves": 0}, "replication", WARNING, "no replica"),
+            ({"min-replicas-to-write": "0"}, "replication", WARNING, "goes on acknowledging"),
+            ({"min-replicas-to-write": "1"}, "replication", FINE, "follows"),
+            ({"min-replicas-to-write": None}, "replication", FINE, "cannot be read"),
+        ],
+    )
+    def test_what_redis_tells_is_judged(
+        self, told: dict[str, Any], name: str, severity: Severity, words: str
+    ) -> None:
+        """What a disk, a full memory, an old server or a lone primary means is said in words."""
+        findings = judge(HEALTHY | told, skew_s=0, durability=Durability.NONE)
+        [found] = [one for one in findings if one.name == name]
+        assert found.severity is severity
+        assert words in found.meaning
+        assert found.promises
+        others = [one for one in findings if one.name != name]
+        assert {one.severity for one in others} == {FINE}
 
     def test_a_connected_replica_satisfies_replica(self) -> None:
         """DURABILITY=replica can hold where a replica is connected, and nowhere else."""
         for connected, severity in ((1, FINE), (0, FATAL)):
-            described = {"connected_slaves": connected, "aof_enabled": 0, "appendfsync": None}
-            assert health._durability(described, Durability.REPLICA).severity is severity
+            described = HEALTHY | {"connected_slaves": connected}
+            *_, found = judge(described, skew_s=0, durability=Durability.REPLICA)
+            assert found.severity is severity
+
+    def test_of_several_primaries_the_worst_is_told(self) -> None:
+        """In Cluster each primary counts: one that evicts breaks the promise for its sessions."""
+
+        def judged(**told: Any) -> list[Finding]:
+            return judge(HEALTHY | told, skew_s=0, durability=Durability.NONE)
+
+        findings = together([judged(), judged(maxmemory_policy="allkeys-lru"), judged()])
+        [eviction] = [one for one in findings if one.name == "eviction"]
+        assert [one.name for one in findings] == NAMES
+        assert eviction.severity is FATAL
+        assert eviction.meaning.endswith("(on 1 of 3 primaries)")
+        assert Promise.ONCE in eviction.promises
+        assert together([judged()] * 3) == judged()
 
     @pytest.mark.parametrize(
         ("ahead_s", "severity"), [(0, FINE), (29, FINE), (32, FATAL), (-31, FATAL)]
@@ -211,9 +270,8 @@ class TestReadiness:
             return bool(stats["cmdstat_config|get"]["calls"] >= seen + 5)
 
         await until(looked_often)
-        assert [line["finding"] for line in lines if line["event"] == "redis.finding"] == [
-            "persistence"
-        ]
+        said = [line["finding"] for line in lines if line["event"] == "redis.finding"]
+        assert said == ["fsync", "replication"]
 
 
 class TestWaiting:

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from select import PIPE_BUF
 from typing import Any
 
 import pytest
@@ -139,6 +140,26 @@ def test_formats(
     assert "event.admitted" in out.text
     assert out.text.startswith("{") is is_json
     assert ("\x1b[" in out.text) is is_colored
+
+
+async def test_no_line_is_torn_by_another_process(configure: Configure) -> None:
+    """The lines of a turn are written in pieces of whole lines that a pipe takes at once."""
+    written: list[bytes] = []
+
+    class Pipe(Out):
+        def write(self, text: Any, /) -> int:
+            written.append(bytes(text))
+            return super().write(text)
+
+    out = configure(out=Pipe())
+    log = logger()
+    for number in range(100):
+        log.info("event.admitted", number_of_this=number, text="x" * 300)
+    await asyncio.sleep(0)
+
+    assert [line["number_of_this"] for line in out.lines] == [*range(100)]
+    assert 1 < len(written) < 30
+    assert all(piece.endswith(b"\n") and len(piece) <= PIPE_BUF for piece in written)
 
 
 def test_standard_output_is_the_default(

@@ -17,18 +17,17 @@ from service import wire
 from service.arrivals import Arrivals
 from service.config import Settings
 from service.connections import Connections, NotReplicatedError, connect
+from service.lag import Lag, lags
 from service.layout import Keys, open_groups
 from service.mailbox import (
     MOST_TAKEN_OVER_PER_CALL,
     SUSPECT,
     UNREADABLE,
     Delivery,
-    Lag,
     LeaseLostError,
     Mailbox,
     Tries,
     announce,
-    lags,
     lease,
 )
 from service.secret import Secret
@@ -56,6 +55,10 @@ class Post:
     def mailbox(self, worker: str = "w1") -> Mailbox:
         """Return a mailbox without a lease."""
         return Mailbox(self.connections, self.keys, self.arrivals, handler=HANDLER, worker=worker)
+
+    async def lags(self) -> list[Lag | Exception]:
+        """Measure what the handler has not settled here."""
+        return await lags(self.connections, self.keys, [(HANDLER, 0)])
 
     async def leased(self, worker: str = "w1", *, ttl_s: float = 300) -> Mailbox:
         """Return a mailbox that has the lease."""
@@ -214,7 +217,7 @@ async def test_unanswered_leasing_leaves_the_lease_as_it_was(
 
     assert await lease(post.connections, [mailbox], 10) == [broken]
     assert mailbox.is_ours()
-    assert await lags(post.connections, [mailbox]) == [broken]
+    assert await post.lags() == [broken]
 
 
 @pytest.mark.parametrize("call", ["read", "settle", "count", "bury", "take_over"])
@@ -404,7 +407,7 @@ async def test_settling_works_on_a_full_server(post: Post) -> None:
         await mailbox.settle(first)
         await mailbox.count(second, Tries(1, 1))
         await mailbox.bury(second, reason="exhausted", error="", attempts=1)
-        [lag] = await lags(post.connections, [mailbox])
+        [lag] = await post.lags()
         await announce(post.connections, post.keys, handler=HANDLER, worker="w", ttl_s=5)
         await mailbox.release()
     finally:
@@ -495,11 +498,11 @@ async def test_workers_are_counted_while_they_live(post: Post) -> None:
 async def test_lag_counts_what_is_not_settled(post: Post) -> None:
     """Lag is what is unread and what pends; its age is that of the oldest of either."""
     mailbox = await post.leased()
-    assert await lags(post.connections, [mailbox]) == [Lag(0, 0.0, 0)]
+    assert await post.lags() == [Lag(0, 0.0, 0)]
 
     await post.admit(1, 2, 3)
     await asyncio.sleep(0.03)
-    [unread] = await lags(post.connections, [mailbox])
+    [unread] = await post.lags()
     assert isinstance(unread, Lag)
     assert unread.entries == 3
     assert 0.03 <= unread.oldest_s < 60
@@ -507,12 +510,12 @@ async def test_lag_counts_what_is_not_settled(post: Post) -> None:
     first, second = await mailbox.read(2)
     await mailbox.settle(second)
     await post.admit(4)
-    [mixed] = await lags(post.connections, [mailbox])
+    [mixed] = await post.lags()
     assert isinstance(mixed, Lag)
     assert mixed.entries == 3
     assert mixed.oldest_s >= unread.oldest_s
     await mailbox.settle(first)
-    [after] = await lags(post.connections, [mailbox])
+    [after] = await post.lags()
     assert isinstance(after, Lag)
     assert after.entries == 2
 
@@ -524,7 +527,7 @@ async def test_lag_that_redis_does_not_know_is_none(post: Post) -> None:
     await mailbox.read(1)
     await post.client.xdel(STREAM, second)
     await asyncio.sleep(0.005)
-    [lag] = await lags(post.connections, [mailbox])
+    [lag] = await post.lags()
     assert isinstance(lag, Lag)
     assert lag.entries is None
     assert lag.oldest_s > 0
@@ -532,11 +535,11 @@ async def test_lag_that_redis_does_not_know_is_none(post: Post) -> None:
 
 async def test_lag_without_a_group_is_an_error(post: Post) -> None:
     """A deleted stream, or one without our group, is an error for that partition alone."""
-    mailbox = await post.leased()
+    await post.leased()
     await post.client.xgroup_destroy(STREAM, HANDLER)
-    [missing] = await lags(post.connections, [mailbox])
+    [missing] = await post.lags()
     await post.client.delete(STREAM)
-    [deleted] = await lags(post.connections, [mailbox])
+    [deleted] = await post.lags()
     assert isinstance(missing, ResponseError)
     assert isinstance(deleted, ResponseError)
 

@@ -23,6 +23,7 @@ from service.transitions import Status, StatusTransition
 TEXT = st.text(max_size=20)
 WORD = st.text(min_size=1, max_size=20)
 MAYBE = st.none() | TEXT
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRANSITIONS = st.builds(
     StatusTransition,
     event_id=WORD,
@@ -41,6 +42,7 @@ TRANSITIONS = st.builds(
     related_customer_account=MAYBE,
     related_person=st.none() | st.builds(RelatedPerson, account=MAYBE, person=MAYBE),
     metadata=st.none() | st.dictionaries(TEXT, TEXT, max_size=4),
+    traceparent=st.just(msgspec.UNSET) | st.just(TRACEPARENT),
     previous=st.none() | WORD,
     sequence=st.integers(1, 2**53),
     epoch=st.integers(1, 2**53),

@@ -7,6 +7,7 @@ import time
 
 import httpx2
 import pytest
+from generate import series
 from harness import event, signed
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,10 +25,20 @@ from service.signatures import fingerprint
 from service.transitions import EVENT_TYPE_PREFIX, STEP_RANKS
 from service.web import create_app
 
-SERIES = [one for one in vars(metrics).values() if isinstance(one, Counter | Gauge | Histogram)]
+SERIES = series()
 TYPES = {name.removeprefix(EVENT_TYPE_PREFIX) for name in STEP_RANKS} | {"other"}
 WORDS = {*Outcome, *Refusal, *Shortage, "client_left"}
-LABELS = {"outcome", "type", "secret_fingerprint", "reason", "handler"}
+LABELS = {
+    "setting",
+    "place",
+    "outcome",
+    "type",
+    "secret_fingerprint",
+    "reason",
+    "handler",
+    "finding",
+    "version",
+}
 OLD = Secret(b"whsec_old")
 
 
@@ -39,6 +50,14 @@ def test_each_series_explains_itself(series: Counter | Gauge | Histogram) -> Non
     assert re.fullmatch(r"[A-Z0-9].*\.", family.documentation)
     assert set(series._labelnames) <= LABELS
     assert f"# HELP {family.name}" in metrics.exposition().decode()
+
+
+@pytest.mark.parametrize(
+    "gauge", [one for one in SERIES if isinstance(one, Gauge)], ids=lambda one: str(one._name)
+)
+def test_each_gauge_says_how_processes_share_it(gauge: Gauge) -> None:
+    """Of several processes on one port a gauge is a sum, a least or a most, never one for each."""
+    assert gauge._multiprocess_mode in {"livesum", "livemin", "livemax", "max"}
 
 
 def test_every_series_is_in_the_one_registry() -> None:
@@ -112,6 +131,19 @@ async def test_the_counters_say_what_happened(
     assert changed["idv_body_bytes_count",] == 6
     assert changed["idv_event_age_seconds_count",] == 5
     assert "canary" not in _exposition()
+
+
+def test_only_secrets_in_use_are_told() -> None:
+    """What is taken out of use is no longer told as in use, whatever is put in its place."""
+    metrics.secrets_loaded([("aaaaaaaa", "current"), ("bbbbbbbb", "old")])
+    metrics.secrets_loaded([("cccccccc", "current"), ("aaaaaaaa", "old")])
+    told = {
+        tuple(sorted(value for _, value in labels))
+        for (name, labels), value in _samples().items()
+        if name == "idv_secret_loaded" and value
+    }
+    assert told == {("cccccccc", "current"), ("aaaaaaaa", "old")}
+    metrics.secrets_loaded([])
 
 
 def test_label_values_are_from_closed_lists() -> None:

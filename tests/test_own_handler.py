@@ -23,7 +23,7 @@ from msgspec import structs
 from service import checks, handlers
 from service.config import Settings
 from service.errors import Undeliverable
-from service.health import Severity
+from service.findings import Severity
 from service.transitions import StatusTransition
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

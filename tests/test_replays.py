@@ -20,6 +20,7 @@ from service.config import Settings
 from service.connections import Connections
 from service.errors import Undeliverable
 from service.handlers import Handler
+from service.lag import Lag, lags
 from service.layout import Keys
 from service.mailbox import Mailbox, lease
 from service.replays import Entry, Wanted
@@ -391,10 +392,9 @@ async def test_what_is_replayed_counts_as_unsettled(post: Post) -> None:
     """The lag of a handler holds what is replayed to it."""
     await post.bury("vs_a", 1)
     await post.replay(await post.letters())
-    arrivals = Arrivals(post.connections, post.keys.partition("vs_a"))
-    one = Mailbox(post.connections, post.keys, arrivals, handler=HANDLER, worker="w")
-    [lag] = await mailbox.lags(post.connections, [one])
-    assert isinstance(lag, mailbox.Lag)
+    place = (HANDLER, post.keys.partition("vs_a"))
+    [lag] = await lags(post.connections, post.keys, [place])
+    assert isinstance(lag, Lag)
     assert (lag.entries, lag.dead) == (1, 0)
 
 

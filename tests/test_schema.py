@@ -15,7 +15,7 @@ import pytest
 from generate import DEPLOY, generated
 from hypothesis import given
 from hypothesis import strategies as st
-from test_messages import TRANSITION, TRANSITIONS, WORD
+from test_messages import TRACEPARENT, TRANSITION, TRANSITIONS, WORD
 
 from service import handlers, messages, schema, variables
 from service.handlers import kafka, nats, rabbitmq, redis_stream, sqs
@@ -70,6 +70,7 @@ def test_every_message_is_valid(transition: StatusTransition, replay: str | None
 @given(transition=TRANSITIONS)
 def test_every_field_sent_is_described(transition: StatusTransition) -> None:
     """A message holds no attribute, field or header that the schemas do not name."""
+    transition = msgspec.structs.replace(transition, traceparent=TRACEPARENT)
     body = sent(transition)
     described = schema.transition_schema()
 

@@ -99,7 +99,7 @@ def test_packed_form() -> None:
     """The form on our streams is JSON, with every field by its name: later versions read it."""
     packed = json.loads(pack(CHANGE))
 
-    assert list(packed) == list(SessionChange.__struct_fields__)
+    assert [*packed, "traceparent"] == list(SessionChange.__struct_fields__)
     assert packed["occurred_at"] == "2026-08-05T12:00:00Z"
     assert packed["metadata"] is None
 

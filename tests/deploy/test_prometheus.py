@@ -1,0 +1,169 @@
+"""The alerts and the dashboard: valid, proven to fire, and of series that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from generate import series, series_name
+from programs import ROOT, documents, program, run
+from prometheus_client import Histogram
+
+from service import metrics
+from service.errors import Refusal, Shortage
+from service.inbox import Outcome
+
+RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+TESTS = RULES.with_name("tests.yml")
+DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
+PACKAGE = "prometheus"
+ENDINGS = ("_bucket", "_sum", "_count")
+WORDS = {
+    *(*Outcome, *Refusal, *Shortage, "client_left"),
+    *("delivered", "failed", "retried", "buried"),
+}
+
+
+def promtool() -> Path:
+    """Return Prometheus's own tool, or skip."""
+    return program("promtool", PACKAGE)
+
+
+def known() -> set[str]:
+    """Return every name that a query may ask for."""
+    found = {series_name(one) for one in series()}
+    for one in series():
+        if isinstance(one, Histogram):
+            found |= {f"{one._name}{ending}" for ending in ENDINGS}
+    return found
+
+
+def asked_for(query: str) -> set[str]:
+    """Return every series of ours a query names."""
+    return set(re.findall(r"\bidv_\w+", query))
+
+
+def labels_asked_for(query: str) -> set[str]:
+    """Return every label that a query selects or sums by."""
+    selected = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", query)
+    grouped = re.findall(r"\b(?:by|on|without)\s*\(([^)]*)\)", query)
+    return {*selected, *(name for group in grouped for name in re.split(r"[\s,]+", group) if name)}
+
+
+def rules() -> list[Any]:
+    """Return every rule."""
+    [found] = documents(RULES)
+    return [rule for group in found["groups"] for rule in group["rules"]]
+
+
+def alerts() -> list[Any]:
+    """Return every alert."""
+    return [rule for rule in rules() if "alert" in rule]
+
+
+def panels() -> list[Any]:
+    """Return every panel of the dashboard, those in rows included."""
+    found = json.loads(DASHBOARD.read_text())["panels"]
+    return [*found, *(inner for panel in found for inner in panel.get("panels", []))]
+
+
+def queries() -> list[str]:
+    """Return every query of the dashboard, its variables' included."""
+    described = json.loads(DASHBOARD.read_text())
+    of_variables = [one["query"] for one in described["templating"]["list"] if "query" in one]
+    of_panels = [target["expr"] for panel in panels() for target in panel.get("targets", [])]
+    return [*of_panels, *(each for each in of_variables if "idv_" in each)]
+
+
+def test_the_rules_are_valid() -> None:
+    """Prometheus's own tool takes every rule."""
+    run(promtool(), "check", "rules", RULES)
+
+
+def test_each_alert_fires_when_it_should() -> None:
+    """Prometheus's own tool plays each alert's cases: it fires in some, and not in others."""
+    run(promtool(), "test", "rules", TESTS)
+    [found] = documents(TESTS)
+    cases = [case for test in found["tests"] for case in test["promql_expr_test"]]
+    for alert in alerts():
+        mine = [case for case in cases if f'alertname="{alert["alert"]}"' in case["expr"]]
+        assert {bool(case["exp_samples"]) for case in mine} == {True, False}, alert["alert"]
+
+
+def test_each_alert_says_what_to_do() -> None:
+    """An alert has a severity, a summary, what to do, and where to read on: in the README."""
+    readme = (ROOT / "README.md").read_text()
+    for alert in alerts():
+        anchor = "alert" + re.sub(r"([A-Z])", r"-\1", alert["alert"]).lower()
+        assert alert["labels"]["severity"] in {"critical", "warning", "info"}
+        assert set(alert["annotations"]) == {"summary", "description", "runbook"}
+        assert alert["annotations"]["description"].endswith(".")
+        assert alert["annotations"]["runbook"] == f"README.md#{anchor}"
+        assert f'<a id="{anchor}"></a>' in readme
+
+
+def test_rules_ask_for_what_there_is() -> None:
+    """Every series and label in a rule is one that `metrics` declares, or Prometheus itself."""
+    asked = {name for rule in rules() for name in asked_for(rule["expr"])}
+    labels = {name for rule in rules() for name in labels_asked_for(rule["expr"])}
+    assert asked
+    assert asked <= known()
+    assert labels <= _labels() | {"job", "instance", "le"}
+
+
+@pytest.mark.parametrize("query", [*(rule["expr"] for rule in rules()), *queries()])
+def test_words_in_queries_are_from_the_closed_lists(query: str) -> None:
+    """Whatever a query selects by outcome is an outcome that a request or a delivery can have."""
+    for words in re.findall(r'outcome[=!]~?"([^"]*)"', query):
+        for word in words.split("|"):
+            assert any(re.fullmatch(word, each) for each in WORDS), word
+
+
+def test_the_exposition_is_as_prometheus_wants_it() -> None:
+    """Prometheus's own tool has nothing to say against what we expose."""
+    checked = subprocess.run(
+        [promtool(), "check", "metrics"],
+        input=metrics.exposition(),
+        capture_output=True,
+        check=False,
+    )
+    # `process_…` and `python_…` are the client library's.
+    said = [line for line in (checked.stdout + checked.stderr).splitlines() if b"idv_" in line]
+    assert said == []
+    assert checked.returncode in (0, 3), checked.stderr
+
+
+@pytest.mark.parametrize("query", queries())
+def test_the_dashboard_asks_for_what_there_is(query: str) -> None:
+    """Every query of the dashboard names series that `metrics` declares, by labels they have."""
+    assert asked_for(query)
+    assert asked_for(query) <= known()
+    assert labels_asked_for(query) <= _labels() | {"job", "instance", "le"}
+
+
+def test_the_dashboard_is_whole() -> None:
+    """Panels have ids and places of their own, and nobody's data source is written into them."""
+    found = panels()
+    assert len({panel["id"] for panel in found}) == len(found)
+    assert len({(p["gridPos"]["x"], p["gridPos"]["y"]) for p in found}) == len(found)
+    for panel in found:
+        if panel["type"] != "row":
+            assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+            assert panel["title"]
+            assert panel["description"].endswith(".")
+
+
+def test_every_series_is_shown_or_told() -> None:
+    """A series that neither an alert nor a panel looks at would be measured for nobody."""
+    looked_at = {name for query in queries() for name in asked_for(query)}
+    looked_at |= {name for rule in rules() for name in asked_for(rule["expr"])}
+    names = {name.removesuffix(ending) for name in looked_at for ending in ("", *ENDINGS)}
+    assert {series_name(one) for one in series()} <= names
+
+
+def _labels() -> set[str]:
+    return {name for one in series() for name in one._labelnames}
