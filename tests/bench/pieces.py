@@ -25,10 +25,11 @@ from load import layouts
 from service import logs
 from service.config import LogFormat, LogLevel
 from service.events import Event, parse
+from service.headers import Headers
 from service.inbox import Admission, Outcome
 from service.receiver import Receipt
 from service.signatures import VerifiedPayload, sign, verify
-from service.web import _Headers, _record
+from service.web import _record
 
 TIMES, ROUNDS = 5000, 9
 
@@ -115,7 +116,7 @@ def _record_us(payload: VerifiedPayload) -> float:
     event = _parsed(payload)
     admission = Admission(Outcome.ADMITTED, 1, None, contradicts=False)
     receipt = Receipt(Outcome.ADMITTED, "01234567", event, event.change(), admission)
-    headers = _Headers({"headers": []})
+    headers = Headers([])
     return _in_a_loop(lambda: _record(receipt, headers, 0.001))
 
 
