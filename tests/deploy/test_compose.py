@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -59,6 +60,20 @@ def test_what_it_mounts_is_there(project: Any) -> None:
     for path in mounted:
         assert path in project["volumes"] or (COMPOSE.parent / path).exists()
     assert [name for name, one in project["services"].items() if "ports" in one] == ["balancer"]
+
+
+def test_the_balancer_finds_what_it_is_told_of(project: Any) -> None:
+    """Receivers, port and certificate are named alike here and in the balancers' own files."""
+    balancer = project["services"]["balancer"]
+    receivers = {f"{name}:{Settings.port}" for name in OURS if name.startswith("receiver-")}
+    [port] = {each.partition(":")[2] for each in balancer["ports"]}
+    [certificate] = balancer["secrets"]
+
+    for path in (COMPOSE.with_name("haproxy.cfg"), COMPOSE.with_name("nginx.conf")):
+        text = path.read_text()
+        assert set(re.findall(r"^\s+server .*?(receiver-\S+:\d+)", text, re.MULTILINE)) == receivers
+        assert re.search(rf"^\s+(bind :|listen ){port} ssl", text, re.MULTILINE)
+        assert f"/run/secrets/{certificate}" in text
 
 
 def test_processes_are_told_settings(project: Any) -> None:
