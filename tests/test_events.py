@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from depth import searching
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import Refusal, Rejected
@@ -426,7 +427,7 @@ ENVELOPES = st.builds(
 )
 
 
-@settings(max_examples=400)
+@searching(150)
 @given(TREES | ENVELOPES)
 def test_anything_is_understood_ignored_or_refused(found: Any) -> None:
     """Any JSON at all is an event, is ignored, or is refused without any of it."""

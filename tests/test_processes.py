@@ -369,5 +369,5 @@ def test_the_procfile_runs_both_on_one_machine() -> None:
     """Each line of the Procfile is one of our commands, and their admin ports differ."""
     lines = (Path(__file__).parent.parent / "Procfile").read_text().splitlines()
     kinds = dict(line.split(": ") for line in lines)
-    assert kinds["web"] == "python -m service serve"
-    assert kinds["worker"] == "ADMIN_PORT=8002 python -m service work"
+    assert kinds["web"] == "exec python -m service serve"
+    assert kinds["worker"] == "ADMIN_PORT=8002 exec python -m service work"

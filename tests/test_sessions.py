@@ -14,7 +14,8 @@ from zlib import crc32
 import msgspec
 import orjson
 import pytest
-from hypothesis import given, settings
+from depth import searching
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.pretty import pretty_repr
 
@@ -593,7 +594,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(database=None, max_examples=300)
+@searching(100)
 @given(
     found=st.dictionaries(st.sampled_from(NAMES) | TEXT, VALUES, max_size=8), whole=st.booleans()
 )
