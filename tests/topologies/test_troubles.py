@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import redis
 from harness import Process, Processes, event, signed, soon
 from landscapes import command
 from servers import free_port, server
@@ -149,8 +150,10 @@ def test_trouble_is_told_and_ends(
 def test_a_server_that_loads_its_file_is_awaited(place: Place) -> None:
     """While Redis loads, receivers are not ready and put off; when it has loaded, they go on."""
     with place.server.client() as client:
-        for n in range(150):
+        for n in range(500):
             client.set(f"other:{n}", n)
+        client.bgrewriteaof()
+        soon(lambda: _is_rewritten(client))
     place.server.process.kill()
     place.server.process.wait()
     slowly = ("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
@@ -160,6 +163,11 @@ def test_a_server_that_loads_its_file_is_awaited(place: Place) -> None:
     soon(lambda: not place.is_ready())
     assert place.post().status_code == 503
     soon(lambda: place.is_ready() and place.post().status_code == 200, 30)
+
+
+def _is_rewritten(client: redis.Redis) -> bool:
+    state = client.info("persistence")
+    return not state["aof_rewrite_in_progress"] and not state["aof_rewrite_scheduled"]
 
 
 def test_a_cluster_with_a_hole_is_told_and_ends(tmp_path: Path) -> None:
