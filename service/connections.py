@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import hashlib
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -58,6 +60,7 @@ REDIS_PORT = 6379
 
 _URL_OPTIONS = {"host", "port", "path", "db", "username", "password", "connection_class"}
 _SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
+_FILE_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 
 Argument = str | bytes | int | float
 
@@ -162,7 +165,8 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
     """Yield the clients for *url*; connections are made on first use and closed at the end.
 
     Forms: `redis://`, `rediss://`, `unix://`, and with several `host:port` parted by commas
-    `redis+sentinel://…/service/db` and `redis+cluster://…` (`rediss+…` for TLS).
+    `redis+sentinel://…/service/db` and `redis+cluster://…` (`rediss+…` for TLS). With TLS, options
+    name files: `ssl_ca_certs`, and `ssl_certfile` and `ssl_keyfile` of our own certificate.
 
     Raises:
         ConfigError: The URL is not of these forms.
@@ -192,6 +196,8 @@ def shortage(error: BaseException) -> Shortage:
     """Return the word for what *error* of redis-py means to whoever waits."""
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return Shortage.REDIS_SLOW
+    if isinstance(error.__context__, ssl.SSLError):
+        return Shortage.REDIS_UNTRUSTED
     if isinstance(error, RedisConnectionError | OSError | ClusterDownError):
         return Shortage.REDIS_UNREACHABLE
     if isinstance(error, NotReplicatedError) or str(error).startswith("NOREPLICAS"):
@@ -282,6 +288,10 @@ def _options(url: str, *, also: Collection[str] = ()) -> dict[str, Any]:
     for name in options:
         if name not in {*_URL_OPTIONS, *also} and not name.startswith("ssl_"):
             raise ValueError("unknown option")
+    if "connection_class" in options:
+        for name in sorted(_FILE_OPTIONS & options.keys()):
+            if not Path(str(options[name])).is_file():
+                raise ConfigError([f"REDIS_URL: {name} names no file"])
     return options
 
 

@@ -61,6 +61,7 @@ class Shortage(StrEnum):
     """Why nothing could be decided now: the closed list behind every 503."""
 
     REDIS_UNREACHABLE = "redis_unreachable"
+    REDIS_UNTRUSTED = "redis_untrusted"
     REDIS_SLOW = "redis_slow"
     REDIS_FULL = "redis_full"
     REDIS_REFUSED = "redis_refused"

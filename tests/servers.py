@@ -117,7 +117,11 @@ def free_port() -> int:
 
 @contextmanager
 def server(
-    directory: Path, *options: str, port: int | None = None, user: str | None = None
+    directory: Path,
+    *options: str,
+    port: int | None = None,
+    user: str | None = None,
+    program: Path | None = None,
 ) -> Iterator[Server]:
     """Run a server on *directory* until the block is left.
 
@@ -126,11 +130,12 @@ def server(
         options: `--name value` pairs, maybe with the path of a configuration before them.
         port: Its port; else any that is free.
         user: Its administrator, whose name is the password.
+        program: The server, where it must not be the one under test.
     """
     port = port or free_port()
     before = [option for option in options[:1] if not option.startswith("--")]
     ours = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", "")
-    command = [str(binary()), *before, *ours, *options[len(before) :]]
+    command = [str(program or binary()), *before, *ours, *options[len(before) :]]
     with running(command, port, directory, user) as started:
         yield started
 

@@ -1,0 +1,151 @@
+"""Laws of TLS to Redis: both sides prove who they are, or nothing is said."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+import pytest
+from harness import Process, Processes, event, signed
+from servers import binary, free_port, server
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Papers:
+    """A directory of certificates, each `<name>.crt` with its `<name>.key`.
+
+    Those of `ca` and `stranger` are authorities of their own; `server` and `client` are of the
+    former, and so is `elsewhere`, which is for another host.
+    """
+
+    directory: Path
+
+    def __getitem__(self, name: str) -> str:
+        return str(self.directory / name)
+
+
+def _openssl(*words: str) -> None:
+    subprocess.run(
+        [shutil.which("openssl") or "", *words], check=True, capture_output=True, timeout=30
+    )
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    """Make the certificates."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not on this machine")
+    made = Papers(directory=tmp_path_factory.mktemp("papers"))
+    key = ("-newkey", "rsa:2048", "-nodes", "-sha256")
+    for name in ("ca", "stranger"):
+        _openssl("req", "-x509", *key, "-days", "2", "-subj", f"/CN={name}",
+                 "-keyout", made[f"{name}.key"], "-out", made[f"{name}.crt"])  # fmt: skip
+    names = {"server": "IP:127.0.0.1", "elsewhere": "DNS:elsewhere.example", "client": "DNS:us"}
+    for name, host in names.items():
+        extensions = made.directory / f"{name}.ext"
+        extensions.write_text(f"subjectAltName={host}")
+        _openssl("req", *key, "-subj", f"/CN={name}",
+                 "-keyout", made[f"{name}.key"], "-out", made[f"{name}.csr"])  # fmt: skip
+        _openssl("x509", "-req", "-in", made[f"{name}.csr"], "-CA", made["ca.crt"],
+                 "-CAkey", made["ca.key"], "-CAcreateserial", "-days", "2", "-sha256",
+                 "-extfile", str(extensions), "-out", made[f"{name}.crt"])  # fmt: skip
+    return made
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """Return a server that speaks TLS: the one under test, or the system's."""
+    found = shutil.which("redis-server")
+    for candidate in (binary(), Path(found or "/nowhere")):
+        asked = [str(candidate), "--port", "0", "--tls-port", str(free_port())]
+        with contextlib.suppress(OSError):
+            said = subprocess.run(asked, capture_output=True, timeout=10, check=False, cwd="/")
+            if b"tls-cert-file" in said.stdout + said.stderr:
+                return candidate
+    pytest.skip("no server here speaks TLS: neither the one under test nor a redis-server on PATH")
+
+
+class Place(NamedTuple):
+    """A server that speaks TLS, and where commands are run."""
+
+    port: int
+    papers: Papers
+    processes: Processes
+
+    def url(self, ca: str, own: str = "") -> str:
+        """Return the address for a client that trusts *ca* and shows its *own* certificate."""
+        url = f"rediss://127.0.0.1:{self.port}/0?ssl_ca_certs={self.papers[ca]}"
+        if own:
+            crt, key = self.papers[f"{own}.crt"], self.papers[f"{own}.key"]
+            url += f"&ssl_certfile={crt}&ssl_keyfile={key}"
+        return url
+
+    def check(self, url: str) -> Process:
+        """Run `check`."""
+        return self.processes.run("check", REDIS_URL=url, DURABILITY="none")
+
+
+@contextlib.contextmanager
+def _place(
+    program: Path, papers: Papers, tmp_path: Path, *, name: str, ask: str
+) -> Iterator[Place]:
+    port = free_port()
+    options = ("--tls-port", str(port), "--tls-cert-file", papers[f"{name}.crt"],
+               "--tls-key-file", papers[f"{name}.key"], "--tls-ca-cert-file", papers["ca.crt"],
+               "--tls-auth-clients", ask)  # fmt: skip
+    with (
+        server(tmp_path / "redis", *options, program=program),
+        contextlib.closing(Processes("", tmp_path)) as processes,
+    ):
+        yield Place(port, papers, processes)
+
+
+def assert_untrusted(process: Process) -> None:
+    """Assert one line that says so, and exit code 3."""
+    assert process.wait() == 3
+    [line] = process.err.decode().splitlines()
+    assert "(redis_untrusted)" in line
+
+
+def test_who_is_trusted_is_spoken_to(program: Path, papers: Papers, tmp_path: Path) -> None:
+    """A receiver that trusts the authority of Redis's certificate admits events over TLS."""
+    with _place(program, papers, tmp_path, name="server", ask="no") as place:
+        receiver = place.processes.start("serve", REDIS_URL=place.url("ca.crt")).ready()
+        body = event()
+        answer = httpx2.post(receiver.url, content=body, headers=signed(body))
+        assert answer.json() == {"outcome": "admitted"}
+        assert place.check(place.url("ca.crt")).wait() == 0
+        assert_untrusted(place.check(place.url("stranger.crt")))
+
+
+def test_another_host_s_certificate_is_refused(
+    program: Path, papers: Papers, tmp_path: Path
+) -> None:
+    """A genuine certificate of another host is none."""
+    with _place(program, papers, tmp_path, name="elsewhere", ask="no") as place:
+        assert_untrusted(place.check(place.url("ca.crt")))
+
+
+def test_redis_may_ask_for_a_certificate(program: Path, papers: Papers, tmp_path: Path) -> None:
+    """Where Redis asks for certificates, only who shows one of its authority's gets in."""
+    with _place(program, papers, tmp_path, name="server", ask="yes") as place:
+        assert place.check(place.url("ca.crt", "client")).wait() == 0
+        assert_untrusted(place.check(place.url("ca.crt")))
+        assert_untrusted(place.check(place.url("ca.crt", "stranger")))
+
+
+def test_a_file_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
+    """A URL that names a file nobody can find is exit code 2, and says which option."""
+    with contextlib.closing(Processes("", tmp_path)) as processes:
+        url = f"rediss://127.0.0.1:1/0?ssl_ca_certs={tmp_path}/none.crt"
+        process = processes.run("check", REDIS_URL=url)
+    assert process.wait() == 2
+    assert process.err.decode().splitlines() == ["error: REDIS_URL: ssl_ca_certs names no file"]
