@@ -33,7 +33,7 @@ _APPENDED = (
 )
 _UNFENCED = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end\n"
 _LATE = "  if before and tonumber(position) < tonumber(before) then\n"
-_WAITED = "        if not isinstance(confirmed, Exception) and int(confirmed) >= replicas:\n"
+_WAITED = "    if not isinstance(confirmed, Exception) and int(confirmed) >= replicas:\n"
 _COUNTED = "            await self._mail.count(chain[0], chain[0].tries)\n"
 _CIRCUIT = "if isinstance(error, ConnectionError) and self._circuit.failed(reached_before=reached):"
 _AWAITED = "        return await reply\n"
@@ -287,14 +287,14 @@ MUTANTS = (
         "service/lua/bury.lua",
         "if redis.call('XACK', KEYS[2], ARGV[2], ARGV[4]) == 1 then\n",
         "redis.call('XACK', KEYS[2], ARGV[2], ARGV[4])\nif true then\n",
-        "test_mailbox_machine.py",
+        "test_mailbox.py",
     ),
     Mutant(
         "a dead letter that was replayed stays",
         "service/lua/replay.lua",
         "    if ARGV[3] == '1' then redis.call('XDEL', source, ARGV[i]) end\n",
         "",
-        "test_mailbox_machine.py",
+        "test_replays.py",
     ),
     Mutant(
         "streams are trimmed by length",

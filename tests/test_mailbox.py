@@ -367,6 +367,17 @@ async def test_burying_keeps_the_entry_and_settles_it(post: Post) -> None:
     }
 
 
+async def test_burying_again_makes_no_second_letter(post: Post) -> None:
+    """Whoever buries once more, because the reply was lost, finds the one letter there is."""
+    await post.admit(1)
+    mailbox = await post.leased()
+    [delivery] = await mailbox.read(1)
+    letter = {"reason": "exhausted", "error": "ValueError"}
+
+    assert [await mailbox.bury(delivery, attempts=10, **letter) for _ in range(2)] == [1, 1]
+    assert await post.client.xlen(DEAD) == 1
+
+
 async def test_unreadable_entries_are_buried(post: Post) -> None:
     """An entry that is not ours is buried on reading and taking over; the readable ones come."""
     await post.client.xadd(STREAM, {"change": "{", "secret": "kept"})
