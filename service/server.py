@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -22,6 +23,8 @@ from .protocol import GuardedProtocol, Terms
 BACKLOG = 2048
 # Files for everything that is no connection of ours: Redis, queues, the log, the other listener.
 OTHER_FILES = 256
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Listener:
@@ -97,11 +100,15 @@ class _Server(uvicorn.Server):
 def _affordable(connections: int) -> int:
     """Raise the limit on open files as far as it may be; return what it allows of *connections*."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = math.inf if hard == resource.RLIM_INFINITY else hard
-    if soft != resource.RLIM_INFINITY and soft < connections + OTHER_FILES:
-        soft = int(min(connections + OTHER_FILES, most))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return connections if soft == resource.RLIM_INFINITY else min(connections, soft - OTHER_FILES)
+    wanted = connections + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    affordable = min(connections, soft - min(OTHER_FILES, soft // 2))
+    if affordable < connections:
+        log.warning("connections.limited", most=affordable, open_files=soft)
+    return affordable
 
 
 def bound(host: str, port: int, *, stalled_after_s: float) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,13 @@ async def await_redis(*arguments, wait=processes.await_redis):
     await wait(*arguments)
 
 processes.await_redis = await_redis
+main()
+"""
+# As `python -m service`, where hardly any file may be opened.
+POOR = """
+import resource
+from service.cli import main
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
 main()
 """
 # As `python -m service`, with a fault where nobody expects one.
@@ -342,6 +350,23 @@ def test_networks_follow_their_file(ground: Yard) -> None:
         "ALLOWED_NETWORKS_FILE: expected a readable file of UTF-8 text"
     ]
     assert serve.stop() == 0
+
+
+async def test_few_files_mean_few_connections(ground: Yard) -> None:
+    """Where few files may be open, connections are limited, and Redis has its own."""
+    serve = ground.start("serve", program=POOR)
+    await asyncio.to_thread(serve.ready)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(350):
+            await stack.enter_async_context(connected(serve.port))
+        body = event(session="vs_files", id="evt_files")
+        async with connected(serve.port) as (reader, writer):
+            writer.write(request(body, signed(body)))
+            assert await answer(reader) == (200, b'{"outcome":"admitted"}')
+    [limited] = serve.lines("connections.limited")
+    assert limited["most"] == 150
+    assert await asyncio.to_thread(serve.stop) == 0
+    assert serve.err == b""
 
 
 def test_a_hangup_is_no_end(ground: Yard) -> None:

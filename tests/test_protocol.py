@@ -68,6 +68,24 @@ async def test_beyond_the_limit_a_newcomer_is_refused_at_once() -> None:
             assert await answer(reader) == (200, b"x")
 
 
+async def test_the_refused_are_not_kept_without_bound() -> None:
+    """However many are refused and stay, few are held for their answer to arrive, and not long."""
+    gate = Gate()
+    async with (
+        listening(app(gate), max_connections=1) as listener,
+        connected(listener.port) as (busy, writer),
+    ):
+        writer.write(post(path="/gate"))
+        await eventually(lambda: gate.entered)
+        before = refused("busy")
+        async with opened(listener.port, MOST_LINGERING + 20):
+            await eventually(lambda: refused("busy") - before == MOST_LINGERING + 20)
+            assert 0 < listener._terms.lingering <= MOST_LINGERING
+            await eventually(lambda: listener._terms.lingering == 0)
+        gate.opened.set()
+        assert await answer(busy) == (200, b"x")
+
+
 @pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
 async def test_the_slowest_gives_way(sent: bytes) -> None:
     """At the limit a newcomer takes the place of who has kept us waiting longest."""
