@@ -206,7 +206,7 @@ MUTANTS = (
     ),
     Mutant(
         "a Redis that forgets what it likes is good enough",
-        "service/health.py",
+        "service/findings.py",
         '    if policy in ("noeviction", None):\n',
         "    if policy != 1:\n",
         "test_health.py",
