@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import ledger_model
 import orjson
 import pytest
+from depth import searching
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from ledger_model import place_of, story_of
 from proxy import Fault, proxy_to
@@ -837,7 +837,7 @@ class TestAnyOrder:
     """Whatever order events arrive in, however often, and wherever."""
 
     @given(bodies=arrivals())
-    @examples(max_examples=120)
+    @searching(80)
     async def test_one_by_one_each_is_judged_as_the_rules_say(
         self, ledger: Ledger, bodies: list[bytes]
     ) -> None:
@@ -852,7 +852,7 @@ class TestAnyOrder:
         await self.check_final_states(ledger, bodies)
 
     @given(bodies=arrivals(), seed=st.integers(0, 2**32))
-    @examples(max_examples=80)
+    @searching(50)
     async def test_all_at_once_at_several_replicas_the_end_is_the_same(
         self, open_ledger: Callable[..., Ledger], bodies: list[bytes], seed: int
     ) -> None:
