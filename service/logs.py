@@ -47,6 +47,7 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
         *([_json] if as_json else _as_text(colors=is_terminal)),
     ]
     sink = _Sink(out)
+    _sinks[:] = [sink]
     floods = Floods()
     atexit.register(sink.flush_now)
     structlog.configure(
@@ -56,6 +57,17 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
         cache_logger_on_first_use=True,
     )
     _configure_libraries(_Handler(sink, processors, floods), max(least, LIBRARY_LEVEL))
+
+
+async def written() -> None:
+    """Wait until what was logged in this loop turn is out, where it goes through `configure`.
+
+    Raises:
+        ConnectionError: It could not be written: a full disk, a closed pipe.
+    """
+    await asyncio.sleep(0)
+    if any(sink.is_stuck for sink in _sinks):
+        raise ConnectionError("the log cannot be written")
 
 
 def report_faults() -> None:
@@ -99,6 +111,7 @@ class _Sink:
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
         self._lines: list[bytes] = []
+        self.is_stuck = False
 
     def write(self, line: bytes) -> None:
         self._lines.append(line)
@@ -112,10 +125,16 @@ class _Sink:
 
     def flush_now(self) -> None:
         lines, self._lines = self._lines, []
+        self.is_stuck = True
         with contextlib.suppress(OSError, ValueError):
             for text in _pieces(lines):
                 self._out.write(text)
                 self._out.flush()
+            self.is_stuck = False
+
+
+# The one that is configured, if any.
+_sinks: list[_Sink] = []
 
 
 def _pieces(lines: list[bytes]) -> Iterator[bytes]:

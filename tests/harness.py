@@ -27,6 +27,7 @@ from servers import PATIENCE_S
 from starlette.applications import Starlette
 
 import service
+from service import logs
 from service.cli import main
 from service.config import describe
 from service.embedded import EmbeddedServer, find_server
@@ -316,11 +317,15 @@ class Processes:
         }
 
     def typed(self, *arguments: str, **settings: str) -> Typed:
-        """Do in this process what `python -m service *arguments*` does: it is there sooner."""
+        """Do in this process what `python -m service *arguments*` does: it is there sooner.
+
+        Its logging is not taken over, which would be that of all tests from then on.
+        """
         environ = environment(**{**self._defaults(arguments[0]), **settings})
         with (
             mock.patch.dict(os.environ, environ, clear=True),
             mock.patch.object(sys, "argv", ["service", *arguments]),
+            mock.patch.object(logs, "configure"),
             CliRunner().isolation() as (out, err, _),
             pytest.raises(SystemExit) as ended,
         ):

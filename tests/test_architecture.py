@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, str] = {
     "messages": "transitions",
     "schema": "messages transitions",
     "openapi": "__init__ errors events inbox metrics secret transitions web",
-    "handlers.log": "config handlers transitions",
+    "handlers.log": "config handlers logs transitions",
     "handlers.link": "errors secret variables",
     "handlers.redis_stream": (
         "coalesce connections errors handlers handlers.link messages secret transitions variables"

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from select import PIPE_BUF
 from typing import Any
 
@@ -20,7 +21,9 @@ from harness import cost
 from service import logs
 from service.config import LogFormat, LogLevel
 from service.floods import MOST_PER_WINDOW
+from service.handlers import log as log_handler
 from service.secret import MASK, Secret
+from service.transitions import StatusTransition
 
 CANARY = "canary-66600666"
 FORMATS = pytest.mark.parametrize("log_format", [LogFormat.JSON, LogFormat.CONSOLE])
@@ -49,6 +52,17 @@ class Out(io.BytesIO):
 
 
 Configure = Callable[..., Out]
+TRANSITION = StatusTransition(
+    event_id="evt_1",
+    event_type="identity.verification_session.processing",
+    occurred_at=datetime(2026, 1, 2, tzinfo=UTC),
+    session_id="vs_1",
+    current="processing",
+    previous=None,
+    sequence=1,
+    epoch=1,
+    expected=True,
+)
 
 
 @pytest.fixture(name="configure")
@@ -71,6 +85,7 @@ def _configure() -> Iterator[Configure]:
         return out
 
     yield configure
+    logs._sinks.clear()
     logging.captureWarnings(capture=False)
     sys.unraisablehook, threading.excepthook = hooks
     if before is None:
@@ -481,3 +496,25 @@ def test_a_line_costs_little(configure: Configure) -> None:
 
     assert written < 8 * cost(lambda: bare.info(json.dumps({"event": "e", **fields})), times=200)
     assert dropped < written / 2
+
+
+async def test_whoever_must_know_hears_that_a_line_was_not_written(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is told to who waits for his line, and forgotten once there is room again."""
+    is_full = True
+
+    class Disk(Out):
+        def write(self, line: Any, /) -> int:
+            if is_full:
+                raise OSError
+            return super().write(line)
+
+    out = configure(out=Disk())
+    monkeypatch.setattr(log_handler, "log", logger())
+    async with log_handler.open({}) as handle:
+        with pytest.raises(ConnectionError):
+            await handle(TRANSITION)
+        is_full = False
+        await handle(TRANSITION)
+    assert [line["event"] for line in out.lines] == ["transition"]

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -217,10 +216,8 @@ def test_the_last_who_ends_by_itself_ends_all(ground: Yard) -> None:
         "Health.watch = watch\n"
     )
     path = f"{faulty}{os.pathsep}{Path(__file__).parents[1]}"
-    began = time.monotonic()
     process = ground.run(
         "serve", program=HASTY.format(changes=failing), WEB_CONCURRENCY="2", FAULTY=path
     )
     assert process.wait() == 1
-    assert time.monotonic() - began < 30
     assert b"canary" not in process.out + process.err

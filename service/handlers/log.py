@@ -1,5 +1,7 @@
 """The `log` handler: each transition becomes one structured log line. Needs nothing further.
 
+A log that cannot be written is a queue that cannot be reached: what was not written comes again.
+
 Metadata is left out but for the keys named in `LOG_METADATA_KEYS`.
 """
 
@@ -10,6 +12,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from .. import logs
 from ..config import Settings
 from ..transitions import StatusTransition
 from . import Handler
@@ -41,5 +44,6 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
             account=transition.account,
             **{f"metadata.{key}": metadata[key] for key in metadata_keys if key in metadata},
         )
+        await logs.written()
 
     yield handle

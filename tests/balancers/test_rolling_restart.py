@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
@@ -58,9 +57,8 @@ class Load:
         while not self._ending:
             life += 1
             for step, status in enumerate(STEPS):
-                began = time.monotonic()
                 await self._post(client, f"vs_{chain}_{life}", step, status)
-                await asyncio.sleep(max(0.0, began + pace_s - time.monotonic()))
+                await asyncio.sleep(pace_s)
 
     async def _post(self, client: httpx2.AsyncClient, session: str, step: int, status: str) -> None:
         body = event(
