@@ -46,10 +46,19 @@ class Pair:
         servers: Those that run, by port.
     """
 
-    def __init__(self, directory: Path, stack: ExitStack, options: tuple[str, ...]) -> None:
+    def __init__(self, directory: Path, stack: ExitStack, acl: Path | None) -> None:
         self._directory = directory
         self._stack = stack
-        self._options = (*_KEPT, *options)
+        self._options: tuple[str, ...] = _KEPT
+        self._administrator: str | None = None
+        self._for_sentinels = ""
+        if acl:
+            known = ("--aclfile", str(acl), "--masteruser", "replica", "--masterauth", "replica")
+            self._options = (*_KEPT, *known)
+            self._administrator = "administrator"
+            self._for_sentinels = (
+                f"sentinel auth-user {SERVICE} sentinel\nsentinel auth-pass {SERVICE} sentinel\n"
+            )
         self.servers: dict[int, Server] = {}
         primary = self._start(free_port())
         self._start(free_port(), "--replicaof", f"127.0.0.1 {primary.port}")
@@ -105,7 +114,13 @@ class Pair:
         wait_for(lambda: self._info(self.primary())["role"] == "master", "its promotion")
 
     def _start(self, port: int, *more: str) -> Server:
-        started = server(self._directory / str(port), *self._options, *more, port=port)
+        started = server(
+            self._directory / str(port),
+            *self._options,
+            *more,
+            port=port,
+            user=self._administrator,
+        )
         self.servers[port] = self._stack.enter_context(started)
         return self.servers[port]
 
@@ -118,7 +133,7 @@ class Pair:
             f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
             f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} 2\n"
             f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\n"
-            f"sentinel failover-timeout {SERVICE} 4000\n"
+            f"sentinel failover-timeout {SERVICE} 4000\n{self._for_sentinels}"
         )
         started = [str(binary()), str(configuration), "--sentinel"]
         return self._stack.enter_context(running(started, port, directory))
@@ -137,10 +152,10 @@ class Pair:
 
 
 @contextmanager
-def watched_pair(directory: Path, *options: str) -> Iterator[Pair]:
-    """Run a primary and a replica under three Sentinels."""
+def watched_pair(directory: Path, acl: Path | None = None) -> Iterator[Pair]:
+    """Run a primary and a replica under three Sentinels, maybe with users, named in *acl*."""
     with ExitStack() as stack:
-        yield Pair(directory, stack, options)
+        yield Pair(directory, stack, acl)
 
 
 class Cluster:

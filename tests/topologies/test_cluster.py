@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from landscapes import Cluster, cluster, command
-from redis.exceptions import ClusterDownError, RedisError
+from redis.exceptions import ClusterDownError, RedisError, TryAgainError
 from servers import free_port
 from traffic import AFTER, BEFORE, deployment, during, remembered
 
@@ -60,6 +60,19 @@ async def test_a_slot_on_its_way_is_found(nodes: Cluster, connections: Connectio
             assert await connections.run([call("{3}:gone")] * 8) == [0] * 8
     assert nodes.home(slot).port == target.port
     assert await connections.run([call("{3}:gone")] * 8) == [0] * 8
+
+
+async def test_keys_on_both_sides_are_refused_until_all_have_moved(
+    nodes: Cluster, connections: Connections
+) -> None:
+    """A new session's event is put off while its partition's slot moves, then taken."""
+    both = ScriptCall(RELEASE, ["{3}:there", "{3}:new"], ["y"])
+    await connections.client.set("{3}:there", "x")
+    with nodes.moving(SLOT_OF_PARTITION_3):
+        [reply] = await connections.run([both])
+        assert isinstance(reply, TryAgainError)
+        assert shortage(reply) is Shortage.REDIS_REFUSED
+    assert await connections.run([both]) == [0]
 
 
 async def test_a_replica_confirms(nodes: Cluster, connections: Connections) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import orjson
@@ -15,10 +16,16 @@ import pytest
 import redis
 import roles
 from harness import Processes, event, signed, soon
+from landscapes import watched_pair
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from roles import OPERATOR, RECEIVER, WORKER
 from servers import Server, binary, free_port, server
+
+from service.connections import Connections, connect
+from service.health import await_redis
+from service.layout import Keys, guard
+from service.secret import Secret
 
 CONFIGURATION = roles.USERS.with_name("redis.conf")
 FAILING = """
@@ -134,12 +141,37 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
         assert (receiver.stop(), worker.stop()) == (0, 0)
         # Whom nobody announces any more is forgotten after a while, or by a goodbye.
         run("handlers", "retire", "failing:open", "--yes", HANDLERS="log")
-    with guarded.client() as client:
-        refused = [one for one in client.acl_log() if one["reason"] != "auth"]
+    refused = _refused(guarded)
     assert {(one["username"], one["object"]) for one in refused} == {
         (RECEIVER, "config|get"),
         (WORKER, "config|get"),
     }
+
+
+@pytest.mark.timeout(120)
+async def test_replicas_and_sentinels_have_users_too(tmp_path: Path) -> None:
+    """As the users of these names servers follow each other, and Sentinels replace a primary."""
+    acl = roles.write_acl(tmp_path / "users.acl")
+    with watched_pair(tmp_path / "servers", acl) as pair:
+        url = roles.as_user(pair.url, RECEIVER)
+        async with connect(Secret(url)) as connections:
+            assert await connections.client.ping()
+            before = pair.primary()
+            assert pair.switch() != before
+            await until_answers(connections)
+        refused = [one for each in pair.servers.values() for one in _refused(each)]
+    assert refused == []
+
+
+async def until_answers(connections: Connections) -> None:
+    """Wait until a layout can be claimed, which is a write."""
+    await await_redis(connections, 10)
+    await guard(connections, Keys("idv", 8))
+
+
+def _refused(guarded: Server) -> list[Any]:
+    with guarded.client() as client:
+        return [one for one in client.acl_log() if one["reason"] != "auth"]
 
 
 EVERYBODY = ["FLUSHALL", "KEYS *", "SCAN 0", "CONFIG SET maxmemory 1", "SHUTDOWN",
