@@ -38,7 +38,9 @@ from service.signatures import sign
 Found = TypeVar("Found")
 
 PACKAGE = Path(service.__file__).parent
-DEADLINE_S = PATIENCE_S
+DEADLINE_S = 2 * PATIENCE_S
+# A dozen processes that start at once on a busy machine.
+PROCESS_DEADLINE_S = 3 * PATIENCE_S
 NOW = int(time.time())
 PREFIX = "identity.verification_session."
 WEBHOOK = "/webhooks/stripe"
@@ -241,7 +243,7 @@ class Process:
             assert self.popen.poll() is None, (self.out, self.err)
             return self.lines("process.started")
 
-        [self.started] = soon(ask)
+        [self.started] = soon(ask, PROCESS_DEADLINE_S)
         return self
 
     @property
@@ -259,7 +261,7 @@ class Process:
         """The address of its webhook endpoint."""
         return f"http://127.0.0.1:{self.port}{WEBHOOK}"
 
-    def wait(self, deadline_s: float = DEADLINE_S) -> int:
+    def wait(self, deadline_s: float = PROCESS_DEADLINE_S) -> int:
         """Return its exit code."""
         return self.popen.wait(deadline_s)
 

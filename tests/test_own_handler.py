@@ -51,7 +51,7 @@ NAMES = ("audit", "own_audit:open")
 
 def example() -> str:
     """Return the README's example of a handler."""
-    section = README.partition("### Handlers")[2].partition("\n### ")[0]
+    section = README.partition("\n## Handlers\n")[2].partition("\n## ")[0]
     [code] = [
         block
         for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL)

@@ -180,7 +180,7 @@ def test_a_redis_that_refuses_is_one_line(ground: Yard) -> None:
 
 def test_stopping_is_not_ready_then_closed_then_gone(ground: Yard) -> None:
     """On SIGTERM: not ready at once, open for DRAIN_S more, then closed; exit code 0."""
-    serve = ground.start("serve", DRAIN_S="5").ready()
+    serve = ground.start("serve", DRAIN_S="5", KEEP_ALIVE_S="3600").ready()
     with httpx2.Client(base_url=f"http://127.0.0.1:{serve.port}") as client:
         soon(lambda: client.get("/readyz").status_code == 200)
         serve.popen.terminate()

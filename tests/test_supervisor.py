@@ -162,7 +162,7 @@ def test_a_signal_ends_all_in_good_order(ground: Yard, how: signal.Signals) -> N
 
 def test_a_second_signal_ends_all_at_once(ground: Yard) -> None:
     """Whoever does not want to wait for the drain sends SIGTERM twice."""
-    serve = started(ground, DRAIN_S="60")
+    serve = started(ground, DRAIN_S="300")
     serve.popen.terminate()
     soon(lambda: len(serve.lines("process.draining")) == 2)
     serve.popen.terminate()
