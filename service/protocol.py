@@ -161,8 +161,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if self._bytes_since_body > MOST_HEADER_BYTES:
             self._part(_TOO_LARGE)
-        elif self._deadline is None and self.timeout_keep_alive_task is None and self._is_idle():
-            # Bytes that begin no request, such as empty lines, have stopped the keep-alive clock.
+        elif self._deadline is None and self._is_awaited():
             self._arm(self._terms.receive_timeout_s)
 
     def _is_whole_post(self, data: bytes) -> bool:
@@ -192,11 +191,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self.loop.call_later(TOLD_EVERY_S, self._terms.tell)
 
     def on_message_begin(self) -> None:
-        """Start the clock anew for a further request on the connection."""
+        """Begin a further request; most come whole in one piece and need no clock at all."""
         super().on_message_begin()
         self._stage = _Stage.HEADERS
-        if self._deadline is None:
-            self._arm(self._terms.receive_timeout_s)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep headers; what comes after a body claims to be some, and is dropped."""
@@ -264,8 +261,15 @@ class GuardedProtocol(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _is_idle(self) -> bool:
-        return self._running is None or self._running.response_complete
+    def _is_awaited(self) -> bool:
+        """Say whether the rest of a request has to come, or a whole one, and no clock is running.
+
+        Bytes that begin no request, such as empty lines, have stopped the keep-alive clock.
+        """
+        if self._stage is not _Stage.NOTHING:
+            return True
+        idle = self._running is None or self._running.response_complete
+        return idle and self.timeout_keep_alive_task is None
 
     def _is_in_hand(self) -> bool:
         """Say whether a whole request waits for its answer."""
