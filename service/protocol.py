@@ -268,8 +268,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """
         if self._stage is not _Stage.NOTHING:
             return True
-        idle = self._running is None or self._running.response_complete
-        return idle and self.timeout_keep_alive_task is None
+        return self.timeout_keep_alive_task is None and self._is_idle()
+
+    def _is_idle(self) -> bool:
+        return self._running is None or self._running.response_complete
 
     def _is_in_hand(self) -> bool:
         """Say whether a whole request waits for its answer."""
