@@ -262,13 +262,9 @@ class GuardedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _is_awaited(self) -> bool:
-        """Say whether the rest of a request has to come, or a whole one, and no clock is running.
-
-        Bytes that begin no request, such as empty lines, have stopped the keep-alive clock.
-        """
-        if self._stage is not _Stage.NOTHING:
-            return True
-        return self.timeout_keep_alive_task is None and self._is_idle()
+        """Say whether a request has begun, or bytes that begin none stopped the idle clock."""
+        is_between = self._stage is _Stage.NOTHING
+        return not is_between or (self.timeout_keep_alive_task is None and self._is_idle())
 
     def _is_idle(self) -> bool:
         return self._running is None or self._running.response_complete

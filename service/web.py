@@ -7,14 +7,12 @@ becomes of a request is `receiver`'s business; listening and stopping are `serve
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
-import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -25,20 +23,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import metrics
 from .config import Settings
 from .errors import RETRY_AFTER_S, Refusal, Rejected, Shortage, Unavailable
-from .events import Event
 from .headers import Headers
 from .health import Health
-from .inbox import Admission
+from .journal import Entry, Journal
 from .receiver import Receipt, Receiver
 from .secret import Secret
 from .sources import AllowList
-from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS, SessionChange
 
 WEBHOOK_PATH = "/webhooks/stripe"
 
 _STATUSES = {Refusal.BODY_TOO_LARGE: 413, Refusal.SOURCE_NOT_ALLOWED: 403}
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class _ClientLeft(Exception):
@@ -57,8 +51,9 @@ def create_app(
     receiver: Receiver, health: Health, settings: Settings, allow_list: AllowList | None = None
 ) -> Entrance:
     """Return the application that faces the load balancer: the webhook path and the probes."""
-    webhook = _Webhook(receiver, settings)
-    inside = webhook if allow_list is None else _Door(webhook, allow_list)
+    journal = Journal()
+    webhook = _Webhook(receiver, settings, journal)
+    inside = webhook if allow_list is None else _Door(webhook, allow_list, journal)
     app = _app(
         [
             Route(WEBHOOK_PATH, inside, methods=["POST"]),
@@ -124,9 +119,10 @@ class Entrance:
 class _Door:
     """Lets in who comes from an allowed network, before a byte of the body is read."""
 
-    def __init__(self, inside: ASGIApp, allow_list: AllowList) -> None:
+    def __init__(self, inside: ASGIApp, allow_list: AllowList, journal: Journal) -> None:
         self._inside = inside
         self._allow_list = allow_list
+        self._journal = journal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         peer, _ = scope["client"] or ("", 0)
@@ -138,15 +134,15 @@ class _Door:
         answer = _answer_to(refused)
         await send(answer.start)
         await send(answer.body)
-        with contextlib.suppress(Exception):
-            _record(refused, Headers(scope["headers"]), 0.0)
+        self._journal.note(Entry(refused, Headers(scope["headers"]).request_id, 0, 0.0))
 
 
 class _Webhook:
     """The endpoint Stripe posts to, as a bare ASGI application inside its route."""
 
-    def __init__(self, receiver: Receiver, settings: Settings) -> None:
+    def __init__(self, receiver: Receiver, settings: Settings, journal: Journal) -> None:
         self._receiver = receiver
+        self._journal = journal
         self._secrets: Mapping[str, Sequence[Secret[bytes]]] = settings.secrets
         self._most_bytes = settings.max_body_bytes
         self._most_in_flight = settings.max_in_flight
@@ -168,9 +164,8 @@ class _Webhook:
         answer = _answer_to(outcome)
         await send(answer.start)
         await send(answer.body)
-        # The answer is out: a log that cannot be written must not cost the connection too.
-        with contextlib.suppress(Exception):
-            _record(outcome, headers, time.perf_counter() - started)
+        duration_s = time.perf_counter() - started
+        self._journal.note(Entry(outcome, headers.request_id, headers.body_bytes, duration_s))
 
     def is_busy(self) -> bool:
         """Say whether as many requests are in hand as may be."""
@@ -247,71 +242,3 @@ def _answer_to(outcome: Receipt | Rejected | Unavailable) -> _Answer:
         return _answer(503, "error", "unavailable")
     status = _STATUSES.get(outcome.reason, 400)
     return _answer(status, "error", outcome.reason, outcome.field)
-
-
-def _record(outcome: Receipt | Rejected | Unavailable, headers: Headers, duration_s: float) -> None:
-    """Count a request and write its one line."""
-    metrics.RECEIVE_SECONDS.observe(duration_s)
-    request = {
-        "request_id": headers.request_id,
-        "body_bytes": headers.body_bytes,
-        "duration_ms": round(duration_s * 1000, 3),
-    }
-    if isinstance(outcome, Rejected):
-        metrics.events(outcome.reason, metrics.OTHER_TYPE).inc()
-        log.warning("event.rejected", reason=outcome.reason, field=outcome.field, **request)
-    elif isinstance(outcome, Unavailable):
-        metrics.events(outcome.reason, metrics.OTHER_TYPE).inc()
-        log.error("event.deferred", reason=outcome.reason, **request)
-    else:
-        _record_receipt(outcome, request)
-
-
-def _record_receipt(receipt: Receipt, request: dict[str, Any]) -> None:
-    event = receipt.event
-    event_type = event.type if isinstance(event, Event) else event.event_type
-    known = event_type if event_type in STEP_RANKS else metrics.OTHER_TYPE
-    metrics.events(receipt.outcome, known.removeprefix(EVENT_TYPE_PREFIX)).inc()
-    metrics.secret_matches(receipt.secret_fingerprint).inc()
-    metrics.LAST_EVENT.set(time.time())
-    metrics.BODY_BYTES.observe(request["body_bytes"])
-    request["secret_fingerprint"] = receipt.secret_fingerprint
-    if receipt.change is None or receipt.admission is None:
-        ignored: Any = event
-        log.info(
-            "event.ignored",
-            because=ignored.because,
-            event_id=ignored.event_id,
-            event_type=ignored.event_type,
-            **request,
-        )
-    else:
-        if isinstance(event, Event) and event.unread:
-            metrics.FIELDS_UNREAD.inc(len(event.unread))
-            request["unread"] = event.unread
-        _record_admission(receipt.change, receipt.admission, request)
-
-
-def _record_admission(change: SessionChange, admission: Admission, request: dict[str, Any]) -> None:
-    age_s = time.time() - change.occurred_at.timestamp()
-    metrics.EVENT_AGE_SECONDS.observe(max(0.0, age_s))
-    contradicts = admission.contradicts
-    if contradicts:
-        metrics.CONTRADICTIONS.inc()
-    write = log.warning if contradicts or "unread" in request else log.info
-    write(
-        f"event.{admission.outcome}",
-        event_id=change.event_id,
-        event_type=change.event_type,
-        session_id=change.session_id,
-        previous=admission.previous,
-        current=change.current,
-        sequence=admission.sequence,
-        contradicts=contradicts,
-        last_error_code=change.last_error_code,
-        redaction_status=change.redaction_status,
-        report_id=change.report_id,
-        livemode=change.livemode,
-        account=change.account,
-        **request,
-    )

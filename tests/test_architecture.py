@@ -74,7 +74,8 @@ MAY_IMPORT: dict[str, str] = {
         "arrivals circuit config connections dispatch errors handlers janitor lag layout mailbox"
         " metrics retries"
     ),
-    "web": "config errors events headers health inbox metrics receiver secret sources transitions",
+    "journal": "errors events inbox metrics receiver transitions",
+    "web": "config errors headers health journal metrics receiver secret sources",
     "protocol": "errors metrics",
     "server": "errors protocol",
     "sender": "errors secret signatures simulate",

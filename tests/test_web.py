@@ -29,7 +29,7 @@ from harness import (
 )
 from virtual_time import push
 
-from service import metrics, web
+from service import journal, metrics
 from service.config import Livemode, Settings
 from service.connections import Connections, connect
 from service.embedded import EmbeddedServer
@@ -47,10 +47,14 @@ DAY_S = 86_400
 
 
 class Log:
-    """Stands in for `web`'s logger and keeps what was written."""
+    """Stands in for the journal's logger and keeps what was written."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
+
+    def bind(self) -> Log:
+        """Return what is written through."""
+        return self
 
     def _write(self, event: str, **fields: Any) -> None:
         self.lines.append({"event": event, **fields})
@@ -60,9 +64,9 @@ class Log:
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
-    """Record what `web` logs."""
+    """Record what the journal writes."""
     recorded = Log()
-    monkeypatch.setattr(web, "log", recorded)
+    monkeypatch.setattr(journal, "log", recorded)
     return recorded
 
 
@@ -82,6 +86,8 @@ async def client_of(app: Any) -> AsyncIterator[httpx2.AsyncClient]:
     transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://tests") as client:
         yield client
+    # The journal takes down what was answered when the loop turn is over.
+    await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -25,11 +25,10 @@ from load import layouts
 from service import logs
 from service.config import LogFormat, LogLevel
 from service.events import Event, parse
-from service.headers import Headers
 from service.inbox import Admission, Outcome
+from service.journal import Entry, Journal
 from service.receiver import Receipt
 from service.signatures import VerifiedPayload, sign, verify
-from service.web import _record
 
 TIMES, ROUNDS = 5000, 9
 
@@ -116,8 +115,9 @@ def _record_us(payload: VerifiedPayload) -> float:
     event = _parsed(payload)
     admission = Admission(Outcome.ADMITTED, 1, None, contradicts=False)
     receipt = Receipt(Outcome.ADMITTED, "01234567", event, event.change(), admission)
-    headers = Headers([])
-    return _in_a_loop(lambda: _record(receipt, headers, 0.001))
+    entry = Entry(receipt, "0a1b2c3d00000001", len(payload.body), 0.001)
+    journal, now = Journal(), time.time()
+    return _in_a_loop(lambda: journal.record(entry, now))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,133 @@
+"""The journal of the way in: each request counted, and told in its one line.
+
+What was answered within one loop turn is taken down together after it, so that no answer waits
+for it. What may stand in a line at all is decided in `redaction`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any, NamedTuple
+
+import structlog
+
+from . import metrics
+from .errors import Rejected, Unavailable
+from .events import Event
+from .inbox import Admission
+from .receiver import Receipt
+from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS, SessionChange
+
+Fields = dict[str, Any]
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Entry(NamedTuple):
+    """One answered request.
+
+    Attributes:
+        outcome: What became of it.
+        request_id: Its id, ours or a balancer's.
+        body_bytes: The size of its body; 0 when that was not read to its end.
+        duration_s: Seconds from its headers to its answer.
+    """
+
+    outcome: Receipt | Rejected | Unavailable
+    request_id: str
+    body_bytes: int
+    duration_s: float
+
+
+class Journal:
+    """Takes down what has been answered."""
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        # Bound once: the lazy one binds itself anew for every line.
+        self._log = log.bind()
+
+    def note(self, entry: Entry) -> None:
+        """Take *entry* down as soon as this loop turn is over."""
+        self._entries.append(entry)
+        if len(self._entries) == 1:
+            asyncio.get_running_loop().call_soon(self._take_down)
+
+    def _take_down(self) -> None:
+        entries, self._entries = self._entries, []
+        now = time.time()
+        for entry in entries:
+            # The answer is out, and so are the others': a line that cannot be written costs none.
+            with contextlib.suppress(Exception):
+                self.record(entry, now)
+        if any(isinstance(entry.outcome, Receipt) for entry in entries):
+            metrics.LAST_EVENT.set(now)
+
+    def record(self, entry: Entry, now: float) -> None:
+        """Count *entry* and write its line; *now* is Unix time in seconds."""
+        outcome = entry.outcome
+        metrics.RECEIVE_SECONDS.observe(entry.duration_s)
+        request: Fields = {
+            "request_id": entry.request_id,
+            "body_bytes": entry.body_bytes,
+            "duration_ms": round(entry.duration_s * 1000, 3),
+        }
+        if isinstance(outcome, Receipt):
+            self._receipt(outcome, request, now)
+            return
+        metrics.events(outcome.reason, metrics.OTHER_TYPE).inc()
+        if isinstance(outcome, Rejected):
+            self._log.warning(
+                "event.rejected", reason=outcome.reason, field=outcome.field, **request
+            )
+        else:
+            self._log.error("event.deferred", reason=outcome.reason, **request)
+
+    def _receipt(self, receipt: Receipt, request: Fields, now: float) -> None:
+        event = receipt.event
+        event_type = event.type if isinstance(event, Event) else event.event_type
+        known = event_type if event_type in STEP_RANKS else metrics.OTHER_TYPE
+        metrics.events(receipt.outcome, known.removeprefix(EVENT_TYPE_PREFIX)).inc()
+        metrics.secret_matches(receipt.secret_fingerprint).inc()
+        metrics.BODY_BYTES.observe(request["body_bytes"])
+        request["secret_fingerprint"] = receipt.secret_fingerprint
+        if receipt.change is None or receipt.admission is None:
+            ignored: Any = event
+            self._log.info(
+                "event.ignored",
+                because=ignored.because,
+                event_id=ignored.event_id,
+                event_type=ignored.event_type,
+                **request,
+            )
+            return
+        if isinstance(event, Event) and event.unread:
+            metrics.FIELDS_UNREAD.inc(len(event.unread))
+            request["unread"] = event.unread
+        age_s = now - receipt.change.occurred_at.timestamp()
+        metrics.EVENT_AGE_SECONDS.observe(max(0.0, age_s))
+        self._admission(receipt.change, receipt.admission, request)
+
+    def _admission(self, change: SessionChange, admission: Admission, request: Fields) -> None:
+        contradicts = admission.contradicts
+        if contradicts:
+            metrics.CONTRADICTIONS.inc()
+        write = self._log.warning if contradicts or "unread" in request else self._log.info
+        write(
+            f"event.{admission.outcome}",
+            event_id=change.event_id,
+            event_type=change.event_type,
+            session_id=change.session_id,
+            previous=admission.previous,
+            current=change.current,
+            sequence=admission.sequence,
+            contradicts=contradicts,
+            last_error_code=change.last_error_code,
+            redaction_status=change.redaction_status,
+            report_id=change.report_id,
+            livemode=change.livemode,
+            account=change.account,
+            **request,
+        )
