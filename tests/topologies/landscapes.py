@@ -18,7 +18,7 @@ from servers import Server, binary, free_port, running, server
 SERVICE = "main"
 # Long enough that a busy machine is not taken for a dead one.
 DOWN_AFTER_MS = 1500
-DEADLINE_S = 40.0
+DEADLINE_S = 60.0
 _KEPT = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
 
 

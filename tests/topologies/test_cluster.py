@@ -23,7 +23,7 @@ from service.connections import (
 from service.errors import Shortage
 from service.secret import Secret
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 RELEASE = Script("release")
 # The crc16 of a partition's tag, modulo 16384: where all of the partition lies.

@@ -9,7 +9,7 @@ import pytest
 from landscapes import Pair, watched_pair
 from traffic import AFTER, BEFORE, deployment, during, remembered
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ SESSIONS = 20
 PER_SECOND = 100
 # Stripe comes again hours later; here, as soon as a person would lose patience.
 AGAIN_AFTER_S = 0.3
-DEADLINE_S = 40.0
+DEADLINE_S = 90.0
 
 
 class Load:
