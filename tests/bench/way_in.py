@@ -8,7 +8,10 @@ server's processes per event, and its ratio to the bare application's of the sam
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -23,9 +26,12 @@ import redis
 import rivals
 from candidates import Candidate, Running
 from load import Answers, Load
+from servers import binary
 
 WARM_S = 1.0
 MOST_PER_S = 9000
+# With many connections a step may be overtaken by the next: it is late, and remembered.
+OUTCOMES = ("admitted", "duplicate", "late", "unchanged")
 
 
 class Round(NamedTuple):
@@ -60,7 +66,7 @@ def main() -> None:
                     one = _round(candidate, running, load, asked)
                 found[candidate.name].append(one)
                 _report(candidate.name, one)
-    _table(found, chosen[0].name)
+    _table(found, chosen[0].name, asked.connections)
 
 
 def _chosen(names: Sequence[str]) -> list[Candidate]:
@@ -128,9 +134,9 @@ def _check(candidate: Candidate, running: Running, posted: Sequence[Answers]) ->
             words[word] += count
     with redis.Redis.from_url(running.store.url) as client:
         entries, ids = candidate.counted(client)
-    admitted = words.pop('200 {"outcome":"admitted"}')
-    duplicates = words.pop('200 {"outcome":"duplicate"}', 0)
-    assert entries == ids == admitted, (entries, ids, admitted, duplicates)
+    told = {word: words.pop(f'200 {{"outcome":"{word}"}}', 0) for word in OUTCOMES}
+    assert entries == told["admitted"], (entries, told)
+    assert ids == sum(told.values()) - told["duplicate"], (ids, told)
     assert not words, dict(words)
 
 
@@ -144,13 +150,37 @@ def _report(name: str, one: Round) -> None:
     )
 
 
-def _table(found: dict[str, list[Round]], base: str) -> None:
-    _say("\n| candidate | CPU us per event | ratio (quartiles) |\n|---|---|---|")
+def _table(found: dict[str, list[Round]], base: str, connections: int) -> None:
+    _say(f"\n{_machine()}; {connections} connections; medians of {len(found[base])} fresh starts\n")
+    _say("| | CPU per event | ratio (quartiles) | requests/s | p50, p99, p99.9 | Redis | memory |")
+    _say("|---|---|---|---|---|---|---|")
     for name, rounds in found.items():
         ratios = [one.cpu_us / bare.cpu_us for one, bare in zip(rounds, found[base], strict=True)]
         low, middle, high = _quartiles(ratios)
-        cpu_us = statistics.median(one.cpu_us for one in rounds)
-        _say(f"| {name} | {cpu_us:.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+        latencies = ", ".join(
+            f"{statistics.median(one.answers.ms(share) for one in rounds):.1f}"
+            for share in ("p50", "p99", "p99.9")
+        )
+        cpu_us, redis_us, mib, per_s = (
+            statistics.median(values)
+            for values in zip(
+                *((one.cpu_us, one.redis_us, one.mib, one.answers.per_s) for one in rounds),
+                strict=True,
+            )
+        )
+        _say(
+            f"| {name} | {cpu_us:.0f} µs | {middle:.2f} ({low:.2f} to {high:.2f}) | {per_s:,.0f}"
+            f" | {latencies} ms | {redis_us:.0f} µs | {mib:.0f} MiB |"
+        )
+
+
+def _machine() -> str:
+    """Say what was measured on."""
+    model = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("model name\t: ")[2]
+    server = subprocess.run([binary(), "--version"], check=True, capture_output=True, text=True)
+    name, version = server.stdout.split()[0], server.stdout.partition("v=")[2].split()[0]
+    python = platform.python_version()
+    return f"{os.cpu_count()} cores of {model.splitlines()[0]}; Python {python}; {name} {version}"
 
 
 def _quartiles(values: list[float]) -> tuple[float, float, float]:
