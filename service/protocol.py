@@ -14,6 +14,7 @@ from asyncio.events import TimerHandle
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import chain
 from typing import Any, NamedTuple
 
 import httptools
@@ -195,11 +196,6 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._stage = _Stage.HEADERS
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep headers; what comes after a body claims to be some, and is dropped."""
-        if self._stage is _Stage.HEADERS:
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """Refuse what is too large, too much or ambiguous; while draining, be the last."""
         version = self.parser.get_http_version()
@@ -210,6 +206,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MOST_PIPELINED:
             raise _RefusedError(_BUSY)
         super().on_headers_complete()
+        # What comes after a body and claims to be headers is kept from the request.
+        self.headers = []
         self._stage = _Stage.BODY
         if self._terms.draining:
             self.cycle.keep_alive = False
@@ -332,16 +330,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
 def _examine(url: bytes, headers: list[tuple[bytes, bytes]], version: str) -> None:
     """Refuse headers beyond the cap, codings nobody here decodes, and two hosts or none."""
-    size = len(url)
-    hosts = 0
-    for name, value in headers:
-        size += len(name) + len(value)
-        if name == b"host":
-            hosts += 1
-        elif name == b"transfer-encoding" and (
-            value.strip().lower() != b"chunked" or version == "1.0"
-        ):
-            raise _RefusedError(_MALFORMED)
+    names = [name for name, _ in headers]
+    hosts = names.count(b"host")
+    if b"transfer-encoding" in names:
+        for name, value in headers:
+            is_chunked = value.strip().lower() == b"chunked" and version != "1.0"
+            if name == b"transfer-encoding" and not is_chunked:
+                raise _RefusedError(_MALFORMED)
+    size = len(url) + sum(map(len, chain.from_iterable(headers)))
     if size > MOST_HEADER_BYTES:
         raise _RefusedError(_TOO_LARGE)
     if hosts > 1 or (hosts == 0 and version == "1.1"):

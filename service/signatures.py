@@ -19,10 +19,9 @@ from .secret import Secret
 HEADER_BYTES_LOOKED_AT = 4096
 ITEMS_LOOKED_AT = 64
 
-# One item of a scheme we know: a key, one equals sign, and no second before the next comma.
-_ITEM = re.compile(rb"(?:\A|,) ?(t|v1)=([^=,]*)(?=,|\Z)")
+# One item of a scheme we know: a timestamp, with no second equals sign, or a well-formed v1.
+_ITEM = re.compile(rb"(?:\A|,) ?(?:t=([^=,]*)|v1=([0-9a-f]{64}))(?=,|\Z)")
 _TIMESTAMP = re.compile(rb"0|[1-9][0-9]{0,11}")
-_SIGNATURE = re.compile(rb"[0-9a-f]{64}")
 
 
 class VerifiedPayload(NamedTuple):
@@ -93,11 +92,11 @@ def _split(header: bytes) -> tuple[bytes, list[bytes]]:
         looked_at = b",".join(looked_at.split(b",", ITEMS_LOOKED_AT)[:ITEMS_LOOKED_AT])
     timestamps: set[bytes] = set()
     signatures: list[bytes] = []
-    for key, value in _ITEM.findall(looked_at):
-        if key == b"t":
-            timestamps.add(value)
-        elif _SIGNATURE.fullmatch(value):
-            signatures.append(value)
+    for timestamp, signature in _ITEM.findall(looked_at):
+        if signature:
+            signatures.append(signature)
+        else:
+            timestamps.add(timestamp)
     if len(timestamps) != 1 or not signatures:
         raise Rejected(Refusal.SIGNATURE_MALFORMED)
     timestamp = timestamps.pop()

@@ -52,8 +52,8 @@ MUTANTS = (
     Mutant(
         "a signature of the scheme v0 is accepted",
         "service/signatures.py",
-        "?(t|v1)=([^=,]*)",
-        "?(t|v[01])=([^=,]*)",
+        "|v1=([0-9a-f]{64})",
+        "|v[01]=([0-9a-f]{64})",
         "test_signatures.py",
     ),
     Mutant(
