@@ -37,6 +37,8 @@ from .web import create_admin_app, create_app
 from .worker import Worker
 
 REDIS_WAIT_S = 10.0
+# Objects a receiver makes, over those it drops, before they are looked through for cycles.
+MOST_UNCOLLECTED = 20_000
 # For probes and Prometheus.
 MOST_ADMIN_CONNECTIONS = 64
 
@@ -132,7 +134,7 @@ async def _run(
         watches = [ground.health.watch(), *(reloader.follow() for reloader in reloaders)]
         watching = [asyncio.create_task(watch) for watch in watches]
         ports = Ports(listeners[0].port if receive else None, admin.port)
-        _spare_the_collector()
+        _spare_the_collector(often=bool(work))
         started(ports)
         log.info(
             "process.started",
@@ -315,7 +317,12 @@ def _cause(error: Exception) -> Exception:
     return error
 
 
-def _spare_the_collector() -> None:
-    """Take what lives as long as the process out of every later collection."""
+def _spare_the_collector(*, often: bool) -> None:
+    """Take what lives as long as the process out of every later collection.
+
+    Requests leave next to no cycles behind, but what handlers raise does: workers collect often.
+    """
     gc.collect()
     gc.freeze()
+    if not often:
+        gc.set_threshold(MOST_UNCOLLECTED, 20, 50)
