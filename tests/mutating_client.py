@@ -244,7 +244,7 @@ class Loop:
             ) as listener:
                 self.port, self._listener = listener.port, listener
                 # As where it runs for real: a full collection is most of what a large body costs.
-                processes._spare_the_collector()
+                processes._spare_the_collector(often=False)
                 self._started.set()
                 await self._stop.wait()
 
