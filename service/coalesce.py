@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from . import tasks
+
 Item = TypeVar("Item")
 Reply = TypeVar("Reply")
 
@@ -38,6 +40,17 @@ class Coalescer(Generic[Item, Reply]):
         if self._flights is None:
             self._flights = loop.create_task(self._fly_until_empty())
         return reply
+
+    async def close(self) -> None:
+        """Fly no more, and wait until nothing is in the air; whoever waits is canceled.
+
+        Whatever carries the flights must be there until then.
+        """
+        if self._flights is not None:
+            await tasks.end(self._flights)
+        for _, reply in self._waiting:
+            reply.cancel()
+        self._waiting.clear()
 
     async def _fly_until_empty(self) -> None:
         try:

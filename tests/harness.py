@@ -38,6 +38,10 @@ from service.signatures import sign
 Found = TypeVar("Found")
 
 PACKAGE = Path(service.__file__).parent
+# What takes more of a machine than everyday tests may: fail-overs under load, for the most part.
+takes_long = pytest.mark.skipif(
+    not os.environ.get("TEST_LONG"), reason="takes long: set TEST_LONG=1, as .ci/run does"
+)
 DEADLINE_S = 2 * PATIENCE_S
 # A dozen processes that start at once on a busy machine.
 PROCESS_DEADLINE_S = 3 * PATIENCE_S

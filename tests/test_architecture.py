@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, str] = {
     "__init__": "",
     "errors": "",
     "secret": "",
-    "coalesce": "",
+    "coalesce": "tasks",
     "deadlines": "",
     "tasks": "",
     "metrics": "__init__",

@@ -23,6 +23,7 @@ from harness import (
     request,
     signed,
     soon,
+    takes_long,
     yard,
 )
 from servers import frozen
@@ -294,7 +295,9 @@ def rotated(
     return statuses
 
 
-@pytest.mark.parametrize("asked", [True, False], ids=["by signal", "by itself"])
+@pytest.mark.parametrize(
+    "asked", [True, pytest.param(False, marks=takes_long)], ids=["by signal", "by itself"]
+)
 @pytest.mark.parametrize("command", ["serve", "dev"])
 def test_secrets_follow_their_file(ground: Yard, command: str, asked: bool) -> None:
     """A changed file, or SIGHUP, exchanges the secrets; a bad one keeps them and is said."""
@@ -328,6 +331,7 @@ def test_secrets_follow_their_file(ground: Yard, command: str, asked: bool) -> N
     assert CANARY.encode() not in process.out + process.err
 
 
+@takes_long
 def test_networks_follow_their_file(ground: Yard) -> None:
     """The allow list is read again when its file changes; a file that has gone changes nothing."""
     path = ground.directory / "networks"

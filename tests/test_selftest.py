@@ -14,7 +14,7 @@ import httpx2
 import orjson
 import pytest
 import redis
-from harness import SECRET, WEBHOOK, Process, Yard, listening, soon, yard
+from harness import SECRET, WEBHOOK, Process, Yard, listening, soon, takes_long, yard
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -140,6 +140,7 @@ async def test_an_endpoint_that_keeps_every_promise_is_green() -> None:
         ("sets back", {"a verified session is not set back"}),
     ],
 )  # fmt: skip
+@takes_long
 async def test_each_broken_promise_has_its_red_row(flaw: str, promises: set[str]) -> None:
     """An endpoint that breaks one promise is red in the rows of that promise, and nowhere else."""
     async with serving(flaw) as url:

@@ -17,7 +17,7 @@ import httpx2
 import msgspec
 import orjson
 import pytest
-from harness import PACKAGE, event, eventually, signed, soon, yard
+from harness import PACKAGE, event, eventually, signed, soon, takes_long, yard
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -319,6 +319,7 @@ def test_real_processes_send_their_spans(
     assert b"identity-webhooks" in traces
 
 
+@takes_long
 def test_a_collector_that_is_gone_costs_nothing_but_spans(tmp_path: Path) -> None:
     """Out of reach or silent, a collector neither loses an event nor holds up the stop for long."""
     with yard(tmp_path) as ground, socket.create_server(("127.0.0.1", 0)) as silent:

@@ -122,7 +122,12 @@ class RedisStream:
                 async def fly(calls: list[ScriptCall]) -> Sequence[Any]:
                     return await connections.run(calls)
 
-                yield _Line(connections, Coalescer(fly, most=MOST_PER_FLIGHT))
+                appends = Coalescer(fly, most=MOST_PER_FLIGHT)
+                try:
+                    yield _Line(connections, appends)
+                finally:
+                    # A connection that is made after its pool was closed, nobody closes.
+                    await appends.close()
         except ConfigError:
             raise RefusedError("REDIS_STREAM_URL: not a usable URL") from None
 

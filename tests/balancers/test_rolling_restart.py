@@ -11,7 +11,18 @@ from pathlib import Path
 import httpx2
 import pytest
 from balancer import receivers, trusting
-from harness import DEADLINE_S, NOW, WEBHOOK, Process, Yard, event, eventually, signed, yard
+from harness import (
+    DEADLINE_S,
+    NOW,
+    WEBHOOK,
+    Process,
+    Yard,
+    event,
+    eventually,
+    signed,
+    takes_long,
+    yard,
+)
 from test_haproxy import HAProxy
 
 EVENTS_PER_S = 50
@@ -97,6 +108,7 @@ async def replaced(ground: Yard, old: Process, command: str, **settings: str) ->
     return await asyncio.to_thread(ground.start(command, **settings).ready)
 
 
+@takes_long
 @pytest.mark.timeout(180)
 async def test_a_rolling_restart_loses_nothing(ground: Yard) -> None:
     """At 50 events/s both receivers and both workers are replaced: only 200s, and no gap."""

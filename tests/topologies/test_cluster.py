@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from harness import takes_long
 from landscapes import Cluster, cluster, command
 from redis.exceptions import ClusterDownError, RedisError, TryAgainError
 from servers import free_port
@@ -23,7 +24,7 @@ from service.connections import (
 from service.errors import Shortage
 from service.secret import Secret
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), takes_long]
 
 RELEASE = Script("release")
 # The crc16 of a partition's tag, modulo 16384: where all of the partition lies.

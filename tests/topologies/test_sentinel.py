@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import takes_long
 from landscapes import Pair, watched_pair
 from traffic import AFTER, BEFORE, deployment, during, remembered
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), takes_long]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import redis
-from harness import Process, Processes, event, signed, soon
+from harness import Process, Processes, event, signed, soon, takes_long
 from landscapes import command
 from servers import free_port, server
 
@@ -147,6 +147,7 @@ def test_trouble_is_told_and_ends(
     soon(lambda: place.is_ready() and place.post().status_code == 200, 20)
 
 
+@takes_long
 def test_a_server_that_loads_its_file_is_awaited(place: Place) -> None:
     """While Redis loads, receivers are not ready and put off; when it has loaded, they go on."""
     with place.server.client() as client:

@@ -15,7 +15,7 @@ import orjson
 import pytest
 import redis
 import roles
-from harness import Processes, event, signed, soon
+from harness import Processes, event, signed, soon, takes_long
 from landscapes import watched_pair
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -100,6 +100,7 @@ def test_every_line_is_explained_and_in_force(guarded: Server) -> None:
 
 
 @pytest.mark.timeout(180)
+@takes_long
 def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
     """Receiver, worker and every command do all they do as their users, and are refused nothing.
 
@@ -148,6 +149,7 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
     }
 
 
+@takes_long
 @pytest.mark.timeout(120)
 async def test_replicas_and_sentinels_have_users_too(tmp_path: Path) -> None:
     """As the users of these names servers follow each other, and Sentinels replace a primary."""
