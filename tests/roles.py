@@ -34,6 +34,7 @@ _BY_MODULE = {
     "mailbox": WORKER,
     "arrivals": WORKER,
     "worker": WORKER,
+    "lag": WORKER,
     "janitor": WORKER,
     "checks": OPERATOR,
     "ledger": OPERATOR,
