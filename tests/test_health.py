@@ -13,7 +13,7 @@ from redis.exceptions import NoPermissionError
 from servers import PATIENCE_S, until
 from structlog.testing import capture_logs
 
-from service import health
+from service import health, tasks
 from service.config import Durability, Settings
 from service.connections import Connections, connect
 from service.errors import Shortage, Unavailable
@@ -209,9 +209,7 @@ async def watched(
             one = Health(connections, make_settings(redis_url=Secret(proxy.url)))
             task = asyncio.create_task(one.watch())
             yield one, proxy, lines
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            await tasks.end(task)
 
 
 class TestReadiness:

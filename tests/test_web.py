@@ -29,7 +29,7 @@ from harness import (
 )
 from virtual_time import push
 
-from service import journal, metrics
+from service import journal, metrics, tasks
 from service.config import Livemode, Settings
 from service.connections import Connections, connect
 from service.embedded import EmbeddedServer
@@ -629,7 +629,7 @@ async def test_redis_may_go_and_come(
             assert await ready()
             assert_answer(await post(client, late), 200, outcome="admitted")
             assert_answer(await post(client, event()), 200, outcome="duplicate")
-        watching.cancel()
+        await tasks.end(watching)
     await line.cut()
 
 
@@ -673,7 +673,7 @@ async def test_probes_say_ready_or_not(connections: Connections, settings: Setti
             shown = await client.get("/metrics")
             assert shown.status_code == (404 if one is app else 200)
     assert shown.headers["content-type"] == metrics.CONTENT_TYPE
-    watching.cancel()
+    await tasks.end(watching)
 
 
 TRACE = "00-" + "a1" * 16 + "-00f067aa0ba902b7-01"
