@@ -20,6 +20,9 @@ from .sessions import VerificationSession
 from .signatures import VerifiedPayload
 from .transitions import EVENT_TYPE_PREFIX, SessionChange, current_status
 
+# The `object` of a notification that leaves the session out.
+THIN = "v2.core.event"
+
 _EVENT_ID = r"\Aevt_[A-Za-z0-9_]{1,250}\Z"
 EventId = Annotated[str, msgspec.Meta(pattern=_EVENT_ID)]
 
@@ -68,6 +71,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     Attributes:
         id: `evt_…`, the same in every copy and resend.
+        object: `event`, which tells it from a thin notification.
         type: `identity.verification_session.` and a word.
         created: Unix seconds.
         data: The envelope's wrapper; read `session` instead.
@@ -84,6 +88,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     type: str
     created: EpochSeconds
     data: _Wrapped
+    object: str | None = None
     livemode: bool | None = None
     account: str | None = None
     context: str | None = None
@@ -126,6 +131,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         )
 
 
+_decode = msgspec.json.Decoder(Event, dec_hook=secret_hook).decode
+
+
 def parse(payload: VerifiedPayload) -> Event | Ignored:
     """Return the event in *payload*, or why it is nothing for us.
 
@@ -133,7 +141,28 @@ def parse(payload: VerifiedPayload) -> Event | Ignored:
         Rejected: With `body_not_json`, `body_not_an_event`, `field_missing` or
             `field_mistyped`; the last two name the field's path.
     """
-    found = _decoded(payload.body)
+    return _documented(payload.body) or _whatever(payload.body)
+
+
+def _documented(body: bytes) -> Event | None:
+    """Return an event that is as Stripe documents it, without a tree of everything in between.
+
+    What `_whatever` would refuse or mend is left to it, and so is what the decoder does not look
+    at where nobody needs it: text that may be no UTF-8, and an `unread` of the sender's.
+    """
+    if not body.isascii():
+        return None
+    try:
+        event = _decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    session = event.data.object
+    is_ours = event.type.startswith(EVENT_TYPE_PREFIX) and event.object != THIN and not event.unread
+    return event if is_ours and session.status and _SESSION_ID.fullmatch(session.id) else None
+
+
+def _whatever(body: bytes) -> Event | Ignored:
+    found = _decoded(body)
     if found is None:
         raise Rejected(Refusal.BODY_NOT_JSON)
     if not isinstance(found.value, dict):
@@ -159,7 +188,7 @@ def _ignored(found: dict[str, Any]) -> Ignored | None:
     if not isinstance(event_type, str):
         reason = Refusal.FIELD_MISTYPED if "type" in found else Refusal.FIELD_MISSING
         raise Rejected(reason, "type")
-    if found.get("object") == "v2.core.event":
+    if found.get("object") == THIN:
         because = IgnoredBecause.THIN
     elif not event_type.startswith(EVENT_TYPE_PREFIX):
         because = IgnoredBecause.OTHER_TYPE

@@ -9,29 +9,43 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from asyncio.events import TimerHandle
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
+from urllib.parse import unquote
 
 import httptools
 import structlog
-from uvicorn._types import ASGI3Application
+from uvicorn._types import ASGI3Application, ASGIVersions
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from . import metrics
-from .errors import RETRY_AFTER_S, Refusal, Shortage
+from .cycle import Cycle
+from .errors import Shortage
+from .framing import (
+    BUSY,
+    IDLE,
+    MALFORMED,
+    MOST_HEADER_BYTES,
+    NOT_NOW,
+    TOO_LARGE,
+    TOO_SLOW,
+    Farewell,
+    RefusedError,
+    examine,
+    is_whole_post,
+)
 
-MOST_HEADER_BYTES = 32 * 1024
 # Whoever sends more before our first answer would make us hold much for little.
 MOST_PIPELINED = 32
 # Closed over unread bytes, a connection may lose the answer that was written last: some get time.
 LINGER_S = 1.0
 MOST_LINGERING = 64
 TOLD_EVERY_S = 1.0
+
+_ASGI: ASGIVersions = {"version": "3.0", "spec_version": "2.3"}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -64,48 +78,6 @@ class Terms:
             log.error("requests.refused", reason=Shortage.BUSY, requests=count)
 
 
-class _Farewell(NamedTuple):
-    """Why a connection ends, and what is answered before, if anything."""
-
-    reason: str
-    answer: bytes = b""
-
-
-def _farewell(reason: str, status_line: str, word: str, more: str = "") -> _Farewell:
-    body = f'{{"error":"{word}"}}'
-    head = f"HTTP/1.1 {status_line}\r\ncontent-type: application/json\r\n"
-    framing = f"content-length: {len(body)}\r\nconnection: close\r\n"
-    return _Farewell(reason, f"{head}{framing}{more}\r\n{body}".encode())
-
-
-_MALFORMED = _farewell(Refusal.REQUEST_MALFORMED, "400 Bad Request", Refusal.REQUEST_MALFORMED)
-_TOO_LARGE = _farewell(
-    Refusal.HEADERS_TOO_LARGE, "431 Request Header Fields Too Large", Refusal.HEADERS_TOO_LARGE
-)
-_BUSY = _farewell(
-    Shortage.BUSY,
-    "503 Service Unavailable",
-    "unavailable",
-    f"retry-after: {RETRY_AFTER_S}\r\n",
-)
-# The same, where the connection stays.
-_NOT_NOW = _BUSY.answer.replace(b"connection: close\r\n", b"")
-# What decides where a request ends, and whether its connection does.
-_FRAMING = re.compile(
-    rb"\r\n(?i:content-length|transfer-encoding|connection|expect|upgrade):[ \t]*([^\r]*)"
-)
-_TOO_SLOW = _Farewell("too_slow")
-_IDLE = _Farewell("idle")
-
-
-class _RefusedError(Exception):
-    """Raised into the parser, it ends the connection with a farewell."""
-
-    def __init__(self, farewell: _Farewell) -> None:
-        super().__init__(farewell.reason)
-        self.farewell = farewell
-
-
 class _Stage(Enum):
     """How much of a request has come."""
 
@@ -129,7 +101,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stage = _Stage.NOTHING
         self._bytes_since_body = 0
         self._running: RequestResponseCycle | None = None
-        self._farewell: _Farewell | None = None
+        self._farewell: Farewell | None = None
         self._is_lingering = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -158,10 +130,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:
             refused = error.__context__
-            self._part(refused.farewell if isinstance(refused, _RefusedError) else _MALFORMED)
+            self._part(refused.farewell if isinstance(refused, RefusedError) else MALFORMED)
             return
         if self._bytes_since_body > MOST_HEADER_BYTES:
-            self._part(_TOO_LARGE)
+            self._part(TOO_LARGE)
         elif self._deadline is None and self._is_awaited():
             self._arm(self._terms.receive_timeout_s)
 
@@ -170,11 +142,7 @@ class GuardedProtocol(HttpToolsProtocol):
         is_between_requests = self._stage is _Stage.NOTHING and self._is_idle()
         if not is_between_requests or self._terms.draining or self.flow.write_paused:
             return False
-        end_of_line = data.find(b"\r\n")
-        if not (data.startswith(b"POST ") and data.endswith(b" HTTP/1.1", 0, end_of_line)):
-            return False
-        end = data.find(b"\r\n\r\n") + 4
-        return _FRAMING.findall(data, 0, end) == [b"%d" % (len(data) - end)]
+        return is_whole_post(data)
 
     def _turn_away(self) -> None:
         """Answer a request nobody has looked into.
@@ -186,14 +154,16 @@ class GuardedProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
-        self.transport.write(_NOT_NOW)
+        self.transport.write(NOT_NOW)
         self._terms.turned_away += 1
         if self._terms.turned_away == 1:
             self.loop.call_later(TOLD_EVERY_S, self._terms.tell)
 
     def on_message_begin(self) -> None:
         """Begin a further request; most come whole in one piece and need no clock at all."""
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._stage = _Stage.HEADERS
 
     def on_headers_complete(self) -> None:
@@ -201,16 +171,51 @@ class GuardedProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         # The parser leaves what follows a request for an upgrade to another protocol unread.
         if version not in ("1.0", "1.1") or self.parser.should_upgrade():
-            raise _RefusedError(_MALFORMED)
-        _examine(self.url, self.headers, version)
+            raise RefusedError(MALFORMED)
+        examine(self.url, self.headers, version)
         if len(self.pipeline) >= MOST_PIPELINED:
-            raise _RefusedError(_BUSY)
-        super().on_headers_complete()
+            raise RefusedError(BUSY)
+        is_next = self._is_idle()
+        self.cycle = self._begun(version)
         # What comes after a body and claims to be headers is kept from the request.
         self.headers = []
         self._stage = _Stage.BODY
-        if self._terms.draining:
-            self.cycle.keep_alive = False
+        if is_next:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _begun(self, version: str) -> Cycle:
+        """Return what runs the application for the request whose headers have come."""
+        url = httptools.parse_url(self.url)
+        may_stay = version != "1.0" and self.parser.should_keep_alive()
+        return Cycle(
+            scope={
+                "type": "http",
+                "asgi": _ASGI,
+                "http_version": version,
+                "method": self.parser.get_method().decode(),
+                "scheme": self.scheme or "http",
+                "root_path": "",
+                "path": unquote(url.path.decode("ascii")),
+                "raw_path": url.path,
+                "query_string": url.query or b"",
+                "headers": self.headers,
+                "client": self.client,
+                "server": self.server,
+            },
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=may_stay and not self._terms.draining,
+            on_response=self.on_response_complete,
+        )
 
     def on_body(self, body: bytes) -> None:
         """Count anew: a body has a cap of its own."""
@@ -253,7 +258,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def give_way(self) -> None:
         """End this connection in favour of another, which may take its place at once."""
         # Unasked, an answer would be taken for that to the next request.
-        self._part(_BUSY if self._deadline is not None else _IDLE)
+        self._part(BUSY if self._deadline is not None else IDLE)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
@@ -275,7 +280,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._running.response_complete or self._running.more_body
         )
 
-    def _part(self, farewell: _Farewell) -> None:
+    def _part(self, farewell: Farewell) -> None:
         """Read no more, and leave as soon as what was whole has been answered."""
         metrics.CONNECTIONS_REFUSED.labels(farewell.reason).inc()
         log.info("connection.refused", reason=farewell.reason)
@@ -296,7 +301,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
-    def _leave(self, farewell: _Farewell) -> None:
+    def _leave(self, farewell: Farewell) -> None:
         self._unset_keepalive_if_required()
         self.connections.discard(self)
         if not farewell.answer or self.transport.is_closing():
@@ -323,22 +328,6 @@ class GuardedProtocol(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._deadline = None
         if self._farewell is None:
-            self._part(_TOO_SLOW)
+            self._part(TOO_SLOW)
         else:
             self.transport.close()
-
-
-def _examine(url: bytes, headers: list[tuple[bytes, bytes]], version: str) -> None:
-    """Refuse headers beyond the cap, codings nobody here decodes, and two hosts or none."""
-    names = [name for name, _ in headers]
-    hosts = names.count(b"host")
-    if b"transfer-encoding" in names:
-        for name, value in headers:
-            is_chunked = value.strip().lower() == b"chunked" and version != "1.0"
-            if name == b"transfer-encoding" and not is_chunked:
-                raise _RefusedError(_MALFORMED)
-    size = len(url) + sum(map(len, chain.from_iterable(headers)))
-    if size > MOST_HEADER_BYTES:
-        raise _RefusedError(_TOO_LARGE)
-    if hosts > 1 or (hosts == 0 and version == "1.1"):
-        raise _RefusedError(_MALFORMED)

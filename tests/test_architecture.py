@@ -76,7 +76,9 @@ MAY_IMPORT: dict[str, str] = {
     ),
     "journal": "errors events inbox metrics receiver transitions",
     "web": "config errors headers health journal metrics receiver secret sources",
-    "protocol": "errors metrics",
+    "cycle": "",
+    "framing": "errors",
+    "protocol": "cycle errors framing metrics",
     "server": "errors protocol",
     "sender": "errors secret signatures simulate",
     "selftest": "config secret sender signatures simulate transitions",
@@ -102,7 +104,7 @@ ANY_HANDLER = "errors handlers handlers.link messages secret transitions variabl
 # Who alone may import what is foreign.
 OWNERS = {
     "starlette": {"web", "server", "processes"},
-    "uvicorn": {"protocol", "server"},
+    "uvicorn": {"cycle", "protocol", "server"},
     "uvloop": {"processes"},
     "click": {"cli", "mail_commands", "terminal"},
     "rich": {"terminal"},

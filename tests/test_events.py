@@ -442,3 +442,53 @@ def test_anything_is_understood_ignored_or_refused(found: Any) -> None:
 def test_any_bytes_are_refused_quietly(body: bytes) -> None:
     """Any bytes at all are refused with one of the words."""
     assert refusal(body)[0] in set(Refusal)
+
+
+ODD = [None, True, 0, 1.0, -1, 10**18, "", "1", "evt_1", "verified", [], ["a"], {}, {"id": 1}]
+
+
+def paths_of(found: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of everything in *found*."""
+    inside = found.items() if isinstance(found, dict) else enumerate(found)
+    return [
+        path
+        for key, value in inside
+        for path in [
+            (*before, key),
+            *(paths_of(value, (*before, key)) if isinstance(value, dict | list) else ()),
+        ]
+    ]
+
+
+@searching(300)
+@given(st.data())
+def test_how_an_event_is_read_makes_no_difference(data: st.DataObject) -> None:
+    """Text beyond ASCII, which is read another way, changes nothing about the rest."""
+    name = data.draw(st.sampled_from(sorted(FIXTURES.glob("*identity.*.json"))))
+    found = json.loads(name.read_text())
+    for _ in range(data.draw(st.integers(0, 2))):
+        *parents, last = data.draw(st.sampled_from(paths_of(found)))
+        at = found
+        for parent in parents:
+            at = at[parent]
+        at[last] = data.draw(st.sampled_from(ODD))
+    assert told(found) == told(found | {"unheard_of": "é"})
+
+
+def told(found: Any) -> Event | Ignored | tuple[str, str | None]:
+    """Return what is understood of *found*, sent as it is and not in ASCII's letters alone."""
+    try:
+        return parse(VerifiedPayload(json.dumps(found, ensure_ascii=False).encode(), ""))
+    except Rejected as refused:
+        return refused.reason, refused.field
+
+
+def test_nobody_else_says_what_is_unread() -> None:
+    """A field of ours that is sent is nothing."""
+    assert event_of(BARE | {"unread": ["data.object.id"]}).unread == ()
+
+
+def test_letters_are_letters_everywhere() -> None:
+    """Bytes that are no UTF-8 are no JSON, needed or not."""
+    body = json.dumps(BARE | {"unheard_of": "é"}, ensure_ascii=False).encode()
+    assert refusal(body.replace("é".encode(), b"\xff")) == ("body_not_json", None)

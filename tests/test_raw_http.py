@@ -16,7 +16,8 @@ from test_web import app_of
 
 from service.config import Settings
 from service.connections import Connections
-from service.protocol import MOST_HEADER_BYTES, MOST_PIPELINED
+from service.framing import MOST_HEADER_BYTES
+from service.protocol import MOST_PIPELINED
 
 DATE = re.compile(rb"date: [^\r]+\r\n")
 LAST = b"connection: close\r\n"

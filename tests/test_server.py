@@ -18,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 from virtual_time import push
 
 from service.errors import ConfigError
-from service.protocol import MOST_HEADER_BYTES, GuardedProtocol
+from service.framing import MOST_HEADER_BYTES
+from service.protocol import GuardedProtocol
 from service.server import Listener
 
 # Longer than anything here takes: they pass when a test pushes the clock.
