@@ -7,6 +7,7 @@ Pure but for the numbers of HTTP: no connection, no clock. Who is told what, and
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -66,8 +67,12 @@ def is_whole_post(data: bytes) -> bool:
     return _FRAMING.findall(data, 0, end) == [b"%d" % (len(data) - end)]
 
 
-def examine(url: bytes, headers: list[tuple[bytes, bytes]], version: str) -> None:
-    """Refuse headers beyond the cap, codings nobody here decodes, and two hosts or none."""
+def examine(url: bytes, headers: Sequence[tuple[bytes, bytes]], version: str) -> bool:
+    """Say whether the client waits to be told to send the body.
+
+    Raises:
+        RefusedError: Headers beyond the cap, a coding nobody here decodes, two hosts or none.
+    """
     names = [name for name, _ in headers]
     hosts = names.count(b"host")
     if b"transfer-encoding" in names:
@@ -80,3 +85,6 @@ def examine(url: bytes, headers: list[tuple[bytes, bytes]], version: str) -> Non
         raise RefusedError(TOO_LARGE)
     if hosts > 1 or (hosts == 0 and version == "1.1"):
         raise RefusedError(MALFORMED)
+    if b"expect" not in names:
+        return False
+    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 _REQUEST_ID = re.compile(rb"[0-9a-fA-F-]{8,64}")
 # https://www.w3.org/TR/trace-context/#traceparent-header
@@ -31,24 +31,21 @@ class Headers:
         traceparent: Where in a trace the request was sent; None without a valid one.
     """
 
-    def __init__(self, sent: Iterable[tuple[bytes, bytes]]) -> None:
-        self.signature: bytes | None = None
-        self.declared_bytes = 0
+    def __init__(self, sent: Sequence[tuple[bytes, bytes]]) -> None:
+        found = _joined(sent)
+        length = found.get(b"content-length", b"")
+        request_id = found.get(b"x-request-id", b"")
+        traced = _TRACEPARENT.fullmatch(found.get(b"traceparent", b""))
+        self.signature = found.get(b"stripe-signature")
+        # Twenty digits tell too large from not; int() refuses thousands of them.
+        self.declared_bytes = int(length[:20]) if length.isdigit() else 0
         self.body_bytes = 0
-        self.traceparent: str | None = None
+        self.traceparent = traced[0].decode() if traced else None
         self._request_id: str | None = None
-        for name, value in sent:
-            if name == b"stripe-signature":
-                # Sent in several lines, they mean what they would mean joined (RFC 9110, 5.3).
-                self.signature = value if self.signature is None else self.signature + b"," + value
-            elif name == b"content-length" and value.isdigit():
-                # Twenty digits tell too large from not; int() refuses thousands of them.
-                self.declared_bytes = int(value[:20])
-            elif name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-                self._request_id = value.decode()
-            elif name == b"traceparent" and (traced := _TRACEPARENT.fullmatch(value)):
-                self.traceparent = traced[0].decode()
-                self._request_id = self._request_id or traced[1].decode()
+        if _REQUEST_ID.fullmatch(request_id):
+            self._request_id = request_id.decode()
+        elif traced:
+            self._request_id = traced[1].decode()
 
     @property
     def request_id(self) -> str:
@@ -56,3 +53,13 @@ class Headers:
         if self._request_id is None:
             self._request_id = f"{_PROCESS}{next(_NUMBERS):08x}"
         return self._request_id
+
+
+def _joined(sent: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return headers by name; sent in several lines, one means those joined (RFC 9110, 5.3)."""
+    found = dict(sent)
+    if len(found) < len(sent):
+        found.clear()
+        for name, value in sent:
+            found[name] = found[name] + b"," + value if name in found else value
+    return found

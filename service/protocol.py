@@ -163,8 +163,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """Begin a further request; most come whole in one piece and need no clock at all."""
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
         self._stage = _Stage.HEADERS
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; called more often than anything else here."""
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Refuse what is too large, too much or ambiguous; while draining, be the last."""
@@ -172,11 +175,11 @@ class GuardedProtocol(HttpToolsProtocol):
         # The parser leaves what follows a request for an upgrade to another protocol unread.
         if version not in ("1.0", "1.1") or self.parser.should_upgrade():
             raise RefusedError(MALFORMED)
-        examine(self.url, self.headers, version)
+        is_expecting = examine(self.url, self.headers, version)
         if len(self.pipeline) >= MOST_PIPELINED:
             raise RefusedError(BUSY)
         is_next = self._is_idle()
-        self.cycle = self._begun(version)
+        self.cycle = self._begun(version, is_expecting=is_expecting)
         # What comes after a body and claims to be headers is kept from the request.
         self.headers = []
         self._stage = _Stage.BODY
@@ -186,7 +189,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
-    def _begun(self, version: str) -> Cycle:
+    def _begun(self, version: str, *, is_expecting: bool) -> Cycle:
         """Return what runs the application for the request whose headers have come."""
         url = httptools.parse_url(self.url)
         may_stay = version != "1.0" and self.parser.should_keep_alive()
@@ -212,7 +215,7 @@ class GuardedProtocol(HttpToolsProtocol):
             access_log=self.access_log,
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
+            expect_100_continue=is_expecting,
             keep_alive=may_stay and not self._terms.draining,
             on_response=self.on_response_complete,
         )

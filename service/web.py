@@ -176,30 +176,25 @@ class _Webhook:
     ) -> Receipt | Rejected | Unavailable:
         try:
             body = await self._body(headers, receive)
-            return await self._in_hand(body, headers, secrets)
+            if self.is_busy():
+                return Unavailable(Shortage.BUSY)
+            # In hand is a whole request only: who is still sending takes nobody's place.
+            self._in_flight += 1
+            try:
+                return await self._receiver.receive(
+                    body,
+                    headers.signature,
+                    secrets,
+                    now=time.time(),
+                    traceparent=headers.traceparent,
+                )
+            finally:
+                self._in_flight -= 1
         except (Rejected, Unavailable) as error:
             return error
         except asyncio.CancelledError:
             # The grace time of a stop is over; left alone this would become a 500.
             return Unavailable(Shortage.BUSY)
-
-    async def _in_hand(
-        self, body: bytes, headers: Headers, secrets: Sequence[Secret[bytes]]
-    ) -> Receipt:
-        """Work on a whole request; who is still sending takes nobody's place."""
-        if self.is_busy():
-            raise Unavailable(Shortage.BUSY)
-        self._in_flight += 1
-        try:
-            return await self._receiver.receive(
-                body,
-                headers.signature,
-                secrets,
-                now=time.time(),
-                traceparent=headers.traceparent,
-            )
-        finally:
-            self._in_flight -= 1
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """Read the whole body, or no more than is allowed of it."""
