@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 from asyncio.events import TimerHandle
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 from urllib.parse import unquote
@@ -23,7 +21,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from . import metrics
 from .cycle import Cycle
-from .errors import Shortage
 from .framing import (
     BUSY,
     IDLE,
@@ -37,6 +34,7 @@ from .framing import (
     examine,
     is_whole_post,
 )
+from .terms import Terms
 
 # Whoever sends more before our first answer would make us hold much for little.
 MOST_PIPELINED = 32
@@ -48,34 +46,6 @@ TOLD_EVERY_S = 1.0
 _ASGI: ASGIVersions = {"version": "3.0", "spec_version": "2.3"}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
-
-
-@dataclass(kw_only=True)
-class Terms:
-    """What holds for all connections of one listener.
-
-    Attributes:
-        receive_timeout_s: Seconds a client has for a whole request.
-        most_connections: How many may be open at once.
-        is_busy: Says whether nothing more can be taken in hand.
-        draining: Whether each answer is its connection's last.
-        lingering: How many have been answered for the last time, and wait to be closed.
-        turned_away: How many requests were refused unread, and not told of yet.
-    """
-
-    receive_timeout_s: float
-    most_connections: int
-    is_busy: Callable[[], bool]
-    draining: bool = False
-    lingering: int = 0
-    turned_away: int = 0
-
-    def tell(self) -> None:
-        """Count, and tell of, all that were turned away of late: each by itself would cost more."""
-        count, self.turned_away = self.turned_away, 0
-        if count:
-            metrics.events(Shortage.BUSY, metrics.OTHER_TYPE).inc(count)
-            log.error("requests.refused", reason=Shortage.BUSY, requests=count)
 
 
 class _Stage(Enum):
@@ -101,6 +71,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stage = _Stage.NOTHING
         self._bytes_since_body = 0
         self._running: RequestResponseCycle | None = None
+        self._idle_since: float | None = None
         self._farewell: Farewell | None = None
         self._is_lingering = False
 
@@ -112,8 +83,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._disarm()
+        self._unset_keepalive_if_required()
         self._terms.lingering -= self._is_lingering
         super().connection_lost(exc)
 
@@ -124,7 +96,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._terms.is_busy() and self._is_whole_post(data):
             self._turn_away()
             return
-        self._unset_keepalive_if_required()
+        self._idle_since = None
         self._bytes_since_body += len(data)
         try:
             self.parser.feed_data(data)
@@ -150,10 +122,7 @@ class GuardedProtocol(HttpToolsProtocol):
         Under overload this is most of what is done: it must cost far less than an event.
         """
         self._disarm()
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        self._rest()
         self.transport.write(NOT_NOW)
         self._terms.turned_away += 1
         if self._terms.turned_away == 1:
@@ -234,9 +203,36 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or leave once the last that was whole is answered."""
-        super().on_response_complete()
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
+            else:
+                self._rest()
         if self._farewell is not None and not self._is_in_hand():
             self._leave(self._farewell)
+
+    def _rest(self) -> None:
+        """Be idle from now on; the timer of an earlier rest runs on, and then finds a later one."""
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._rest_for(self.timeout_keep_alive)
+
+    def _rest_for(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close what has been idle for long enough."""
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None:
+            return
+        idle_for_s = self.loop.time() - self._idle_since
+        if idle_for_s < self.timeout_keep_alive:
+            self._rest_for(self.timeout_keep_alive - idle_for_s)
+        else:
+            super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
         """Close when idle; what has begun may finish."""
@@ -254,9 +250,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return math.inf
         if self._deadline is not None:
             return self._deadline.when() - self._terms.receive_timeout_s
-        if self.timeout_keep_alive_task is not None:
-            return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
-        return math.inf
+        return math.inf if self._idle_since is None else self._idle_since
 
     def give_way(self) -> None:
         """End this connection in favour of another, which may take its place at once."""
@@ -270,7 +264,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _is_awaited(self) -> bool:
         """Say whether a request has begun, or bytes that begin none stopped the idle clock."""
         is_between = self._stage is _Stage.NOTHING
-        return not is_between or (self.timeout_keep_alive_task is None and self._is_idle())
+        return not is_between or (self._idle_since is None and self._is_idle())
 
     def _is_idle(self) -> bool:
         return self._running is None or self._running.response_complete

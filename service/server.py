@@ -18,7 +18,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from .errors import ConfigError
-from .protocol import GuardedProtocol, Terms
+from .protocol import GuardedProtocol
+from .terms import Terms
 
 BACKLOG = 2048
 # Files for everything that is no connection of ours: Redis, queues, the log, the other listener.

@@ -1,0 +1,41 @@
+"""What holds for all connections of one listener. Each connection by itself is `protocol`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from . import metrics
+from .errors import Shortage
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+@dataclass(kw_only=True)
+class Terms:
+    """What holds for all connections of one listener.
+
+    Attributes:
+        receive_timeout_s: Seconds a client has for a whole request.
+        most_connections: How many may be open at once.
+        is_busy: Says whether nothing more can be taken in hand.
+        draining: Whether each answer is its connection's last.
+        lingering: How many have been answered for the last time, and wait to be closed.
+        turned_away: How many requests were refused unread, and not told of yet.
+    """
+
+    receive_timeout_s: float
+    most_connections: int
+    is_busy: Callable[[], bool]
+    draining: bool = False
+    lingering: int = 0
+    turned_away: int = 0
+
+    def tell(self) -> None:
+        """Count, and tell of, all that were turned away of late: each by itself would cost more."""
+        count, self.turned_away = self.turned_away, 0
+        if count:
+            metrics.events(Shortage.BUSY, metrics.OTHER_TYPE).inc(count)
+            log.error("requests.refused", reason=Shortage.BUSY, requests=count)
