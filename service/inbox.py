@@ -110,13 +110,13 @@ class Inbox:
         partition = self._keys.partition(session.id)
         return _Request(
             partition=partition,
-            keys=(self._keys.transitions(partition), self._keys.session(session.id)),
+            keys=(self._keys.transitions(partition), self._keys.session_in(partition, session.id)),
             judged_by=(
                 event.id,
                 b2a_base64(random.randbytes(6), newline=False),  # noqa: S311 - no secret
                 event.created,
                 position(event.type, event.created, session),
-                fingerprint(event.type, session),
+                fingerprint(change.current, session),
                 change.current,
                 wire.pack(change),
             ),

@@ -30,7 +30,11 @@ class Keys(NamedTuple):
 
     def session(self, session_id: str) -> str:
         """Return the key of a session's ledger: a hash."""
-        return f"{self.prefix}:{{{self.partition(session_id)}}}:session:{session_id}"
+        return self.session_in(self.partition(session_id), session_id)
+
+    def session_in(self, partition: int, session_id: str) -> str:
+        """Return the same, where the session's partition is known."""
+        return f"{self.prefix}:{{{partition}}}:session:{session_id}"
 
     def transitions(self, partition: int) -> str:
         """Return the key of a partition's stream of transitions."""

@@ -70,7 +70,7 @@ def verify(
         raise Rejected(Refusal.TIMESTAMP_TOO_OLD)
     if age_s < -tolerance_s:
         raise Rejected(Refusal.TIMESTAMP_TOO_NEW)
-    return VerifiedPayload(body, fingerprint(matched))
+    return VerifiedPayload(body, matched.fingerprint)
 
 
 def sign(body: bytes, secret: Secret[bytes], timestamp: int) -> str:
@@ -79,10 +79,26 @@ def sign(body: bytes, secret: Secret[bytes], timestamp: int) -> str:
     return f"t={timestamp},v1={hmac.digest(secret.reveal(), signed, 'sha256').hex()}"
 
 
-@lru_cache(maxsize=1024)
 def fingerprint(secret: Secret[bytes]) -> str:
     """Return the name under which a secret may be logged: the first 8 hex of its SHA-256."""
-    return hashlib.sha256(secret.reveal()).hexdigest()[:8]
+    return _signing_key(secret).fingerprint
+
+
+class _SigningKey(NamedTuple):
+    """A secret, ready to sign: to begin anew with it costs a third of what signing does."""
+
+    keyed: hmac.HMAC
+    fingerprint: str
+
+    def __repr__(self) -> str:
+        return f"_SigningKey({self.fingerprint})"
+
+
+@lru_cache(maxsize=1024)
+def _signing_key(secret: Secret[bytes]) -> _SigningKey:
+    value = secret.reveal()
+    keyed = hmac.new(value, digestmod="sha256")
+    return _SigningKey(keyed, hashlib.sha256(value).hexdigest()[:8])
 
 
 def _split(header: bytes) -> tuple[bytes, list[bytes]]:
@@ -107,14 +123,17 @@ def _split(header: bytes) -> tuple[bytes, list[bytes]]:
 
 def _match(
     signed: bytes, signatures: Sequence[bytes], secrets: Sequence[Secret[bytes]]
-) -> Secret[bytes]:
-    """Return the secret that made one of *signatures*, trying every pair whatever matches."""
-    matched: Secret[bytes] | None = None
+) -> _SigningKey:
+    """Return the key that made one of *signatures*, trying every pair whatever matches."""
+    matched: _SigningKey | None = None
     for secret in secrets:
-        expected = hmac.digest(secret.reveal(), signed, "sha256").hex().encode()
+        key = _signing_key(secret)
+        keyed = key.keyed.copy()
+        keyed.update(signed)
+        expected = keyed.hexdigest().encode()
         for signature in signatures:
             if hmac.compare_digest(expected, signature) and matched is None:
-                matched = secret
+                matched = key
     if matched is None:
         raise Rejected(Refusal.SIGNATURE_MISMATCH)
     return matched

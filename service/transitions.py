@@ -171,10 +171,15 @@ def created_at(position: int) -> int:
     return position % _FINAL_UNIT // _CREATED_UNIT
 
 
-def fingerprint(event_type: str, session: VerificationSession) -> str:
-    """Return 16 hex digits that differ when something changed that a handler would care about."""
+def fingerprint(current: str, session: VerificationSession) -> str:
+    """Return 16 hex digits that differ when something changed that a handler would care about.
+
+    Args:
+        current: As `current_status` says.
+        session: The session as the event shows it.
+    """
     parts = (
-        current_status(event_type, session),
+        current,
         session.status,
         session.redaction_status,
         session.last_error_code,

@@ -88,7 +88,7 @@ def _hold_handed_over(event: Event) -> None:
     place = position(event.type, event.created, event.session)
     assert 0 <= place < 2**53
     assert created_at(place) == event.created
-    assert re.fullmatch("[0-9a-f]{16}", fingerprint(event.type, event.session))
+    assert re.fullmatch("[0-9a-f]{16}", fingerprint(change.current, event.session))
     stored = {b"change": wire.pack(change), b"previous": b"", b"sequence": b"1", b"epoch": b"1"}
     transition = wire.unpack(stored)
     names = SessionChange.__struct_fields__

@@ -40,7 +40,7 @@ def test_every_step_moves_on(name: str, seed: int) -> None:
     """Every step has a higher position and another fingerprint than the one before."""
     events = life(name, seed)
     positions = [position(event.type, event.created, event.session) for event in events]
-    prints = [fingerprint(event.type, event.session) for event in events]
+    prints = [fingerprint(event.change().current, event.session) for event in events]
 
     assert positions == sorted(set(positions))
     assert all(before != after for before, after in pairwise(prints))

@@ -151,7 +151,8 @@ DOES_NOT_MATTER: list[dict[str, Any]] = [
 
 def print_of(step: str = "processing", **changes: Any) -> str:
     """Return the fingerprint of a session that differs from BASE in *changes*."""
-    return fingerprint(EVENT_TYPE_PREFIX + step, session(**{**BASE, **changes}))
+    changed = session(**{**BASE, **changes})
+    return fingerprint(current_status(EVENT_TYPE_PREFIX + step, changed), changed)
 
 
 def test_fingerprint_changes_with_what_matters() -> None:

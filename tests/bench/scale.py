@@ -131,7 +131,7 @@ def _arguments(body: bytes) -> tuple[bytes, tuple[Any, ...]]:
     assert isinstance(event, Event)
     change = event.change()
     where = position(event.type, event.created, event.session)
-    judged_by = event.created, where, fingerprint(event.type, event.session), change.current
+    judged_by = event.created, where, fingerprint(change.current, event.session), change.current
     return pack(change), judged_by
 
 
