@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
