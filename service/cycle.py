@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from uvicorn._types import ASGISendEvent, HTTPResponseStartEvent
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import (
     HEADER_RE,
     HEADER_VALUE_RE,
@@ -24,6 +25,13 @@ class Cycle(RequestResponseCycle):
     """uvicorn's cycle, which writes an answer whose whole body is known at once, head and all."""
 
     _start: HTTPResponseStartEvent | None = None
+
+    def take(self, piece: bytes) -> None:
+        """Keep a piece of the body; most bodies come in one, which is not copied."""
+        self.body = self.body + piece if self.body else piece  # type: ignore[assignment]
+        if len(self.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        self.message_event.set()
 
     async def send(self, message: ASGISendEvent) -> None:
         """Hold the start of an answer back until there is a body to send it with."""

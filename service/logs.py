@@ -43,7 +43,7 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
     least = logging.getLevelNamesMapping()[level.upper()]
     processors: list[Processor] = [
         _led,
-        structlog.processors.ExceptionRenderer(_raised),
+        _excepted,
         *([_json] if as_json else _as_text(colors=is_terminal)),
     ]
     sink = _Sink(out)
@@ -139,13 +139,16 @@ _sinks: list[_Sink] = []
 
 def _pieces(lines: list[bytes]) -> Iterator[bytes]:
     """Join lines to pieces that a pipe takes whole, even where several processes write to it."""
-    piece = b""
+    together: list[bytes] = []
+    size = 0
     for line in lines:
-        if piece and len(piece) + len(line) >= PIPE_BUF:
-            yield piece
-            piece = b""
-        piece += line + b"\n"
-    yield piece
+        size += len(line) + 1
+        if together and size > PIPE_BUF:
+            yield b"\n".join([*together, b""])
+            together.clear()
+            size = len(line) + 1
+        together.append(line)
+    yield b"\n".join([*together, b""])
 
 
 class _Handler(logging.Handler):
@@ -202,6 +205,9 @@ def _told(error: BaseException) -> dict[str, Any]:
     return told
 
 
+_render_exception = structlog.processors.ExceptionRenderer(_raised)
+
+
 def _once_in_a_while(floods: Floods) -> Processor:
     def process(_: Any, __: str, fields: EventDict) -> EventDict:
         held_back = floods.held_back_before(fields)
@@ -218,6 +224,10 @@ def _led(_: Any, level: str, fields: EventDict) -> EventDict:
     """Put first what a reader looks for first."""
     event = fields.pop("event")
     return {"timestamp": datetime.now(UTC), "level": level, "event": event, **fields}
+
+
+def _excepted(logger: Any, level: str, fields: EventDict) -> EventDict:
+    return _render_exception(logger, level, fields) if "exc_info" in fields else fields
 
 
 def _json(_: Any, __: str, fields: EventDict) -> bytes:

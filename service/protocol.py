@@ -64,6 +64,8 @@ class GuardedProtocol(HttpToolsProtocol):
     the connection or from a request's first byte to its last.
     """
 
+    cycle: Cycle
+
     def __init__(self, *arguments: Any, terms: Terms, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._terms = terms
@@ -192,7 +194,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Count anew: a body has a cap of its own."""
         self._bytes_since_body = 0
-        super().on_body(body)
+        if not self.cycle.response_complete:
+            self.cycle.take(body)
 
     def on_message_complete(self) -> None:
         """Stop the clock: the request is whole."""
