@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import structlog
@@ -20,6 +22,8 @@ from .receiver import Receipt
 from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS, SessionChange
 
 Fields = dict[str, Any]
+
+_SHORT = {event_type: event_type.removeprefix(EVENT_TYPE_PREFIX) for event_type in STEP_RANKS}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -40,6 +44,29 @@ class Entry(NamedTuple):
     duration_s: float
 
 
+class _Tally:
+    """What is counted of the entries of one loop turn; counted one by one it would cost more."""
+
+    def __init__(self) -> None:
+        self.events: Counter[tuple[str, str]] = Counter()
+        self.secrets: Counter[str] = Counter()
+        self.durations_s: list[float] = []
+        self.body_bytes: list[int] = []
+        self.ages_s: list[float] = []
+
+    def count(self, now: float) -> None:
+        """Add to the metrics; *now* is Unix time in seconds."""
+        for (outcome, event_type), times in self.events.items():
+            metrics.events(outcome, event_type).inc(times)
+        for fingerprint, times in self.secrets.items():
+            metrics.secret_matches(fingerprint).inc(times)
+        metrics.RECEIVE_SECONDS.observe_all(self.durations_s)
+        metrics.BODY_BYTES.observe_all(self.body_bytes)
+        metrics.EVENT_AGE_SECONDS.observe_all(self.ages_s)
+        if self.secrets:
+            metrics.LAST_EVENT.set(now)
+
+
 class Journal:
     """Takes down what has been answered."""
 
@@ -52,32 +79,35 @@ class Journal:
         """Take *entry* down as soon as this loop turn is over."""
         self._entries.append(entry)
         if len(self._entries) == 1:
-            asyncio.get_running_loop().call_soon(self._take_down)
+            asyncio.get_running_loop().call_soon(self._end_turn)
 
-    def _take_down(self) -> None:
+    def _end_turn(self) -> None:
         entries, self._entries = self._entries, []
+        self.take_down(entries)
+
+    def take_down(self, entries: Sequence[Entry]) -> None:
+        """Count what was answered, and write the line of each."""
+        tally = _Tally()
         now = time.time()
         for entry in entries:
             try:
-                self.record(entry, now)
+                self._record(entry, now, tally)
             except Exception:  # noqa: BLE001, S112 - a line that cannot be written costs no other
                 continue
-        if any(isinstance(entry.outcome, Receipt) for entry in entries):
-            metrics.LAST_EVENT.set(now)
+        tally.count(now)
 
-    def record(self, entry: Entry, now: float) -> None:
-        """Count *entry* and write its line; *now* is Unix time in seconds."""
+    def _record(self, entry: Entry, now: float, tally: _Tally) -> None:
         outcome = entry.outcome
-        metrics.RECEIVE_SECONDS.observe(entry.duration_s)
+        tally.durations_s.append(entry.duration_s)
         request: Fields = {
             "request_id": entry.request_id,
             "body_bytes": entry.body_bytes,
             "duration_ms": round(entry.duration_s * 1000, 3),
         }
         if isinstance(outcome, Receipt):
-            self._receipt(outcome, request, now)
+            self._receipt(outcome, request, now, tally)
             return
-        metrics.events(outcome.reason, metrics.OTHER_TYPE).inc()
+        tally.events[outcome.reason, metrics.OTHER_TYPE] += 1
         if isinstance(outcome, Rejected):
             self._log.warning(
                 "event.rejected", reason=outcome.reason, field=outcome.field, **request
@@ -85,13 +115,12 @@ class Journal:
         else:
             self._log.error("event.deferred", reason=outcome.reason, **request)
 
-    def _receipt(self, receipt: Receipt, request: Fields, now: float) -> None:
+    def _receipt(self, receipt: Receipt, request: Fields, now: float, tally: _Tally) -> None:
         event = receipt.event
         event_type = event.type if isinstance(event, Event) else event.event_type
-        known = event_type if event_type in STEP_RANKS else metrics.OTHER_TYPE
-        metrics.events(receipt.outcome, known.removeprefix(EVENT_TYPE_PREFIX)).inc()
-        metrics.secret_matches(receipt.secret_fingerprint).inc()
-        metrics.BODY_BYTES.observe(request["body_bytes"])
+        tally.events[receipt.outcome, _SHORT.get(event_type, metrics.OTHER_TYPE)] += 1
+        tally.secrets[receipt.secret_fingerprint] += 1
+        tally.body_bytes.append(request["body_bytes"])
         request["secret_fingerprint"] = receipt.secret_fingerprint
         if receipt.change is None or receipt.admission is None:
             ignored: Any = event
@@ -106,8 +135,7 @@ class Journal:
         if isinstance(event, Event) and event.unread:
             metrics.FIELDS_UNREAD.inc(len(event.unread))
             request["unread"] = event.unread
-        age_s = now - receipt.change.occurred_at.timestamp()
-        metrics.EVENT_AGE_SECONDS.observe(max(0.0, age_s))
+        tally.ages_s.append(max(0.0, now - receipt.change.occurred_at.timestamp()))
         self._admission(receipt.change, receipt.admission, request)
 
     def _admission(self, change: SessionChange, admission: Admission, request: Fields) -> None:

@@ -7,7 +7,9 @@ directory, and each process can tell the sum of all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from bisect import bisect_left
+from collections import Counter as Counts
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 
 from prometheus_client import (
@@ -40,6 +42,18 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+
+class BulkHistogram(Histogram):
+    """A histogram that is told of many values at once, for which the library has no call."""
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """Observe each of *amounts*, at the cost of a few."""
+        self._sum.inc(sum(amounts))
+        places = Counts(bisect_left(self._upper_bounds, amount) for amount in amounts)
+        for place, times in places.items():
+            self._buckets[place].inc(times)
+
+
 BUILD = Gauge(
     "idv_build_info",
     "1, with the version of this service.",
@@ -54,7 +68,7 @@ EVENTS = Counter(
     ["outcome", "type"],
     registry=REGISTRY,
 )
-RECEIVE_SECONDS = Histogram(
+RECEIVE_SECONDS = BulkHistogram(
     "idv_receive_seconds",
     "From the first byte of a request in hand to its answer.",
     buckets=_SECONDS,
@@ -78,13 +92,13 @@ ADMISSION_BATCH = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128),
     registry=REGISTRY,
 )
-BODY_BYTES = Histogram(
+BODY_BYTES = BulkHistogram(
     "idv_body_bytes",
     "Size of the bodies of genuine events.",
     buckets=(1024, 2048, 4096, 8192, 16384, 65536, 262144),
     registry=REGISTRY,
 )
-EVENT_AGE_SECONDS = Histogram(
+EVENT_AGE_SECONDS = BulkHistogram(
     "idv_event_age_seconds",
     "Age of genuine events on arrival, by Stripe's clock and ours.",
     buckets=(1, 5, 15, 60, 300, 3600, 6 * 3600, 86400, 3 * 86400, 30 * 86400),

@@ -22,6 +22,8 @@ ITEMS_LOOKED_AT = 64
 # One item of a scheme we know: a timestamp, with no second equals sign, or a well-formed v1.
 _ITEM = re.compile(rb"(?:\A|,) ?(?:t=([^=,]*)|v1=([0-9a-f]{64}))(?=,|\Z)")
 _TIMESTAMP = re.compile(rb"0|[1-9][0-9]{0,11}")
+# What nearly every header looks like, in the live world and in test mode.
+_USUAL = re.compile(rb"t=(0|[1-9][0-9]{0,11}),v1=([0-9a-f]{64})(?:,v0=[0-9a-f]{64})?")
 
 
 class VerifiedPayload(NamedTuple):
@@ -103,6 +105,9 @@ def _signing_key(secret: Secret[bytes]) -> _SigningKey:
 
 def _split(header: bytes) -> tuple[bytes, list[bytes]]:
     """Return the timestamp as sent and every well-formed v1; other schemes count for nothing."""
+    usual = _USUAL.fullmatch(header)
+    if usual:
+        return usual[1], [usual[2]]
     looked_at = header[:HEADER_BYTES_LOOKED_AT]
     if looked_at.count(b",") >= ITEMS_LOOKED_AT:
         looked_at = b",".join(looked_at.split(b",", ITEMS_LOOKED_AT)[:ITEMS_LOOKED_AT])

@@ -10,7 +10,10 @@ import httpx2
 import pytest
 from generate import series
 from harness import event, signed
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.core import Sample
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import metrics
@@ -79,6 +82,24 @@ def _samples() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         for family in text_string_to_metric_families(_exposition())
         for sample in family.samples
     }
+
+
+@given(st.lists(st.floats(0, 20) | st.sampled_from([0.001, 0.5, 10.0, 0, 1])))
+def test_many_values_at_once_are_those_values(amounts: list[float]) -> None:
+    """A histogram told of all at once says what one says that was told one by one."""
+    at_once = metrics.BulkHistogram("at", "At once.", buckets=(0.001, 0.5, 1, 10), registry=None)
+    one_by_one = Histogram("at", "One by one.", buckets=(0.001, 0.5, 1, 10), registry=None)
+    at_once.observe_all(amounts)
+    for amount in amounts:
+        one_by_one.observe(amount)
+    [told], [expected] = at_once.collect(), one_by_one.collect()
+    assert {_place(one): pytest.approx(one.value) for one in told.samples} == {
+        _place(one): one.value for one in expected.samples
+    }
+
+
+def _place(sample: Sample) -> tuple[str, str]:
+    return sample.name, sample.labels.get("le", "")
 
 
 async def test_the_counters_say_what_happened(
