@@ -34,15 +34,16 @@ class Headers:
     def __init__(self, sent: Sequence[tuple[bytes, bytes]]) -> None:
         found = _joined(sent)
         length = found.get(b"content-length", b"")
-        request_id = found.get(b"x-request-id", b"")
-        traced = _TRACEPARENT.fullmatch(found.get(b"traceparent", b""))
+        request_id = found.get(b"x-request-id")
+        parent = found.get(b"traceparent")
+        traced = _TRACEPARENT.fullmatch(parent) if parent else None
         self.signature = found.get(b"stripe-signature")
         # Twenty digits tell too large from not; int() refuses thousands of them.
         self.declared_bytes = int(length[:20]) if length.isdigit() else 0
         self.body_bytes = 0
         self.traceparent = traced[0].decode() if traced else None
         self._request_id: str | None = None
-        if _REQUEST_ID.fullmatch(request_id):
+        if request_id and _REQUEST_ID.fullmatch(request_id):
             self._request_id = request_id.decode()
         elif traced:
             self._request_id = traced[1].decode()
