@@ -52,14 +52,16 @@ class Circuit:
     def failed(self, *, reached_before: int) -> bool:
         """Note a connection error; say whether it is the queue's, and not that one call's.
 
-        It is when no call has reached the queue since *reached_before* was read from `reached`.
+        It is when no call has reached the queue since *reached_before* was read from `reached`, and
+        when others were told so meanwhile.
         """
+        if self.is_open:
+            return True
         if self.reached != reached_before:
             return False
-        if not self.is_open:
-            log.error("circuit.opened", handler=self._handler)
-            self._probes = 1
-            self._gauge.set(1)
+        log.error("circuit.opened", handler=self._handler)
+        self._probes = 1
+        self._gauge.set(1)
         return True
 
     def pause_s(self) -> float:

@@ -7,6 +7,7 @@ for it. What may stand in a line at all is decided in `redaction`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -94,7 +95,8 @@ class Journal:
                 self._record(entry, now, tally)
             except Exception:  # noqa: BLE001, S112 - a line that cannot be written costs no other
                 continue
-        tally.count(now)
+        with contextlib.suppress(Exception):
+            tally.count(now)
 
     def _record(self, entry: Entry, now: float, tally: _Tally) -> None:
         outcome = entry.outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,10 @@ OWN_TIMEOUTS = {
     for name in ("CALL_TIMEOUT_S", "CONNECT_TIMEOUT_S", "POOL_WAIT_S", "BLOCKING_READ_TIMEOUT_S")
 }
 PATIENT_TIMEOUTS = {**dict.fromkeys(OWN_TIMEOUTS, PATIENCE_S), "BLOCKING_READ_TIMEOUT_S": 900.0}
+
+# A shell that starts tests in the background lets them, and whatever they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every run tries the same examples, however long each takes: what fails, fails again. A search by
 # command (`depth`) tries others each time.

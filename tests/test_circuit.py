@@ -68,6 +68,15 @@ def test_while_others_get_through_it_is_one_calls_own_failure(circuit: Circuit) 
     assert not circuit.is_open
 
 
+def test_once_it_is_an_outage_no_call_fails_by_itself(circuit: Circuit) -> None:
+    """Who began before the last that got through, and fails after the first that did not."""
+    before = circuit.reached
+    circuit.answered()
+    circuit.failed(reached_before=circuit.reached)
+
+    assert circuit.failed(reached_before=before)
+
+
 def test_pauses_grow_to_a_ceiling(circuit: Circuit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes come after pauses that double at the longest, and never beyond the ceiling."""
     monkeypatch.setattr("random.uniform", lambda _, most: most)

@@ -48,23 +48,23 @@ class Running(NamedTuple):
 
     Attributes:
         port: Where.
-        processes: Its processes.
+        process: The one that was started; it may have started others.
         store: The Redis it uses.
     """
 
     port: int
-    processes: list[subprocess.Popen[bytes]]
+    process: subprocess.Popen[bytes]
     store: Server
 
     @property
     def cpu_s(self) -> float:
         """The CPU time its processes have used so far."""
-        return sum(cpu_s(process.pid) for process in self.processes)
+        return sum(map(cpu_s, _family(self.process.pid)))
 
     @property
     def resident_mib(self) -> float:
         """The memory its processes have in use."""
-        return sum(resident_mib(process.pid) for process in self.processes)
+        return sum(map(resident_mib, _family(self.process.pid)))
 
 
 class Candidate(NamedTuple):
@@ -79,6 +79,13 @@ class Candidate(NamedTuple):
     name: str
     start: Callable[[int, Server, Path], subprocess.Popen[bytes]]
     counted: Callable[[Any], tuple[int, int]]
+
+
+def _family(pid: int) -> Iterator[int]:
+    """Yield a process and those it has started."""
+    yield pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
+        yield from _family(int(child))
 
 
 def cpu_s(pid: int) -> float:
@@ -130,7 +137,7 @@ def running(candidate: Candidate, directory: Path) -> Iterator[Running]:
             process = candidate.start(port, store, directory)
         try:
             soon(lambda: _listens(port, process))
-            yield Running(port, [process], store)
+            yield Running(port, process, store)
         finally:
             process.terminate()
             process.wait(STOP_DEADLINE_S)
@@ -199,7 +206,9 @@ main()
 """
 
 
-def _service(program: str, port: int, store: Server, directory: Path) -> subprocess.Popen[bytes]:
+def _service(
+    program: str, port: int, store: Server, directory: Path, **settings: str
+) -> subprocess.Popen[bytes]:
     return Process(
         "serve",
         directory=directory,
@@ -211,7 +220,12 @@ def _service(program: str, port: int, store: Server, directory: Path) -> subproc
         ADMIN_PORT="0",
         DRAIN_S="0",
         LOG_FORMAT="json",
+        **settings,
     ).popen
+
+
+def _two(port: int, store: Server, directory: Path) -> subprocess.Popen[bytes]:
+    return _service("", port, store, directory, WEB_CONCURRENCY="2")
 
 
 def _count_service(client: Any) -> tuple[int, int]:
@@ -226,5 +240,6 @@ def _count_nothing(client: redis.Redis) -> tuple[int, int]:
 ALL = {
     "bare": Candidate("bare ASGI application", _bare, _count_nothing),
     "service": Candidate("this service", partial(_service, ""), _count_service),
+    "two": Candidate("it in two processes", _two, _count_service),
     "alone": Candidate("it without group commit", partial(_service, ALONE), _count_service),
 }
