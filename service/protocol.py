@@ -163,6 +163,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _begun(self, version: str, *, is_expecting: bool) -> Cycle:
         """Return what runs the application for the request whose headers have come."""
         url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
         may_stay = version != "1.0" and self.parser.should_keep_alive()
         return Cycle(
             scope={
@@ -172,7 +173,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 "method": self.parser.get_method().decode(),
                 "scheme": self.scheme or "http",
                 "root_path": "",
-                "path": unquote(url.path.decode("ascii")),
+                "path": unquote(path) if "%" in path else path,
                 "raw_path": url.path,
                 "query_string": url.query or b"",
                 "headers": self.headers,
