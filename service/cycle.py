@@ -57,6 +57,7 @@ class Cycle(RequestResponseCycle):
 
     def _complete(self, answer: bytes) -> None:
         self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
         self.transport.write(answer)
         self.message_event.set()
         if not self.keep_alive:

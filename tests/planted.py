@@ -232,6 +232,13 @@ MUTANTS = (
         "        if False:\n",
         "test_raw_http.py test_protocol.py",
     ),
+    Mutant(
+        "an answer leaves in two writes",
+        "service/cycle.py",
+        "            self._complete(head + body)\n",
+        "            self.transport.write(head)\n            self._complete(body)\n",
+        "test_cycle.py",
+    ),
     # The way out: leases, fences, counts.
     Mutant(
         "the lease is not checked when settling",
