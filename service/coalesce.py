@@ -31,11 +31,18 @@ class Coalescer(Generic[Item, Reply]):
         self._most = most
         self._waiting: deque[tuple[Item, asyncio.Future[Reply]]] = deque()
         self._flights: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     def submit(self, item: Item) -> asyncio.Future[Reply]:
-        """Put *item* on the next flight; the future brings its reply or raises."""
+        """Put *item* on the next flight; the future brings its reply or raises.
+
+        After `close` it is canceled at once.
+        """
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Reply] = loop.create_future()
+        if self._is_closed:
+            reply.cancel()
+            return reply
         self._waiting.append((item, reply))
         if self._flights is None:
             self._flights = loop.create_task(self._fly_until_empty())
@@ -46,6 +53,7 @@ class Coalescer(Generic[Item, Reply]):
 
         Whatever carries the flights must be there until then.
         """
+        self._is_closed = True
         if self._flights is not None:
             await tasks.end(self._flights)
         for _, reply in self._waiting:

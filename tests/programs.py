@@ -22,7 +22,7 @@ PINNED_TOOLS = (
     "python3 -m venv .venv-tools && "
     ".venv-tools/bin/pip install --no-deps -r deploy/requirements/tools.txt"
 )
-RUN_DEADLINE_S = 50.0
+RUN_DEADLINE_S = 240.0
 
 
 def missing(what: str) -> NoReturn:

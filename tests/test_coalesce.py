@@ -175,3 +175,21 @@ async def test_a_flight_cut_off_leaves_nobody_waiting() -> None:
 
     await asyncio.wait({reply})
     assert reply.cancelled()
+
+
+async def test_nobody_boards_what_is_closed() -> None:
+    """From the moment `close` begins nothing more is carried, and who asks for it hears so."""
+    carrier = Carrier()
+    carrier.may_land.clear()
+    coalescer = Coalescer(carrier.fly, most=100)
+    coalescer.submit(1)
+    await turn()
+    closing = asyncio.create_task(coalescer.close())
+    while not closing.done():
+        assert coalescer.submit(2) is not None
+        await asyncio.sleep(0)
+    reply = coalescer.submit(3)
+
+    assert reply.cancelled()
+    assert coalescer._flights is None
+    assert carrier.flights == [[1]]

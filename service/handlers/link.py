@@ -74,6 +74,9 @@ class Link(Generic[Connection]):
         try:
             await asyncio.wait([life.opened])
             connection = life.opened.result()
+            if life.over.is_set():
+                # Meanwhile somebody else has lost it.
+                raise ConnectionError("lost")
             async with asyncio.timeout(PUBLISH_TIMEOUT_S) as limit:
                 life.limits.add(limit)
                 try:

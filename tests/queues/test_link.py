@@ -125,6 +125,21 @@ async def test_all_who_wait_for_a_connection_hear_at_once_that_there_is_none() -
     await over.close()
 
 
+async def test_what_ends_before_it_is_used_is_not_used() -> None:
+    """Who asks in the very turn in which another loses the connection, does not get that one."""
+    dialer = Dialer()
+    over = linked(dialer)
+    lost = await use(over)
+    late = asyncio.create_task(use(over))
+    await asyncio.sleep(0)
+    over.drop(lost)
+
+    with pytest.raises(ConnectionError):
+        await late
+    assert await use(over) is not lost
+    await over.close()
+
+
 async def test_opening_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that never greets is unreachable after `CONNECT_TIMEOUT_S`."""
     monkeypatch.setattr(link, "CONNECT_TIMEOUT_S", 600)
