@@ -174,7 +174,9 @@ def _is_rewritten(client: redis.Redis) -> bool:
 def test_a_cluster_with_a_hole_is_told_and_ends(tmp_path: Path) -> None:
     """While a slot has no primary, events are put off with the word for it; then all is well."""
     with ExitStack() as stack:
-        place = Place(stack, tmp_path, "redis+cluster://127.0.0.1:{}", "--cluster-enabled", "yes")
+        # The bus would take a port of those that the system gives to clients.
+        as_cluster = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+        place = Place(stack, tmp_path, "redis+cluster://127.0.0.1:{}", *as_cluster)
         assert place.post().status_code == 200
         command(place.server, "CLUSTER", "DELSLOTS", 1)
         answer = place.refused()
