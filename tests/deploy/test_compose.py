@@ -133,7 +133,7 @@ def test_its_redis_knows_its_users(project: Any, tmp_path: Path) -> None:
     passwords = write_secrets(tmp_path, port)
 
     def client(**user: str) -> redis.Redis:
-        return redis.Redis(port=port, socket_timeout=5, **user)  # type: ignore[arg-type]
+        return redis.Redis(port=port, socket_timeout=30, **user)  # type: ignore[arg-type]
 
     def answers() -> bool:
         try:

@@ -91,7 +91,7 @@ class RedisBroker:
 
     def client(self) -> redis.Redis:
         """Return a plain client."""
-        return redis.Redis(port=self.port, password=brokers.PASSWORD, socket_timeout=2)
+        return redis.Redis(port=self.port, password=brokers.PASSWORD, socket_timeout=30)
 
     def _start(self) -> None:
         durable = ("--appendonly", "yes", "--appendfsync", "always")

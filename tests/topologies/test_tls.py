@@ -34,7 +34,7 @@ class Papers:
 
 def _openssl(*words: str) -> None:
     subprocess.run(
-        [shutil.which("openssl") or "", *words], check=True, capture_output=True, timeout=30
+        [shutil.which("openssl") or "", *words], check=True, capture_output=True, timeout=60
     )
 
 
@@ -67,7 +67,7 @@ def program() -> Path:
     for candidate in (binary(), Path(found or "/nowhere")):
         asked = [str(candidate), "--port", "0", "--tls-port", str(free_port())]
         with contextlib.suppress(OSError):
-            said = subprocess.run(asked, capture_output=True, timeout=10, check=False, cwd="/")
+            said = subprocess.run(asked, capture_output=True, timeout=60, check=False, cwd="/")
             if b"tls-cert-file" in said.stdout + said.stderr:
                 return candidate
     pytest.skip("no server here speaks TLS: neither the one under test nor a redis-server on PATH")

@@ -61,7 +61,7 @@ def test_without_passwords_nothing_starts(tmp_path: Path) -> None:
     (tmp_path / "users.acl").write_bytes(roles.USERS.read_bytes())
     command = [str(binary()), "--port", str(free_port()), "--aclfile", str(tmp_path / "users.acl")]
 
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=10, check=False)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
 
     assert ended.returncode != 0
     assert b"password hash must be exactly 64 characters" in ended.stdout
