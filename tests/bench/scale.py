@@ -51,16 +51,27 @@ def main() -> None:
         load = Load(directory, int((WARM_S + 2 * SECONDS) * MOST_PER_S))
         with running(ALL["service"], directory / "run") as service, on_core(OTHERS_CORE):
             warm = load.post(service.port, connections=64, seconds=WARM_S)
-            empty = _measured("cost, an empty ledger", service, load, warm)
+            bare_us = _bare_us(load, directory / "before")
+            empty = _measured("cost, an empty ledger", service, load, warm, bare_us)
             per_session, per_entry = _filled_whole(service.store)
             _fill(service.store, range(WHOLE_SESSIONS, SESSIONS), steps=1)
-            _measured(f"cost, {SESSIONS:,} sessions known", service, load, empty)
+            bare_us = _bare_us(load, directory / "after")
+            _measured(f"cost, {SESSIONS:,} sessions known", service, load, empty, bare_us)
             per_s = empty.per_s
             _started(service.store, directory)
     _plan(per_session, per_entry, per_s)
 
 
-def _measured(what: str, service: Running, load: Load, before: Answers) -> Answers:
+def _bare_us(load: Load, directory: Path) -> float:
+    """Return what an answer costs the bare application now: the machine is not always as fast."""
+    with running(ALL["bare"], directory) as bare:
+        load.post(bare.port, connections=64, seconds=WARM_S, again=True)
+        before_s = bare.cpu_s
+        answers = load.post(bare.port, connections=64, seconds=SECONDS, again=True)
+        return (bare.cpu_s - before_s) / answers.good * 1e6
+
+
+def _measured(what: str, service: Running, load: Load, before: Answers, bare_us: float) -> Answers:
     redis_pid = service.store.process.pid
     used_s = service.cpu_s, cpu_s(redis_pid)
     answers = load.post(service.port, first=before.next, connections=64, seconds=SECONDS)
@@ -70,7 +81,11 @@ def _measured(what: str, service: Running, load: Load, before: Answers) -> Answe
         (late - early) / answers.good * 1e6
         for early, late in zip(used_s, (service.cpu_s, cpu_s(redis_pid)), strict=True)
     )
-    _say(what, f"{ours_us:.1f} us, Redis {redis_us:.1f} us, {answers.per_s:,.0f}/s")
+    _say(
+        what,
+        f"{ours_us:.1f} us, {ours_us / bare_us:.2f} times the bare application's;"
+        f" Redis {redis_us:.1f} us, {answers.per_s:,.0f}/s",
+    )
     return answers
 
 
