@@ -19,7 +19,7 @@ import httpx2
 import orjson
 import pytest
 from click.testing import CliRunner
-from harness import SECRET, Process, Yard, environment, soon, yard
+from harness import SECRET, Process, Yard, environment, soon, takes_long, yard
 from servers import PATIENCE_S
 
 from service import __version__
@@ -111,6 +111,7 @@ def test_two_commands_are_enough(dev: Dev) -> None:
     assert b"Traceback" not in running.out + running.err
 
 
+@takes_long
 def test_dev_remembers(dev: Dev) -> None:
     """After a restart of `dev`, by Ctrl-C, the same events are duplicates; the secret is kept."""
     first = dev.start()

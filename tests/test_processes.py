@@ -116,6 +116,7 @@ def assert_one_line(process: Process, code: int, *problems: str) -> None:
     assert b"Traceback" not in process.out + process.err
 
 
+@takes_long
 def test_what_cannot_start_says_so_in_one_line(ground: Yard) -> None:
     """Redis missing is exit 3 after a bounded wait; what the operator got wrong is exit 2."""
     taken = ground.start("serve").ready()

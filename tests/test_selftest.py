@@ -312,6 +312,7 @@ def _selftest(yard: Yard, *arguments: str, **settings: str) -> tuple[Process, li
     return command, orjson.loads(command.out)
 
 
+@takes_long
 def test_a_deployment_behind_two_receivers_is_green(deployment: Yard) -> None:
     """Two receivers and a worker keep every promise; handlers see nothing unless asked to."""
     receivers = [deployment.start("serve", **HANDLERS).ready() for _ in range(2)]

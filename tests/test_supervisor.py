@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from harness import Process, Yard, event, signed, soon, yard
+from harness import Process, Yard, event, signed, soon, takes_long, yard
 
 COUNTS = re.compile(r'^idv_events_total{outcome="admitted",type="created"} (\S+)$', re.MULTILINE)
 # As `python -m service`, but whoever is replaced waits a moment only.
@@ -127,6 +127,7 @@ def test_who_is_killed_is_replaced_and_what_it_counted_stays(ground: Yard) -> No
     assert serve.stop() == 0
 
 
+@takes_long
 def test_every_gauge_says_how_it_is_summed(ground: Yard) -> None:
     """No series of ours is told per process, or otherwise described than by a single one."""
     serve = started(ground)
@@ -180,6 +181,7 @@ def test_nobody_outlives_the_parent(ground: Yard) -> None:
     assert len(serve.lines("process.stopped")) == 2
 
 
+@takes_long
 def test_what_is_wrong_at_start_is_said_once(ground: Yard) -> None:
     """A setting or a handler that cannot be ends it with one line and the code of one receiver."""
     several = {"WEB_CONCURRENCY": "3"}
@@ -193,6 +195,7 @@ def test_what_is_wrong_at_start_is_said_once(ground: Yard) -> None:
     taken.stop()
 
 
+@takes_long
 def test_who_dies_too_often_is_not_replaced_for_ever(ground: Yard) -> None:
     """After so many deaths all end with an exit code, so that whoever runs us begins afresh."""
     serve = started(ground, changes="supervisor.MOST_REPLACED = 1")
