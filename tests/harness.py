@@ -329,6 +329,8 @@ class Processes:
         """
         environ = environment(**{**self._defaults(arguments[0]), **settings})
         with (
+            # Where the tests are run, `dev` may have left its own secret.
+            contextlib.chdir(self.directory),
             mock.patch.dict(os.environ, environ, clear=True),
             mock.patch.object(sys, "argv", ["service", *arguments]),
             mock.patch.object(logs, "configure"),
