@@ -1,7 +1,7 @@
-"""Requests that can be read in one way only, and the answers where there is no request to route.
+"""What may be a request at all, and the answers where there is none to route.
 
-Pure but for the numbers of HTTP: no connection, no clock. Who is told what, and when, is
-`protocol`'s business.
+A request has to be readable in one way only. Pure: no connection, no clock. Who is told what, and
+when, is `protocol`'s business.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One connection: uvicorn's protocol with what it leaves open closed.
 
-Deadlines, caps, framing that can be read in one way only, and the few answers that are given
-where there is no request to route. What is answered to a request is `web`'s business, listening
-and stopping are `server`'s.
+Deadlines, caps, who gives way to whom, and when a connection ends. What may be a request is
+decided in `framing`, one request is run by `cycle`; what is answered to it is `web`'s business,
+listening and stopping are `server`'s.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def fingerprint(secret: Secret[bytes]) -> str:
 
 
 class _SigningKey(NamedTuple):
-    """A secret, ready to sign: to begin anew with it costs a third of what signing does."""
+    """A secret with its HMAC begun, so that no body has to begin it anew."""
 
     keyed: hmac.HMAC
     fingerprint: str

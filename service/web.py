@@ -1,6 +1,6 @@
 """HTTP: routes, bodies, and which error is which answer. The only module that knows a status code.
 
-The few answers that are given where there is no request to route are `protocol`'s. What
+The few answers that are given where there is no request to route are `framing`'s. What
 becomes of a request is `receiver`'s business; listening and stopping are `server`'s.
 """
 

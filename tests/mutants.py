@@ -47,6 +47,9 @@ def mutated(mutant: Mutant, root: Path = ROOT) -> str:
 def main(words: Sequence[str]) -> int:
     """Hunt those whose bug or file holds one of *words*; print a table; return 1 if one lives."""
     hunted = [one for one in MUTANTS if not words or any(w in one.bug + one.path for w in words)]
+    if not hunted:
+        _say(f"no bug or file holds any of {words}")
+        return 1
     targets = sorted({target for one in hunted for target in one.tests.split()})
     with TemporaryDirectory(prefix="mutants-") as directory:
         healthy = _copied(Path(directory) / "healthy")
