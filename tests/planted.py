@@ -239,6 +239,20 @@ MUTANTS = (
         "            self.transport.write(head)\n            self._complete(body)\n",
         "test_cycle.py",
     ),
+    Mutant(
+        "a connection ends while it is used",
+        "service/protocol.py",
+        "        if idle_for_s < self.timeout_keep_alive:\n",
+        "        if False:\n",
+        "test_server.py",
+    ),
+    Mutant(
+        "a connection that was used is never idle for long enough",
+        "service/protocol.py",
+        "            self._rest_for(self.timeout_keep_alive - idle_for_s)\n",
+        "            pass\n",
+        "test_server.py::test_idle_time_is_counted_from_the_last_answer",
+    ),
     # The way out: leases, fences, counts.
     Mutant(
         "the lease is not checked when settling",

@@ -158,6 +158,23 @@ async def test_an_idle_connection_may_stay() -> None:
         assert await rest(reader) == b""
 
 
+async def test_idle_time_is_counted_from_the_last_answer() -> None:
+    """A connection that is used stays, however old it is; one that is not used any more ends."""
+    async with (
+        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        for body in (b"1", b"2", b"3", b"4"):
+            writer.write(post(body))
+            assert await answer(reader) == (200, body)
+            push(2 * LONGER_S / 3)
+            # The timers that are due now have been heard before the next request.
+            for _ in range(10):
+                await asyncio.sleep(0)
+        push(LONGER_S / 3)
+        assert await rest(reader) == b""
+
+
 async def test_a_slow_answer_is_not_cut_off() -> None:
     """The deadline is the client's: how long the answer takes is no part of it."""
     gate = Gate()
