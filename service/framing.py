@@ -67,23 +67,35 @@ def is_whole_post(data: bytes) -> bool:
     return _FRAMING.findall(data, 0, end) == [b"%d" % (len(data) - end)]
 
 
-def examine(url: bytes, headers: Sequence[tuple[bytes, bytes]], version: str) -> bool:
+def examine(
+    url: bytes, headers: Sequence[tuple[bytes, bytes]], version: str, received: int
+) -> bool:
     """Say whether the client waits to be told to send the body.
+
+    Args:
+        url: As sent.
+        headers: With names in lower case.
+        version: HTTP's.
+        received: The bytes in which all this came, and perhaps more: only where they are many
+            need anybody count.
 
     Raises:
         RefusedError: Headers beyond the cap, a coding nobody here decodes, two hosts or none.
     """
-    names = [name for name, _ in headers]
-    hosts = names.count(b"host")
+    if received > MOST_HEADER_BYTES:
+        size = len(url) + sum(map(len, chain.from_iterable(headers)))
+        if size > MOST_HEADER_BYTES:
+            raise RefusedError(TOO_LARGE)
+    names = dict(headers)
     if b"transfer-encoding" in names:
         for name, value in headers:
             is_chunked = value.strip().lower() == b"chunked" and version != "1.0"
             if name == b"transfer-encoding" and not is_chunked:
                 raise RefusedError(MALFORMED)
-    size = len(url) + sum(map(len, chain.from_iterable(headers)))
-    if size > MOST_HEADER_BYTES:
-        raise RefusedError(TOO_LARGE)
-    if hosts > 1 or (hosts == 0 and version == "1.1"):
+    if b"host" not in names:
+        if version == "1.1":
+            raise RefusedError(MALFORMED)
+    elif len(names) < len(headers) and sum(name == b"host" for name, _ in headers) > 1:
         raise RefusedError(MALFORMED)
     if b"expect" not in names:
         return False

@@ -8,12 +8,14 @@ reply is asked for again under the same nonce, so the first answer is heard.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 from binascii import b2a_base64
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, NamedTuple
+from itertools import chain, count
+from typing import Any
+
+import msgspec
 
 from . import metrics, wire
 from .coalesce import Coalescer
@@ -47,7 +49,7 @@ class Outcome(StrEnum):
 _OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 
 
-class Admission(NamedTuple):
+class Admission(msgspec.Struct, frozen=True, gc=False):
     """What the ledger said to one event.
 
     Attributes:
@@ -64,7 +66,7 @@ class Admission(NamedTuple):
     contradicts: bool
 
 
-class _Request(NamedTuple):
+class _Request(msgspec.Struct, frozen=True, gc=False):
     """One event on its way into the ledger."""
 
     partition: int
@@ -113,7 +115,7 @@ class Inbox:
             keys=(self._keys.transitions(partition), self._keys.session_in(partition, session.id)),
             judged_by=(
                 event.id,
-                b2a_base64(random.randbytes(6), newline=False),  # noqa: S311 - no secret
+                _nonce(),
                 event.created,
                 position(event.type, event.created, session),
                 fingerprint(change.current, session),
@@ -127,7 +129,7 @@ class Inbox:
     async def _fly(self, requests: list[_Request]) -> Sequence[Admission | Exception]:
         """Ask about *requests* until Redis has answered, or nobody waits for the answer."""
         metrics.ADMISSION_BATCH.observe(len(requests))
-        for attempt in itertools.count(1):
+        for attempt in count(1):
             now = asyncio.get_running_loop().time()
             # Who came first has waited longest: the overdue, who have been told, are in front.
             asked = [request for request in requests if request.deadline > now]
@@ -150,8 +152,8 @@ class Inbox:
         """Return what the script says to each in one call, or the error of the call."""
         call = ScriptCall(
             _ADMIT,
-            [key for request in requests for key in request.keys],
-            [*self._policy, *(value for request in requests for value in request.judged_by)],
+            list(chain.from_iterable(request.keys for request in requests)),
+            [*self._policy, *chain.from_iterable(request.judged_by for request in requests)],
         )
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
@@ -169,6 +171,11 @@ class Inbox:
 
     def _overdue(self) -> Unavailable:
         return Unavailable(self._trouble)
+
+
+def _nonce() -> bytes:
+    """Return what tells this asking from every other, in 8 characters; no secret."""
+    return b2a_base64(random.getrandbits(48).to_bytes(6, "big"), newline=False)
 
 
 def _admission(answer: bytes, request: _Request) -> Admission | Unavailable:

@@ -11,8 +11,9 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import structlog
 
 from . import metrics
@@ -29,7 +30,7 @@ _SHORT = {event_type: event_type.removeprefix(EVENT_TYPE_PREFIX) for event_type 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One answered request.
 
     Attributes:
@@ -49,17 +50,17 @@ class _Tally:
     """What is counted of the entries of one loop turn; counted one by one it would cost more."""
 
     def __init__(self) -> None:
-        self.events: Counter[tuple[str, str]] = Counter()
-        self.secrets: Counter[str] = Counter()
+        self.events: list[tuple[str, str]] = []
+        self.secrets: list[str] = []
         self.durations_s: list[float] = []
         self.body_bytes: list[int] = []
         self.ages_s: list[float] = []
 
     def count(self, now: float) -> None:
         """Add to the metrics; *now* is Unix time in seconds."""
-        for (outcome, event_type), times in self.events.items():
+        for (outcome, event_type), times in Counter(self.events).items():
             metrics.events(outcome, event_type).inc(times)
-        for fingerprint, times in self.secrets.items():
+        for fingerprint, times in Counter(self.secrets).items():
             metrics.secret_matches(fingerprint).inc(times)
         metrics.RECEIVE_SECONDS.observe_all(self.durations_s)
         metrics.BODY_BYTES.observe_all(self.body_bytes)
@@ -109,7 +110,7 @@ class Journal:
         if isinstance(outcome, Receipt):
             self._receipt(outcome, request, now, tally)
             return
-        tally.events[outcome.reason, metrics.OTHER_TYPE] += 1
+        tally.events.append((outcome.reason, metrics.OTHER_TYPE))
         if isinstance(outcome, Rejected):
             self._log.warning(
                 "event.rejected", reason=outcome.reason, field=outcome.field, **request
@@ -120,8 +121,8 @@ class Journal:
     def _receipt(self, receipt: Receipt, request: Fields, now: float, tally: _Tally) -> None:
         event = receipt.event
         event_type = event.type if isinstance(event, Event) else event.event_type
-        tally.events[receipt.outcome, _SHORT.get(event_type, metrics.OTHER_TYPE)] += 1
-        tally.secrets[receipt.secret_fingerprint] += 1
+        tally.events.append((receipt.outcome, _SHORT.get(event_type, metrics.OTHER_TYPE)))
+        tally.secrets.append(receipt.secret_fingerprint)
         tally.body_bytes.append(request["body_bytes"])
         request["secret_fingerprint"] = receipt.secret_fingerprint
         if receipt.change is None or receipt.admission is None:
@@ -134,10 +135,11 @@ class Journal:
                 **request,
             )
             return
-        if isinstance(event, Event) and event.unread:
-            metrics.FIELDS_UNREAD.inc(len(event.unread))
-            request["unread"] = event.unread
-        tally.ages_s.append(max(0.0, now - receipt.change.occurred_at.timestamp()))
+        if isinstance(event, Event):
+            tally.ages_s.append(max(0.0, now - event.created))
+            if event.unread:
+                metrics.FIELDS_UNREAD.inc(len(event.unread))
+                request["unread"] = event.unread
         self._admission(receipt.change, receipt.admission, request)
 
     def _admission(self, change: SessionChange, admission: Admission, request: Fields) -> None:
@@ -147,17 +149,19 @@ class Journal:
         write = self._log.warning if contradicts or "unread" in request else self._log.info
         write(
             f"event.{admission.outcome}",
-            event_id=change.event_id,
-            event_type=change.event_type,
-            session_id=change.session_id,
-            previous=admission.previous,
-            current=change.current,
-            sequence=admission.sequence,
-            contradicts=contradicts,
-            last_error_code=change.last_error_code,
-            redaction_status=change.redaction_status,
-            report_id=change.report_id,
-            livemode=change.livemode,
-            account=change.account,
-            **request,
+            fields={
+                "event_id": change.event_id,
+                "event_type": change.event_type,
+                "session_id": change.session_id,
+                "previous": admission.previous,
+                "current": change.current,
+                "sequence": admission.sequence,
+                "contradicts": contradicts,
+                "last_error_code": change.last_error_code,
+                "redaction_status": change.redaction_status,
+                "report_id": change.report_id,
+                "livemode": change.livemode,
+                "account": change.account,
+                **request,
+            },
         )

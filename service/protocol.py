@@ -146,7 +146,7 @@ class GuardedProtocol(HttpToolsProtocol):
         # The parser leaves what follows a request for an upgrade to another protocol unread.
         if version not in ("1.0", "1.1") or self.parser.should_upgrade():
             raise RefusedError(MALFORMED)
-        is_expecting = examine(self.url, self.headers, version)
+        is_expecting = examine(self.url, self.headers, version, self._bytes_since_body)
         if len(self.pipeline) >= MOST_PIPELINED:
             raise RefusedError(BUSY)
         is_next = self._is_idle()

@@ -6,7 +6,6 @@ No HTTP here (that is `web`'s), no Redis (`inbox`'s), no log line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -18,7 +17,7 @@ from .signatures import verify
 from .transitions import SessionChange
 
 
-class Receipt(NamedTuple):
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """What became of a genuine request.
 
     Attributes:

@@ -85,9 +85,10 @@ def is_harmless(line: bytes, keys: tuple[Any, ...]) -> bool:
     return (
         0 < len(line) < _MOST_CHARACTERS
         and not line[1:-1].translate(None, _EVERYDAY)
-        and b"k_" not in line
-        and b"whsec_" not in line
-        and b"_secret_" not in line
+        # Not `in`, which for bytes tries each as a number first, and costs twice as much.
+        and line.find(b"k_") < 0
+        and line.find(b"whsec_") < 0
+        and line.find(b"_secret_") < 0
         and _are_plain(keys)
     )
 

@@ -55,6 +55,7 @@ STEP_RANKS = {
     EVENT_TYPE_PREFIX + "redacted": 4,
 }
 OTHER_STEP_RANK = 2
+_REDACTED = EVENT_TYPE_PREFIX + "redacted"
 
 # Stripe's ids are letters and digits behind `vs_`, so no session of Stripe's begins so; and since
 # events are signed, nobody but a holder of the signing secret can send one that does.
@@ -190,6 +191,7 @@ def fingerprint(current: str, session: VerificationSession) -> str:
 
 def _redaction_rank(event_type: str, session: VerificationSession) -> int:
     """Return 0 for none, 1 for under way or an unknown word, 2 for redacted, by word or type."""
-    if session.redaction_status == "redacted" or event_type == EVENT_TYPE_PREFIX + "redacted":
+    status = session.redaction_status
+    if status == "redacted" or event_type == _REDACTED:
         return 2
-    return 0 if session.redaction_status is None else 1
+    return 0 if status is None else 1

@@ -173,7 +173,7 @@ class Reception(RuleBasedStateMachine):
         if isinstance(answer, Unavailable):
             return Answer({"backlog_full": "full"}.get(str(answer), str(answer)))
         assert isinstance(answer, Admission), answer
-        return Answer(str(answer.outcome), *answer[1:])
+        return Answer(str(answer.outcome), answer.sequence, answer.previous, answer.contradicts)
 
     @rule(target=events, shape=SHAPES, name=INBOXES, faults=FAULTS)
     def arrive(self, shape: dict[str, Any], name: str, faults: list[str]) -> Any:
