@@ -43,7 +43,6 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
     least = logging.getLevelNamesMapping()[level.upper()]
     processors: list[Processor] = [
         _led,
-        _excepted,
         *([_json] if as_json else _as_text(colors=is_terminal)),
     ]
     sink = _Sink(out)
@@ -221,18 +220,16 @@ def _once_in_a_while(floods: Floods) -> Processor:
 
 
 def _led(_: Any, level: str, fields: EventDict) -> EventDict:
-    """Put first what a reader looks for first, and take what was made beforehand apart.
+    """Put first what a reader looks for first, and tell of an exception, if there is one.
 
     Each of twenty keywords would be copied, and compared with parameters' names, several times on
     its way here; whoever writes most lines hands them over as one, `fields`.
     """
+    if "exc_info" in fields:
+        fields = _render_exception(None, level, fields)
     event = fields.pop("event")
     prepared = fields.pop("fields", {})
     return {"timestamp": datetime.now(UTC), "level": level, "event": event, **prepared, **fields}
-
-
-def _excepted(logger: Any, level: str, fields: EventDict) -> EventDict:
-    return _render_exception(logger, level, fields) if "exc_info" in fields else fields
 
 
 def _json(_: Any, __: str, fields: EventDict) -> bytes:

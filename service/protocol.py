@@ -11,6 +11,7 @@ import asyncio
 import math
 from asyncio.events import TimerHandle
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -54,6 +55,13 @@ class _Stage(Enum):
     NOTHING = auto()
     HEADERS = auto()
     BODY = auto()
+
+
+@lru_cache(maxsize=64)
+def _target(url: bytes) -> tuple[str, bytes, bytes]:
+    """Return a request target's path, as meant and as sent, and its query; nearly all are one."""
+    found = httptools.parse_url(url)
+    return unquote(found.path.decode("ascii")), found.path, found.query or b""
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -162,8 +170,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _begun(self, version: str, *, is_expecting: bool) -> Cycle:
         """Return what runs the application for the request whose headers have come."""
-        url = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
+        path, raw_path, query = _target(self.url)
         may_stay = version != "1.0" and self.parser.should_keep_alive()
         return Cycle(
             scope={
@@ -173,9 +180,9 @@ class GuardedProtocol(HttpToolsProtocol):
                 "method": self.parser.get_method().decode(),
                 "scheme": self.scheme or "http",
                 "root_path": "",
-                "path": unquote(path) if "%" in path else path,
-                "raw_path": url.path,
-                "query_string": url.query or b"",
+                "path": path,
+                "raw_path": raw_path,
+                "query_string": query,
                 "headers": self.headers,
                 "client": self.client,
                 "server": self.server,

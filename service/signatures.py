@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import msgspec
+
 from .errors import Refusal, Rejected
 from .secret import Secret
 
@@ -26,7 +28,7 @@ _TIMESTAMP = re.compile(rb"0|[1-9][0-9]{0,11}")
 _USUAL = re.compile(rb"t=(0|[1-9][0-9]{0,11}),v1=([0-9a-f]{64})(?:,v0=[0-9a-f]{64})?")
 
 
-class VerifiedPayload(NamedTuple):
+class VerifiedPayload(msgspec.Struct, frozen=True, gc=False):
     """Bytes that `verify` has accepted. Nothing else makes one, and `events.parse` takes no less.
 
     Attributes:
