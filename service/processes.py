@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -204,9 +205,7 @@ def _receiver(
     build = Receiver if ground.traced is None else partial(TracedReceiver, ground.traced)
     receiver = build(inbox, tolerance_s=settings.signature_tolerance_s, livemode=settings.livemode)
     app = create_app(receiver, ground.health, replace(settings, secrets=keyring), allow_list)
-    return _listener(
-        ground, app, settings.port, settings.max_connections, listening, is_busy=app.is_busy
-    )
+    return _listener(ground, app, settings.port, settings.max_connections, listening, room=app.room)
 
 
 def _reloading_secrets(keyring: Keyring, environ: Mapping[str, str]) -> Reloader[Any]:
@@ -242,7 +241,7 @@ def _listener(
     max_connections: int,
     listening: socket | None,
     *,
-    is_busy: Callable[[], bool] = lambda: False,
+    room: Callable[[], float] = lambda: math.inf,
 ) -> Listener:
     settings = ground.settings
     return Listener(
@@ -253,7 +252,7 @@ def _listener(
         receive_timeout_s=settings.receive_timeout_s,
         keep_alive_s=settings.keep_alive_s,
         grace_s=settings.shutdown_grace_s,
-        is_busy=is_busy,
+        room=room,
         listening=listening,
     )
 

@@ -210,6 +210,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._disarm()
         self._stage = _Stage.NOTHING
         self._bytes_since_body = 0
+        self._terms.come += 1
+        if self._terms.come == 1:
+            self.loop.call_soon(self._terms.end_turn)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -45,14 +45,14 @@ class Listener:
         receive_timeout_s: float,
         keep_alive_s: int,
         grace_s: float,
-        is_busy: Callable[[], bool] = lambda: False,
+        room: Callable[[], float] = lambda: math.inf,
         listening: socket.socket | None = None,
     ) -> None:
         self._socket = listening or bound(host, port, stalled_after_s=receive_timeout_s)
         self._terms = Terms(
             receive_timeout_s=receive_timeout_s,
             most_connections=_affordable(max_connections),
-            is_busy=is_busy,
+            room=room,
         )
         self._server = _Server(
             uvicorn.Config(

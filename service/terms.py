@@ -20,18 +20,28 @@ class Terms:
     Attributes:
         receive_timeout_s: Seconds a client has for a whole request.
         most_connections: How many may be open at once.
-        is_busy: Says whether nothing more can be taken in hand.
+        room: Says how many more requests can be taken in hand.
         draining: Whether each answer is its connection's last.
         lingering: How many have been answered for the last time, and wait to be closed.
         turned_away: How many requests were refused unread, and not told of yet.
+        come: How many have come whole in this loop turn, and are taken in hand only after it.
     """
 
     receive_timeout_s: float
     most_connections: int
-    is_busy: Callable[[], bool]
+    room: Callable[[], float]
     draining: bool = False
     lingering: int = 0
     turned_away: int = 0
+    come: int = 0
+
+    def is_busy(self) -> bool:
+        """Say whether all places are taken, or will be when this loop turn is over."""
+        return self.come >= self.room()
+
+    def end_turn(self) -> None:
+        """Count from nothing again: whoever has come is in hand by now, or answered."""
+        self.come = 0
 
     def tell(self) -> None:
         """Count, and tell of, all that were turned away of late: each by itself would cost more."""

@@ -61,7 +61,7 @@ def create_app(
             *_probes(health),
         ]
     )
-    return Entrance(inside, app, is_busy=webhook.is_busy)
+    return Entrance(inside, app, room=webhook.room)
 
 
 def create_admin_app(health: Health) -> Starlette:
@@ -99,13 +99,13 @@ class Entrance:
     """Lets what Stripe sends, nearly every request there is, past routing and middleware.
 
     Attributes:
-        is_busy: Says whether as many requests are in hand as may be.
+        room: Says how many more requests can be taken in hand.
     """
 
-    def __init__(self, webhook: ASGIApp, app: ASGIApp, *, is_busy: Callable[[], bool]) -> None:
+    def __init__(self, webhook: ASGIApp, app: ASGIApp, *, room: Callable[[], int]) -> None:
         self._webhook = webhook
         self._app = app
-        self.is_busy = is_busy
+        self.room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a request to where it belongs."""
@@ -167,16 +167,16 @@ class _Webhook:
         duration_s = time.perf_counter() - started
         self._journal.note(Entry(outcome, headers.request_id, headers.body_bytes, duration_s))
 
-    def is_busy(self) -> bool:
-        """Say whether as many requests are in hand as may be."""
-        return self._in_flight >= self._most_in_flight
+    def room(self) -> int:
+        """Return how many more requests may be in hand."""
+        return self._most_in_flight - self._in_flight
 
     async def _outcome(
         self, headers: Headers, receive: Receive, secrets: Sequence[Secret[bytes]]
     ) -> Receipt | Rejected | Unavailable:
         try:
             body = await self._body(headers, receive)
-            if self.is_busy():
+            if self.room() <= 0:
                 return Unavailable(Shortage.BUSY)
             # In hand is a whole request only: who is still sending takes nobody's place.
             self._in_flight += 1

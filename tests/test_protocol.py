@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -261,7 +262,7 @@ async def test_while_busy_nothing_is_looked_into() -> None:
     gate, busy = Gate(), [True]
     before = metrics.events("busy", metrics.OTHER_TYPE)._value.get()
     async with (
-        listening(app(gate), is_busy=lambda: busy[0]) as listener,
+        listening(app(gate), room=lambda: 0 if busy[0] else 1) as listener,
         connected(listener.port) as (reader, writer),
     ):
         for _ in range(3):
@@ -277,6 +278,25 @@ async def test_while_busy_nothing_is_looked_into() -> None:
         assert await answer(reader) == (200, b"x")
     # The last are told of at the end.
     assert metrics.events("busy", metrics.OTHER_TYPE)._value.get() - before == 3
+
+
+async def test_who_comes_in_one_loop_turn_gets_no_more_places_than_there_are() -> None:
+    """Requests that are read before any of them is taken in hand count against each other."""
+    gate = Gate()
+    async with (
+        listening(app(gate), room=lambda: 3 - gate.entered) as listener,
+        opened(listener.port, 20) as clients,
+    ):
+        connections = listener._server.server_state.connections
+        await eventually(lambda: len(connections) == len(clients))
+        for _, writer in clients:
+            writer.write(post(path="/gate"))
+        answers = [asyncio.create_task(answer(reader)) for reader, _ in clients]
+        await eventually(lambda: sum(told.done() for told in answers) == len(clients) - 3)
+        gate.opened.set()
+        statuses = [status for status, _ in await asyncio.gather(*answers)]
+    assert gate.entered == 3
+    assert sorted(statuses) == [200] * 3 + [503] * 17
 
 
 ORDINARY = {
@@ -300,9 +320,9 @@ ORDINARY = {
 async def test_what_is_not_plainly_one_post_goes_the_ordinary_way(sent: bytes) -> None:
     """Only what can be read in one way is refused unread: all else is answered as ever."""
     heard = []
-    for is_busy in (False, True):
+    for room in (math.inf, 0):
         async with (
-            listening(app(), receive_timeout_s=600, is_busy=lambda busy=is_busy: busy) as listener,
+            listening(app(), receive_timeout_s=600, room=lambda room=room: room) as listener,
             connected(listener.port) as (reader, writer),
         ):
             writer.write(sent)
@@ -315,9 +335,7 @@ async def test_what_is_not_plainly_one_post_goes_the_ordinary_way(sent: bytes) -
 async def test_a_refused_connection_is_kept_like_an_answered_one() -> None:
     """What was refused unread is idle after: no deadline of a request, the keep-alive's end."""
     async with (
-        listening(
-            app(), receive_timeout_s=600, keep_alive_s=3600, is_busy=lambda: True
-        ) as listener,
+        listening(app(), receive_timeout_s=600, keep_alive_s=3600, room=lambda: 0) as listener,
         connected(listener.port) as (reader, writer),
     ):
         writer.write(post())
@@ -331,7 +349,7 @@ async def test_a_refused_connection_is_kept_like_an_answered_one() -> None:
 
 async def test_refusals_nobody_reads_do_not_pile_up() -> None:
     """Busy or not, a client that takes no answers fills no memory of ours, and is cut off."""
-    async with listening(app(), receive_timeout_s=2, is_busy=lambda: True) as listener:
+    async with listening(app(), receive_timeout_s=2, room=lambda: 0) as listener:
         connections = listener._server.server_state.connections
         # Little room on both sides, so that it is used up soon.
         listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
