@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Callable, Collection, Sequence
-from functools import cache
+from functools import cache, partial
 
 from prometheus_client import (
     GC_COLLECTOR,
@@ -49,7 +49,7 @@ class BulkHistogram(Histogram):
     def observe_all(self, amounts: Sequence[float]) -> None:
         """Observe each of *amounts*, at the cost of a few."""
         self._sum.inc(sum(amounts))
-        places = Counts(bisect_left(self._upper_bounds, amount) for amount in amounts)
+        places = Counts(map(partial(bisect_left, self._upper_bounds), amounts))
         for place, times in places.items():
             self._buckets[place].inc(times)
 
