@@ -18,10 +18,9 @@ import structlog
 
 from . import metrics
 from .errors import Rejected, Unavailable
-from .events import Event
-from .inbox import Admission
+from .events import Event, Ignored
 from .receiver import Receipt
-from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS, SessionChange
+from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS
 
 Fields = dict[str, Any]
 
@@ -102,66 +101,73 @@ class Journal:
     def _record(self, entry: Entry, now: float, tally: _Tally) -> None:
         outcome = entry.outcome
         tally.durations_s.append(entry.duration_s)
-        request: Fields = {
-            "request_id": entry.request_id,
-            "body_bytes": entry.body_bytes,
-            "duration_ms": round(entry.duration_s * 1000, 3),
-        }
         if isinstance(outcome, Receipt):
-            self._receipt(outcome, request, now, tally)
+            tally.body_bytes.append(entry.body_bytes)
+            tally.secrets.append(outcome.secret_fingerprint)
+            if isinstance(outcome.event, Event):
+                tally.ages_s.append(max(0.0, now - outcome.event.created))
+                self._decided(outcome, outcome.event, entry, tally)
+            else:
+                self._ignored(outcome, outcome.event, entry, tally)
             return
         tally.events.append((outcome.reason, metrics.OTHER_TYPE))
         if isinstance(outcome, Rejected):
             self._log.warning(
-                "event.rejected", reason=outcome.reason, field=outcome.field, **request
+                "event.rejected", reason=outcome.reason, field=outcome.field, **_told(entry)
             )
         else:
-            self._log.error("event.deferred", reason=outcome.reason, **request)
+            self._log.error("event.deferred", reason=outcome.reason, **_told(entry))
 
-    def _receipt(self, receipt: Receipt, request: Fields, now: float, tally: _Tally) -> None:
-        event = receipt.event
-        event_type = event.type if isinstance(event, Event) else event.event_type
-        tally.events.append((receipt.outcome, _SHORT.get(event_type, metrics.OTHER_TYPE)))
-        tally.secrets.append(receipt.secret_fingerprint)
-        tally.body_bytes.append(request["body_bytes"])
-        request["secret_fingerprint"] = receipt.secret_fingerprint
-        if receipt.change is None or receipt.admission is None:
-            ignored: Any = event
-            self._log.info(
-                "event.ignored",
-                because=ignored.because,
-                event_id=ignored.event_id,
-                event_type=ignored.event_type,
-                **request,
-            )
-            return
-        if isinstance(event, Event):
-            tally.ages_s.append(max(0.0, now - event.created))
-            if event.unread:
-                metrics.FIELDS_UNREAD.inc(len(event.unread))
-                request["unread"] = event.unread
-        self._admission(receipt.change, receipt.admission, request)
-
-    def _admission(self, change: SessionChange, admission: Admission, request: Fields) -> None:
-        contradicts = admission.contradicts
-        if contradicts:
-            metrics.CONTRADICTIONS.inc()
-        write = self._log.warning if contradicts or "unread" in request else self._log.info
-        write(
-            f"event.{admission.outcome}",
-            fields={
-                "event_id": change.event_id,
-                "event_type": change.event_type,
-                "session_id": change.session_id,
-                "previous": admission.previous,
-                "current": change.current,
-                "sequence": admission.sequence,
-                "contradicts": contradicts,
-                "last_error_code": change.last_error_code,
-                "redaction_status": change.redaction_status,
-                "report_id": change.report_id,
-                "livemode": change.livemode,
-                "account": change.account,
-                **request,
-            },
+    def _ignored(self, receipt: Receipt, event: Ignored, entry: Entry, tally: _Tally) -> None:
+        tally.events.append((receipt.outcome, _SHORT.get(event.event_type, metrics.OTHER_TYPE)))
+        self._log.info(
+            "event.ignored",
+            because=event.because,
+            event_id=event.event_id,
+            event_type=event.event_type,
+            **_told(entry),
+            secret_fingerprint=receipt.secret_fingerprint,
         )
+
+    def _decided(self, receipt: Receipt, event: Event, entry: Entry, tally: _Tally) -> None:
+        """Tell of what the ledger has said a word to."""
+        change, admission = receipt.change, receipt.admission
+        if change is None or admission is None:
+            return
+        tally.events.append((receipt.outcome, _SHORT.get(event.type, metrics.OTHER_TYPE)))
+        fields: Fields = {
+            "event_id": event.id,
+            "event_type": event.type,
+            "session_id": change.session_id,
+            "previous": admission.previous,
+            "current": change.current,
+            "sequence": admission.sequence,
+            "contradicts": admission.contradicts,
+            "last_error_code": change.last_error_code,
+            "redaction_status": change.redaction_status,
+            "report_id": change.report_id,
+            "livemode": change.livemode,
+            "account": change.account,
+            "request_id": entry.request_id,
+            "body_bytes": entry.body_bytes,
+            "duration_ms": round(entry.duration_s * 1000, 3),
+            "secret_fingerprint": receipt.secret_fingerprint,
+        }
+        write = self._log.info
+        if event.unread:
+            metrics.FIELDS_UNREAD.inc(len(event.unread))
+            fields["unread"] = event.unread
+            write = self._log.warning
+        if admission.contradicts:
+            metrics.CONTRADICTIONS.inc()
+            write = self._log.warning
+        write(f"event.{receipt.outcome}", fields=fields)
+
+
+def _told(entry: Entry) -> Fields:
+    """Return what there is to say of every request."""
+    return {
+        "request_id": entry.request_id,
+        "body_bytes": entry.body_bytes,
+        "duration_ms": round(entry.duration_s * 1000, 3),
+    }

@@ -68,10 +68,11 @@ def _parsed(payload: VerifiedPayload) -> Event:
     return event
 
 
-def _in_a_loop(piece: Callable[[], object], *, lines: int = 1) -> float:
-    """Measure *piece* a line, where it writes: in a loop, whose turn ends after a hundred lines."""
+def _in_a_loop(make: Callable[[], Callable[[], object]], *, lines: int = 1) -> float:
+    """Measure a line of what *make* makes where it writes: a loop that turns every 100 lines."""
 
     async def turns() -> float:
+        piece = make()
         began = time.process_time()
         for _ in range(TIMES // 100):
             for _ in range(100 // lines):
@@ -85,39 +86,39 @@ def _in_a_loop(piece: Callable[[], object], *, lines: int = 1) -> float:
 
 
 def _line_us() -> float:
-    log = structlog.get_logger()
+    """Measure the line of an admitted event, handed over as the journal does it."""
+    fields = {
+        "event_id": "evt_1NuN4zLkdIwHu7ix00000001",
+        "event_type": "identity.verification_session.verified",
+        "session_id": "vs_1NuN4zLkdIwHu7ix00000001",
+        "previous": "processing",
+        "current": "verified",
+        "sequence": 3,
+        "contradicts": False,
+        "last_error_code": None,
+        "redaction_status": None,
+        "report_id": "vr_1NuN4zLkdIwHu7ixleE6XvTz",
+        "livemode": False,
+        "account": None,
+        "request_id": "0a1b2c3d00000001",
+        "body_bytes": 2300,
+        "duration_ms": 1.234,
+        "secret_fingerprint": "01234567",
+    }
 
-    def write() -> None:
-        log.info(
-            "event.admitted",
-            event_id="evt_1NuN4zLkdIwHu7ix00000001",
-            event_type="identity.verification_session.verified",
-            session_id="vs_1NuN4zLkdIwHu7ix00000001",
-            previous="processing",
-            current="verified",
-            sequence=3,
-            contradicts=False,
-            last_error_code=None,
-            redaction_status=None,
-            report_id="vr_1NuN4zLkdIwHu7ixleE6XvTz",
-            livemode=False,
-            account=None,
-            request_id="0a1b2c3d00000001",
-            body_bytes=2300,
-            duration_ms=1.234,
-            secret_fingerprint="01234567",
-        )
+    def writing() -> Callable[[], object]:
+        log = structlog.get_logger().bind()
+        return lambda: log.info("event.admitted", fields={**fields})
 
-    return _in_a_loop(write)
+    return _in_a_loop(writing)
 
 
 def _record_us(payload: VerifiedPayload) -> float:
     event = _parsed(payload)
     admission = Admission(Outcome.ADMITTED, 1, None, contradicts=False)
     receipt = Receipt(Outcome.ADMITTED, "01234567", event, event.change(), admission)
-    entry = Entry(receipt, "0a1b2c3d00000001", len(payload.body), 0.001)
-    journal, turn = Journal(), [entry] * 25
-    return _in_a_loop(lambda: journal.take_down(turn), lines=25)
+    turn = [Entry(receipt, "0a1b2c3d00000001", len(payload.body), 0.001)] * 25
+    return _in_a_loop(lambda: partial(Journal().take_down, turn), lines=25)
 
 
 if __name__ == "__main__":
