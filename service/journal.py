@@ -161,7 +161,7 @@ class Journal:
         if admission.contradicts:
             metrics.CONTRADICTIONS.inc()
             write = self._log.warning
-        write(f"event.{receipt.outcome}", fields=fields)
+        write(f"event.{receipt.outcome}", _fields=fields)
 
 
 def _told(entry: Entry) -> Fields:

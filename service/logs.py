@@ -223,12 +223,12 @@ def _led(_: Any, level: str, fields: EventDict) -> EventDict:
     """Put first what a reader looks for first, and tell of an exception, if there is one.
 
     Each of twenty keywords would be copied, and compared with parameters' names, several times on
-    its way here; whoever writes most lines hands them over as one, `fields`.
+    its way here; whoever writes most lines hands them over as one, `_fields`.
     """
     if "exc_info" in fields:
         fields = _render_exception(None, level, fields)
     event = fields.pop("event")
-    prepared = fields.pop("fields", {})
+    prepared = fields.pop("_fields", {})
     return {"timestamp": datetime.now(UTC), "level": level, "event": event, **prepared, **fields}
 
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import re
 import sys
 import threading
 import warnings
@@ -132,6 +133,23 @@ def test_a_line_is_an_object(configure: Configure) -> None:
         "livemode": None,
     }
     assert out.text.endswith("}\n")
+
+
+@pytest.mark.parametrize("log_format", [LogFormat.JSON, LogFormat.CONSOLE])
+def test_fields_made_beforehand_are_a_line_s_own(
+    configure: Configure, log_format: LogFormat
+) -> None:
+    """Handed over as one they stand and are masked as if each had been named."""
+    out = configure(log_format)
+    fields = {"event_id": "evt_1", "email": CANARY, "field": f"x whsec_{CANARY}"}
+
+    logger().info("event.admitted", **fields, more=1)
+    logger().info("event.admitted", _fields=fields, more=1)
+
+    named, together = (re.sub(r"\d+:\d+:[\d.]+", "", line) for line in out.text.splitlines())
+    assert named == together
+    assert "evt_1" in named
+    assert CANARY not in out.text
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,9 @@ class Log:
         """Return what is written through."""
         return self
 
-    def _write(self, event: str, *, fields: Mapping[str, Any] | None = None, **more: Any) -> None:
-        self.lines.append({"event": event, **(fields or {}), **more})
+    def _write(self, event: str, **fields: Any) -> None:
+        prepared = fields.pop("_fields", {})
+        self.lines.append({"event": event, **prepared, **fields})
 
     info = warning = error = _write
 

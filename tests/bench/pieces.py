@@ -108,7 +108,7 @@ def _line_us() -> float:
 
     def writing() -> Callable[[], object]:
         log = structlog.get_logger().bind()
-        return lambda: log.info("event.admitted", fields={**fields})
+        return lambda: log.info("event.admitted", _fields={**fields})
 
     return _in_a_loop(writing)
 
