@@ -226,6 +226,20 @@ MUTANTS = (
         "test_messages.py",
     ),
     Mutant(
+        "who has come in an earlier loop turn still takes a place",
+        "service/terms.py",
+        "        self.come = 0\n",
+        "        pass\n",
+        "test_protocol.py",
+    ),
+    Mutant(
+        "who comes in one loop turn is not counted: all find a place",
+        "service/protocol.py",
+        "        self._terms.come += 1\n",
+        "",
+        "test_protocol.py",
+    ),
+    Mutant(
         "headers have no end",
         "service/protocol.py",
         "        if self._bytes_since_body > MOST_HEADER_BYTES:\n",

@@ -281,10 +281,10 @@ async def test_while_busy_nothing_is_looked_into() -> None:
 
 
 async def test_who_comes_in_one_loop_turn_gets_no_more_places_than_there_are() -> None:
-    """Requests that are read before any of them is taken in hand count against each other."""
-    gate = Gate()
+    """Read before any of them is taken in hand, requests count against each other; then no more."""
+    gate, places = Gate(), 3
     async with (
-        listening(app(gate), room=lambda: 3 - gate.entered) as listener,
+        listening(app(gate), room=lambda: places - gate.entered) as listener,
         opened(listener.port, 20) as clients,
     ):
         connections = listener._server.server_state.connections
@@ -295,8 +295,12 @@ async def test_who_comes_in_one_loop_turn_gets_no_more_places_than_there_are() -
         await eventually(lambda: sum(told.done() for told in answers) == len(clients) - 3)
         gate.opened.set()
         statuses = [status for status, _ in await asyncio.gather(*answers)]
-    assert gate.entered == 3
-    assert sorted(statuses) == [200] * 3 + [503] * 17
+        assert gate.entered == 3
+        assert sorted(statuses) == [200] * 3 + [503] * 17
+        places += 3
+        for reader, writer in clients[:3]:
+            writer.write(post(path="/gate"))
+            assert await answer(reader) == (200, b"x")
 
 
 ORDINARY = {
