@@ -102,13 +102,7 @@ class Journal:
         outcome = entry.outcome
         tally.durations_s.append(entry.duration_s)
         if isinstance(outcome, Receipt):
-            tally.body_bytes.append(entry.body_bytes)
-            tally.secrets.append(outcome.secret_fingerprint)
-            if isinstance(outcome.event, Event):
-                tally.ages_s.append(max(0.0, now - outcome.event.created))
-                self._decided(outcome, outcome.event, entry, tally)
-            else:
-                self._ignored(outcome, outcome.event, entry, tally)
+            self._receipt(outcome, entry, now, tally)
             return
         tally.events.append((outcome.reason, metrics.OTHER_TYPE))
         if isinstance(outcome, Rejected):
@@ -118,8 +112,19 @@ class Journal:
         else:
             self._log.error("event.deferred", reason=outcome.reason, **_told(entry))
 
-    def _ignored(self, receipt: Receipt, event: Ignored, entry: Entry, tally: _Tally) -> None:
-        tally.events.append((receipt.outcome, _SHORT.get(event.event_type, metrics.OTHER_TYPE)))
+    def _receipt(self, receipt: Receipt, entry: Entry, now: float, tally: _Tally) -> None:
+        event = receipt.event
+        event_type = event.type if isinstance(event, Event) else event.event_type
+        tally.events.append((receipt.outcome, _SHORT.get(event_type, metrics.OTHER_TYPE)))
+        tally.secrets.append(receipt.secret_fingerprint)
+        tally.body_bytes.append(entry.body_bytes)
+        if isinstance(event, Event):
+            tally.ages_s.append(max(0.0, now - event.created))
+            self._decided(receipt, event, entry)
+        else:
+            self._ignored(receipt, event, entry)
+
+    def _ignored(self, receipt: Receipt, event: Ignored, entry: Entry) -> None:
         self._log.info(
             "event.ignored",
             because=event.because,
@@ -129,12 +134,11 @@ class Journal:
             secret_fingerprint=receipt.secret_fingerprint,
         )
 
-    def _decided(self, receipt: Receipt, event: Event, entry: Entry, tally: _Tally) -> None:
+    def _decided(self, receipt: Receipt, event: Event, entry: Entry) -> None:
         """Tell of what the ledger has said a word to."""
         change, admission = receipt.change, receipt.admission
         if change is None or admission is None:
             return
-        tally.events.append((receipt.outcome, _SHORT.get(event.type, metrics.OTHER_TYPE)))
         fields: Fields = {
             "event_id": event.id,
             "event_type": event.type,
@@ -148,9 +152,7 @@ class Journal:
             "report_id": change.report_id,
             "livemode": change.livemode,
             "account": change.account,
-            "request_id": entry.request_id,
-            "body_bytes": entry.body_bytes,
-            "duration_ms": round(entry.duration_s * 1000, 3),
+            **_told(entry),
             "secret_fingerprint": receipt.secret_fingerprint,
         }
         write = self._log.info

@@ -80,11 +80,10 @@ def _report(rounds: Sequence[Round]) -> None:
     others = [what for each in over for what in each.found["answers"]]
     strange = {what for what in others if what[:3] not in ("200", "503")}
     _say("without an answer, other answers", f"{sum(each.lost for each in over)}, {strange or 0}")
-    recovered_s = max(_recovered_after_s(each.after) for each in rounds)
-    _say(
-        "afterwards", f"{recovered_s} s to be as ever; {_spread([r.after for r in rounds], 'good')}"
-    )
-    _say("afterwards refused", f"{sum(each.after.refused for each in rounds)}")
+    after = [each.after for each in rounds]
+    recovered_s = max(map(_recovered_after_s, after))
+    _say("afterwards", f"{recovered_s} s to be as ever; {_spread(after, 'good')}")
+    _say("afterwards refused", f"{sum(each.refused for each in after)}")
 
 
 def _spread(answers: Sequence[Answers], which: str) -> str:
