@@ -40,7 +40,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from .cluster import ClusterClient
 from .errors import ConfigError, Shortage
-from .exchange import exchange
+from .exchange import Exchanger
 from .secret import Secret
 
 CALL_TIMEOUT_S = 1.0
@@ -88,6 +88,7 @@ class Connections:
         self.client = calls
         self.blocking_client = blocking
         self.is_cluster = is_cluster
+        self._exchanger = None if is_cluster else Exchanger(calls.connection_pool)
 
     async def run(self, calls: Sequence[ScriptCall], *, replicas: int = 0) -> list[Any]:
         """Run *calls* in one round trip where the server's topology allows it.
@@ -132,13 +133,14 @@ class Connections:
         self, calls: Sequence[ScriptCall], *, by_content: bool, replicas: int
     ) -> list[Any]:
         try:
-            if self.is_cluster:
+            if self._exchanger is None:
                 return await asyncio.gather(
                     *(self._send_to_slot(call, by_content, replicas) for call in calls),
                     return_exceptions=True,
                 )
             commands = [_command(call, by_content=by_content) for call in calls]
-            return _confirmed(await self._exchange([*commands, *_wait(replicas)]), replicas)
+            replies = await self._exchanger.exchange([*commands, *_wait(replicas)])
+            return _confirmed(replies, replicas)
         except (RedisError, OSError) as error:
             return [error] * len(calls)
 
@@ -146,14 +148,6 @@ class Connections:
         commands = [_command(call, by_content=by_content), *_wait(replicas)]
         [reply] = _confirmed(await self.client.speak(call.keys[0], commands), replicas)
         return reply
-
-    async def _exchange(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        pool = self.client.connection_pool
-        connection = await pool.get_connection()
-        try:
-            return await exchange(connection, commands)
-        finally:
-            await pool.release(connection)
 
 
 class NotReplicatedError(RedisError):

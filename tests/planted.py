@@ -205,6 +205,20 @@ MUTANTS = (
         "test_connections.py",
     ),
     Mutant(
+        "two calls side by side share the connection that is kept",
+        "service/exchange.py",
+        "        connection, self._kept = self._kept, None\n",
+        "        connection = self._kept\n",
+        "test_connections.py::TestPool",
+    ),
+    Mutant(
+        "the connection that is kept is not looked at before it is used again",
+        "service/exchange.py",
+        "            await self._pool.ensure_connection(connection)\n",
+        "",
+        "test_connections.py::TestPool",
+    ),
+    Mutant(
         "a Redis that forgets what it likes is good enough",
         "service/findings.py",
         '    if policy in ("noeviction", None):\n',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -38,6 +39,17 @@ from service.secret import Secret
 from service.signatures import VerifiedPayload
 
 RELEASE = Script("release")
+
+
+class _Echo(Script):
+    """Says what it is told."""
+
+    def __init__(self) -> None:
+        self.source = "#!lua\nreturn ARGV[1]"
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+ECHO = _Echo()
 
 
 def first_event(session: str) -> Event:
@@ -172,7 +184,7 @@ class TestPool:
                 await asyncio.gather(*(connections.client.ping() for _ in range(8)))
                 assert other.client_kill_filter(_type="normal") >= 8
                 # The loop must have had its turn to see that they are closed.
-                idle = pool._available_connections
+                idle = [*pool._available_connections, *pool._in_use_connections]
                 await until(lambda: all(one._reader.at_eof() for one in idle))  # noqa: B023 - awaited
                 assert await connections.run([call] * 4) == [0] * 4
 
@@ -185,6 +197,28 @@ class TestPool:
                     await asyncio.wait_for(connections.client.echo("abandoned"), 0.03)
                 proxy.delay_s = 0.0
                 assert await connections.client.echo(str(n)) == str(n).encode()
+
+    async def test_an_abandoned_exchange_does_not_answer_the_next(self, redis_url: str) -> None:
+        """Nor does it on the connection that is kept between calls."""
+        async with proxy_to(redis_url) as proxy, connect(Secret(proxy.url)) as connections:
+            assert await connections.run_one(ECHO, ["key"], ["first"]) == b"first"
+            for n in range(5):
+                proxy.delay_s = 5.0
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(connections.run_one(ECHO, ["key"], ["abandoned"]), 0.03)
+                proxy.delay_s = 0.0
+                assert await connections.run_one(ECHO, ["key"], [n]) == str(n).encode()
+
+    async def test_no_two_share_a_connection(self, connections: Connections) -> None:
+        """One call after the other needs one connection; those side by side have one each."""
+        pool = connections.client.connection_pool
+        for n in range(10):
+            assert await connections.run_one(ECHO, ["key"], [n]) == str(n).encode()
+        assert len(pool._in_use_connections) + len(pool._available_connections) == 1
+        side_by_side = [connections.run_one(ECHO, ["key"], [n]) for n in range(10)]
+        assert await asyncio.gather(*side_by_side) == [str(n).encode() for n in range(10)]
+        assert len(pool._in_use_connections) == 1
+        assert len(pool._available_connections) == 9
 
     async def test_a_refused_script_raises(self, connections: Connections) -> None:
         """`run_one` raises what `run` would return."""
