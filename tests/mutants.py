@@ -7,6 +7,7 @@ that every change still applies.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -104,6 +105,7 @@ def _tested(root: Path, targets: Sequence[str], most_s: float) -> tuple[str, str
             text=True,
             check=False,
             timeout=most_s,
+            env={**os.environ, "TEST_LONG": "1"},
         )
     except subprocess.TimeoutExpired:
         return "endless", ""

@@ -13,7 +13,7 @@ import httpx2
 import orjson
 import pytest
 import redis
-from harness import PREFIX, Process, Yard, signed, soon, yard
+from harness import PREFIX, Process, Yard, signed, soon, takes_long, yard
 
 from service.secret import Secret
 
@@ -215,7 +215,7 @@ def _started(opened: Yard, command: str, log_format: str, port: str, admin: str)
     )
 
 
-@pytest.fixture(scope="module", params=["json", "console"])
+@pytest.fixture(scope="module", params=["json", pytest.param("console", marks=takes_long)])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run a receiver and a worker with failing handlers on a diet of canaries; keep all traces."""
     directory = tmp_path_factory.mktemp("canaries")

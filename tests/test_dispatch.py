@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import pytest
 import structlog.testing
 import virtual_time
+from harness import takes_long
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service import metrics
@@ -812,7 +813,7 @@ class Simulation:
             assert sequences == list(range(1, len(sequences) + 1)), session
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", [0, *(pytest.param(n, marks=takes_long) for n in (1, 2, 3))])
 def test_no_seed_finds_loss_or_disorder(block: int) -> None:
     """Whatever fails and whoever ends whenever: nothing is lost, first deliveries are in order."""
 

@@ -79,6 +79,7 @@ def gone(pid: int) -> bool:
     return True
 
 
+@takes_long
 def test_the_sum_is_told_whoever_is_asked(ground: Yard) -> None:
     """Both receivers take events; each scrape of the one admin port tells the sum of both."""
     serve = started(ground)
@@ -146,7 +147,7 @@ def test_every_gauge_says_how_it_is_summed(ground: Yard) -> None:
     assert "pid=" not in several
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=takes_long)])
 def test_a_signal_ends_all_in_good_order(ground: Yard, how: signal.Signals) -> None:
     """SIGTERM and Ctrl-C: all drain, the port closes, nobody and nothing is left; exit code 0."""
     serve = started(ground, TMPDIR=str(ground.directory))

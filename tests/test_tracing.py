@@ -300,6 +300,7 @@ def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
         thread.join()
 
 
+@takes_long
 def test_real_processes_send_their_spans(
     collector: tuple[str, list[tuple[str, bytes]]], tmp_path: Path
 ) -> None:

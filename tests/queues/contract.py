@@ -30,6 +30,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 import pytest
+from harness import takes_long
 from proxy import Proxy, proxy_to
 from servers import PATIENCE_S, free_port, until
 from test_dispatch import FakeMail
@@ -418,6 +419,7 @@ class QueueLaws:
             for sequences in in_order(received).values():
                 assert sequences == list(range(sequences[0], 13))
 
+    @takes_long
     @pytest.mark.usefixtures("own_limits")
     async def test_a_frozen_broker_is_unreachable_in_good_time(self, broker: Broker) -> None:
         """Hung with the connection open, or before it: ConnectionError, bounded; then recovery."""

@@ -171,6 +171,7 @@ def _is_rewritten(client: redis.Redis) -> bool:
     return not state["aof_rewrite_in_progress"] and not state["aof_rewrite_scheduled"]
 
 
+@takes_long
 def test_a_cluster_with_a_hole_is_told_and_ends(tmp_path: Path) -> None:
     """While a slot has no primary, events are put off with the word for it; then all is well."""
     with ExitStack() as stack:
