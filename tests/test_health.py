@@ -217,7 +217,7 @@ class TestReadiness:
 
     def test_before_the_first_answer_it_is_not(self, settings: Settings) -> None:
         """Nobody is ready before Redis has answered once."""
-        assert not Health(Connections(None, None, is_cluster=False), settings).ready
+        assert not Health(Connections(None, None, is_cluster=True), settings).ready
 
     async def test_it_goes_with_redis_and_comes_back(
         self, watched: tuple[Health, Any, Any]
