@@ -13,7 +13,7 @@ from zlib import crc32
 from .connections import Connections, Script, ScriptCall
 from .errors import ConfigError
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 _OPEN_GROUPS = Script("open_groups")
 

@@ -11,6 +11,8 @@ from .connections import Connections
 from .layout import Keys
 from .transitions import created_at
 
+_OUTCOMES = {"a": "admitted", "l": "late", "u": "unchanged"}
+
 
 class RememberedEvent(NamedTuple):
     """One event id the ledger remembers, and what was said to it."""
@@ -57,21 +59,22 @@ async def read(connections: Connections, keys: Keys, session_id: str) -> Session
     found = await connections.client.hgetall(key)
     if not found:
         return None
-    fields = {name.decode(): value.decode() for name, value in found.items()}
+    position, sequence, epoch, _ = found.get(b"state", b"0 0 0 -").split(b" ")
+    length, words = found.get(b"status", b"0 ").split(b" ", 1)
     events = [
-        RememberedEvent(name, outcome, int(sequence), int(created))
-        for name, value in fields.items()
-        if name.startswith("evt_")
-        for outcome, sequence, created, _ in [value.split(" ", 3)]
+        RememberedEvent(name.decode(), _OUTCOMES[outcome], int(number), int(created))
+        for name, value in found.items()
+        if name.startswith(b"evt_")
+        for outcome, number, created, _ in [value.decode().split(" ", 3)]
     ]
     return SessionRecord(
         session_id=session_id,
-        status=fields.get("status"),
-        previous=fields.get("previous") or None,
-        sequence=int(fields.get("sequence", 0)),
-        epoch=int(fields.get("epoch", 0)),
-        latest_created=created_at(int(fields.get("position", 0))),
-        duplicates=int(fields.get("duplicates", 0)),
+        status=words[: int(length)].decode() or None,
+        previous=words[int(length) :].decode() or None,
+        sequence=int(sequence),
+        epoch=int(epoch),
+        latest_created=created_at(int(position)),
+        duplicates=int(found.get(b"duplicates", 0)),
         expires_in_s=await connections.client.ttl(key),
         events=sorted(events, key=lambda event: (event.created, event.sequence)),
     )

@@ -13,8 +13,8 @@ DAY_S = 86_400
 STEPS = ("created", "processing", "requires_input", "verified canceled", "redacted")
 UNKNOWN_STEP = 2
 # A record with more fields than this forgets, when it is next written, what could not come again.
-PRUNED_ABOVE = 24
-FIELDS_BESIDE_IDS = 6
+PRUNED_ABOVE = 20
+FIELDS_BESIDE_IDS = 2
 
 Place = tuple[int, int, int, int]
 

@@ -137,15 +137,15 @@ MUTANTS = (
     Mutant(
         "every transition begins an epoch",
         _ADMIT,
-        "  local epoch = known[7] or string",
-        "  local epoch = string",
+        "  epoch = epoch or string",
+        "  epoch = string",
         "test_inbox_machine.py test_inbox.py",
     ),
     Mutant(
         "the step before is remembered wrongly",
         _ADMIT,
         "  local previous = was or ''\n",
-        "  local previous = known[5] or ''\n",
+        "  local previous = earlier or ''\n",
         "test_inbox_machine.py",
     ),
     Mutant(
@@ -158,8 +158,8 @@ MUTANTS = (
     Mutant(
         "an unchanged event does not move the position",
         _ADMIT,
-        "'unchanged', sequence, created, nonce, 'position', position)",
-        "'unchanged', sequence, created, nonce)",
+        "packed(position, sequence, epoch, story)",
+        "packed(before, sequence, epoch, story)",
         "test_inbox_machine.py",
     ),
     Mutant(

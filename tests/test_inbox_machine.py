@@ -59,7 +59,7 @@ SHAPES = st.fixed_dictionaries(
             ["created", "processing", "requires_input", "verified", "canceled", "redacted", "new"]
         ),
         "status": st.sampled_from(
-            ["requires_input", "processing", "verified", "canceled", "a_new_word"]
+            ["requires_input", "processing", "verified", "canceled", "new words, ä 7 "]
         ),
         "at": st.sampled_from([0, 0, 0, 1, 2, 3, 60, -2 * DAY_S, -40 * DAY_S]),
         "error": st.sampled_from([None, None, "document_expired", "abandoned"]),
@@ -317,23 +317,25 @@ class Reception(RuleBasedStateMachine):
     def learn(self, record: Record, found: dict[bytes, bytes]) -> None:
         """Take from a hash what the model cannot know: when it began, and its story's digest."""
         if record.epoch is None:
-            record.epoch = int(found[b"epoch"])
+            record.epoch = int(found[b"state"].split(b" ")[2])
             assert self.began_ms <= record.epoch <= time.time_ns() // 10**6
-        digest = self.fingerprints.setdefault(record.story, found[b"fingerprint"])
-        assert found[b"fingerprint"] == digest
+        fingerprint = found[b"state"].split(b" ")[3]
+        assert fingerprint == self.fingerprints.setdefault(record.story, fingerprint)
         assert len({*self.fingerprints.values()}) == len(self.fingerprints)
 
     def hash_of(self, record: Record) -> dict[bytes, bytes]:
         """Return a record as its hash must be."""
+        digest, status = self.fingerprints[record.story].decode(), str(record.status)
+        numbers = f"{record.position} {record.sequence} {record.epoch}"
+        length = len(status.encode())
         fields = {
-            "position": record.position,
-            "fingerprint": self.fingerprints[record.story].decode(),
-            "status": record.status,
-            "previous": record.previous or "",
-            "sequence": record.sequence,
-            "epoch": record.epoch,
+            "state": f"{numbers} {digest}",
+            "status": f"{length} {status}{record.previous or ''}",
             **({"duplicates": record.duplicates} if record.duplicates else {}),
-            **{name: " ".join(map(str, seen)) for name, seen in record.seen.items()},
+            **{
+                name: " ".join(map(str, (seen.outcome[0], *seen[1:])))
+                for name, seen in record.seen.items()
+            },
         }
         return {name.encode(): str(value).encode() for name, value in fields.items()}
 

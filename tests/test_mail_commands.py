@@ -14,7 +14,7 @@ from harness import Yard, soon, yard
 
 from service import mail_commands
 from service.embedded import EmbeddedServer
-from service.layout import Keys
+from service.layout import LAYOUT_VERSION, Keys
 
 KEYS = Keys("idv", 8)
 CANARY = "canary4711"
@@ -153,7 +153,7 @@ def test_wrong_words_are_told_from_wrong_states(ground: Ground) -> None:
     ground.run("handlers", "retire", "gone", "--yes", code=1)
     ground.run("dead", "list", "log", code=3, **nowhere)
     ground.run("replay", "log", "--all", code=3, **nowhere)
-    ground.client.hset(KEYS.layout, mapping={"version": 1, "partitions": 16})
+    ground.client.hset(KEYS.layout, mapping={"version": LAYOUT_VERSION, "partitions": 16})
     ground.run("dead", "list", "log", code=2)
 
 

@@ -215,9 +215,9 @@ async def left(connections: Connections, keys: Keys, settings: Settings) -> Tria
 
 
 async def _leave(connections: Connections, keys: Keys, session_id: str) -> None:
-    record = {"status": "verified", "sequence": 1, "epoch": 1, "position": 1}
-    verdict = {"evt_1": "admitted 1 1 nonce"}
-    await connections.client.hset(keys.session(session_id), mapping=record | verdict)
+    state = {"state": "1 1 1 0123456789abcdef", "status": "8 verified"}
+    record = state | {"evt_1": "a 1 1 nonce"}
+    await connections.client.hset(keys.session(session_id), mapping=record)
     change = (
         f'{{"event_id":"evt_1","event_type":"x","occurred_at":"2026-01-01T00:00:00Z",'
         f'"session_id":"{session_id}","current":"verified"}}'
@@ -246,13 +246,13 @@ async def test_what_is_left_in_redis_is_looked_at_and_taken_out(
 Spoil = Callable[[redis.Redis, str, str], Any]
 SPOILED: dict[str, Spoil] = {
     "the ledger knows every event and each session's end": (
-        lambda client, record, _: client.hset(record, "status", "processing")
+        lambda client, record, _: client.hset(record, "status", "10 processing")
     ),
     "each session is handed over as 1, 2, 3 … without a gap": (
         lambda client, _, stream: client.delete(stream)
     ),
     "no client secret and no link is in Redis": (
-        lambda client, record, _: client.hset(record, "evt_2", "late 1 1 canary")
+        lambda client, record, _: client.hset(record, "evt_2", "l 1 1 canary")
     ),
     "every handler settles what is handed over": (
         lambda client, _, stream: client.xgroup_setid(stream, "log", "0")
@@ -282,7 +282,7 @@ async def test_what_was_refused_and_is_remembered_is_red(
     left: Trial, settings: Settings, connections: Connections, keys: Keys
 ) -> None:
     """A record of a session that was only ever refused is a broken promise."""
-    await connections.client.hset(keys.session(left.refused[0]), "status", "verified")
+    await connections.client.hset(keys.session(left.refused[0]), "status", "8 verified")
 
     assert broken(await _seen(settings, left)) == {"of what was refused nothing is remembered"}
 

@@ -16,6 +16,8 @@ from service.layout import Keys
 
 Fields = Mapping[bytes, bytes]
 
+OUTCOMES = {"a": "admitted", "l": "late", "u": "unchanged"}
+
 
 def transition_of(entry: Fields) -> Transition:
     """Return the transition in a stream's entry, or in a dead letter."""
@@ -76,13 +78,15 @@ def _record(fields: Fields) -> Record:
     events = {}
     for name, value in fields.items():
         if name.startswith(b"evt_"):
-            outcome, sequence, _ = value.decode().split(" ", 2)
-            events[name.decode()] = Remembered(outcome, int(sequence))
+            letter, number, _ = value.decode().split(" ", 2)
+            events[name.decode()] = Remembered(OUTCOMES[letter], int(number))
+    position, sequence, epoch, _ = fields.get(b"state", b"0 0 0 -").split()
+    length, words = fields.get(b"status", b"0 ").split(b" ", 1)
     return Record(
-        status=fields.get(b"status", b"").decode(),
-        position=int(fields.get(b"position", b"0")),
-        sequence=int(fields.get(b"sequence", b"0")),
-        epoch=int(fields.get(b"epoch", b"0")),
+        status=words[: int(length)].decode(),
+        position=int(position),
+        sequence=int(sequence),
+        epoch=int(epoch),
         events=events,
     )
 

@@ -130,9 +130,8 @@ def _records_match(client: Any, entries: dict[str, Any]) -> Counter[str]:
     for key in client.scan_iter("idv:*:session:*"):
         record = client.hgetall(key)
         verdicts = [value.split() for name, value in record.items() if name.startswith("evt_")]
-        admitted = sorted(int(words[1]) for words in verdicts if words[0] == "admitted")
-        assert admitted == [*range(1, int(record["sequence"]) + 1)]
-        assert {"position", "fingerprint", "status", "epoch"} <= record.keys()
+        admitted = sorted(int(words[1]) for words in verdicts if words[0] == "a")
+        assert admitted == [*range(1, int(record["state"].split()[1]) + 1)]
         assert client.ttl(key) > 0
         recorded[key.rpartition(":")[2]] = len(admitted)
     assert recorded == streamed
