@@ -13,7 +13,8 @@
 --         outcome: admitted, duplicate, late, unchanged, expired, full, or broken when an
 --         operator made something else of the session's record
 --
--- A session's hash holds, packed, for every field costs memory in each session:
+-- A session's hash holds, packed, for every field costs memory in each session; not in one, for a
+-- value of more than 64 bytes would cost it its compact encoding:
 --   state       "<position> <sequence> <epoch> <fingerprint>"
 --   status      "<bytes of status> <status><previous>", for words are open and may hold spaces
 --   evt_...     of each event remembered "<first letter of outcome> <sequence> <created> <nonce>";
