@@ -22,6 +22,7 @@ from .protocol import GuardedProtocol
 from .terms import Terms
 
 BACKLOG = 2048
+ACCEPTED_PER_TURN = 4
 # Files for everything that is no connection of ours: Redis, queues, the log, the other listener.
 OTHER_FILES = 256
 
@@ -77,7 +78,9 @@ class Listener:
 
     async def run(self) -> None:
         """Serve until told to stop, then let what is in hand finish."""
-        await self._server.serve(sockets=[self._socket])
+        # libuv accepts one connection a socket in each loop turn, and under load a turn is long.
+        further = [self._socket.dup() for _ in range(ACCEPTED_PER_TURN - 1)]
+        await self._server.serve(sockets=[self._socket, *further])
         self._terms.tell()
 
     def drain(self) -> None:

@@ -254,6 +254,13 @@ MUTANTS = (
         "test_protocol.py",
     ),
     Mutant(
+        "newcomers are taken in one by one",
+        "service/server.py",
+        "range(ACCEPTED_PER_TURN - 1)",
+        "range(0)",
+        "test_server.py",
+    ),
+    Mutant(
         "headers have no end",
         "service/protocol.py",
         "        if self._bytes_since_body > MOST_HEADER_BYTES:\n",

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import uvloop
 from harness import DEADLINE_S, answer, connected, eventually, listening, request, rest, talk
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -347,6 +348,28 @@ def refuses(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) != 0
 
 
+def test_newcomers_do_not_wait_a_loop_turn_each() -> None:
+    """However many have connected, each turn of the loop that we run on takes several in."""
+    many = 80
+
+    async def law() -> None:
+        listener = _listener(max_connections=many)
+        with contextlib.ExitStack() as clients:
+            for _ in range(many):
+                client = clients.enter_context(socket.socket())
+                client.connect(("127.0.0.1", listener.port))
+            serving = asyncio.create_task(listener.run())
+            turns = 0
+            while len(listener._server.server_state.connections) < many and turns < many:
+                await asyncio.sleep(0)
+                turns += 1
+        listener.stop()
+        await serving
+        assert turns < many / 2
+
+    uvloop.run(law())
+
+
 async def test_answers_do_not_say_who_we_are() -> None:
     """No `server` header."""
     async with listening(app()) as listener:
@@ -355,10 +378,9 @@ async def test_answers_do_not_say_who_we_are() -> None:
 
 
 def _listener(**changes: Any) -> Listener:
-    defaults = {"host": "127.0.0.1", "port": 0}
+    defaults = {"host": "127.0.0.1", "port": 0, "max_connections": 9}
     return Listener(
         app(),
-        max_connections=9,
         receive_timeout_s=1,
         keep_alive_s=1,
         grace_s=1,
