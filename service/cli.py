@@ -233,7 +233,10 @@ def session(session_id: str, *, as_json: bool) -> None:
         async with connect(settings.redis_url) as connections:
             return await ledger.read(connections, keys, session_id)
 
-    record = terminal.asking_redis(look)
+    try:
+        record = terminal.asking_redis(look)
+    except ValueError:
+        terminal.fail(["what stands there is no record of ours"], terminal.FOUND_WRONG)
     if record is None:
         terminal.fail(["the ledger has no memory of this session"], terminal.FOUND_WRONG)
     if as_json:

@@ -5,6 +5,8 @@ The form of the hash is described in `lua/admit.lua`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from .connections import Connections
@@ -54,11 +56,19 @@ async def read(connections: Connections, keys: Keys, session_id: str) -> Session
 
     Raises:
         RedisError: Redis did not answer.
+        ValueError: What stands there is not one of our records.
     """
     key = keys.session(session_id)
     found = await connections.client.hgetall(key)
     if not found:
         return None
+    expires_in_s = await connections.client.ttl(key)
+    with suppress(KeyError, ValueError):
+        return _record(session_id, found, expires_in_s)
+    raise ValueError("unreadable")
+
+
+def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) -> SessionRecord:
     position, sequence, epoch, _ = found.get(b"state", b"0 0 0 -").split(b" ")
     length, words = found.get(b"status", b"0 ").split(b" ", 1)
     events = [
@@ -75,6 +85,6 @@ async def read(connections: Connections, keys: Keys, session_id: str) -> Session
         epoch=int(epoch),
         latest_created=created_at(int(position)),
         duplicates=int(found.get(b"duplicates", 0)),
-        expires_in_s=await connections.client.ttl(key),
+        expires_in_s=expires_in_s,
         events=sorted(events, key=lambda event: (event.created, event.sequence)),
     )

@@ -100,7 +100,9 @@ async def _handed(
 async def _remembered(connections: Connections, keys: Keys, lives: Sequence[Lived]) -> Row:
     wrong = []
     for life in lives:
-        record = await ledger.read(connections, keys, life.session_id)
+        record = None
+        with contextlib.suppress(ValueError):
+            record = await ledger.read(connections, keys, life.session_id)
         if (
             record is None
             or record.status != life.status
@@ -115,7 +117,7 @@ async def _unknown(connections: Connections, keys: Keys, refused: Sequence[str])
     known = [
         session_id
         for session_id in refused
-        if await ledger.read(connections, keys, session_id) is not None
+        if await connections.client.hgetall(keys.session(session_id))
     ]
     return _row("of what was refused nothing is remembered", len(refused), known)
 

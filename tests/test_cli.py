@@ -18,12 +18,14 @@ from random import Random
 import httpx2
 import orjson
 import pytest
+import redis
 from click.testing import CliRunner
 from harness import SECRET, Process, Yard, environment, soon, takes_long, yard
 from servers import PATIENCE_S
 
 from service import __version__
 from service.cli import commands
+from service.layout import Keys
 from service.simulate import LIFECYCLES, lifecycle_events
 
 CANARY = "canary4711"
@@ -278,6 +280,11 @@ def test_send_sends_files(ground: Yard) -> None:
     unknown = ground.typed("session", "vs_nobody")
     assert unknown.code == 1
     assert unknown.err == b"error: the ledger has no memory of this session\n"
+    with redis.Redis.from_url(ground.server.url) as client:
+        client.hset(Keys("idv", 8).session("vs_spoiled"), "state", "?")
+    spoiled = ground.typed("session", "vs_spoiled")
+    assert spoiled.code == 1
+    assert spoiled.err == b"error: what stands there is no record of ours\n"
     assert serve.stop() == 0
 
 

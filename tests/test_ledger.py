@@ -20,6 +20,21 @@ async def test_an_unknown_session_is_none(connections: Connections, keys: Keys) 
     assert not await connections.client.exists(keys.session("vs_unknown"))
 
 
+@pytest.mark.parametrize(
+    "spoiled",
+    [{"state": "was better"}, {"status": "verified"}, {"evt_1": "?"}, {"duplicates": "many"}],
+    ids=str,
+)
+async def test_what_an_operator_made_of_a_record_is_no_record(
+    spoiled: dict[str, str], connections: Connections, keys: Keys, settings: Settings
+) -> None:
+    """A record that cannot be read is said to be none of ours, and nothing of it is told."""
+    await Inbox(connections, keys, settings).admit(CREATED, CREATED.change())
+    await connections.client.hset(keys.session(SESSION_ID), mapping=spoiled)
+    with pytest.raises(ValueError, match=r"^unreadable$"):
+        await ledger.read(connections, keys, SESSION_ID)
+
+
 async def test_a_record_tells_its_story(
     connections: Connections, keys: Keys, settings: Settings
 ) -> None:
