@@ -30,7 +30,7 @@ class SessionRecord(NamedTuple):
 
     Attributes:
         session_id: `vs_…`.
-        status: The status now; None when no event of it was ever admitted.
+        status: The status now.
         previous: The status before.
         sequence: The number of transitions within *epoch*.
         epoch: When this record began, Unix milliseconds.
@@ -41,7 +41,7 @@ class SessionRecord(NamedTuple):
     """
 
     session_id: str
-    status: str | None
+    status: str
     previous: str | None
     sequence: int
     epoch: int
@@ -69,8 +69,8 @@ async def read(connections: Connections, keys: Keys, session_id: str) -> Session
 
 
 def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) -> SessionRecord:
-    position, sequence, epoch, _ = found.get(b"state", b"0 0 0 -").split(b" ")
-    length, words = found.get(b"status", b"0 ").split(b" ", 1)
+    position, sequence, epoch, _ = found[b"state"].split(b" ")
+    length, words = found[b"status"].split(b" ", 1)
     events = [
         RememberedEvent(name.decode(), _OUTCOMES[outcome], int(number), int(created))
         for name, value in found.items()
@@ -79,7 +79,7 @@ def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) ->
     ]
     return SessionRecord(
         session_id=session_id,
-        status=words[: int(length)].decode() or None,
+        status=words[: int(length)].decode(),
         previous=words[int(length) :].decode() or None,
         sequence=int(sequence),
         epoch=int(epoch),

@@ -208,6 +208,8 @@ class TestPool:
                     await asyncio.wait_for(connections.run_one(ECHO, ["key"], ["abandoned"]), 0.03)
                 proxy.delay_s = 0.0
                 assert await connections.run_one(ECHO, ["key"], [n]) == str(n).encode()
+            pool = connections.client.connection_pool
+            assert len(pool._in_use_connections) + len(pool._available_connections) == 1
 
     async def test_no_two_share_a_connection(self, connections: Connections) -> None:
         """One call after the other needs one connection; those side by side have one each."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from test_inbox import CREATED, NOW, PROCESSING, SESSION_ID, VERIFIED
+from test_inbox import CREATED, NOW, PROCESSING, SESSION_ID, VERIFIED, make_event
 
 from service import ledger
 from service.config import DAY_S, Settings
@@ -62,6 +62,20 @@ async def test_a_record_tells_its_story(
             ledger.RememberedEvent(VERIFIED.id, "admitted", 2, NOW + 40),
         ],
     )
+
+
+async def test_words_of_any_letters_are_told_whole(
+    connections: Connections, keys: Keys, settings: Settings
+) -> None:
+    """Where one status ends and the one before it begins is no matter of what is in them."""
+    inbox = Inbox(connections, keys, settings)
+    for step, status in (("created", "überprüft 7 "), ("processing", "à revoir")):
+        event = make_event(step, status, at=0 if step == "created" else 10)
+        await inbox.admit(event, event.change())
+    record = await ledger.read(connections, keys, SESSION_ID)
+
+    assert record is not None
+    assert (record.status, record.previous) == ("à revoir", "überprüft 7 ")
 
 
 async def test_a_first_status_has_no_previous(

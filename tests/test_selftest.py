@@ -278,6 +278,17 @@ async def test_each_trace_that_should_not_be_has_its_red_row(
     assert broken(await _seen(settings, left)) == {promise}
 
 
+async def test_a_record_that_cannot_be_read_is_red(
+    left: Trial, settings: Settings, connections: Connections, keys: Keys
+) -> None:
+    """What somebody else made of a record is a broken promise, and no end of the self-test."""
+    await connections.client.hset(keys.session(left.lives[0].session_id), "state", "?")
+
+    assert broken(await _seen(settings, left)) == {
+        "the ledger knows every event and each session's end"
+    }
+
+
 async def test_what_was_refused_and_is_remembered_is_red(
     left: Trial, settings: Settings, connections: Connections, keys: Keys
 ) -> None:

@@ -131,7 +131,9 @@ def _records_match(client: Any, entries: dict[str, Any]) -> Counter[str]:
         record = client.hgetall(key)
         verdicts = [value.split() for name, value in record.items() if name.startswith("evt_")]
         admitted = sorted(int(words[1]) for words in verdicts if words[0] == "a")
-        assert admitted == [*range(1, int(record["state"].split()[1]) + 1)]
+        _position, sequence, _epoch, _fingerprint = record["state"].split()
+        assert admitted == [*range(1, int(sequence) + 1)]
+        assert "status" in record
         assert client.ttl(key) > 0
         recorded[key.rpartition(":")[2]] = len(admitted)
     assert recorded == streamed
