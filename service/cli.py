@@ -123,9 +123,11 @@ def check(*, as_json: bool) -> None:
         terminal.print_json([finding._asdict() for finding in findings])
     else:
         rows = [(*one[:2], ", ".join(one.promises), one.meaning) for one in findings]
-        terminal.print_rows(Finding._fields, rows, as_json=False)
+        terminal.print_rows(Finding._fields, rows, as_json=False, prose=("promises", "meaning"))
         columns = ("promise", "severity", "because of")
-        terminal.print_rows(columns, checks.verdicts(findings), as_json=False)
+        terminal.print_rows(
+            columns, checks.verdicts(findings), as_json=False, prose=("because of",)
+        )
     if any(finding.severity is Severity.FATAL for finding in findings):
         sys.exit(terminal.FOUND_WRONG)
 
@@ -182,9 +184,7 @@ def send(
     if not as_json:
         sessions = dict.fromkeys(event.session_id for event in events)
         for session_id in [*sessions][:3]:
-            terminal.NOTES.print(
-                f"look at it with: python -m service session {session_id}", style="dim"
-            )
+            terminal.note(f"look at it with: python -m service session {session_id}", "dim")
     if not summary.ok:
         sys.exit(terminal.FOUND_WRONG)
 
@@ -216,7 +216,12 @@ def examine(
 
     with terminal.bar("trying", total=None):
         rows = asyncio.run(tried())
-    terminal.print_rows(selftest.Row._fields, [tuple(row) for row in rows], as_json=as_json)
+    terminal.print_rows(
+        selftest.Row._fields,
+        [tuple(row) for row in rows],
+        as_json=as_json,
+        prose=("promise", "expected", "seen"),
+    )
     if any(row.kept is False for row in rows):
         sys.exit(terminal.FOUND_WRONG)
 
@@ -285,7 +290,7 @@ def _print_welcome(ports: processes.Ports, *, made_here: bool) -> None:
         "type next": f"{Path(sys.executable).name} -m service send verified{elsewhere}",
     }
     for name, text in lines.items():
-        terminal.NOTES.print(f"{name:>15}  {text}", highlight=False, soft_wrap=True)
+        terminal.note(f"{name:>15}  {text}")
 
 
 def _address(port: int | None) -> str:

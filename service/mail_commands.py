@@ -5,7 +5,6 @@ Finding, copying and deleting are done in `replays` and `janitor`; here they are
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from . import janitor, layout, local, replays, terminal
+from . import janitor, layout, local, replays, signals, terminal
 from .config import Settings
 from .connections import Connections, connect
 from .errors import ConfigError
@@ -143,7 +142,8 @@ def replay_letters(
             found = _among(replays.letters(connections, keys, handler, wanted), letters)
 
             async def hand_over(entries: Sequence[Entry]) -> int:
-                return await replays.replay(connections, keys, handler, entries, name=name)
+                done = await replays.replay(connections, keys, handler, entries, name=name)
+                return done.put
 
             return await _in_chunks(found, hand_over, "replaying")
 
@@ -203,22 +203,29 @@ def replay(
     everything: bool,
     as_json: bool,
 ) -> None:
-    """Hand a HANDLER the past: what the streams still hold, marked as a replay."""
+    """Hand a HANDLER the past: what the streams still hold, marked as a replay.
+
+    What the handler has not settled yet is left out: it comes anyway.
+    """
     _is_configured(handler)
     wanted = Wanted(session_id=session_id, event_type=event_type, since=since)
     _something_is_named((), wanted, everything=everything)
-    name = _name()
+    name, left_out = _name(), 0
 
     async def work() -> int:
         async with _opened() as (connections, keys):
 
             async def hand_over(entries: Sequence[Entry]) -> int:
-                return await replays.replay(connections, keys, handler, entries, name=name)
+                nonlocal left_out
+                done = await replays.replay(connections, keys, handler, entries, name=name)
+                left_out += done.left_out
+                return done.put
 
             found = replays.past(connections, keys, wanted)
             return await _in_chunks(found, hand_over, "replaying")
 
-    _print_outcome({"replay": name, "replayed": terminal.asking_redis(work)}, as_json=as_json)
+    outcome = {"replay": name, "replayed": terminal.asking_redis(work), "left_out": left_out}
+    _print_outcome(outcome, as_json=as_json)
 
 
 @click.group()
@@ -263,9 +270,17 @@ def retire(handler: str) -> None:
 async def _in_chunks(
     found: AsyncIterator[Entry], act: Callable[[Sequence[Entry]], Any], what: str
 ) -> int:
-    """Let *act* have the entries in chunks of one partition each; return how many it counted."""
+    """Let *act* have the entries in chunks of one partition each; return how many it counted.
+
+    SIGINT and SIGTERM are heeded between two chunks: canceling a call to Redis would leave it open
+    whether it was executed, and may get lost in the client.
+
+    Raises:
+        Abort: Told to stop before the end.
+    """
     done = 0
     chunk: list[Entry] = []
+    stopping = signals.stopping()
     with terminal.bar(what, total=None) as (progress, bar):
 
         async def flush() -> None:
@@ -274,9 +289,8 @@ async def _in_chunks(
                 done += await act(chunk)
                 progress.update(bar, description=f"{what}: {done}")
                 chunk.clear()
-                if (task := asyncio.current_task()) and task.cancelling():
-                    # Said again, should a client of Redis have kept Ctrl-C to itself.
-                    raise asyncio.CancelledError
+            if stopping.is_set():
+                raise click.Abort
 
         async for entry in found:
             if len(chunk) == MOST_PER_CALL or (chunk and chunk[0].partition != entry.partition):

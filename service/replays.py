@@ -90,10 +90,22 @@ async def past(connections: Connections, keys: Keys, wanted: Wanted) -> AsyncIte
             yield entry
 
 
+class Replayed(NamedTuple):
+    """What became of entries that were to be replayed.
+
+    Attributes:
+        put: How many the handler is handed again.
+        left_out: How many it is not: its group has not settled them, so they come anyway.
+    """
+
+    put: int
+    left_out: int
+
+
 async def replay(
     connections: Connections, keys: Keys, handler: str, entries: Sequence[Entry], *, name: str
-) -> int:
-    """Hand entries of one partition to a handler again; return how many were still there.
+) -> Replayed:
+    """Hand entries of one partition to a handler again, those that are still there.
 
     Dead letters are no more once they are replayed; the past stays where it is.
 
@@ -103,13 +115,16 @@ async def replay(
         handler: The handler's name.
         entries: Dead letters of that handler, or transitions of the past; not both.
         name: The replay's name, which every message of it carries.
+
+    Raises:
+        RedisError: Redis refused or did not answer, or the handler has no group there.
     """
     partition, are_dead = entries[0].partition, entries[0].reason is not None
     source = keys.dead(partition, handler) if are_dead else keys.transitions(partition)
     streams = [source, keys.replays(partition, handler)]
     entry_ids = [entry.entry_id for entry in entries]
-    return int(
-        await connections.run_one(_REPLAY, streams, [handler, name, int(are_dead), *entry_ids])
+    return Replayed(
+        *await connections.run_one(_REPLAY, streams, [handler, name, int(are_dead), *entry_ids])
     )
 
 

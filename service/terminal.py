@@ -1,5 +1,8 @@
 """What the commands share: tables and JSON, one line for an error, exit codes.
 
+What is shown may hold text of strangers: it is printed as text, never as rich's markup, and no
+control character of it reaches the terminal.
+
 Exit codes: 0 all is well, 1 something was found wrong, 2 a setting or an argument is wrong,
 3 Redis does not answer.
 """
@@ -7,8 +10,9 @@ Exit codes: 0 all is well, 1 something was found wrong, 2 a setting or an argume
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
@@ -18,6 +22,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
+from rich.text import Text
 
 from .connections import shortage
 from .errors import Unavailable
@@ -26,10 +31,10 @@ Result = TypeVar("Result")
 
 FOUND_WRONG, MISCONFIGURED, UNREACHABLE = 1, 2, 3
 
-# What a machine may want to read goes to standard output, everything else here.
-NOTES = Console(stderr=True)
-
-_out = Console()
+# Notes and progress: standard output holds only what a machine may want to read.
+_NOTES = Console(stderr=True, highlight=False)
+# Wider than any table: what is measured in it, or printed to a pipe, is neither cut nor folded.
+_UNBOUNDED = 100_000
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 
@@ -47,32 +52,61 @@ def asking_redis(ask: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
 
 
 def print_rows(
-    columns: Sequence[str], rows: Sequence[tuple[object, ...]], *, as_json: bool
+    columns: Sequence[str],
+    rows: Sequence[tuple[object, ...]],
+    *,
+    as_json: bool,
+    prose: Collection[str] = (),
 ) -> None:
-    """Print a table, or a JSON list of objects."""
+    """Print a table, or a JSON list of objects.
+
+    Only columns of *prose* are folded to fit a terminal. Any other cell may be an id that is typed
+    next, so it stays whole, however wide its line becomes.
+    """
     if as_json:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
-    table = Table(*columns)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(Text(column), no_wrap=column not in prose, overflow="fold")
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
-    _out.print(table)
+        table.add_row(*(Text("" if cell is None else printable(str(cell))) for cell in row))
+    console = Console()
+    least = console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum
+    console.width = max(least, console.width) if console.is_terminal else _UNBOUNDED
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def print_json(found: object) -> None:
     """Print one line of JSON."""
-    click.echo(orjson.dumps(found))
+    line = orjson.dumps(found).decode()
+    click.echo("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line))
+
+
+def note(text: str, style: str = "") -> None:
+    """Print a line to standard error, for people."""
+    _NOTES.print(Text(printable(text), style), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Return *text* with everything escaped that a terminal would obey or not show."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager
 def bar(what: str, *, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
     """Show progress on a terminal, for as long as the block lasts; elsewhere nothing."""
-    with Progress(console=NOTES, transient=True, disable=not NOTES.is_terminal) as progress:
+    with Progress(console=_NOTES, transient=True, disable=not _NOTES.is_terminal) as progress:
         yield progress, progress.add_task(what, total=total)
 
 
 def fail(lines: Sequence[str], code: int) -> NoReturn:
     """Print each line as an error and exit with *code*."""
     for line in lines:
-        click.echo(f"error: {line}", err=True)
+        click.echo(f"error: {printable(line)}", err=True)
     sys.exit(code)

@@ -66,6 +66,10 @@ class Pile:
         self.read_to = found[-1] if found else self.read_to
         return found
 
+    def is_settled(self, entry: Id) -> bool:
+        """Say whether an entry was read and is not pending any more."""
+        return entry <= self.read_to and entry not in self.pending
+
     def claim(self, entry: Id, owner: str) -> Held | None:
         """Make a pending entry somebody's; one that is gone from the stream is not pending."""
         held = self.pending[entry]

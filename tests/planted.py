@@ -348,8 +348,29 @@ MUTANTS = (
     Mutant(
         "a dead letter that was replayed stays",
         "service/lua/replay.lua",
-        "    if ARGV[3] == '1' then redis.call('XDEL', source, ARGV[i]) end\n",
+        "  if are_dead then redis.call('XDEL', source, id) end\n",
         "",
+        "test_replays.py",
+    ),
+    Mutant(
+        "what a group has not settled is replayed",
+        "service/lua/replay.lua",
+        "  if are_dead then return true end\n",
+        "  if true then return true end\n",
+        "test_replays.py test_mailbox_machine.py",
+    ),
+    Mutant(
+        "a replay loses the status before",
+        "service/lua/replay.lua",
+        "'previous', fields['previous'],\n",
+        "'previous', '',\n",
+        "test_replays.py",
+    ),
+    Mutant(
+        "--since is a second late",
+        "service/replays.py",
+        "    return str(max(0, int(since.timestamp() * 1000)))\n",
+        "    return str(max(0, int(since.timestamp() * 1000) + 1000))\n",
         "test_replays.py",
     ),
     Mutant(

@@ -92,7 +92,7 @@ MAY_IMPORT: dict[str, str] = {
     "checks": "config connections errors findings handlers health janitor lag layout",
     "terminal": "connections errors",
     "local": "errors secret",
-    "mail_commands": "config connections errors janitor layout local replays terminal",
+    "mail_commands": ("config connections errors janitor layout local replays signals terminal"),
     "cli": (
         "__init__ checks config connections embedded errors findings layout ledger local logs"
         " mail_commands processes secret selftest sender simulate supervisor terminal traces web"

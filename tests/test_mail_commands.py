@@ -74,6 +74,11 @@ class Ground:
         for n in range(count):
             self.client.xadd(KEYS.transitions(KEYS.partition(f"vs_{n}")), fields(n, kind))
 
+    def pending(self) -> int:
+        """Return how many transitions are read and not settled."""
+        streams = [KEYS.transitions(partition) for partition in range(KEYS.partitions)]
+        return sum(self.client.xpending(stream, "log")["pending"] for stream in streams)
+
     def length(self, key: Any) -> int:
         """Return how many entries the streams of all partitions hold."""
         return sum(self.client.xlen(key(p, "log")) for p in range(KEYS.partitions))
@@ -125,6 +130,42 @@ def test_letters_are_listed_and_shown(ground: Ground) -> None:
     assert shown["sequence"] == 1
     assert b"exhausted" in ground.run("dead", "show", "log", first)
     assert ground.run("dead", "show", "log", "0-1-1", code=1) == b""
+
+
+HOSTILE = "[/x][red]a\x1b[2Jb"
+SHOWN = rb"[/x][red]a\x1b[2Jb"
+
+
+def test_text_of_strangers_is_shown_as_text(ground: Ground) -> None:
+    """Whatever a command shows, markup in it is not obeyed, nor what a terminal would obey."""
+    change = {
+        "event_id": "evt_1",
+        "event_type": HOSTILE,
+        "occurred_at": "2026-01-01T00:00:00Z",
+        "session_id": "vs_x",
+        "current": HOSTILE,
+        "client_reference_id": HOSTILE,
+        "metadata": {HOSTILE: HOSTILE},
+    }
+    stored = {"change": orjson.dumps(change), "previous": HOSTILE, "sequence": 1, "epoch": 1}
+    letter = {"entry_id": "1-0", "reason": HOSTILE, "error": HOSTILE, "attempts": 3}
+    entry_id = ground.client.xadd(KEYS.dead(0, "log"), stored | letter).decode()
+    ground.client.xgroup_create(KEYS.transitions(0), HOSTILE, "0", mkstream=True)
+    status = f"{len(HOSTILE)} {HOSTILE}{HOSTILE}"
+    ground.client.hset(
+        KEYS.session("vs_x"), mapping={"state": "1 1 1 a", "status": status, "evt_1": "a 1 1 n"}
+    )
+
+    for words in (
+        ("dead", "list", "log"),
+        ("dead", "show", "log", f"0-{entry_id}"),
+        ("handlers", "list"),
+        ("session", "vs_x"),
+        ("check",),
+    ):
+        shown = ground.run(*words)
+        assert SHOWN in shown, words
+        assert b"\x1b" not in shown, words
 
 
 def test_letters_are_dropped(ground: Ground) -> None:
@@ -184,6 +225,7 @@ def test_the_past_is_handed_to_a_running_worker(ground: Ground) -> None:
     ground.admit(5, "verified")
     worker = ground.yard.start("work").ready()
     soon(lambda: len(worker.lines("transition")) == 25)
+    soon(lambda: not ground.pending())
     verified = "identity.verification_session.verified"
 
     for options, count in (
@@ -194,10 +236,15 @@ def test_the_past_is_handed_to_a_running_worker(ground: Ground) -> None:
     ):
         before = len(worker.lines("transition"))
         told = ground.run("replay", "log", *options, "--json")
-        assert told["replayed"] == count
+        assert (told["replayed"], told["left_out"]) == (count, 0)
         assert told["replay"]
         soon(lambda: len(worker.lines("transition")) == before + count)  # noqa: B023
     soon(lambda: ground.length(KEYS.replays) == 0)
+
+    assert worker.stop() == 0
+    ground.admit(3)
+    told = ground.run("replay", "log", "--all", "--json")
+    assert (told["replayed"], told["left_out"]) == (25, 3)
 
 
 def test_a_full_redis_refuses_and_loses_nothing(ground: Ground) -> None:

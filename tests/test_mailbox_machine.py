@@ -329,10 +329,12 @@ class Delivering(RuleBasedStateMachine):
 
     @rule(handler=HANDLER, first=st.integers(0, 2), number=st.integers(1, 99))
     def replay_the_past(self, handler: str, first: int, number: int) -> None:
-        """An operator has the past handed to a handler again."""
+        """An operator has the past handed to a handler again: what its group has settled."""
         chosen = self.run(self.entries_of(handler, dead=False))[first::2]
+        pile = self.model.boxes[handler].new
         items = [self.model.entries[pair(one.entry_id)] for one in chosen]
-        self.replay(handler, chosen, items, f"r{number}")
+        settled = [pile.is_settled(pair(one.entry_id)) for one in chosen]
+        self.replay(handler, chosen, items, settled, f"r{number}")
 
     @precondition(lambda self: any(box.dead for box in self.model.boxes.values()))
     @rule(first=st.integers(0, 1), number=st.integers(1, 99))
@@ -345,17 +347,25 @@ class Delivering(RuleBasedStateMachine):
         for key, item in dead.items():
             if readable(item):
                 del box.dead[key]
-        self.replay(handler, chosen, [*dead.values()], f"r{number}")
+        self.replay(handler, chosen, [*dead.values()], [True] * len(dead), f"r{number}")
 
     def replay(
-        self, handler: str, chosen: list[Entry], items: Sequence[Item | None], name: str
+        self,
+        handler: str,
+        chosen: list[Entry],
+        items: Sequence[Item | None],
+        settled: Sequence[bool],
+        name: str,
     ) -> None:
-        """Have entries replayed, and let the model have what was readable of them."""
+        """Have entries replayed; the model gets those that are readable and settled."""
         if not chosen:
             return
-        put = self.run(replay(self.tap, KEYS, handler, chosen, name=name))
-        numbers = [item.number for item in items if item and readable(item)]
-        assert put == len(numbers)
+        put, left_out = self.run(replay(self.tap, KEYS, handler, chosen, name=name))
+        ours = [one for one in zip(items, settled, strict=True) if readable(one[0])]
+        numbers = [item.number for item, is_settled in ours if item and is_settled]
+        assert (put, left_out) == (len(numbers), len(ours) - len(numbers))
+        if not put:
+            return
         box = self.model.boxes[handler]
         box.replays = box.replays or Pile()
         latest = self.run(self.client.xrevrange(KEYS.replays(0, handler), count=max(1, put)))

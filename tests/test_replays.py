@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 import structlog.testing
-from harness import eventually
-from redis.exceptions import OutOfMemoryError
+from harness import NOW, SECRET, event, eventually, signed
+from redis.exceptions import OutOfMemoryError, ResponseError
 from servers import until
 
-from service import mailbox, replays
+from service import mailbox, replays, wire
 from service.arrivals import Arrivals
-from service.config import Settings
+from service.config import Livemode, Settings
 from service.connections import Connections
 from service.errors import Undeliverable
 from service.handlers import Handler
+from service.inbox import Inbox
 from service.lag import Lag, lags
 from service.layout import Keys
 from service.mailbox import Mailbox, lease
-from service.replays import Entry, Wanted
+from service.receiver import Receiver
+from service.replays import Entry, Replayed, Wanted
 from service.transitions import StatusTransition
 from service.worker import Worker
 
@@ -80,13 +84,22 @@ class Post:
         found = replays.past(self.connections, self.keys, Wanted(**wanted))
         return [entry async for entry in found]
 
-    async def replay(self, entries: list[Entry], name: str = "r1") -> int:
+    async def replay(self, entries: list[Entry], name: str = "r1") -> Replayed:
         """Replay entries, partition by partition."""
-        done = 0
+        put = left_out = 0
         for partition in sorted({entry.partition for entry in entries}):
             part = [entry for entry in entries if entry.partition == partition]
-            done += await replays.replay(self.connections, self.keys, HANDLER, part, name=name)
-        return done
+            done = await replays.replay(self.connections, self.keys, HANDLER, part, name=name)
+            put, left_out = put + done.put, left_out + done.left_out
+        return Replayed(put, left_out)
+
+    async def settle(self, count: int) -> None:
+        """Read and settle so much in each partition as a worker would that took everything."""
+        for partition in range(self.keys.partitions):
+            stream = self.keys.transitions(partition)
+            found = await self.client.xreadgroup(HANDLER, "past", {stream: ">"}, count=count)
+            for _, entries in found:
+                await self.client.xack(stream, HANDLER, *(entry_id for entry_id, _ in entries))
 
     async def waiting(self) -> int:
         """Return how much is replayed and not settled."""
@@ -96,6 +109,12 @@ class Post:
     async def settled(self) -> bool:
         """Say whether all that was replayed is settled."""
         return not await self.waiting()
+
+    async def nothing_pends(self) -> bool:
+        """Say whether all that was read is settled."""
+        streams = [self.keys.transitions(p) for p in range(self.keys.partitions)]
+        found = [await self.client.xpending(stream, HANDLER) for stream in streams]
+        return not sum(one["pending"] for one in found)
 
     async def has_letters(self, count: int) -> bool:
         """Say whether there are so many dead letters."""
@@ -149,7 +168,7 @@ async def test_a_replayed_letter_is_the_same_message_marked_as_a_replay(post: Po
     """A dead letter goes through the running worker once, with its id, sequence and a mark."""
     await post.bury("vs_a", 3)
     post.work()
-    assert await post.replay(await post.letters(), "again") == 1
+    assert await post.replay(await post.letters(), "again") == (1, 0)
     await eventually(lambda: post.seen)
 
     [seen] = post.seen
@@ -163,7 +182,7 @@ async def test_a_replay_waits_for_its_worker(post: Post) -> None:
     """What is replayed while no worker works is done when one comes, and after a stop goes on."""
     for n in range(40):
         await post.bury(f"vs_{n}", 1)
-    assert await post.replay(await post.letters()) == 40
+    assert await post.replay(await post.letters()) == (40, 0)
     assert await post.waiting() == 40
     stuck = True
 
@@ -190,6 +209,7 @@ async def test_one_sessions_order_holds_among_replayed_and_new(post: Post) -> No
     await post.admit("vs_b", *range(1, 31))
     post.work()
     await eventually(lambda: len(post.taken) == 60)
+    await until(post.nothing_pends)
     post.taken.clear()
 
     await post.replay(await post.past())
@@ -261,10 +281,112 @@ async def test_failures_of_a_replay_are_counted_and_survive(post: Post) -> None:
 async def test_the_past_stays_and_comes_in_order(post: Post) -> None:
     """The past is copied, not moved: a handler may have it as often as it is asked for."""
     await post.admit("vs_a", 1, 2, 3)
-    assert await post.replay(await post.past()) == 3
-    assert await post.replay(await post.past()) == 3
+    await post.settle(3)
+    assert await post.replay(await post.past()) == (3, 0)
+    assert await post.replay(await post.past()) == (3, 0)
     assert len(await post.past()) == 3
     assert await post.waiting() == 6
+
+
+async def test_what_is_not_settled_yet_is_left_out(post: Post) -> None:
+    """Of the past only what the group has settled is replayed: what pends or is unread comes."""
+    await post.admit("vs_a", *range(1, 6))
+    stream = post.keys.transitions(post.keys.partition("vs_a"))
+    [[_, entries]] = await post.client.xreadgroup(HANDLER, "past", {stream: ">"}, count=4)
+    first, _, third, _ = (entry_id for entry_id, _ in entries)
+    await post.client.xack(stream, HANDLER, first, third)
+
+    assert await post.replay(await post.past()) == (2, 3)
+    replayed = await post.client.xrange(post.keys.replays(post.keys.partition("vs_a"), HANDLER))
+    assert [int(fields[b"sequence"]) for _, fields in replayed] == [1, 3]
+
+
+async def test_the_past_needs_a_group(post: Post) -> None:
+    """What a handler without a group has settled nobody knows: nothing is replayed to it."""
+    await post.admit("vs_a", 1)
+    await post.client.xgroup_destroy(post.keys.transitions(post.keys.partition("vs_a")), HANDLER)
+    with pytest.raises(ResponseError, match="NOGROUP"):
+        await post.replay(await post.past())
+    assert await post.waiting() == 0
+
+
+async def test_a_consumer_that_follows_the_rule_misses_nothing_by_a_replay(post: Post) -> None:
+    """Where the last of a backlog is replayed, nobody skips what comes before it."""
+    last = 0
+    acted: list[int] = []
+
+    def consume(transition: StatusTransition) -> None:
+        nonlocal last
+        if transition.sequence > last:
+            acted.append(transition.sequence)
+            last = transition.sequence
+
+    post.act = consume
+    await post.admit("vs_a", *range(1, 301))
+    await post.replay((await post.past())[-10:])
+    post.work()
+    await until(lambda: last == 300)
+    await until(post.nothing_pends)
+    await until(post.settled)
+
+    assert acted == list(range(1, 301))
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+async def test_a_replay_differs_in_its_name_alone(
+    post: Post, settings: Settings, *, is_dead: bool
+) -> None:
+    """Whatever admission wrote comes again, field by field, as does what a handler is given."""
+    inbox = Inbox(post.connections, post.keys, settings)
+    receiver = Receiver(inbox, tolerance_s=300, livemode=Livemode.BOTH)
+    for n, word in enumerate(("requires_input", "processing", "verified")):
+        body = event(word, id=f"evt_{n}", status=word, created=NOW - 100 + 10 * n)
+        signature = signed(body)["Stripe-Signature"].encode()
+        await receiver.receive(body, signature, [SECRET], now=time.time())
+    partition = post.keys.partition("vs_1")
+    stream = post.keys.transitions(partition)
+    written = [fields for _, fields in await post.client.xrange(stream)]
+    assert [fields[b"previous"] for fields in written] == [b"", b"requires_input", b"processing"]
+
+    if is_dead:
+        for fields in written:
+            letter = {"entry_id": "1-0", "reason": "exhausted", "error": "E", "attempts": 1}
+            await post.client.xadd(post.keys.dead(partition, HANDLER), fields | letter)
+    await post.settle(3)
+    await post.replay(await (post.letters() if is_dead else post.past()), "again")
+    copied = [
+        fields for _, fields in await post.client.xrange(post.keys.replays(partition, HANDLER))
+    ]
+    assert copied == [fields | {b"replay": b"again"} for fields in written]
+
+    post.work()
+    await eventually(lambda: len(post.seen) == 3)
+    assert post.seen == [
+        msgspec.structs.replace(wire.unpack(fields), replay="again") for fields in written
+    ]
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+async def test_since_is_exact_to_the_millisecond(post: Post, *, is_dead: bool) -> None:
+    """An entry of that very millisecond is wanted, one of the millisecond before is not."""
+    at = datetime(2026, 1, 31, 12, 0, 0, 500_000, UTC)
+    ms = int(at.timestamp() * 1000)
+    stream = post.keys.dead(0, HANDLER) if is_dead else post.keys.transitions(0)
+    letter = {"entry_id": "1-0", "reason": "exhausted", "error": "E", "attempts": 1}
+    for entry_id in (f"{ms - 1}-9", f"{ms}-0", f"{ms + 1}-0"):
+        await post.client.xadd(stream, fields("vs_a", 1) | letter, id=entry_id)
+
+    find = post.letters if is_dead else post.past
+    for shift_ms, count in ((-1, 3), (0, 2), (1, 1), (2, 0)):
+        assert len(await find(since=at + timedelta(milliseconds=shift_ms))) == count
+
+
+@pytest.mark.parametrize("count", [199, 200, 201, 400])
+async def test_a_page_that_is_exactly_full_is_followed_by_the_next(post: Post, count: int) -> None:
+    """All entries are found, each once, however they fall into pages."""
+    await post.admit("vs_a", *range(1, count + 1))
+    found = [entry.transition.sequence for entry in await post.past() if entry.transition]
+    assert found == list(range(1, count + 1))
 
 
 async def test_only_what_is_wanted_is_found(post: Post) -> None:
@@ -295,7 +417,7 @@ async def test_what_cannot_be_read_is_shown_and_left(post: Post) -> None:
 
     assert letter.transition is None
     assert not await post.letters(session_id="vs_a")
-    assert await post.replay([letter]) == 0
+    assert await post.replay([letter]) == (0, 0)
     assert await replays.drop(post.connections, post.keys, HANDLER, [letter]) == 1
     assert not await post.letters()
 
@@ -306,7 +428,7 @@ async def test_a_letter_replayed_twice_at_once_goes_once(post: Post) -> None:
         await post.bury("vs_a", n + 1)
     found = await post.letters()
     done = await asyncio.gather(*(post.replay(found, f"r{n}") for n in range(4)))
-    assert sum(done) == await post.waiting() == 50
+    assert sum(one.put for one in done) == await post.waiting() == 50
 
 
 async def test_a_full_server_refuses_replays_and_lets_the_way_out_work(post: Post) -> None:
