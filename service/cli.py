@@ -24,7 +24,6 @@ from . import (
     processes,
     selftest,
     sender,
-    supervisor,
     terminal,
     traces,
 )
@@ -80,23 +79,9 @@ def dev() -> None:
 
 
 @commands.command()
-@click.option("--inherited", hidden=True, help="Where to listen as one of several.")
-def serve(inherited: str | None) -> None:
+def serve() -> None:
     """Listen for Stripe: verify, parse, admit."""
-    settings = _settings(require_secrets=True)
-    if inherited is not None:
-        place = supervisor.Place.inherited(inherited)
-        processes.run(
-            settings,
-            os.environ,
-            receive=True,
-            listening=(place.web, place.admin),
-            started=lambda _: place.up(),
-        )
-    elif settings.web_concurrency > 1:
-        sys.exit(supervisor.run(settings, os.environ))
-    else:
-        processes.run(settings, os.environ, receive=True)
+    processes.run(_settings(require_secrets=True), os.environ, receive=True)
 
 
 @commands.command()

@@ -118,7 +118,6 @@ class Settings:
     host: str = setting("0.0.0.0", _HOST, "Address to listen on")  # noqa: S104 (in a container)
     port: int = whole(8000, 0, 65535, "Port for webhooks and probes")
     admin_port: int = whole(8001, 0, 65535, "Port for metrics and probes")
-    web_concurrency: int = whole(1, 1, 64, "Receiver processes of `serve`, on the same ports")
     max_body_bytes: int = whole(262144, 1024, 16777216, "Largest body of a request")
     signature_tolerance_s: int = whole(300, 1, 3600, "Seconds a signature may be old, or ahead")
     forwarded_allow_ips: tuple[Network, ...] = setting(

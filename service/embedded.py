@@ -207,7 +207,11 @@ def _take(lock: int) -> bool:
 
 @contextmanager
 def _socket_directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="idv-", ignore_cleanup_errors=True) as made:
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="idv-", ignore_cleanup_errors=True)
+    except OSError:
+        raise ConfigError(["no directory for temporary files can be written: set TMPDIR"]) from None
+    with directory as made:
         if len(os.fsencode(made)) + len(f"/{SOCKET}") > SOCKET_PATH_BYTES:
             raise ConfigError(["TMPDIR is too long a path for a Unix socket"])
         yield Path(made)

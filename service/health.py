@@ -67,7 +67,6 @@ class Health:
                 metrics.REDIS_ERRORS.labels(shortage(error)).inc()
                 self._answered(answering=False, reason=shortage(error))
             metrics.READY.set(self.ready)
-            metrics.refresh()
             await asyncio.sleep(PROBE_EVERY_S)
 
     def _answered(self, *, answering: bool, reason: str | None = None) -> None:

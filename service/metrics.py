@@ -1,15 +1,13 @@
 """The list of all our series. Nothing here measures; whoever does names one of these.
 
 Every label's values come from a closed list or from the configuration, never from a request.
-Where PROMETHEUS_MULTIPROC_DIR is set (`supervisor` sets it), the values stand in files of that
-directory, and each process can tell the sum of all.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache, partial
 
 from prometheus_client import (
@@ -24,11 +22,12 @@ from prometheus_client import (
     generate_latest,
     values,
 )
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from . import __version__
 
-SHARED = values.ValueClass is not values.MutexValue
+# With PROMETHEUS_MULTIPROC_DIR in the environment (left there for another service, perhaps) the
+# client library would keep all values in files of that directory, and fail where there is none.
+values.ValueClass = values.MutexValue
 # They would double the series, and PromQL has no use for them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -58,7 +57,6 @@ BUILD = Gauge(
     "idv_build_info",
     "1, with the version of this service.",
     ["version"],
-    multiprocess_mode="livemax",
     registry=REGISTRY,
 )
 BUILD.labels(__version__).set(1)
@@ -77,7 +75,6 @@ RECEIVE_SECONDS = BulkHistogram(
 LAST_EVENT = Gauge(
     "idv_last_event_timestamp_seconds",
     "Unix time of the last genuine event, whatever became of it; 0 before the first.",
-    multiprocess_mode="max",
     registry=REGISTRY,
 )
 ADMISSION_SECONDS = Histogram(
@@ -107,7 +104,6 @@ EVENT_AGE_SECONDS = BulkHistogram(
 IN_FLIGHT = Gauge(
     "idv_requests_in_flight",
     "Webhook requests in hand.",
-    multiprocess_mode="livesum",
     registry=REGISTRY,
 )
 CONNECTIONS_REFUSED = Counter(
@@ -118,15 +114,13 @@ CONNECTIONS_REFUSED = Counter(
 )
 READY = Gauge(
     "idv_ready",
-    "1 while the process is ready for traffic; of several on one port, every one.",
-    multiprocess_mode="livemin",
+    "1 while the process is ready for traffic.",
     registry=REGISTRY,
 )
 REDIS_RISK = Gauge(
     "idv_redis_risk",
     "What Redis's state means for the promises, by finding: 0 fine, 1 a warning, 2 fatal.",
     ["finding"],
-    multiprocess_mode="livemax",
     registry=REGISTRY,
 )
 CONTRADICTIONS = Counter(
@@ -149,14 +143,12 @@ SECRET_LOADED = Gauge(
     "idv_secret_loaded",
     "1 for each signing secret in use, by its place among its endpoint's: current (first) or old.",
     ["secret_fingerprint", "place"],
-    multiprocess_mode="livemax",
     registry=REGISTRY,
 )
 SETTING_REFUSED = Gauge(
     "idv_setting_refused",
     "1 while what stands in the files of a setting is refused, and what was is in use still.",
     ["setting"],
-    multiprocess_mode="livemax",
     registry=REGISTRY,
 )
 REDIS_ERRORS = Counter(
@@ -180,46 +172,39 @@ LEASES_HELD = Gauge(
     "idv_leases_held",
     "Partitions this process works, by handler.",
     ["handler"],
-    multiprocess_mode="livesum",
     registry=REGISTRY,
 )
 CIRCUIT_OPEN = Gauge(
     "idv_circuit_open",
     "1 while a handler cannot reach its queue and only probes, by handler.",
     ["handler"],
-    multiprocess_mode="livemax",
     registry=REGISTRY,
 )
 LAG_ENTRIES = Gauge(
     "idv_lag_entries",
     "Transitions not yet settled in the partitions this process works, by handler.",
     ["handler"],
-    multiprocess_mode="livesum",
     registry=REGISTRY,
 )
 DEAD_LETTERS = Gauge(
     "idv_dead_letters",
     "Dead letters held in the partitions this process works, by handler.",
     ["handler"],
-    multiprocess_mode="livesum",
     registry=REGISTRY,
 )
 ORPHAN_GROUPS = Gauge(
     "idv_orphan_groups",
     "Handlers that are no longer configured, but whose unsettled transitions hold trimming.",
-    multiprocess_mode="livemax",
     registry=REGISTRY,
 )
 OLDEST_SECONDS = Gauge(
     "idv_oldest_unsettled_seconds",
     "Age of the oldest transition not yet settled in those partitions, by handler.",
     ["handler"],
-    multiprocess_mode="livemax",
     registry=REGISTRY,
 )
 
 _loaded: set[tuple[str, str]] = set()
-_followed: dict[Gauge, Callable[[], float]] = {}
 
 
 @cache
@@ -243,29 +228,6 @@ def secrets_loaded(found: Collection[tuple[str, str]]) -> None:
     _loaded.update(found)
 
 
-def follow(gauge: Gauge, read: Callable[[], float]) -> None:
-    """Let *gauge* say what *read* returns: when asked, or, in files, at the next `refresh`."""
-    if SHARED:
-        _followed[gauge] = read
-    else:
-        gauge.set_function(read)
-
-
-def refresh() -> None:
-    """Write down what gauges follow, where they stand in files; called every second or so."""
-    for gauge, read in _followed.items():
-        gauge.set(read())
-
-
-def forget(pid: int, directory: str) -> None:
-    """Drop the gauges of a process that has ended; what it counted stays in the sum."""
-    mark_process_dead(pid, directory)  # type: ignore[no-untyped-call]
-
-
 def exposition() -> bytes:
-    """Return all series in Prometheus's text format, of all processes that share their values."""
-    if not SHARED:
-        return generate_latest(REGISTRY)
-    together = CollectorRegistry()
-    MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-    return generate_latest(together)
+    """Return all series in Prometheus's text format."""
+    return generate_latest(REGISTRY)

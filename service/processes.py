@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from socket import socket
 from typing import Any, NamedTuple
 
 import structlog
@@ -73,7 +72,6 @@ def run(
     *,
     receive: bool,
     work: Sequence[str] = (),
-    listening: Sequence[socket] = (),
     started: Callable[[Ports], None] = lambda _: None,
 ) -> None:
     """Run one process until SIGTERM or SIGINT, then stop in good order.
@@ -83,7 +81,6 @@ def run(
         environ: What handlers read their own settings from.
         receive: Whether to listen for Stripe.
         work: The names of the handlers to work for: some of the settings' handlers.
-        listening: The sockets for webhooks and for metrics, when others listen on them as well.
         started: Called once everything listens.
 
     Raises:
@@ -99,7 +96,6 @@ def run(
                     environ,
                     receive=receive,
                     work=work,
-                    listening=listening,
                     traced=traced,
                     started=started,
                 )
@@ -116,7 +112,6 @@ async def _run(
     *,
     receive: bool,
     work: Sequence[str],
-    listening: Sequence[socket],
     traced: Tracing | None,
     started: Callable[[Ports], None],
 ) -> None:
@@ -125,10 +120,9 @@ async def _run(
     stopping = signals.stopping()
     signals.reload(reloaders, stopping)
     async with _ground(settings, stopping, traced) as ground:
-        web_socket, admin_socket = listening or (None, None)
-        listeners = [admin := _admin(ground, admin_socket)]
+        listeners = [admin := _admin(ground)]
         if receive:
-            listeners.insert(0, _receiver(ground, environ, reloaders, web_socket))
+            listeners.insert(0, _receiver(ground, environ, reloaders))
         parts = [asyncio.create_task(listener.run()) for listener in listeners]
         if work:
             parts.append(asyncio.create_task(_work(ground, openers, environ, work, stopping)))
@@ -188,10 +182,7 @@ async def _unless(stopping: asyncio.Event, waiting: Coroutine[Any, Any, None]) -
 
 
 def _receiver(
-    ground: _Ground,
-    environ: Mapping[str, str],
-    reloaders: list[Reloader[Any]],
-    listening: socket | None,
+    ground: _Ground, environ: Mapping[str, str], reloaders: list[Reloader[Any]]
 ) -> Listener:
     settings = ground.settings
     keyring = Keyring(settings.secrets)
@@ -205,7 +196,7 @@ def _receiver(
     build = Receiver if ground.traced is None else partial(TracedReceiver, ground.traced)
     receiver = build(inbox, tolerance_s=settings.signature_tolerance_s, livemode=settings.livemode)
     app = create_app(receiver, ground.health, replace(settings, secrets=keyring), allow_list)
-    return _listener(ground, app, settings.port, settings.max_connections, listening, room=app.room)
+    return _listener(ground, app, settings.port, settings.max_connections, room=app.room)
 
 
 def _reloading_secrets(keyring: Keyring, environ: Mapping[str, str]) -> Reloader[Any]:
@@ -229,9 +220,9 @@ def _reloading_networks(
     return Reloader("networks", networks, read=lambda: config.allowed_networks(environ), use=use)
 
 
-def _admin(ground: _Ground, listening: socket | None) -> Listener:
+def _admin(ground: _Ground) -> Listener:
     app = create_admin_app(ground.health)
-    return _listener(ground, app, ground.settings.admin_port, MOST_ADMIN_CONNECTIONS, listening)
+    return _listener(ground, app, ground.settings.admin_port, MOST_ADMIN_CONNECTIONS)
 
 
 def _listener(
@@ -239,7 +230,6 @@ def _listener(
     app: ASGIApp,
     port: int,
     max_connections: int,
-    listening: socket | None,
     *,
     room: Callable[[], float] = lambda: math.inf,
 ) -> Listener:
@@ -253,7 +243,6 @@ def _listener(
         keep_alive_s=settings.keep_alive_s,
         grace_s=settings.shutdown_grace_s,
         room=room,
-        listening=listening,
     )
 
 

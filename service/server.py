@@ -30,7 +30,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Listener:
-    """One application listening on one address, or on a socket that others listen on as well.
+    """One application listening on one address.
 
     Raises:
         ConfigError: The address cannot be had.
@@ -47,9 +47,8 @@ class Listener:
         keep_alive_s: int,
         grace_s: float,
         room: Callable[[], float] = lambda: math.inf,
-        listening: socket.socket | None = None,
     ) -> None:
-        self._socket = listening or bound(host, port, stalled_after_s=receive_timeout_s)
+        self._socket = _bound(host, port, stalled_after_s=receive_timeout_s)
         self._terms = Terms(
             receive_timeout_s=receive_timeout_s,
             most_connections=_affordable(max_connections),
@@ -115,7 +114,7 @@ def _affordable(connections: int) -> int:
     return affordable
 
 
-def bound(host: str, port: int, *, stalled_after_s: float) -> socket.socket:
+def _bound(host: str, port: int, *, stalled_after_s: float) -> socket.socket:
     """Return a socket that listens on an address.
 
     Raises:

@@ -147,7 +147,7 @@ class _Webhook:
         self._most_bytes = settings.max_body_bytes
         self._most_in_flight = settings.max_in_flight
         self._in_flight = 0
-        metrics.follow(metrics.IN_FLIGHT, lambda: self._in_flight)
+        metrics.IN_FLIGHT.set_function(lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         secrets = self._secrets.get(scope["path_params"].get("endpoint", "").lower())

@@ -88,14 +88,13 @@ MAY_IMPORT: dict[str, str] = {
         "config connections errors handlers health inbox keyring layout metrics receiver reloading"
         " server signals sources tasks tracing web worker"
     ),
-    "supervisor": "config metrics server tasks tether",
     "checks": "config connections errors findings handlers health janitor lag layout",
     "terminal": "connections errors",
     "local": "errors secret",
     "mail_commands": ("config connections errors janitor layout local replays signals terminal"),
     "cli": (
         "__init__ checks config connections embedded errors findings layout ledger local logs"
-        " mail_commands processes secret selftest sender simulate supervisor terminal traces web"
+        " mail_commands processes secret selftest sender simulate terminal traces web"
     ),
     "__main__": "cli",
 }

@@ -56,14 +56,6 @@ def test_each_series_explains_itself(series: Counter | Gauge | Histogram) -> Non
     assert f"# HELP {family.name}" in metrics.exposition().decode()
 
 
-@pytest.mark.parametrize(
-    "gauge", [one for one in SERIES if isinstance(one, Gauge)], ids=lambda one: str(one._name)
-)
-def test_each_gauge_says_how_processes_share_it(gauge: Gauge) -> None:
-    """Of several processes on one port a gauge is a sum, a least or a most, never one for each."""
-    assert gauge._multiprocess_mode in {"livesum", "livemin", "livemax", "max"}
-
-
 def test_every_series_is_in_the_one_registry() -> None:
     """What is exposed is what is listed in `metrics`, and the process's own."""
     shown = {family.name for family in text_string_to_metric_families(_exposition())}

@@ -83,6 +83,17 @@ from service.cli import main
 resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
 main()
 """
+# As `python -m service`, where no directory for temporary files can be written.
+WITHOUT_TMP = """
+import tempfile
+from service.cli import main
+
+def none():
+    raise FileNotFoundError("canary-4711")
+
+tempfile._get_default_tempdir = none
+main()
+"""
 # As `python -m service`, with a fault where nobody expects one.
 FAULTY = f"""
 from service.cli import main
@@ -144,6 +155,31 @@ def test_what_cannot_start_says_so_in_one_line(ground: Yard) -> None:
     everything = b"".join(p.out + p.err for p in (*no_redis, *busy, layout, refused, unknown))
     assert CANARY.encode() not in everything
     assert taken.stop() == 0
+
+
+def test_no_directory_for_temporary_files_is_needed(ground: Yard) -> None:
+    """Where none can be written, receivers and workers run; `dev` needs one and says so."""
+    started = [ground.start(command, program=WITHOUT_TMP) for command in ("serve", "work")]
+    dev = ground.run("dev", program=WITHOUT_TMP, REDIS_URL="")
+    assert_one_line(dev, 2, "set TMPDIR")
+    assert [process.ready().stop() for process in started] == [0, 0]
+
+
+@pytest.mark.parametrize("variable", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_inherited_directory_of_metrics_is_not_used(
+    ground: Yard, variable: str, is_there: bool
+) -> None:
+    """Metrics are those of this process alone, whatever another service left in the environment."""
+    directory = ground.directory / f"{variable}_{is_there}"
+    if is_there:
+        directory.mkdir()
+    serve = ground.start("serve", **{variable: str(directory)}).ready()
+    ready = "\nidv_ready 1.0\n"
+    soon(lambda: ready in _metrics(serve).decode())
+    assert "process_cpu_seconds_total" in _metrics(serve).decode()
+    assert serve.stop() == 0
+    assert not is_there or not [*directory.iterdir()]
 
 
 def test_a_crash_is_one_line_and_an_exit_code(ground: Yard) -> None:

@@ -224,10 +224,6 @@ def _service(
     ).popen
 
 
-def _two(port: int, store: Server, directory: Path) -> subprocess.Popen[bytes]:
-    return _service("", port, store, directory, WEB_CONCURRENCY="2")
-
-
 def _count_service(client: Any) -> tuple[int, int]:
     entries, ids = client.eval(_COUNT_SERVICE, 0)
     return entries, ids
@@ -240,6 +236,5 @@ def _count_nothing(client: redis.Redis) -> tuple[int, int]:
 ALL = {
     "bare": Candidate("bare ASGI application", _bare, _count_nothing),
     "service": Candidate("this service", partial(_service, ""), _count_service),
-    "two": Candidate("it in two processes", _two, _count_service),
     "alone": Candidate("it without group commit", partial(_service, ALONE), _count_service),
 }
