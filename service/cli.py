@@ -44,15 +44,19 @@ LIFE_BEGAN_BEFORE_S = 5 * 86_400
 def main() -> None:
     """Run the command line, turning our errors into one line each and an exit code."""
     try:
-        commands()
+        _run_command()
     except ConfigError as error:
         terminal.fail(error.problems, terminal.MISCONFIGURED)
-    except Unavailable as error:
-        terminal.fail(
-            [f"Redis does not answer ({error.reason}); REDIS_URL says where"], terminal.UNREACHABLE
-        )
     except Exception as error:  # noqa: BLE001 - whatever it says may hold what it failed on
         terminal.fail([f"failed with {type(error).__name__}"], terminal.FOUND_WRONG)
+
+
+def _run_command() -> None:
+    try:
+        commands()
+    except Unavailable as error:
+        url = Settings.from_environ(local.environment()).redis_url
+        terminal.fail([terminal.trouble(error.reason, url)], terminal.UNREACHABLE)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

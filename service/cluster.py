@@ -21,7 +21,8 @@ from redis.exceptions import (
     RedisError,
 )
 
-from .exchange import exchange
+from .exchange import NOTHING, Commands, Needs, exchange
+from .redis_connection import TcpConnection, TlsConnection
 
 # A slot that moves is at one of two nodes; more is a Cluster in disorder.
 MOST_NODES_ASKED = 4
@@ -30,9 +31,29 @@ SEARCH_EVERY_S = 0.5
 
 
 class ClusterClient(RedisCluster):
-    """A client that tells its failures like any other."""
+    """A client that tells its failures like any other.
+
+    Args:
+        startup_nodes: Where it is asked which nodes there are. A Cluster that says of its nodes
+            only their ports (`cluster-preferred-endpoint-type unknown-endpoint`) is on the host of
+            the first.
+        options: redis-py's.
+    """
 
     _searched_at = float("-inf")
+
+    def __init__(self, startup_nodes: Sequence[ClusterNode], **options: Any) -> None:
+        host = startup_nodes[0].host
+        super().__init__(
+            startup_nodes=[*startup_nodes],
+            address_remap=lambda address: (address[0] or host, address[1]),
+            **options,
+        )
+        # redis-py lets nobody choose the class of connections, and has already made these nodes.
+        mended = TlsConnection if options.get("ssl") else TcpConnection
+        self.connection_kwargs["connection_class"] = mended
+        seeds = [ClusterNode(one.host, one.port, **self.connection_kwargs) for one in startup_nodes]
+        self.nodes_manager.startup_nodes = {seed.name: seed for seed in seeds}
 
     async def initialize(self, *arguments: Any, **options: Any) -> ClusterClient:
         """Find the primaries, unless they are known.
@@ -42,9 +63,12 @@ class ClusterClient(RedisCluster):
         """
         try:
             await super().initialize(*arguments, **options)
-        except RedisClusterException:
-            raise _no_primary() from None
-        return self
+        except RedisClusterException as error:
+            cause = _cause(error)
+        else:
+            return self
+        # Outside of the block, so that what the cause itself came from stays with it.
+        raise cause
 
     async def execute_command(self, *arguments: Any, **options: Any) -> Any:
         """Send one command where it belongs.
@@ -54,15 +78,16 @@ class ClusterClient(RedisCluster):
         """
         try:
             return await super().execute_command(*arguments, **options)
-        except RedisClusterException:
-            raise _no_primary() from None
+        except RedisClusterException as error:
+            cause = _cause(error)
+        raise cause
 
-    async def speak(self, key: str, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    async def speak(self, key: str, commands: Commands, needs: Needs = NOTHING) -> list[Any]:
         """Send *commands* on one connection to the primary that holds *key*; return the replies.
 
-        The first is about *key*: where the node says that another has it, all are sent there. The
-        others are about the connection, like WAIT. redis-py itself sends ASKING and the command
-        on any two connections, where the one means nothing to the other.
+        The first is about *key*: where the node says that another has it, all are sent there.
+        redis-py itself sends ASKING and the command on any two connections, where the one means
+        nothing to the other. Of *needs* speaks `exchange`.
 
         Raises:
             RedisError: Nobody knows whether they were executed.
@@ -70,7 +95,7 @@ class ClusterClient(RedisCluster):
         await self.initialize()
         node, asking = self._primary(key), False
         for _ in range(MOST_NODES_ASKED):
-            replies = await self._speak_to(node, commands, asking=asking)
+            replies = await self._speak_to(node, commands, needs, asking=asking)
             elsewhere = replies[0]
             if not isinstance(elsewhere, AskError):
                 break
@@ -94,13 +119,13 @@ class ClusterClient(RedisCluster):
         return node
 
     async def _speak_to(
-        self, node: ClusterNode, commands: Sequence[tuple[Any, ...]], *, asking: bool
+        self, node: ClusterNode, commands: Commands, needs: Needs, *, asking: bool
     ) -> list[Any]:
         asked = [("ASKING",), *commands] if asking else commands
         connection = node.acquire_connection()
         try:
             await node.disconnect_if_needed(connection)
-            replies = await exchange(connection, asked)
+            replies = await exchange(connection, asked, needs)
         except (RedisError, OSError):
             await self._search(node.name)
             raise
@@ -115,6 +140,14 @@ class ClusterClient(RedisCluster):
             self._searched_at = now
             with contextlib.suppress(RedisError, RedisClusterException, OSError):
                 await self.nodes_manager.initialize(last_failed_node_name=but_last)
+
+
+def _cause(error: RedisClusterException) -> RedisError:
+    """Return what a node said for which redis-py gave up, where any did."""
+    for inner in (error.__cause__, getattr(error.__cause__, "__context__", None)):
+        if isinstance(inner, RedisError):
+            return inner
+    return _no_primary()
 
 
 def _no_primary() -> ClusterDownError:

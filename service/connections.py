@@ -10,25 +10,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import SplitResult, urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis, Sentinel
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, Sentinel
 from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
     ClusterDownError,
+    MasterDownError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     RedisError,
+    ResponseError,
 )
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
@@ -38,9 +40,11 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
+from . import urls
 from .cluster import ClusterClient
 from .errors import ConfigError, Shortage
-from .exchange import Exchanger
+from .exchange import NOTHING, Exchanger, Needs, NotFsyncedError, NotReplicatedError
+from .redis_connection import MENDED, SentinelTcpConnection, SentinelTlsConnection, Term
 from .secret import Secret
 
 CALL_TIMEOUT_S = 1.0
@@ -53,14 +57,8 @@ BLOCKING_CONNECTIONS = 256
 BLOCK_S = 2.0
 # A blocking read's connection must outlive the block, or every idle read becomes an error.
 BLOCKING_READ_TIMEOUT_S = BLOCK_S + 3.0
-REPLICA_WAIT_MS = 500
 
-SENTINEL_PORT = 26379
-REDIS_PORT = 6379
-
-_URL_OPTIONS = {"host", "port", "path", "db", "username", "password", "connection_class"}
 _SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
-_FILE_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 
 Argument = str | bytes | int | float
 
@@ -90,23 +88,21 @@ class Connections:
         self.is_cluster = is_cluster
         self._exchanger = None if is_cluster else Exchanger(calls.connection_pool)
 
-    async def run(self, calls: Sequence[ScriptCall], *, replicas: int = 0) -> list[Any]:
+    async def run(self, calls: Sequence[ScriptCall], *, needs: Needs = NOTHING) -> list[Any]:
         """Run *calls* in one round trip where the server's topology allows it.
 
         Args:
             calls: Scripts with their keys and arguments.
-            replicas: How many replicas must have what was written before this returns.
+            needs: What must hold of what they write before this returns.
 
         Returns:
             One reply or one `RedisError` per call, in order. Whoever gets a connection error or
             a time-out does not know whether the call was executed.
         """
-        replies = await self._send(calls, by_content=False, replicas=replicas)
+        replies = await self._send(calls, needs, by_content=False)
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
-            again = await self._send(
-                [calls[i] for i in unknown], by_content=True, replicas=replicas
-            )
+            again = await self._send([calls[i] for i in unknown], needs, by_content=True)
             for i, reply in zip(unknown, again, strict=True):
                 replies[i] = reply
         return replies
@@ -117,41 +113,38 @@ class Connections:
         keys: Sequence[str],
         arguments: Sequence[Argument],
         *,
-        replicas: int = 0,
+        needs: Needs = NOTHING,
     ) -> Any:
-        """Run one script and return its reply; *replicas* as for `run`.
+        """Run one script and return its reply; *needs* as for `run`.
 
         Raises:
             RedisError: The call failed, or nobody knows whether it did.
         """
-        [reply] = await self.run([ScriptCall(script, keys, arguments)], replicas=replicas)
+        [reply] = await self.run([ScriptCall(script, keys, arguments)], needs=needs)
         if isinstance(reply, Exception):
             raise reply
         return reply
 
     async def _send(
-        self, calls: Sequence[ScriptCall], *, by_content: bool, replicas: int
+        self, calls: Sequence[ScriptCall], needs: Needs, *, by_content: bool
     ) -> list[Any]:
+        commands = [_command(call, by_content=by_content) for call in calls]
         try:
-            if self._exchanger is None:
-                return await asyncio.gather(
-                    *(self._send_to_slot(call, by_content, replicas) for call in calls),
-                    return_exceptions=True,
-                )
-            commands = [_command(call, by_content=by_content) for call in calls]
-            replies = await self._exchanger.exchange([*commands, *_wait(replicas)])
-            return _confirmed(replies, replicas)
+            if self._exchanger is not None:
+                return await self._exchanger.exchange(commands, needs)
+            return await asyncio.gather(
+                *(
+                    self._send_to_slot(call.keys[0], command, needs)
+                    for call, command in zip(calls, commands, strict=True)
+                ),
+                return_exceptions=True,
+            )
         except (RedisError, OSError) as error:
             return [error] * len(calls)
 
-    async def _send_to_slot(self, call: ScriptCall, by_content: bool, replicas: int) -> Any:  # noqa: FBT001
-        commands = [_command(call, by_content=by_content), *_wait(replicas)]
-        [reply] = _confirmed(await self.client.speak(call.keys[0], commands), replicas)
+    async def _send_to_slot(self, key: str, command: tuple[Argument, ...], needs: Needs) -> Any:
+        [reply] = await self.client.speak(key, [command], needs)
         return reply
-
-
-class NotReplicatedError(RedisError):
-    """Fewer replicas than asked for have confirmed a write in time."""
 
 
 @asynccontextmanager
@@ -167,9 +160,10 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
     """
     try:
         text = url.reveal()
-        build = _FORMS.get(text.partition("://")[0].partition("+")[2], _standalone)
-        calls = build(text, CALL_TIMEOUT_S, CALL_CONNECTIONS)
-        blocking = build(text, BLOCKING_READ_TIMEOUT_S, BLOCKING_CONNECTIONS)
+        build = _FORMS.get(urls.topology(text), _standalone)
+        term = Term()
+        calls = build(text, term, CALL_TIMEOUT_S, CALL_CONNECTIONS)
+        blocking = build(text, term, BLOCKING_READ_TIMEOUT_S, BLOCKING_CONNECTIONS)
     except (ValueError, TypeError):
         raise ConfigError(["REDIS_URL: not a usable URL"]) from None
     is_cluster = build is _cluster
@@ -186,39 +180,44 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
         await _close(blocking)
 
 
+def places(url: Secret[str]) -> str:
+    """Return where *url* leads, as `host:port` or a path, for people to read; no user."""
+    return urls.places(url.reveal())
+
+
+def refusal(error: RedisError) -> str:
+    """Return the word with which Redis itself has refused, such as `READONLY`, else nothing."""
+    if not isinstance(error, ResponseError):
+        return ""
+    return error.status_code or str(error).partition(" ")[0]
+
+
+_SHORTAGES: tuple[tuple[tuple[type[BaseException], ...], Shortage], ...]
+_SHORTAGES = (
+    ((RedisTimeoutError, TimeoutError), Shortage.REDIS_SLOW),
+    ((AuthenticationError, AuthorizationError, NoPermissionError), Shortage.REDIS_UNAUTHORIZED),
+    ((MasterDownError,), Shortage.REDIS_REFUSED),
+    ((RedisConnectionError, OSError, ClusterDownError), Shortage.REDIS_UNREACHABLE),
+    ((NotReplicatedError, NotFsyncedError), Shortage.NOT_DURABLE),
+    ((OutOfMemoryError,), Shortage.REDIS_FULL),
+)
+
+
 def shortage(error: BaseException) -> Shortage:
     """Return the word for what *error* of redis-py means to whoever waits."""
-    if isinstance(error, RedisTimeoutError | TimeoutError):
-        return Shortage.REDIS_SLOW
     if isinstance(error.__context__, ssl.SSLError):
         return Shortage.REDIS_UNTRUSTED
-    if isinstance(error, RedisConnectionError | OSError | ClusterDownError):
-        return Shortage.REDIS_UNREACHABLE
-    if isinstance(error, NotReplicatedError) or str(error).startswith("NOREPLICAS"):
+    if str(error).startswith("NOREPLICAS"):
         return Shortage.NOT_DURABLE
-    if isinstance(error, OutOfMemoryError):
-        return Shortage.REDIS_FULL
+    for kinds, word in _SHORTAGES:
+        if isinstance(error, kinds):
+            return word
     return Shortage.REDIS_REFUSED
 
 
 def _command(call: ScriptCall, *, by_content: bool) -> tuple[Argument, ...]:
     head = ("EVAL", call.script.source) if by_content else ("EVALSHA", call.script.sha)
     return (*head, len(call.keys), *call.keys, *call.arguments)
-
-
-def _wait(replicas: int) -> list[tuple[Argument, ...]]:
-    """Return what, sent behind writes on their connection, waits until *replicas* have them."""
-    return [("WAIT", replicas, REPLICA_WAIT_MS)] if replicas else []
-
-
-def _confirmed(replies: list[Any], replicas: int) -> list[Any]:
-    """Return the replies before WAIT's, or what it means that too few have confirmed them."""
-    if not replicas:
-        return replies
-    *replies, confirmed = replies
-    if not isinstance(confirmed, Exception) and int(confirmed) >= replicas:
-        return replies
-    return [reply if isinstance(reply, Exception) else NotReplicatedError() for reply in replies]
 
 
 def _settings(timeout_s: float) -> dict[str, Any]:
@@ -233,70 +232,65 @@ def _settings(timeout_s: float) -> dict[str, Any]:
     }
 
 
-def _standalone(url: str, timeout_s: float, most: int) -> Redis:
-    options = _options(url) | _settings(timeout_s)
-    pool = BlockingConnectionPool(max_connections=most, timeout=POOL_WAIT_S, **options)
+def _standalone(url: str, term: Term, timeout_s: float, most: int) -> Redis:
+    options = urls.options(url) | _settings(timeout_s)
+    options["connection_class"] = MENDED[options.get("connection_class", Connection)]
+    pool = BlockingConnectionPool(max_connections=most, timeout=POOL_WAIT_S, term=term, **options)
     return _checked(Redis.from_pool(pool))
 
 
-def _sentinel(url: str, timeout_s: float, most: int) -> Redis:
-    parts, hosts = _several(url)
+def _sentinel(url: str, term: Term, timeout_s: float, most: int) -> Redis:
+    parts, hosts = urls.several(url)
     service, _, db = parts.path.strip("/").partition("/")
     if not service:
         raise ValueError("no service")
-    options = _shared_options(parts, also=_SENTINEL_OPTIONS)
+    options = urls.shared_options(parts, also=_SENTINEL_OPTIONS)
     of_sentinels = {
         name.removeprefix("sentinel_"): value
         for name, value in options.items()
         if name.startswith(("sentinel_", "ssl"))
     }
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        _addresses(hosts, SENTINEL_PORT),
+    sentinel = _Sentinel(  # type: ignore[no-untyped-call]
+        urls.addresses(hosts, urls.SENTINEL_PORT),
         sentinel_kwargs=of_sentinels | _settings(CONNECT_TIMEOUT_S),
         db=int(db or 0),
         max_connections=most,
+        connection_class=SentinelTlsConnection if "ssl" in options else SentinelTcpConnection,
+        term=term,
         **{name: value for name, value in options.items() if name not in _SENTINEL_OPTIONS},
         **_settings(timeout_s),
     )
     return _checked(sentinel.master_for(service))
 
 
-def _cluster(url: str, timeout_s: float, most: int) -> ClusterClient:
-    parts, hosts = _several(url)
+class _Sentinel(Sentinel):
+    """Asks Sentinels where the primary is, and tells why none of them says so."""
+
+    async def discover_master(self, service_name: str) -> Any:
+        """Return the primary's address."""
+        try:
+            return await super().discover_master(service_name)
+        except MasterNotFoundError as error:
+            not_found = error
+        # redis-py has passed over what they refused with, like a wrong password.
+        for sentinel in self.sentinels:
+            await sentinel.ping()
+        raise not_found
+
+
+def _cluster(url: str, _: Term, timeout_s: float, most: int) -> ClusterClient:
+    parts, hosts = urls.several(url)
     settings = _settings(timeout_s) | {"retry": Retry(NoBackoff(), CLUSTER_RETRIES)}
     return ClusterClient(
-        startup_nodes=[ClusterNode(*address) for address in _addresses(hosts, REDIS_PORT)],
+        [ClusterNode(*address) for address in urls.addresses(hosts, urls.REDIS_PORT)],
         max_connections=most,
-        **_shared_options(parts),
+        **urls.shared_options(parts),
         **settings,
     )
 
 
-_FORMS: dict[str, Callable[[str, float, int], Any]]
+_FORMS: dict[str, Callable[[str, Term, float, int], Any]]
 _FORMS = {"sentinel": _sentinel, "cluster": _cluster}
-
-
-def _options(url: str, *, also: Collection[str] = ()) -> dict[str, Any]:
-    """Return what a URL of redis-py's says, refusing options that would undo our settings."""
-    options = dict(parse_url(url))
-    for name in options:
-        if name not in {*_URL_OPTIONS, *also} and not name.startswith("ssl_"):
-            raise ValueError("unknown option")
-    if "connection_class" in options:
-        for name in sorted(_FILE_OPTIONS & options.keys()):
-            if not Path(str(options[name])).is_file():
-                raise ConfigError([f"REDIS_URL: {name} names no file"])
-    return options
-
-
-def _shared_options(parts: SplitResult, *, also: Collection[str] = ()) -> dict[str, Any]:
-    """Return user, password and TLS options of a URL that names several hosts."""
-    user, at, _ = parts.netloc.rpartition("@")
-    scheme = parts.scheme.partition("+")[0]
-    options = _options(f"{scheme}://{user}{at}?{parts.query}", also=also)
-    if options.pop("connection_class", None):
-        options["ssl"] = True
-    return options
 
 
 def _checked(client: Redis) -> Redis:
@@ -311,17 +305,3 @@ async def _close(client: Any) -> None:
     sentinel = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
     if sentinel is not None:
         await sentinel.aclose()
-
-
-def _several(url: str) -> tuple[SplitResult, str]:
-    """Take the hosts out of a URL that names several, which `urlsplit` need not understand."""
-    found = re.fullmatch(r"([^:/]+://(?:[^/?#]*@)?)([^/?#]+)(.*)", url)
-    if found is None:
-        raise ValueError("no hosts")
-    return urlsplit(f"{found[1]}hosts{found[3]}"), found[2]
-
-
-def _addresses(hosts: str, default_port: int) -> list[tuple[str, int]]:
-    """Return the addresses of hosts parted by commas."""
-    single = [urlsplit(f"//{host}") for host in hosts.split(",")]
-    return [(one.hostname or "127.0.0.1", one.port or default_port) for one in single]

@@ -62,6 +62,7 @@ class Shortage(StrEnum):
 
     REDIS_UNREACHABLE = "redis_unreachable"
     REDIS_UNTRUSTED = "redis_untrusted"
+    REDIS_UNAUTHORIZED = "redis_unauthorized"
     REDIS_SLOW = "redis_slow"
     REDIS_FULL = "redis_full"
     REDIS_REFUSED = "redis_refused"

@@ -1,22 +1,68 @@
-"""Several commands on one connection, in one write. To which server is not decided here."""
+"""Several commands on one connection, in one write, and whether what they write will last.
+
+To which server is not decided here. What must last is judged for each call, on the connection that
+writes it:
+
+On disk: Redis answers after its fsync only with `appendonly yes`, `appendfsync always` and
+`no-appendfsync-on-rewrite no`. That is read once for each connection, before its first write; what
+is not so, or may not be read, is read again the next time.
+
+On replicas: WAIT counts those that have this connection's last write, but not which. A fail-over
+may promote any of them, so all that are connected must have it. ROLE says how many those are; it
+goes in the same write as the call and WAIT, for which the number of last time is taken.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hiredis import pack_command
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
+
+REPLICA_WAIT_MS = 500
+# What must be configured for an answer to mean "on disk".
+ON_DISK = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
+
+Commands = Sequence[tuple[Any, ...]]
 
 
-async def exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Send *commands* and return a reply or a `ResponseError` for each.
+class NotFsyncedError(RedisError):
+    """This Redis answers before its disk has what was written, or does not let us know."""
+
+
+class NotReplicatedError(RedisError):
+    """Fewer replicas than are connected, or than asked for, have confirmed a write in time."""
+
+
+class Needs(NamedTuple):
+    """What must hold before a reply to a write may be relied on.
+
+    Attributes:
+        replicas: How many replicas must have what was written, at least; all that are connected
+            must then. 0 for none.
+        fsync: Whether it must be on disk. Where this Redis does not see to that nothing is sent.
+    """
+
+    replicas: int = 0
+    fsync: bool = False
+
+
+NOTHING = Needs()
+
+
+async def exchange(connection: Any, commands: Commands, needs: Needs = NOTHING) -> list[Any]:
+    """Send *commands* and return a reply or an error for each.
 
     A pipeline of redis-py's does the same and packs in Python, at several times the cost.
 
     Raises:
         RedisError: Nobody knows which of them were executed; the connection is closed.
     """
+    if needs.fsync and not await _has_fsync(connection):
+        return [NotFsyncedError()] * len(commands)
+    if needs.replicas:
+        return await _replicated(connection, commands, needs.replicas)
     await connection.send_packed_command([pack_command(command) for command in commands])
     return [await _reply(connection) for _ in commands]
 
@@ -31,7 +77,7 @@ class Exchanger:
         self._pool = pool
         self._kept: Any = None
 
-    async def exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    async def exchange(self, commands: Commands, needs: Needs) -> list[Any]:
         """Do what `exchange` does on a connection that nobody else uses meanwhile.
 
         Raises:
@@ -42,7 +88,7 @@ class Exchanger:
             connection = await self._pool.get_connection()
         try:
             await self._pool.ensure_connection(connection)
-            return await exchange(connection, commands)
+            return await exchange(connection, commands, needs)
         finally:
             await self._give_back(connection)
 
@@ -59,3 +105,36 @@ async def _reply(connection: Any) -> Any:
         return await connection.read_response()
     except ResponseError as error:
         return error
+
+
+async def _has_fsync(connection: Any) -> bool:
+    if not connection.has_fsync:
+        [reply] = await exchange(connection, [("CONFIG", "GET", *ON_DISK)])
+        wanted = {name.encode(): value.encode() for name, value in ON_DISK.items()}
+        connection.has_fsync = reply == wanted
+    return bool(connection.has_fsync)
+
+
+async def _replicated(connection: Any, commands: Commands, at_least: int) -> list[Any]:
+    *replies, role, confirmed = await exchange(
+        connection, [*commands, ("ROLE",), _wait(connection.replicas)]
+    )
+    for refused in (role, confirmed):
+        if isinstance(refused, Exception):
+            return _unless_failed(replies, refused)
+    needed = max(at_least, len(role[2]))
+    asked_for, connection.replicas = connection.replicas, needed
+    if confirmed < needed and asked_for < needed:
+        [confirmed] = await exchange(connection, [_wait(needed)])
+    if isinstance(confirmed, Exception) or confirmed < needed:
+        return _unless_failed(replies, NotReplicatedError())
+    return replies
+
+
+def _wait(replicas: int) -> tuple[Any, ...]:
+    return ("WAIT", replicas, REPLICA_WAIT_MS)
+
+
+def _unless_failed(replies: list[Any], error: Exception) -> list[Any]:
+    """Return *error* for each command but those that have an error of their own."""
+    return [reply if isinstance(reply, Exception) else error for reply in replies]

@@ -19,11 +19,12 @@ import msgspec
 
 from . import metrics, wire
 from .coalesce import Coalescer
-from .config import DAY_S, Settings
+from .config import DAY_S, Durability, Settings
 from .connections import Connections, Script, ScriptCall, shortage
 from .deadlines import Deadlines
 from .errors import Shortage, Unavailable
 from .events import Event
+from .exchange import Needs, NotFsyncedError
 from .layout import Keys
 from .transitions import SessionChange, created_at, fingerprint, position
 
@@ -83,7 +84,9 @@ class Inbox:
         self._connections = connections
         self._keys = keys
         self._patience_s = settings.admit_deadline_s
-        self._replicas = settings.durability.replicas
+        self._needs = Needs(
+            settings.durability.replicas, fsync=settings.durability is Durability.FSYNC
+        )
         self._policy = (
             settings.dedup_horizon_days * DAY_S,
             settings.session_retention_days * DAY_S,
@@ -142,8 +145,8 @@ class Inbox:
                 return [*told, *map(_admission, reply, asked)]
             self._trouble = shortage(reply)
             metrics.REDIS_ERRORS.labels(self._trouble).inc()
-            if self._trouble is Shortage.REDIS_FULL:
-                # While it is, asking again is no use.
+            if self._trouble is Shortage.REDIS_FULL or isinstance(reply, NotFsyncedError):
+                # While it is so, asking again is no use.
                 return [self._overdue() for _ in requests]
             await asyncio.sleep(self._pause_s(attempt))
         return told
@@ -157,7 +160,7 @@ class Inbox:
         )
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
-        [reply] = await self._connections.run([call], replicas=self._replicas)
+        [reply] = await self._connections.run([call], needs=self._needs)
         metrics.ADMISSION_SECONDS.observe(loop.time() - asked_at)
         return reply
 

@@ -15,6 +15,7 @@ from . import wire
 from .arrivals import Arrivals
 from .coalesce import Coalescer
 from .connections import Argument, Connections, Script, ScriptCall
+from .exchange import Needs
 from .layout import Keys
 from .transitions import StatusTransition
 
@@ -230,7 +231,7 @@ class _Fence:
         self, script: Script, keys: Sequence[str], arguments: Sequence[Argument], *, replicas: int
     ) -> Any:
         reply = await self.connections.run_one(
-            script, [self.lease, *keys], [self.token, *arguments], replicas=replicas
+            script, [self.lease, *keys], [self.token, *arguments], needs=Needs(replicas)
         )
         if reply is None:
             self.deadline = 0.0

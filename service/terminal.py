@@ -24,8 +24,9 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from .connections import shortage
-from .errors import Unavailable
+from .connections import places, shortage
+from .errors import Shortage, Unavailable
+from .secret import Secret
 
 Result = TypeVar("Result")
 
@@ -35,6 +36,16 @@ FOUND_WRONG, MISCONFIGURED, UNREACHABLE = 1, 2, 3
 _NOTES = Console(stderr=True, highlight=False)
 # Wider than any table: what is measured in it, or printed to a pipe, is neither cut nor folded.
 _UNBOUNDED = 100_000
+
+# What each word for a Redis that is of no use means, for one line.
+_TROUBLES = {
+    Shortage.REDIS_SLOW: "does not answer in time",
+    Shortage.REDIS_UNTRUSTED: "shows a certificate that is not trusted, or does not trust ours",
+    Shortage.REDIS_UNAUTHORIZED: "refuses the user, the password, or what this user may do",
+    Shortage.REDIS_FULL: "is full",
+    Shortage.REDIS_REFUSED: "answers, and refuses what it is asked",
+    Shortage.NOT_DURABLE: "cannot keep what it is given",
+}
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 
@@ -49,6 +60,12 @@ def asking_redis(ask: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         return asyncio.run(ask())
     except (RedisError, OSError) as error:
         raise Unavailable(shortage(error)) from None
+
+
+def trouble(reason: Shortage, url: Secret[str]) -> str:
+    """Say in one line what is wrong with which Redis: its host and port, no user, no password."""
+    said = _TROUBLES.get(reason, "does not answer")
+    return f"Redis at {places(url)} {said} ({reason}); REDIS_URL says where"
 
 
 def print_rows(

@@ -33,7 +33,7 @@ _APPENDED = (
 )
 _UNFENCED = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end\n"
 _LATE = "  if before and tonumber(position) < tonumber(before) then\n"
-_WAITED = "    if not isinstance(confirmed, Exception) and int(confirmed) >= replicas:\n"
+_WAITED = "    if isinstance(confirmed, Exception) or confirmed < needed:\n"
 _COUNTED = "            await self._mail.count(chain[0], chain[0].tries)\n"
 _CIRCUIT = "if isinstance(error, ConnectionError) and self._circuit.failed(reached_before=reached):"
 _AWAITED = "        return await reply\n"
@@ -171,9 +171,9 @@ MUTANTS = (
     ),
     Mutant(
         "what no replica has is acknowledged",
-        "service/connections.py",
+        "service/exchange.py",
         _WAITED,
-        _WAITED.replace(">= replicas", ">= 0"),
+        _WAITED.replace("< needed", "< 0"),
         "test_inbox.py::TestReplica",
     ),
     Mutant(
@@ -203,6 +203,20 @@ MUTANTS = (
         '        "maint_notifications_config": MaintNotificationsConfig(enabled=False),\n',
         "",
         "test_connections.py",
+    ),
+    Mutant(
+        "a primary that was demoted is not left",
+        "service/redis_connection.py",
+        "                self._term.end()\n",
+        "                pass\n",
+        "topologies/test_demotion.py",
+    ),
+    Mutant(
+        "only who is refused leaves a primary that was demoted",
+        "service/redis_connection.py",
+        "        is_stale = self.is_connected and self._made_in != self._term.number\n",
+        "        is_stale = False\n",
+        "topologies/test_demotion.py",
     ),
     Mutant(
         "two calls side by side share the connection that is kept",

@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.connections import Connections, ScriptCall, connect
+from service.exchange import NOTHING, Needs
 from service.secret import Secret
 
 
@@ -31,13 +32,13 @@ class Tapped(Connections):
         self.calls: list[ScriptCall] = []
         self.faults: deque[str] = deque()
 
-    async def run(self, calls: Sequence[ScriptCall], *, replicas: int = 0) -> list[Any]:
+    async def run(self, calls: Sequence[ScriptCall], *, needs: Needs = NOTHING) -> list[Any]:
         """Carry *calls*, or lose them, or their replies."""
         self.calls += calls
         fault = self.faults.popleft() if self.faults else ""
         if fault == "request":
             return [RedisConnectionError()] * len(calls)
-        replies = await super().run(calls, replicas=replicas)
+        replies = await super().run(calls, needs=needs)
         return [RedisTimeoutError()] * len(calls) if fault else replies
 
 

@@ -206,7 +206,7 @@ def test_check_says_what_holds(ground: Yard) -> None:
     table = ground.typed("check")
     fatal = ground.typed("check", "--json", DURABILITY="fsync")
     wrong = ground.typed("check", HANDLERS="nobody")
-    gone = ground.typed("check", REDIS_URL="redis://127.0.0.1:1/0")
+    gone = ground.typed("check", REDIS_URL=f"redis://{CANARY}:{CANARY}@127.0.0.1:1/0")
     assert [one.code for one in (fine, table, fatal, wrong, gone)] == [0, 0, 1, 2, 3]
     assert closed.wait() == 1
     rows = {row["name"]: row for row in orjson.loads(fine.out)}
@@ -229,8 +229,10 @@ def test_check_says_what_holds(ground: Yard) -> None:
     assert meanings["handler queues:unreachable"] == refused
     assert meanings["handler queues:unset"] == "QUEUE_URL: expected a URL (queues:unset)"
     assert wrong.err.startswith(b"error: HANDLERS: nobody")
-    assert gone.err == b"error: Redis does not answer (redis_unreachable); REDIS_URL says where\n"
-    assert CANARY.encode() not in closed.out + closed.err
+    assert gone.err == (
+        b"error: Redis at 127.0.0.1:1 does not answer (redis_unreachable); REDIS_URL says where\n"
+    )
+    assert CANARY.encode() not in closed.out + closed.err + gone.err
 
 
 WITHOUT_HTTPX2 = """

@@ -24,15 +24,16 @@ from service.config import Settings
 from service.connections import (
     BLOCK_S,
     Connections,
-    NotReplicatedError,
     Script,
     ScriptCall,
     connect,
+    places,
     shortage,
 )
 from service.embedded import EmbeddedServer
 from service.errors import ConfigError, Shortage, Unavailable
 from service.events import Event, parse
+from service.exchange import NotFsyncedError, NotReplicatedError
 from service.inbox import Inbox, Outcome
 from service.layout import Keys, guard, open_groups
 from service.secret import Secret
@@ -109,6 +110,21 @@ class TestUrls:
 
         assert refused.value.problems == ("REDIS_URL: not a usable URL",)
         assert refused.value.__cause__ is None
+
+    @pytest.mark.parametrize(
+        ("url", "where"),
+        [
+            ("redis://ann:hidden@one", "one:6379"),
+            ("rediss://:hidden@[::1]:5000/4?ssl_ca_certs=hidden", "::1:5000"),
+            ("unix://ann@/run/redis.sock?password=hidden", "/run/redis.sock"),
+            ("redis+sentinel://ann:hid%40den@one,two:5000/main/4", "one:26379, two:5000"),
+            ("rediss+cluster://ann:hidden@one,two:7001?ssl_keyfile=hidden", "one:6379, two:7001"),
+            ("redis://ann:hidden/part@one", "?"),
+        ],
+    )
+    def test_where_it_leads_is_told_without_who(self, url: str, where: str) -> None:
+        """Hosts and ports, or a path, are for people to read; user and password are not."""
+        assert places(Secret(url)) == where
 
     async def test_a_sentinel_url_says_everything(self) -> None:
         """Hosts, credentials of both kinds, service and database come from the URL."""
@@ -243,12 +259,72 @@ class TestPool:
         (exceptions.ResponseError("MISCONF"), Shortage.REDIS_REFUSED),
         (exceptions.ReadOnlyError(), Shortage.REDIS_REFUSED),
         (exceptions.ClusterDownError("CLUSTERDOWN"), Shortage.REDIS_UNREACHABLE),
-        (exceptions.MasterDownError("MASTERDOWN"), Shortage.REDIS_UNREACHABLE),
+        (exceptions.MasterDownError("MASTERDOWN"), Shortage.REDIS_REFUSED),
+        (exceptions.AuthenticationError("WRONGPASS"), Shortage.REDIS_UNAUTHORIZED),
+        (exceptions.NoPermissionError("NOPERM"), Shortage.REDIS_UNAUTHORIZED),
+        (NotFsyncedError(), Shortage.NOT_DURABLE),
     ],
 )
 def test_every_failure_has_one_word(error: Exception, word: Shortage) -> None:
     """What redis-py raises is called by one word of the closed list."""
     assert shortage(error) is word
+
+
+class TestRefused:
+    """A Redis that does not let us in is told from one that is not there, in every form of URL."""
+
+    @pytest.fixture
+    def guarded(self, tmp_path: Path) -> Iterator[Server]:
+        """Yield a Cluster of one server that wants a password."""
+        options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+        with server(tmp_path / "redis", *options) as started, started.client() as client:
+            command(client, "CLUSTER ADDSLOTSRANGE", 0, 16383)
+            soon(lambda: command(client, "CLUSTER INFO")["cluster_state"] == "ok")
+            client.config_set("requirepass", "right")
+            yield started
+
+    @pytest.mark.parametrize("form", ["redis://{}", "redis+cluster://{}"])
+    @pytest.mark.parametrize("user", ["", ":wrong@", "nobody:wrong@"])
+    async def test_by_redis(self, guarded: Server, form: str, user: str) -> None:
+        """A wrong password, and none, are `redis_unauthorized`."""
+        url = form.format(f"{user}127.0.0.1:{guarded.port}")
+        async with connect(Secret(url)) as connections:
+            for ask in (connections.client.ping, connections.blocking_client.ping):
+                with pytest.raises(exceptions.RedisError) as refused:
+                    await ask()
+                assert shortage(refused.value) is Shortage.REDIS_UNAUTHORIZED
+            [reply] = await connections.run([ScriptCall(RELEASE, ["lease"], ["token"])])
+            assert shortage(reply) is Shortage.REDIS_UNAUTHORIZED
+
+    async def test_by_a_sentinel(self, tmp_path: Path) -> None:
+        """So are those that a Sentinel refuses."""
+        with (
+            server(tmp_path / "primary") as primary,
+            sentinel(tmp_path / "sentinel", service="main", primary=primary) as watcher,
+            watcher.client() as client,
+        ):
+            command(client, "ACL SETUSER", "default", "resetpass", ">right")
+            url = f"redis+sentinel://127.0.0.1:{watcher.port}/main?sentinel_password=wrong"
+            async with connect(Secret(url)) as connections:
+                with pytest.raises(exceptions.RedisError) as refused:
+                    await connections.client.ping()
+        assert shortage(refused.value) is Shortage.REDIS_UNAUTHORIZED
+
+    async def test_a_user_whose_password_has_changed_is_told(self, guarded: Server) -> None:
+        """What was let in and is not any more is refused by that word too."""
+        url = f"redis://:right@127.0.0.1:{guarded.port}"
+        async with connect(Secret(url)) as connections:
+            call = ScriptCall(RELEASE, ["lease"], ["token"])
+            assert await connections.run([call]) == [0]
+            with redis.Redis(port=guarded.port, password="right") as client:
+                client.config_set("requirepass", "changed")
+                client.client_kill_filter(_type="normal", skipme=True)
+                await until(lambda: _is_unauthorized(connections, call))
+
+
+async def _is_unauthorized(connections: Connections, call: ScriptCall) -> bool:
+    [reply] = await connections.run([call])
+    return shortage(reply) is Shortage.REDIS_UNAUTHORIZED
 
 
 async def test_too_few_replicas_are_not_durable(
@@ -353,6 +429,48 @@ async def test_in_cluster_everything_works(
         assert {"clock", "eviction", "persistence"} < {one.name for one in findings}
         homes = [connections.client.get_node_from_key(keys.transitions(n)).port for n in range(8)]
         assert len(set(homes)) > 1
+
+
+async def test_a_slot_that_moves_to_a_node_without_a_name_is_found(cluster: list[Server]) -> None:
+    """Of nodes that tell only their ports all are on one host, also those that a slot moves to."""
+    for node in cluster:
+        with node.client() as client:
+            client.config_set("cluster-preferred-endpoint-type", "unknown-endpoint")
+    url = Secret(f"redis+cluster://127.0.0.1:{cluster[0].port}")
+    keys = [f"{{{n}}}:lease" for n in range(8)]
+    async with connect(url) as connections:
+        assert {node.host for node in connections.client.get_nodes()} == {"127.0.0.1"}
+        calls = [ScriptCall(RELEASE, [key], ["token"]) for key in keys]
+        assert await connections.run(calls) == [0] * 8
+        for key in keys[:2]:
+            _move(cluster, connections.client.keyslot(key))
+        assert await connections.run(calls) == [0] * 8
+        for key in keys[2:4]:
+            _move(cluster, connections.client.keyslot(key))
+        # redis-py's own way, which blocking reads go.
+        for key in keys:
+            assert await connections.client.execute_command("EXISTS", key) == 0
+        assert {node.host for node in connections.client.get_nodes()} == {"127.0.0.1"}
+
+
+def _move(nodes: list[Server], slot: int) -> None:
+    """Give an empty slot to another primary."""
+    with ExitStack() as opened:
+        clients = [opened.enter_context(node.client()) for node in nodes]
+        [home] = [one for one in clients if _holds(one, slot)]
+        target = next(one for one in clients if one is not home)
+        name = command(target, "CLUSTER MYID").decode()
+        for one in (target, home, *clients):
+            command(one, "CLUSTER SETSLOT", slot, "NODE", name)
+
+
+def _holds(client: redis.Redis, slot: int) -> bool:
+    """Say whether a node holds a slot itself: it then counts its keys instead of moving us on."""
+    myself = command(client, "CLUSTER MYID").decode()
+    for first, last, primary, *_ in command(client, "CLUSTER SLOTS"):
+        if first <= slot <= last:
+            return bool(primary[2].decode() == myself)
+    return False
 
 
 async def test_one_failing_primary_does_not_hold_up_the_others(

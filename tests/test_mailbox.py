@@ -16,7 +16,8 @@ from service import arrivals as arrivals_module
 from service import wire
 from service.arrivals import Arrivals
 from service.config import Settings
-from service.connections import Connections, NotReplicatedError, connect
+from service.connections import Connections, connect
+from service.exchange import NotReplicatedError
 from service.lag import Lag, lags
 from service.layout import Keys, open_groups
 from service.mailbox import (

@@ -131,7 +131,7 @@ def assert_one_line(process: Process, code: int, *problems: str) -> None:
 def test_what_cannot_start_says_so_in_one_line(ground: Yard) -> None:
     """Redis missing is exit 3 after a bounded wait; what the operator got wrong is exit 2."""
     taken = ground.start("serve").ready()
-    nowhere = {"REDIS_URL": f"unix://{ground.directory}/{CANARY}.sock"}
+    nowhere = {"REDIS_URL": f"unix://{ground.directory}/none.sock?password={CANARY}"}
     no_redis = [
         ground.start(command, program=IMPATIENT, **nowhere) for command in ("serve", "work", "dev")
     ]
@@ -145,7 +145,7 @@ def test_what_cannot_start_says_so_in_one_line(ground: Yard) -> None:
     unknown = ground.start("serve", HANDLERS="log,nobody")
     not_ours = ground.start("work", "--handlers", "kafka,log")
     for process in no_redis:
-        assert_one_line(process, 3, "Redis does not answer (redis_unreachable)")
+        assert_one_line(process, 3, "none.sock does not answer (redis_unreachable)")
     for process in busy:
         assert_one_line(process, 2, "PORT or ADMIN_PORT: cannot listen")
     assert_one_line(layout, 2, "PARTITIONS is 5")
@@ -212,7 +212,7 @@ def test_a_redis_that_refuses_is_one_line(ground: Yard) -> None:
         )
     url = f"{ground.server.url.replace('://', '://weak@')}?password={CANARY}"
     process = ground.run("serve", REDIS_URL=url)
-    assert_one_line(process, 3, "Redis does not answer (redis_refused)")
+    assert_one_line(process, 3, "what this user may do (redis_unauthorized)")
     assert CANARY.encode() not in process.out + process.err
 
 

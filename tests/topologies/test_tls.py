@@ -80,9 +80,9 @@ class Place(NamedTuple):
     papers: Papers
     processes: Processes
 
-    def url(self, ca: str, own: str = "") -> str:
+    def url(self, ca: str, own: str = "", *, form: str = "rediss://{}/0") -> str:
         """Return the address for a client that trusts *ca* and shows its *own* certificate."""
-        url = f"rediss://127.0.0.1:{self.port}/0?ssl_ca_certs={self.papers[ca]}"
+        url = f"{form.format(f'127.0.0.1:{self.port}')}?ssl_ca_certs={self.papers[ca]}"
         if own:
             crt, key = self.papers[f"{own}.crt"], self.papers[f"{own}.key"]
             url += f"&ssl_certfile={crt}&ssl_keyfile={key}"
@@ -118,6 +118,7 @@ def assert_untrusted(process: Process, *, by_server: bool = False) -> None:
     [line] = process.err.decode().splitlines()
     words = ["redis_untrusted", "redis_unreachable"] if by_server else ["redis_untrusted"]
     assert any(f"({word})" in line for word in words)
+    assert line.startswith("error: Redis at 127.0.0.1:")
 
 
 def test_who_is_trusted_is_spoken_to(program: Path, papers: Papers, tmp_path: Path) -> None:
@@ -128,7 +129,8 @@ def test_who_is_trusted_is_spoken_to(program: Path, papers: Papers, tmp_path: Pa
         answer = httpx2.post(receiver.url, content=body, headers=signed(body))
         assert answer.json() == {"outcome": "admitted"}
         assert place.check(place.url("ca.crt")).wait() == 0
-        assert_untrusted(place.check(place.url("stranger.crt")))
+        for form in ("rediss://{}/0", "rediss+sentinel://{}/main/0", "rediss+cluster://{}"):
+            assert_untrusted(place.check(place.url("stranger.crt", form=form)))
 
 
 def test_another_host_s_certificate_is_refused(
