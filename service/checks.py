@@ -32,9 +32,7 @@ async def findings(settings: Settings, environ: Mapping[str, str]) -> list[Findi
     openers = handlers.find(settings.handlers)
     keys = Keys(settings.redis_prefix, settings.partitions)
     async with connect(settings.redis_url) as connections:
-        # On an empty server there is nothing to contradict, and a look claims nothing.
-        if await connections.client.exists(keys.layout):
-            await layout.guard(connections, keys)
+        await layout.exists(connections, keys)
         found = [*_settings(settings), *await health.inspect(connections, settings)]
         found += await _groups(connections, keys, settings)
     return found + [await _handler(name, openers[name], environ) for name in openers]

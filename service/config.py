@@ -7,6 +7,7 @@ here acts on a setting.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ from .variables import (
 
 SECRETS = "STRIPE_WEBHOOK_SECRETS"
 DAY_S = 86_400
+# In seconds: how far our clock and Redis's may be apart: beyond it no event is admitted.
+MAX_CLOCK_DIFFERENCE_S = 300
 
 
 class Durability(StrEnum):
@@ -91,10 +94,10 @@ _NETWORKS = Kind(
     read=lambda text: tuple(network(part) for part in re.split(r"[,\s]+", text.strip())),
 )
 _LOCAL_REDIS = Secret("redis://127.0.0.1:6379/0")
-# What has to be in ascending order, lower first.
+# A record that ended with the age limit would be gone one second before its events are expired.
 _ASCENDING = (
-    ("dedup_horizon_days", "session_retention_days"),
-    ("retry_first_s", "retry_ceiling_s"),
+    ("max_event_age_days", operator.lt, "more than", "session_retention_days"),
+    ("retry_first_s", operator.le, "at least", "retry_ceiling_s"),
 )
 
 
@@ -144,9 +147,9 @@ class Settings:
         5.0, 0.1, 30, "Seconds to try Redis within one request before a 503"
     )
 
-    dedup_horizon_days: int = whole(35, 1, 3650, "Days after which an event is too old to admit")
+    max_event_age_days: int = whole(35, 31, 3649, "Days after which an event is too old to admit")
     session_retention_days: int = whole(
-        400, 1, 3650, "Days a session is remembered after its last event"
+        400, 32, 3650, "Days a session is remembered after its last event"
     )
     stream_max_entries: int = whole(
         1000000, 1, 10**12, "Transitions a partition holds before a 503"
@@ -191,10 +194,10 @@ class Settings:
         sources = Sources(environ, run_secrets)
         values = {"secrets": _secrets(sources), **sources.values(cls)}
         problems = sources.problems
-        for low, high in _ASCENDING:
+        for low, is_right, expected, high in _ASCENDING:
             unsure = {low.upper(), high.upper()} & problems.keys()
-            if not unsure and values[low] > values[high]:
-                problems[high.upper()] = f"{high.upper()}: expected at least {low.upper()}"
+            if not unsure and not is_right(values[low], values[high]):
+                problems[high.upper()] = f"{high.upper()}: expected {expected} {low.upper()}"
         tried = values["secrets"] or any(name.startswith(SECRETS) for name in problems)
         if require_secrets and not tried:
             problems[SECRETS] = f"{SECRETS}: expected {_SECRETS.expected}"

@@ -67,6 +67,8 @@ class Shortage(StrEnum):
     REDIS_FULL = "redis_full"
     REDIS_REFUSED = "redis_refused"
     NOT_DURABLE = "not_durable"
+    CLOCKS_DIFFER = "clocks_differ"
+    LAYOUT_DIFFERS = "layout_differs"
     BACKLOG_FULL = "backlog_full"
     BUSY = "busy"
 

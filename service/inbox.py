@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from binascii import b2a_base64
 from collections.abc import Sequence
 from enum import StrEnum
@@ -16,13 +17,14 @@ from itertools import chain, count
 from typing import Any
 
 import msgspec
+from redis.exceptions import RedisError
 
-from . import metrics, wire
+from . import layout, metrics, wire
 from .coalesce import Coalescer
-from .config import DAY_S, Durability, Settings
+from .config import DAY_S, MAX_CLOCK_DIFFERENCE_S, Durability, Settings
 from .connections import Connections, Script, ScriptCall, shortage
 from .deadlines import Deadlines
-from .errors import Shortage, Unavailable
+from .errors import ConfigError, Shortage, Unavailable
 from .events import Event
 from .exchange import Needs, NotFsyncedError
 from .layout import Keys
@@ -33,7 +35,9 @@ RETRY_FIRST_S = 0.02
 PAUSES_PER_DEADLINE = 10
 
 _ADMIT = Script("admit")
-_FULL, _BROKEN = "full", "broken"
+_LAYOUT_DIFFERS = Shortage.LAYOUT_DIFFERS.encode()
+_REFUSALS = {"full": Shortage.BACKLOG_FULL, "broken": Shortage.REDIS_REFUSED}
+_LASTING = (NotFsyncedError, Unavailable)
 
 
 class Outcome(StrEnum):
@@ -71,7 +75,7 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     """One event on its way into the ledger."""
 
     partition: int
-    keys: tuple[str, str]
+    keys: tuple[str, str, str]
     judged_by: tuple[str | int | bytes, ...]
     created: int
     deadline: float
@@ -87,11 +91,8 @@ class Inbox:
         self._needs = Needs(
             settings.durability.replicas, fsync=settings.durability is Durability.FSYNC
         )
-        self._policy = (
-            settings.dedup_horizon_days * DAY_S,
-            settings.session_retention_days * DAY_S,
-            settings.stream_max_entries,
-        )
+        self._max_age_s = settings.max_event_age_days * DAY_S
+        self._limits = (settings.session_retention_days * DAY_S, settings.stream_max_entries)
         # In Cluster a failing primary must not hold up the partitions of the others.
         lanes = keys.partitions if connections.is_cluster else 1
         self._lanes = [Coalescer(self._fly, most=MOST_EVENTS_PER_FLIGHT) for _ in range(lanes)]
@@ -115,7 +116,11 @@ class Inbox:
         partition = self._keys.partition(session.id)
         return _Request(
             partition=partition,
-            keys=(self._keys.transitions(partition), self._keys.session_in(partition, session.id)),
+            keys=(
+                self._keys.layout_in(partition),
+                self._keys.transitions(partition),
+                self._keys.session_in(partition, session.id),
+            ),
             judged_by=(
                 event.id,
                 _nonce(),
@@ -143,20 +148,43 @@ class Inbox:
             if not isinstance(reply, Exception):
                 self._trouble = Shortage.REDIS_SLOW
                 return [*told, *map(_admission, reply, asked)]
-            self._trouble = shortage(reply)
+            self._trouble = _word(reply)
             metrics.REDIS_ERRORS.labels(self._trouble).inc()
-            if self._trouble is Shortage.REDIS_FULL or isinstance(reply, NotFsyncedError):
+            if self._trouble is Shortage.REDIS_FULL or isinstance(reply, _LASTING):
                 # While it is so, asking again is no use.
                 return [self._overdue() for _ in requests]
             await asyncio.sleep(self._pause_s(attempt))
         return told
 
     async def _ask(self, requests: Sequence[_Request]) -> Any:
-        """Return what the script says to each in one call, or the error of the call."""
+        """Return what the script says to each in one call, or the error of the call.
+
+        The error is `Unavailable` where the script was not executed: it says why.
+        """
+        reply = await self._call(requests)
+        if reply == _LAYOUT_DIFFERS:
+            try:
+                # Redis has lost our layout, or has another one: then nothing is admitted.
+                await layout.guard(self._connections, self._keys)
+            except ConfigError:
+                return Unavailable(Shortage.LAYOUT_DIFFERS)
+            except (RedisError, OSError) as error:
+                return error
+            reply = await self._call(requests)
+        return Unavailable(Shortage(reply.decode())) if isinstance(reply, bytes) else reply
+
+    async def _call(self, requests: Sequence[_Request]) -> Any:
+        """Return a text for each request, or one for all of them, or the error of the call."""
+        # The clock that has just verified the signatures; the script compares it with Redis's.
+        now = int(time.time())
         call = ScriptCall(
             _ADMIT,
             list(chain.from_iterable(request.keys for request in requests)),
-            [*self._policy, *chain.from_iterable(request.judged_by for request in requests)],
+            [
+                *(now, now - self._max_age_s, MAX_CLOCK_DIFFERENCE_S, self._keys.layout_copy),
+                *self._limits,
+                *chain.from_iterable(request.judged_by for request in requests),
+            ],
         )
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
@@ -176,6 +204,10 @@ class Inbox:
         return Unavailable(self._trouble)
 
 
+def _word(error: Exception) -> Shortage:
+    return error.reason if isinstance(error, Unavailable) else shortage(error)
+
+
 def _nonce() -> bytes:
     """Return what tells this asking from every other, in 8 characters; no secret."""
     return b2a_base64(random.getrandbits(48).to_bytes(6, "big"), newline=False)
@@ -184,10 +216,8 @@ def _nonce() -> bytes:
 def _admission(answer: bytes, request: _Request) -> Admission | Unavailable:
     """Read what the script said to one event."""
     outcome, sequence, before, previous = answer.decode().split(" ", 3)
-    if outcome == _FULL:
-        return Unavailable(Shortage.BACKLOG_FULL)
-    if outcome == _BROKEN:
-        return Unavailable(Shortage.REDIS_REFUSED)
+    if outcome in _REFUSALS:
+        return Unavailable(_REFUSALS[outcome])
     return Admission(
         outcome=_OUTCOMES[outcome],
         sequence=int(sequence),

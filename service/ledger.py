@@ -33,7 +33,7 @@ class SessionRecord(NamedTuple):
         status: The status now.
         previous: The status before.
         sequence: The number of transitions within *epoch*.
-        epoch: When this record began, Unix milliseconds.
+        epoch: When the numbering began anew, Unix milliseconds.
         latest_created: When the event that sets the position was created, Unix seconds.
         duplicates: Copies answered as duplicates.
         expires_in_s: Seconds until the record is forgotten, if nothing comes.
@@ -69,7 +69,7 @@ async def read(connections: Connections, keys: Keys, session_id: str) -> Session
 
 
 def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) -> SessionRecord:
-    position, sequence, epoch, _ = found[b"state"].split(b" ")
+    position, sequence, epoch, _, _ = found[b"state"].split(b" ")
     length, words = found[b"status"].split(b" ", 1)
     events = [
         RememberedEvent(name.decode(), _OUTCOMES[outcome], int(number), int(created))

@@ -344,7 +344,6 @@ async def _opened() -> AsyncIterator[tuple[Connections, Keys]]:
     settings = Settings.from_environ(local.environment())
     keys = Keys(settings.redis_prefix, settings.partitions)
     async with connect(settings.redis_url) as connections:
-        # With another number of partitions some mail would never be seen; a look claims nothing.
-        if await connections.client.exists(keys.layout):
-            await layout.guard(connections, keys)
+        # With another number of partitions some mail would never be seen.
+        await layout.exists(connections, keys)
         yield connections, keys

@@ -38,7 +38,7 @@ _OUTCOMES = {
     Outcome.ADMITTED: "New, and moves the session on.",
     Outcome.DUPLICATE: "The same event id was seen before.",
     Outcome.LATE: "Older than what the session already is.",
-    Outcome.EXPIRED: "Created more than DEDUP_HORIZON_DAYS ago.",
+    Outcome.EXPIRED: "Created more than MAX_EVENT_AGE_DAYS ago.",
     Outcome.UNCHANGED: "Newer, but nothing changed.",
     Outcome.IGNORED: "Genuine, but not for us: another type, a thin event, the other LIVEMODE.",
 }

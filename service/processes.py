@@ -119,7 +119,7 @@ async def _run(
     reloaders: list[Reloader[Any]] = []
     stopping = signals.stopping()
     signals.reload(reloaders, stopping)
-    async with _ground(settings, stopping, traced) as ground:
+    async with _ground(settings, stopping, traced, work=bool(work)) as ground:
         listeners = [admin := _admin(ground)]
         if receive:
             listeners.insert(0, _receiver(ground, environ, reloaders))
@@ -157,15 +157,16 @@ async def _first_of(*tasks: asyncio.Task[Any]) -> None:
 
 @asynccontextmanager
 async def _ground(
-    settings: Settings, stopping: asyncio.Event, traced: Tracing | None
+    settings: Settings, stopping: asyncio.Event, traced: Tracing | None, *, work: bool
 ) -> AsyncIterator[_Ground]:
-    """Connect, wait for Redis, and make sure that its layout is ours and all groups exist."""
+    """Connect, wait for Redis, and make sure that its layout is ours and worked groups exist."""
     keys = Keys(settings.redis_prefix, settings.partitions)
     async with connect(settings.redis_url) as connections:
         await _unless(stopping, await_redis(connections, REDIS_WAIT_S))
         await layout.guard(connections, keys)
-        for handler in await layout.open_groups(connections, keys, settings.handlers):
-            log.info("group.created", handler=handler)
+        if work:
+            for handler in await layout.open_groups(connections, keys, settings.handlers):
+                log.info("group.created", handler=handler)
         yield _Ground(settings, connections, keys, Health(connections, settings), traced)
 
 

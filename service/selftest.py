@@ -171,7 +171,7 @@ class _Examination:
 
     def _passed_by(self) -> list[_Case]:
         """Return what is genuine and acknowledged, and changes nothing."""
-        too_old = (self._subject.settings.dedup_horizon_days + 10) * DAY_S
+        too_old = (self._subject.settings.max_event_age_days + 10) * DAY_S
         [other, *_], [expired, *_] = self._life("verified"), self._life("canceled", too_old)
         body = _changed(other.body, type="account.updated")
         return [

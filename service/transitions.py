@@ -119,7 +119,8 @@ class StatusTransition(SessionChange, frozen=True, kw_only=True, gc=False):
     Attributes:
         previous: The status before; None when the ledger had no memory of the session.
         sequence: 1, 2, 3 … without a gap within *epoch*.
-        epoch: When the ledger's record of this session began, in Unix milliseconds.
+        epoch: When the numbering began, in Unix milliseconds: with the ledger's record of this
+            session, or anew where Redis may have lost transitions. A later one is greater.
         expected: False when no such step is known: an earlier event was missed (see `FOLLOWS`).
         replay: Which replay this is part of, when an operator asked for it to come again.
     """

@@ -28,7 +28,7 @@ from .errors import Shortage
 from .handlers import Handler
 from .janitor import Janitor
 from .lag import Lag, lags
-from .layout import Keys, open_groups
+from .layout import Keys, exists, guard, open_groups
 from .mailbox import LeaseLostError, Mailbox, announce, lease
 from .retries import RetryPolicy
 
@@ -99,6 +99,7 @@ class Worker:
         waits = [self._turn_s]
         try:
             await self._renew()
+            await self._watch_layout()
             waits += [await self._take_share(handler) for handler in self._handlers]
             await self._measure()
             await self._janitor.tidy({partition for _, partition in self._tenures})
@@ -109,6 +110,15 @@ class Worker:
         for handler in self._handlers:
             metrics.LEASES_HELD.labels(handler).set(len(self._held(handler)))
         return min(waits)
+
+    async def _watch_layout(self) -> None:
+        """Claim the layout anew where Redis has lost it.
+
+        Raises:
+            ConfigError: Another process has claimed another layout since: this one has to end.
+        """
+        if not await exists(self._connections, self._keys):
+            await guard(self._connections, self._keys)
 
     async def _tell_of_circuits(self) -> None:
         """Let `check` see which queues cannot be reached from here."""

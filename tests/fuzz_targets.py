@@ -37,7 +37,7 @@ NOWHERE = FIXTURES / "nowhere"
 NAMES = [row.name for row in describe()]
 FIRST_LETTER = ord(" ")
 ALWAYS_TRUE = {
-    "SESSION_RETENTION_DAYS: expected at least DEDUP_HORIZON_DAYS",
+    "SESSION_RETENTION_DAYS: expected more than MAX_EVENT_AGE_DAYS",
     "RETRY_CEILING_S: expected at least RETRY_FIRST_S",
 }
 # All that a path into an event may be made of: names that we declare, and places in lists.

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 DAY_S = 86_400
 STEPS = ("created", "processing", "requires_input", "verified canceled", "redacted")
 UNKNOWN_STEP = 2
-# A record with more fields than this forgets, when it is next written, what could not come again.
-PRUNED_ABOVE = 20
+# A record that reaches a multiple of so many fields forgets what no receiver would admit again,
+# also one whose clock is behind; of a record with more than twice as many, only some of it.
+PRUNED_EVERY = 64
+CLOCKS_DIFFER_S = 300
 FIELDS_BESIDE_IDS = 2
 
 Place = tuple[int, int, int, int]
@@ -60,13 +62,24 @@ class Seen(NamedTuple):
     nonce: str
 
 
-@dataclass
-class Record:
-    """What must be known of one session.
+@dataclass(eq=False)
+class Epoch:
+    """A stretch of a session's transitions that are numbered from 1.
 
     Attributes:
-        epoch: Filled in by whoever sees it first; it never changes then.
+        server: Which server wrote them.
+        above: The epoch before, if the ledger still knew it.
+        began_ms: Filled in by the first who sees it; it never changes then.
     """
+
+    server: int
+    above: Epoch | None = None
+    began_ms: int | None = None
+
+
+@dataclass
+class Record:
+    """What must be known of one session."""
 
     place: Place = (0, 0, 0, 0)
     story: tuple[Any, ...] = ()
@@ -74,7 +87,7 @@ class Record:
     previous: str | None = None
     sequence: int = 0
     duplicates: int = 0
-    epoch: int | None = None
+    epoch: Epoch | None = None
     seen: dict[str, Seen] = field(default_factory=dict)
 
     @property
@@ -95,7 +108,7 @@ class Entry(NamedTuple):
     event: Any
     previous: str | None
     sequence: int
-    record: Record
+    epoch: Epoch
 
 
 class Ledger:
@@ -108,7 +121,12 @@ class Ledger:
     def __init__(self, partition_of: Callable[[str], int] = lambda _: 0) -> None:
         self.records: dict[str, Record] = {}
         self.streams: dict[int, list[Entry]] = {}
+        self.server = 0
         self._partition_of = partition_of
+
+    def change_server(self) -> None:
+        """Let all be as it was, but on a server that may have lost what came after."""
+        self.server += 1
 
     def stream(self, session_id: str) -> list[Entry]:
         """Return the stream that a session's transitions go onto."""
@@ -135,13 +153,16 @@ class Ledger:
             return Answer("full")
         else:
             outcome, record.place, record.story = "admitted", place, story
+            if record.epoch is None or record.epoch.server != self.server:
+                record.epoch, record.sequence = Epoch(self.server, above=record.epoch), 0
             record.sequence += 1
             record.previous, record.status = before, status_of(event)
-            self.stream(session_id).append(Entry(event, before, record.sequence, record))
+            self.stream(session_id).append(Entry(event, before, record.sequence, record.epoch))
         self.records[session_id] = record
         record.seen[event["id"]] = Seen(outcome, record.sequence, event["created"], nonce)
-        if record.fields > PRUNED_ABOVE:
-            record.seen = {i: one for i, one in record.seen.items() if one.created >= oldest}
+        if record.fields % PRUNED_EVERY == 0:
+            spared = oldest - 2 * CLOCKS_DIFFER_S
+            record.seen = {i: one for i, one in record.seen.items() if one.created >= spared}
         return Answer(outcome, record.sequence, before, contradicts)
 
     @staticmethod

@@ -21,7 +21,7 @@ NOWHERE = Path(__file__) / "nowhere"
 NAMES = tuple(row.name for row in describe())
 CANARY = "canary-é7 \t"
 ASCENDING = (
-    "SESSION_RETENTION_DAYS: expected at least DEDUP_HORIZON_DAYS",
+    "SESSION_RETENTION_DAYS: expected more than MAX_EVENT_AGE_DAYS",
     "RETRY_CEILING_S: expected at least RETRY_FIRST_S",
 )
 BAD = tuple((name, CANARY) for name in NAMES)
@@ -224,7 +224,8 @@ def test_any_text_is_taken_or_refused_in_the_same_words(name: str, value: str) -
         ("MAX_BODY_BYTES", 1024, 16777216),
         ("SIGNATURE_TOLERANCE_S", 1, 3600),
         ("MAX_IN_FLIGHT", 1, 100000),
-        ("SESSION_RETENTION_DAYS", 35, 3650),
+        ("MAX_EVENT_AGE_DAYS", 31, 399),
+        ("SESSION_RETENTION_DAYS", 36, 3650),
         ("HANDLER_CONCURRENCY", 1, 1024),
         ("RETRY_ATTEMPTS", 1, 1000),
         ("LEASE_TTL_S", 1, 300),
@@ -281,16 +282,16 @@ def test_texts_have_a_syntax(name: str, text: str) -> None:
 
 
 def test_what_must_ascend_is_compared() -> None:
-    """Memory may not end before the horizon, nor the ceiling lie below the first back-off."""
-    environ = {"DEDUP_HORIZON_DAYS": "401", "RETRY_FIRST_S": "300.5"}
+    """Memory may not end with the age limit, nor the ceiling lie below the first back-off."""
+    environ = {"MAX_EVENT_AGE_DAYS": "400", "RETRY_FIRST_S": "300.5"}
     assert problems(environ) == ASCENDING
-    assert load({"DEDUP_HORIZON_DAYS": "400", "RETRY_FIRST_S": "300"}).dedup_horizon_days == 400
+    assert load({"MAX_EVENT_AGE_DAYS": "399", "RETRY_FIRST_S": "300"}).max_event_age_days == 399
 
 
 def test_nothing_is_compared_with_a_wrong_value() -> None:
     """A setting that could not be read makes one problem, not a second by comparison."""
-    environ = {"DEDUP_HORIZON_DAYS": "x", "SESSION_RETENTION_DAYS": "10"}
-    assert problems(environ) == ("DEDUP_HORIZON_DAYS: expected a whole number from 1 to 3650",)
+    environ = {"MAX_EVENT_AGE_DAYS": "x", "SESSION_RETENTION_DAYS": "32"}
+    assert problems(environ) == ("MAX_EVENT_AGE_DAYS: expected a whole number from 31 to 3649",)
 
 
 def test_several_secrets_make_a_rotation() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
@@ -186,3 +187,32 @@ async def test_a_batch_of_strangers_disturbs_nobody(deployment: Deployment) -> N
         )
     assert {answer.content for answer in genuine} == {b'{"outcome":"admitted"}'}
     assert {answer.content for answer in refused} == {b'{"error":"signature_missing"}'}
+
+
+MINE = """
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+@asynccontextmanager
+async def open(environ):
+    async def handle(transition):
+        with Path(environ["TAKEN"]).open("a") as file:
+            print(transition.event_id, file=file)
+    yield handle
+"""
+
+
+async def test_what_came_before_the_first_worker_is_handed_over(tmp_path: Path) -> None:
+    """A receiver that knows of no handler, or of another, takes nothing from the worker's."""
+    (tmp_path / "mine.py").write_text(MINE)
+    taken = tmp_path / "taken"
+    with yard(tmp_path) as ground:
+        receiver = ground.start("serve", HANDLERS="log").ready()
+        bodies = [event(id=f"evt_{n}", session=f"vs_{n}") for n in range(100)]
+        async with httpx2.AsyncClient(timeout=20) as client:
+            answers = await post_all(client, receiver.url, bodies)
+        assert {answer.content for answer in answers} == {b'{"outcome":"admitted"}'}
+        worker = ground.start("work", HANDLERS="mine:open", TAKEN=str(taken)).ready()
+        await eventually(lambda: taken.exists() and len(taken.read_text().splitlines()) == 100)
+        assert {*taken.read_text().splitlines()} == {f"evt_{n}" for n in range(100)}
+        assert (receiver.stop(), worker.stop()) == (0, 0)

@@ -37,6 +37,7 @@ NOW = int(time.time()) - 3600
 PREFIX = "identity.verification_session."
 # Longer than anything here takes: it passes when a test pushes the clock.
 DEADLINE_S = 600.0
+STATE = ("position", "sequence", "epoch", "fingerprint", "server")
 EVENT_ID = "evt_1PgafTB7WZ01zgkWKhTeq3Xy"
 SESSION_ID = "vs_1PgafTB7WZ01zgkWKhTeq3Xy"
 
@@ -108,7 +109,7 @@ class Ledger(NamedTuple):
         fields = {name.decode(): value.decode() for name, value in found.items()}
         if "state" in fields:
             numbers = fields.pop("state").split(" ")
-            fields |= zip(("position", "sequence", "epoch", "fingerprint"), numbers, strict=True)
+            fields |= zip(STATE, numbers, strict=True)
             length, words = fields["status"].split(" ", 1)
             fields |= {"status": words[: int(length)], "previous": words[int(length) :]}
         return fields
@@ -191,6 +192,8 @@ class TestVerdicts:
         epoch = int(record.pop("epoch"))
         assert abs(epoch - time.time() * 1000) < 60_000
         assert len(record.pop("fingerprint")) == 16
+        replication = await ledger.client.info("replication")
+        assert record.pop("server") == replication["master_replid"][:8]
         assert record == {
             "position": f"{NOW}0",
             "status": "requires_input",
@@ -252,6 +255,20 @@ class TestVerdicts:
         assert outcomes(await ledger.admit(between)) == ["late"]
         assert len(await ledger.entries()) == 1
 
+    @pytest.mark.parametrize("event", ["late", "unchanged"])
+    async def test_what_changes_nothing_prolongs_the_record_too(
+        self, ledger: Ledger, event: str
+    ) -> None:
+        """A record outlives each event that it remembers by more than the age limit."""
+        await ledger.admit(PROCESSING)
+        key = ledger.keys.session(SESSION_ID)
+        await ledger.client.expire(key, 1000)
+        twin = make_event("processing", "processing", id="evt_twin", at=10)
+        [answer] = await ledger.admit(CREATED if event == "late" else twin)
+
+        assert answer.outcome == event
+        assert await ledger.client.ttl(key) > 399 * DAY_S
+
     async def test_an_event_beyond_the_horizon_is_expired(self, ledger: Ledger) -> None:
         """What is older than the memory is answered and leaves no trace."""
         old = make_event(at=-36 * DAY_S)
@@ -272,11 +289,11 @@ class TestVerdicts:
         old = make_event(at=-2 * DAY_S)
         await open_ledger().admit(old)
 
-        assert outcomes(await open_ledger(dedup_horizon_days=1).admit(old)) == ["duplicate"]
+        assert outcomes(await open_ledger(max_event_age_days=1).admit(old)) == ["duplicate"]
 
     async def test_expired_comes_before_late(self, open_ledger: Callable[..., Ledger]) -> None:
         """An unknown event beyond the horizon is expired, also where it would be late."""
-        narrow = open_ledger(dedup_horizon_days=1)
+        narrow = open_ledger(max_event_age_days=1)
         await narrow.admit(PROCESSING)
 
         assert outcomes(await narrow.admit(make_event(at=-2 * DAY_S))) == ["expired"]
@@ -399,26 +416,55 @@ class TestRecord:
             if n == 3:
                 assert await ledger.client.memory_usage(key) <= 500
 
-    async def test_ids_beyond_the_horizon_are_pruned(
+    async def test_ids_that_cannot_come_again_are_pruned(
         self, open_ledger: Callable[..., Ledger]
     ) -> None:
-        """Ids that could not be admitted again are forgotten when the hash is next touched."""
+        """Now and then the ids are forgotten whose events every receiver would call expired."""
+        days = [6] * 20 + [2] * 20 + [0] * 22
         story = [
             make_event(
                 "processing" if n % 2 else "requires_input",
                 str(n),
-                at=n - (4 if n < 20 else 2) * DAY_S,
+                id=f"evt_{n:02}",
+                at=n - each * DAY_S,
             )
-            for n in range(30)
+            for n, each in enumerate(days)
         ]
-        await open_ledger().admit(*story)
-        narrow = open_ledger(dedup_horizon_days=3)
-        await narrow.admit(PROCESSING)
+        await open_ledger().admit(*story[:-1])
+        narrow = open_ledger(max_event_age_days=3)
+        await narrow.admit(story[-1])
 
         kept = [name for name in await narrow.record() if name.startswith("evt_")]
-        assert sorted(kept) == sorted([*(event.id for event in story[20:]), PROCESSING.id])
-        assert outcomes(await narrow.admit(story[0], story[29])) == ["expired", "duplicate"]
-        assert (await narrow.record())["sequence"] == "31"
+        assert sorted(kept) == [event.id for event in story[20:]]
+        assert outcomes(await narrow.admit(story[0], story[39])) == ["expired", "duplicate"]
+        assert (await narrow.record())["sequence"] == "62"
+
+    async def test_ids_that_a_slow_clock_still_admits_are_kept(self, ledger: Ledger) -> None:
+        """What is expired here may be young enough for a receiver whose clock is behind."""
+        oldest = int(time.time()) - 35 * DAY_S - NOW
+        spared = make_event("created", id="evt_spared", at=oldest - 500)
+        story = [make_event("processing", str(n), id=f"evt_{n}", at=n) for n in range(61)]
+        await ledger.admit(story[0])
+        await ledger.client.hset(
+            ledger.keys.session(SESSION_ID), spared.id, f"l 1 {spared.created} nonce678"
+        )
+        await ledger.admit(*story[1:])
+        assert outcomes(await ledger.admit(spared)) == ["duplicate"]
+
+    async def test_a_session_of_many_events_stays_bounded(
+        self, open_ledger: Callable[..., Ledger]
+    ) -> None:
+        """However many have come, hardly more than twice those are kept that may come again."""
+        narrow = open_ledger(max_event_age_days=3)
+        key = narrow.keys.session(SESSION_ID)
+        await narrow.admit(CREATED)
+        expired = {f"evt_old{n}": f"l 1 {NOW - 9 * DAY_S} nonce678" for n in range(2_000)}
+        await narrow.client.hset(key, mapping=expired)
+        for n in range(40):
+            await narrow.together(
+                *(make_event("created", id=f"evt_{n}_{i}", at=-9) for i in range(100))
+            )
+        assert await narrow.client.hlen(key) < 4_000 + 700
 
     async def test_an_id_cannot_pose_as_anything_else(self, ledger: Ledger) -> None:
         """Ids of every allowed form stay what they are, the longest and the oddest included."""
@@ -431,17 +477,18 @@ class TestRecord:
                 assert outcomes(await ledger.admit(event, event)) == ["admitted", "duplicate"]
             assert (await ledger.record(session))["sequence"] == "4"
         keys = {key.decode() for key in await ledger.client.keys("*")}
-        streams = {ledger.keys.transitions(partition) for partition in range(8)}
-        assert keys - streams == {ledger.keys.session(session) for session in sessions}
+        others = {ledger.keys.layout, *map(ledger.keys.layout_in, range(8))}
+        others |= {ledger.keys.transitions(partition) for partition in range(8)}
+        assert keys - others == {ledger.keys.session(session) for session in sessions}
 
     @pytest.mark.parametrize(
         "fields",
         [
             None,
             {"state": "was better"},
-            {"state": "1 1 1 0123456789abcdef"},
-            {"state": "? 1 1 0123456789abcdef", "status": "8 verified"},
-            {"state": "1 1 1 0123456789abcdef", "status": "verified"},
+            {"state": "1 1 1 0123456789abcdef 01234567"},
+            {"state": "? 1 1 0123456789abcdef 01234567", "status": "8 verified"},
+            {"state": "1 1 1 0123456789abcdef 01234567", "status": "verified"},
         ],
         ids=["no hash", "no numbers", "no status", "no position", "no length"],
     )
@@ -476,12 +523,17 @@ class TestRecord:
         """A duplicate and a repeated answer write, so that WAIT covers the first write too."""
         script = Script("admit")
         partition = ledger.keys.partition(SESSION_ID)
-        keys = [ledger.keys.transitions(partition), ledger.keys.session(SESSION_ID)]
+        keys = [
+            ledger.keys.layout_in(partition),
+            ledger.keys.transitions(partition),
+            ledger.keys.session(SESSION_ID),
+        ]
+        policy = [int(time.time()), 0, 300, ledger.keys.layout_copy, 9**9, 9]
 
         async def call(nonce: str) -> tuple[tuple[str, str, str], int]:
             judged = ["evt_1", nonce, NOW, NOW * 10, "fingerprint", "processing", "{}"]
             before = await changes()
-            reply = await ledger.client.eval(script.source, 2, *keys, 9**9, 9**9, 9, *judged)
+            reply = await ledger.client.eval(script.source, 3, *keys, *policy, *judged)
             outcome, sequence, _, previous = reply[0].decode().split(" ", 3)
             return (outcome, sequence, previous), await changes() - before
 

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from ledger_model import DAY_S, Answer, Entry, Record
+from ledger_model import DAY_S, PRUNED_EVERY, Answer, Entry, Epoch, Record
 from tapped import Tapped, tapped
 
 from service import inbox as way_in
@@ -39,7 +39,7 @@ from service.connections import ScriptCall
 from service.errors import Unavailable
 from service.events import Event, parse
 from service.inbox import Admission, Inbox
-from service.layout import Keys
+from service.layout import Keys, guard
 from service.signatures import VerifiedPayload
 
 NOW = int(time.time()) - 3600
@@ -50,7 +50,7 @@ KEYS = Keys("idv", 2)
 HORIZON_DAYS = {"plain": 35, "forgetful": 1, "full": 35}
 CAPS = {"plain": 1_000_000, "forgetful": 1_000_000, "full": 4}
 
-ARGUMENTS_BEFORE_EVENTS, ARGUMENTS_PER_EVENT, NONCE = 3, 7, 1
+ARGUMENTS_BEFORE_EVENTS, ARGUMENTS_PER_EVENT, NONCE = 6, 7, 1
 
 SHAPES = st.fixed_dictionaries(
     {
@@ -67,6 +67,8 @@ SHAPES = st.fixed_dictionaries(
         "report": st.sampled_from([None, None, "vr_1", "vr_2"]),
     }
 )
+# Epochs that begin within one millisecond count on from it.
+MOST_EPOCHS = 100
 INBOXES = st.sampled_from(["plain", "plain", "plain", "forgetful", "full"])
 FAULTS = st.lists(st.sampled_from(["request", "reply"]), max_size=2)
 
@@ -109,7 +111,7 @@ class Bench:
 
     def inbox(self, name: str = "plain") -> Inbox:
         """Return an inbox of the kind of that name."""
-        changes = {"dedup_horizon_days": HORIZON_DAYS[name], "stream_max_entries": CAPS[name]}
+        changes = {"max_event_age_days": HORIZON_DAYS[name], "stream_max_entries": CAPS[name]}
         return Inbox(self.tap, KEYS, self._make_settings(**changes))
 
 
@@ -123,6 +125,7 @@ class Reception(RuleBasedStateMachine):
         self.bench = bench
         self.client = bench.client
         bench.run(self.client.flushall())
+        bench.run(guard(bench.tap, KEYS))
         bench.tap.calls.clear()
         self.inboxes = {name: bench.inbox(name) for name in HORIZON_DAYS}
         self.model = ledger_model.Ledger(KEYS.partition)
@@ -130,6 +133,7 @@ class Reception(RuleBasedStateMachine):
         self.nonces: set[str] = set()
         self.asked: list[tuple[ScriptCall, list[Any], str]] = []
         self.fingerprints: dict[tuple[Any, ...], bytes] = {}
+        self.servers: dict[int, bytes] = {}
         self.began_ms = time.time_ns() // 10**6
 
     def send(self, events: list[Any], name: str, faults: Iterable[str] = ()) -> None:
@@ -220,7 +224,10 @@ class Reception(RuleBasedStateMachine):
 
     @rule(shape=SHAPES, old=st.booleans())
     def arrive_in_numbers(self, shape: dict[str, Any], *, old: bool) -> None:
-        """A session grows beyond what a record keeps for ever."""
+        """A session grows to where its record forgets, but not to where it forgets at random."""
+        record = self.model.records.get(shape["session"])
+        if record and record.fields > 2 * PRUNED_EVERY - 30:
+            return
         at = -2 * DAY_S if old else 100
         steps = itertools.cycle(["requires_input", "processing"])
         shapes = [shape | {"at": at + n, "step": step} for n, step in zip(range(15), steps)]  # noqa: B905 - endless
@@ -229,8 +236,8 @@ class Reception(RuleBasedStateMachine):
     @rule(event=events)
     def arrive_at_two_replicas(self, event: Any) -> None:
         """Two copies arrive at two replicas at the same moment."""
-        before = len(self.bench.tap.calls)
         two = [self.bench.inbox() for _ in range(2)]
+        before = len(self.bench.tap.calls)
 
         async def at_once() -> list[Admission]:
             return await asyncio.gather(*(one.admit(found, found.change()) for one in two))
@@ -259,6 +266,13 @@ class Reception(RuleBasedStateMachine):
     def flush_scripts(self) -> None:
         """The server forgets the scripts."""
         self.bench.run(self.client.script_flush())
+
+    @rule()
+    def change_server(self) -> None:
+        """Redis is demoted and promoted: it may have lost what came after all that it holds."""
+        self.bench.run(self.client.replicaof("127.0.0.1", "1"))
+        self.bench.run(self.client.replicaof("NO", "ONE"))
+        self.model.change_server()
 
     @rule(session=st.sampled_from(SESSIONS))
     def delete_record(self, session: str) -> None:
@@ -309,27 +323,45 @@ class Reception(RuleBasedStateMachine):
                 ledger_model.status_of(one.event),
                 one.previous,
                 one.sequence,
-                one.record.epoch,
+                one.epoch.began_ms,
             )
             for one in expected
         ]
 
     def learn(self, record: Record, found: dict[bytes, bytes]) -> None:
         """Take from a hash what the model cannot know: when it began, and its story's digest."""
-        if record.epoch is None:
-            record.epoch = int(found[b"state"].split(b" ")[2])
-            assert self.began_ms <= record.epoch <= time.time_ns() // 10**6
-        fingerprint = found[b"state"].split(b" ")[3]
+        _, _, began_ms, fingerprint, server = found[b"state"].split(b" ")
+        epoch = record.epoch
+        assert epoch is not None
+        if epoch.began_ms is None:
+            epoch.began_ms = int(began_ms)
+            assert self.began_ms <= epoch.began_ms <= time.time_ns() // 10**6 + MOST_EPOCHS
+            self.check_order(epoch)
+        assert server == self.servers.setdefault(epoch.server, server)
+        assert len({*self.servers.values()}) == len(self.servers)
         assert fingerprint == self.fingerprints.setdefault(record.story, fingerprint)
         assert len({*self.fingerprints.values()}) == len(self.fingerprints)
+
+    @staticmethod
+    def check_order(epoch: Epoch) -> None:
+        """Hold that an epoch is above all that the session has had before."""
+        above, began_ms = epoch.above, epoch.began_ms
+        while above is not None:
+            if above.began_ms is not None:
+                assert began_ms is not None
+                assert began_ms > above.began_ms
+            above = above.above
 
     def hash_of(self, record: Record) -> dict[bytes, bytes]:
         """Return a record as its hash must be."""
         digest, status = self.fingerprints[record.story].decode(), str(record.status)
-        numbers = f"{record.position} {record.sequence} {record.epoch}"
+        epoch = record.epoch
+        assert epoch is not None
+        numbers = f"{record.position} {record.sequence} {epoch.began_ms}"
+        server = self.servers[epoch.server].decode()
         length = len(status.encode())
         fields = {
-            "state": f"{numbers} {digest}",
+            "state": f"{numbers} {digest} {server}",
             "status": f"{length} {status}{record.previous or ''}",
             **({"duplicates": record.duplicates} if record.duplicates else {}),
             **{

@@ -7,9 +7,10 @@ import asyncio
 import pytest
 import roles
 
+from service import layout
 from service.connections import Connections
 from service.errors import ConfigError
-from service.layout import LAYOUT_VERSION, Keys, guard, open_groups
+from service.layout import LAYOUT_VERSION, Keys, exists, guard, open_groups
 
 TWO = Keys("idv", 2)
 
@@ -29,6 +30,7 @@ def test_all_keys_of_a_session_share_a_tag() -> None:
     assert keys.lease(2, "log") == "p:{2}:lease:log"
     assert keys.workers("log") == "p:workers:log"
     assert keys.layout == "p:layout"
+    assert keys.layout_in(2) == "p:{2}:layout"
 
 
 class TestGuard:
@@ -41,7 +43,55 @@ class TestGuard:
         await asyncio.gather(*(guard(connections, keys) for _ in range(5)))
         found = await connections.client.hgetall(keys.layout)
         assert found == {b"version": b"%d" % LAYOUT_VERSION, b"partitions": b"8"}
+        copies = [await connections.client.get(keys.layout_in(each)) for each in range(8)]
+        assert copies == [b"%d 8" % LAYOUT_VERSION] * 8
         await guard(connections, keys)
+
+    async def test_a_look_claims_nothing(self, connections: Connections, keys: Keys) -> None:
+        """Whether a layout exists is said without claiming one; another's is refused."""
+        await connections.client.flushall()
+        assert not await exists(connections, keys)
+        assert await connections.client.keys("*") == []
+        await guard(connections, keys)
+        assert await exists(connections, keys)
+        with pytest.raises(ConfigError, match="PARTITIONS is 16"):
+            await exists(connections, keys._replace(partitions=16))
+
+    async def test_a_lost_copy_is_written_again(self, connections: Connections, keys: Keys) -> None:
+        """Where a partition has lost its copy the guard restores it."""
+        await guard(connections, keys)
+        await connections.client.delete(keys.layout_in(3))
+        await guard(connections, keys)
+        assert await connections.client.get(keys.layout_in(3)) == keys.layout_copy.encode()
+
+    async def test_a_copy_of_another_layout_is_replaced(
+        self, connections: Connections, keys: Keys
+    ) -> None:
+        """What has been claimed is right, whatever a slower process has left in a partition."""
+        await guard(connections, keys)
+        await connections.client.set(keys.layout_in(3), "3 16")
+        await guard(connections, keys)
+        assert await connections.client.get(keys.layout_in(3)) == keys.layout_copy.encode()
+
+    async def test_a_layout_lost_while_it_is_claimed_is_claimed_again(
+        self, connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another process that claims between our two steps is noticed."""
+        copy = layout._copy
+
+        async def lost(connections: Connections, keys: Keys) -> None:
+            await copy(connections, keys)
+            await connections.client.flushall()
+            await connections.client.hset(keys.layout, mapping={"version": 3, "partitions": 16})
+
+        monkeypatch.setattr(layout, "_copy", lost)
+        with pytest.raises(ConfigError, match="PARTITIONS is 8"):
+            await guard(connections, keys)
+
+    @pytest.fixture(autouse=True)
+    async def empty(self, connections: Connections) -> None:
+        """Begin without the layout that the fixture claimed."""
+        await connections.client.flushall()
 
     async def test_another_number_of_partitions_is_refused(
         self, connections: Connections, keys: Keys
@@ -73,7 +123,7 @@ class TestGuard:
         self, connections: Connections, keys: Keys
     ) -> None:
         """On a full server a known layout and known groups are no obstacle to a start."""
-        await guard(connections, keys)
+        await open_groups(connections, keys, ["log"])
         await connections.client.config_set("maxmemory", 1)
         try:
             await guard(connections, keys)
@@ -144,6 +194,13 @@ class TestGroups:
         """Replicas that start together neither fail nor miss a group."""
         await asyncio.gather(*(open_groups(connections, TWO, ["log"]) for _ in range(8)))
         assert await self.starts(connections, 1) == {"log": "0-0"}
+
+    async def test_no_group_on_another_layout(self, connections: Connections) -> None:
+        """Where Redis holds another layout no group is created."""
+        await guard(connections, TWO._replace(partitions=3))
+        with pytest.raises(ConfigError, match="PARTITIONS is 2"):
+            await open_groups(connections, TWO, ["log"])
+        assert not await connections.client.exists(TWO.transitions(0))
 
     async def test_a_failure_is_told(self, connections: Connections) -> None:
         """What is in the way of a group is raised, not passed over."""

@@ -524,6 +524,7 @@ async def test_a_replay_made_while_a_worker_idles_is_taken_soon(post: Post) -> N
     """Whoever waits for new mail is woken by a replay, each time."""
     settings = replace(post.settings, handlers=("log",), partitions=1)
     post.settings, post.keys = settings, Keys(settings.redis_prefix, 1)
+    await post.client.flushall()
     post.work()
     await post.admit("vs_a", 1)
     await eventually(lambda: post.taken)

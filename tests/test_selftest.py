@@ -215,7 +215,7 @@ async def left(connections: Connections, keys: Keys, settings: Settings) -> Tria
 
 
 async def _leave(connections: Connections, keys: Keys, session_id: str) -> None:
-    state = {"state": "1 1 1 0123456789abcdef", "status": "8 verified"}
+    state = {"state": "1 1 1 0123456789abcdef 01234567", "status": "8 verified"}
     record = state | {"evt_1": "a 1 1 nonce"}
     await connections.client.hset(keys.session(session_id), mapping=record)
     change = (

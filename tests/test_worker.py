@@ -27,6 +27,7 @@ from service.config import Settings
 from service.connections import Connections, connect
 from service.dispatch import STARTS_WITHOUT_OUTCOME, Burial
 from service.embedded import EmbeddedServer, find_server
+from service.errors import ConfigError
 from service.handlers import Handler
 from service.layout import Keys, open_groups
 from service.secret import Secret
@@ -634,6 +635,27 @@ async def test_a_redis_that_comes_back_empty_is_worked_again(
     site.admit(30)
     await until(lambda: len(journal.returned) == 30)
     check(journal.entries, site.admitted)
+
+
+async def test_a_layout_that_redis_has_lost_is_claimed_anew(
+    site: Site, connections: Connections
+) -> None:
+    """A worker keeps the layout its own, so that no process with another one begins beside it."""
+    one = site.start(connections, {"log": Journal().handler()})
+    await until(lambda: held(one) == 8)
+    site.client.flushall()
+    await until(lambda: site.client.hget(site.keys.layout, "partitions") == b"8")
+
+
+async def test_another_layout_ends_the_worker(site: Site, connections: Connections) -> None:
+    """Where another layout has been claimed meanwhile the worker leaves, and says why."""
+    one = site.start(connections, {"log": Journal().handler()})
+    await until(lambda: held(one) == 8)
+    site.client.hset(site.keys.layout, "partitions", 16)
+    task, _ = site._tasks.pop(one)
+    with pytest.raises(ConfigError, match="PARTITIONS is 8"):
+        await asyncio.wait_for(task, PATIENCE_S)
+    assert site.leases() == 0
 
 
 async def test_sigkill_loses_nothing(

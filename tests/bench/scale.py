@@ -191,11 +191,13 @@ def _call(
 ) -> tuple[list[str], list[Any]]:
     """Return keys and arguments of one call that admits one event of each session."""
     keys: list[str] = []
-    values: list[Any] = [35 * DAY_S, 400 * DAY_S, 10_000_000]
+    now = int(time.time())
+    values: list[Any] = [now, now - 35 * DAY_S, 300, KEYS.layout_copy, 400 * DAY_S, 10_000_000]
     created, where, what, current = judged_by
     for number in sessions:
         session_id = f"vs_1NuN4zLkdIwHu7ix{FIRST_SESSION + number:08}"
-        keys += KEYS.transitions(KEYS.partition(session_id)), KEYS.session(session_id)
+        partition = KEYS.partition(session_id)
+        keys += KEYS.layout_in(partition), KEYS.transitions(partition), KEYS.session(session_id)
         event_id = f"evt_1NuN4zLkdI{where % 1_000_000:06}{number:08}"
         values += event_id, "nonce678", created, where, what, current, change
     return keys, values

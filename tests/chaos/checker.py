@@ -30,6 +30,7 @@ class Law(StrEnum):
     ADMITTED_TWICE = "admitted_twice"
     WRONG_VERDICT = "wrong_verdict"
     GAP = "gap"
+    NEEDLESS_EPOCH = "needless_epoch"
     SHARED_SEQUENCE = "shared_sequence"
     NOT_NEWEST = "not_newest"
     UNDELIVERED = "undelivered"
@@ -80,6 +81,7 @@ _LAWS: dict[Law, Callable[[Facts], Iterator[str]]] = {
     Law.ADMITTED_TWICE: ledger_laws.admitted_twice,
     Law.WRONG_VERDICT: ledger_laws.wrong_verdict,
     Law.GAP: ledger_laws.gap,
+    Law.NEEDLESS_EPOCH: ledger_laws.needless_epoch,
     Law.SHARED_SEQUENCE: ledger_laws.shared_sequence,
     Law.NOT_NEWEST: ledger_laws.not_newest,
     Law.UNDELIVERED: delivery_laws.undelivered,

@@ -80,7 +80,7 @@ def _record(fields: Fields) -> Record:
         if name.startswith(b"evt_"):
             letter, number, _ = value.decode().split(" ", 2)
             events[name.decode()] = Remembered(OUTCOMES[letter], int(number))
-    position, sequence, epoch, _ = fields.get(b"state", b"0 0 0 -").split()
+    position, sequence, epoch, _, _ = fields.get(b"state", b"0 0 0 - -").split()
     length, words = fields.get(b"status", b"0 ").split(b" ", 1)
     return Record(
         status=words[: int(length)].decode(),

@@ -6,12 +6,17 @@ Each yields what breaks it. What Redis was allowed to forget is excused, and cou
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 
 import ordering
 from evidence import Event, Place, Remembered, Transition
 from facts import PASSED_BY, Facts
+from ordering import Position
+
+NOWHERE = Place("", 0, 0)
+# A server may admit for a moment after it was said to have ended.
+SLACK_S = 1.0
 
 
 def unacknowledged(facts: Facts) -> Iterator[str]:
@@ -71,7 +76,7 @@ def wrong_verdict(facts: Facts) -> Iterator[str]:
         if session_id not in facts.excused:
             sent = {one: said for one, said in record.events.items() if one in facts.run.events}
             yield from (f"{one} was never sent" for one in record.events.keys() - sent.keys())
-            yield from _misjudged(facts.run.events, sent)
+            yield from _misjudged(facts, sent)
 
 
 def _right_word(facts: Facts, event: Event) -> str | None:
@@ -86,31 +91,39 @@ def _right_word(facts: Facts, event: Event) -> str | None:
     return remembered.outcome if remembered else None
 
 
-def _misjudged(events: Mapping[str, Event], remembered: Mapping[str, Remembered]) -> Iterator[str]:
-    """Yield the events of one session whose verdict no order of arrival can explain."""
-    life = sorted(
-        (said.sequence, events[one])
-        for one, said in remembered.items()
-        if said.outcome == "admitted"
-    )
-    at = dict(life)
-    highest = {sequence: ordering.position(event) for sequence, event in life}
+def _misjudged(facts: Facts, remembered: Mapping[str, Remembered]) -> Iterator[str]:
+    """Yield the events of one session whose verdict no order of arrival can explain.
+
+    A number may stand in several epochs, and the ledger does not say of which a verdict was.
+    """
+    events = facts.run.events
+    places = {one.event_id: one.place for one in facts.transitions}
+    life = [events[one] for one, said in remembered.items() if said.outcome == "admitted"]
+    life.sort(key=lambda one: places.get(one.id, NOWHERE))
+    highest = [ordering.position(event) for event in life]
+    numbered: dict[int, list[int]] = defaultdict(list)
+    for index, event in enumerate(life):
+        numbered[remembered[event.id].sequence].append(index)
     for one, said in remembered.items():
         if said.outcome == "unchanged":
-            base = at.get(said.sequence)
-            if base is None or not _echoes(base, events[one]):
+            bases = [n for n in numbered[said.sequence] if _echoes(life[n], events[one])]
+            if not bases:
                 yield f"{one} is unchanged in the ledger"
-            else:
-                moved = ordering.position(events[one])
-                highest[said.sequence] = max(highest[said.sequence], moved)
-    for one, said in remembered.items():
-        if said.outcome == "late":
-            limit = highest.get(said.sequence)
-            if limit is None or ordering.position(events[one]) >= limit:
-                yield f"{one} is late in the ledger"
-    for (sequence, before), (_, after) in pairwise(life):
+            for n in bases if len(bases) == 1 else ():
+                highest[n] = max(highest[n], ordering.position(events[one]))
+    late = {one: said.sequence for one, said in remembered.items() if said.outcome == "late"}
+    for one, sequence in late.items():
+        limit = max((highest[n] for n in numbered[sequence]), default=None)
+        if limit is None or ordering.position(events[one]) >= limit:
+            yield f"{one} is late in the ledger"
+    yield from _out_of_order(life, highest)
+
+
+def _out_of_order(life: Sequence[Event], highest: Sequence[Position]) -> Iterator[str]:
+    """Yield what was admitted though it was no news, or older than what the session was."""
+    for (before, limit), (after, _) in pairwise(zip(life, highest, strict=True)):
         news = ordering.substance(before) != ordering.substance(after)
-        if not news or ordering.position(after) < highest[sequence]:
+        if not news or ordering.position(after) < limit:
             yield f"{after.id} is admitted in the ledger"
 
 
@@ -120,23 +133,37 @@ def _echoes(before: Event, after: Event) -> bool:
 
 
 def gap(facts: Facts) -> Iterator[str]:
-    """A session's transitions count 1, 2, 3 … in the ledger and on the streams alike."""
-    streamed: dict[tuple[str, int], list[int]] = defaultdict(list)
+    """Within an epoch transitions count 1, 2, 3 …, on the streams and in the ledger alike."""
+    streamed: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for one in facts.transitions:
-        streamed[one.place.session_id, one.place.epoch].append(one.place.sequence)
+        streamed[one.place.session_id][one.place.epoch].append(one.place.sequence)
     for session_id, record in facts.run.records.items():
+        epochs = streamed.pop(session_id, {})
         if session_id in facts.excused:
             continue
-        counted = [*range(1, record.sequence + 1)]
+        for epoch, found in epochs.items():
+            if sorted(found) != [*range(1, len(found) + 1)]:
+                yield f"{session_id} has {sorted(found)} on the streams in epoch {epoch}"
+        now = (max(epochs, default=0), len(epochs[max(epochs)]) if epochs else 0)
+        if now != (record.epoch, record.sequence):
+            yield f"{session_id} is at {now} on the streams, not {record.epoch, record.sequence}"
         admitted = [one.sequence for one in record.events.values() if one.outcome == "admitted"]
-        if sorted(admitted) != counted:
+        if sorted(admitted) != sorted(chain.from_iterable(epochs.values())):
             yield f"{session_id} has {sorted(admitted)} in the ledger"
-        found = streamed.pop((session_id, record.epoch), [])
-        if sorted(found) != counted:
-            yield f"{session_id} has {sorted(found)} on the streams, {record.sequence} counted"
-    for (session_id, epoch), found in streamed.items():
-        if session_id not in facts.excused:
-            yield f"{session_id} has {sorted(found)} in an epoch of its own, {epoch}"
+    yield from (f"{one} is on the streams only" for one in streamed.keys() - facts.excused)
+
+
+def needless_epoch(facts: Facts) -> Iterator[str]:
+    """A session's epoch ends only where Redis ended, or another took over."""
+    ends = [crash.at for crash in facts.run.crashes]
+    ends += [window.until for window in facts.run.rollbacks]
+    epochs: dict[str, set[int]] = defaultdict(set)
+    for one in facts.transitions:
+        epochs[one.place.session_id].add(one.place.epoch)
+    for session_id, began in epochs.items():
+        for before, after in pairwise(sorted(began)):
+            if not any(before / 1000 - SLACK_S <= end <= after / 1000 for end in ends):
+                yield f"{session_id} from {before} to {after}"
 
 
 def shared_sequence(facts: Facts) -> Iterator[str]:

@@ -181,6 +181,28 @@ def lettered(*letters: DeadLetter, handler: str = "wayward") -> Callable[[], Run
     return make
 
 
+def in_two_epochs(*, ended_at: float) -> Callable[[], Run]:
+    """Return what makes a good run whose Redis ended, and whose vs_a began an epoch at 40 s."""
+
+    def make() -> Run:
+        epoch = EPOCH + 40_000
+        run = remembered(
+            sequence=1,
+            epoch=epoch,
+            events={**good().records["vs_a"].events, VERIFIED.id: Remembered("admitted", 1)},
+        )()
+        later = transition(VERIFIED, 1, epoch)
+        return replace(
+            run,
+            transitions=[FIRST, later, THIRD],
+            journals={"honest": calls(FIRST, THIRD, later)},
+            letters={"honest": []},
+            crashes=[Crash(NOW + ended_at, frozenset({CREATED.id}))],
+        )
+
+    return make
+
+
 UNKNOWN = transition(OTHER, 2)
 
 BAD: list[tuple[Law, str, Callable[[], Run]]] = [
@@ -213,6 +235,7 @@ BAD: list[tuple[Law, str, Callable[[], Run]]] = [
      changed(transitions=[*good().transitions, SECOND._replace(event_id=TWIN.id)])),
     (Law.GAP, "an epoch nobody knows",
      changed(transitions=[*good().transitions, transition(CREATED, 1, EPOCH + 1)])),
+    (Law.NEEDLESS_EPOCH, "while nothing ended", in_two_epochs(ended_at=100)),
     (Law.SHARED_SEQUENCE, "two events at one place",
      journaled(*calls(FIRST, SECOND, THIRD, SECOND._replace(event_id=TWIN.id)))),
     (Law.SHARED_SEQUENCE, "one event at two places",
@@ -266,6 +289,22 @@ def test_a_bad_run_is_refused_by_its_word(law: Law, make: Callable[[], Run]) -> 
 def test_every_law_can_be_broken() -> None:
     """There is no law that no run of these breaks."""
     assert {law for law, _, _ in BAD} == set(Law)
+
+
+def test_a_server_that_ended_explains_an_epoch() -> None:
+    """After Redis has ended a session may count from 1 again, in a greater epoch."""
+    run = in_two_epochs(ended_at=33)()
+    verdicts = {one: said for one, said in run.records["vs_a"].events.items() if said.sequence < 2}
+    record = run.records["vs_a"]._replace(events=verdicts)
+    told = [one for one in run.answers if one.event_id not in {PROCESSING.id, TWIN.id}]
+    events = {
+        one: event for one, event in run.events.items() if one not in {TWIN.id, PROCESSING.id}
+    }
+    judgement = judge(
+        replace(run, records={**run.records, "vs_a": record}, answers=told, events=events)
+    )
+
+    assert judgement.violations == []
 
 
 def test_deleted_transitions_explain_what_nobody_got() -> None:

@@ -58,7 +58,7 @@ async def _live(url: str) -> None:
 
 
 async def _work(connections: Connections) -> None:
-    settings = Settings(secrets={}, dedup_horizon_days=3650)
+    settings = Settings(secrets={}, max_event_age_days=3650)
     await guard(connections, KEYS)
     await open_groups(connections, KEYS, HANDLERS)
     inbox = Inbox(connections, KEYS, settings)
@@ -131,7 +131,7 @@ def _records_match(client: Any, entries: dict[str, Any]) -> Counter[str]:
         record = client.hgetall(key)
         verdicts = [value.split() for name, value in record.items() if name.startswith("evt_")]
         admitted = sorted(int(words[1]) for words in verdicts if words[0] == "a")
-        _position, sequence, _epoch, _fingerprint = record["state"].split()
+        _position, sequence, _epoch, _fingerprint, _server = record["state"].split()
         assert admitted == [*range(1, int(sequence) + 1)]
         assert "status" in record
         assert client.ttl(key) > 0
