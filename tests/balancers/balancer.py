@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import httpx2
+import orjson
 import pytest
 from harness import (
     DEADLINE_S,
@@ -99,6 +100,7 @@ def _certificate(directory: Path) -> Path:
         made = run(
             *(program("openssl", "openssl"), "req", "-x509", "-newkey", "ec", "-noenc"),
             *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
             *("-keyout", "-", "-out", path.with_suffix(".crt")),
         )
         key = made[made.index("-----BEGIN PRIVATE") : made.index("-----END PRIVATE")]
@@ -253,6 +255,28 @@ class Laws:
             assert client.get(site.url + WEBHOOK).status_code == 405
             large = b"x" * 262_145
             assert client.post(site.url + WEBHOOK, content=large).status_code == 413
+
+    async def test_a_client_that_names_no_host_is_answered(self, site: Site) -> None:
+        """HTTP/1.0 needs no Host; what goes on to a receiver has one all the same."""
+        body = event(session="vs_hostless", id="evt_hostless")
+        lines = {**signed(body), "Content-Length": str(len(body))}
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        async with secured(site.url) as (reader, writer):
+            writer.write(f"POST {WEBHOOK} HTTP/1.0\r\n{head}\r\n".encode() + body)
+            said = await rest(reader)
+        assert said.endswith(b'{"outcome":"admitted"}')
+
+    def test_the_selftest_finds_nothing_broken(self, site: Site) -> None:
+        """Asked through the balancer, every promise is kept."""
+        trusted = str(site.ground.directory / "certificate.crt")
+        worker = site.ground.start("work").ready()
+        command = site.ground.run(
+            *("selftest", "--to", site.url + WEBHOOK, "--json"), SSL_CERT_FILE=trusted
+        )
+        rows = orjson.loads(command.out)
+        assert not [row for row in rows if row["kept"] is False], rows
+        assert (command.wait(), worker.stop()) == (0, 0)
+        assert len(rows) > 20
 
     @pytest.mark.parametrize("framing", AMBIGUOUS.values(), ids=AMBIGUOUS)
     async def test_nothing_is_smuggled(self, site: Site, framing: bytes) -> None:

@@ -62,6 +62,37 @@ def test_what_it_mounts_is_there(project: Any) -> None:
     assert [name for name, one in project["services"].items() if "ports" in one] == ["balancer"]
 
 
+def test_what_redis_is_told_lies_in_its_container(project: Any) -> None:
+    """Each path in redis.conf or on Redis's command line is mounted, or a folder of the image's."""
+    service = project["services"]["redis"]
+    text = (COMPOSE.parent / "redis" / "redis.conf").read_text()
+    named = re.findall(r"^(?!#)\S+ (/\S+)", text, re.MULTILINE)
+    named += re.findall(r"(?<=\s)/[a-z][^\s;]*", service["entrypoint"][-1])
+    mounted = [volume.split(":")[1] for volume in service["volumes"]]
+
+    assert named
+    assert [
+        path
+        for path in named
+        if not path.startswith((*mounted, *service["tmpfs"], "/run/secrets/"))
+    ] == []
+
+
+def test_one_service_builds_the_image(project: Any) -> None:
+    """All of ours run one image, built once; none is looked for in a registry."""
+    ours = {name: project["services"][name] for name in OURS}
+    building = [name for name, one in ours.items() if "build" in one]
+
+    assert building == ["receiver-1"]
+    assert {one["image"] for one in ours.values()} == {"identity-webhooks"}
+    assert {one["pull_policy"] for name, one in ours.items() if name not in building} == {"never"}
+
+
+def test_an_operator_can_try_everything(project: Any) -> None:
+    """The operator's container has what `send` and `selftest` sign with."""
+    assert "stripe_webhook_secrets" in project["services"]["operator"]["secrets"]
+
+
 def test_the_balancer_finds_what_it_is_told_of(project: Any) -> None:
     """Receivers, port and certificate are named alike here and in the balancers' own files."""
     balancer = project["services"]["balancer"]

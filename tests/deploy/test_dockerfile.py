@@ -58,8 +58,10 @@ def test_the_last_stage_only_runs() -> None:
     assert ("STOPSIGNAL", "SIGTERM") in last
     assert ("ENTRYPOINT", '["python", "-m", "service"]') in last
     [deleted] = [rest for word, rest in last if word == "RUN"]
-    assert deleted.startswith("rm -rf /usr/local/bin/pip*")
-    assert deleted.endswith("/usr/local/lib/python3*/site-packages/*")
+    removing, compiling = re.sub(r"\s+", " ", deleted).split(" && ")
+    assert removing.startswith("rm -rf /usr/local/bin/pip*")
+    assert removing.endswith("/usr/local/lib/python3*/site-packages/*")
+    assert compiling.startswith("python -m compileall -q --invalidation-mode unchecked-hash")
 
 
 def test_what_is_copied_is_all_that_is_sent() -> None:
@@ -105,17 +107,30 @@ def test_its_commands_make_what_runs(tmp_path: Path) -> None:
         checked = built(tmp_path, opened, "-m", "service", "check", "--json")
         built(tmp_path, opened, "-W", "error", "-c", f"import {EXPORTER}, {imports}")
 
+    assert hidden_in(tmp_path) == []
     assert "pip" not in {path.name for path in tmp_path.glob("opt/venv/lib/*/site-packages/*")}
     assert "service.handlers.log" in checked
 
 
+def hidden_in(directory: Path) -> list[Path]:
+    """Return what of the image another user than its owner could not read, or not enter."""
+    found = [*(directory / "app").rglob("*"), *(directory / "opt" / "venv").rglob("*")]
+    needed = {path: 0o005 if path.is_dir() else 0o004 for path in found if not path.is_symlink()}
+    return [path for path, mode in needed.items() if path.stat().st_mode & mode != mode]
+
+
 def build_in(directory: Path) -> None:
-    """Do what the build stage does, with *directory* as the root of everything."""
+    """Do what the build stage does, with *directory* as the root of everything.
+
+    The files come from a checkout by somebody who lets nobody else read them.
+    """
     (directory / "opt").mkdir()
     (directory / "app").mkdir()
     shutil.copy(ROOT / "deploy/requirements/image.txt", directory / "opt/requirements.txt")
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "service", directory / "app/service", ignore=ignored)
+    for path in (directory / "app").rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)
     ours = Path(sys.executable).parent
     for word, rest in stages()[0]:
         if word == "RUN":
@@ -124,6 +139,7 @@ def build_in(directory: Path) -> None:
                 cwd=directory / "app",
                 env={**os.environ, "PATH": f"{ours}:{os.environ['PATH']}"},
                 timeout=BUILD_DEADLINE_S,
+                umask=0o077,
                 check=True,
             )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 from programs import ROOT, documents, run, tool
 from settings_named import known_settings
 
@@ -55,16 +55,26 @@ def test_the_kustomization_is_whole() -> None:
     assert {FOLDER / name for name in kustomization()["resources"]} == set(FILES)
 
 
-def test_the_kustomization_renders(tmp_path: Path) -> None:
-    """Rendered by kubectl, the whole is valid too."""
-    if (kubectl := shutil.which("kubectl")) is None:
-        pytest.skip("kubectl is not installed, and Debian has none")
-    rendered = tmp_path / "rendered.yaml"
-    rendered.write_text(run(kubectl, "kustomize", FOLDER))
+def written_overlay() -> str:
+    """Return the kustomization of a user's own, as the head of ours shows it."""
+    head = (FOLDER / "kustomization.yaml").read_text().partition("apiVersion")[0]
+    [shown] = [part for part in re.split(r"^#$", head, flags=re.MULTILINE) if "resources:" in part]
+    return re.sub(r"^# *?  ", "", shown, flags=re.MULTILINE)
+
+
+def test_an_overlay_names_the_image(tmp_path: Path) -> None:
+    """Rendered by kubectl, the kustomization shown in the head is valid and names it."""
+    overlay, rendered = tmp_path / "overlay" / "kustomization.yaml", tmp_path / "rendered.yaml"
+    overlay.parent.mkdir()
+    shutil.copytree(FOLDER, tmp_path / "base")
+    overlay.write_text(written_overlay().replace("path/to/deploy/kubernetes", "../base"))
+    rendered.write_text(run(tool("kubectl"), "kustomize", overlay.parent))
 
     run(tool("kubernetes-validate"), "--strict", "--quiet", rendered)
-    names = [one["metadata"]["name"] for one in documents(rendered)]
-    assert {"receiver", "worker"} < set(names)
+    pods = [pod(one) for one in documents(rendered) if one["kind"] == "Deployment"]
+    images = {container["image"] for each in pods for container in each["containers"]}
+    assert len(pods) == 2
+    assert images == {"registry.example/identity-webhooks:0.1.0"}
 
 
 def test_pods_have_time_to_stop() -> None:

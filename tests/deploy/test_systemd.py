@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+import httpx2
 import pytest
+from harness import yard
 from programs import ROOT, program, run
+from servers import free_port
 from settings_named import known_settings
 
 from service.config import Settings
@@ -70,3 +74,28 @@ def test_both_are_closed_alike() -> None:
     differ = {name for name in receiver | worker if receiver[name] != worker[name]}
 
     assert differ == {"Description", "ExecStart", "LoadCredential"}
+
+
+def test_both_run_on_one_machine(tmp_path: Path) -> None:
+    """With .env.example as the one file of settings, both listen side by side."""
+    web, receivers_admin, workers_admin = (str(free_port()) for _ in range(3))
+    told = (ROOT / ".env.example").read_text()
+    lines = dict(re.findall(r"^([A-Z_]+)=(.*)$", told, re.MULTILINE))
+    ports = {lines["ADMIN_PORT"]: receivers_admin, lines["PORT"]: web}
+
+    with yard(tmp_path) as opened, contextlib.ExitStack() as ending:
+        for unit in UNITS:
+            [command] = directives(unit)["ExecStart"]
+            *prefix, _, _, _, verb = command.split()
+            own = dict(word.split("=") for word in prefix if "=" in word)
+            if "ADMIN_PORT" in own:
+                ports[own["ADMIN_PORT"]] = workers_admin
+            settings = lines | own
+            process = opened.start(
+                verb, PORT=ports[settings["PORT"]], ADMIN_PORT=ports[settings["ADMIN_PORT"]]
+            )
+            ending.callback(process.end)
+            process.ready()
+        asked = [httpx2.get(f"http://127.0.0.1:{port}/livez") for port in ports.values()]
+
+    assert [answer.status_code for answer in asked] == [200, 200, 200]
