@@ -132,7 +132,7 @@ async def send(
         sleep: How the rate is waited for.
 
     Raises:
-        ConfigError: The `send` extra is not installed, or *to* is no http or https URL.
+        ConfigError: *to* is no http or https URL.
     """
     started_at = clock()
     pace = _Pace(rate, clock=clock, sleep=sleep)
@@ -193,10 +193,8 @@ def _lanes(deliveries: Iterable[Delivery]) -> Iterable[list[Delivery]]:
 
 
 def _client(to: str, concurrency: int) -> httpx2.AsyncClient:
-    try:
-        import httpx2  # noqa: PLC0415  only `send` needs it, and it comes with an extra
-    except ImportError:
-        raise ConfigError(["sending needs an HTTP client: install the `send` extra"]) from None
+    import httpx2  # noqa: PLC0415  receivers and workers start without it
+
     try:
         address = httpx2.URL(to)
     except httpx2.InvalidURL:

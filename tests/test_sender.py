@@ -405,13 +405,6 @@ async def test_no_address(to: str) -> None:
         await send(raw("a"), to=to, secret=SECRET)
 
 
-async def test_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the HTTP client the extra that brings it is named."""
-    monkeypatch.setitem(sys.modules, "httpx2", None)
-    with pytest.raises(ConfigError, match="`send` extra"):
-        await send(raw("a"), to="http://localhost/", secret=SECRET)
-
-
 def test_repr() -> None:
     """A delivery's repr shows nothing of its body."""
     assert "secret" not in repr(raw(json.dumps({"client_secret": "…"})))

@@ -50,7 +50,7 @@ def test_what_is_asked_for_is_pinned() -> None:
         "runtime": project["project"]["dependencies"],
         "image": [each for name in ("kafka", "nats", "otel", "rabbitmq", "sqs")
                   for each in extras[name]],
-        "embedded": [*extras["embedded"], *extras["send"]],
+        "embedded": extras["embedded"],
         "dev": extras["dev"][1:],
         "tools": project["dependency-groups"]["tools"],
     }  # fmt: skip
