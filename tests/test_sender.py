@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import json
 import socket
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
