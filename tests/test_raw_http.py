@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from http import HTTPStatus
 
 import pytest
 from harness import WEBHOOK, event, listening, signed, talk
@@ -50,7 +51,8 @@ UNSIGNED = error("400 Bad Request", "signature_missing")
 UNSIGNED_LAST = error("400 Bad Request", "signature_missing", last=True)
 MALFORMED = error("400 Bad Request", "request_malformed", last=True)
 HEADERS = error("431 Request Header Fields Too Large", "headers_too_large", last=True)
-TOO_LARGE = error("413 Request Entity Too Large", "body_too_large")
+# The words after a status code are Python's, and changed with 3.13.
+TOO_LARGE = error(f"413 {HTTPStatus(413).phrase}", "body_too_large")
 BUSY = error("503 Service Unavailable", "unavailable", more=LAST + b"retry-after: 5\r\n")
 ALIVE = said("200 OK")
 NOT_FOUND = said("404 Not Found")

@@ -10,6 +10,7 @@ from pathlib import Path
 import brokers
 import pytest
 import redis
+import roles
 import servers
 from contract import (
     Broker,
@@ -23,6 +24,7 @@ from contract import (
 )
 
 from service.errors import ConfigError, Undeliverable
+from service.handlers import examine, redis_stream
 from service.messages import message
 
 STREAM = "identity:verifications"
@@ -202,3 +204,19 @@ class TestRedisStream(QueueLaws):
         async with self.opened(environ) as handler:
             with pytest.raises(ConfigError, match=r"^REDIS_STREAM_URL: "):
                 await check(handler)
+
+
+async def test_its_user_can_do_its_work_and_nothing_else(tmp_path: Path) -> None:
+    """As the user of deploy/redis it checks its stream and appends each transition once."""
+    acl = roles.write_acl(tmp_path / "users.acl")
+    with servers.server(tmp_path, "--aclfile", str(acl), user="administrator") as running:
+        url = roles.as_user(running.url, "stream")
+        async with redis_stream.open({"REDIS_STREAM_URL": url}) as handler:
+            await examine(handler)
+            for _ in range(2):
+                await handler(transition("a", 1))
+        with running.client() as client, redis.Redis.from_url(url) as its_own:
+            assert client.xlen("verifications") == 1
+            for words in ("XRANGE verifications - +", "DEL verifications", "GET idv:layout"):
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    its_own.execute_command(*words.split())
