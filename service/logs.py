@@ -7,16 +7,14 @@ stand in a line is decided in `redaction` and where it is logged.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import contextlib
 import logging
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from select import PIPE_BUF
+from functools import partial
 from types import TracebackType
 from typing import Any, BinaryIO, TypeAlias
 
@@ -26,6 +24,7 @@ from structlog.typing import EventDict, Processor
 
 from .config import LogFormat, LogLevel
 from .floods import Floods
+from .log_writer import LogSink
 from .redaction import harmless, is_harmless
 
 LIBRARY_LEVEL = logging.WARNING
@@ -45,10 +44,13 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
         _led,
         *([_json] if as_json else _as_text(colors=is_terminal)),
     ]
-    sink = _Sink(out)
-    _sinks[:] = [sink]
     floods = Floods()
-    atexit.register(sink.flush_now)
+    sink = LogSink(out, partial(_lines_dropped, processors))
+    for replaced in _sinks:
+        replaced.close()
+    _sinks[:] = [sink]
+    atexit.unregister(flush)
+    atexit.register(flush)
     structlog.configure(
         processors=[_once_in_a_while(floods), *processors],
         wrapper_class=structlog.make_filtering_bound_logger(least),
@@ -58,15 +60,22 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
     _configure_libraries(_Handler(sink, processors, floods), max(least, LIBRARY_LEVEL))
 
 
-async def written() -> None:
+async def written(within_s: float) -> None:
     """Wait until what was logged in this loop turn is out, where it goes through `configure`.
 
     Raises:
-        ConnectionError: It could not be written: a full disk, a closed pipe.
+        ConnectionError: It could not be written (a full disk, a closed pipe), or was not within
+            *within_s* seconds because its reader stalls. It may still be written later.
     """
-    await asyncio.sleep(0)
-    if any(sink.is_stuck for sink in _sinks):
-        raise ConnectionError("the log cannot be written")
+    for sink in _sinks:
+        if not await sink.written(within_s):
+            raise ConnectionError("the log cannot be written")
+
+
+def flush() -> None:
+    """Wait until what was logged is out, for a bounded time."""
+    for sink in _sinks:
+        sink.flush()
 
 
 def report_faults() -> None:
@@ -100,60 +109,14 @@ def _configure_libraries(handler: logging.Handler, level: int) -> None:
         logger.setLevel(level)
 
 
-class _Sink:
-    """Where lines go; a full disk or a closed pipe must not stop what was being reported on.
-
-    The lines of one loop turn are written together, at its end. Where no loop runs, or not in
-    this thread, each is written at once. To structlog this is the logger: any severity writes.
-    """
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-        self._lines: list[bytes] = []
-        self.is_stuck = False
-
-    def write(self, line: bytes) -> None:
-        self._lines.append(line)
-        if len(self._lines) == 1:
-            try:
-                asyncio.get_running_loop().call_soon(self.flush_now)
-            except RuntimeError:
-                self.flush_now()
-
-    debug = info = warning = error = critical = write
-
-    def flush_now(self) -> None:
-        lines, self._lines = self._lines, []
-        self.is_stuck = True
-        with contextlib.suppress(OSError, ValueError):
-            for text in _pieces(lines):
-                self._out.write(text)
-                self._out.flush()
-            self.is_stuck = False
-
-
 # The one that is configured, if any.
-_sinks: list[_Sink] = []
-
-
-def _pieces(lines: list[bytes]) -> Iterator[bytes]:
-    """Join lines to pieces that a pipe takes whole, even where several processes write to it."""
-    together: list[bytes] = []
-    size = 0
-    for line in lines:
-        size += len(line) + 1
-        if together and size > PIPE_BUF:
-            yield b"\n".join([*together, b""])
-            together.clear()
-            size = len(line) + 1
-        together.append(line)
-    yield b"\n".join([*together, b""])
+_sinks: list[LogSink] = []
 
 
 class _Handler(logging.Handler):
     """Takes the records of libraries through our processors."""
 
-    def __init__(self, sink: _Sink, processors: list[Processor], floods: Floods) -> None:
+    def __init__(self, sink: LogSink, processors: list[Processor], floods: Floods) -> None:
         super().__init__()
         self._sink = sink
         self._processors = processors
@@ -172,9 +135,18 @@ class _Handler(logging.Handler):
         line: Any = {"event": message, "logger": record.name, "exc_info": record.exc_info}
         if held_back:
             line["suppressed"] = held_back
-        for process in self._processors:
-            line = process(None, record.levelname.lower(), line)
-        self._sink.write(line)
+        self._sink.write(_rendered(self._processors, record.levelname.lower(), line))
+
+
+def _rendered(processors: Sequence[Processor], level: str, fields: Any) -> Any:
+    for process in processors:
+        fields = process(None, level, fields)
+    return fields
+
+
+def _lines_dropped(processors: Sequence[Processor], number: int) -> bytes:
+    line: bytes = _rendered(processors, "error", {"event": "log.lines_dropped", "lines": number})
+    return line
 
 
 def _raised(exc_info: ExcInfo) -> list[dict[str, Any]]:

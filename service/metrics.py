@@ -154,6 +154,11 @@ SETTING_REFUSED = Gauge(
 REDIS_ERRORS = Counter(
     "idv_redis_errors_total", "Failed calls to Redis by reason.", ["reason"], registry=REGISTRY
 )
+LOG_LINES_DROPPED = Counter(
+    "idv_log_lines_dropped_total",
+    "Log lines dropped because standard output was not read, or could not be written.",
+    registry=REGISTRY,
+)
 DELIVERIES = Counter(
     "idv_deliveries_total",
     "Handler calls by outcome (delivered, failed), what became of the failed (retried, buried), and"

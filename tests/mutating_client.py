@@ -213,6 +213,7 @@ class Loop:
 
     def faults_logged(self) -> list[str]:
         """Return the log lines that no stranger may cause."""
+        logs.flush()
         lines = [orjson.loads(line) for line in self.log.getvalue().splitlines()]
         # A stranger may be refused, or told to come later: neither has an exception in it.
         return [

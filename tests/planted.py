@@ -502,4 +502,19 @@ MUTANTS = (
         _CIRCUIT.replace("if ", "if False and ", 1),
         "test_dispatch_machine.py",
     ),
+    # The log: nothing waits for its reader but who needs the line.
+    Mutant(
+        "a dropped log line counts as written",
+        "service/log_writer.py",
+        "            done(False)",
+        "            done(True)",
+        "test_logs.py",
+    ),
+    Mutant(
+        "the queue of log lines has no bound",
+        "service/log_writer.py",
+        "self._queued_bytes > MAX_QUEUED_BYTES\n",
+        "self._queued_bytes < 0\n",
+        "test_logs.py",
+    ),
 )

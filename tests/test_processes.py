@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
+import orjson
 import pytest
 import redis
 from harness import (
     DEADLINE_S,
+    PROCESS_DEADLINE_S,
     SECRET,
+    WEBHOOK,
     Process,
     Yard,
     answer,
     connected,
     event,
     eventually,
+    post_all,
     request,
     signed,
     soon,
@@ -437,3 +445,70 @@ def test_the_procfile_runs_both_on_one_machine() -> None:
     kinds = dict(line.split(": ") for line in lines)
     assert kinds["web"] == "exec python -m service serve"
     assert kinds["worker"] == "ADMIN_PORT=8002 exec python -m service work"
+
+
+# As `python -m service`, with a pipe for standard output that the test reads when it likes.
+PIPED = """
+import os
+from service import log_writer
+from service.cli import main
+log_writer.MAX_QUEUED_BYTES = 50_000
+os.dup2(os.open(os.environ["PIPE"], os.O_RDWR), 1)
+main()
+"""
+
+
+async def test_a_log_that_is_not_read_stops_nothing(ground: Yard) -> None:
+    """With standard output full, probes and requests are answered; no transition's line is lost."""
+    path = ground.directory / "pipe"
+    os.mkfifo(path)
+    settings = {"HANDLER_TIMEOUT_S": "0.5", "RETRY_FIRST_S": "0.05", "REDIS_PREFIX": "piped"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    dev = ground.start("dev", program=PIPED, PIPE=str(path), PORT=str(port), **settings)
+    base = f"http://127.0.0.1:{port}"
+    async with httpx2.AsyncClient(base_url=base, timeout=DEADLINE_S) as client:
+        await eventually(lambda: _ready(f"{base}/readyz"), PROCESS_DEADLINE_S)
+        bodies = [event(id=f"evt_{n}", session=f"vs_{n}") for n in range(400)]
+        answers = await post_all(client, WEBHOOK, bodies)
+        assert {answer.status_code for answer in answers} == {200}
+        assert (await client.get("/livez")).status_code == 200
+        admin = _said_admin(dev)
+        assert re.search(r"idv_log_lines_dropped_total [1-9]", httpx2.get(admin).text)
+        lines = _Lines(reading)
+        await eventually(lambda: len(lines.sessions("transition")) == 400, PROCESS_DEADLINE_S)
+    assert lines.of("log.lines_dropped")
+    dev.popen.terminate()
+    assert await asyncio.to_thread(dev.wait) == 0
+    os.close(reading)
+
+
+def _ready(address: str) -> bool:
+    with contextlib.suppress(httpx2.TransportError):
+        return httpx2.get(address).status_code == 200
+    return False
+
+
+def _said_admin(dev: Process) -> str:
+    return re.search(r"metrics +(\S+)", dev.err.decode())[1]  # type: ignore[index]
+
+
+class _Lines:
+    """What is read of a log, each time somebody asks."""
+
+    def __init__(self, reading: int) -> None:
+        self._reading = reading
+        self._text = b""
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        with contextlib.suppress(BlockingIOError):
+            while some := os.read(self._reading, 65536):
+                self._text += some
+        whole = self._text.rpartition(b"\n")[0]
+        found = [orjson.loads(line) for line in whole.split(b"\n") if line]
+        return [line for line in found if line["event"] == event]
+
+    def sessions(self, event: str) -> set[str]:
+        return {line["session_id"] for line in self.of(event)}

@@ -23,7 +23,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 @asynccontextmanager
 async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A001 - the protocol's word
     """Yield the handler."""
-    metadata_keys = Settings.from_environ(environ).log_metadata_keys
+    settings = Settings.from_environ(environ)
+    metadata_keys = settings.log_metadata_keys
+    # Before the attempt is over: a log that is not read opens the circuit and costs no attempt.
+    patience_s = settings.handler_timeout_s / 2
 
     async def handle(transition: StatusTransition) -> None:
         metadata = transition.metadata or {}
@@ -44,6 +47,6 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
             account=transition.account,
             **{f"metadata.{key}": metadata[key] for key in metadata_keys if key in metadata},
         )
-        await logs.written()
+        await logs.written(patience_s)
 
     yield handle

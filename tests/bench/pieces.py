@@ -78,6 +78,7 @@ def _in_a_loop(make: Callable[[], Callable[[], object]], *, lines: int = 1) -> f
             for _ in range(100 // lines):
                 piece()
             await asyncio.sleep(0)
+        logs.flush()
         return (time.process_time() - began) / TIMES * 1e6
 
     with tempfile.TemporaryFile() as out:
