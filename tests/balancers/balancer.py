@@ -135,12 +135,14 @@ def receivers(opened: Yard, **settings: str) -> list[Process]:
 
 
 @asynccontextmanager
-async def refusing() -> AsyncIterator[str]:
-    """Be a receiver that is ready for traffic and answers each POST with 503."""
+async def refusing(posts: list[bytes] | None = None) -> AsyncIterator[str]:
+    """Be a receiver that is ready for traffic, answers each POST with 503, and keeps its head."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer):
             head = await reader.readuntil(b"\r\n\r\n")
+            if posts is not None and head.startswith(b"POST "):
+                posts.append(head)
             status = b"200 OK" if head.startswith(b"GET /readyz ") else b"503 Service Unavailable"
             if found := re.search(rb"(?i)content-length: (\d+)", head):
                 await reader.readexactly(int(found[1]))
@@ -292,6 +294,23 @@ class Laws:
         assert {*answers} <= {b"400", b"422", b"501"}
         now = [len(process.lines("event.rejected")) for process in site.pair]
         assert sum(now) - sum(seen) <= 1
+
+    async def test_a_503_is_asked_once_more(self, site: Site) -> None:
+        """Where every receiver answers 503 an event is counted twice: EventsDeferred knows."""
+        directory = site.ground.directory / "deferring"
+        directory.mkdir()
+        posts: list[bytes] = []
+        async with refusing(posts) as one, refusing(posts) as other:
+            running = site.balancer.running(directory, [one, other])
+            url = await asyncio.to_thread(running.__enter__)
+            try:
+                async with httpx2.AsyncClient(verify=trusting()) as client:
+                    body = event(session="vs_deferred", id="evt_deferred")
+                    answer = await client.post(url + WEBHOOK, content=body, headers=signed(body))
+            finally:
+                await asyncio.to_thread(running.__exit__, None, None, None)
+        assert answer.status_code in {502, 503}
+        assert len(posts) == 2
 
     async def test_who_refuses_costs_nobody_an_answer(self, site: Site) -> None:
         """A 503 of one receiver is asked again of the other."""
