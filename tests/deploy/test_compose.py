@@ -88,11 +88,6 @@ def test_one_service_builds_the_image(project: Any) -> None:
     assert {one["pull_policy"] for name, one in ours.items() if name not in building} == {"never"}
 
 
-def test_an_operator_can_try_everything(project: Any) -> None:
-    """The operator's container has what `send` and `selftest` sign with."""
-    assert "stripe_webhook_secrets" in project["services"]["operator"]["secrets"]
-
-
 def test_the_balancer_finds_what_it_is_told_of(project: Any) -> None:
     """Receivers, port and certificate are named alike here and in the balancers' own files."""
     balancer = project["services"]["balancer"]
@@ -187,15 +182,18 @@ def test_its_redis_knows_its_users(project: Any, tmp_path: Path) -> None:
 
 
 async def test_its_processes_do_their_work(project: Any, tmp_path: Path) -> None:
-    """Told no more than their containers are, a receiver and a worker pass an event on."""
+    """Told no more than their containers are, a receiver and a worker keep every promise.
+
+    It is the operator's container that tries them.
+    """
     port = free_port()
     write_secrets(tmp_path, port)
     ours = {"HOST": "127.0.0.1", "PORT": "0", "ADMIN_PORT": "0", "DRAIN_S": "0"}
     with its_redis(project, tmp_path, port), contextlib.ExitStack() as ending:
 
-        def start(name: str) -> Process:
+        def start(name: str, *command: str) -> Process:
             process = Process(
-                *project["services"][name]["command"],
+                *(command or project["services"][name]["command"]),
                 directory=tmp_path,
                 CREDENTIALS_DIRECTORY=str(run_secrets(project, name, tmp_path)),
                 **{**project["services"][name]["environment"], **ours},
@@ -208,5 +206,7 @@ async def test_its_processes_do_their_work(project: Any, tmp_path: Path) -> None
         async with httpx2.AsyncClient() as client:
             answer = await client.post(receiver.url, content=body, headers=signed(body))
         [transition] = await eventually(lambda: worker.lines("transition"))
+        tried = start("operator", "selftest", "--to", receiver.url)
+        assert tried.wait() == 0, tried.out
 
     assert (answer.status_code, transition["event_id"]) == (200, "evt_1")

@@ -73,7 +73,7 @@ def test_both_are_closed_alike() -> None:
     receiver, worker = (directives(unit) for unit in UNITS)
     differ = {name for name in receiver | worker if receiver[name] != worker[name]}
 
-    assert differ == {"Description", "ExecStart", "LoadCredential"}
+    assert differ == {"Description", "ExecStart", "LoadCredential", "MemoryMax"}
 
 
 def test_both_run_on_one_machine(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""How much memory a process is given: alike on every platform, and more than it needs at worst."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from programs import ROOT, documents
+
+from service.config import Settings
+
+DEPLOY = ROOT / "deploy"
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+# What a receiver or a worker needs before anything comes, and for what has come and is in hand.
+IDLE = 50 << 20
+WORST = {
+    # Every connection holds the largest body but its last byte, and 64 KiB beside it.
+    "receiver": IDLE + Settings.max_connections * (Settings.max_body_bytes + (64 << 10)),
+    # As measured with 200,000 transitions waiting and every call failing: see the README.
+    "worker": 70 << 20,
+}
+MARGIN = 1.3
+
+
+def size(text: str) -> int:
+    """Return how many bytes a limit is: 512m, 512Mi and 512M are one."""
+    found = re.fullmatch(r"(\d+)([KMG])I?", text.upper())
+    assert found
+    return int(found[1]) * UNITS[found[2]]
+
+
+def limits() -> Iterator[tuple[str, str, int]]:
+    """Yield each limit: what for, where, and how much."""
+    [compose] = documents(DEPLOY / "compose.yaml")
+    for service, process in (("receiver-1", "receiver"), ("receiver-2", "receiver"),
+                             ("worker", "worker")):  # fmt: skip
+        yield process, service, size(compose["services"][service]["mem_limit"])
+    for process in WORST:
+        deployment, *_ = documents(DEPLOY / "kubernetes" / f"{process}.yaml")
+        [container] = deployment["spec"]["template"]["spec"]["containers"]
+        yield process, "kubernetes", size(container["resources"]["limits"]["memory"])
+        unit = (DEPLOY / "systemd" / f"identity-webhooks-{process}.service").read_text()
+        yield process, "systemd", size(*re.findall(r"^MemoryMax=(.*)$", unit, re.MULTILINE))
+
+
+@pytest.mark.parametrize("process", WORST)
+def test_limits_are_alike_and_enough(process: str) -> None:
+    """Each platform gives a process the same, a third more than it can need at the very worst."""
+    given = {where: amount for name, where, amount in limits() if name == process}
+
+    assert len(set(given.values())) == 1, given
+    assert min(given.values()) >= MARGIN * WORST[process]
+    assert f"{min(given.values()) >> 20} MiB" in (ROOT / "README.md").read_text()
