@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ class Papers:
     """A directory of certificates, each `<name>.crt` with its `<name>.key`.
 
     Those of `ca` and `stranger` are authorities of their own; `server` and `client` are of the
-    former, and so is `elsewhere`, which is for another host.
+    former, and so are `elsewhere`, which is for another host, and `lax`, which is for ours but does
+    not name the key of its authority.
     """
 
     directory: Path
@@ -50,10 +52,12 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
         _openssl("req", "-x509", *key, "-days", "2", "-subj", f"/CN={name}",
                  "-addext", "keyUsage=critical,keyCertSign,cRLSign",
                  "-keyout", made[f"{name}.key"], "-out", made[f"{name}.crt"])  # fmt: skip
-    names = {"server": "IP:127.0.0.1", "elsewhere": "DNS:elsewhere.example", "client": "DNS:us"}
+    names = {"server": "IP:127.0.0.1", "elsewhere": "DNS:elsewhere.example", "client": "DNS:us",
+             "lax": "IP:127.0.0.1"}  # fmt: skip
     for name, host in names.items():
         extensions = made.directory / f"{name}.ext"
-        extensions.write_text(f"subjectAltName={host}\nauthorityKeyIdentifier=keyid\n")
+        named = "none" if name == "lax" else "keyid"
+        extensions.write_text(f"subjectAltName={host}\nauthorityKeyIdentifier={named}\n")
         _openssl("req", *key, "-subj", f"/CN={name}",
                  "-keyout", made[f"{name}.key"], "-out", made[f"{name}.csr"])  # fmt: skip
         _openssl("x509", "-req", "-in", made[f"{name}.csr"], "-CA", made["ca.crt"],
@@ -149,6 +153,18 @@ def test_redis_may_ask_for_a_certificate(program: Path, papers: Papers, tmp_path
         assert place.check(place.url("ca.crt", "client")).wait() == 0
         assert_untrusted(place.check(place.url("ca.crt")), by_server=True)
         assert_untrusted(place.check(place.url("ca.crt", "stranger")), by_server=True)
+
+
+def test_a_certificate_must_name_the_key_of_its_authority(
+    program: Path, papers: Papers, tmp_path: Path
+) -> None:
+    """Since Python 3.13 one that does not is refused, as the README says of private authorities."""
+    with _place(program, papers, tmp_path, name="lax", ask="no") as place:
+        checked = place.check(place.url("ca.crt"))
+        if sys.version_info >= (3, 13):
+            assert_untrusted(checked)
+        else:
+            assert checked.wait() == 0
 
 
 def test_a_certificate_of_its_own_making_can_be_let_pass(
