@@ -33,6 +33,7 @@ from .embedded import EmbeddedServer, find_server
 from .errors import ConfigError, Unavailable
 from .findings import Finding, Severity
 from .layout import Keys
+from .redaction import scrub
 from .secret import Secret
 from .simulate import LIFECYCLES, SimulatedEvent, lifecycle_events
 from .web import WEBHOOK_PATH
@@ -43,6 +44,10 @@ LIFE_BEGAN_BEFORE_S = 5 * 86_400
 
 def main() -> None:
     """Run the command line, turning our errors into one line each and an exit code."""
+    # Handlers may be files of the current folder, as they may with `python -m service`.
+    if "" not in sys.path and not sys.flags.safe_path:
+        sys.path.append("")
+    terminal.print_any_text()
     try:
         _run_command()
     except ConfigError as error:
@@ -69,7 +74,11 @@ def commands() -> None:
 
 @commands.command()
 def dev() -> None:
-    """Run receiver, worker and the log handler on a private Valkey kept in .data/."""
+    """Run receiver and worker in one process, on a private Valkey kept in .data/.
+
+    HANDLERS names the handlers (log unless set): your own too, as my_handler:open for the function
+    open in my_handler.py of this folder. REDIS_URL names another Redis.
+    """
     environ = {"HOST": "127.0.0.1", "DRAIN_S": "0", **os.environ}
     if local.names_redis(environ):
         _run_dev(environ)
@@ -199,6 +208,8 @@ def examine(
     )
 
     async def tried() -> list[selftest.Row]:
+        if silent := await selftest.silent(subject):
+            terminal.fail([f"{scrub(url)}: no answer" for url in silent], terminal.FOUND_WRONG)
         random, since = Random(secrets.randbits(64)), time.time()  # noqa: S311 - invented sessions
         trial = await selftest.examine(subject, random=random, now=since)
         return [*trial.rows, *await traces.rows(settings, trial, since=since)]

@@ -107,6 +107,21 @@ async def examine(subject: Subject, *, random: Random, now: float) -> Trial:
     return await _Examination(subject, random, int(now)).run()
 
 
+async def silent(subject: Subject) -> list[str]:
+    """Return the addresses at which nothing answers.
+
+    Raises:
+        ConfigError: There is no HTTP client, or an address is none.
+    """
+    counts = [
+        (await send([Delivery(body=b"{}", signature="")], to=url, secret=subject.secret)).counts
+        for url in subject.urls
+    ]
+    return [
+        url for url, answers in zip(subject.urls, counts, strict=True) if "unreachable" in answers
+    ]
+
+
 class _Case(NamedTuple):
     """One delivery and the one word that answers it, or the balancer's own answer instead."""
 

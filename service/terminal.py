@@ -10,6 +10,7 @@ Exit codes: 0 all is well, 1 something was found wrong, 2 a setting or an argume
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import sys
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
@@ -97,10 +98,16 @@ def print_rows(
         click.echo(line.rstrip())
 
 
+def print_any_text() -> None:
+    """Let characters that the encoding of standard output lacks be printed as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def print_json(found: object) -> None:
-    """Print one line of JSON."""
+    """Print one line of JSON, in ASCII: standard output may have any encoding."""
     line = orjson.dumps(found).decode()
-    click.echo("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line))
+    click.echo("".join(c if c.isascii() and c.isprintable() else json.dumps(c)[1:-1] for c in line))
 
 
 def note(text: str, style: str = "") -> None:

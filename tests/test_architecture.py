@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, str] = {
     "reports": "secret",
     "sessions": "reports secret",
     "transitions": "reports sessions",
+    "testing": "transitions",
     "events": "errors reports sessions signatures transitions",
     "wire": "transitions",
     "log_writer": "metrics",
@@ -98,7 +99,7 @@ MAY_IMPORT: dict[str, str] = {
     "mail_commands": ("config connections errors janitor layout local replays signals terminal"),
     "cli": (
         "__init__ checks config connections embedded errors findings layout ledger local logs"
-        " mail_commands processes secret selftest sender simulate terminal traces web"
+        " mail_commands processes redaction secret selftest sender simulate terminal traces web"
     ),
     "__main__": "cli",
 }

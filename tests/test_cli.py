@@ -235,6 +235,20 @@ def test_check_says_what_holds(ground: Yard) -> None:
     assert CANARY.encode() not in closed.out + closed.err + gone.err
 
 
+OWN = """
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+@asynccontextmanager
+async def open(environ):
+    async def handle(transition):
+        with Path("kept").open("a") as kept:
+            print(transition.current, file=kept)
+
+    yield handle
+"""
+
+
 def test_send_says_what_it_lacks(ground: Yard) -> None:
     """No secret, no such address, nothing to send: exit 2 and one line; refused: 1."""
     secret = ground.typed("send", "verified", STRIPE_WEBHOOK_SECRETS="")
@@ -294,6 +308,36 @@ def test_every_command_explains_itself(command: str) -> None:
         assert "Usage:" in result.output
     listed = COMMANDS if not command else [*LIFECYCLES] if command == "send" else []
     assert all(word in result.output for word in listed)
+
+
+def test_the_console_script_finds_handlers_of_the_folder(dev: Dev, ground: Yard) -> None:
+    """A handler in a file of the current folder is found by the script as by `python -m`."""
+    (dev.directory / "bin").mkdir()
+    (dev.directory / "bin" / "script").write_text("from service.cli import main\nmain()\n")
+    (dev.directory / "own.py").write_text(OWN)
+    settings = {"HANDLERS": "own:open", "REDIS_URL": ground.server.url}
+    for start in ("bin/script", "-m service"):
+        checked = dev.type(f"python {start} check --json", **settings)
+        rows = {row["name"]: row["meaning"] for row in orjson.loads(checked.stdout)}
+        assert rows["handler own:open"] == "opens (own:open)"
+    refused = dev.type("python -P bin/script check", **settings)
+    assert "module own is not installed" in refused.stderr
+
+
+def test_dev_tries_a_handler_of_the_folder(dev: Dev) -> None:
+    """`dev` hands what `send` sends to the handlers that HANDLERS names."""
+    (dev.directory / "own.py").write_text(OWN)
+    running = dev.start(HANDLERS="own:open")
+    assert dev.type(_said(running, "type next")).returncode == 0
+    kept = dev.directory / "kept"
+    soon(
+        lambda: (
+            kept.exists()
+            and kept.read_text().split() == ["requires_input", "processing", "verified"]
+        )
+    )
+    assert running.started["works"] == ["own:open"]
+    assert running.stop() == 0
 
 
 def test_the_module_is_a_program(ground: Yard) -> None:

@@ -28,7 +28,7 @@ from service.connections import Connections
 from service.errors import Refusal, Rejected
 from service.events import Event, Ignored, parse
 from service.layout import Keys
-from service.secret import Secret
+from service.secret import MASK, Secret
 from service.selftest import Lived, Row, Subject, Trial, examine
 from service.signatures import VerifiedPayload, verify
 from service.transitions import SELFTEST_PREFIX, is_selftest, position
@@ -347,10 +347,21 @@ def test_a_deployment_behind_two_receivers_is_green(deployment: Yard) -> None:
         assert b"Traceback" not in process.out + process.err
 
 
-def test_the_command_is_red_where_nobody_answers(deployment: Yard) -> None:
-    """Exit code 1, a row for each promise, and no word of what went wrong inside."""
-    command, rows = _selftest(deployment, "--to", f"http://127.0.0.1:1{WEBHOOK}")
+def test_an_address_at_which_nothing_answers_is_one_line(deployment: Yard) -> None:
+    """Exit code 1 and the address, without its password, rather than a row for each promise."""
+    silent = f"http://user:canary@127.0.0.1:1{WEBHOOK}"
+    typed = deployment.typed("selftest", "--to", silent)
 
-    assert command.wait() == 1
-    assert {row["seen"].split()[-1] for row in rows[:18]} == {"unreachable"}
-    assert b"Traceback" not in command.err
+    assert (typed.code, typed.out) == (1, b"")
+    said = f"error: http://{MASK}@127.0.0.1:1{WEBHOOK}: no answer\n"
+    assert typed.err == said.encode()
+
+
+def test_a_terminal_of_another_encoding_gets_the_rows(deployment: Yard) -> None:
+    """What an encoding lacks is printed as an escape."""
+    dev = deployment.start("dev", **HANDLERS).ready()
+    command = deployment.run("selftest", "--to", dev.url, PYTHONIOENCODING="latin-1", **HANDLERS)
+
+    assert rb"each session is handed over as 1, 2, 3 \u2026 without a gap" in command.out
+    assert command.err == b""
+    assert dev.stop() == 0

@@ -63,6 +63,7 @@ def test_json_prints_no_control_character() -> None:
     """What a program reads is the same text, and a terminal that shows it obeys nothing."""
     line = printed(terminal.print_rows, ("text",), [(HOSTILE + "\U000e0001é",)], as_json=True)
     assert line.removesuffix("\n").isprintable()
+    assert line.isascii()
     assert orjson.loads(line) == [{"text": HOSTILE + "\U000e0001é"}]
 
 

@@ -1,0 +1,36 @@
+"""For tests of your own handlers: transitions to hand over. Used by nothing in this service."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from .transitions import EVENT_TYPE_PREFIX, Status, StatusTransition
+
+
+def transition(**changes: Any) -> StatusTransition:
+    """Return the transition of a session that has just been verified.
+
+    Args:
+        changes: Fields of `StatusTransition` that are to be different.
+
+    Raises:
+        TypeError: There is no such field.
+    """
+    fields: dict[str, Any] = {
+        "event_id": "evt_1",
+        "event_type": EVENT_TYPE_PREFIX + "verified",
+        "occurred_at": datetime(2026, 1, 1, 12, 0, 2, tzinfo=UTC),
+        "livemode": False,
+        "session_id": "vs_1",
+        "session_type": "document",
+        "current": Status.VERIFIED.value,
+        "report_id": "vr_1",
+        "client_reference_id": "user_1",
+        "metadata": {},
+        "previous": Status.PROCESSING.value,
+        "sequence": 3,
+        "epoch": 1_767_268_800_000,
+        "expected": True,
+    }
+    return StatusTransition(**{**fields, **changes})
