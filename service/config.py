@@ -135,7 +135,9 @@ class Settings:
         1024, 1, 100000, "Open connections before the slowest, or else a newcomer, gets a 503"
     )
     max_in_flight: int = whole(512, 1, 100000, "Whole requests in hand before a 503")
-    receive_timeout_s: float = decimal(10.0, 0.1, 300, "Seconds a client has for a whole request")
+    receive_timeout_s: float = decimal(
+        10.0, 0.1, 300, "Seconds a client has for a whole request, and to take its answer"
+    )
     keep_alive_s: int = whole(
         75, 1, 3600, "Seconds an idle connection stays, more than the balancer's"
     )

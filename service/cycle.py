@@ -28,13 +28,24 @@ class Cycle(RequestResponseCycle):
 
     def take(self, piece: bytes) -> None:
         """Keep a piece of the body; most bodies come in one, which is not copied."""
-        self.body = self.body + piece if self.body else piece  # type: ignore[assignment]
+        if not self.body:
+            self.body = piece  # type: ignore[assignment]
+        else:
+            if isinstance(self.body, bytes):
+                self.body = bytearray(self.body)
+            self.body += piece
         if len(self.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         self.message_event.set()
 
     async def send(self, message: ASGISendEvent) -> None:
-        """Hold the start of an answer back until there is a body to send it with."""
+        """Hold the start of an answer back until there is a body to send it with.
+
+        A client that has not been told to send its body, and is answered, may send it or not:
+        what comes next cannot be read in one way, so that answer is the connection's last.
+        """
+        if self.waiting_for_100_continue and self.more_body:
+            self.keep_alive = False
         if message["type"] == "http.response.start" and not self.response_started:
             self._start = message
             return

@@ -35,6 +35,7 @@ class Refusal(StrEnum):
 
     REQUEST_MALFORMED = "request_malformed"
     HEADERS_TOO_LARGE = "headers_too_large"
+    TOO_MANY_CHUNKS = "too_many_chunks"
     SOURCE_NOT_ALLOWED = "source_not_allowed"
     SIGNATURE_MISSING = "signature_missing"
     SIGNATURE_MALFORMED = "signature_malformed"

@@ -12,8 +12,8 @@ from enum import StrEnum
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
-import orjson
 
+from .decoding import convert, decode, leave_out
 from .errors import Refusal, Rejected
 from .reports import EpochSeconds, secret_hook
 from .sessions import VerificationSession
@@ -28,15 +28,13 @@ EventId = Annotated[str, msgspec.Meta(pattern=_EVENT_ID)]
 
 _SESSION_ID = re.compile(r"vs_[A-Za-z0-9_]{1,250}")
 # What is needed, and what must not be taken for its opposite when it cannot be read.
-_STRICT = frozenset(
+_NEEDED = frozenset(
     {
-        *("", "id", "type", "created", "livemode", "account", "data", "data.object"),
+        *("id", "type", "created", "livemode", "account", "data", "data.object"),
         *("data.object.id", "data.object.status", "data.object.livemode"),
         *("data.object.redaction", "data.object.redaction.status"),
     }
 )
-_PATH = re.compile(r" - at `\$\.([^`]*)`\Z")
-_MISSING = re.compile(r"\AObject missing required field `(\w+)`")
 
 
 class IgnoredBecause(StrEnum):
@@ -162,24 +160,12 @@ def _documented(body: bytes) -> Event | None:
 
 
 def _whatever(body: bytes) -> Event | Ignored:
-    found = _decoded(body)
+    found = decode(body)
     if found is None:
         raise Rejected(Refusal.BODY_NOT_JSON)
     if not isinstance(found.value, dict):
         raise Rejected(Refusal.BODY_NOT_AN_EVENT)
-    return _ignored(found.value) or _event(found.value)
-
-
-class _Decoded(NamedTuple):
-    value: Any
-
-
-def _decoded(body: bytes) -> _Decoded | None:
-    """Decode JSON. The decoder's error holds the whole input, so it ends here, context and all."""
-    try:
-        return _Decoded(orjson.loads(body))
-    except orjson.JSONDecodeError:
-        return None
+    return _ignored(found.value) or _event(found.value, has_half_pairs=found.has_half_pairs)
 
 
 def _ignored(found: dict[str, Any]) -> Ignored | None:
@@ -199,7 +185,7 @@ def _ignored(found: dict[str, Any]) -> Ignored | None:
     return Ignored(because, event_id if is_id else None, event_type)
 
 
-def _event(found: dict[str, Any]) -> Event:
+def _event(found: dict[str, Any], *, has_half_pairs: bool) -> Event:
     """Convert leniently, but for numbers that were no integers when they were sent.
 
     What nobody needs and cannot be read is left out: were it refused, then so would every event
@@ -207,58 +193,16 @@ def _event(found: dict[str, Any]) -> Event:
     """
     if isinstance(found.get("created"), float):
         raise Rejected(Refusal.FIELD_MISTYPED, "created")
-    unread: list[str] = []
-    found["unread"] = unread
-    while isinstance(event := _converted(found), _Misfit):
-        # Raised here, not in an `except`, so that nothing of the cause stays as context.
-        if event.unreadable in _STRICT:
-            raise Rejected(event.reason, event.field)
-        _leave_out(found, event.unreadable)
-        unread.append(event.unreadable)
+    found["unread"] = ()
+    event = None if has_half_pairs else convert(found, Event)
+    if event is None:
+        left_out = leave_out(found, Event, _NEEDED, has_half_pairs=has_half_pairs)
+        found["unread"] = tuple(left_out)
+        event = convert(found, Event)
+    if event is None:
+        raise Rejected(Refusal.BODY_NOT_AN_EVENT)
     if not _SESSION_ID.fullmatch(event.session.id):
         raise Rejected(Refusal.FIELD_MISTYPED, "data.object.id")
     if not event.session.status:
         raise Rejected(Refusal.FIELD_MISTYPED, "data.object.status")
     return event
-
-
-class _Misfit(NamedTuple):
-    """Why an object is no event, of which nothing but paths is kept.
-
-    Attributes:
-        reason: What to call it.
-        field: What is missing or mistyped.
-        unreadable: What would have to go for the rest to be read.
-    """
-
-    reason: Refusal
-    field: str | None
-    unreadable: str
-
-
-def _converted(found: dict[str, Any]) -> Event | _Misfit:
-    try:
-        return msgspec.convert(found, Event, strict=False, dec_hook=secret_hook)
-    except msgspec.ValidationError as error:
-        return _misfit(str(error))
-
-
-def _misfit(message: str) -> _Misfit:
-    """Turn msgspec's message into a reason and paths; the rest of it is dropped."""
-    at = _PATH.search(message)
-    path = at[1] if at else ""
-    # Of a list or of a mapping with keys of its own, all of it.
-    unreadable = path.partition("[")[0]
-    missing = _MISSING.match(message)
-    if missing:
-        field = ".".join(filter(None, (path, missing[1])))
-        return _Misfit(Refusal.FIELD_MISSING, field, unreadable)
-    return _Misfit(Refusal.FIELD_MISTYPED, path or None, unreadable)
-
-
-def _leave_out(found: dict[str, Any], path: str) -> None:
-    *parents, last = path.split(".")
-    at = found
-    for name in parents:
-        at = at[name]
-    del at[last]

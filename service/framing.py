@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
 from .errors import RETRY_AFTER_S, Refusal, Shortage
 
 MOST_HEADER_BYTES = 32 * 1024
+# Parsed, a header of a few bytes takes 200: their bytes alone bound no memory.
+MAX_HEADERS = 128
+# Each chunk of a body costs a call, however small: beyond the first few they must average this.
+MIN_CHUNK_BYTES = 128
+MAX_SMALL_CHUNKS = 256
 
 
 class Farewell(NamedTuple):
@@ -41,13 +47,13 @@ BUSY = _farewell(
     f"retry-after: {RETRY_AFTER_S}\r\n",
 )
 # The same, where the connection stays.
-NOT_NOW = BUSY.answer.replace(b"connection: close\r\n", b"")
-# What decides where a request ends, and whether its connection does.
-_FRAMING = re.compile(
-    rb"\r\n(?i:content-length|transfer-encoding|connection|expect|upgrade):[ \t]*([^\r]*)"
-)
+SHED = BUSY.answer.replace(b"connection: close\r\n", b"")
+TOO_MANY_CHUNKS = _farewell(Refusal.TOO_MANY_CHUNKS, "400 Bad Request", Refusal.TOO_MANY_CHUNKS)
 TOO_SLOW = Farewell("too_slow")
 IDLE = Farewell("idle")
+
+_NAME = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]+|%[0-9A-Fa-f]{2})*"
+_HOST = re.compile(rb"(?:%b|\[[A-Za-z0-9.:%%_~-]+\])(?::[0-9]*)?" % _NAME)
 
 
 class RefusedError(Exception):
@@ -58,15 +64,6 @@ class RefusedError(Exception):
         self.farewell = farewell
 
 
-def is_whole_post(data: bytes) -> bool:
-    """Say whether *data* is one POST with its body, no more and no less, and plainly so."""
-    end_of_line = data.find(b"\r\n")
-    if not (data.startswith(b"POST ") and data.endswith(b" HTTP/1.1", 0, end_of_line)):
-        return False
-    end = data.find(b"\r\n\r\n") + 4
-    return _FRAMING.findall(data, 0, end) == [b"%d" % (len(data) - end)]
-
-
 def examine(
     url: bytes, headers: Sequence[tuple[bytes, bytes]], version: str, received: int
 ) -> bool:
@@ -74,13 +71,14 @@ def examine(
 
     Args:
         url: As sent.
-        headers: With names in lower case.
+        headers: With names in lower case, and no whitespace around their values.
         version: HTTP's.
         received: The bytes in which all this came, and perhaps more: only where they are many
             need anybody count.
 
     Raises:
-        RefusedError: Headers beyond the cap, a coding nobody here decodes, two hosts or none.
+        RefusedError: Headers beyond the cap, a coding nobody here decodes, no host, two, or one
+            that is none.
     """
     if received > MOST_HEADER_BYTES:
         size = len(url) + sum(map(len, chain.from_iterable(headers)))
@@ -89,14 +87,39 @@ def examine(
     names = dict(headers)
     if b"transfer-encoding" in names:
         for name, value in headers:
-            is_chunked = value.strip().lower() == b"chunked" and version != "1.0"
+            is_chunked = value.lower() == b"chunked" and version != "1.0"
             if name == b"transfer-encoding" and not is_chunked:
                 raise RefusedError(MALFORMED)
-    if b"host" not in names:
-        if version == "1.1":
-            raise RefusedError(MALFORMED)
-    elif len(names) < len(headers) and sum(name == b"host" for name, _ in headers) > 1:
+    if not (_is_host(names[b"host"]) if b"host" in names else version == "1.0"):
+        raise RefusedError(MALFORMED)
+    if len(names) < len(headers) and sum(name == b"host" for name, _ in headers) > 1:
         raise RefusedError(MALFORMED)
     if b"expect" not in names:
         return False
     return any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
+
+
+@lru_cache(maxsize=64)
+def _is_host(value: bytes) -> bool:
+    """Say whether *value* is a host and maybe a port (RFC 9110, 7.2); it may be empty."""
+    return _HOST.fullmatch(value) is not None
+
+
+def without_upgrade(
+    method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]], version: str
+) -> bytes:
+    """Return the head of a request that offers an upgrade, written without the offer.
+
+    A server may ignore any offer (RFC 9110, 7.8). The parser takes whatever follows a head with
+    one for another protocol, even a body, so the request has to be parsed without it. All of it
+    has been parsed strictly once: no name or value can end its line.
+
+    Raises:
+        RefusedError: For CONNECT, and for an offer that is taken up by its sender at once.
+    """
+    offers = [value.lower() for name, value in headers if name == b"upgrade"]
+    if method == b"CONNECT" or (version != "1.0" and offers != [b"h2c"]):
+        raise RefusedError(MALFORMED)
+    kept = [b"%b: %b" % header for header in headers if header[0] != b"upgrade"]
+    line = b"%b %b HTTP/%b" % (method, url, version.encode())
+    return b"\r\n".join([line, *kept, b"", b""])

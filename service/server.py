@@ -23,6 +23,9 @@ from .terms import Terms
 
 BACKLOG = 2048
 ACCEPTED_PER_TURN = 4
+# What the kernel may hold of a connection in each direction, and so what one read can bring: left
+# to itself it takes megabytes of what a client sends at once, or does not read.
+SOCKET_BUFFER_BYTES = 64 * 1024
 # Files for everything that is no connection of ours: Redis, queues, the log, the other listener.
 OTHER_FILES = 256
 
@@ -80,7 +83,7 @@ class Listener:
         # libuv accepts one connection a socket in each loop turn, and under load a turn is long.
         further = [self._socket.dup() for _ in range(ACCEPTED_PER_TURN - 1)]
         await self._server.serve(sockets=[self._socket, *further])
-        self._terms.tell()
+        self._terms.report()
 
     def drain(self) -> None:
         """Still answer everybody, and tell them that the connection ends with the answer."""
@@ -124,8 +127,11 @@ def _bound(host: str, port: int, *, stalled_after_s: float) -> socket.socket:
     # asyncio switches Nagle off only where the protocol is named.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit these, and the next.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Connections inherit it: who does not take an answer in this time is cut off by the kernel.
+        # A client that does not acknowledge an answer in this time is cut off by the kernel.
         stalled_ms = math.ceil(stalled_after_s * 1000)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stalled_ms)
     try:

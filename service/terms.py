@@ -23,7 +23,7 @@ class Terms:
         room: Says how many more requests can be taken in hand.
         draining: Whether each answer is its connection's last.
         lingering: How many have been answered for the last time, and wait to be closed.
-        turned_away: How many requests were refused unread, and not told of yet.
+        shed: How many requests were answered 503 unread, and are not counted and logged yet.
         come: How many have come whole in this loop turn, and are taken in hand only after it.
     """
 
@@ -32,7 +32,7 @@ class Terms:
     room: Callable[[], float]
     draining: bool = False
     lingering: int = 0
-    turned_away: int = 0
+    shed: int = 0
     come: int = 0
 
     def is_busy(self) -> bool:
@@ -43,9 +43,9 @@ class Terms:
         """Count from nothing again: whoever has come is in hand by now, or answered."""
         self.come = 0
 
-    def tell(self) -> None:
-        """Count, and tell of, all that were turned away of late: each by itself would cost more."""
-        count, self.turned_away = self.turned_away, 0
+    def report(self) -> None:
+        """Count and log the requests that were shed of late: one by one they would cost more."""
+        count, self.shed = self.shed, 0
         if count:
             metrics.events(Shortage.BUSY, metrics.OTHER_TYPE).inc(count)
-            log.error("requests.refused", reason=Shortage.BUSY, requests=count)
+            log.error("requests.shed", reason=Shortage.BUSY, requests=count)

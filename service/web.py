@@ -191,7 +191,8 @@ class _Webhook:
             finally:
                 self._in_flight -= 1
         except (Rejected, Unavailable) as error:
-            return error
+            # Frames hold the body and copies of it, and an outcome lives until its line is written.
+            return error.with_traceback(None)
         except asyncio.CancelledError:
             # The grace time of a stop is over; left alone this would become a 500.
             return Unavailable(Shortage.BUSY)

@@ -31,7 +31,7 @@ MOST_BYTES = 8192
 @click.option("--seconds", default=60, show_default=True, type=click.IntRange(1, 86_400),
               help="How long to search for; not for http.")  # fmt: skip
 @click.option("--requests", default=5000, show_default=True, type=click.IntRange(1, 10**6),
-              help="Requests to send; only for http.")  # fmt: skip
+              help="Requests to send in each state; only for http.")  # fmt: skip
 @click.option("--seed", type=int, help="Make the same choices again.")
 @click.option("--again", type=click.Path(exists=True, path_type=Path),
               help="Try what a search has kept, instead of searching.")  # fmt: skip
@@ -47,16 +47,19 @@ def main(law: str, seconds: int, requests: int, seed: int | None, again: Path | 
 def _torment(requests: int, seed: int) -> int:
     # Not at the top: the environment that has atheris need not have what this one imports.
     client: Any = importlib.import_module("mutating_client")
-    found = client.run(requests, seed)
-    answers = ", ".join(f"{status}: {count}" for status, count in sorted(found.answers.items()))
-    click.echo(f"{found.requests} requests; answers {answers} (0 is silence)")
-    click.echo(
-        f"longest callback {found.worst_s * 1000:.1f} ms, while sending {found.worst!r:.120}"
-    )
-    for fault in found.faults[:20]:
-        click.echo(f"FAULT {fault}")
-    click.echo(f"{len(found.faults)} faults")
-    return int(bool(found.faults))
+    faults = 0
+    for state in client.STATES:
+        found = client.run(requests, seed, state)
+        answers = ", ".join(f"{status}: {count}" for status, count in sorted(found.answers.items()))
+        click.echo(f"{state}: {found.requests} requests; answers {answers} (0 is silence)")
+        click.echo(
+            f"longest callback {found.worst_s * 1000:.1f} ms, while sending {found.worst!r:.120}"
+        )
+        for fault in found.faults[:20]:
+            click.echo(f"FAULT {fault}")
+        click.echo(f"{len(found.faults)} faults")
+        faults += len(found.faults)
+    return int(bool(faults))
 
 
 def _search(law: str, seconds: int, seed: int, again: Path | None) -> None:

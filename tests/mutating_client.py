@@ -42,8 +42,14 @@ RECEIVE_TIMEOUT_S = 0.3
 ANSWER_DEADLINE_S = 20.0
 MOST_BODY_BYTES = 262_144
 
-_STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n(?:[^\r\n]*\r\n)*\r\n([^\r\n]{0,40})")
+ANSWER = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n(?:[^\r\n]*\r\n)*\r\n([^\r\n]{0,40})")
 UNANSWERED = b"neither answered nor closed"
+# What a good request hears in each state of the process.
+STATES = {
+    "idle": b'{"outcome":"admitted"}',
+    "overloaded": b'{"error":"unavailable"}',
+    "draining": b'{"outcome":"admitted"}',
+}
 _UNAVAILABLE = b'{"error":"unavailable"}'
 
 HOSTILE = [
@@ -184,14 +190,18 @@ class Loop:
         log: Everything it has logged.
     """
 
-    def __init__(self, redis_url: Secret[str], findings: Findings) -> None:
+    def __init__(self, redis_url: Secret[str], findings: Findings, state: str) -> None:
         self.port = 0
         self.log = io.BytesIO()
         self.sent = b""
         self._findings = findings
+        self._state = state
         self._listener: Listener | None = None
         self._settings = Settings(
-            redis_url=redis_url, secrets={"": (SECRET,)}, max_body_bytes=MOST_BODY_BYTES
+            redis_url=redis_url,
+            secrets={"": (SECRET,)},
+            max_body_bytes=MOST_BODY_BYTES,
+            max_in_flight=0 if state == "overloaded" else 512,
         )
         self._started = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -220,7 +230,10 @@ class Loop:
             str(line)[:500]
             for line in lines
             if "exception" in line
-            or (line["level"] in {"error", "critical"} and line["event"] != "event.deferred")
+            or (
+                line["level"] in {"error", "critical"}
+                and line["event"] not in {"event.deferred", "requests.shed"}
+            )
         ]
 
     def still_open(self) -> int:
@@ -241,9 +254,11 @@ class Loop:
             await open_groups(connections, keys, settings.handlers)
             app, _ = app_of(connections, settings)
             async with listening(
-                app, receive_timeout_s=RECEIVE_TIMEOUT_S, keep_alive_s=1
+                app, receive_timeout_s=RECEIVE_TIMEOUT_S, keep_alive_s=1, room=app.room
             ) as listener:
                 self.port, self._listener = listener.port, listener
+                if self._state == "draining":
+                    listener.drain()
                 # As where it runs for real: a full collection is most of what a large body costs.
                 processes._spare_the_collector(often=False)
                 self._started.set()
@@ -271,8 +286,13 @@ class Loop:
             yield
 
 
-async def torment(loop: Loop, mutations: Mutations, requests: int, findings: Findings) -> None:
-    """Send so many damaged requests, some side by side, and note what is wrong with the answers."""
+async def torment(
+    loop: Loop, mutations: Mutations, requests: int, findings: Findings, good: bytes
+) -> None:
+    """Send so many damaged requests, some side by side, and note what is wrong with the answers.
+
+    A good one at the end should hear *good*.
+    """
     slots = asyncio.Semaphore(SIDE_BY_SIDE)
 
     async def one() -> None:
@@ -288,7 +308,7 @@ async def torment(loop: Loop, mutations: Mutations, requests: int, findings: Fin
             tasks.create_task(one())
     body = event(id="evt_alive", session="vs_alive")
     answer = await exchange(loop.port, Attempt([request(body, signed(body))], ends=False))
-    if b'{"outcome":"admitted"}' not in answer:
+    if good not in answer:
         findings.faults.append(f"a good request was answered {answer!r:.200}")
     ends = time.monotonic() + ANSWER_DEADLINE_S
     while loop.still_open() and time.monotonic() < ends:  # noqa: ASYNC110 - another loop has them
@@ -326,7 +346,7 @@ def judge(answer: bytes, sent: bytes, findings: Findings) -> None:
     """Note every answer, and each that is none of ours."""
     if answer == UNANSWERED:
         findings.faults.append(f"neither answered nor closed: {sent!r:.300}")
-    found = _STATUS.findall(answer)
+    found = ANSWER.findall(answer)
     if not found:
         findings.answers[0] += 1
         if answer:
@@ -337,15 +357,15 @@ def judge(answer: bytes, sent: bytes, findings: Findings) -> None:
             findings.faults.append(f"{status.decode()} to {sent!r:.300}")
 
 
-def run(requests: int, seed: int) -> Findings:
-    """Torment a service on a Redis of its own, and return what was found."""
+def run(requests: int, seed: int, state: str) -> Findings:
+    """Torment a service in one state, on a Redis of its own, and return what was found."""
     findings = Findings()
     with (
         TemporaryDirectory(prefix="fuzz-") as directory,
         EmbeddedServer.start(find_server(os.environ), directory=Path(directory)) as redis,
     ):
-        loop = Loop(Secret(redis.url), findings)
+        loop = Loop(Secret(redis.url), findings, state)
         with loop.running():
-            asyncio.run(torment(loop, Mutations(seed), requests, findings))
+            asyncio.run(torment(loop, Mutations(seed), requests, findings, STATES[state]))
         findings.faults += loop.faults_logged()
     return findings

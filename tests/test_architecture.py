@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, str] = {
     "sessions": "reports secret",
     "transitions": "reports sessions",
     "testing": "transitions",
-    "events": "errors reports sessions signatures transitions",
+    "decoding": "errors reports",
+    "events": "decoding errors reports sessions signatures transitions",
     "wire": "transitions",
     "log_writer": "metrics",
     "logs": "config floods log_writer redaction",
@@ -84,7 +85,8 @@ MAY_IMPORT: dict[str, str] = {
     "cycle": "",
     "framing": "errors",
     "terms": "errors metrics",
-    "protocol": "cycle framing metrics terms",
+    "closing": "framing metrics terms",
+    "protocol": "closing cycle framing",
     "server": "errors protocol terms",
     "sender": "errors secret signatures simulate",
     "selftest": "config secret sender signatures simulate transitions",
@@ -109,7 +111,7 @@ ANY_HANDLER = "errors handlers handlers.link messages secret transitions variabl
 # Who alone may import what is foreign.
 OWNERS = {
     "starlette": {"web", "server", "processes"},
-    "uvicorn": {"cycle", "protocol", "server"},
+    "uvicorn": {"closing", "cycle", "protocol", "server"},
     "uvloop": {"processes"},
     "click": {"cli", "mail_commands", "terminal"},
     "rich": {"terminal"},

@@ -60,6 +60,7 @@ class Answering:
             keep_alive=keep_alive,
             on_response=self._complete,
         )
+        self.cycle.more_body = False
 
     def _complete(self) -> None:
         self.completed += 1
@@ -131,6 +132,15 @@ async def test_a_whole_answer_is_one_write(messages: Sequence[Any]) -> None:
     await answering.cycle.send(messages[1])
     [_] = answering.wire.written
     assert answering.completed == 1
+
+
+async def test_a_body_that_may_come_or_not_ends_the_connection() -> None:
+    """A client that waits for 100 Continue and is refused may send its body or not: both end."""
+    answering = Answering(Cycle)
+    answering.cycle.more_body = True
+    written, closed, completed, _ = await answering.say(WHOLE["with its length"])
+    assert b"\r\nconnection: close\r\n" in written
+    assert (closed, completed) == (1, 1)
 
 
 async def test_who_has_left_is_told_nothing() -> None:

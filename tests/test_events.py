@@ -7,11 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from depth import searching
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.decoding import _fields
 from service.errors import Refusal, Rejected
 from service.events import Event, EventRequest, Ignored, IgnoredBecause, parse
 from service.signatures import VerifiedPayload
@@ -330,6 +332,102 @@ def test_beside_what_is_left_out_all_is_read() -> None:
     assert (event.session.metadata, event.session.options, event.pending_webhooks) == (None,) * 3
 
 
+HALVES = (r"\ud800", r"\uDBFF", r"\udc00x", r"\uDfff\ud83d", r"\ud83d\ud83d\ude00", r"\\\ud800")
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize(
+    ("path", "value", "unread"),
+    [
+        ("api_version", "?", ("api_version",)),
+        ("request", {"id": "?", "idempotency_key": "key"}, ("request.id",)),
+        ("data.object.client_reference_id", "a?b", ("data.object.client_reference_id",)),
+        ("data.object.client_secret", "?", ("data.object.client_secret",)),
+        ("data.object.metadata", {"a": "?", "b": "kept"}, ("data.object.metadata",)),
+        ("data.object.metadata", {"a?": "x", "b": "kept"}, ("data.object.metadata",)),
+        (
+            "data.object.options",
+            {"document": {"allowed_types": ["passport", "?"]}},
+            ("data.object.options.document.allowed_types",),
+        ),
+        ("data.object.last_error", {"code": "abandoned", "reason": "?"}, None),
+        ("data.object.unheard_of", {"?": ["?"]}, ()),
+        ("unheard_of", "?", ()),
+    ],
+)
+def test_half_a_surrogate_pair_costs_no_event(
+    half: str, path: str, value: Any, unread: tuple[str, ...] | None
+) -> None:
+    """What JSON can escape and no text can hold is left out; whatever else there is, is read."""
+    found = json.loads(json.dumps(placed(path, value)))
+    found["data"]["object"] |= {"type": "document", "related_person": {"person": "\U0001f600"}}
+    event = event_of(json.dumps(found).replace("?", half).encode())
+
+    assert event.unread == (("data.object.last_error.reason",) if unread is None else unread)
+    session = event.session
+    assert (session.type, session.client_reference_id) == ("document", None)
+    assert session.related_person is not None
+    assert session.related_person.person == "\U0001f600"
+    assert session.metadata in (None, {"b": "kept"})
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("path", ["id", "type", "account", "data.object.id", "data.object.status"])
+def test_half_a_surrogate_pair_is_no_part_of_what_is_needed(half: str, path: str) -> None:
+    """Where a field decides, one that cannot be read is refused by its path."""
+    value = {"id": "evt_?", "type": f"{TYPE}?"}.get(path, "vs_?")
+    body = json.dumps(placed(path, value)).replace("?", half).encode()
+
+    assert refusal(body) == (Refusal.FIELD_MISTYPED, path)
+
+
+@pytest.mark.parametrize("text", ["\U0001f600", "\ufffd", r"\ud800", "\\", "\u2028"])
+def test_what_looks_like_half_a_pair_is_read(text: str) -> None:
+    """Whole pairs, the replacement character, and a backslash before a u are texts like any."""
+    event = event_of(placed("data.object.client_reference_id", text))
+
+    assert (event.session.client_reference_id, event.unread) == (text, ())
+
+
+@pytest.mark.parametrize("value", [66600666, None, True, [CANARY], {CANARY: CANARY}, 1.5])
+def test_of_metadata_only_what_is_no_text_is_left_out(value: object) -> None:
+    """One value that cannot be read costs no other, and is told of by the mapping's path."""
+    metadata = {"user": "7", CANARY: value, "tenant": "é"}
+    event = event_of(placed("data.object.metadata", metadata))
+
+    assert event.unread == ("data.object.metadata",)
+    assert event.session.metadata == {"user": "7", "tenant": "é"}
+
+
+def unreadable(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return an object in which no field holds what it should."""
+    return {
+        field.name: unreadable(field.struct) if field.struct else [{CANARY: 66600666}]
+        for field in _fields(kind)
+        if field.name not in {"livemode", "redaction", "unread"}
+    }
+
+
+def test_the_work_does_not_grow_with_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many fields cannot be read, the event is converted twice, and each of them once."""
+    found = unreadable(Event) | {"id": "evt_1", "type": TYPE, "created": CREATED}
+    del found["account"]
+    found["data"]["object"] |= {"id": "vs_1", "status": "processing"}
+    converted = []
+
+    def counting(source: Any, kind: Any, **options: Any) -> Any:
+        converted.append(kind)
+        return convert(source, kind, **options)
+
+    convert = msgspec.convert
+    monkeypatch.setattr(msgspec, "convert", counting)
+    event = event_of(found)
+
+    assert len(event.unread) > 90
+    assert converted.count(Event) == 2
+    assert len(converted) < 3 * len(event.unread)
+
+
 def test_what_was_unread_is_ours_to_say() -> None:
     """A field of that name in what was sent counts for nothing."""
     assert understood(BARE | {"unread": [CANARY]}) == understood(BARE)
@@ -350,7 +448,9 @@ def test_what_was_unread_is_ours_to_say() -> None:
         "Infinity": (b'{"created": -Infinity}', "body_not_json"),
         "400 digits": (b'{"created": %b}' % (b"9" * 400), "body_not_json"),
         "400 digits after the point": (b'{"created": 1e400}', "body_not_json"),
-        "lone surrogate": (rb'{"id": "canary-66600666\ud800"}', "body_not_json"),
+        "half a pair, not JSON": (rb'{"id": "canary-66600666\ud800}', "body_not_json"),
+        "half a pair, out of a text": (rb'{"id": \ud800}', "body_not_json"),
+        "half a pair, not escaped": (b'{"id": "canary-66600666\xed\xa0\x80"}', "body_not_json"),
         "2,000 arrays": (b"[" * 2000 + b"]" * 2000, "body_not_json"),
         "2,000 objects": (b'{"a":' * 2000 + b"1" + b"}" * 2000, "body_not_json"),
         "list": (b"[]", "body_not_an_event"),

@@ -298,7 +298,7 @@ async def test_too_many_are_turned_away_at_the_door(ground: Yard) -> None:
     # Only what has gone through uvicorn has a date.
     assert b"\r\ndate:" not in head
     assert process.stop() == 0
-    [line] = process.lines("requests.refused")
+    [line] = process.lines("requests.shed")
     assert (line["reason"], line["requests"]) == ("busy", 1)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 from harness import DEADLINE_S, answer, connected, eventually, listening, request, rest, signed
@@ -19,9 +18,9 @@ from test_web import app_of
 from virtual_time import push
 
 from service import metrics
+from service.closing import MOST_LINGERING
 from service.config import Settings
 from service.connections import Connections
-from service.protocol import MOST_LINGERING
 from service.server import Listener
 
 BUSY = b'{"error":"unavailable"}'
@@ -188,6 +187,86 @@ async def test_who_takes_no_answers_is_cut_off() -> None:
             await eventually(lambda: not connections)
 
 
+@contextlib.contextmanager
+def reading_slowly(listener: Listener) -> Iterator[socket.socket]:
+    """Yield a connection with little room for answers on either side, nothing of which is read."""
+    listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", listener.port))
+        slow.setblocking(False)
+        yield slow
+
+
+def are_blocked(listener: Listener) -> int:
+    """Return how many connections wait for their clients to read."""
+    connections: Any = listener._server.server_state.connections
+    return sum(connection._blocked is not None for connection in connections)
+
+
+UNREAD = {"one large": post(b"y" * 60_000), "pipelined": post(b"y" * 7_000) * 8}
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"), [(UNREAD["one large"], 5), (UNREAD["pipelined"], 0)], ids=UNREAD
+)
+async def test_an_answer_has_a_deadline(sent: bytes, read: int) -> None:
+    """A client that does not take an answer in time is cut off; a byte now and then buys none."""
+    async with listening(app(), receive_timeout_s=600, keep_alive_s=3600) as listener:
+        connections = listener._server.server_state.connections
+        with reading_slowly(listener) as slow:
+            await asyncio.get_running_loop().sock_sendall(slow, sent)
+            await eventually(lambda: are_blocked(listener))
+            push(540)
+            for _ in range(read):
+                assert slow.recv(100)
+                await asyncio.sleep(0.01)
+            assert len(connections) == 1
+            push(60)
+            await eventually(lambda: not connections)
+
+
+async def test_a_client_that_reads_in_time_may_be_slow() -> None:
+    """Once an answer has been taken nothing is left of its deadline, and the next has its own."""
+    async with listening(app(), receive_timeout_s=600, keep_alive_s=36_000) as listener:
+        loop = asyncio.get_running_loop()
+        connections = listener._server.server_state.connections
+        with reading_slowly(listener) as slow:
+            for _ in range(3):
+                await loop.sock_sendall(slow, post(b"y" * 60_000))
+                await eventually(lambda: are_blocked(listener))
+                push(540)
+                heard = b""
+                while not heard.endswith(b"y" * 60_000):
+                    heard += await asyncio.wait_for(loop.sock_recv(slow, 65_536), DEADLINE_S)
+                assert heard.startswith(b"HTTP/1.1 200 ")
+                await eventually(lambda: not are_blocked(listener))
+                push(540)
+                await asyncio.sleep(0.02)
+                assert len(connections) == 1
+
+
+@pytest.mark.parametrize("sent", UNREAD.values(), ids=UNREAD)
+async def test_clients_that_do_not_read_give_way(sent: bytes) -> None:
+    """At the limit a newcomer takes the place of a client that does not take its answers."""
+    gate = Gate()
+    async with (
+        listening(app(gate), max_connections=2, receive_timeout_s=600) as listener,
+        connected(listener.port) as (busy, writer),
+    ):
+        writer.write(post(path="/gate"))
+        await eventually(lambda: gate.entered)
+        with reading_slowly(listener) as slow:
+            await asyncio.get_running_loop().sock_sendall(slow, sent)
+            await eventually(lambda: are_blocked(listener))
+            async with connected(listener.port) as (reader, newcomer):
+                newcomer.write(post())
+                assert await answer(reader) == (200, b"x")
+            assert not are_blocked(listener)
+        gate.opened.set()
+        assert await answer(busy) == (200, b"x")
+
+
 async def test_while_draining_each_answer_is_the_last() -> None:
     """Draining still answers everybody, and says that the connection closes."""
     async with listening(app()) as listener, opened(listener.port, 2) as (used, new):
@@ -252,11 +331,6 @@ async def test_an_answered_request_is_not_answered_again() -> None:
         assert await rest(reader) == b""
 
 
-def whole(*headers: str, line: str = "POST /echo HTTP/1.1", body: bytes = b"x") -> bytes:
-    """Return a request with these headers."""
-    return "\r\n".join([line, "Host: x", *headers, "", ""]).encode() + body
-
-
 async def test_while_busy_nothing_is_looked_into() -> None:
     """While too much is in hand a POST hears 503 at once, counted, and keeps its connection."""
     gate, busy = Gate(), [True]
@@ -301,39 +375,6 @@ async def test_who_comes_in_one_loop_turn_gets_no_more_places_than_there_are() -
         for reader, writer in clients[:3]:
             writer.write(post(path="/gate"))
             assert await answer(reader) == (200, b"x")
-
-
-ORDINARY = {
-    "another method": whole(line="GET /livez HTTP/1.1", body=b""),
-    "HTTP/1.0": whole("Content-Length: 1", line="POST /echo HTTP/1.0"),
-    "the connection's last": whole("Content-Length: 1", "Connection: close"),
-    "chunks": whole("Transfer-Encoding: chunked", body=b"1\r\nx\r\n0\r\n\r\n"),
-    "both framings": whole("Content-Length: 1", "transfer-encoding: chunked"),
-    "two lengths": whole("Content-Length: 1", "content-length: 1"),
-    "a list of lengths": whole("Content-Length: 1, 1"),
-    "a padded length": whole("Content-Length: 01"),
-    "no length": whole(body=b""),
-    "the body to follow": whole("Content-Length: 1", "Expect: 100-continue"),
-    "a part of a body": whole("Content-Length: 9"),
-    "two requests": whole("Content-Length: 1") * 2,
-    "no end of headers": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n",
-}
-
-
-@pytest.mark.parametrize("sent", ORDINARY.values(), ids=ORDINARY)
-async def test_what_is_not_plainly_one_post_goes_the_ordinary_way(sent: bytes) -> None:
-    """Only what can be read in one way is refused unread: all else is answered as ever."""
-    heard = []
-    for room in (math.inf, 0):
-        async with (
-            listening(app(), receive_timeout_s=600, room=lambda room=room: room) as listener,
-            connected(listener.port) as (reader, writer),
-        ):
-            writer.write(sent)
-            writer.write_eof()
-            heard.append(re.sub(rb"\r\ndate: [^\r]*", b"", await rest(reader)))
-    assert heard[0] == heard[1]
-    assert b" 503 " not in heard[0]
 
 
 async def test_a_refused_connection_is_kept_like_an_answered_one() -> None:

@@ -1,24 +1,28 @@
 """Laws of the wire: what goes over it byte for byte, and the exact bytes that come back.
 
 The real application behind a real listener. A request that reaches it unsigned is answered
-`signature_missing`, which shows that it was understood, and as how many.
+`signature_missing`, which shows that it was understood, and as how many. HTTP is read in the same
+way whatever state the process is in: idle, overloaded or draining.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from http import HTTPStatus
 
 import pytest
 from harness import WEBHOOK, event, listening, signed, talk
+from mutating_client import ANSWER, Attempt, Mutations, exchange
 from test_web import app_of
 
 from service.config import Settings
 from service.connections import Connections
-from service.framing import MOST_HEADER_BYTES
-from service.protocol import MOST_PIPELINED
+from service.framing import MAX_HEADERS, MAX_SMALL_CHUNKS, MIN_CHUNK_BYTES, MOST_HEADER_BYTES
+from service.protocol import MAX_PIPELINED
 
 DATE = re.compile(rb"date: [^\r]+\r\n")
 LAST = b"connection: close\r\n"
@@ -53,7 +57,12 @@ MALFORMED = error("400 Bad Request", "request_malformed", last=True)
 HEADERS = error("431 Request Header Fields Too Large", "headers_too_large", last=True)
 # The words after a status code are Python's, and changed with 3.13.
 TOO_LARGE = error(f"413 {HTTPStatus(413).phrase}", "body_too_large")
+TOO_LARGE_LAST = error(f"413 {HTTPStatus(413).phrase}", "body_too_large", last=True)
+CHUNKS = error("400 Bad Request", "too_many_chunks", last=True)
 BUSY = error("503 Service Unavailable", "unavailable", more=LAST + b"retry-after: 5\r\n")
+SHED = error("503 Service Unavailable", "unavailable", more=b"retry-after: 5\r\n")
+BUSY_LAST = error("503 Service Unavailable", "unavailable", more=b"retry-after: 5\r\n", last=True)
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 ALIVE = said("200 OK")
 NOT_FOUND = said("404 Not Found")
 NOT_ALLOWED = b"HTTP/1.1 405 Method Not Allowed\r\nallow: POST\r\ncontent-length: 0\r\n\r\n"
@@ -106,6 +115,38 @@ FRAMING = {
     "a chunk's size and a bare LF": (post(CHUNKED, body=b"1\nx\r\n" + ENDED), MALFORMED),
     "a chunk longer than its size": (post(CHUNKED, body=b"1\r\nxyz\r\n" + ENDED), MALFORMED),
     "trailers": (post(CHUNKED, body=b"1\r\nx\r\n0\r\nStripe-Signature: t=1\r\n\r\n"), UNSIGNED),
+    "a coding with a tab in its name": (
+        post(b"Transfer-Encoding\x0b: chunked", LENGTH_1, body=b"x"),
+        MALFORMED,
+    ),
+    "a coding before the colon": (
+        post(b"Transfer-Encoding : chunked", LENGTH_1, body=b"x"),
+        MALFORMED,
+    ),
+    "a coding on a folded line": (
+        post(b"A: b\r\n Transfer-Encoding: chunked", LENGTH_1, body=b"x"),
+        MALFORMED,
+    ),
+    "a coding after a bare LF": (
+        post(b"A: b\nTransfer-Encoding: chunked", LENGTH_1, body=b"x"),
+        MALFORMED,
+    ),
+    "a length after a bare CR": (post(b"A: b\rContent-Length: 1", body=b"x"), MALFORMED),
+    "as many small chunks as may be": (
+        post(CHUNKED, body=b"1\r\nx\r\n" * MAX_SMALL_CHUNKS + ENDED),
+        UNSIGNED,
+    ),
+    "too many small chunks": (
+        post(CHUNKED, body=b"1\r\nx\r\n" * 2 * MAX_SMALL_CHUNKS + ENDED),
+        CHUNKS,
+    ),
+    "many chunks, not small": (
+        post(
+            CHUNKED,
+            body=b"%x\r\n%b\r\n" % (MIN_CHUNK_BYTES, b"x" * MIN_CHUNK_BYTES) * 2000 + ENDED,
+        ),
+        UNSIGNED,
+    ),
 }
 SYNTAX = {
     "bare LF everywhere": (post(LENGTH_1, body=b"x").replace(b"\r\n", b"\n"), MALFORMED),
@@ -126,6 +167,12 @@ SYNTAX = {
     "the same host twice": (post(b"Host: x"), MALFORMED),
     "a huge header": (post(b"A: " + b"a" * MOST_HEADER_BYTES), HEADERS),
     "many headers": (post(*[b"A: b"] * (MOST_HEADER_BYTES // 2)), HEADERS),
+    "as many headers as may be": (post(*[b"A: b"] * (MAX_HEADERS - 1)), UNSIGNED),
+    "one header more": (post(*[b"A: b"] * MAX_HEADERS), HEADERS),
+    "many trailers": (
+        post(CHUNKED, body=b"1\r\nx\r\n0\r\n" + b"A: b\r\n" * (MAX_HEADERS + 1) + b"\r\n"),
+        HEADERS,
+    ),
     "a long URL": (get(b"GET /" + b"a" * MOST_HEADER_BYTES + b" HTTP/1.1"), HEADERS),
     "a huge trailer": (
         post(CHUNKED, body=b"1\r\nx\r\n0\r\nA: " + b"a" * 10 * MOST_HEADER_BYTES),
@@ -157,17 +204,61 @@ VERSIONS = {
         MALFORMED,
     ),
     "upgrade to h2c": (
-        post(b"Connection: Upgrade", b"Upgrade: h2c", LENGTH_1, body=b"x" + LIVEZ),
+        post(
+            b"Connection: Upgrade, HTTP2-Settings",
+            b"Upgrade: h2c",
+            b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+            LENGTH_1,
+            body=b"x" + LIVEZ,
+        ),
+        UNSIGNED + ALIVE,
+    ),
+    "upgrade to h2c, in chunks": (
+        post(b"Connection: Upgrade", b"UPGRADE: H2C ", CHUNKED, body=ONE + LIVEZ),
+        UNSIGNED + ALIVE,
+    ),
+    "upgrade to h2c without a body": (
+        get(b"GET /livez HTTP/1.1", b"Connection: Upgrade", b"Upgrade: h2c") * 3,
+        ALIVE * 3,
+    ),
+    "upgrade to h2c, malformed after it": (
+        post(b"Connection: Upgrade", b"Upgrade: h2c", LENGTH_1, b"Content-Length: 2", body=b"xy"),
         MALFORMED,
+    ),
+    "upgrade to h2c or another": (
+        get(b"GET /livez HTTP/1.1", b"Connection: Upgrade", b"Upgrade: h2c, websocket"),
+        MALFORMED,
+    ),
+    "upgrade in two lines": (
+        get(b"GET /livez HTTP/1.1", b"Connection: Upgrade", b"Upgrade: h2c", b"Upgrade: h2c"),
+        MALFORMED,
+    ),
+    "upgrade to h2c in HTTP/1.0": (
+        b"POST /webhooks/stripe HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        UNSIGNED_LAST,
+    ),
+    "upgrade to websocket in HTTP/1.0": (
+        b"POST /webhooks/stripe HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Content-Length: 1\r\n\r\nx" + LIVEZ,
+        UNSIGNED_LAST,
     ),
     "upgrade that is not meant": (post(b"Upgrade: h2c"), UNSIGNED),
     "expectation": (
         post(b"Expect: 100-continue", LENGTH_1, body=b"x"),
-        b"HTTP/1.1 100 Continue\r\n\r\n" + UNSIGNED,
+        CONTINUE + UNSIGNED,
+    ),
+    "expectation with whitespace": (
+        post(b"Expect:\t100-continue \t", LENGTH_1, body=b"x"),
+        CONTINUE + UNSIGNED,
     ),
     "expectation beyond the cap": (
         post(b"Expect: 100-continue", b"Content-Length: 999999999"),
-        TOO_LARGE,
+        TOO_LARGE_LAST,
+    ),
+    # Whether the body comes is the client's choice now: what follows can be read in two ways.
+    "expectation of a body nobody wants": (
+        get(b"POST /nowhere HTTP/1.1", b"Expect: 100-continue", b"Content-Length: 37") + LIVEZ,
+        said("404 Not Found", last=True),
     ),
     "another expectation": (post(b"Expect: a-miracle", LENGTH_1, body=b"x"), UNSIGNED),
 }
@@ -180,6 +271,7 @@ METHODS = {
     "OPTIONS": (get(b"OPTIONS /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
     "OPTIONS of everything": (get(b"OPTIONS * HTTP/1.1"), NOT_FOUND),
     "CONNECT": (get(b"CONNECT evil.example:443 HTTP/1.1"), MALFORMED),
+    "CONNECT in HTTP/1.0": (get(b"CONNECT evil.example:443 HTTP/1.0"), MALFORMED),
     "a method nobody knows": (get(b"BREW /webhooks/stripe HTTP/1.1"), MALFORMED),
     "a method in small letters": (get(b"post /webhooks/stripe HTTP/1.1"), MALFORMED),
 }
@@ -210,9 +302,37 @@ PIPELINES = {
         LIVEZ + post(CHUNKED, body=b"zz\r\n" + LIVEZ),
         ALIVE + MALFORMED,
     ),
-    "too many": (LIVEZ * 1000, ALIVE * (MOST_PIPELINED + 1) + BUSY),
+    "too many": (LIVEZ * 1000, ALIVE * (MAX_PIPELINED + 1) + BUSY),
     "half at the end": (LIVEZ + post()[:-4], ALIVE),
 }
+GOOD_HOSTS = (
+    *("", "x", "x:80", "x:", "a.b-c_d.example", "127.0.0.1:8000", "[::1]", "[::1]:80", "a%20b"),
+    *("[fe80::1%25eth0]", "[v1.x]", "xn--zo-hja.example", "x \t"),
+)
+BAD_HOSTS = (
+    *(
+        "a b",
+        "u@h",
+        "a/b",
+        "a\tb",
+        "a?b",
+        "a#b",
+        "a\\b",
+        "http://a",
+        "<a>",
+        'a"b',
+        "a:b",
+        "a:80:80",
+    ),
+    *("[::1", "::1]", "[::1]x", "[]", "a[::1]", "a%2", "a%zz", "é", "{a}", "a|b", "^"),
+)
+HOSTS = {
+    f"{host!r} is {'a' if host in GOOD_HOSTS else 'no'} host": (
+        b"POST /webhooks/stripe HTTP/1.1\r\nHost: %b\r\n\r\n" % host.encode(),
+        UNSIGNED if host in GOOD_HOSTS else MALFORMED,
+    )
+    for host in (*GOOD_HOSTS, *BAD_HOSTS)
+} | {"no host, in HTTP/1.0": (b"POST /webhooks/stripe HTTP/1.0\r\nHost: a b\r\n\r\n", MALFORMED)}
 TABLES = {
     "framing": FRAMING,
     "syntax": SYNTAX,
@@ -220,21 +340,99 @@ TABLES = {
     "methods": METHODS,
     "paths": PATHS,
     "pipelines": PIPELINES,
+    "hosts": HOSTS,
 }
 
 
+def idle(sent: bytes, expected: bytes) -> bytes:
+    """Return what is answered when there is nothing else to do."""
+    return expected
+
+
+def overloaded(sent: bytes, expected: bytes) -> bytes:
+    """Return what is answered while too much is in hand: each POST hears 503, as one request."""
+    if expected == TOO_LARGE:
+        # What is refused for its length alone is not waited for; what is shed is.
+        return SILENCE
+    shed = expected.replace(UNSIGNED, SHED).replace(UNSIGNED_LAST, BUSY_LAST)
+    return shed.replace(NOT_FOUND, SHED) if sent.startswith(b"POST") else shed
+
+
+def draining(sent: bytes, expected: bytes) -> bytes:
+    """Return what is answered while the process stops: the first answer, which is the last."""
+    interim = CONTINUE if expected.startswith(CONTINUE) else b""
+    head, found, rest = expected.removeprefix(interim).partition(b"\r\n\r\n")
+    if not found:
+        return SILENCE
+    length = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0])
+    last = b"" if LAST.strip() in head else b"\r\n" + LAST.strip()
+    return interim + head + last + found + rest[:length]
+
+
+STATES: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "idle": idle,
+    "overloaded": overloaded,
+    "draining": draining,
+}
+
+
+@asynccontextmanager
+async def serving(connections: Connections, settings: Settings, state: str) -> AsyncIterator[int]:
+    """Yield the port of the real application in this state."""
+    if state == "overloaded":
+        settings = replace(settings, max_in_flight=0)
+    app, _ = app_of(connections, settings)
+    async with listening(app, receive_timeout_s=1, keep_alive_s=1, room=app.room) as listener:
+        if state == "draining":
+            listener.drain()
+        yield listener.port
+
+
+@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 async def test_each_request_has_its_exact_answer(
-    connections: Connections, settings: Settings, table: dict[str, tuple[bytes, bytes]]
+    connections: Connections,
+    settings: Settings,
+    table: dict[str, tuple[bytes, bytes]],
+    state: str,
 ) -> None:
     """Every row: one of our own answers, nothing echoed, and closed where framing is in doubt."""
-    app, _ = app_of(connections, settings)
-    async with listening(app, receive_timeout_s=1, keep_alive_s=1) as listener:
-        answers = await asyncio.gather(*(talk(listener.port, sent) for sent, _ in table.values()))
+    async with serving(connections, settings, state) as port:
+        answers = await asyncio.gather(*(talk(port, sent) for sent, _ in table.values()))
     got = [DATE.sub(b"", answer) for answer in answers]
     assert dict(zip(table, got, strict=True)) == {
-        name: expected for name, (_, expected) in table.items()
+        name: STATES[state](sent, expected) for name, (sent, expected) in table.items()
     }
+
+
+@pytest.mark.parametrize("state", ["overloaded", "draining"])
+async def test_no_state_reads_more_requests_than_another(
+    connections: Connections, settings: Settings, state: str
+) -> None:
+    """However a request is damaged, in no state are there more requests in it than when idle."""
+    mutations = Mutations(seed=7)
+    # Where a client says that it sends no more, the connection may end before the answer.
+    attempts = [mutations.next()._replace(ends=False) for _ in range(400)]
+
+    async def answered(port: int) -> list[int]:
+        async def one(attempt: Attempt) -> int:
+            async with slots:
+                return len(ANSWER.findall(await exchange(port, attempt)))
+
+        slots = asyncio.Semaphore(200)
+        return await asyncio.gather(*map(one, attempts))
+
+    async with (
+        serving(connections, settings, "idle") as idle_port,
+        serving(connections, settings, state) as port,
+    ):
+        expected, found = await answered(idle_port), await answered(port)
+    assert [
+        (len(attempt.pieces), more, fewer, b"".join(attempt.pieces)[:300])
+        for attempt, more, fewer in zip(attempts, found, expected, strict=True)
+        if more > fewer
+    ] == []
+    assert sum(found) > 100
 
 
 def chunks(body: bytes, *, extension: bytes, trailer: bytes) -> bytes:

@@ -21,7 +21,7 @@ from virtual_time import push
 from service.errors import ConfigError
 from service.framing import MOST_HEADER_BYTES
 from service.protocol import GuardedProtocol
-from service.server import Listener
+from service.server import SOCKET_BUFFER_BYTES, Listener
 
 # Longer than anything here takes: they pass when a test pushes the clock.
 TIMEOUT_S = 600.0
@@ -368,6 +368,23 @@ def test_newcomers_do_not_wait_a_loop_turn_each() -> None:
         assert turns < many / 2
 
     uvloop.run(law())
+
+
+async def test_one_read_brings_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much a client sends at once, no more of it is held than the socket's own buffer."""
+    sizes = []
+    receive = GuardedProtocol.data_received
+
+    def counting(self: GuardedProtocol, received: bytes) -> None:
+        sizes.append(len(received))
+        receive(self, received)
+
+    monkeypatch.setattr(GuardedProtocol, "data_received", counting)
+    async with listening(app()) as listener, connected(listener.port) as (reader, writer):
+        writer.write(post(b"y" * 2_000_000))
+        assert await answer(reader) == (200, b"y" * 2_000_000)
+    # Linux doubles what is asked for, to have room for its own.
+    assert max(sizes) <= 2 * SOCKET_BUFFER_BYTES
 
 
 async def test_answers_do_not_say_who_we_are() -> None:

@@ -33,7 +33,7 @@ from service import journal, metrics, tasks
 from service.config import Livemode, Settings
 from service.connections import Connections, connect
 from service.embedded import EmbeddedServer
-from service.errors import Shortage, Unavailable
+from service.errors import Rejected, Shortage, Unavailable
 from service.health import Health
 from service.inbox import Inbox
 from service.layout import Keys
@@ -105,11 +105,15 @@ def open_app(connections: Connections, make_settings: Callable[..., Settings]) -
 
 
 async def post(
-    client: httpx2.AsyncClient, body: bytes, headers: dict[str, str] | None = None
+    client: httpx2.AsyncClient,
+    body: bytes,
+    headers: dict[str, str] | None = None,
+    *,
+    path: str = WEBHOOK,
 ) -> httpx2.Response:
     """Post *body*, signed unless told."""
     return await client.post(
-        WEBHOOK, content=body, headers=signed(body) if headers is None else headers
+        path, content=body, headers=signed(body) if headers is None else headers
     )
 
 
@@ -271,7 +275,7 @@ FAULTS: dict[str, tuple[bytes, str, str | None]] = {
     "cut off": (event()[:-1], "body_not_json", None),
     "NaN": (b'{"created": NaN}', "body_not_json", None),
     "2000 arrays": (b"[" * 2000 + b"]" * 2000, "body_not_json", None),
-    "lone surrogate": (b'{"id": "\\ud800"}', "body_not_json", None),
+    "half a pair in an id": (event(id="evt_?").replace(b"?", b"\\ud800"), "field_mistyped", "id"),
     "array": (b"[]", "body_not_an_event", None),
     "null": (b"null", "body_not_an_event", None),
     "number": (b"1", "body_not_an_event", None),
@@ -324,13 +328,21 @@ async def test_of_duplicate_keys_the_last_counts(open_app: Open) -> None:
         assert_answer(await post(client, body), 400, error="field_mistyped", field="id")
 
 
-async def test_the_limit_is_the_limit(open_app: Open) -> None:
+# What holds for one route holds for the other.
+ROUTES = (WEBHOOK, WEBHOOK + "/acme")
+both_routes = pytest.mark.parametrize("path", ROUTES)
+BOTH_SECRETS = {"": (SECRET,), "acme": (SECRET,)}
+
+
+@both_routes
+async def test_the_limit_is_the_limit(open_app: Open, path: str) -> None:
     """A body of MAX_BODY_BYTES is read, one byte more is a 413, signed or not."""
     body = event().ljust(1024)
-    async with open_app(max_body_bytes=1024) as client:
-        assert_answer(await post(client, body), 200, outcome="admitted")
-        assert_answer(await post(client, body + b" "), 413, error="body_too_large")
-        assert_answer(await post(client, body + b" ", {}), 413, error="body_too_large")
+    more = body + b" "
+    async with open_app(max_body_bytes=1024, secrets=BOTH_SECRETS) as client:
+        assert_answer(await post(client, body, path=path), 200, outcome="admitted")
+        assert_answer(await post(client, more, path=path), 413, error="body_too_large")
+        assert_answer(await post(client, more, {}, path=path), 413, error="body_too_large")
 
 
 async def call(
@@ -467,10 +479,11 @@ async def test_an_endpoint_nobody_configured_is_a_404(open_app: Open) -> None:
 @pytest.mark.parametrize(
     "method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "X"]
 )
-async def test_another_method_is_a_405(open_app: Open, method: str) -> None:
+@both_routes
+async def test_another_method_is_a_405(open_app: Open, method: str, path: str) -> None:
     """Another method is a 405 that says which one is allowed, without a body."""
-    async with open_app() as client:
-        response = await client.request(method, WEBHOOK)
+    async with open_app(secrets=BOTH_SECRETS) as client:
+        response = await client.request(method, path)
     assert (response.status_code, response.content) == (405, b"")
     assert dict(response.headers) == {"allow": "POST", "content-length": "0"}
 
@@ -511,19 +524,20 @@ class Held:
         raise Unavailable(Shortage.REDIS_UNREACHABLE)
 
 
+@both_routes
 async def test_too_many_in_hand_are_a_503_at_once(
-    connections: Connections, make_settings: Callable[..., Settings]
+    connections: Connections, make_settings: Callable[..., Settings], path: str
 ) -> None:
     """Beyond MAX_IN_FLIGHT a whole request is put off at once; those in hand go on."""
     held: Any = Held()
-    settings = make_settings(max_in_flight=2)
+    settings = make_settings(max_in_flight=2, secrets=BOTH_SECRETS)
     app = create_app(held, Health(connections, settings), settings)
     async with client_of(app) as client, asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
-        for _ in range(2):
-            tasks.create_task(post(client, event()))
+        for route in ROUTES:
+            tasks.create_task(post(client, event(), path=route))
         await eventually(lambda: held.waiting == 2)
         assert sample("idv_requests_in_flight") == 2
-        assert_answer(await post(client, event()), 503, error="unavailable")
+        assert_answer(await post(client, event(), path=path), 503, error="unavailable")
         assert held.waiting == 2
         held.release.set()
     assert sample("idv_requests_in_flight") == 0
@@ -542,6 +556,36 @@ async def test_who_still_sends_takes_nobodys_place(
             writer.write(half)
         said = await talk(listener.port, request(body, signed(body)))
     assert said.startswith(b"HTTP/1.1 200 ")
+
+
+REFUSED: dict[str, tuple[bytes, dict[str, str], str]] = {
+    "forged": (event(), signed(event(), Secret(b"whsec_other")), "signature_mismatch"),
+    "too large": (b"x" * 1025, {}, "body_too_large"),
+    "not JSON": (b"[", signed(b"["), "body_not_json"),
+    "Redis gone": (event(), signed(event()), "redis_unreachable"),
+}
+
+
+@pytest.mark.parametrize(("body", "headers", "reason"), REFUSED.values(), ids=REFUSED)
+async def test_a_refusal_keeps_nothing_of_what_was_refused(
+    make_settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    body: bytes,
+    headers: dict[str, str],
+    reason: str,
+) -> None:
+    """Until its line is written a refusal is held: no frame with the body may hang on it."""
+    noted: list[journal.Entry] = []
+    monkeypatch.setattr(journal.Journal, "note", lambda _, entry: noted.append(entry))
+    url = Secret("unix:///nowhere.sock")
+    settings = make_settings(max_body_bytes=1024, admit_deadline_s=0.1, redis_url=url)
+    async with connect(url) as nowhere, client_of(app_of(nowhere, settings)[0]) as client:
+        await post(client, body, headers)
+    [entry] = noted
+    error = entry.outcome
+    assert isinstance(error, Rejected | Unavailable)
+    assert error.reason == reason
+    assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
 
 
 async def test_a_cancelled_request_is_a_503(connections: Connections, settings: Settings) -> None:
@@ -634,10 +678,12 @@ async def test_redis_may_go_and_come(
     await line.cut()
 
 
+@both_routes
 async def test_only_who_is_on_the_list_may_come_in(
-    connections: Connections, settings: Settings, log: Log
+    connections: Connections, make_settings: Callable[..., Settings], log: Log, path: str
 ) -> None:
     """With an allow list strangers hear 403 unread, are logged without address, and may probe."""
+    settings = make_settings(secrets=BOTH_SECRETS)
     inbox = Inbox(connections, Keys(settings.redis_prefix, settings.partitions), settings)
     receiver = Receiver(inbox, tolerance_s=300, livemode=Livemode.BOTH)
     door = AllowList([network("3.18.12.63")], proxies=[network("127.0.0.1")])
@@ -645,9 +691,11 @@ async def test_only_who_is_on_the_list_may_come_in(
     body = event()
     async with client_of(app) as client:
         for forwarded in ({}, {"X-Forwarded-For": "3.18.12.63, 6.6.6.6"}):
-            assert_answer(await post(client, body, forwarded), 403, error="source_not_allowed")
+            answered = await post(client, body, signed(body) | forwarded, path=path)
+            assert_answer(answered, 403, error="source_not_allowed")
         from_stripe = signed(body) | {"X-Forwarded-For": "6.6.6.6, 3.18.12.63"}
-        assert_answer(await post(client, body, from_stripe), 200, outcome="admitted")
+        answered = await post(client, body, from_stripe, path=path)
+        assert_answer(answered, 200, outcome="admitted")
         assert (await client.get("/livez")).status_code == 200
     assert [line.get("reason") for line in log.lines] == ["source_not_allowed"] * 2 + [None]
     assert "6.6.6.6" not in repr(log.lines)
@@ -742,6 +790,24 @@ async def test_one_line_for_each_delivery(open_app: Open, log: Log) -> None:
 
 def _broken(*_: object, **__: object) -> None:
     raise BrokenPipeError
+
+
+@pytest.mark.parametrize("space", [b" ", b"\t", b" \t \t"])
+async def test_whitespace_around_a_value_is_none_of_it(
+    connections: Connections, settings: Settings, log: Log, space: bytes
+) -> None:
+    """Spaces and tabs around headers' values mean nothing (RFC 9110, 5.5)."""
+    app, _ = app_of(connections, settings)
+    headers = {**signed(event()), "X-Request-Id": "0a1b2c3d", "traceparent": TRACE}
+    sent = request(event(), headers)
+    for value in (*headers.values(), str(len(event())), "tests", "close"):
+        sent = sent.replace(
+            f": {value}\r\n".encode(), b":%b%b%b\r\n" % (space, value.encode(), space)
+        )
+    async with listening(app) as listener:
+        said = await talk(listener.port, sent)
+    assert said.startswith(b"HTTP/1.1 200 ")
+    assert [line["request_id"] for line in log.lines] == ["0a1b2c3d"]
 
 
 @pytest.mark.parametrize("broken", ["log", "metrics"])
