@@ -52,7 +52,7 @@ TOO_MANY_CHUNKS = _farewell(Refusal.TOO_MANY_CHUNKS, "400 Bad Request", Refusal.
 TOO_SLOW = Farewell("too_slow")
 IDLE = Farewell("idle")
 
-_NAME = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]+|%[0-9A-Fa-f]{2})*"
+_NAME = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
 _HOST = re.compile(rb"(?:%b|\[[A-Za-z0-9.:%%_~-]+\])(?::[0-9]*)?" % _NAME)
 
 

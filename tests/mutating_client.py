@@ -42,7 +42,7 @@ RECEIVE_TIMEOUT_S = 0.3
 ANSWER_DEADLINE_S = 20.0
 MOST_BODY_BYTES = 262_144
 
-ANSWER = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n(?:[^\r\n]*\r\n)*\r\n([^\r\n]{0,40})")
+ANSWER = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,40})")
 UNANSWERED = b"neither answered nor closed"
 # What a good request hears in each state of the process.
 STATES = {
