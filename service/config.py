@@ -79,6 +79,7 @@ class LogFormat(StrEnum):
 
 
 _PREFIX = matching(r"[a-z0-9_-]{1,32}", "1 to 32 of a-z, 0-9, _ and -")
+_ACCOUNT = matching(r"[A-Za-z0-9._-]{1,64}", "1 to 64 of A-Z, a-z, 0-9, '.', _ and -")
 _HOST = matching(r"[A-Za-z0-9.:%_-]{1,253}", "a host name or an IP address")
 _HANDLER = matching(
     r"(?a:[A-Za-z_][\w-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)",
@@ -117,6 +118,7 @@ class Settings:
         Durability.NONE, "What Redis confirms before an event is acknowledged"
     )
     livemode: Livemode = word(Livemode.BOTH, "Events to accept")
+    account_name: str = setting("", _ACCOUNT, "Name of your Stripe account in each message")
 
     host: str = setting("0.0.0.0", _HOST, "Address to listen on")  # noqa: S104 (in a container)
     port: int = whole(8000, 0, 65535, "Port for webhooks and probes")

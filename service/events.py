@@ -18,7 +18,7 @@ from .errors import Refusal, Rejected
 from .reports import EpochSeconds, secret_hook
 from .sessions import VerificationSession
 from .signatures import VerifiedPayload
-from .transitions import EVENT_TYPE_PREFIX, SessionChange, current_status
+from .transitions import EVENT_TYPE_PREFIX, Origin, SessionChange, current_status
 
 # The `object` of a notification that leaves the session out.
 THIN = "v2.core.event"
@@ -106,8 +106,15 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         livemode = self.session.livemode if self.livemode is None else self.livemode
         return livemode is not False
 
-    def change(self) -> SessionChange:
-        """Return what of this event may leave the process."""
+    def change(
+        self,
+        *,
+        origin: Origin = Origin.WEBHOOK,
+        endpoint: str | None = None,
+        account_name: str | None = None,
+        traceparent: str | msgspec.UnsetType = msgspec.UNSET,
+    ) -> SessionChange:
+        """Return what of this event may leave the process, and how it came."""
         session = self.data.object
         return SessionChange(
             event_id=self.id,
@@ -115,9 +122,14 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             occurred_at=datetime.fromtimestamp(self.created, UTC),
             livemode=self.livemode,
             account=self.account,
+            account_name=account_name,
+            context=self.context,
+            origin=origin,
+            endpoint=endpoint,
             session_id=session.id,
             session_type=session.type,
             current=current_status(self.type, session),
+            stripe_status=session.status,
             last_error_code=session.last_error_code,
             redaction_status=session.redaction_status,
             report_id=session.report_id,
@@ -126,6 +138,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             related_customer_account=session.related_customer_account,
             related_person=session.related_person,
             metadata=session.metadata,
+            traceparent=traceparent,
         )
 
 

@@ -28,7 +28,15 @@ from .errors import ConfigError, Shortage, Unavailable
 from .events import Event
 from .exchange import Needs, NotFsyncedError
 from .layout import Keys
-from .transitions import SessionChange, created_at, fingerprint, position
+from .transitions import (
+    FINAL,
+    SKEW_S,
+    SessionChange,
+    created_at,
+    is_step,
+    order_key,
+    state_hash,
+)
 
 MOST_EVENTS_PER_FLIGHT = 128
 RETRY_FIRST_S = 0.02
@@ -62,7 +70,7 @@ class Admission(msgspec.Struct, frozen=True, gc=False):
         sequence: The session's sequence number after it; 0 when it has none.
         previous: The status before; None when the ledger had no memory. Also None for a duplicate.
         contradicts: The event is late, although it was created after what the session already
-            is: something happened after a final status.
+            is: something began after a final status.
     """
 
     outcome: Outcome
@@ -125,8 +133,9 @@ class Inbox:
                 event.id,
                 _nonce(),
                 event.created,
-                position(event.type, event.created, session),
-                fingerprint(change.current, session),
+                order_key(event.type, event.created, session),
+                _kind(change, session.status),
+                state_hash(event.type, session),
                 change.current,
                 wire.pack(change),
             ),
@@ -182,7 +191,7 @@ class Inbox:
             list(chain.from_iterable(request.keys for request in requests)),
             [
                 *(now, now - self._max_age_s, MAX_CLOCK_DIFFERENCE_S, self._keys.layout_copy),
-                *self._limits,
+                *(SKEW_S, *self._limits),
                 *chain.from_iterable(request.judged_by for request in requests),
             ],
         )
@@ -204,6 +213,12 @@ class Inbox:
         return Unavailable(self._trouble)
 
 
+def _kind(change: SessionChange, status: str) -> str:
+    """Return what the script needs to know of an event's type and status: see `admit.lua`."""
+    kind = "s" if is_step(change.event_type, status) else "r"
+    return kind.upper() if change.current in FINAL else kind
+
+
 def _word(error: Exception) -> Shortage:
     return error.reason if isinstance(error, Unavailable) else shortage(error)
 
@@ -222,5 +237,5 @@ def _admission(answer: bytes, request: _Request) -> Admission | Unavailable:
         outcome=_OUTCOMES[outcome],
         sequence=int(sequence),
         previous=previous or None,
-        contradicts=outcome == Outcome.LATE and request.created > created_at(int(before)),
+        contradicts=outcome == Outcome.LATE and request.created > created_at(int(before)) + SKEW_S,
     )

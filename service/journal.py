@@ -19,12 +19,17 @@ import structlog
 from . import metrics
 from .errors import Rejected, Unavailable
 from .events import Event, Ignored
+from .inbox import Admission, Outcome
 from .receiver import Receipt
-from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS
+from .transitions import EVENT_TYPE_PREFIX, STEP_RANKS, SessionChange, is_reversal
 
 Fields = dict[str, Any]
 
 _SHORT = {event_type: event_type.removeprefix(EVENT_TYPE_PREFIX) for event_type in STEP_RANKS}
+
+# Counted from 0 on, so that Prometheus sees the first one as an increase.
+for _event_type in (*_SHORT.values(), metrics.OTHER_TYPE):
+    metrics.events(Outcome.EXPIRED, _event_type)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -143,8 +148,7 @@ class Journal:
             "event_id": event.id,
             "event_type": event.type,
             "session_id": change.session_id,
-            "previous": admission.previous,
-            "current": change.current,
+            **_statuses(admission, change),
             "sequence": admission.sequence,
             "contradicts": admission.contradicts,
             "last_error_code": change.last_error_code,
@@ -152,6 +156,7 @@ class Journal:
             "report_id": change.report_id,
             "livemode": change.livemode,
             "account": change.account,
+            "endpoint": change.endpoint,
             **_told(entry),
             "secret_fingerprint": receipt.secret_fingerprint,
         }
@@ -163,7 +168,23 @@ class Journal:
         if admission.contradicts:
             metrics.CONTRADICTIONS.inc()
             write = self._log.warning
+        if fields.get("reversal"):
+            metrics.REVERSALS.inc()
+            write = self._log.warning
         write(f"event.{receipt.outcome}", _fields=fields)
+
+
+def _statuses(admission: Admission, change: SessionChange) -> Fields:
+    """Return what the session was and is, or, of an event that changes nothing, what it stays."""
+    if admission.outcome is Outcome.ADMITTED:
+        return {
+            "previous": admission.previous,
+            "current": change.current,
+            "reversal": is_reversal(admission.previous, change.current),
+        }
+    if admission.outcome is Outcome.UNCHANGED:
+        return {"status": change.current}
+    return {"status": admission.previous, "ignored_status": change.current}
 
 
 def _told(entry: Entry) -> Fields:

@@ -34,7 +34,7 @@ class SessionRecord(NamedTuple):
         previous: The status before.
         sequence: The number of transitions within *epoch*.
         epoch: When the numbering began anew, Unix milliseconds.
-        latest_created: When the event that sets the position was created, Unix seconds.
+        latest_created: When the latest event was created, Unix seconds.
         duplicates: Copies answered as duplicates.
         expires_in_s: Seconds until the record is forgotten, if nothing comes.
         events: The events remembered, oldest first.
@@ -69,7 +69,8 @@ async def read(connections: Connections, keys: Keys, session_id: str) -> Session
 
 
 def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) -> SessionRecord:
-    position, sequence, epoch, _, _ = found[b"state"].split(b" ")
+    sequence, epoch, _, _, _ = found[b"state"].split(b" ")
+    _, latest, _ = found[b"latest"].split(b" ")
     length, words = found[b"status"].split(b" ", 1)
     events = [
         RememberedEvent(name.decode(), _OUTCOMES[outcome], int(number), int(created))
@@ -83,7 +84,7 @@ def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) ->
         previous=words[int(length) :].decode() or None,
         sequence=int(sequence),
         epoch=int(epoch),
-        latest_created=created_at(int(position)),
+        latest_created=created_at(int(latest)),
         duplicates=int(found.get(b"duplicates", 0)),
         expires_in_s=expires_in_s,
         events=sorted(events, key=lambda event: (event.created, event.sequence)),

@@ -18,7 +18,9 @@ from .transitions import StatusTransition
 
 CONTENT_TYPE = "application/cloudevents+json"
 TYPE_PREFIX = "com.stripe."
-SCHEMA = "urn:identity-webhooks:status-transition:1"
+SCHEMA = "urn:identity-webhooks:status-transition:2"
+# The attributes that go along outside the body as well.
+REPEATED = ("id", "type", "subject", "sessionepoch", "sessionsequence", "traceparent")
 
 
 class Message(NamedTuple):
@@ -48,48 +50,43 @@ class Message(NamedTuple):
 
 def message(transition: StatusTransition) -> Message:
     """Return the message that carries *transition*."""
-    event_type = TYPE_PREFIX + transition.event_type
-    sequence = str(transition.sequence)
-    envelope: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "specversion": "1.0",
         "id": transition.event_id,
         "source": _source(transition),
-        "type": event_type,
+        "type": TYPE_PREFIX + transition.event_type,
         "subject": transition.session_id,
         "time": transition.occurred_at,
         "datacontenttype": "application/json",
         "dataschema": SCHEMA,
         "partitionkey": transition.session_id,
-        "sequence": sequence,
-        "sequencetype": "Integer",
-        "data": msgspec.to_builtins(transition),
-    }
-    headers = {
-        "content-type": CONTENT_TYPE,
-        "id": transition.event_id,
-        "type": event_type,
-        "subject": transition.session_id,
-        "sequence": sequence,
-    }
-    if transition.traceparent:
+        # Not the extension `sequence`, which orders all events of a source, and as texts do.
+        "sessionepoch": str(transition.epoch),
+        "sessionsequence": str(transition.sequence),
+        "replay": transition.replay,
         # The distributed tracing extension: where it all began, not the last hop.
-        envelope["traceparent"] = headers["traceparent"] = transition.traceparent
-    deduplication_id = transition.event_id
-    if transition.replay is not None:
-        envelope["replay"] = transition.replay
-        deduplication_id += f".{transition.replay}"
+        "traceparent": transition.traceparent,
+    }
+    # CloudEvents has no empty attribute.
+    attributes = {name: value for name, value in attributes.items() if value}
+    repeated = {name: attributes[name] for name in REPEATED if name in attributes}
+    replay = f".{transition.replay}" if transition.replay else ""
+    data = msgspec.to_builtins(transition)
     return Message(
         id=transition.event_id,
-        deduplication_id=deduplication_id,
+        deduplication_id=transition.event_id + replay,
         key=transition.session_id,
-        type=event_type,
-        body=orjson.dumps(envelope, option=orjson.OPT_UTC_Z),
-        headers=headers,
+        type=attributes["type"],
+        body=orjson.dumps({**attributes, "data": data}, option=orjson.OPT_UTC_Z),
+        headers={"content-type": CONTENT_TYPE, **repeated},
     )
 
 
 def _source(transition: StatusTransition) -> str:
-    """Return where the event came from: Stripe's world, and the connected account if any."""
+    """Return where the event came from: Stripe's world, and the account if it is known.
+
+    A connected account is named by its id, one's own by what ACCOUNT_NAME says.
+    """
     world = "test" if transition.livemode is False else "live"
-    account = f"/{quote(transition.account, safe='')}" if transition.account else ""
-    return f"/stripe/identity/{world}{account}"
+    name = transition.account or transition.account_name
+    return f"/stripe/identity/{world}" + (f"/{quote(name, safe='')}" if name else "")

@@ -128,6 +128,11 @@ CONTRADICTIONS = Counter(
     "Late events created after what their session already finally was.",
     registry=REGISTRY,
 )
+REVERSALS = Counter(
+    "idv_reversals_total",
+    "Transitions from a final status to another one that is not redacted.",
+    registry=REGISTRY,
+)
 FIELDS_UNREAD = Counter(
     "idv_fields_unread_total",
     "Fields of Stripe's that nobody needs, and that were left out because they could not be read.",

@@ -195,7 +195,12 @@ def _receiver(
         reloaders.append(_reloading_networks(allow_list, settings.allowed_networks, environ))
     inbox = Inbox(ground.connections, ground.keys, settings)
     build = Receiver if ground.traced is None else partial(TracedReceiver, ground.traced)
-    receiver = build(inbox, tolerance_s=settings.signature_tolerance_s, livemode=settings.livemode)
+    receiver = build(
+        inbox,
+        tolerance_s=settings.signature_tolerance_s,
+        livemode=settings.livemode,
+        account_name=settings.account_name,
+    )
     app = create_app(receiver, ground.health, replace(settings, secrets=keyring), allow_list)
     return _listener(ground, app, settings.port, settings.max_connections, room=app.room)
 

@@ -42,12 +42,16 @@ class Receiver:
         inbox: The way into the ledger.
         tolerance_s: How far a signature's timestamp may lie from now, in seconds.
         livemode: Which of Stripe's two worlds is listened to.
+        account_name: What our own account is called, if anything.
     """
 
-    def __init__(self, inbox: Inbox, *, tolerance_s: float, livemode: Livemode) -> None:
+    def __init__(
+        self, inbox: Inbox, *, tolerance_s: float, livemode: Livemode, account_name: str = ""
+    ) -> None:
         self._inbox = inbox
         self._tolerance_s = tolerance_s
         self._livemode = livemode
+        self._account_name = account_name or None
 
     async def receive(
         self,
@@ -56,9 +60,18 @@ class Receiver:
         secrets: Sequence[Secret[bytes]],
         *,
         now: float,
+        endpoint: str = "",
         traceparent: str | None = None,
     ) -> Receipt:
-        """Return what became of *body*; what is handed over carries the *traceparent* on.
+        """Return what became of *body*.
+
+        Args:
+            body: The bytes that were signed.
+            signature: What signs them.
+            secrets: The endpoint's signing secrets.
+            now: Unix time in seconds.
+            endpoint: The endpoint's name, empty for the default one; it is handed on.
+            traceparent: Where in a trace this was received; it is handed on.
 
         Raises:
             Rejected: The sender's turn; nothing was remembered.
@@ -68,9 +81,11 @@ class Receiver:
         event = self._relevant(parse(payload))
         if isinstance(event, Ignored):
             return Receipt(Outcome.IGNORED, payload.secret_fingerprint, event)
-        change = event.change()
-        if traceparent is not None:
-            change = msgspec.structs.replace(change, traceparent=traceparent)
+        change = event.change(
+            endpoint=endpoint or None,
+            account_name=self._account_name,
+            traceparent=msgspec.UNSET if traceparent is None else traceparent,
+        )
         admission = await self._inbox.admit(event, change)
         return Receipt(admission.outcome, payload.secret_fingerprint, event, change, admission)
 

@@ -17,7 +17,7 @@ import msgspec
 import orjson
 
 from . import messages
-from .transitions import STEP_RANKS, Status, StatusTransition
+from .transitions import STEP_RANKS, Origin, Status, StatusTransition
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -28,6 +28,8 @@ _ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 _WORDS: Mapping[str, Iterable[str]] = {
     "current": Status,
     "previous": Status,
+    "stripe_status": [status for status in Status if status is not Status.REDACTED],
+    "origin": Origin,
     "event_type": STEP_RANKS,
 }
 _EXAMPLE = StatusTransition(
@@ -38,6 +40,7 @@ _EXAMPLE = StatusTransition(
     session_id="vs_1TbCdEfGhIjKlMnO",
     session_type="document",
     current=Status.VERIFIED,
+    stripe_status=Status.VERIFIED,
     report_id="vr_1TbCdEfGhIjKlMnO",
     client_reference_id="user-6735",
     metadata={"order": "6735"},
@@ -152,7 +155,7 @@ def message_schema(transition: str = messages.SCHEMA) -> dict[str, Any]:
         "specversion": {"const": "1.0"},
         "id": {**_text("The event id; a repeat and a replay carry the same."), "minLength": 1},
         "source": {
-            **_text("Stripe's world, and the connected account if any.", form="uri-reference"),
+            **_text("Stripe's world, and the account if it is known.", form="uri-reference"),
             "pattern": "^/stripe/identity/(live|test)(/[^/]+)?$",
         },
         "type": {
@@ -164,11 +167,11 @@ def message_schema(transition: str = messages.SCHEMA) -> dict[str, Any]:
         "datacontenttype": {"const": "application/json"},
         "dataschema": {"const": messages.SCHEMA},
         "partitionkey": session_id,
-        "sequence": {
-            **_text("1, 2, 3 … without a gap within the epoch of `data`."),
+        "sessionepoch": {**_text("The epoch of `data`."), "pattern": "^[0-9]+$"},
+        "sessionsequence": {
+            **_text("1, 2, 3 … without a gap within the epoch."),
             "pattern": "^[0-9]+$",
         },
-        "sequencetype": {"const": "Integer"},
         "replay": _text("Which replay this is part of; absent unless it is one."),
         "traceparent": _text("Where in a trace the event was received; absent without one."),
         "data": {"$ref": transition},

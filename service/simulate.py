@@ -62,6 +62,9 @@ _EXPIRED_DOCUMENT: Final = Step(
 _CONSENT_DECLINED: Final = Step(
     event="requires_input", status="requires_input", after_s=(10, 300), error="consent_declined"
 )
+# Stripe does not say what an override by staff looks like beside its status: nothing is made up.
+_REJECTED: Final = Step(event="requires_input", status="requires_input", after_s=(_HOUR_S, _DAY_S))
+_APPROVED: Final = Step(event="verified", status="verified", after_s=(_HOUR_S, _DAY_S))
 _CANCELED: Final = Step(event="canceled", status="canceled", after_s=(60, _HOUR_S), requested=True)
 _CANCELED_BY_REDACTION: Final = replace(_CANCELED, redaction="processing")
 _REDACTED: Final = Step(
@@ -76,6 +79,8 @@ LIFECYCLES: Final[Mapping[str, tuple[Step, ...]]] = {
     "consent-declined": (_CREATED, _CONSENT_DECLINED),
     "redacted-after-verified": (_CREATED, _SUBMITTED, _VERIFIED, _REDACTED),
     "redacted-while-open": (_CREATED, _CANCELED_BY_REDACTION, _REDACTED_CANCELED),
+    "rejected-on-review": (_CREATED, _SUBMITTED, _VERIFIED, _REJECTED),
+    "approved-on-review": (_CREATED, _SUBMITTED, _EXPIRED_DOCUMENT, _APPROVED),
 }
 
 

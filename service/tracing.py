@@ -112,11 +112,14 @@ class TracedReceiver(Receiver):
         secrets: Sequence[Secret[bytes]],
         *,
         now: float,
+        endpoint: str = "",
         traceparent: str | None = None,
     ) -> Receipt:
         """Return what became of *body*; what is handed over goes on from this span."""
         with self._tracing.receiving(traceparent) as (span, told):
-            receipt = await super().receive(body, signature, secrets, now=now, traceparent=told)
+            receipt = await super().receive(
+                body, signature, secrets, now=now, endpoint=endpoint, traceparent=told
+            )
             span.set_attribute("outcome", receipt.outcome)
             event = receipt.event
             if isinstance(event, Event):

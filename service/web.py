@@ -150,14 +150,15 @@ class _Webhook:
         metrics.IN_FLIGHT.set_function(lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        secrets = self._secrets.get(scope["path_params"].get("endpoint", "").lower())
+        endpoint = scope["path_params"].get("endpoint", "").lower()
+        secrets = self._secrets.get(endpoint)
         if not secrets:
             await Response(status_code=404)(scope, receive, send)
             return
         started = time.perf_counter()
         headers = Headers(scope["headers"])
         try:
-            outcome = await self._outcome(headers, receive, secrets)
+            outcome = await self._outcome(headers, receive, secrets, endpoint)
         except _ClientLeft:
             metrics.events("client_left", metrics.OTHER_TYPE).inc()
             return
@@ -172,7 +173,11 @@ class _Webhook:
         return self._most_in_flight - self._in_flight
 
     async def _outcome(
-        self, headers: Headers, receive: Receive, secrets: Sequence[Secret[bytes]]
+        self,
+        headers: Headers,
+        receive: Receive,
+        secrets: Sequence[Secret[bytes]],
+        endpoint: str,
     ) -> Receipt | Rejected | Unavailable:
         try:
             body = await self._body(headers, receive)
@@ -186,6 +191,7 @@ class _Webhook:
                     headers.signature,
                     secrets,
                     now=time.time(),
+                    endpoint=endpoint,
                     traceparent=headers.traceparent,
                 )
             finally:

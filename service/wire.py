@@ -12,7 +12,7 @@ from contextlib import suppress
 import msgspec
 import orjson
 
-from .transitions import SessionChange, StatusTransition, is_expected
+from .transitions import SessionChange, StatusTransition, is_expected, is_reversal
 
 # The field that tells a copy made for one handler from what was admitted: the replay's name.
 REPLAY = b"replay"
@@ -52,4 +52,5 @@ def _joined(change: SessionChange, entry: Mapping[bytes, bytes]) -> StatusTransi
         epoch=int(entry[b"epoch"]),
         replay=entry[REPLAY].decode() if REPLAY in entry else None,
         expected=is_expected(previous, change.current),
+        reversal=is_reversal(previous, change.current),
     )

@@ -23,7 +23,7 @@ from service.reports import VerificationReport
 from service.secret import MASK, Secret
 from service.sessions import VerificationSession
 from service.signatures import VerifiedPayload, verify
-from service.transitions import SessionChange, created_at, fingerprint, position
+from service.transitions import SessionChange, created_at, order_key, state_hash
 
 FIXTURES = Path(__file__).parent / "fixtures"
 KEY = b"whsec_tests"
@@ -85,10 +85,10 @@ def body(found: bytes) -> None:
 def _hold_handed_over(event: Event) -> None:
     """Hold that an event has its place, and that what it says survives the way to a handler."""
     change = event.change()
-    place = position(event.type, event.created, event.session)
-    assert 0 <= place < 2**53
-    assert created_at(place) == event.created
-    assert re.fullmatch("[0-9a-f]{16}", fingerprint(change.current, event.session))
+    key = order_key(event.type, event.created, event.session)
+    assert 0 <= key < 2**53
+    assert created_at(key) == event.created
+    assert re.fullmatch("[0-9a-f]{16}", state_hash(event.type, event.session))
     stored = {b"change": wire.pack(change), b"previous": b"", b"sequence": b"1", b"epoch": b"1"}
     transition = wire.unpack(stored)
     names = SessionChange.__struct_fields__

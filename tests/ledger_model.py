@@ -1,4 +1,4 @@
-"""The ledger written once more, from the design and over bare JSON: what it must say and hold.
+"""The ledger written once more, from its six rules and over bare JSON: what it must say and hold.
 
 Shares no line with the service. Holds no test; `test_inbox` and `test_inbox_machine` ask it.
 """
@@ -10,38 +10,63 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 DAY_S = 86_400
-STEPS = ("created", "processing", "requires_input", "verified canceled", "redacted")
-UNKNOWN_STEP = 2
+STEP_RANKS = ("created", "processing", "requires_input", "verified canceled", "redacted")
+UNKNOWN_STEP_RANK = 2
+FINAL = ("verified", "canceled")
+SKEW_S = 5
 # A record that reaches a multiple of so many fields forgets what no receiver would admit again,
 # also one whose clock is behind; of a record with more than twice as many, only some of it.
 PRUNED_EVERY = 64
 CLOCKS_DIFFER_S = 300
-FIELDS_BESIDE_IDS = 2
+FIELDS_BESIDE_IDS = 3
 
-Place = tuple[int, int, int, int]
+
+class Place(NamedTuple):
+    """Where an event stands among those of its session; the greater is the later."""
+
+    redaction: int
+    created: int
+    step: int
+    event_id: str
+
+    @property
+    def order_key(self) -> int:
+        """The place as one number, without the event id."""
+        return int(f"{self.redaction}{self.created:011}{self.step}")
 
 
 def place_of(event: Any) -> Place:
-    """Return redaction rank, final rank, created and step rank."""
-    session, step = event["data"]["object"], event["type"].rpartition(".")[2]
-    redaction = (session["redaction"] or {}).get("status")
-    erased = 2 if redaction == "redacted" or step == "redacted" else int(redaction is not None)
-    rank = next((n for n, words in enumerate(STEPS) if step in words.split()), UNKNOWN_STEP)
-    return erased, int(session["status"] in ("verified", "canceled")), event["created"], rank
+    """Return an event's place, by itself."""
+    word = event["type"].rpartition(".")[2]
+    redaction = _redaction_of(event)
+    erased = 2 if redaction == "redacted" else int(redaction == "processing")
+    ranks = (n for n, words in enumerate(STEP_RANKS) if word in words.split())
+    return Place(erased, event["created"], next(ranks, UNKNOWN_STEP_RANK), event["id"])
+
+
+def is_step(event: Any) -> bool:
+    """Say whether an event says that something began; all others are results."""
+    session, word = event["data"]["object"], event["type"].rpartition(".")[2]
+    return bool(word == "created" or session["status"] == "processing")
 
 
 def status_of(event: Any) -> str:
     """Return what the event says that the session now is."""
-    return "redacted" if place_of(event)[0] == 2 else str(event["data"]["object"]["status"])
+    redacted = _redaction_of(event) == "redacted"
+    return "redacted" if redacted else str(event["data"]["object"]["status"])
 
 
 def story_of(event: Any) -> tuple[Any, ...]:
     """Return what a handler would care about."""
     session = event["data"]["object"]
-    redaction = (session["redaction"] or {}).get("status")
     error = (session["last_error"] or {}).get("code")
     report = session["last_verification_report"]
-    return status_of(event), session["status"], redaction, error, report
+    return session["status"], _redaction_of(event), error, report
+
+
+def _redaction_of(event: Any) -> str | None:
+    word = (event["data"]["object"]["redaction"] or {}).get("status")
+    return "redacted" if event["type"].endswith(".redacted") else word
 
 
 class Answer(NamedTuple):
@@ -79,9 +104,17 @@ class Epoch:
 
 @dataclass
 class Record:
-    """What must be known of one session."""
+    """What must be known of one session.
 
-    place: Place = (0, 0, 0, 0)
+    Attributes:
+        latest: The latest event that was not late.
+        result: The latest result that was not late, if any.
+        is_from_step: Whether the last event that was not late is a step.
+    """
+
+    latest: Any = None
+    result: Any = None
+    is_from_step: bool = False
     story: tuple[Any, ...] = ()
     status: str | None = None
     previous: str | None = None
@@ -91,15 +124,37 @@ class Record:
     seen: dict[str, Seen] = field(default_factory=dict)
 
     @property
-    def fields(self) -> int:
-        """How many fields its hash has."""
-        return len(self.seen) + FIELDS_BESIDE_IDS + bool(self.duplicates)
+    def has_earlier_result(self) -> bool:
+        """Whether the latest result has to be known beside the latest event."""
+        return self.result is not None and self.result is not self.latest
 
     @property
-    def position(self) -> int:
-        """Its place as one number."""
-        erased, final, created, step = self.place
-        return int(f"{erased}{final}{created:011}{step}")
+    def fields(self) -> int:
+        """How many fields its hash has."""
+        optional = self.has_earlier_result + bool(self.duplicates)
+        return len(self.seen) + FIELDS_BESIDE_IDS + optional
+
+    def rejects(self, event: Any) -> bool:
+        """Say whether an event is late: rules 3 and 4."""
+        if self.latest is None:
+            return False
+        place, latest = place_of(event), place_of(self.latest)
+        result = None if self.result is None else place_of(self.result)
+        if is_step(event):
+            settled = result is not None and place.created <= result.created + SKEW_S
+            return place < latest or settled or self.status in FINAL or latest.redaction > 0
+        if result is not None and place < result:
+            return True
+        overtaken = place.created < latest.created - SKEW_S
+        return self.is_from_step and place.redaction == 0 and overtaken
+
+    def move_up(self, event: Any) -> None:
+        """Take note of an event that is not late."""
+        if self.latest is None or place_of(event) > place_of(self.latest):
+            self.latest = event
+        if not is_step(event):
+            self.result = event
+        self.is_from_step = is_step(event)
 
 
 class Entry(NamedTuple):
@@ -143,16 +198,19 @@ class Ledger:
             return self._known(record, event, nonce)
         if event["created"] < oldest:
             return Answer("expired")
-        place, story, before = place_of(event), story_of(event), record.status
+        story, before = story_of(event), record.status
         contradicts = False
-        if place < record.place:
-            outcome, contradicts = "late", place[2] > record.place[2]
+        if record.rejects(event):
+            outcome = "late"
+            contradicts = event["created"] > record.latest["created"] + SKEW_S
         elif story == record.story:
-            outcome, record.place = "unchanged", place
+            outcome = "unchanged"
+            record.move_up(event)
         elif len(self.stream(session_id)) >= cap:
             return Answer("full")
         else:
-            outcome, record.place, record.story = "admitted", place, story
+            outcome, record.story = "admitted", story
+            record.move_up(event)
             if record.epoch is None or record.epoch.server != self.server:
                 record.epoch, record.sequence = Epoch(self.server, above=record.epoch), 0
             record.sequence += 1
@@ -172,7 +230,8 @@ class Ledger:
         if seen.nonce != nonce:
             record.duplicates += 1
             return Answer("duplicate", seen.sequence)
-        contradicts = seen.outcome == "late" and event["created"] > record.place[2]
+        late = seen.outcome == "late"
+        contradicts = late and event["created"] > record.latest["created"] + SKEW_S
         if seen.outcome != "admitted":
             return Answer(seen.outcome, seen.sequence, record.status, contradicts)
         newest = seen.sequence == record.sequence

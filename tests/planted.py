@@ -27,12 +27,13 @@ class Mutant(NamedTuple):
 
 
 _ADMIT = "service/lua/admit.lua"
-_KNOWN = "  if known[1] then\n"
+_KNOWN = "  if found[1] then return known_answer(session, event, found[1], record) end\n"
 _APPENDED = (
     "    redis.call('XADD', stream, '*', 'change', change, 'previous', '', 'sequence', sequence)\n"
 )
 _UNFENCED = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end\n"
-_LATE = "  if before and tonumber(position) < tonumber(before) then\n"
+_LATE = "  if record.latest and is_late(event, record) then\n"
+_SETTLED = "      or result and event.created <= created_in(result.key) + skew_s\n"
 _WAITED = "    if isinstance(confirmed, Exception) or confirmed < needed:\n"
 _COUNTED = "            await self._mail.count(chain[0], chain[0].tries)\n"
 _CIRCUIT = "if isinstance(error, ConnectionError) and self._circuit.failed(reached_before=reached):"
@@ -95,8 +96,8 @@ MUTANTS = (
     Mutant(
         "the nonce is dropped: whoever asks again is a duplicate",
         _ADMIT,
-        "    if owner ~= nonce then\n",
-        "    if true then\n",
+        "  if nonce ~= event.nonce then\n",
+        "  if true then\n",
         "test_inbox_machine.py",
     ),
     Mutant(
@@ -110,7 +111,7 @@ MUTANTS = (
         "late events are admitted",
         _ADMIT,
         _LATE,
-        _LATE.replace("before and", "false and"),
+        _LATE.replace("record.latest and", "false and"),
         "test_inbox_machine.py",
     ),
     Mutant(
@@ -123,7 +124,7 @@ MUTANTS = (
     Mutant(
         "events older than the memory are admitted",
         _ADMIT,
-        "  if tonumber(created) < oldest then return reply('expired', '0', nil, before) end\n",
+        "  if event.created < oldest then return reply('expired', '0', nil, record.latest) end\n",
         "",
         "test_inbox_machine.py",
     ),
@@ -137,21 +138,21 @@ MUTANTS = (
     Mutant(
         "every transition begins an epoch",
         _ADMIT,
-        "  if tag == server_tag() then return",
-        "  if false then return",
+        "  if record.tag == server_tag() then\n",
+        "  if false then\n",
         "test_inbox_machine.py test_inbox.py",
     ),
     Mutant(
         "a server that may have lost transitions goes on numbering",
         _ADMIT,
-        "  if tag == server_tag() then return",
-        "  if tag then return",
+        "  if record.tag == server_tag() then\n",
+        "  if record.tag then\n",
         "test_inbox_epochs.py",
     ),
     Mutant(
         "a new epoch may be below the one before",
         _ADMIT,
-        "math.max((epoch or 0) + 1, now_ms)",
+        "math.max((record.epoch or 0) + 1, now_ms)",
         "now_ms",
         "test_inbox_epochs.py",
     ),
@@ -200,8 +201,8 @@ MUTANTS = (
     Mutant(
         "the step before is remembered wrongly",
         _ADMIT,
-        "  local previous = was or ''\n",
-        "  local previous = earlier or ''\n",
+        "  local previous = record.status or ''\n",
+        "  local previous = record.previous or ''\n",
         "test_inbox_machine.py",
     ),
     Mutant(
@@ -212,18 +213,68 @@ MUTANTS = (
         "test_inbox_machine.py",
     ),
     Mutant(
-        "an unchanged event does not move the position",
+        "an unchanged event does not move the order key up",
         _ADMIT,
-        "packed(position, sequence, epoch, story, tag)",
-        "packed(before, sequence, epoch, story, tag)",
+        "packed(record.sequence, record.epoch, record.tag, hash, kind),\n"
+        "      moved_up(session, event, record))\n",
+        "packed(record.sequence, record.epoch, record.tag, hash, kind))\n",
         "test_inbox_machine.py",
     ),
     Mutant(
-        "final statuses do not stick",
-        "service/transitions.py",
-        "        + (session.status in FINAL) * _FINAL_UNIT\n",
+        "a late step un-verifies",
+        _ADMIT,
+        "      or is_final(record.kind) or latest.key >= REDACTION\n",
+        "      or latest.key >= REDACTION\n",
+        "test_inbox_machine.py",
+    ),
+    Mutant(
+        "a step is admitted after redaction has begun",
+        _ADMIT,
+        "      or is_final(record.kind) or latest.key >= REDACTION\n",
+        "      or is_final(record.kind)\n",
+        "test_inbox_machine.py",
+    ),
+    Mutant(
+        "a step just after a result undoes it",
+        _ADMIT,
+        _SETTLED,
+        "",
+        "test_inbox_lives.py",
+    ),
+    Mutant(
+        "a result just before a step is late",
+        _ADMIT,
+        "  local is_overtaken = event.created < created_in(latest.key) - skew_s\n",
+        "  local is_overtaken = event.created < created_in(latest.key)\n",
+        "test_inbox_lives.py",
+    ),
+    Mutant(
+        "a result is compared with steps only",
+        _ADMIT,
+        "  if result and precedes(event, result) then return true end\n",
         "",
         "test_inbox_machine.py",
+    ),
+    Mutant(
+        "equal order keys are not ordered",
+        _ADMIT,
+        "  if one.key ~= other.key then return one.key < other.key end\n",
+        "  if true then return one.key < other.key end\n",
+        "test_inbox.py::TestOrder",
+    ),
+    Mutant(
+        "a final status cannot be reversed",
+        "service/transitions.py",
+        "        + created * _SECOND_UNIT\n",
+        "        + created * _SECOND_UNIT + (session.status in FINAL) * 5 * 10**11\n",
+        "test_inbox_lives.py",
+    ),
+    Mutant(
+        "a reversal is not said to be one",
+        "service/transitions.py",
+        "    return previous in FINAL and current not in",
+        "    return previous == current and current not in",
+        "test_simulate_follows.py",
     ),
     Mutant(
         "what no replica has is acknowledged",
@@ -305,8 +356,8 @@ MUTANTS = (
     Mutant(
         "a replay is dropped by a queue as a repeat",
         "service/messages.py",
-        '        deduplication_id += f".{transition.replay}"\n',
-        "",
+        "        deduplication_id=transition.event_id + replay,\n",
+        "        deduplication_id=transition.event_id,\n",
         "test_messages.py",
     ),
     Mutant(

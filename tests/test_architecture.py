@@ -80,7 +80,7 @@ MAY_IMPORT: dict[str, str] = {
         "arrivals circuit config connections dispatch errors handlers janitor lag layout mailbox"
         " metrics retries"
     ),
-    "journal": "errors events metrics receiver transitions",
+    "journal": "errors events inbox metrics receiver transitions",
     "web": "config errors headers health journal metrics receiver secret sources",
     "cycle": "",
     "framing": "errors",

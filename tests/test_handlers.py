@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog.testing
 
@@ -187,14 +188,34 @@ async def test_the_log_handler_writes_exactly_the_allow_list() -> None:
             "previous": "processing",
             "current": "requires_input",
             "sequence": 3,
+            "epoch": 1,
             "expected": True,
+            "reversal": False,
+            "replay": None,
+            "stripe_status": None,
             "last_error_code": "consent_declined",
             "redaction_status": None,
             "report_id": "vr_1",
             "livemode": True,
             "account": "acct_1",
+            "account_name": None,
+            "context": None,
+            "origin": "webhook",
+            "endpoint": None,
         }
     ]
+
+
+async def test_the_log_handler_warns_of_a_reversal_and_names_a_replay() -> None:
+    """A final status that was changed stands out; what comes again says so."""
+    changed = {"previous": "verified", "reversal": True, "replay": "again"}
+    async with log.open({}) as handle:
+        with structlog.testing.capture_logs() as lines:
+            await handle(msgspec.structs.replace(TRANSITION, **changed))
+
+    [line] = lines
+    assert line["log_level"] == "warning"
+    assert line.items() >= changed.items()
 
 
 async def test_the_log_handler_adds_the_metadata_that_is_named() -> None:

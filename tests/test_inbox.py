@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -37,7 +38,7 @@ NOW = int(time.time()) - 3600
 PREFIX = "identity.verification_session."
 # Longer than anything here takes: it passes when a test pushes the clock.
 DEADLINE_S = 600.0
-STATE = ("position", "sequence", "epoch", "fingerprint", "server")
+STATE = ("sequence", "epoch", "server", "hash", "kind")
 EVENT_ID = "evt_1PgafTB7WZ01zgkWKhTeq3Xy"
 SESSION_ID = "vs_1PgafTB7WZ01zgkWKhTeq3Xy"
 
@@ -191,14 +192,15 @@ class TestVerdicts:
         assert len(words[3]) == 8
         epoch = int(record.pop("epoch"))
         assert abs(epoch - time.time() * 1000) < 60_000
-        assert len(record.pop("fingerprint")) == 16
+        assert len(record.pop("hash")) == 16
         replication = await ledger.client.info("replication")
         assert record.pop("server") == replication["master_replid"][:8]
         assert record == {
-            "position": f"{NOW}0",
+            "latest": f"s {NOW}0 {EVENT_ID}",
             "status": "requires_input",
             "previous": "",
             "sequence": "1",
+            "kind": "s",
         }
         ttl = await ledger.client.ttl(ledger.keys.session(SESSION_ID))
         assert 400 * DAY_S - 60 < ttl <= 400 * DAY_S
@@ -241,7 +243,7 @@ class TestVerdicts:
         assert answers[1] == Admission(Outcome.LATE, 1, "verified", contradicts=True)
 
     async def test_an_event_that_changes_nothing_is_unchanged(self, ledger: Ledger) -> None:
-        """A second Event object for one change is remembered, and moves only the position up."""
+        """A second Event object for one change is remembered, and moves only the order key up."""
         twin = make_event("created", "requires_input", id="evt_twin", at=7)
         await ledger.admit(CREATED)
         before = await ledger.record()
@@ -250,7 +252,7 @@ class TestVerdicts:
         assert answer == Admission(Outcome.UNCHANGED, 1, "requires_input", contradicts=False)
         after = await ledger.record()
         assert after.pop("evt_twin").startswith(f"u 1 {NOW + 7} ")
-        assert after == before | {"position": f"{NOW + 7}0"}
+        assert after == before | {"latest": f"s {NOW + 7}0 evt_twin"}
         between = make_event("processing", "processing", at=5)
         assert outcomes(await ledger.admit(between)) == ["late"]
         assert len(await ledger.entries()) == 1
@@ -342,26 +344,84 @@ class TestOrder:
         assert outcomes(await ledger.admit(failure, start)) == ["admitted", "late"]
         assert (await ledger.record())["status"] == "requires_input"
 
-    async def test_equal_places_with_different_stories_are_both_told(self, ledger: Ledger) -> None:
-        """Two real changes of one second and one type are not merged."""
-        one = make_event("requires_input", id="evt_one", at=5, error="document_expired")
-        other = make_event("requires_input", id="evt_other", at=5, error="abandoned")
+    async def test_equal_order_keys_are_ordered_by_event_id(
+        self, open_ledger: Callable[..., Ledger]
+    ) -> None:
+        """Two real changes of one second and one type end in one of them, whichever comes first."""
+        ledger = open_ledger()
+        ids = ["evt_9", "evt_9a", "evt_B", "evt_a", "evt_aB", "evt_ab"]
+        for first, second in itertools.combinations(ids, 2):
+            one = make_event("requires_input", id=first, at=5, error="document_expired")
+            other = make_event("requires_input", id=second, at=5, error="abandoned")
 
-        assert outcomes(await ledger.admit(one, other)) == ["admitted", "admitted"]
+            await ledger.client.flushall()
+            assert outcomes(await ledger.admit(one, other)) == ["admitted", "admitted"]
+            await ledger.client.flushall()
+            assert outcomes(await ledger.admit(other, one)) == ["admitted", "late"]
 
-    @pytest.mark.parametrize(("step", "status"), [("verified", "verified"), ("canceled",) * 2])
-    async def test_final_statuses_stick(self, ledger: Ledger, step: str, status: str) -> None:
-        """Nothing but redaction comes after a final status."""
-        final = make_event(step, status, at=10)
-        later = make_event("requires_input", "requires_input", at=99, error="abandoned")
-        erasing = make_event(step, status, id="evt_erasing", at=20, redaction="processing")
-
-        assert outcomes(await ledger.admit(final, later, erasing)) == [
-            "admitted",
-            "late",
-            "admitted",
+    @pytest.mark.parametrize("status", ["verified", "canceled"])
+    async def test_no_step_sets_a_final_status_back(self, ledger: Ledger, status: str) -> None:
+        """Whatever its time, what only began changes nothing that has ended."""
+        final = make_event(status, status, at=10)
+        steps = [
+            make_event("processing", "processing", id=f"evt_{at}", at=at)
+            for at in (1, 10, 11, 15, 16, 99, 9999)
         ]
+
+        assert outcomes(await ledger.admit(final, *steps)) == ["admitted"] + ["late"] * 7
         assert (await ledger.record())["status"] == status
+
+    @pytest.mark.parametrize("status", ["verified", "canceled"])
+    async def test_a_final_status_is_reversed_by_a_later_result(
+        self, ledger: Ledger, status: str
+    ) -> None:
+        """What Stripe itself changes later is handed on, and so is what it changes after that."""
+        earlier = make_event("requires_input", at=9, error="abandoned")
+        rejected = make_event("requires_input", id="evt_rejected", at=99)
+        approved = make_event("verified", "verified", id="evt_approved", at=200)
+        final = make_event(status, status, at=10)
+        answers = await ledger.admit(final, earlier, rejected, approved)
+
+        assert outcomes(answers) == ["admitted", "late", "admitted", "admitted"]
+        told = await ledger.transitions()
+        assert [one.current for one in told] == [status, "requires_input", "verified"]
+        assert [one.reversal for one in told] == [False, True, False]
+
+    async def test_a_result_waits_for_no_step(self, ledger: Ledger) -> None:
+        """A result some seconds before the step that is known is no older than it."""
+        start = make_event("processing", "processing", at=100)
+        for at, outcome in ((94, "late"), (95, "admitted")):
+            await ledger.client.flushall()
+            result = make_event("verified", "verified", at=at)
+            assert outcomes(await ledger.admit(start, result)) == ["admitted", outcome]
+
+    async def test_a_step_just_after_a_result_is_its_own(self, ledger: Ledger) -> None:
+        """A step some seconds after a known result belongs to it, a later one does not."""
+        failure = make_event("requires_input", at=100, error="abandoned")
+        for at, outcome in ((105, "late"), (106, "admitted")):
+            await ledger.client.flushall()
+            start = make_event("processing", "processing", at=at)
+            assert outcomes(await ledger.admit(failure, start)) == ["admitted", outcome]
+
+    async def test_redaction_is_compared_with_no_step(self, ledger: Ledger) -> None:
+        """What tells of redaction is admitted although it was created long before the step."""
+        start = make_event("processing", "processing", at=100)
+        erasing = make_event("canceled", "canceled", at=1, redaction="processing")
+        later = make_event("processing", "processing", id="evt_later", at=500)
+
+        assert outcomes(await ledger.admit(start, erasing, later)) == [
+            *("admitted", "admitted", "late"),
+        ]
+
+    async def test_an_unchanged_step_is_the_one_that_counts(self, ledger: Ledger) -> None:
+        """After a second event for one step a result before that second one is late."""
+        start = make_event("processing", "processing", at=100)
+        twin = make_event("processing", "processing", id="evt_twin", at=110)
+        failure = make_event("requires_input", at=103, error="abandoned")
+
+        assert outcomes(await ledger.admit(start, twin, failure)) == [
+            *("admitted", "unchanged", "late"),
+        ]
 
     async def test_redacted_absorbs(self, ledger: Ledger) -> None:
         """After redaction everything is late, whatever it is and whenever it was created."""
@@ -420,7 +480,7 @@ class TestRecord:
         self, open_ledger: Callable[..., Ledger]
     ) -> None:
         """Now and then the ids are forgotten whose events every receiver would call expired."""
-        days = [6] * 20 + [2] * 20 + [0] * 22
+        days = [6] * 20 + [2] * 20 + [0] * 21
         story = [
             make_event(
                 "processing" if n % 2 else "requires_input",
@@ -437,7 +497,7 @@ class TestRecord:
         kept = [name for name in await narrow.record() if name.startswith("evt_")]
         assert sorted(kept) == [event.id for event in story[20:]]
         assert outcomes(await narrow.admit(story[0], story[39])) == ["expired", "duplicate"]
-        assert (await narrow.record())["sequence"] == "62"
+        assert (await narrow.record())["sequence"] == "61"
 
     async def test_ids_that_a_slow_clock_still_admits_are_kept(self, ledger: Ledger) -> None:
         """What is expired here may be young enough for a receiver whose clock is behind."""
@@ -473,7 +533,7 @@ class TestRecord:
         for session in sessions:
             for at, name in enumerate(odd):
                 step = ("requires_input", "processing")[at % 2]
-                event = make_event(step, step, id=name, session=session, at=at)
+                event = make_event(step, step, id=name, session=session, at=10 * at)
                 assert outcomes(await ledger.admit(event, event)) == ["admitted", "duplicate"]
             assert (await ledger.record(session))["sequence"] == "4"
         keys = {key.decode() for key in await ledger.client.keys("*")}
@@ -486,11 +546,12 @@ class TestRecord:
         [
             None,
             {"state": "was better"},
-            {"state": "1 1 1 0123456789abcdef 01234567"},
-            {"state": "? 1 1 0123456789abcdef 01234567", "status": "8 verified"},
-            {"state": "1 1 1 0123456789abcdef 01234567", "status": "verified"},
+            {"state": "1 1 01234567 0123456789abcdef s", "latest": "s 1 evt_1"},
+            {"state": "1 ? 01234567 0123456789abcdef s", "status": "8 verified", "latest": "s 1 x"},
+            {"state": "1 1 01234567 0123456789abcdef s", "status": "verified", "latest": "s 1 x"},
+            {"state": "1 1 01234567 0123456789abcdef s", "status": "8 verified"},
         ],
-        ids=["no hash", "no numbers", "no status", "no position", "no length"],
+        ids=["no hash", "no numbers", "no status", "no epoch", "no length", "no latest event"],
     )
     async def test_a_broken_record_hurts_nobody_else(
         self, fields: dict[str, str] | None, open_ledger: Callable[..., Ledger]
@@ -528,10 +589,10 @@ class TestRecord:
             ledger.keys.transitions(partition),
             ledger.keys.session(SESSION_ID),
         ]
-        policy = [int(time.time()), 0, 300, ledger.keys.layout_copy, 9**9, 9]
+        policy = [int(time.time()), 0, 300, ledger.keys.layout_copy, 5, 9**9, 9]
 
         async def call(nonce: str) -> tuple[tuple[str, str, str], int]:
-            judged = ["evt_1", nonce, NOW, NOW * 10, "fingerprint", "processing", "{}"]
+            judged = ["evt_1", nonce, NOW, NOW * 10, "s", "hash", "processing", "{}"]
             before = await changes()
             reply = await ledger.client.eval(script.source, 3, *keys, *policy, *judged)
             outcome, sequence, _, previous = reply[0].decode().split(" ", 3)
@@ -968,7 +1029,9 @@ class TestAnyOrder:
             record = await ledger.record(session)
             assert record["status"] == told[-1].current
             assert int(record["sequence"]) == len(told)
-            erased, final, created, step = place_of(newest)
-            assert int(record["position"]) == int(f"{erased}{final}{created:011}{step}")
+            assert record["latest"].split(" ")[1:] == [
+                str(place_of(newest).order_key),
+                newest["id"],
+            ]
             remembered = {name for name in record if name.startswith("evt_")}
             assert remembered == {one["id"] for one in own}

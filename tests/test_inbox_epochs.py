@@ -114,7 +114,7 @@ async def test_an_epoch_is_above_the_one_before(
         await ledger.admit(CREATED)
         record = await ledger.record()
         epoch = int(record["epoch"]) + ahead_ms
-        state = f"{record['position']} 7 {epoch} {record['fingerprint']} 00000000"
+        state = f"7 {epoch} 00000000 {record['hash']} {record['kind']}"
         key = ledger.keys.session(CREATED.session.id)
         await ledger.client.hset(key, "state", state)
         await ledger.admit(PROCESSING)

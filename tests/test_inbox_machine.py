@@ -50,7 +50,7 @@ KEYS = Keys("idv", 2)
 HORIZON_DAYS = {"plain": 35, "forgetful": 1, "full": 35}
 CAPS = {"plain": 1_000_000, "forgetful": 1_000_000, "full": 4}
 
-ARGUMENTS_BEFORE_EVENTS, ARGUMENTS_PER_EVENT, NONCE = 6, 7, 1
+ARGUMENTS_BEFORE_EVENTS, ARGUMENTS_PER_EVENT, NONCE = 7, 8, 1
 
 SHAPES = st.fixed_dictionaries(
     {
@@ -61,9 +61,11 @@ SHAPES = st.fixed_dictionaries(
         "status": st.sampled_from(
             ["requires_input", "processing", "verified", "canceled", "new words, ä 7 "]
         ),
-        "at": st.sampled_from([0, 0, 0, 1, 2, 3, 60, -2 * DAY_S, -40 * DAY_S]),
+        "at": st.sampled_from([0, 0, 0, 1, 4, 5, 6, 7, 11, 60, -2 * DAY_S, -40 * DAY_S]),
         "error": st.sampled_from([None, None, "document_expired", "abandoned"]),
-        "redaction": st.sampled_from([None, None, None, "processing", "redacted"]),
+        "redaction": st.sampled_from(
+            [None, None, None, None, "processing", "validated", "redacted"]
+        ),
         "report": st.sampled_from([None, None, "vr_1", "vr_2"]),
     }
 )
@@ -132,7 +134,7 @@ class Reception(RuleBasedStateMachine):
         self.numbers = itertools.count()
         self.nonces: set[str] = set()
         self.asked: list[tuple[ScriptCall, list[Any], str]] = []
-        self.fingerprints: dict[tuple[Any, ...], bytes] = {}
+        self.hashes: dict[tuple[Any, ...], bytes] = {}
         self.servers: dict[int, bytes] = {}
         self.began_ms = time.time_ns() // 10**6
 
@@ -330,7 +332,7 @@ class Reception(RuleBasedStateMachine):
 
     def learn(self, record: Record, found: dict[bytes, bytes]) -> None:
         """Take from a hash what the model cannot know: when it began, and its story's digest."""
-        _, _, began_ms, fingerprint, server = found[b"state"].split(b" ")
+        _, began_ms, server, digest, _ = found[b"state"].split(b" ")
         epoch = record.epoch
         assert epoch is not None
         if epoch.began_ms is None:
@@ -339,8 +341,8 @@ class Reception(RuleBasedStateMachine):
             self.check_order(epoch)
         assert server == self.servers.setdefault(epoch.server, server)
         assert len({*self.servers.values()}) == len(self.servers)
-        assert fingerprint == self.fingerprints.setdefault(record.story, fingerprint)
-        assert len({*self.fingerprints.values()}) == len(self.fingerprints)
+        assert digest == self.hashes.setdefault(record.story, digest)
+        assert len({*self.hashes.values()}) == len(self.hashes)
 
     @staticmethod
     def check_order(epoch: Epoch) -> None:
@@ -354,14 +356,18 @@ class Reception(RuleBasedStateMachine):
 
     def hash_of(self, record: Record) -> dict[bytes, bytes]:
         """Return a record as its hash must be."""
-        digest, status = self.fingerprints[record.story].decode(), str(record.status)
+        digest, status = self.hashes[record.story].decode(), str(record.status)
         epoch = record.epoch
         assert epoch is not None
-        numbers = f"{record.position} {record.sequence} {epoch.began_ms}"
         server = self.servers[epoch.server].decode()
+        kind = "s" if record.is_from_step else "r"
+        if status in ledger_model.FINAL:
+            kind = kind.upper()
         length = len(status.encode())
         fields = {
-            "state": f"{numbers} {digest} {server}",
+            "state": f"{record.sequence} {epoch.began_ms} {server} {digest} {kind}",
+            "latest": self.packed(record.latest),
+            **({"result": self.packed(record.result)} if record.has_earlier_result else {}),
             "status": f"{length} {status}{record.previous or ''}",
             **({"duplicates": record.duplicates} if record.duplicates else {}),
             **{
@@ -371,6 +377,15 @@ class Reception(RuleBasedStateMachine):
         }
         return {name.encode(): str(value).encode() for name, value in fields.items()}
 
+    @staticmethod
+    def packed(event: Any) -> str:
+        """Return how an event stands in a hash as the latest of all, or of its kind."""
+        kind = "s" if ledger_model.is_step(event) else "r"
+        if ledger_model.status_of(event) in ledger_model.FINAL:
+            kind = kind.upper()
+        place = ledger_model.place_of(event)
+        return f"{kind} {place.order_key} {place.event_id}"
+
     def teardown(self) -> None:
         """Hold that every record that is left has an end."""
         for session in self.model.records:
@@ -379,7 +394,7 @@ class Reception(RuleBasedStateMachine):
 
 @pytest.mark.timeout(SEARCH_TIMEOUT_S)
 def test_the_ledger_is_what_the_model_says(make_settings: Callable[..., Settings]) -> None:
-    """Verdicts, sequences, epochs, positions and streams are the model's, after every step."""
+    """Verdicts, sequences, epochs, order keys and streams are the model's, after every step."""
     assert {KEYS.partition(session) for session in SESSIONS} == {0, 1}
     at_once = mock.patch.object(way_in, "RETRY_FIRST_S", 0.0)
     with at_once, tapped(make_settings().redis_url) as (runner, tap):

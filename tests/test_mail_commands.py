@@ -153,7 +153,8 @@ def test_text_of_strangers_is_shown_as_text(ground: Ground) -> None:
     ground.client.xgroup_create(KEYS.transitions(0), HOSTILE, "0", mkstream=True)
     status = f"{len(HOSTILE)} {HOSTILE}{HOSTILE}"
     ground.client.hset(
-        KEYS.session("vs_x"), mapping={"state": "1 1 1 a 1", "status": status, "evt_1": "a 1 1 n"}
+        KEYS.session("vs_x"),
+        mapping={"state": "1 1 1 a r", "status": status, "latest": "r 1 evt_1", "evt_1": "a 1 1 n"},
     )
 
     for words in (

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from service import messages
 from service.secret import Secret
 from service.sessions import RelatedPerson
-from service.transitions import Status, StatusTransition
+from service.transitions import Origin, Status, StatusTransition
 
 TEXT = st.text(max_size=20)
 WORD = st.text(min_size=1, max_size=20)
@@ -31,9 +31,14 @@ TRANSITIONS = st.builds(
     occurred_at=st.integers(0, 10**11 - 1).map(lambda at: datetime.fromtimestamp(at, UTC)),
     livemode=st.none() | st.booleans(),
     account=st.none() | WORD,
+    account_name=st.none() | WORD,
+    context=MAYBE,
+    origin=st.sampled_from(Origin) | WORD,
+    endpoint=MAYBE,
     session_id=WORD,
     session_type=MAYBE,
     current=st.sampled_from(Status) | WORD,
+    stripe_status=MAYBE,
     last_error_code=MAYBE,
     redaction_status=MAYBE,
     report_id=MAYBE,
@@ -47,6 +52,7 @@ TRANSITIONS = st.builds(
     sequence=st.integers(1, 2**53),
     epoch=st.integers(1, 2**53),
     expected=st.booleans(),
+    reversal=st.booleans(),
 )
 TRANSITION = StatusTransition(
     event_id="evt_1",
@@ -57,6 +63,8 @@ TRANSITION = StatusTransition(
     session_id="vs_1",
     session_type="document",
     current="verified",
+    stripe_status="verified",
+    endpoint="acme",
     metadata={"order": "6735"},
     previous="processing",
     sequence=3,
@@ -77,19 +85,24 @@ def test_the_message_is_exactly_this() -> None:
         "subject": "vs_1",
         "time": "2026-08-05T12:00:00Z",
         "datacontenttype": "application/json",
-        "dataschema": "urn:identity-webhooks:status-transition:1",
+        "dataschema": "urn:identity-webhooks:status-transition:2",
         "partitionkey": "vs_1",
-        "sequence": "3",
-        "sequencetype": "Integer",
+        "sessionepoch": "1790000000000",
+        "sessionsequence": "3",
         "data": {
             "event_id": "evt_1",
             "event_type": "identity.verification_session.verified",
             "occurred_at": "2026-08-05T12:00:00Z",
             "livemode": True,
             "account": "acct_1",
+            "account_name": None,
+            "context": None,
+            "origin": "webhook",
+            "endpoint": "acme",
             "session_id": "vs_1",
             "session_type": "document",
             "current": "verified",
+            "stripe_status": "verified",
             "last_error_code": None,
             "redaction_status": None,
             "report_id": None,
@@ -102,6 +115,7 @@ def test_the_message_is_exactly_this() -> None:
             "sequence": 3,
             "epoch": 1_790_000_000_000,
             "expected": True,
+            "reversal": False,
             "replay": None,
         },
     }
@@ -113,7 +127,8 @@ def test_the_message_is_exactly_this() -> None:
         "id": "evt_1",
         "type": "com.stripe.identity.verification_session.verified",
         "subject": "vs_1",
-        "sequence": "3",
+        "sessionepoch": "1790000000000",
+        "sessionsequence": "3",
     }
 
 
@@ -141,7 +156,9 @@ def test_an_independent_reader_accepts_every_message(transition: StatusTransitio
     assert found.get_datacontenttype() == "application/json"
     assert found.get_dataschema() == messages.SCHEMA
     assert found.get_extension("partitionkey") == transition.session_id
-    assert found.get_extension("sequence") == str(transition.sequence)
+    assert found.get_extension("sessionsequence") == str(transition.sequence)
+    assert found.get_extension("sessionepoch") == str(transition.epoch)
+    assert "sequence" not in found.get_attributes()
     assert msgspec.convert(found.get_data(), StatusTransition) == transition
 
 
@@ -164,12 +181,12 @@ def test_headers_repeat_the_body(transition: StatusTransition) -> None:
 def test_attributes_are_those_cloudevents_allows(
     transition: StatusTransition, replay: str | None
 ) -> None:
-    """Names are lower-case letters and digits, at most twenty; values are strings, never null."""
+    """Names are lower-case letters and digits, at most twenty; values are never null or empty."""
     found = json.loads(messages.message(msgspec.structs.replace(transition, replay=replay)).body)
     attributes = {name: value for name, value in found.items() if name != "data"}
 
     assert all(re.fullmatch(r"[a-z0-9]{1,20}", name) for name in attributes)
-    assert all(isinstance(value, str) for value in attributes.values())
+    assert all(value and isinstance(value, str) for value in attributes.values())
     assert ("replay" in attributes) == (replay is not None)
 
 
@@ -209,9 +226,8 @@ def test_source_is_a_valid_reference_that_tells_accounts_apart(
     _, stripe, identity, world, *account = source.split("/")
     assert (stripe, identity) == ("stripe", "identity")
     assert world == ("test" if transition.livemode is False else "live")
-    assert [unquote(part) for part in account] == (
-        [transition.account] if transition.account else []
-    )
+    name = transition.account or transition.account_name
+    assert [unquote(part) for part in account] == ([name] if name else [])
 
 
 @given(transition=TRANSITIONS)

@@ -53,10 +53,10 @@ async def receive(
     now: float = NOW,
 ) -> Receipt:
     """Receive *body*, rightly signed unless a signature is given."""
-    receiver = Receiver(inbox, tolerance_s=300, livemode=livemode)
+    receiver = Receiver(inbox, tolerance_s=300, livemode=livemode, account_name="shop")
     if signature is None:
         signature = sign(body, SECRET, NOW).encode()
-    return await receiver.receive(body, signature, [SECRET], now=now)
+    return await receiver.receive(body, signature, [SECRET], now=now, endpoint="acme")
 
 
 def body(**changes: Any) -> bytes:
@@ -72,7 +72,8 @@ async def test_what_becomes_of_an_event() -> None:
 
     [(event, change)] = inbox.admitted
     assert receipt == Receipt(Outcome.ADMITTED, fingerprint(SECRET), event, change, ADMITTED)
-    assert change == event.change()
+    assert change == event.change(endpoint="acme", account_name="shop")
+    assert (change.origin, change.endpoint, change.account_name) == ("webhook", "acme", "shop")
     assert (change.session_id, change.current, change.metadata) == ("vs_1", "verified", {"a": "b"})
 
 

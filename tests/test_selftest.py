@@ -31,7 +31,7 @@ from service.layout import Keys
 from service.secret import MASK, Secret
 from service.selftest import Lived, Row, Subject, Trial, examine
 from service.signatures import VerifiedPayload, verify
-from service.transitions import SELFTEST_PREFIX, is_selftest, position
+from service.transitions import SELFTEST_PREFIX, is_selftest, order_key
 
 MOST_BYTES = Settings().max_body_bytes
 NOWHERE = Secret("redis://127.0.0.1:1/0")
@@ -54,7 +54,7 @@ class Endpoint:
     def __init__(self, *flaws: str) -> None:
         self._flaws = flaws
         self._known: set[str] = set()
-        self._positions: dict[str, int] = {}
+        self._keys_of: dict[str, int] = {}
 
     async def answer(self, request: Request) -> Response:
         """Answer one request."""
@@ -85,10 +85,10 @@ class Endpoint:
         if event.id in self._known and "admits twice" not in self._flaws:
             return "duplicate"
         self._known.add(event.id)
-        at = position(event.type, event.created, event.session)
-        if at < self._positions.get(event.session.id, 0) and "sets back" not in self._flaws:
+        at = order_key(event.type, event.created, event.session)
+        if at < self._keys_of.get(event.session.id, 0) and "sets back" not in self._flaws:
             return "late"
-        self._positions[event.session.id] = at
+        self._keys_of[event.session.id] = at
         return "admitted"
 
 
@@ -215,7 +215,11 @@ async def left(connections: Connections, keys: Keys, settings: Settings) -> Tria
 
 
 async def _leave(connections: Connections, keys: Keys, session_id: str) -> None:
-    state = {"state": "1 1 1 0123456789abcdef 01234567", "status": "8 verified"}
+    state = {
+        "state": "1 1 01234567 0123456789abcdef R",
+        "status": "8 verified",
+        "latest": "R 1 evt_1",
+    }
     record = state | {"evt_1": "a 1 1 nonce"}
     await connections.client.hset(keys.session(session_id), mapping=record)
     change = (

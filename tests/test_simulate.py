@@ -49,6 +49,18 @@ EXPECTED = {
         ("canceled", "canceled"),
         ("redacted", "canceled"),
     ],
+    "rejected-on-review": [
+        ("created", "requires_input"),
+        ("processing", "processing"),
+        ("verified", "verified"),
+        ("requires_input", "requires_input"),
+    ],
+    "approved-on-review": [
+        ("created", "requires_input"),
+        ("processing", "processing"),
+        ("requires_input", "requires_input"),
+        ("verified", "verified"),
+    ],
 }
 
 
@@ -186,6 +198,14 @@ def test_reports() -> None:
     assert reports[4] not in {None, reports[2]}
 
 
+@pytest.mark.parametrize("name", ["rejected-on-review", "approved-on-review"])
+def test_a_review_changes_no_report(name: str) -> None:
+    """Staff override the result of a check, and no new one is made."""
+    *_, checked, reviewed = sessions(name)
+    assert checked["status"] != reviewed["status"]
+    assert checked["last_verification_report"] == reviewed["last_verification_report"] is not None
+
+
 @pytest.mark.parametrize("name", ["canceled", "consent-declined", "redacted-while-open"])
 def test_no_report(name: str) -> None:
     """Where nothing was checked there is no report."""
@@ -198,6 +218,8 @@ def test_no_report(name: str) -> None:
         ("verified", [None, None, None]),
         ("retry-then-verified", [None, None, "document_expired", None, None]),
         ("consent-declined", [None, "consent_declined"]),
+        ("rejected-on-review", [None, None, None, None]),
+        ("approved-on-review", [None, None, "document_expired", None]),
     ],
 )
 def test_errors(name: str, codes: list[str | None]) -> None:

@@ -10,7 +10,13 @@ import pytest
 from service.events import Event, parse
 from service.signatures import VerifiedPayload
 from service.simulate import LIFECYCLES, lifecycle_events
-from service.transitions import STEP_RANKS, fingerprint, is_expected, position
+from service.transitions import (
+    STEP_RANKS,
+    is_expected,
+    is_reversal,
+    order_key,
+    state_hash,
+)
 
 SEEDS = range(20)
 
@@ -27,23 +33,38 @@ def life(name: str, seed: int) -> list[Event]:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", LIFECYCLES)
 def test_every_step_is_expected(name: str, seed: int) -> None:
-    """Every step of every lifecycle is one that `FOLLOWS` lists, from first sight on."""
-    statuses = [event.change().current for event in life(name, seed)]
+    """Every step of every lifecycle is one that `FOLLOWS` lists, from first sight on.
 
-    assert is_expected(None, statuses[0])
-    assert all(is_expected(previous, current) for previous, current in pairwise(statuses))
+    But for an approval on review: it looks like a check whose `processing` was missed.
+    """
+    statuses = [event.change().current for event in life(name, seed)]
+    first: list[str | None] = [None]
+    steps = list(zip([*first, *statuses], statuses, strict=False))
+    if name == "approved-on-review":
+        assert steps.pop() == ("requires_input", "verified")
+
+    assert all(is_expected(previous, current) for previous, current in steps)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", LIFECYCLES)
 def test_every_step_moves_on(name: str, seed: int) -> None:
-    """Every step has a higher position and another fingerprint than the one before."""
+    """Every step has a higher order key and another state hash than the one before."""
     events = life(name, seed)
-    positions = [position(event.type, event.created, event.session) for event in events]
-    prints = [fingerprint(event.change().current, event.session) for event in events]
+    keys = [order_key(event.type, event.created, event.session) for event in events]
+    hashes = [state_hash(event.type, event.session) for event in events]
 
-    assert positions == sorted(set(positions))
-    assert all(before != after for before, after in pairwise(prints))
+    assert keys == sorted(set(keys))
+    assert all(before != after for before, after in pairwise(hashes))
+
+
+@pytest.mark.parametrize("name", LIFECYCLES)
+def test_only_a_rejection_on_review_is_a_reversal(name: str) -> None:
+    """Of all steps the one by which staff take a verification back is a reversal."""
+    statuses = [event.change().current for event in life(name, 0)]
+    reversals = [is_reversal(*step) for step in pairwise(statuses)]
+
+    assert reversals == [False] * (len(reversals) - 1) + [name == "rejected-on-review"]
 
 
 def test_every_type_is_told() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from datetime import UTC, datetime
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -16,16 +15,17 @@ from service.secret import Secret
 from service.sessions import LastError, Redaction, VerificationSession
 from service.transitions import (
     EVENT_TYPE_PREFIX,
-    FINAL,
     FOLLOWS,
     SessionChange,
     Status,
     StatusTransition,
     created_at,
     current_status,
-    fingerprint,
     is_expected,
-    position,
+    is_reversal,
+    is_step,
+    order_key,
+    state_hash,
 )
 
 CREATED = 1_785_931_200
@@ -42,78 +42,100 @@ def session(status: str = "processing", redaction: str | None = None, **more: An
     )
 
 
-def place(step: str, status: str, *, created: int = CREATED, redaction: str | None = None) -> int:
-    """Return the position of an event."""
-    return position(EVENT_TYPE_PREFIX + step, created, session(status, redaction))
+def key(step: str, status: str, *, created: int = CREATED, redaction: str | None = None) -> int:
+    """Return the order key of an event."""
+    return order_key(EVENT_TYPE_PREFIX + step, created, session(status, redaction))
 
 
-def test_digits_of_a_position() -> None:
-    """From the top: redaction rank, final rank, eleven digits of seconds, step rank."""
-    assert place("created", "requires_input") == 1785931200_0
-    assert place("processing", "processing") == 1785931200_1
-    assert place("requires_input", "requires_input") == 1785931200_2
-    assert place("newer", "newer") == 1785931200_2
-    assert place("verified", "verified") == 1_01785931200_3
-    assert place("canceled", "canceled") == 1_01785931200_3
-    assert place("canceled", "canceled", redaction="processing") == 1_1_01785931200_3
-    assert place("verified", "verified", redaction="new word") == 1_1_01785931200_3
-    assert place("redacted", "verified", redaction="redacted") == 2_1_01785931200_4
-    assert place("newer", "verified", redaction="redacted") == 2_1_01785931200_2
-    assert place("redacted", "requires_input") == 2_0_01785931200_4
+def test_digits_of_an_order_key() -> None:
+    """From the top: redaction rank, eleven digits of seconds, step rank."""
+    assert key("created", "requires_input") == 1785931200_0
+    assert key("processing", "processing") == 1785931200_1
+    assert key("requires_input", "requires_input") == 1785931200_2
+    assert key("newer", "newer") == 1785931200_2
+    assert key("verified", "verified") == 1785931200_3
+    assert key("canceled", "canceled") == 1785931200_3
+    assert key("canceled", "canceled", redaction="processing") == 1_01785931200_3
+    assert key("verified", "verified", redaction="validated") == 1785931200_3
+    assert key("verified", "verified", redaction="new word") == 1785931200_3
+    assert key("redacted", "verified", redaction="redacted") == 2_01785931200_4
+    assert key("newer", "verified", redaction="redacted") == 2_01785931200_2
+    assert key("redacted", "requires_input") == 2_01785931200_4
 
 
 @given(
     *[st.sampled_from(each) for each in (STEPS, STATUSES, REDACTIONS)],
     MOMENTS,
 )
-def test_a_position_is_exact_in_lua(
+def test_an_order_key_is_exact_in_lua(
     step: str, status: str, redaction: str | None, created: int
 ) -> None:
-    """A position stays below 2**53, and *created* can be read back from it."""
-    found = place(step, status, created=created, redaction=redaction)
+    """An order key stays below 2**53, and *created* can be read back from it."""
+    found = key(step, status, created=created, redaction=redaction)
 
     assert 0 <= found < 2**53
     assert created_at(found) == created
-
-
-@given(MOMENTS, MOMENTS, st.sampled_from(STEPS), st.sampled_from(STEPS))
-def test_final_statuses_stick(first: int, second: int, step: str, other: str) -> None:
-    """Verified and canceled rank above whatever is not final, however late that was created."""
-    for final, passing in itertools.product(FINAL, ("requires_input", "processing", "new")):
-        if "redacted" not in (step, other):
-            assert place(step, final, created=first) > place(other, passing, created=second)
 
 
 @given(MOMENTS, MOMENTS, st.sampled_from(STATUSES), st.sampled_from(STATUSES))
 def test_redaction_absorbs(first: int, second: int, status: str, other: str) -> None:
     """Redacted ranks above redaction under way, and that above none, whatever time and status."""
     ranks = [
-        place("newer", status, created=first, redaction="redacted"),
-        place("newer", other, created=second, redaction="processing"),
-        place("newer", status, created=first, redaction=None),
+        key("newer", status, created=first, redaction="redacted"),
+        key("newer", other, created=second, redaction="processing"),
+        key("newer", status, created=first, redaction=None),
     ]
 
     assert ranks == sorted(ranks, reverse=True)
     assert len(set(ranks)) == 3
-    assert place("redacted", status, created=first) > ranks[1]
+    assert key("redacted", status, created=first) > ranks[1]
 
 
-@given(MOMENTS, MOMENTS, st.sampled_from(STEPS[:-2]), st.sampled_from(STEPS[:-2]))
-def test_the_rest_goes_by_time(first: int, second: int, step: str, other: str) -> None:
-    """Between events equally final, the one created in a later second is newer."""
+@given(*[st.tuples(st.sampled_from(STEPS[:-2]), st.sampled_from(STATUSES), MOMENTS)] * 2)
+def test_the_rest_goes_by_time(one: tuple[str, str, int], other: tuple[str, str, int]) -> None:
+    """The event that was created in a later second is the later one, whatever its status."""
+    (step, status, first), (other_step, other_status, second) = one, other
     if first != second:
-        newer = place(step, "processing", created=first) > place(
-            other, "processing", created=second
-        )
-        assert newer is (first > second)
+        later = key(step, status, created=first) > key(other_step, other_status, created=second)
+        assert later is (first > second)
 
 
 def test_steps_within_one_second() -> None:
-    """Within one second created comes before processing, and that before requires_input."""
-    steps = ("created", "processing", "requires_input")
-    ranks = [place(step, status) for step, status in zip(steps, STATUSES, strict=False)]
+    """Within one second what ends comes after what begins."""
+    steps = ("created", "processing", "requires_input", "verified", "redacted")
+    ranks = [key(step, "processing") for step in steps]
 
     assert ranks == sorted(set(ranks))
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("step", STEPS)
+def test_steps_and_results(step: str, status: str) -> None:
+    """The creation of a session and the start of a check are steps, all else is a result."""
+    assert is_step(EVENT_TYPE_PREFIX + step, status) is (
+        step == "created" or status == "processing"
+    )
+
+
+@pytest.mark.parametrize(
+    ("previous", "current", "expected"),
+    [
+        ("verified", "requires_input", True),
+        ("verified", "processing", True),
+        ("verified", "canceled", True),
+        ("canceled", "requires_input", True),
+        ("canceled", "some_new_word", True),
+        ("verified", "verified", False),
+        ("verified", "redacted", False),
+        ("canceled", "redacted", False),
+        ("requires_input", "verified", False),
+        ("redacted", "verified", False),
+        (None, "verified", False),
+    ],
+)
+def test_reversals(previous: str | None, current: str, expected: bool) -> None:
+    """Whatever follows a final status, but itself and redaction, reverses it."""
+    assert is_reversal(previous, current) is expected
 
 
 @pytest.mark.parametrize("redaction", REDACTIONS)
@@ -149,37 +171,45 @@ DOES_NOT_MATTER: list[dict[str, Any]] = [
 ]
 
 
-def print_of(step: str = "processing", **changes: Any) -> str:
-    """Return the fingerprint of a session that differs from BASE in *changes*."""
-    changed = session(**{**BASE, **changes})
-    return fingerprint(current_status(EVENT_TYPE_PREFIX + step, changed), changed)
+def hash_of(step: str = "processing", **changes: Any) -> str:
+    """Return the state hash of a session that differs from BASE in *changes*."""
+    return state_hash(EVENT_TYPE_PREFIX + step, session(**{**BASE, **changes}))
 
 
-def test_fingerprint_changes_with_what_matters() -> None:
-    """Status, redaction, error code and report each change the fingerprint, all differently."""
-    prints = [print_of(), print_of("redacted"), *(print_of(**changes) for changes in MATTERS)]
+def test_a_state_hash_changes_with_what_matters() -> None:
+    """Status, redaction, error code and report each change the hash, all differently."""
+    hashes = [hash_of(), *(hash_of(**changes) for changes in MATTERS)]
 
-    assert len(set(prints)) == len(prints)
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_redacted_is_redacted_by_word_or_by_type() -> None:
+    """An event that says so in its type alone is no other state than one that says so in both."""
+    both = hash_of("redacted", redaction="redacted")
+
+    assert hash_of("redacted") == hash_of("redacted", redaction="processing") == both
+    assert hash_of("newer", redaction="redacted") == both
+    assert hash_of() != both
 
 
 @pytest.mark.parametrize("changes", DOES_NOT_MATTER, ids=lambda changes: next(iter(changes)))
-def test_fingerprint_holds_nothing_else(changes: dict[str, Any]) -> None:
-    """What no handler would act upon, not even the event's type, leaves the fingerprint alone."""
-    assert print_of(**changes) == print_of()
-    assert print_of("newer", **changes) == print_of()
+def test_a_state_hash_holds_nothing_else(changes: dict[str, Any]) -> None:
+    """What no handler would act upon, not even the event's type, leaves the hash alone."""
+    assert hash_of(**changes) == hash_of()
+    assert hash_of("newer", **changes) == hash_of()
 
 
-def test_fingerprint_is_the_same_for_ever() -> None:
-    """A fingerprint is stored for longer than any release: it must not change with the code."""
-    assert print_of() == "371a5a179a9de3f7"
-    assert print_of("redacted", status="verified", redaction="redacted") == "805bb8b67b145288"
+def test_a_state_hash_is_the_same_for_ever() -> None:
+    """A hash is stored for longer than any release: it must not change with the code."""
+    assert hash_of() == "1aaffa1f8a7f087b"
+    assert hash_of("redacted", status="verified", redaction="redacted") == "416fff3db45b1fc8"
 
 
 def test_fields_cannot_run_together() -> None:
     """A word in one field is never mistaken for the same word in another."""
     error = LastError(code="vr_1")
 
-    assert print_of(last_error=error) != print_of(last_verification_report="vr_1")
+    assert hash_of(last_error=error) != hash_of(last_verification_report="vr_1")
 
 
 @pytest.mark.parametrize("previous", [*FOLLOWS, "requires_action"])

@@ -29,7 +29,7 @@ from harness import (
 )
 from virtual_time import push
 
-from service import journal, metrics, tasks
+from service import journal, metrics, tasks, wire
 from service.config import Livemode, Settings
 from service.connections import Connections, connect
 from service.embedded import EmbeddedServer
@@ -51,6 +51,7 @@ class Log:
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
+        self.warned: list[str] = []
 
     def bind(self) -> Log:
         """Return what is written through."""
@@ -60,7 +61,12 @@ class Log:
         prepared = fields.pop("_fields", {})
         self.lines.append({"event": event, **prepared, **fields})
 
-    info = warning = error = _write
+    def warning(self, event: str, **fields: Any) -> None:
+        """Write a line that stands out."""
+        self.warned.append(event)
+        self._write(event, **fields)
+
+    info = error = _write
 
 
 @pytest.fixture
@@ -779,13 +785,68 @@ async def test_one_line_for_each_delivery(open_app: Open, log: Log) -> None:
         "event.rejected", "event.admitted", "event.late", "event.deferred",
     ]  # fmt: skip
     allowed = {
-        "event", "event_id", "event_type", "session_id", "previous", "current", "sequence",
-        "last_error_code", "redaction_status", "report_id", "livemode", "account", "reason",
+        "event", "event_id", "event_type", "session_id", "previous", "current", "reversal",
+        "status", "ignored_status", "sequence", "endpoint", "last_error_code",
+        "redaction_status", "report_id", "livemode", "account", "reason",
         "because", "field", "contradicts", "secret_fingerprint", "duration_ms", "body_bytes",
         "request_id",
     }  # fmt: skip
     assert all(line.keys() <= allowed for line in log.lines)
     assert [line.get("contradicts") for line in log.lines[6:8]] == [False, True]
+
+
+async def test_a_line_says_what_the_session_is(open_app: Open, log: Log) -> None:
+    """What changed is told from what stays, so that no line reads like a set-back."""
+    async with open_app() as client:
+        for body in (
+            event(created=NOW - 60),
+            event("verified", id="evt_2", status="verified"),
+            event("processing", id="evt_3", status="processing", created=NOW - 30),
+            event("verified", id="evt_4", status="verified", created=NOW + 1),
+            event(created=NOW - 60),
+            event(id="evt_5", session="vs_old", created=NOW - 99 * DAY_S),
+        ):
+            await post(client, body)
+    words = ("event", "previous", "current", "status", "ignored_status")
+    assert [tuple(line.get(word, "-") for word in words) for line in log.lines] == [
+        ("event.admitted", None, "requires_input", "-", "-"),
+        ("event.admitted", "requires_input", "verified", "-", "-"),
+        ("event.late", "-", "-", "verified", "processing"),
+        ("event.unchanged", "-", "-", "verified", "-"),
+        ("event.duplicate", "-", "-", None, "requires_input"),
+        ("event.expired", "-", "-", None, "requires_input"),
+    ]
+    assert log.warned == []
+
+
+async def test_a_reversal_is_a_warning_and_counted(open_app: Open, log: Log) -> None:
+    """When staff take a verification back the line stands out; when they give it, it does not."""
+    before = metrics.REVERSALS._value.get()
+    async with open_app() as client:
+        await post(client, event("verified", status="verified"))
+        await post(client, event("requires_input", id="evt_2", created=NOW + 100))
+        await post(client, event("verified", id="evt_3", status="verified", created=NOW + 200))
+    assert [line["reversal"] for line in log.lines] == [False, True, False]
+    assert log.warned == ["event.admitted"]
+    assert metrics.REVERSALS._value.get() == before + 1
+
+
+async def test_an_event_says_by_which_endpoint_it_came(
+    open_app: Open, log: Log, connections: Connections
+) -> None:
+    """The name in the URL is in the line and in the transition; the default one has none."""
+    secrets = {"": (SECRET,), "acme": (SECRET,)}
+    async with open_app(secrets=secrets) as client:
+        for path, body in (
+            (WEBHOOK, event()),
+            (f"{WEBHOOK}/Acme", event(id="evt_2", session="vs_2")),
+        ):
+            await client.post(path, content=body, headers=signed(body))
+    assert [line["endpoint"] for line in log.lines] == [None, "acme"]
+    keys = Keys("idv", 8)
+    for session, endpoint in (("vs_1", None), ("vs_2", "acme")):
+        [(_, entry)] = await connections.client.xrange(keys.transitions(keys.partition(session)))
+        assert wire.unpack(entry).endpoint == endpoint
 
 
 def _broken(*_: object, **__: object) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from service.events import Event, parse
 from service.sessions import RelatedPerson
 from service.signatures import VerifiedPayload
-from service.transitions import SessionChange, Status, StatusTransition
+from service.transitions import Origin, SessionChange, Status, StatusTransition
 from service.wire import pack, unpack
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -30,9 +30,14 @@ CHANGES = st.builds(
     occurred_at=st.integers(0, 10**11 - 1).map(lambda at: datetime.fromtimestamp(at, UTC)),
     livemode=st.none() | st.booleans(),
     account=MAYBE,
+    account_name=MAYBE,
+    context=MAYBE,
+    origin=st.sampled_from(Origin) | TEXT,
+    endpoint=MAYBE,
     session_id=TEXT,
     session_type=MAYBE,
     current=st.sampled_from(Status) | TEXT,
+    stripe_status=MAYBE,
     last_error_code=MAYBE,
     redaction_status=MAYBE,
     report_id=MAYBE,
@@ -75,11 +80,11 @@ def test_round_trip(change: SessionChange, previous: str | None, sequence: int, 
     )
 
     found = msgspec.structs.asdict(transition)
-    known = [found.pop(name) for name in ("previous", "sequence", "epoch", "expected", "replay")]
+    known = [found.pop(name) for name in ("previous", "sequence", "epoch", "replay")]
+    del found["expected"], found["reversal"]
     assert isinstance(transition, StatusTransition)
     assert found == msgspec.structs.asdict(change)
-    assert known[:3] == [previous, sequence, epoch]
-    assert known[4] is None
+    assert known == [previous, sequence, epoch, None]
 
 
 def test_a_copy_says_which_replay_it_is_of() -> None:
@@ -95,13 +100,30 @@ def test_whether_a_step_was_expected_is_said(previous: bytes, expected: bool) ->
     assert unpack(entry(previous=previous)).expected is expected
 
 
-def test_packed_form() -> None:
-    """The form on our streams is JSON, with every field by its name: later versions read it."""
-    packed = json.loads(pack(CHANGE))
+@pytest.mark.parametrize(
+    ("previous", "reversal"), [(b"processing", False), (b"canceled", True), (b"verified", False)]
+)
+def test_whether_a_final_status_was_reversed_is_said(previous: bytes, reversal: bool) -> None:
+    """A transition says whether it takes back what was final."""
+    assert unpack(entry(previous=previous)).reversal is reversal
 
-    assert [*packed, "traceparent"] == list(SessionChange.__struct_fields__)
-    assert packed["occurred_at"] == "2026-08-05T12:00:00Z"
-    assert packed["metadata"] is None
+
+def test_packed_form() -> None:
+    """The form on our streams is JSON, with fields by their names: later versions read it.
+
+    What is not there takes no room.
+    """
+    assert json.loads(pack(CHANGE)) == {
+        "event_id": "evt_1",
+        "event_type": "identity.verification_session.verified",
+        "occurred_at": "2026-08-05T12:00:00Z",
+        "session_id": "vs_1",
+        "current": "verified",
+    }
+    assert json.loads(pack(msgspec.structs.replace(CHANGE, metadata={}))) == {
+        **json.loads(pack(CHANGE)),
+        "metadata": {},
+    }
 
 
 def test_entries_of_other_versions_are_read() -> None:

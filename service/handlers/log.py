@@ -30,7 +30,8 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
 
     async def handle(transition: StatusTransition) -> None:
         metadata = transition.metadata or {}
-        log.info(
+        write = log.warning if transition.reversal else log.info
+        write(
             "transition",
             event_id=transition.event_id,
             event_type=transition.event_type,
@@ -39,12 +40,20 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
             previous=transition.previous,
             current=transition.current,
             sequence=transition.sequence,
+            epoch=transition.epoch,
             expected=transition.expected,
+            reversal=transition.reversal,
+            replay=transition.replay,
+            stripe_status=transition.stripe_status,
             last_error_code=transition.last_error_code,
             redaction_status=transition.redaction_status,
             report_id=transition.report_id,
             livemode=transition.livemode,
             account=transition.account,
+            account_name=transition.account_name,
+            context=transition.context,
+            origin=transition.origin,
+            endpoint=transition.endpoint,
             **{f"metadata.{key}": metadata[key] for key in metadata_keys if key in metadata},
         )
         await logs.written(patience_s)

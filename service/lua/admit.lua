@@ -8,22 +8,37 @@
 --       2      events created before this Unix second are expired
 --       3      seconds by which two clocks may differ
 --       4      the layout that the receiver was made for
---       5      retention in seconds of a session's hash after its last event
---       6      most entries the stream may hold
---       then seven per event: event id, nonce, created, position, fingerprint, current status,
---       packed change
+--       5      seconds by which the clocks of Stripe's own machines may differ
+--       6      retention in seconds of a session's hash after its last event
+--       7      most entries the stream may hold
+--       then eight per event: event id, nonce, created, order key, kind, state hash, current
+--       status, packed change
 -- Returns `clocks_differ` or `layout_differs`, and has done nothing; else one text per event:
---       "<outcome> <sequence> <position before or -> <previous status>".
+--       "<outcome> <sequence> <order key of the latest event before or -> <previous status>".
 --         outcome: admitted, duplicate, late, unchanged, expired, full, or broken when an
 --         operator made something else of the session's record
 --
 -- A session's hash holds, packed, for every field costs memory in each session; not in one, for a
 -- value of more than 64 bytes would cost it its compact encoding:
---   state       "<position> <sequence> <epoch> <fingerprint> <server>"
+--   state       "<sequence> <epoch> <server> <state hash> <kind>"
 --   status      "<bytes of status> <status><previous>", for words are open and may hold spaces
+--   latest      "<kind> <order key> <event id>" of the latest event
+--   result      the same of the latest result, where the latest event is a step
 --   evt_...     of each event remembered "<first letter of outcome> <sequence> <created> <nonce>";
 --               the nonce lets a caller whose reply was lost ask again and hear its first answer
 --   duplicates  how many copies were answered as such, where there were any
+--
+-- A kind is s for a step or r for a result, a capital where the status is final. The first rule
+-- that holds decides:
+--   1  the id is known                                                            duplicate
+--   2  created before the age limit                                               expired
+--   3  a result before the latest result, or (redaction apart) created more than
+--      the skew before the step that is the present status                        late
+--   4  a step before the latest event, or created no more than the skew after the
+--      latest result, or while the status is final or redaction has begun         late
+--   5  the same state hash                                                        unchanged
+--   6  otherwise                                                                  admitted
+-- Before means: by order key, and by event id where that is equal.
 --
 -- A server that has lost its last writes would number a transition as one that handlers have
 -- already seen. So the record says which server wrote its last transition, and the next one
@@ -34,10 +49,12 @@
 -- Every so many fields, as many as can be looked at in one go are looked at: a constant cost per
 -- event, and at most about twice the ids that may still come again are kept.
 local PRUNE_EVERY, PRUNE_SAMPLE = 64, 128
+-- The digits of an order key: redaction rank, eleven for the second of creation, step rank.
+local REDACTION, SECOND = 10 ^ 12, 10
 local OUTCOMES = {a = 'admitted', l = 'late', u = 'unchanged'}
 
 local oldest, tolerance_s, layout = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local retention_s, cap = ARGV[5], tonumber(ARGV[6])
+local skew_s, retention_s, cap = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 -- Another receiver may be behind this one by twice the tolerance, and must still know the id.
 local forgettable = oldest - 2 * tolerance_s
 local time = redis.call('TIME')
@@ -48,21 +65,62 @@ local function server_tag()
   return assert(server)
 end
 
-local function reply(outcome, sequence, previous, position)
-  return outcome .. ' ' .. (sequence or 0) .. ' ' .. (position or '-') .. ' ' .. (previous or '')
+local function reply(outcome, sequence, previous, latest)
+  local key = latest and string.format('%.0f', latest.key) or '-'
+  return outcome .. ' ' .. (sequence or 0) .. ' ' .. key .. ' ' .. (previous or '')
 end
 
 local function packed(...)
   return table.concat({...}, ' ')
 end
 
-local function unpacked(state, status)
+local function is_step(kind) return kind:lower() == 's' end
+local function is_final(kind) return kind:lower() ~= kind end
+local function created_in(key) return math.floor(key % REDACTION / SECOND) end
+
+-- Whether one event is before another. Byte by byte, for Lua compares texts by the server's locale.
+local function precedes(one, other)
+  if one.key ~= other.key then return one.key < other.key end
+  local a, b = one.id, other.id
+  for i = 1, math.min(#a, #b) do
+    if a:byte(i) ~= b:byte(i) then return a:byte(i) < b:byte(i) end
+  end
+  return #a < #b
+end
+
+local function unpacked_event(text)
+  if not text then return end
+  local kind, key, id = text:match('^(%a) (%d+) (.+)$')
+  return {kind = assert(kind), key = tonumber(key), id = id}
+end
+
+local function packed_event(event)
+  return packed(event.kind, string.format('%.0f', event.key), event.id)
+end
+
+local function unpacked(state, status, latest, result)
   if not state then return end
-  local position, sequence, epoch, fingerprint, tag =
-    state:match('^(%d+) (%d+) (%d+) (%w+) (%x+)$')
+  local sequence, epoch, tag, hash, kind = state:match('^(%d+) (%d+) (%x+) (%w+) (%a)$')
   local length, words = status:match('^(%d+) (.+)$')
-  return assert(position), sequence, epoch, fingerprint, tag,
-    words:sub(1, length), words:sub(length + 1)
+  local record = {
+    sequence = assert(sequence), epoch = epoch, tag = tag, hash = hash, kind = kind,
+    status = words:sub(1, length), previous = words:sub(length + 1),
+    latest = assert(unpacked_event(latest)), has_result = result and true,
+  }
+  record.result = unpacked_event(result) or not is_step(record.latest.kind) and record.latest
+  return record
+end
+
+local function is_late(event, record)
+  local latest, result = record.latest, record.result
+  if is_step(event.kind) then
+    return precedes(event, latest)
+      or result and event.created <= created_in(result.key) + skew_s
+      or is_final(record.kind) or latest.key >= REDACTION
+  end
+  if result and precedes(event, result) then return true end
+  local is_overtaken = event.created < created_in(latest.key) - skew_s
+  return is_step(record.kind) and event.key < REDACTION and is_overtaken
 end
 
 local function prune(session)
@@ -74,56 +132,75 @@ local function prune(session)
   end
 end
 
-local function remember(session, event_id, outcome, sequence, created, nonce, ...)
-  local verdict = outcome:sub(1, 1) .. ' ' .. sequence .. ' ' .. created .. ' ' .. nonce
-  redis.call('HSET', session, event_id, verdict, ...)
+local function remember(session, event, outcome, sequence, ...)
+  local verdict = packed(outcome:sub(1, 1), sequence, event.created, event.nonce)
+  redis.call('HSET', session, event.id, verdict, ...)
   redis.call('EXPIRE', session, retention_s)
   prune(session)
 end
 
--- The number of the next transition: one more in its epoch, or the first of a new epoch.
-local function numbered(sequence, epoch, tag)
-  if tag == server_tag() then return string.format('%.0f', sequence + 1), epoch end
-  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-  return '1', string.format('%.0f', math.max((epoch or 0) + 1, now_ms))
+-- The fields by which an event that is not late becomes the latest result or step, and the latest
+-- of all unless a later one is known.
+local function moved_up(session, event, record)
+  local packed_one = packed_event(event)
+  if record.latest and precedes(event, record.latest) then return 'result', packed_one end
+  if is_step(event.kind) and record.result then
+    return 'latest', packed_one, 'result', packed_event(record.result)
+  end
+  if record.has_result then redis.call('HDEL', session, 'result') end
+  return 'latest', packed_one
 end
 
-local function admit(stream, session, event_id, nonce, created, position, fingerprint, status, change)
-  local known = redis.call('HMGET', session, event_id, 'state', 'status')
-  local before, sequence, epoch, story, tag, was, earlier = unpacked(known[2], known[3])
-
-  if known[1] then
-    -- Always a write, so that a WAIT behind it covers the first delivery's write too.
-    local outcome, given, owner = known[1]:match('^(%a) (%d+) %d+ (.+)$')
-    if owner ~= nonce then
-      redis.call('HINCRBY', session, 'duplicates', 1)
-      return reply('duplicate', given, nil, before)
-    end
-    redis.call('HSET', session, event_id, known[1])
-    if outcome == 'a' then was = given == sequence and earlier end
-    return reply(OUTCOMES[outcome], given, was, before)
+-- The number of the next transition: one more in its epoch, or the first of a new epoch.
+local function numbered(record)
+  if record.tag == server_tag() then
+    return string.format('%.0f', record.sequence + 1), record.epoch
   end
-  if tonumber(created) < oldest then return reply('expired', '0', nil, before) end
+  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  return '1', string.format('%.0f', math.max((record.epoch or 0) + 1, now_ms))
+end
 
-  if before and tonumber(position) < tonumber(before) then
-    remember(session, event_id, 'late', sequence, created, nonce)
-    return reply('late', sequence, was, before)
+local function known_answer(session, event, verdict, record)
+  local outcome, sequence, nonce = verdict:match('^(%a) (%d+) %d+ (.+)$')
+  -- Always a write, so that a WAIT behind it covers the first delivery's write too.
+  if nonce ~= event.nonce then
+    redis.call('HINCRBY', session, 'duplicates', 1)
+    return reply('duplicate', sequence, nil, record.latest)
   end
-  if before and fingerprint == story then
-    remember(session, event_id, 'unchanged', sequence, created, nonce,
-      'state', packed(position, sequence, epoch, story, tag))
-    return reply('unchanged', sequence, was, before)
+  redis.call('HSET', session, event.id, verdict)
+  local previous = record.status
+  if outcome == 'a' then previous = sequence == record.sequence and record.previous end
+  return reply(OUTCOMES[outcome], sequence, previous, record.latest)
+end
+
+local function admit(stream, session, id, nonce, created, key, kind, hash, status, change)
+  local event = {id = id, nonce = nonce, created = tonumber(created), key = tonumber(key), kind = kind}
+  local found = redis.call('HMGET', session, id, 'state', 'status', 'latest', 'result')
+  local record = unpacked(unpack(found, 2, 5)) or {}
+
+  if found[1] then return known_answer(session, event, found[1], record) end
+  if event.created < oldest then return reply('expired', '0', nil, record.latest) end
+  if record.latest and is_late(event, record) then
+    remember(session, event, 'late', record.sequence)
+    return reply('late', record.sequence, record.status, record.latest)
+  end
+  if hash == record.hash then
+    remember(session, event, 'unchanged', record.sequence, 'state',
+      packed(record.sequence, record.epoch, record.tag, hash, kind),
+      moved_up(session, event, record))
+    return reply('unchanged', record.sequence, record.status, record.latest)
   end
   if redis.call('XLEN', stream) >= cap then return reply('full') end
 
-  sequence, epoch = numbered(sequence, epoch, tag)
-  local previous = was or ''
+  local sequence, epoch = numbered(record)
+  local previous = record.status or ''
   redis.call('XADD', stream, '*', 'change', change, 'previous', previous,
     'sequence', sequence, 'epoch', epoch)
-  remember(session, event_id, 'admitted', sequence, created, nonce,
-    'state', packed(position, sequence, epoch, fingerprint, server_tag()),
-    'status', packed(#status, status .. previous))
-  return reply('admitted', sequence, previous, before)
+  remember(session, event, 'admitted', sequence,
+    'state', packed(sequence, epoch, server_tag(), hash, kind),
+    'status', packed(#status, status .. previous),
+    moved_up(session, event, record))
+  return reply('admitted', sequence, previous, record.latest)
 end
 
 if math.abs(time[1] - ARGV[1]) > tolerance_s then return 'clocks_differ' end
@@ -134,8 +211,8 @@ for i = 1, #KEYS, 3 do
 end
 local replies = {}
 for i = 1, #KEYS / 3 do
-  local at = 6 + (i - 1) * 7
-  local fine, answer = pcall(admit, KEYS[3 * i - 1], KEYS[3 * i], unpack(ARGV, at + 1, at + 7))
+  local at = 7 + (i - 1) * 8
+  local fine, answer = pcall(admit, KEYS[3 * i - 1], KEYS[3 * i], unpack(ARGV, at + 1, at + 8))
   replies[i] = fine and answer or reply('broken')
 end
 return replies

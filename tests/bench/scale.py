@@ -31,7 +31,7 @@ from service.connections import Script
 from service.events import Event, parse
 from service.layout import Keys
 from service.signatures import VerifiedPayload
-from service.transitions import fingerprint, position
+from service.transitions import FINAL, SKEW_S, is_step, order_key, state_hash
 from service.wire import pack
 
 KEYS = Keys("idv", 8)
@@ -181,8 +181,10 @@ def _arguments(body: bytes) -> tuple[bytes, tuple[Any, ...]]:
     event = parse(VerifiedPayload(body, "01234567"))
     assert isinstance(event, Event)
     change = event.change()
-    where = position(event.type, event.created, event.session)
-    judged_by = event.created, where, fingerprint(change.current, event.session), change.current
+    key = order_key(event.type, event.created, event.session)
+    kind = "s" if is_step(event.type, event.session.status) else "r"
+    kind = kind.upper() if change.current in FINAL else kind
+    judged_by = event.created, key, kind, state_hash(event.type, event.session), change.current
     return pack(change), judged_by
 
 
@@ -192,14 +194,15 @@ def _call(
     """Return keys and arguments of one call that admits one event of each session."""
     keys: list[str] = []
     now = int(time.time())
-    values: list[Any] = [now, now - 35 * DAY_S, 300, KEYS.layout_copy, 400 * DAY_S, 10_000_000]
-    created, where, what, current = judged_by
+    values: list[Any] = [now, now - 35 * DAY_S, 300, KEYS.layout_copy, SKEW_S]
+    values += [400 * DAY_S, 10_000_000]
+    created, key, kind, what, current = judged_by
     for number in sessions:
         session_id = f"vs_1NuN4zLkdIwHu7ix{FIRST_SESSION + number:08}"
         partition = KEYS.partition(session_id)
         keys += KEYS.layout_in(partition), KEYS.transitions(partition), KEYS.session(session_id)
-        event_id = f"evt_1NuN4zLkdI{where % 1_000_000:06}{number:08}"
-        values += event_id, "nonce678", created, where, what, current, change
+        event_id = f"evt_1NuN4zLkdI{key % 1_000_000:06}{number:08}"
+        values += event_id, "nonce678", created, key, kind, what, current, change
     return keys, values
 
 

@@ -80,11 +80,13 @@ def _record(fields: Fields) -> Record:
         if name.startswith(b"evt_"):
             letter, number, _ = value.decode().split(" ", 2)
             events[name.decode()] = Remembered(OUTCOMES[letter], int(number))
-    position, sequence, epoch, _, _ = fields.get(b"state", b"0 0 0 - -").split()
+    sequence, epoch, _, _, _ = fields.get(b"state", b"0 0 - - -").split()
+    _, latest, latest_id = fields.get(b"latest", b"- 0 -").split()
     length, words = fields.get(b"status", b"0 ").split(b" ", 1)
     return Record(
         status=words[: int(length)].decode(),
-        position=int(position),
+        order_key=int(latest),
+        latest_id=latest_id.decode(),
         sequence=int(sequence),
         epoch=int(epoch),
         events=events,

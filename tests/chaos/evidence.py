@@ -92,7 +92,8 @@ class Record(NamedTuple):
     """What the ledger holds of one session."""
 
     status: str
-    position: int
+    order_key: int
+    latest_id: str
     sequence: int
     epoch: int
     events: Mapping[str, Remembered]

@@ -6,15 +6,14 @@ Each yields what breaks it. What Redis was allowed to forget is excused, and cou
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 
 import ordering
 from evidence import Event, Place, Remembered, Transition
 from facts import PASSED_BY, Facts
-from ordering import Position
+from ordering import State
 
-NOWHERE = Place("", 0, 0)
 # A server may admit for a moment after it was said to have ended.
 SLACK_S = 1.0
 
@@ -76,7 +75,12 @@ def wrong_verdict(facts: Facts) -> Iterator[str]:
         if session_id not in facts.excused:
             sent = {one: said for one, said in record.events.items() if one in facts.run.events}
             yield from (f"{one} was never sent" for one in record.events.keys() - sent.keys())
-            yield from _misjudged(facts, sent)
+            told = [(facts.run.events[one], said) for one, said in sent.items()]
+            if not _explained(told):
+                verdicts = " ".join(
+                    f"{one.id}={said.outcome},{said.sequence}" for one, said in told
+                )
+                yield f"no order of arrival explains {verdicts} in the ledger of {session_id}"
 
 
 def _right_word(facts: Facts, event: Event) -> str | None:
@@ -91,45 +95,29 @@ def _right_word(facts: Facts, event: Event) -> str | None:
     return remembered.outcome if remembered else None
 
 
-def _misjudged(facts: Facts, remembered: Mapping[str, Remembered]) -> Iterator[str]:
-    """Yield the events of one session whose verdict no order of arrival can explain.
+def _explained(
+    told: Sequence[tuple[Event, Remembered]], state: State | None = None, sequence: int = 0
+) -> bool:
+    """Say whether in some order of arrival the rules say what the ledger says they said.
 
-    A number may stand in several epochs, and the ledger does not say of which a verdict was.
+    A number is one more than the last, or the first of an epoch that began meanwhile.
     """
-    events = facts.run.events
-    places = {one.event_id: one.place for one in facts.transitions}
-    life = [events[one] for one, said in remembered.items() if said.outcome == "admitted"]
-    life.sort(key=lambda one: places.get(one.id, NOWHERE))
-    highest = [ordering.position(event) for event in life]
-    numbered: dict[int, list[int]] = defaultdict(list)
-    for index, event in enumerate(life):
-        numbered[remembered[event.id].sequence].append(index)
-    for one, said in remembered.items():
-        if said.outcome == "unchanged":
-            bases = [n for n in numbered[said.sequence] if _echoes(life[n], events[one])]
-            if not bases:
-                yield f"{one} is unchanged in the ledger"
-            for n in bases if len(bases) == 1 else ():
-                highest[n] = max(highest[n], ordering.position(events[one]))
-    late = {one: said.sequence for one, said in remembered.items() if said.outcome == "late"}
-    for one, sequence in late.items():
-        limit = max((highest[n] for n in numbered[sequence]), default=None)
-        if limit is None or ordering.position(events[one]) >= limit:
-            yield f"{one} is late in the ledger"
-    yield from _out_of_order(life, highest)
-
-
-def _out_of_order(life: Sequence[Event], highest: Sequence[Position]) -> Iterator[str]:
-    """Yield what was admitted though it was no news, or older than what the session was."""
-    for (before, limit), (after, _) in pairwise(zip(life, highest, strict=True)):
-        news = ordering.substance(before) != ordering.substance(after)
-        if not news or ordering.position(after) < limit:
-            yield f"{after.id} is admitted in the ledger"
-
-
-def _echoes(before: Event, after: Event) -> bool:
-    same = ordering.substance(before) == ordering.substance(after)
-    return same and ordering.position(after) >= ordering.position(before)
+    # What is late changes nothing, so it may have come as soon as it would have been.
+    late = Remembered("late", sequence)
+    left = [
+        (event, said)
+        for event, said in told
+        if said != late or ordering.verdict(state, event) != "late"
+    ]
+    if not left:
+        return True
+    for number, (event, said) in enumerate(left):
+        expected = {"admitted": {1, sequence + 1}, "unchanged": {sequence}}.get(said.outcome, set())
+        if said.sequence in expected and ordering.verdict(state, event) == said.outcome:
+            rest = left[:number] + left[number + 1 :]
+            if _explained(rest, ordering.after(state, event), said.sequence):
+                return True
+    return False
 
 
 def gap(facts: Facts) -> Iterator[str]:
@@ -178,7 +166,10 @@ def shared_sequence(facts: Facts) -> Iterator[str]:
 
 
 def not_newest(facts: Facts) -> Iterator[str]:
-    """In the end a session is what its newest event says, in the ledger and on the streams."""
+    """In the end a session is what its events say in the order in which they were created.
+
+    Whatever their order of arrival: a life ends with a result.
+    """
     last: dict[str, Transition] = {}
     for one in sorted(facts.transitions, key=lambda one: one.place):
         last[one.place.session_id] = one
@@ -186,9 +177,20 @@ def not_newest(facts: Facts) -> Iterator[str]:
         events = [facts.run.events[one] for one in record.events if one in facts.run.events]
         if session_id in facts.excused or not events:
             continue
-        highest = max(map(ordering.position, events))
-        right = {ordering.current(one) for one in events if ordering.position(one) == highest}
-        if record.status not in right or ordering.stored_position(record.position) != highest:
-            yield f"{session_id} is {record.status} in the ledger, not {' '.join(right)}"
-        if session_id in last and last[session_id].current not in right:
-            yield f"{session_id} ends as {last[session_id].current}, not {' '.join(right)}"
+        right = _lived(events)
+        if record.status != right.status:
+            yield f"{session_id} is {record.status} in the ledger, not {right.status}"
+        keys = {(one.order_key, one.event_id) for one in map(ordering.position, events)}
+        if (record.order_key, record.latest_id) not in keys:
+            yield f"{session_id} has {record.order_key} of {record.latest_id} as its latest event"
+        if session_id in last and last[session_id].current != right.status:
+            yield f"{session_id} ends as {last[session_id].current}, not {right.status}"
+
+
+def _lived(events: Sequence[Event]) -> State:
+    state = None
+    for event in sorted(events, key=ordering.position):
+        if ordering.verdict(state, event) != "late":
+            state = ordering.after(state, event)
+    assert state
+    return state

@@ -23,7 +23,7 @@ from evidence import (
     Transition,
     Window,
 )
-from ordering import PREFIX, Position, position, stored_position
+from ordering import PREFIX, Position, after, position, verdict
 
 NOW = 1_790_000_000
 EPOCH = NOW * 1000
@@ -37,7 +37,7 @@ def event(number: int, word: str, status: str, session: str = "vs_a", **more: An
 CREATED = event(0, "created", "requires_input")
 PROCESSING = event(10, "processing", "processing")
 VERIFIED = event(20, "verified", "verified", report="vr_1")
-TWIN = VERIFIED._replace(id="evt_twin")
+TWIN = VERIFIED._replace(id="evt_vs_a_20twin")
 OTHER = event(5, "created", "requires_input", "vs_b")
 EXPIRED = event(-40 * 86_400, "created", "requires_input", "vs_old")
 FOREIGN = Event("evt_foreign", "", "charge.succeeded", NOW, "")
@@ -68,7 +68,8 @@ def good() -> Run:
     records = {
         "vs_a": Record(
             "verified",
-            1 * 10**12 + (NOW + 20) * 10 + 3,
+            (NOW + 20) * 10 + 3,
+            TWIN.id,
             2,
             EPOCH,
             {
@@ -79,7 +80,12 @@ def good() -> Run:
             },
         ),
         "vs_b": Record(
-            "requires_input", (NOW + 5) * 10, 1, EPOCH, {OTHER.id: Remembered("admitted", 1)}
+            "requires_input",
+            (NOW + 5) * 10,
+            OTHER.id,
+            1,
+            EPOCH,
+            {OTHER.id: Remembered("admitted", 1)},
         ),
     }
     return Run(
@@ -241,7 +247,8 @@ BAD: list[tuple[Law, str, Callable[[], Run]]] = [
     (Law.SHARED_SEQUENCE, "one event at two places",
      lettered(DeadLetter(transition(OTHER, 2), "refused", 1))),
     (Law.NOT_NEWEST, "set back in the ledger", remembered(status="processing")),
-    (Law.NOT_NEWEST, "another position", remembered(position=7)),
+    (Law.NOT_NEWEST, "another latest event", remembered(order_key=7)),
+    (Law.NOT_NEWEST, "another event of that second", remembered(latest_id="evt_x")),
     (Law.NOT_NEWEST, "set back on the stream",
      changed(transitions=[FIRST, SECOND._replace(current="processing"), THIRD])),
     (Law.UNDELIVERED, "never handed over", journaled(*calls(FIRST, SECOND))),
@@ -295,7 +302,7 @@ def test_a_server_that_ended_explains_an_epoch() -> None:
     """After Redis has ended a session may count from 1 again, in a greater epoch."""
     run = in_two_epochs(ended_at=33)()
     verdicts = {one: said for one, said in run.records["vs_a"].events.items() if said.sequence < 2}
-    record = run.records["vs_a"]._replace(events=verdicts)
+    record = run.records["vs_a"]._replace(events=verdicts, latest_id=VERIFIED.id)
     told = [one for one in run.answers if one.event_id not in {PROCESSING.id, TWIN.id}]
     events = {
         one: event for one, event in run.events.items() if one not in {TWIN.id, PROCESSING.id}
@@ -326,7 +333,7 @@ def test_only_what_redis_may_have_forgotten_is_excused() -> None:
     run = good()
     forgetful = {
         **run.records,
-        "vs_b": run.records["vs_b"]._replace(events={}, status="", sequence=0, position=0),
+        "vs_b": run.records["vs_b"]._replace(events={}, status="", sequence=0, order_key=0),
     }
     window = Window(NOW + 36.5, NOW + 37.5, "a fail-over")
     lost = replace(run, records=forgetful, transitions=[FIRST, SECOND], rollbacks=[window])
@@ -338,10 +345,37 @@ def test_only_what_redis_may_have_forgotten_is_excused() -> None:
 
 
 def test_positions_are_read_as_the_design_writes_them() -> None:
-    """Redaction, then finality, then time, then the step: as a tuple and as the stored number."""
+    """Redaction, then time, then the step, then the id: as a tuple and as the stored number."""
     redacted = event(3, "redacted", "verified", redaction="redacted")
     wiped = event(2, "canceled", "canceled", redaction="processing")
 
     assert position(redacted) > position(wiped) > position(VERIFIED) > position(PROCESSING)
     assert position(CREATED) < position(event(0, "processing", "processing"))
-    assert stored_position(2 * 10**13 + 10**12 + NOW * 10 + 4) == Position(2, 1, NOW, 4)
+    assert position(VERIFIED) < position(TWIN) == Position(0, NOW + 20, 3, TWIN.id)
+    assert position(redacted).order_key == 2 * 10**12 + (NOW + 3) * 10 + 4
+
+
+@pytest.mark.parametrize(
+    ("known", "later", "expected"),
+    [
+        ([VERIFIED], event(30, "requires_input", "requires_input"), "admitted"),
+        ([VERIFIED], event(30, "processing", "processing"), "late"),
+        ([event(20, "requires_input", "requires_input")], PROCESSING, "late"),
+        ([event(20, "requires_input", "requires_input")],
+         event(25, "processing", "processing"), "late"),
+        ([event(20, "requires_input", "requires_input")],
+         event(26, "processing", "processing"), "admitted"),
+        ([PROCESSING], event(5, "verified", "verified"), "admitted"),
+        ([PROCESSING], event(4, "verified", "verified"), "late"),
+        ([PROCESSING], event(4, "canceled", "canceled", redaction="processing"), "admitted"),
+        ([VERIFIED], TWIN, "unchanged"),
+        ([TWIN], VERIFIED, "late"),
+    ],
+)  # fmt: skip
+def test_verdicts_are_those_of_the_rules(known: list[Event], later: Event, expected: str) -> None:
+    """Each rule decides where it should, and some seconds do not matter where they should not."""
+    state = None
+    for one in known:
+        state = after(state, one)
+
+    assert verdict(state, later) == expected

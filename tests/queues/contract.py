@@ -237,7 +237,7 @@ def in_order(received: Iterable[Received]) -> dict[str, list[int]]:
     found: dict[str, dict[int, None]] = {}
     for one in received:
         sent = msgspec.json.decode(one.body)
-        found.setdefault(sent["subject"], {})[int(sent["sequence"])] = None
+        found.setdefault(sent["subject"], {})[int(sent["sessionsequence"])] = None
     return {session: list(sequences) for session, sequences in found.items()}
 
 

@@ -182,8 +182,8 @@ def _consumed(received: Iterable[Received]) -> dict[str, list[Received]]:
     taken: dict[str, list[Received]] = defaultdict(list)
     for one in received:
         session = one.headers["subject"]
-        last = int(taken[session][-1].headers["sequence"]) if taken[session] else 0
-        if int(one.headers["sequence"]) > last:
+        last = int(taken[session][-1].headers["sessionsequence"]) if taken[session] else 0
+        if int(one.headers["sessionsequence"]) > last:
             taken[session].append(one)
     return dict(taken)
 
@@ -219,7 +219,7 @@ def test_a_consumer_gets_each_transition_once_and_in_order(way: Way, queue: str)
     for session, wanted in way.handed_over.items():
         assert [one.body for one in taken[session]] == [message.body for message in wanted]
         sent = [orjson.loads(one.body) for one in taken[session]]
-        assert [int(one["sequence"]) for one in sent] == [*range(1, len(wanted) + 1)]
+        assert [int(one["sessionsequence"]) for one in sent] == [*range(1, len(wanted) + 1)]
         assert len({one["data"]["epoch"] for one in sent}) == 1
     ids = [one.headers["id"] for each in taken.values() for one in each]
     assert len(set(ids)) == len(ids)
@@ -236,7 +236,7 @@ def test_first_deliveries_are_in_order(way: Way, queue: str) -> None:
         pytest.skip(way.absent[queue])
     first: dict[str, dict[int, None]] = defaultdict(dict)
     for one in way.received[queue]:
-        first[one.headers["subject"]][int(one.headers["sequence"])] = None
+        first[one.headers["subject"]][int(one.headers["sessionsequence"])] = None
     for sequences in first.values():
         assert [*sequences] == [*range(1, len(sequences) + 1)]
 

@@ -87,7 +87,7 @@ def _event(session: int, step: int, kind: str = "") -> Event:
         id=f"evt_{kind}{session}_{step}",
         session=f"vs_{session}",
         status="requires_input" if word == "created" else word,
-        created=BEGAN + step,
+        created=BEGAN + 60 * step,
     )
     parsed = parse(VerifiedPayload(body, "fingerprint"))
     assert isinstance(parsed, Event)
@@ -131,7 +131,7 @@ def _records_match(client: Any, entries: dict[str, Any]) -> Counter[str]:
         record = client.hgetall(key)
         verdicts = [value.split() for name, value in record.items() if name.startswith("evt_")]
         admitted = sorted(int(words[1]) for words in verdicts if words[0] == "a")
-        _position, sequence, _epoch, _fingerprint, _server = record["state"].split()
+        sequence, _epoch, _server, _hash, _kind = record["state"].split()
         assert admitted == [*range(1, int(sequence) + 1)]
         assert "status" in record
         assert client.ttl(key) > 0
