@@ -13,7 +13,6 @@ from .config import Settings
 from .connections import Connections, connect
 from .errors import ConfigError
 from .findings import RANKS, Finding, Promise, Severity
-from .lag import Lag, lags
 from .layout import Keys
 
 CHECK_TIMEOUT_S = 15.0
@@ -70,11 +69,10 @@ async def _groups(connections: Connections, keys: Keys, settings: Settings) -> l
     found = []
     for group in await janitor.groups(connections, keys):
         waiting = "an unknown number" if group.unsettled is None else group.unsettled
-        oldest_s = await _oldest_s(connections, keys, group.handler)
         meaning = f"{waiting} of transitions unsettled"
-        meaning += f", the oldest for {oldest_s:.0f} s" if oldest_s else ""
+        meaning += f", the oldest for {group.oldest_s:.0f} s" if group.oldest_s else ""
         meaning += f", {group.replays} replays, {group.dead} dead letters"
-        is_late = oldest_s > LONGEST_WAIT_S
+        is_late = group.oldest_s > LONGEST_WAIT_S
         severity = Severity.WARNING if group.dead or is_late else Severity.FINE
         if group.handler not in settings.handlers:
             severity = Severity.WARNING
@@ -82,17 +80,12 @@ async def _groups(connections: Connections, keys: Keys, settings: Settings) -> l
         elif await connections.client.exists(keys.circuit(group.handler)):
             severity = Severity.WARNING
             meaning += "; its worker cannot reach its queue and probes"
-        elif is_late and not await janitor.works(connections, keys, group.handler):
+        elif is_late and not await janitor.works(
+            connections, keys, group.handler, lease_ttl_s=settings.lease_ttl_s
+        ):
             meaning += "; no worker works for it"
         found.append(Finding(f"group {group.handler}", severity, (Promise.ALONE,), meaning))
     return found
-
-
-async def _oldest_s(connections: Connections, keys: Keys, handler: str) -> float:
-    """Return the age of the oldest transition a handler has not settled; 0 when there is none."""
-    places = [(handler, partition) for partition in range(keys.partitions)]
-    measured = await lags(connections, keys, places)
-    return max((lag.oldest_s for lag in measured if isinstance(lag, Lag)), default=0.0)
 
 
 async def _handler(name: str, opener: handlers.OpenHandler, environ: Mapping[str, str]) -> Finding:

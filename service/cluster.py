@@ -7,9 +7,10 @@ refused because another one holds the key.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -109,6 +110,51 @@ class ClusterClient(RedisCluster):
             node = found
         return replies
 
+    async def speak_all(
+        self, asked: Sequence[tuple[str, tuple[Any, ...]]], needs: Needs = NOTHING
+    ) -> list[Any]:
+        """Send commands, each to the primary that holds its key; return a reply or error for each.
+
+        Those for one primary share a connection and a round trip: there may be more commands at
+        once than connections.
+
+        Raises:
+            RedisError: No node answers; nothing was sent.
+        """
+        await self.initialize()
+        by_place: dict[str, list[int]] = {}
+        for i, (key, _) in enumerate(asked):
+            by_place.setdefault(self.place(key), []).append(i)
+        replies: list[Any] = [None] * len(asked)
+
+        async def speak_to_one(these: list[int]) -> None:
+            commands = [asked[i][1] for i in these]
+            speaking = self._speak_to(self._primary(asked[these[0]][0]), commands, needs)
+            found = await self._found(speaking, len(these))
+            for i, reply in zip(these, found, strict=True):
+                replies[i] = reply
+
+        await asyncio.gather(*map(speak_to_one, by_place.values()))
+        for i, (key, command) in enumerate(asked):
+            if isinstance(replies[i], AskError):
+                [replies[i]] = await self._found(self.speak(key, [command], needs), 1)
+        return replies
+
+    def place(self, key: str) -> str:
+        """Return the name of the primary that holds *key*, as far as is known; empty for none."""
+        try:
+            return str(self._primary(key).name)
+        except ClusterDownError:
+            return ""
+
+    @staticmethod
+    async def _found(speaking: Awaitable[list[Any]], count: int) -> list[Any]:
+        """Return the replies of an exchange, or its error for each of *count* commands."""
+        try:
+            return await speaking
+        except (RedisError, OSError) as error:
+            return [error] * count
+
     def _primary(self, key: str) -> ClusterNode:
         try:
             node = self.get_node_from_key(key)
@@ -119,7 +165,7 @@ class ClusterClient(RedisCluster):
         return node
 
     async def _speak_to(
-        self, node: ClusterNode, commands: Commands, needs: Needs, *, asking: bool
+        self, node: ClusterNode, commands: Commands, needs: Needs, *, asking: bool = False
     ) -> list[Any]:
         asked = [("ASKING",), *commands] if asking else commands
         connection = node.acquire_connection()

@@ -7,7 +7,6 @@ a minute and, with maintenance notifications, hand out connections that the serv
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import ssl
@@ -132,19 +131,17 @@ class Connections:
         try:
             if self._exchanger is not None:
                 return await self._exchanger.exchange(commands, needs)
-            return await asyncio.gather(
-                *(
-                    self._send_to_slot(call.keys[0], command, needs)
-                    for call, command in zip(calls, commands, strict=True)
-                ),
-                return_exceptions=True,
+            keys = [call.keys[0] for call in calls]
+            replies: list[Any] = await self.client.speak_all(
+                [*zip(keys, commands, strict=True)], needs
             )
         except (RedisError, OSError) as error:
             return [error] * len(calls)
+        return replies
 
-    async def _send_to_slot(self, key: str, command: tuple[Argument, ...], needs: Needs) -> Any:
-        [reply] = await self.client.speak(key, [command], needs)
-        return reply
+    def place(self, key: str) -> str:
+        """Return a name that is the same for all keys that one server holds."""
+        return str(self.client.place(key)) if self.is_cluster else ""
 
 
 @asynccontextmanager

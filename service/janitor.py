@@ -1,23 +1,28 @@
 """Keeping Redis tidy: trimming what everybody has settled, and handlers that are no more.
 
-Nothing unsettled is ever dropped from here, but on an operator's word.
+Nothing unsettled is ever dropped from here, but on an operator's word. Whatever is done for all
+partitions is done in one round trip.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import structlog
+from redis.exceptions import ResponseError
 
 from . import metrics
 from .connections import Connections, Script, ScriptCall
+from .lag import Lag, lags
 from .layout import Keys
 
 TIDY_EVERY_S = 60.0
 
 _TRIM = Script("trim")
+_LIVING = Script("living")
+_GROUPS = Script("groups")
 _RETIRE = Script("retire")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -31,12 +36,14 @@ class Group(NamedTuple):
         unsettled: Transitions it has not settled; None when Redis does not know.
         replays: What is replayed to it and not yet settled.
         dead: Its dead letters.
+        oldest_s: Seconds since the oldest transition it has not settled was admitted; 0 for none.
     """
 
     handler: str
     unsettled: int | None
     replays: int
     dead: int
+    oldest_s: float
 
 
 class Janitor:
@@ -66,16 +73,15 @@ class Janitor:
             RedisError: Redis did not answer; what was not done waits for the next time.
         """
         now = asyncio.get_running_loop().time()
-        if now < self._tidied_at + TIDY_EVERY_S:
+        if not partitions or now < self._tidied_at + TIDY_EVERY_S:
             return
         self._tidied_at = now
-        removed = await trim(
+        removed, found = await trim(
             self._connections, self._keys, partitions, retention_s=self._retention_s
         )
         if removed:
             log.info("stream.trimmed", entries=removed)
-        found = await _unsettled(self._connections, self._keys, partitions)
-        orphans = found.keys() - {*self._handlers}
+        orphans = found - {*self._handlers}
         for handler in sorted(orphans - self._orphans):
             log.warning("group.orphaned", handler=handler)
         self._orphans = orphans
@@ -84,8 +90,10 @@ class Janitor:
 
 async def trim(
     connections: Connections, keys: Keys, partitions: Collection[int], *, retention_s: int
-) -> int:
-    """Remove what every group has settled and is older than asked for; return how many entries.
+) -> tuple[int, set[str]]:
+    """Remove what every group has settled and is older than asked for.
+
+    Returns how many entries were removed, and the names of all groups there are.
 
     Raises:
         RedisError: Redis did not answer, for some partition.
@@ -93,7 +101,8 @@ async def trim(
     calls = [
         ScriptCall(_TRIM, [keys.transitions(partition)], [retention_s]) for partition in partitions
     ]
-    return sum(_raised(await connections.run(calls)))
+    replies = _raised(await connections.run(calls))
+    return sum(removed for removed, _ in replies), _names(names for _, names in replies)
 
 
 async def groups(connections: Connections, keys: Keys) -> list[Group]:
@@ -103,24 +112,27 @@ async def groups(connections: Connections, keys: Keys) -> list[Group]:
         RedisError: Redis did not answer.
     """
     partitions = range(keys.partitions)
-    return [
-        Group(
-            name,
-            unsettled,
-            replays=await _length(connections, [keys.replays(p, name) for p in partitions]),
-            dead=await _length(connections, [keys.dead(p, name) for p in partitions]),
-        )
-        for name, unsettled in sorted((await _unsettled(connections, keys, partitions)).items())
-    ]
+    calls = [ScriptCall(_GROUPS, [keys.transitions(partition)], []) for partition in partitions]
+    names = sorted(_names(_raised(await connections.run(calls))))
+    places = [(name, partition) for name in names for partition in partitions]
+    found: dict[str, list[Lag]] = {name: [] for name in names}
+    for (name, _), lag in zip(places, await lags(connections, keys, places), strict=True):
+        if isinstance(lag, Lag):
+            found[name].append(lag)
+        # In a partition that holds nothing yet there are no groups.
+        elif not isinstance(lag, ResponseError):
+            raise lag
+    return [_group(name, each) for name, each in found.items()]
 
 
-async def works(connections: Connections, keys: Keys, handler: str) -> bool:
-    """Say whether any worker still works for a handler, or did a moment ago.
+async def works(connections: Connections, keys: Keys, handler: str, *, lease_ttl_s: float) -> bool:
+    """Say whether any worker still works for a handler, or did so within a lease's time.
 
     Raises:
         RedisError: Redis did not answer.
     """
-    return bool(await connections.client.exists(keys.workers(handler)))
+    arguments = [int(lease_ttl_s * 1000)]
+    return bool(await connections.run_one(_LIVING, [keys.workers(handler)], arguments))
 
 
 async def retire(connections: Connections, keys: Keys, handler: str) -> int:
@@ -145,30 +157,24 @@ async def retire(connections: Connections, keys: Keys, handler: str) -> int:
     return sum(_raised(await connections.run(calls)))
 
 
-async def _unsettled(
-    connections: Connections, keys: Keys, partitions: Collection[int]
-) -> dict[str, int | None]:
-    """Return what each group has not settled, in these partitions together."""
-    unsettled: dict[str, int | None] = {}
-    for partition in partitions:
-        stream = keys.transitions(partition)
-        if not await connections.client.exists(stream):
-            continue
-        for found in await connections.client.xinfo_groups(stream):
-            name, lag = found["name"].decode(), found["lag"]
-            before = unsettled.get(name, 0)
-            unknown = lag is None or before is None
-            unsettled[name] = None if unknown else before + lag + found["pending"]
-    return unsettled
+def _group(name: str, each: Sequence[Lag]) -> Group:
+    known = [lag.transitions for lag in each if lag.transitions is not None]
+    return Group(
+        name,
+        unsettled=sum(known) if len(known) == len(each) else None,
+        replays=sum(lag.replays for lag in each),
+        dead=sum(lag.dead for lag in each),
+        oldest_s=max((lag.oldest_s for lag in each), default=0.0),
+    )
 
 
-async def _length(connections: Connections, streams: Sequence[str]) -> int:
-    return sum([await connections.client.xlen(stream) for stream in streams])
+def _names(found: Iterable[Iterable[bytes]]) -> set[str]:
+    return {name.decode() for names in found for name in names}
 
 
-def _raised(replies: Sequence[int | Exception]) -> list[int]:
+def _raised(replies: Sequence[Any]) -> Sequence[Any]:
     """Return *replies*, unless one of them is an error."""
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
-    return [reply for reply in replies if isinstance(reply, int)]
+    return replies

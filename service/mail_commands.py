@@ -259,7 +259,7 @@ def retire(handler: str) -> None:
 
     async def work() -> int:
         async with _opened() as (connections, keys):
-            if await janitor.works(connections, keys, handler):
+            if await janitor.works(connections, keys, handler, lease_ttl_s=settings.lease_ttl_s):
                 terminal.fail(["a worker still works for it: stop it first"], terminal.FOUND_WRONG)
             return await janitor.retire(connections, keys, handler)
 

@@ -17,6 +17,7 @@ from .coalesce import Coalescer
 from .connections import Argument, Connections, Script, ScriptCall
 from .exchange import Needs
 from .layout import Keys
+from .script_batches import ScriptBatches
 from .transitions import StatusTransition
 
 MOST_PER_FLIGHT = 512
@@ -34,11 +35,14 @@ _TAKE_OVER = Script("take_over")
 _SETTLE = Script("settle")
 _COUNT = Script("count")
 _BURY = Script("bury")
-_ANNOUNCE = Script("announce")
 
 # Redis keeps one number per pending entry, the delivery count. Failures count in thousands, so
 # that a start without an outcome (the mark of a killed worker) can be told from a failure.
 _FAILURE = 1000
+
+
+# A handler and a partition.
+Place = tuple[str, int]
 
 
 class LeaseLostError(Exception):
@@ -72,11 +76,11 @@ class Delivery(NamedTuple):
 
 
 class Mailbox:
-    """One handler's mail in one partition; its lease is taken with `lease` and kept by it too."""
+    """One handler's mail in one partition; its lease is taken and renewed by `leases`."""
 
     def __init__(
         self,
-        connections: Connections,
+        connections: Connections | ScriptBatches,
         keys: Keys,
         arrivals: Arrivals,
         *,
@@ -89,7 +93,8 @@ class Mailbox:
         self.handler = handler
         self._arrivals = arrivals
         self._worker = worker
-        self._fence = _Fence(connections, keys.lease(partition, handler), replicas)
+        token = f"{worker}:{secrets.token_hex(16)}"
+        self._fence = _Fence(connections, keys.lease(partition, handler), token, replicas)
         self._new = _Pile(
             self._fence, keys.transitions(partition), group=handler, worker=worker, goes=False
         )
@@ -100,16 +105,21 @@ class Mailbox:
         self._dead = keys.dead(partition, handler)
         self._read: dict[str, str] = {}
 
+    @property
+    def place(self) -> Place:
+        """The handler and the partition."""
+        return self.handler, self.partition
+
     def is_ours(self) -> bool:
         """Say whether the lease holds, by a clock that started before it was asked for."""
         deadline = self._fence.deadline
         return deadline is not None and asyncio.get_running_loop().time() < deadline
 
-    def lease_call(self, ttl_s: float) -> ScriptCall:
-        """Return the call that takes the lease, or renews it once taken."""
+    def lease_call(self, ttl_s: float, dead: bytes) -> ScriptCall:
+        """Return the call that takes the lease, from its *dead* owner too, or renews it."""
         fence = self._fence
         verb = "take" if fence.deadline is None else "renew"
-        return ScriptCall(_LEASE, [fence.lease], [fence.token, int(ttl_s * 1000), verb])
+        return ScriptCall(_LEASE, [fence.lease], [fence.token, int(ttl_s * 1000), verb, dead])
 
     def leased(self, until: float) -> None:
         """Note that the lease is ours *until* then, in the event loop's time."""
@@ -198,11 +208,13 @@ class Mailbox:
 class _Fence:
     """Runs scripts that act only while a lease is ours."""
 
-    def __init__(self, connections: Connections, lease: str, replicas: int) -> None:
+    def __init__(
+        self, connections: Connections | ScriptBatches, lease: str, token: str, replicas: int
+    ) -> None:
         self.connections = connections
         self.lease = lease
+        self.token = token
         self._replicas = replicas
-        self.token = secrets.token_hex(16)
         self.deadline: float | None = None
 
     async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
@@ -275,34 +287,3 @@ class _Pile:
         flat = [value for count in counts for value in count]
         await self._fence.run(_COUNT, [self.stream], self._group, self._worker, *flat)
         return [None] * len(counts)
-
-
-async def lease(
-    connections: Connections, mailboxes: Sequence[Mailbox], ttl_s: float
-) -> list[float | Exception]:
-    """Take or renew the leases of *mailboxes* in one round trip.
-
-    Returns, for each, 0 when its lease is ours, else the seconds until it may be free. Where Redis
-    did not answer, the error; that leaves a lease as it was: its deadline goes on running.
-    """
-    before = asyncio.get_running_loop().time()
-    replies = await connections.run([mailbox.lease_call(ttl_s) for mailbox in mailboxes])
-    waits: list[float | Exception] = []
-    for mailbox, reply in zip(mailboxes, replies, strict=True):
-        if isinstance(reply, Exception):
-            waits.append(reply)
-            continue
-        if reply == 0:
-            mailbox.leased(before + ttl_s)
-        else:
-            mailbox.lost()
-        waits.append(reply / 1000)
-    return waits
-
-
-async def announce(
-    connections: Connections, keys: Keys, *, handler: str, worker: str, ttl_s: float
-) -> int:
-    """Say that *worker* lives (or, with 0, that it leaves); return how many workers live."""
-    arguments = (worker, int(ttl_s * 1000))
-    return int(await connections.run_one(_ANNOUNCE, [keys.workers(handler)], arguments))

@@ -2,6 +2,9 @@
 
 Every worker announces itself per handler and takes at most its share of the partitions; leases
 of the dead run out and are taken by the living. What is done under a lease is `dispatch`'s.
+
+Three tasks take turns, each for itself. Leases are renewed in one round trip and by nothing that
+waits for anything else: late by a few seconds they are lost, and with them all that is in hand.
 """
 
 from __future__ import annotations
@@ -13,24 +16,28 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import structlog
 from redis.exceptions import RedisError
 
-from . import metrics
+from . import metrics, tasks
 from .arrivals import Arrivals
 from .circuit import Circuit
 from .config import DAY_S, Settings
 from .connections import Connections, shortage
 from .dispatch import Dispatcher
+from .endings import Endings
 from .errors import Shortage
 from .handlers import Handler
 from .janitor import Janitor
-from .lag import Lag, lags
 from .layout import Keys, exists, guard, open_groups
-from .mailbox import LeaseLostError, Mailbox, announce, lease
+from .leases import Heartbeats, LeaseWatch, lease
+from .mailbox import LeaseLostError, Mailbox, Place
 from .retries import RetryPolicy
+from .script_batches import ScriptBatches
+from .upkeep import Upkeep
 
 RENEWALS_PER_TTL = 3
 # So soon a lease that was given up is found by who may take it.
@@ -39,9 +46,6 @@ SHORTEST_TURN_S = 0.02
 # A silent worker stops counting a little before its leases run out, so nobody waits for both.
 ANNOUNCED_PER_TTL = 2 / 3
 RESTART_PAUSE_S = 1.0
-MEASURE_EVERY_S = 15.0
-# Told again every turn, forgotten when nobody tells any more.
-CIRCUIT_TOLD_S = 5
 # What is canceled at the end of the grace time may still say goodbye.
 CANCEL_GRACE_S = 2.0
 
@@ -66,7 +70,9 @@ class Worker:
         handlers: Mapping[str, Handler],
     ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.endings = Endings()
         self._connections = connections
+        self._batches = ScriptBatches(connections)
         self._keys = keys
         self._settings = settings
         self._handlers = handlers
@@ -74,6 +80,7 @@ class Worker:
         self._circuits = {
             handler: Circuit(handler, first_s=settings.retry_first_s) for handler in handlers
         }
+        self._upkeep = Upkeep(connections, keys, self.name, self._circuits)
         self._janitor = Janitor(
             connections,
             keys,
@@ -81,35 +88,60 @@ class Worker:
             retention_s=settings.stream_retention_days * DAY_S,
         )
         self._arrivals = [Arrivals(connections, p) for p in range(keys.partitions)]
-        self._tenures: dict[tuple[str, int], _Tenure] = {}
+        self._tenures: dict[Place, _Tenure] = {}
         self._turn_s = min(LONGEST_TURN_S, settings.lease_ttl_s / RENEWALS_PER_TTL)
-        self._measured_at = float("-inf")
+        self._watch = LeaseWatch(settings.lease_ttl_s)
+        self._heartbeats = Heartbeats(
+            connections,
+            keys,
+            worker=self.name,
+            ttl_s=settings.lease_ttl_s * ANNOUNCED_PER_TTL,
+        )
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until *stopping* is set; then settle what is in hand and give everything up."""
+        turns = [
+            asyncio.create_task(self._repeat(turn, stopping))
+            for turn in (self._renew, self._rebalance, self._keep_up)
+        ]
         try:
-            while not stopping.is_set():
-                pause_s = await self._turn()
-                await _wait(stopping, max(SHORTEST_TURN_S, pause_s))
+            await asyncio.gather(*turns)
         finally:
+            for turn in turns:
+                await tasks.end(turn)
             await self._leave()
 
-    async def _turn(self) -> float:
-        """Renew, give up and take leases once; return the seconds until the next turn."""
-        waits = [self._turn_s]
-        try:
-            await self._renew()
-            await self._watch_layout()
-            waits += [await self._take_share(handler) for handler in self._handlers]
-            await self._measure()
-            await self._janitor.tidy({partition for _, partition in self._tenures})
-            await self._tell_of_circuits()
-        except (RedisError, OSError) as error:
-            metrics.REDIS_ERRORS.labels(shortage(error)).inc()
-            log.warning("worker.turn_failed", reason=shortage(error))
+    async def _repeat(self, turn: Callable[[], Awaitable[float]], stopping: asyncio.Event) -> None:
+        """Take one turn after the other; each says in how many seconds the next one is due."""
+        while not stopping.is_set():
+            pause_s = self._turn_s
+            try:
+                pause_s = await turn()
+            except (RedisError, OSError) as error:
+                metrics.REDIS_ERRORS.labels(shortage(error)).inc()
+                log.warning("worker.turn_failed", reason=shortage(error))
+            await _wait(stopping, max(SHORTEST_TURN_S, pause_s))
+
+    async def _renew(self) -> float:
+        """Renew every lease; drop what is done under one that is not ours any more."""
+        tenures = [tenure for tenure in self._tenures.values() if not tenure.abandoned]
+        waits: list[float | Exception] = []
+        if tenures:
+            mailboxes = [tenure.mailbox for tenure in tenures]
+            waits = await lease(self._connections, mailboxes, self._settings.lease_ttl_s)
+            for tenure in tenures:
+                if not tenure.mailbox.is_ours():
+                    tenure.abandon()
         for handler in self._handlers:
             metrics.LEASES_HELD.labels(handler).set(len(self._held(handler)))
-        return min(waits)
+        _raise_first(waits)
+        return self._turn_s
+
+    async def _rebalance(self) -> float:
+        """Say that we live, and take and give up leases until we hold our share."""
+        await self._watch_layout()
+        living = await self._heartbeats.beat([*self._handlers])
+        return min([await self._take_share(each, living[each]) for each in self._handlers])
 
     async def _watch_layout(self) -> None:
         """Claim the layout anew where Redis has lost it.
@@ -120,29 +152,15 @@ class Worker:
         if not await exists(self._connections, self._keys):
             await guard(self._connections, self._keys)
 
-    async def _tell_of_circuits(self) -> None:
-        """Let `check` see which queues cannot be reached from here."""
-        for handler, circuit in self._circuits.items():
-            if circuit.is_open:
-                key = self._keys.circuit(handler)
-                await self._connections.client.set(key, self.name, ex=CIRCUIT_TOLD_S)
+    async def _keep_up(self) -> float:
+        """Measure, trim, and tell of what is wrong."""
+        places = [*self._tenures]
+        await self._upkeep.turn(places)
+        await self._janitor.tidy({partition for _, partition in places})
+        return self._turn_s
 
-    async def _renew(self) -> None:
-        """Renew every lease; drop what is done under one that is not ours any more."""
-        tenures = [tenure for tenure in self._tenures.values() if not tenure.abandoned]
-        if not tenures:
-            return
-        mailboxes = [tenure.mailbox for tenure in tenures]
-        for wait_s in await lease(self._connections, mailboxes, self._settings.lease_ttl_s):
-            if isinstance(wait_s, Exception):
-                metrics.REDIS_ERRORS.labels(shortage(wait_s)).inc()
-        for tenure in tenures:
-            if not tenure.mailbox.is_ours():
-                tenure.abandon()
-
-    async def _take_share(self, handler: str) -> float:
+    async def _take_share(self, handler: str, living: int) -> float:
         """Hold our count of one handler's partitions; return the seconds until the next look."""
-        living = await self._announce(handler, self._settings.lease_ttl_s * ANNOUNCED_PER_TTL)
         share = math.ceil(self._keys.partitions / max(1, living))
         held = self._held(handler)
         for tenure in held[share:]:
@@ -157,21 +175,21 @@ class Worker:
         soonest_s = self._turn_s
         while free and most > 0:
             tried = [self._mailbox(handler, free.pop()) for _ in range(min(most, len(free)))]
-            waits = await lease(self._connections, tried, self._settings.lease_ttl_s)
-            for mailbox, wait_s in zip(tried, waits, strict=True):
-                if wait_s == 0:
-                    most -= 1
-                    self._begin(mailbox)
-                elif not isinstance(wait_s, Exception):
-                    soonest_s = min(soonest_s, wait_s)
-            for wait_s in waits:
-                if isinstance(wait_s, Exception):
-                    raise wait_s
+            owners = [self._watch.owner(mailbox.place) for mailbox in tried]
+            waits = await lease(self._connections, tried, self._settings.lease_ttl_s, self._watch)
+            taken = [i for i, wait_s in enumerate(waits) if wait_s == 0]
+            most -= len(taken)
+            for i in taken:
+                self._begin(tried[i])
+            for owner, count in Counter(owners[i] for i in taken if owners[i]).items():
+                log.info("partitions.taken_over", handler=handler, partitions=count, worker=owner)
+            _raise_first(waits)
+            soonest_s = min([soonest_s, *(w for w in waits if isinstance(w, float) and w)])
         return soonest_s
 
     def _mailbox(self, handler: str, partition: int) -> Mailbox:
         return Mailbox(
-            self._connections,
+            self._batches,
             self._keys,
             self._arrivals[partition],
             handler=handler,
@@ -180,35 +198,8 @@ class Worker:
         )
 
     def _begin(self, mailbox: Mailbox) -> None:
-        at = (mailbox.handler, mailbox.partition)
-        self._tenures[at] = tenure = _Tenure(self, mailbox)
-        tenure.task.add_done_callback(lambda _: self._tenures.pop(at))
-
-    async def _announce(self, handler: str, ttl_s: float) -> int:
-        return await announce(
-            self._connections, self._keys, handler=handler, worker=self.name, ttl_s=ttl_s
-        )
-
-    async def _measure(self) -> None:
-        """Set the gauges of what is not settled, now and then."""
-        now = asyncio.get_running_loop().time()
-        if now < self._measured_at + MEASURE_EVERY_S:
-            return
-        self._measured_at = now
-        places = [*self._tenures]
-        found: dict[str, list[Lag]] = {handler: [] for handler in self._handlers}
-        measured = await lags(self._connections, self._keys, places)
-        for (handler, _), lag in zip(places, measured, strict=True):
-            if not isinstance(lag, Exception):
-                found[handler].append(lag)
-        for handler, each in found.items():
-            oldest_s = max((lag.oldest_s for lag in each), default=0.0)
-            metrics.OLDEST_SECONDS.labels(handler).set(oldest_s)
-            metrics.DEAD_LETTERS.labels(handler).set(sum(lag.dead for lag in each))
-            entries = [lag.entries for lag in each if lag.entries is not None]
-            # Where Redis does not know, the last it knew says more than a wrong number.
-            if len(entries) == len(each):
-                metrics.LAG_ENTRIES.labels(handler).set(sum(entries))
+        self._tenures[mailbox.place] = tenure = _Tenure(self, mailbox)
+        tenure.task.add_done_callback(lambda _: self._tenures.pop(mailbox.place))
 
     def dispatcher(self, mailbox: Mailbox) -> Dispatcher:
         """Return a fresh dispatcher for a mailbox."""
@@ -247,13 +238,13 @@ class Worker:
             tenure.stop()
         with contextlib.suppress(RedisError, OSError):
             # First, so that the others take over each lease as soon as it is free.
-            for handler in self._handlers:
-                await self._announce(handler, 0)
+            await self._heartbeats.end([*self._handlers])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.shutdown_grace_s):
                 while self._tenures:
                     await self._until_ended(self._turn_s)
-                    await self._renew()
+                    with contextlib.suppress(RedisError, OSError):
+                        await self._renew()
         for tenure in self._tenures.values():
             tenure.abandon()
         await self._until_ended(CANCEL_GRACE_S)
@@ -261,6 +252,7 @@ class Worker:
             log.error("handler.stuck", handler=handler, partition=partition)
         for arrivals in self._arrivals:
             await arrivals.close()
+        self.endings.close()
 
     async def _until_ended(self, most_s: float) -> None:
         if self._tenures:
@@ -316,9 +308,10 @@ class _Tenure:
             reason = shortage(group.exceptions[0])
         except* Exception:
             reason = "unforeseen"
-            log.exception("dispatcher.failed", **self._where())
+            handler, partition = self.mailbox.place
+            log.exception("dispatcher.failed", handler=handler, partition=partition)
         if reason:
-            log.warning("dispatcher.ended", **self._where(), reason=reason)
+            self._worker.endings.note(reason, self.mailbox.place)
             await self._recover(reason)
 
     async def _recover(self, reason: str) -> None:
@@ -332,8 +325,11 @@ class _Tenure:
         if not self.is_stopping:
             self._dispatcher = self._worker.dispatcher(self.mailbox)
 
-    def _where(self) -> dict[str, object]:
-        return {"handler": self.mailbox.handler, "partition": self.mailbox.partition}
+
+def _raise_first(waits: Collection[float | Exception]) -> None:
+    for wait_s in waits:
+        if isinstance(wait_s, Exception):
+            raise wait_s
 
 
 async def _wait(event: asyncio.Event, most_s: float) -> None:

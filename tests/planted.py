@@ -32,6 +32,9 @@ _APPENDED = (
     "    redis.call('XADD', stream, '*', 'change', change, 'previous', '', 'sequence', sequence)\n"
 )
 _UNFENCED = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end\n"
+_MAY_TAKE = (
+    "if ARGV[3] == 'take' then may = may or not owner or held ~= '' and held == ARGV[4] end\n"
+)
 _LATE = "  if record.latest and is_late(event, record) then\n"
 _SETTLED = "      or result and event.created <= created_in(result.key) + skew_s\n"
 _WAITED = "    if isinstance(confirmed, Exception) or confirmed < needed:\n"
@@ -483,23 +486,72 @@ MUTANTS = (
     Mutant(
         "a lease is taken from whoever has it",
         "service/lua/lease.lua",
-        "if ARGV[3] == 'take' then may = may or not owner end\n",
+        _MAY_TAKE,
         "if ARGV[3] == 'take' then may = true end\n",
         "test_mailbox_machine.py",
     ),
     Mutant(
         "a lease that ran out is renewed",
         "service/lua/lease.lua",
-        "if ARGV[3] == 'take' then may = may or not owner end\n",
+        _MAY_TAKE,
         "may = may or not owner\n",
         "test_mailbox_machine.py",
     ),
     Mutant(
         "the lease is counted from its answer",
-        "service/mailbox.py",
+        "service/leases.py",
         "            mailbox.leased(before + ttl_s)\n",
         "            mailbox.leased(asyncio.get_running_loop().time() + ttl_s)\n",
-        "test_mailbox.py",
+        "test_leases.py",
+    ),
+    Mutant(
+        "leases are renewed once a life",
+        "service/mailbox.py",
+        "        self._fence.deadline = until\n",
+        "        self._fence.deadline = self._fence.deadline or until\n",
+        "test_leases.py",
+    ),
+    Mutant(
+        "a lease outlives its owner when Redis's clock steps back",
+        "service/leases.py",
+        "watch.last(place) if watch.is_dead(place) else b",
+        "watch.last(place) if False else b",
+        "test_leases.py",
+    ),
+    Mutant(
+        "a lease that was renewed meanwhile is taken from its owner",
+        "service/lua/lease.lua",
+        " or held ~= '' and held == ARGV[4] end\n",
+        " or ARGV[4] ~= '' end\n",
+        "test_leases.py",
+    ),
+    Mutant(
+        "a worker stays alive when Redis's clock steps back",
+        "service/leases.py",
+        " - {*watch.dead()} |",
+        " - set() |",
+        "test_leases.py",
+    ),
+    Mutant(
+        "each call of a mailbox waits for a connection of its own",
+        "service/script_batches.py",
+        "most=MAX_CALLS_PER_BATCH)",
+        "most=1)",
+        "test_worker.py::test_far_from_redis_with_many_partitions_nothing_is_lost_or_repeated",
+    ),
+    Mutant(
+        "trimming is asked for in each partition alone",
+        "service/janitor.py",
+        "    replies = _raised(await connections.run(calls))\n",
+        "    replies = _raised([(await connections.run([call]))[0] for call in calls])\n",
+        "test_worker.py::test_a_turn_is_few_round_trips_however_many_partitions",
+    ),
+    Mutant(
+        "what ends a dispatcher is told each time",
+        "service/endings.py",
+        "        elif is_over:\n",
+        "        else:\n",
+        "test_endings.py",
     ),
     Mutant(
         "starts that nobody saw the end of are not counted",
@@ -546,8 +598,8 @@ MUTANTS = (
     Mutant(
         "streams are trimmed by length",
         "service/lua/trim.lua",
-        "return redis.call('XTRIM', stream, 'MINID', '=', string",
-        "if true then return redis.call('XTRIM', stream, 'MAXLEN', 2) end\nreturn (string",
+        "return {redis.call('XTRIM', stream, 'MINID', '=', first_kept), names}",
+        "return {redis.call('XTRIM', stream, 'MAXLEN', 2), names}",
         "test_mailbox_machine.py",
     ),
     Mutant(

@@ -34,6 +34,7 @@ class Proxy:
         port: Where it listens, on 127.0.0.1.
         delay_s: How long each reply is held back.
         refusing: Whether new connections are reset.
+        requests: How many pieces of requests have passed: at least one for each round trip.
         happened: The faults that have come true, in order.
     """
 
@@ -44,6 +45,7 @@ class Proxy:
         self.port = 0
         self.delay_s = 0.0
         self.refusing = False
+        self.requests = 0
         self.happened: list[Fault] = []
 
     @property
@@ -92,6 +94,7 @@ class Proxy:
             losing = asyncio.Event()
 
             async def request(chunk: bytes) -> bool:
+                self.requests += 1
                 match self._fault_at(chunk):
                     case Fault.LOSE_REQUEST:
                         return False

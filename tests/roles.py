@@ -34,6 +34,9 @@ _BY_MODULE = {
     "health": OPERATOR,
     "mailbox": WORKER,
     "arrivals": WORKER,
+    "leases": WORKER,
+    "script_batches": WORKER,
+    "upkeep": WORKER,
     "worker": WORKER,
     "lag": WORKER,
     "janitor": WORKER,
@@ -44,7 +47,7 @@ _BY_MODULE = {
     "traces": OPERATOR,
 }
 # The janitor's other half, which only commands call.
-_COMMANDS_OF_THE_JANITOR = {"works", "retire", "_length"}
+_COMMANDS_OF_THE_JANITOR = {"works", "retire", "groups"}
 
 
 def are_wanted() -> bool:

@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, str] = {
     "connections": "cluster errors exchange redis_connection secret urls",
     "layout": "connections errors",
     "ledger": "connections layout transitions",
-    "janitor": "connections layout metrics",
+    "janitor": "connections lag layout metrics",
     "replays": "connections layout transitions wire",
     "arrivals": "connections tasks",
     "health": "config connections errors findings metrics",
@@ -62,7 +62,11 @@ MAY_IMPORT: dict[str, str] = {
         "coalesce config connections deadlines errors events exchange layout metrics transitions"
         " wire"
     ),
-    "mailbox": "arrivals coalesce connections exchange layout transitions wire",
+    "script_batches": "coalesce connections exchange",
+    "mailbox": "arrivals coalesce connections exchange layout script_batches transitions wire",
+    "leases": "connections layout mailbox",
+    "endings": "",
+    "upkeep": "circuit connections lag layout metrics",
     "receiver": "config events inbox secret signatures transitions",
     "handlers": "errors transitions",
     "messages": "transitions",
@@ -77,8 +81,8 @@ MAY_IMPORT: dict[str, str] = {
     "retries": "",
     "dispatch": "circuit errors handlers mailbox metrics retries transitions",
     "worker": (
-        "arrivals circuit config connections dispatch errors handlers janitor lag layout mailbox"
-        " metrics retries"
+        "arrivals circuit config connections dispatch endings errors handlers janitor layout leases"
+        " mailbox metrics retries script_batches tasks upkeep"
     ),
     "journal": "errors events inbox metrics receiver transitions",
     "web": "config errors headers health journal metrics receiver secret sources",
@@ -95,7 +99,7 @@ MAY_IMPORT: dict[str, str] = {
         "config connections errors handlers health inbox keyring layout metrics receiver reloading"
         " server signals sources tasks tracing web worker"
     ),
-    "checks": "config connections errors findings handlers health janitor lag layout",
+    "checks": "config connections errors findings handlers health janitor layout",
     "terminal": "connections errors secret",
     "local": "errors secret",
     "mail_commands": ("config connections errors janitor layout local replays signals terminal"),

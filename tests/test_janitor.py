@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import structlog.testing
 from harness import eventually
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service import janitor, metrics
 from service.config import Settings
@@ -48,7 +49,8 @@ async def read(client: Any, group: str, count: int) -> list[bytes]:
 
 async def trim(connections: Connections, keys: Keys, retention_s: int = 0) -> int:
     """Trim partition 0."""
-    return await janitor.trim(connections, keys, [0], retention_s=retention_s)
+    removed, _ = await janitor.trim(connections, keys, [0], retention_s=retention_s)
+    return removed
 
 
 async def test_what_is_settled_and_old_goes(
@@ -220,13 +222,42 @@ async def test_groups_say_what_waits(connections: Connections, keys: Keys, clien
     await client.xadd(keys.replays(2, "other"), FIELDS)
 
     found = await janitor.groups(connections, keys)
-    assert found[0] == Group("log", 2, replays=0, dead=1)
-    assert replace_unsettled(found[1]) == Group("other", None, replays=1, dead=0)
+    log, other = found
+    assert log == Group("log", 2, replays=0, dead=1, oldest_s=log.oldest_s)
+    # Not every server knows how many entries such a group has before it.
+    assert other._replace(unsettled=None, oldest_s=0) == Group("other", None, 1, dead=0, oldest_s=0)
+    assert log.oldest_s > 1e9
 
 
-def replace_unsettled(group: Group) -> Group:
-    """Return *group* without the number that Redis need not know."""
-    return group._replace(unsettled=None)
+async def test_partitions_without_a_stream_have_no_groups(
+    connections: Connections, keys: Keys, client: Any
+) -> None:
+    """Groups of those partitions that hold anything are listed all the same."""
+    for partition in range(1, keys.partitions):
+        await client.delete(keys.transitions(partition))
+    await fill(client, "1-1")
+    [group] = await janitor.groups(connections, keys)
+    assert (group.handler, group.unsettled) == ("log", 1)
+
+
+@pytest.mark.parametrize("lost", ["groups", "lags"])
+async def test_groups_that_redis_does_not_tell_are_an_error(
+    connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """What could not be asked is not passed off as nothing."""
+    run, calls = connections.run, 0
+
+    async def losing(calls_made: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        replies = await run(calls_made, **options)
+        if calls == ["groups", "lags"].index(lost) + 1:
+            replies[-1] = RedisConnectionError()
+        return replies
+
+    monkeypatch.setattr(connections, "run", losing)
+    with pytest.raises(RedisConnectionError):
+        await janitor.groups(connections, keys)
 
 
 async def test_retiring_leaves_nothing_behind(

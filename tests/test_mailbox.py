@@ -20,6 +20,7 @@ from service.connections import Connections, connect
 from service.exchange import NotReplicatedError
 from service.lag import Lag, lags
 from service.layout import Keys, open_groups
+from service.leases import Heartbeats, lease
 from service.mailbox import (
     MOST_TAKEN_OVER_PER_CALL,
     SUSPECT,
@@ -28,8 +29,6 @@ from service.mailbox import (
     LeaseLostError,
     Mailbox,
     Tries,
-    announce,
-    lease,
 )
 from service.secret import Secret
 from service.transitions import SessionChange
@@ -129,96 +128,6 @@ def test_the_stored_form_is_the_one_of_wire() -> None:
     """What these tests put on the stream is what admission would."""
     stored = {b"change": change(1), b"previous": b"", b"sequence": b"1", b"epoch": b"1"}
     assert isinstance(wire.unpack(stored), SessionChange)
-
-
-async def test_a_lease_has_one_owner(post: Post) -> None:
-    """A lease that is held is refused, with the time until it may be free."""
-    holder = await post.leased(ttl_s=300)
-    other = post.mailbox("w2")
-    [wait_s] = await lease(post.connections, [other], 5)
-
-    assert isinstance(wait_s, float)
-    assert 200 < wait_s <= 300
-    assert holder.is_ours()
-    assert not other.is_ours()
-
-
-async def test_a_lease_is_renewed_while_it_is_ours(post: Post) -> None:
-    """Renewing prolongs the lease, in Redis and by our own clock."""
-    mailbox = await post.leased(ttl_s=100)
-    assert await lease(post.connections, [mailbox], 300) == [0]
-
-    assert await post.client.pttl(LEASE) > 200_000
-    assert mailbox.is_ours()
-
-
-async def test_a_lease_that_ran_out_is_not_renewed(post: Post) -> None:
-    """Whoever let a lease run out must begin again, even when nobody else has taken it."""
-    mailbox = await post.leased(ttl_s=0.05)
-    await until(lambda: not mailbox.is_ours())
-    await until(post.is_free)
-
-    assert await lease(post.connections, [mailbox], 300) == [0.001]
-    assert not mailbox.is_ours()
-    assert not await post.client.exists(LEASE)
-
-
-async def test_our_deadline_is_never_later_than_that_of_redis(
-    post: Post, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By our clock the lease ends first, however late its answer: it began before the question."""
-    asked = post.connections.run
-
-    async def slowly(calls: Sequence[Any]) -> list[Any]:
-        await asyncio.sleep(0.1)
-        replies = await asked(calls)
-        await asyncio.sleep(0.1)
-        return replies
-
-    monkeypatch.setattr(post.connections, "run", slowly)
-    mailbox = await post.leased(ttl_s=300)
-    left_s = await post.client.pttl(LEASE) / 1000
-
-    assert mailbox._fence.deadline is not None
-    assert mailbox._fence.deadline < asyncio.get_running_loop().time() + left_s
-
-
-async def test_a_lease_with_another_token_is_lost(post: Post) -> None:
-    """A renewal that meets another token voids the lease at once."""
-    mailbox = await post.leased()
-    await post.steal()
-    [wait_s] = await lease(post.connections, [mailbox], 10)
-
-    assert wait_s
-    assert not mailbox.is_ours()
-
-
-async def test_a_released_lease_is_free_at_once(post: Post) -> None:
-    """After release another takes the lease without waiting; a foreign lease is left alone."""
-    first = await post.leased("w1")
-    await first.release()
-    assert not first.is_ours()
-    second = await post.leased("w2")
-    await first.release()
-    assert second.is_ours()
-    assert await lease(post.connections, [second], 10) == [0]
-
-
-async def test_unanswered_leasing_leaves_the_lease_as_it_was(
-    post: Post, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When Redis does not answer, the error is told and the deadline goes on running."""
-    mailbox = await post.leased()
-    broken = ResponseError("refused")
-
-    async def run(calls: Sequence[Any]) -> list[Any]:
-        return [broken] * len(calls)
-
-    monkeypatch.setattr(post.connections, "run", run)
-
-    assert await lease(post.connections, [mailbox], 10) == [broken]
-    assert mailbox.is_ours()
-    assert await post.lags() == [broken]
 
 
 @pytest.mark.parametrize("call", ["read", "settle", "count", "bury", "take_over"])
@@ -420,11 +329,11 @@ async def test_settling_works_on_a_full_server(post: Post) -> None:
         await mailbox.count(second, Tries(1, 1))
         await mailbox.bury(second, reason="exhausted", error="", attempts=1)
         [lag] = await post.lags()
-        await announce(post.connections, post.keys, handler=HANDLER, worker="w", ttl_s=5)
+        await Heartbeats(post.connections, post.keys, worker="w", ttl_s=5).beat([HANDLER])
         await mailbox.release()
     finally:
         await client.config_set("maxmemory", before)
-    assert lag == Lag(0, 0, 1)
+    assert lag == Lag(0, 0, oldest_s=0.0, dead=1)
 
 
 async def test_an_arrival_wakes_everybody(post: Post) -> None:
@@ -489,28 +398,10 @@ async def test_a_failing_watch_fails_everybody(post: Post) -> None:
         await post.arrivals.after({STREAM: "0-0"})
 
 
-async def test_workers_are_counted_while_they_live(post: Post) -> None:
-    """A worker counts from its first sign of life until it says goodbye or falls silent."""
-
-    async def sign(worker: str, ttl_s: float) -> int:
-        return await announce(
-            post.connections, post.keys, handler=HANDLER, worker=worker, ttl_s=ttl_s
-        )
-
-    assert await sign("a", 300) == 1
-    assert await sign("b", 300) == 2
-    assert await sign("b", 300) == 2
-    await sign("b", 0)
-    assert await sign("a", 300) == 1
-    await sign("c", 300)
-    await asyncio.sleep(0.06)
-    assert await sign("a", 0.05) == 1
-
-
 async def test_lag_counts_what_is_not_settled(post: Post) -> None:
     """Lag is what is unread and what pends; its age is that of the oldest of either."""
     mailbox = await post.leased()
-    assert await post.lags() == [Lag(0, 0.0, 0)]
+    assert await post.lags() == [Lag(0, 0, oldest_s=0.0, dead=0)]
 
     await post.admit(1, 2, 3)
     await asyncio.sleep(0.03)

@@ -36,7 +36,8 @@ from service.arrivals import Arrivals
 from service.config import Settings
 from service.janitor import retire, trim
 from service.layout import Keys, open_groups
-from service.mailbox import Delivery, LeaseLostError, Mailbox, Tries, lease
+from service.leases import lease
+from service.mailbox import Delivery, LeaseLostError, Mailbox, Tries
 from service.replays import Entry, Wanted, drop, letters, past, replay
 
 KEYS = Keys("idv", 1)
@@ -399,7 +400,8 @@ class Delivering(RuleBasedStateMachine):
     @rule()
     def trim(self) -> None:
         """The janitor removes what every group has settled and what is old enough."""
-        removed = self.run(trim(self.tap, KEYS, [0], retention_s=RETENTION_S))
+        removed, names = self.run(trim(self.tap, KEYS, [0], retention_s=RETENTION_S))
+        assert names == {*HANDLERS}
         assert removed == self.model.trim(time.time_ns() // 10**6, RETENTION_S)
 
     @rule()

@@ -25,7 +25,8 @@ from service.handlers import Handler
 from service.inbox import Inbox
 from service.lag import Lag, lags
 from service.layout import Keys
-from service.mailbox import Mailbox, lease
+from service.leases import lease
+from service.mailbox import Mailbox
 from service.receiver import Receiver
 from service.replays import Entry, Replayed, Wanted
 from service.transitions import StatusTransition

@@ -13,16 +13,20 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 import structlog.testing
+from clocks import clocked_server, needs_libfaketime
+from proxy import proxy_to
 from servers import PATIENCE_S, frozen, until
 from virtual_time import push
 
-from service import arrivals, metrics, worker
+from service import arrivals, janitor, metrics, upkeep, worker
+from service import connections as clients
 from service.config import Settings
 from service.connections import Connections, connect
 from service.dispatch import STARTS_WITHOUT_OUTCOME, Burial
@@ -408,6 +412,38 @@ async def test_a_dead_worker_is_replaced_within_its_lease(
     check(journal.entries, site.admitted)
 
 
+@needs_libfaketime
+async def test_a_dead_worker_is_replaced_though_redis_clock_steps_back(tmp_path: Path) -> None:
+    """What a killed worker held is not held for the length of a step, and the living are told."""
+    with clocked_server(tmp_path) as clocked, clocked.server.client() as client:
+        settings = Settings(redis_url=Secret(clocked.server.url), **{**WORK, "lease_ttl_s": TTL_S})  # type: ignore[arg-type]
+        site = Site(settings, client)
+        journal = Journal()
+        never = asyncio.Event()
+
+        async def hang(_: Entry) -> None:
+            await never.wait()
+
+        async with connect(settings.redis_url) as connections:
+            await open_groups(connections, site.keys, settings.handlers)
+            first = site.start(connections, {"log": Journal().handler(hang)})
+            second = site.start(connections, {"log": journal.handler()})
+            await until(lambda: held(first) == held(second) == site.keys.partitions / 2)
+            site.admit(30, 2)
+            await until(lambda: len(journal.returned) + site.pending() == 60)
+            clocked.step(-600)
+            with structlog.testing.capture_logs() as logs:
+                site.kill(first)
+                await until(lambda: held(second) == site.keys.partitions)
+                await until(lambda: site.pending() == 0)
+            await site.close()
+
+    check(journal.entries, site.admitted)
+    taken = [line for line in logs if line["event"] == "partitions.taken_over"]
+    assert {line["worker"] for line in taken} == {first.name}
+    assert sum(line["partitions"] for line in taken) == site.keys.partitions / 2
+
+
 async def test_a_lost_lease_ends_the_work_and_begins_again(
     site: Site, connections: Connections
 ) -> None:
@@ -469,6 +505,102 @@ async def test_a_blocked_loop_fences_itself(site: Site, connections: Connections
     check(journal.entries, site.admitted)
 
 
+async def test_far_from_redis_with_many_partitions_nothing_is_lost_or_repeated(
+    make_settings: Callable[..., Settings],
+    redis_server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """256 partitions, two handlers, Redis 20 ms away: no lease is lost, no hand-over repeated.
+
+    Connections are as few, and waited for as shortly, as in service.
+    """
+    monkeypatch.setattr(clients, "POOL_WAIT_S", 0.25)
+    monkeypatch.setattr(janitor, "TIDY_EVERY_S", 0.0)
+    monkeypatch.setattr(upkeep, "MEASURE_EVERY_S", 0.0)
+    async with proxy_to(redis_server.url) as proxy:
+        settings = make_settings(
+            **{**WORK, "redis_url": Secret(proxy.url), "partitions": 256},
+            handlers=("log", "other"),
+        )
+        async with connect(settings.redis_url) as connections:
+            with redis.Redis.from_url(redis_server.url) as client:
+                site = Site(settings, client)
+                await open_groups(connections, site.keys, settings.handlers)
+                proxy.delay_s = 0.04
+                journals = {name: Journal() for name in settings.handlers}
+                handlers = {name: journal.handler() for name, journal in journals.items()}
+                with structlog.testing.capture_logs() as logs:
+                    one = site.start(connections, handlers)
+                    for _ in range(10):
+                        site.admit(200)
+                        await asyncio.sleep(0.2)
+                    for journal in journals.values():
+                        await until(lambda: len(journal.returned) >= len(site.admitted))  # noqa: B023
+                    assert [held(one, name) for name in handlers] == [256, 256]
+                    await site.stop(one)
+                assert not site.pending()
+    assert not logs
+    for journal in journals.values():
+        assert sorted(journal.entries) == sorted(site.admitted)
+
+
+async def test_a_turn_is_few_round_trips_however_many_partitions(
+    make_settings: Callable[..., Settings],
+    redis_server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Renewing, counting the living, measuring and trimming do not ask once for each partition."""
+    monkeypatch.setattr(worker, "LONGEST_TURN_S", 10 * PATIENCE_S)
+    monkeypatch.setattr(arrivals, "BLOCK_S", 10 * PATIENCE_S)
+    monkeypatch.setattr(janitor, "TIDY_EVERY_S", 0.0)
+    monkeypatch.setattr(upkeep, "MEASURE_EVERY_S", 0.0)
+    async with proxy_to(redis_server.url) as proxy:
+        settings = make_settings(
+            **{**WORK, "redis_url": Secret(proxy.url), "partitions": 256, "lease_ttl_s": 3600}
+        )
+        async with connect(settings.redis_url) as connections:
+            with redis.Redis.from_url(redis_server.url) as client:
+                site = Site(settings, client)
+                await open_groups(connections, site.keys, settings.handlers)
+                one = site.start(connections, {"log": Journal().handler()})
+                blocked = partial(client.info, "clients")
+                await until(lambda: blocked()["blocked_clients"] == 256)
+                before = proxy.requests
+                for turn in (one._renew, one._rebalance, one._keep_up):
+                    await turn()
+                assert proxy.requests - before < 20
+                await site.stop(one)
+
+
+@pytest.mark.parametrize("hanging", ["_rebalance", "_keep_up"])
+async def test_leases_are_renewed_whatever_else_hangs(
+    site: Site, connections: Connections, monkeypatch: pytest.MonkeyPatch, hanging: str
+) -> None:
+    """A worker that cannot measure, trim or look for its share keeps what it has, and works."""
+    journal = Journal()
+    one = site.start(connections, {"log": journal.handler()}, lease_ttl_s=TTL_S)
+    await until(lambda: held(one) == site.keys.partitions)
+    hangs, is_over = asyncio.Event(), asyncio.Event()
+
+    async def hang(_: object) -> None:
+        hangs.set()
+        await is_over.wait()
+        raise redis.TimeoutError
+
+    # The turn is looked up once, so what it calls is replaced.
+    inner = {"_rebalance": one._heartbeats, "_keep_up": one._upkeep}[hanging]
+    monkeypatch.setattr(inner, {"_rebalance": "beat", "_keep_up": "turn"}[hanging], hang)
+    before = set(one._tenures.values())
+    await hangs.wait()
+    with structlog.testing.capture_logs() as logs:
+        await asyncio.sleep(2 * TTL_S)
+        site.admit(20)
+        await until(lambda: len(journal.returned) == 20)
+    assert set(one._tenures.values()) == before
+    assert not logs
+    is_over.set()
+
+
 async def test_a_deleted_stream_is_opened_again(site: Site, connections: Connections) -> None:
     """When an operator deletes a stream the groups are made again, and what comes is delivered."""
     journal = Journal()
@@ -493,14 +625,12 @@ async def test_lag_is_measured(site: Site, connections: Connections) -> None:
     one = site.start(connections, {"log": Journal().handler(lambda _: gate.wait())})  # type: ignore[arg-type,return-value]
     await until(lambda: site.pending() == 30)
     entries = metrics.LAG_ENTRIES.labels("log")._value
-    one._measured_at = float("-inf")
-    await until(lambda: one._measured_at > 0)
     await until(lambda: entries.get() == 30)
     assert 0.02 < metrics.OLDEST_SECONDS.labels("log")._value.get() < 60
 
     gate.set()
     await until(lambda: site.pending() == 0)
-    one._measured_at = float("-inf")
+    one._upkeep._measured_at = float("-inf")
     await until(lambda: entries.get() == 0)
     assert metrics.OLDEST_SECONDS.labels("log")._value.get() == 0
 
@@ -611,9 +741,12 @@ async def test_a_worker_outlives_its_redis(tmp_path: Path, waits: list[float]) -
                 await until(lambda: held(one) == 0)
                 idle = len(waits)
                 await until(lambda: len(waits) > idle + 3)
-            # The last turn, and each partition's last failure, may be told of before their rest.
-            assert len(logs) <= len(waits) - rested + 1 + 8
+            # The last of each kind of turn, and of each reason, may be told of before their rest.
+            assert len(logs) <= len(waits) - rested + 3 + 2
             assert set(waits[idle:]) == {one._turn_s}
+            ended = [line for line in logs if line["event"] == "dispatcher.ended"]
+            assert len(ended) == len({line["reason"] for line in ended})
+            assert max(line["dispatchers"] for line in ended) == 8
             async with _server(tmp_path / "data") as server:
                 link.symlink_to(server.socket)
                 await until(lambda: held(one) == 8)

@@ -3,8 +3,9 @@
 --
 -- KEYS  1  the partition's stream of transitions; 2  the handler's replays; 3  its dead letters
 -- ARGV  1  group
--- Returns {entries not settled, or -1 when Redis does not know; milliseconds since the oldest of
--- them was admitted, or 0 when there is none; dead letters}.
+-- Returns {transitions not settled, or -1 when Redis does not know; replays not settled;
+-- milliseconds since the oldest of those transitions was admitted, or 0 when there is none; dead
+-- letters}.
 
 local time = redis.call('TIME')
 
@@ -23,8 +24,9 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
       first = found and found[1]
     end
     local lag = described['lag']
-    local unsettled = lag and lag + described['pending'] + redis.call('XLEN', KEYS[2]) or -1
-    return {unsettled, first and age_ms(first) or 0, redis.call('XLEN', KEYS[3])}
+    local unsettled = lag and lag + described['pending'] or -1
+    local replays, dead = redis.call('XLEN', KEYS[2]), redis.call('XLEN', KEYS[3])
+    return {unsettled, replays, first and age_ms(first) or 0, dead}
   end
 end
 return redis.error_reply('NOGROUP the handler has no group')

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import orjson
 import pytest
+import structlog.testing
 from harness import takes_long
 from landscapes import Cluster, cluster, command
 from redis.exceptions import RedisError, TryAgainError
-from servers import free_port
+from servers import free_port, until
 from traffic import AFTER, BEFORE, deployment, during, remembered
 
+from service.config import Settings
 from service.connections import Connections, Script, ScriptCall, connect, shortage
 from service.errors import Shortage
 from service.exchange import Needs, NotReplicatedError
+from service.layout import Keys, open_groups
 from service.secret import Secret
+from service.transitions import StatusTransition
+from service.worker import Worker
 
 pytestmark = [pytest.mark.timeout(400), takes_long]
 
@@ -68,6 +75,52 @@ async def test_keys_on_both_sides_are_refused_until_all_have_moved(
         assert isinstance(reply, TryAgainError)
         assert shortage(reply) is Shortage.REDIS_REFUSED
     assert await connections.run([both]) == [0]
+
+
+async def test_hundreds_of_calls_at_once_find_their_nodes(
+    nodes: Cluster, connections: Connections
+) -> None:
+    """More calls than there are connections are answered, also while a slot is on its way."""
+    many = [call(f"{{{n % 256}}}:a{n}") for n in range(1024)]
+    for made in many:
+        await connections.client.set(made.keys[0], "x")
+    with nodes.moving(SLOT_OF_PARTITION_3):
+        assert await connections.run(many) == [1] * 1024
+    assert await connections.run(many) == [0] * 1024
+
+
+async def test_a_worker_takes_hundreds_of_partitions(nodes: Cluster) -> None:
+    """256 partitions of two handlers are leased and worked, and no lease is lost."""
+    settings = Settings(redis_url=Secret(nodes.url), partitions=256, handlers=("log", "other"))
+    keys = Keys("hundreds", 256)
+    taken: Counter[str] = Counter()
+
+    async def handle(transition: StatusTransition) -> None:
+        taken[transition.session_id] += 1
+
+    async with connect(settings.redis_url) as connections:
+        await open_groups(connections, keys, settings.handlers)
+        handlers = dict.fromkeys(settings.handlers, handle)
+        stopping = asyncio.Event()
+        with structlog.testing.capture_logs() as logs:
+            one = Worker(connections, keys, settings, handlers)
+            work = asyncio.create_task(one.run(stopping))
+            await until(lambda: len(one._tenures) == 512)
+            for n in range(1000):
+                change = {
+                    "event_id": f"evt_{n}",
+                    "event_type": "identity.verification_session.processing",
+                    "occurred_at": "2026-01-01T00:00:00Z",
+                    "session_id": f"vs_{n}",
+                    "current": "processing",
+                }
+                fields = {"change": orjson.dumps(change), "previous": "", "sequence": 1, "epoch": 1}
+                await connections.client.xadd(keys.transitions(n % 256), fields)
+            await until(lambda: taken.total() >= 2000)
+            stopping.set()
+            await work
+    assert {*taken.values()} == {2}
+    assert not logs
 
 
 async def test_a_replica_confirms(nodes: Cluster, connections: Connections) -> None:

@@ -26,7 +26,8 @@ from service.connections import Connections, connect
 from service.events import Event, parse
 from service.inbox import Inbox
 from service.layout import Keys, guard, open_groups
-from service.mailbox import Mailbox, lease
+from service.leases import lease
+from service.mailbox import Mailbox
 from service.replays import Wanted, letters, replay
 from service.secret import Secret
 from service.signatures import VerifiedPayload

@@ -1,0 +1,11 @@
+#!lua flags=no-writes
+-- Name the groups of a partition's stream. Reads only.
+--
+-- KEYS  1  the partition's stream of transitions
+-- ARGV  none
+-- Returns the names.
+
+local names = {}
+if redis.call('EXISTS', KEYS[1]) == 0 then return names end
+for n, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do names[n] = group[2] end
+return names
