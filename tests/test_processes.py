@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from harness import (
     takes_long,
     yard,
 )
-from servers import frozen
+from servers import free_port, frozen
 
 from service.secret import Secret
 from service.signatures import fingerprint
@@ -449,11 +448,12 @@ def test_the_procfile_runs_both_on_one_machine() -> None:
 
 # As `python -m service`, with a pipe for standard output that the test reads when it likes.
 PIPED = """
-import os
+import os, sys
 from service import log_writer
 from service.cli import main
 log_writer.MAX_QUEUED_BYTES = 50_000
 os.dup2(os.open(os.environ["PIPE"], os.O_RDWR), 1)
+sys.stdout = open(1, "w", closefd=False)
 main()
 """
 
@@ -463,14 +463,12 @@ async def test_a_log_that_is_not_read_stops_nothing(ground: Yard) -> None:
     path = ground.directory / "pipe"
     os.mkfifo(path)
     settings = {"HANDLER_TIMEOUT_S": "0.5", "RETRY_FIRST_S": "0.05", "REDIS_PREFIX": "piped"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     dev = ground.start("dev", program=PIPED, PIPE=str(path), PORT=str(port), **settings)
     base = f"http://127.0.0.1:{port}"
     async with httpx2.AsyncClient(base_url=base, timeout=DEADLINE_S) as client:
-        await eventually(lambda: _ready(f"{base}/readyz"), PROCESS_DEADLINE_S)
+        await eventually(lambda: _is_ready(dev, f"{base}/readyz"), PROCESS_DEADLINE_S)
         bodies = [event(id=f"evt_{n}", session=f"vs_{n}") for n in range(400)]
         answers = await post_all(client, WEBHOOK, bodies)
         assert {answer.status_code for answer in answers} == {200}
@@ -485,7 +483,8 @@ async def test_a_log_that_is_not_read_stops_nothing(ground: Yard) -> None:
     os.close(reading)
 
 
-def _ready(address: str) -> bool:
+def _is_ready(process: Process, address: str) -> bool:
+    assert process.popen.poll() is None, process.err
     with contextlib.suppress(httpx2.TransportError):
         return httpx2.get(address).status_code == 200
     return False
