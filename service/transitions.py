@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 from hashlib import blake2b
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import msgspec
 
@@ -77,6 +77,22 @@ class Origin(StrEnum):
     WEBHOOK = "webhook"
     THIN = "thin"
     EVENTS_API = "events_api"
+
+
+class ReadOnlyDict(dict[str, str]):
+    """A dict that cannot be changed, so that no attempt of a handler changes what the next sees.
+
+    A copy of it is an ordinary dict.
+    """
+
+    def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
+        return dict, (dict(self),)
+
+    def _refuse(self, *arguments: object, **keywords: object) -> NoReturn:
+        raise TypeError("a transition cannot be changed: change a copy, dict(…)")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
 
 
 class SessionChange(Discreet, frozen=True, kw_only=True, gc=False, omit_defaults=True):
@@ -158,6 +174,10 @@ class StatusTransition(SessionChange, frozen=True, kw_only=True, gc=False, omit_
     expected: bool
     reversal: bool = False
     replay: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.metadata is not None:
+            msgspec.structs.force_setattr(self, "metadata", ReadOnlyDict(self.metadata))
 
 
 def is_selftest(session_id: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -223,3 +224,30 @@ def test_secrets_are_never_packed() -> None:
 
     assert b"66600666" not in packed
     assert json.loads(packed)["last_error_code"] == "abandoned"
+
+
+CHANGES_OF_METADATA: dict[str, tuple[Any, ...]] = {
+    "__setitem__": ("order", "2"),
+    "__delitem__": ("order",),
+    "__ior__": ({"order": "2"},),
+    "update": ({"order": "2"},),
+    "setdefault": ("new", "1"),
+    "pop": ("order",),
+    "popitem": (),
+    "clear": (),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_METADATA)
+def test_a_handler_cannot_change_what_the_next_attempt_sees(change: str) -> None:
+    """Metadata refuses every change; a copy of it is an ordinary dict."""
+    sent = msgspec.structs.replace(CHANGE, metadata={"order": "1"})
+    metadata = unpack(entry(pack(sent))).metadata
+
+    assert metadata is not None
+    with pytest.raises(TypeError, match="cannot be changed"):
+        getattr(metadata, change)(*CHANGES_OF_METADATA[change])
+    assert metadata == {"order": "1"}
+    for copied in (dict(metadata), copy.copy(metadata), copy.deepcopy(metadata)):
+        copied["order"] = "2"
+    assert json.loads(msgspec.json.encode(metadata)) == {"order": "1"}
