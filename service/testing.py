@@ -12,19 +12,22 @@ def transition(**changes: Any) -> StatusTransition:
     """Return the transition of a session that has just been verified.
 
     Args:
-        changes: Fields of `StatusTransition` that are to be different.
+        changes: Fields of `StatusTransition` that are to be different. `event_type` and
+            `stripe_status` follow `current`.
 
     Raises:
         TypeError: There is no such field.
     """
+    current = changes.get("current", Status.VERIFIED.value)
     fields: dict[str, Any] = {
         "event_id": "evt_1",
-        "event_type": EVENT_TYPE_PREFIX + "verified",
+        "event_type": EVENT_TYPE_PREFIX + current,
         "occurred_at": datetime(2026, 1, 1, 12, 0, 2, tzinfo=UTC),
         "livemode": False,
         "session_id": "vs_1",
         "session_type": "document",
-        "current": Status.VERIFIED.value,
+        "current": current,
+        "stripe_status": Status.VERIFIED.value if current == Status.REDACTED else current,
         "report_id": "vr_1",
         "client_reference_id": "user_1",
         "metadata": {},

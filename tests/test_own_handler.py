@@ -4,75 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from harness import DEADLINE_S, Process, Yard, eventually, yard
-from msgspec import structs
+from harness import DEADLINE_S, Process, Yard, environment, eventually, yard
 
 from service import checks, handlers
 from service.config import Settings
-from service.errors import Undeliverable
 from service.findings import Severity
+from service.testing import transition
 from service.transitions import StatusTransition
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-# The one thing that the example leaves to its reader.
-DATABASE = """
-from contextlib import asynccontextmanager
-from pathlib import Path
-
-
-class Users:
-    def __init__(self, path):
-        self.path = path
-
-    async def set_status(self, *words):
-        with self.path.open("a") as file:
-            print(*words, file=file)
-
-
-@asynccontextmanager
-async def connect(url):
-    yield Users(Path(url))
-"""
 NAMES = ("audit", "own_audit:open")
 
 
-def example() -> str:
-    """Return the README's example of a handler."""
-    section = README.partition("\n## Handlers\n")[2].partition("\n## ")[0]
-    [code] = [
-        block
-        for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-        if "async def open(environ" in block
-    ]
-    return str(code)
-
-
-def transition(n: int = 1, session: str = "vs_1") -> StatusTransition:
-    """Return a transition."""
-    return StatusTransition(
-        event_id=f"evt_{n}",
-        event_type="t",
-        occurred_at=datetime(2026, 1, 1, tzinfo=UTC),
-        session_id=session,
-        client_reference_id="user_1",
-        current="verified",
-        sequence=n,
-        epoch=1,
-        expected=True,
-    )
+def blocks() -> list[str]:
+    """Return the README's examples about handlers of one's own: the handler, and its test."""
+    section = README.partition("\n**Your own**")[2].partition("\n### ")[0]
+    found = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(found) == 2
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +45,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wheel = directory / "own_audit-1.0-py3-none-any.whl"
     information = "own_audit-1.0.dist-info"
     content = {
-        "own_audit.py": example(),
-        "database.py": DATABASE,
+        "own_audit.py": blocks()[0],
         f"{information}/METADATA": "Metadata-Version: 2.1\nName: own-audit\nVersion: 1.0\n",
         f"{information}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\n"
         "Root-Is-Purelib: true\nTag: py3-none-any\n",
@@ -120,13 +82,69 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
 @pytest.mark.parametrize("name", NAMES)
 async def test_the_example_delivers(tmp_path: Path, name: str) -> None:
     """The README's example is found by its name and by its path, opened, and takes transitions."""
-    environ = {"DATABASE_URL": str(tmp_path / "out")}
-    async with handlers.open_all(handlers.find([name]), environ) as opened:
+    path = str(tmp_path / "out")
+    async with handlers.open_all(handlers.find([name]), {"DATABASE": path}) as opened:
         await opened[name](transition())
-        with pytest.raises(Undeliverable):
-            await opened[name](structs.replace(transition(), client_reference_id=None))
 
-    assert (tmp_path / "out").read_text() == "user_1 verified (1, 1)\n"
+    with closing(sqlite3.connect(path)) as database:
+        [row] = database.execute("SELECT id, user_id, status, sequence FROM sessions")
+    assert row == ("vs_1", "user_1", "verified", 3)
+
+
+@pytest.mark.usefixtures("importable")
+async def test_the_example_answers_for_a_user_of_several_sessions(tmp_path: Path) -> None:
+    """A user is verified while a session is, whatever comes late, twice, or is redacted."""
+    own = importlib.import_module("own_audit")
+    path = str(tmp_path / "out")
+    another = functools.partial(transition, session_id="vs_2")
+    steps: list[tuple[StatusTransition, bool]] = [
+        (transition(current="requires_input", sequence=1), False),
+        (another(current="requires_input", sequence=1), False),
+        (transition(current="verified", sequence=3), True),
+        # Another session of the user fails: its numbers are greater, and its own.
+        (another(current="requires_input", sequence=9), True),
+        # A repeat of what came before.
+        (transition(current="requires_input", sequence=1), True),
+        (transition(current="redacted", client_reference_id=None, sequence=4), True),
+        # Staff reject the session on review; then a new epoch begins.
+        (transition(current="requires_input", reversal=True, sequence=5), False),
+        (transition(current="verified", sequence=1, epoch=transition().epoch + 1), True),
+        (transition(client_reference_id="user_2", session_id="vs_3", current="canceled"), True),
+    ]
+    async with own.open({"DATABASE": path}) as handle:
+        for number, (each, is_verified) in enumerate(steps):
+            await handle(each)
+            assert own.is_verified(path, "user_1") is is_verified, number
+    assert not own.is_verified(path, "user_2")
+
+
+def test_the_example_s_test_passes(tmp_path: Path) -> None:
+    """The README's test of the README's handler is as it stands what pytest runs."""
+    handler, test = blocks()
+    (tmp_path / "my_handler.py").write_text(handler)
+    (tmp_path / "test_my_handler.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    ended = subprocess.run(
+        command,
+        check=False,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert ended.returncode == 0, ended.stdout
+    assert "1 passed" in ended.stdout
+
+
+def test_a_transition_for_tests_is_what_it_says() -> None:
+    """What follows from the status follows it; a field that does not exist is refused."""
+    assert transition(current="canceled").event_type.endswith(".canceled")
+    assert transition(current="canceled").stripe_status == "canceled"
+    assert transition(current="redacted").stripe_status == "verified"
+    assert transition(event_type="x", stripe_status="y").event_type == "x"
+    with pytest.raises(TypeError):
+        transition(state="verified")
 
 
 def test_check_says_what_is_loaded_and_from_where(
@@ -139,7 +157,7 @@ def test_check_says_what_is_loaded_and_from_where(
         process: Process = ground.run("check", "--json", **names, **settings)
         return process.wait(), {one["name"]: one for one in orjson.loads(process.out)}
 
-    code, found = check(DATABASE_URL=str(tmp_path / "out"))
+    code, found = check(DATABASE=str(tmp_path / "out"))
     assert code == 0
     assert found["handler audit"]["meaning"] == "opens (own_audit:open of own-audit 1.0)"
     assert found["handler own_audit:open"]["meaning"] == "opens (own_audit:open)"
@@ -195,7 +213,7 @@ async def test_a_plain_call_that_outlasts_its_time_is_not_overlapped() -> None:
     assert slow.begun == 1
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await handle(transition(session="vs_2"))
+            await handle(transition(session_id="vs_2"))
     assert slow.begun == 2
 
     again = asyncio.create_task(handle(transition()))
@@ -210,7 +228,7 @@ async def test_many_plain_calls_run_side_by_side() -> None:
     """As many plain calls run at once as are made: nobody waits for a free thread."""
     slow = Slow()
     handle = await opened_with(slow)
-    calls = [asyncio.create_task(handle(transition(session=f"vs_{n}"))) for n in range(100)]
+    calls = [asyncio.create_task(handle(transition(session_id=f"vs_{n}"))) for n in range(100)]
     await eventually(lambda: len(slow.running) == 100)
     slow.leave.set()
     await asyncio.gather(*calls)
