@@ -153,7 +153,10 @@ class Settings:
 
     max_event_age_days: int = whole(35, 31, 3649, "Days after which an event is too old to admit")
     session_retention_days: int = whole(
-        400, 32, 3650, "Days a session is remembered after its last event"
+        400,
+        32,
+        3650,
+        "Days a session is remembered after its last event, more than MAX_EVENT_AGE_DAYS",
     )
     stream_max_entries: int = whole(
         1000000, 1, 10**12, "Transitions a partition holds before a 503"

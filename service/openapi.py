@@ -37,7 +37,7 @@ _OURS = f"^{re.escape(EVENT_TYPE_PREFIX)}"
 _OUTCOMES = {
     Outcome.ADMITTED: "New, and moves the session on.",
     Outcome.DUPLICATE: "The same event id was seen before.",
-    Outcome.LATE: "Older than what the session already is.",
+    Outcome.LATE: "Older than what the session already is, or a beginning after its end.",
     Outcome.EXPIRED: "Created more than MAX_EVENT_AGE_DAYS ago.",
     Outcome.UNCHANGED: "Newer, but nothing changed.",
     Outcome.IGNORED: "Genuine, but not for us: another type, a thin event, the other LIVEMODE.",

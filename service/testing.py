@@ -5,7 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from .transitions import EVENT_TYPE_PREFIX, Status, StatusTransition
+from .transitions import (
+    EVENT_TYPE_PREFIX,
+    Status,
+    StatusTransition,
+    is_expected,
+    is_reversal,
+)
 
 
 def transition(**changes: Any) -> StatusTransition:
@@ -13,12 +19,13 @@ def transition(**changes: Any) -> StatusTransition:
 
     Args:
         changes: Fields of `StatusTransition` that are to be different. `event_type` and
-            `stripe_status` follow `current`.
+            `stripe_status` follow `current`; `expected` and `reversal`, `previous` as well.
 
     Raises:
         TypeError: There is no such field.
     """
     current = changes.get("current", Status.VERIFIED.value)
+    previous = changes.get("previous", Status.PROCESSING.value)
     fields: dict[str, Any] = {
         "event_id": "evt_1",
         "event_type": EVENT_TYPE_PREFIX + current,
@@ -31,9 +38,10 @@ def transition(**changes: Any) -> StatusTransition:
         "report_id": "vr_1",
         "client_reference_id": "user_1",
         "metadata": {},
-        "previous": Status.PROCESSING.value,
+        "previous": previous,
         "sequence": 3,
         "epoch": 1_767_268_800_000,
-        "expected": True,
+        "expected": is_expected(previous, current),
+        "reversal": is_reversal(previous, current),
     }
     return StatusTransition(**{**fields, **changes})

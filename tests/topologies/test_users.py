@@ -113,8 +113,9 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
         receiver = processes.start("serve", REDIS_URL=urls[RECEIVER], **both).ready()
         worker = processes.start("work", REDIS_URL=urls[WORKER], **both).ready()
         # So many of one session that its record is pruned once.
-        bodies = [event(id=f"evt_{n}", created=int(time.time()) - 40 + n) for n in range(30)]
-        bodies += [event("verified", id="evt_30", status="verified"), bodies[0]]
+        now = int(time.time())
+        bodies = [event(id=f"evt_{n}", created=now - 100 + n) for n in range(70)]
+        bodies += [event("verified", id="evt_70", status="verified", created=now), bodies[0]]
         said = [
             httpx2.post(receiver.url, content=body, headers=signed(body)).json() for body in bodies
         ]
@@ -130,7 +131,7 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
             return ended.out
 
         run("check")
-        assert b"evt_30" in run("session", "vs_1")
+        assert b"evt_70" in run("session", "vs_1")
         letters = orjson.loads(run("dead", "list", "failing:open", "--json"))
         run("dead", "show", "failing:open", letters[0]["id"])
         run("dead", "replay", "failing:open", letters[0]["id"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -65,7 +66,7 @@ class Load:
                 word, status = ("requires_input", "requires_input")
             name = f"evt_{number}_{count}"
             body = event(
-                word, id=name, session=f"vs_{number}", status=status, created=began + count
+                word, id=name, session=f"vs_{number}", status=status, created=began + 10 * count
             )
             await self._until_taken(client, name, body, self._urls[count % len(self._urls)])
             count += 1
@@ -112,11 +113,11 @@ def handed_over(workers: list[Process]) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda line: str(line["timestamp"]))
 
 
-def first_deliveries(workers: list[Process]) -> dict[str, list[tuple[int, str]]]:
-    """Return, for each session, (sequence, event id) as first handed over, in order."""
-    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+def first_deliveries(workers: list[Process]) -> dict[str, list[tuple[int, int, str]]]:
+    """Return, for each session, (epoch, sequence, event id) as first handed over, in order."""
+    found: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
     for line in handed_over(workers):
-        place = (line["sequence"], line["event_id"])
+        place = (line["epoch"], line["sequence"], line["event_id"])
         journal = found[line["session_id"]]
         if place not in journal:
             journal.append(place)
@@ -149,9 +150,12 @@ class Deployment:
         assert self.load.outcomes.keys() == ledger.keys()
         assert set(ledger.values()) == {"a"}
         journals = first_deliveries(self.workers)
-        assert {name for journal in journals.values() for _, name in journal} == ledger.keys()
+        assert {name for journal in journals.values() for *_, name in journal} == ledger.keys()
         for journal in journals.values():
-            assert [sequence for sequence, _ in journal] == [*range(1, len(journal) + 1)]
+            assert journal == sorted(journal)
+            for _, places in itertools.groupby(journal, key=lambda place: place[0]):
+                numbers = [sequence for _, sequence, _ in places]
+                assert numbers == [*range(1, len(numbers) + 1)]
 
 
 @asynccontextmanager
