@@ -88,10 +88,8 @@ class LogSink:
         turn = self._turn
         lines, turn.lines = turn.lines, []
         written, turn.written = turn.written, None
-        if written is None:
-            self._writer.put(lines)
-        else:
-            self._writer.put(lines, partial(_resolve_from_thread, written))
+        done = None if written is None else partial(_resolve_from_thread, written)
+        self._writer.put(lines, done)
 
 
 def _future(within_s: float) -> asyncio.Future[bool]:
@@ -119,12 +117,12 @@ class _Chunk(NamedTuple):
     Attributes:
         lines: The lines.
         size: Their bytes.
-        done: Called with whether all of them have been written.
+        done: Called with whether all of them have been written, where somebody waits for that.
     """
 
     lines: Sequence[bytes]
     size: int
-    done: Callable[[bool], None]
+    done: Callable[[bool], None] | None
 
 
 class _Writer:
@@ -141,7 +139,7 @@ class _Writer:
         self._dropped = 0
         Thread(target=self._run, name="log-writer", daemon=True).start()
 
-    def put(self, lines: Sequence[bytes], done: Callable[[bool], None] = lambda _: None) -> None:
+    def put(self, lines: Sequence[bytes], done: Callable[[bool], None] | None) -> None:
         """Queue *lines*, or drop them all; *done* hears, in some thread, what came of them."""
         size = sum(map(len, lines))
         with self._lock:
@@ -154,7 +152,8 @@ class _Writer:
             self._queue.put(_Chunk(lines, size, done))
         else:
             self._drop(len(lines))
-            done(False)  # noqa: FBT003 - what came of it
+            if done:
+                done(False)  # noqa: FBT003 - what came of it
 
     def flush(self, within_s: float) -> None:
         reached = Event()
@@ -166,15 +165,16 @@ class _Writer:
 
     def _run(self) -> None:
         while (chunk := self._queue.get()) is not None:
-            time.sleep(COLLECT_S)
+            if chunk.done is None:
+                time.sleep(COLLECT_S)
             chunks = [chunk, *self._waiting()]
             lines = [line for chunk in chunks for line in chunk.lines]
             is_written = self._write(lines)
             if not is_written:
                 self._drop(len(lines))
             self._leave_queue(sum(chunk.size for chunk in chunks))
-            for chunk in chunks:
-                chunk.done(is_written)
+            for done in filter(None, (chunk.done for chunk in chunks)):
+                done(is_written)
 
     def _waiting(self) -> list[_Chunk]:
         """Take what waits out of the queue."""
