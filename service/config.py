@@ -159,7 +159,10 @@ class Settings:
         "Days a session is remembered after its last event, more than MAX_EVENT_AGE_DAYS",
     )
     stream_max_entries: int = whole(
-        1000000, 1, 10**12, "Transitions a partition holds before a 503"
+        1000000,
+        1,
+        10**12,
+        "Transitions a partition holds; above, settled ones go early, and unsettled ones are a 503",
     )
 
     stream_retention_days: int = whole(7, 0, 3650, "Days a settled transition is kept, for replays")

@@ -19,6 +19,7 @@ MOST_KINDS = 256
 
 REPEATED = frozenset(
     {
+        "backlog.filled",
         "delivery.retried",
         "delivery.unburied",
         "dispatcher.ended",

@@ -27,6 +27,7 @@ from .deadlines import Deadlines
 from .errors import ConfigError, Shortage, Unavailable
 from .events import Event
 from .exchange import Needs, NotFsyncedError
+from .headroom import Headroom
 from .layout import Keys
 from .transitions import (
     FINAL,
@@ -44,6 +45,7 @@ PAUSES_PER_DEADLINE = 10
 
 _ADMIT = Script("admit")
 _LAYOUT_DIFFERS = Shortage.LAYOUT_DIFFERS.encode()
+_FULL = b"full "
 _REFUSALS = {"full": Shortage.BACKLOG_FULL, "broken": Shortage.REDIS_REFUSED}
 _LASTING = (NotFsyncedError, Unavailable)
 
@@ -101,6 +103,7 @@ class Inbox:
         )
         self._max_age_s = settings.max_event_age_days * DAY_S
         self._limits = (settings.session_retention_days * DAY_S, settings.stream_max_entries)
+        self._headroom = Headroom(connections, keys)
         # In Cluster a failing primary must not hold up the partitions of the others.
         lanes = keys.partitions if connections.is_cluster else 1
         self._lanes = [Coalescer(self._fly, most=MOST_EVENTS_PER_FLIGHT) for _ in range(lanes)]
@@ -156,6 +159,10 @@ class Inbox:
             reply = await self._ask(asked)
             if not isinstance(reply, Exception):
                 self._trouble = Shortage.REDIS_SLOW
+                pairs = zip(asked, reply, strict=True)
+                full = {one.partition for one, answer in pairs if answer.startswith(_FULL)}
+                if full and await self._headroom.make(full):
+                    continue
                 return [*told, *map(_admission, reply, asked)]
             self._trouble = _word(reply)
             metrics.REDIS_ERRORS.labels(self._trouble).inc()

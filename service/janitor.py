@@ -80,7 +80,8 @@ class Janitor:
             self._connections, self._keys, partitions, retention_s=self._retention_s
         )
         if removed:
-            log.info("stream.trimmed", entries=removed)
+            metrics.STREAM_TRIMMED.labels("age").inc(removed)
+            log.info("stream.trimmed", reason="age", entries=removed)
         orphans = found - {*self._handlers}
         for handler in sorted(orphans - self._orphans):
             log.warning("group.orphaned", handler=handler)

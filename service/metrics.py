@@ -207,6 +207,15 @@ ORPHAN_GROUPS = Gauge(
     "Handlers that are no longer configured, but whose unsettled transitions hold trimming.",
     registry=REGISTRY,
 )
+STREAM_TRIMMED = Counter(
+    "idv_stream_trimmed_total",
+    "Settled transitions deleted, by reason: age, or full to make room for new ones.",
+    ["reason"],
+    registry=REGISTRY,
+)
+# Prometheus sees an increase only of what was there before.
+for _reason in ("age", "full"):
+    STREAM_TRIMMED.labels(_reason)
 OLDEST_SECONDS = Gauge(
     "idv_oldest_unsettled_seconds",
     "Age of the oldest transition not yet settled in those partitions, by handler.",

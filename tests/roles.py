@@ -29,6 +29,7 @@ PLACEHOLDER = re.compile(r"#[A-Z]+_PASSWORD_SHA256")
 _BY_COMMAND = {"serve": RECEIVER, "work": WORKER}
 _BY_MODULE = {
     "inbox": RECEIVER,
+    "headroom": RECEIVER,
     # Its groups are the worker's alone; the receiver's part is what `test_users` runs.
     "layout": WORKER,
     "health": OPERATOR,

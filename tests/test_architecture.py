@@ -58,9 +58,10 @@ MAY_IMPORT: dict[str, str] = {
     "replays": "connections layout transitions wire",
     "arrivals": "connections tasks",
     "health": "config connections errors findings metrics",
+    "headroom": "connections layout metrics",
     "inbox": (
-        "coalesce config connections deadlines errors events exchange layout metrics transitions"
-        " wire"
+        "coalesce config connections deadlines errors events exchange headroom layout metrics"
+        " transitions wire"
     ),
     "script_batches": "coalesce connections exchange",
     "mailbox": "arrivals coalesce connections exchange layout script_batches transitions wire",
