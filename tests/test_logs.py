@@ -593,7 +593,7 @@ async def test_whoever_needs_its_line_waits_for_a_reader_that_stalls(
         # The pipe and the queue are full: the first finds room no more, nor do those after it.
         for attempt in (handle(TRANSITION), handle(TRANSITION)):
             with pytest.raises(ConnectionError):
-                await asyncio.wait_for(attempt, 5)
+                await asyncio.wait_for(attempt, 30)
         pipe.drain()
         async with asyncio.timeout(30):
             while True:
