@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 from unittest import mock
 
 import httpx2
@@ -219,10 +219,14 @@ class Process:
                 cwd=directory,
                 env=environment(**settings),
                 stdin=subprocess.DEVNULL,
-                stdout=out,
+                stdout=self._stdout(out),
                 stderr=err,
             )
         self.started: dict[str, Any] = {}
+
+    def _stdout(self, out: BinaryIO) -> int:
+        """Return where standard output goes, of which *out* has everything in the end."""
+        return out.fileno()
 
     @property
     def out(self) -> bytes:

@@ -22,6 +22,7 @@ import click
 import uvloop
 from faults import FAULTS
 from mixes import LONG, SHORT
+from needs import ConflictError, combined
 from torment import Outcome, Plan, torment
 
 from service import terminal
@@ -60,8 +61,11 @@ def main(
     first = Random().randrange(10**6) if seed is None else seed
     mixes = {"chosen": faults} if faults else (SHORT if short else LONG)
     outcomes = []
+    possible = {name: _possible(mix) for name, mix in mixes.items()}
     for number in range(runs):
-        for name, mix in mixes.items():
+        for name, mix in possible.items():
+            if not mix:
+                continue
             plan = Plan(first + number, rate, seconds, tuple(mix))
             outcomes.append((name, _run(name, plan, keep)))
     if as_json:
@@ -70,6 +74,18 @@ def main(
         _print_table(outcomes)
     if any(outcome.judgement.violations for _, outcome in outcomes):
         sys.exit(1)
+
+
+def _possible(mix: Sequence[str]) -> tuple[str, ...]:
+    """Return the faults of a mix that can be had on this machine; say why the others cannot."""
+    try:
+        combined(FAULTS[name].needs for name in mix)
+    except ConflictError as error:
+        raise click.UsageError(f"These faults need different deployments: {error}") from None
+    for name in mix:
+        if reason := FAULTS[name].needs.missing:
+            click.echo(f"skipped {name}: {reason}", err=True)
+    return tuple(name for name in mix if not FAULTS[name].needs.missing)
 
 
 def _run(name: str, plan: Plan, keep: Path | None) -> Outcome:

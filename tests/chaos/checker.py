@@ -1,6 +1,7 @@
 """The one judge of a finished run: which of the promises it broke, by one word each. Pure.
 
-Each law is a function from the facts of a run to what breaks it: `ledger_laws`, `delivery_laws`.
+Each law is a function from the facts of a run to what breaks it: `ledger_laws`, `answer_laws`,
+`delivery_laws`.
 What Redis was allowed to forget (in a fail-over that nobody waited for a replica before) is
 excused from the laws of loss, its session from those of order, and both are counted: what is lost
 must be explained.
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
+import answer_laws
 import delivery_laws
 import ledger_laws
 from evidence import Run
@@ -25,6 +27,10 @@ class Law(StrEnum):
     UNACKNOWLEDGED = "unacknowledged"
     REFUSED = "genuine_refused"
     BROKE_DOWN = "broke_down"
+    SLOW_ACKNOWLEDGEMENT = "slow_acknowledgement"
+    WRONGLY_EXPIRED = "wrongly_expired"
+    STRANGER_MISHANDLED = "stranger_mishandled"
+    NOT_LIVE = "not_live"
     LOST = "lost"
     NOT_DURABLE = "not_durable"
     ADMITTED_TWICE = "admitted_twice"
@@ -37,6 +43,8 @@ class Law(StrEnum):
     UNKNOWN_DELIVERY = "unknown_delivery"
     OUT_OF_ORDER = "out_of_order"
     REPEAT_AHEAD = "repeat_ahead"
+    SLOW_DELIVERY = "slow_delivery"
+    CONSUMER_BEHIND = "consumer_behind"
     BURIED_UNASKED = "buried_unasked"
     UNSETTLED = "unsettled"
     CANARY = "canary"
@@ -76,6 +84,10 @@ _LAWS: dict[Law, Callable[[Facts], Iterator[str]]] = {
     Law.UNACKNOWLEDGED: ledger_laws.unacknowledged,
     Law.REFUSED: ledger_laws.refused,
     Law.BROKE_DOWN: ledger_laws.broke_down,
+    Law.SLOW_ACKNOWLEDGEMENT: answer_laws.slow_acknowledgement,
+    Law.WRONGLY_EXPIRED: answer_laws.wrongly_expired,
+    Law.STRANGER_MISHANDLED: answer_laws.stranger_mishandled,
+    Law.NOT_LIVE: answer_laws.not_live,
     Law.LOST: ledger_laws.lost,
     Law.NOT_DURABLE: ledger_laws.not_durable,
     Law.ADMITTED_TWICE: ledger_laws.admitted_twice,
@@ -88,6 +100,8 @@ _LAWS: dict[Law, Callable[[Facts], Iterator[str]]] = {
     Law.UNKNOWN_DELIVERY: delivery_laws.unknown_delivery,
     Law.OUT_OF_ORDER: delivery_laws.out_of_order,
     Law.REPEAT_AHEAD: delivery_laws.repeat_ahead,
+    Law.SLOW_DELIVERY: delivery_laws.slow_delivery,
+    Law.CONSUMER_BEHIND: delivery_laws.consumer_behind,
     Law.BURIED_UNASKED: delivery_laws.buried_unasked,
     Law.UNSETTLED: delivery_laws.unsettled,
     Law.CANARY: delivery_laws.canary,
@@ -134,6 +148,9 @@ def _counts(facts: Facts) -> dict[str, int]:
         "most MiB grown": max(_grown(run), default=0),
         "deleted before delivery": len(missed),
         "excused sessions": len(facts.excused),
+        "excused sessions changed again": len(facts.excused & facts.moved_on()),
+        "strangers answered": len(run.strangers),
+        "probes": len(run.probes),
         "forgotten": sum(
             event.id in facts.forgettable and not facts.is_known(event)
             for event in acknowledged

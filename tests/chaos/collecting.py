@@ -32,6 +32,12 @@ def transitions(client: redis.Redis, keys: Keys) -> list[Transition]:
     return [transition_of(entry) for stream in streams for entry in _entries(client, stream)]
 
 
+def taken(journals: Mapping[str, Sequence[Call]]) -> set[Transition]:
+    """Return what any handler took."""
+    calls = (call for each in journals.values() for call in each)
+    return {call.transition for call in calls if call.mark is Mark.TOOK}
+
+
 def letters(client: redis.Redis, keys: Keys, handler: str) -> list[DeadLetter]:
     """Return a handler's dead letters."""
     streams = [keys.dead(partition, handler) for partition in range(keys.partitions)]
@@ -101,7 +107,8 @@ def journal(path: Path) -> list[Call]:
     for line in path.read_bytes().splitlines():
         told = orjson.loads(line)
         place = Place(told["session_id"], told["epoch"], told["sequence"])
-        calls.append(Call(Mark(told["mark"]), Transition(place, told["event_id"], told["current"])))
+        transition = Transition(place, told["event_id"], told["current"])
+        calls.append(Call(Mark(told["mark"]), transition, told["at"]))
     return calls
 
 
@@ -110,8 +117,8 @@ def texts(directory: Path, answers: Sequence[bytes]) -> dict[str, bytes]:
     found = {"answers": b"\n".join(answers)}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
-            where = {"logs": "log", "redis-a": "redis", "redis-b": "redis"}
-            kind = where.get(path.relative_to(directory).parts[0], "journal")
+            where = path.relative_to(directory).parts[0]
+            kind = "log" if where == "logs" else "redis" if where[:6] == "redis-" else "journal"
             found[f"{kind} {path.relative_to(directory)}"] = path.read_bytes()
     return found
 

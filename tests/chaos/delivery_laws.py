@@ -6,9 +6,9 @@ Each yields what breaks it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from evidence import Mark, Place
+from evidence import Call, Mark, Place, Transition
 from facts import Facts
 
 # How much more may be held, once all is quiet, than early in the run: pools keep what they opened,
@@ -45,7 +45,7 @@ def out_of_order(facts: Facts) -> Iterator[str]:
     deleted = {one.place for one in facts.run.deleted}
     for handler, calls in facts.journals():
         done = facts.buried.get(handler, set()) | deleted
-        for mark, one in calls:
+        for mark, one, _ in calls:
             missing = [p for p in places[one.place.session_id] if p < one.place and p not in done]
             if missing:
                 yield f"{one.place} to {handler} before {min(missing)}"
@@ -66,6 +66,73 @@ def repeat_ahead(facts: Facts) -> Iterator[str]:
                 yield f"{one.event_id} again at {place} to {handler}"
             seen.add(one.event_id)
             last[place.session_id] = max(place, before or place)
+
+
+def slow_delivery(facts: Facts) -> Iterator[str]:
+    """What is acknowledged in a time of prompt deliveries is delivered promptly.
+
+    Sessions that the handler itself held up, with a failure or a refusal, may wait.
+    """
+    deleted = {one.place for one in facts.run.deleted}
+    for bound in facts.run.bounds:
+        for handler in bound.handlers:
+            calls = facts.run.journals.get(handler, ())
+            taken_at, held_up = _taken_at(calls), _held_up(calls)
+            for one in facts.transitions:
+                acknowledged_at = facts.acknowledged_at(one.event_id)
+                waits = one.place.session_id in held_up | facts.excused or one.place in deleted
+                if waits or not bound.since <= acknowledged_at <= bound.until:
+                    continue
+                took_s = taken_at.get(one.event_id, float("inf")) - acknowledged_at
+                if took_s > bound.within_s:
+                    yield f"{one.event_id} to {handler} after {took_s:.1f} s, {bound.cause}"
+
+
+def _taken_at(calls: Sequence[Call]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for call in calls:
+        if call.mark is Mark.TOOK:
+            found.setdefault(call.transition.event_id, call.at)
+    return found
+
+
+def _held_up(calls: Sequence[Call]) -> set[str]:
+    return {
+        call.transition.place.session_id
+        for call in calls
+        if call.mark not in {Mark.BEGAN, Mark.TOOK}
+    }
+
+
+def consumer_behind(facts: Facts) -> Iterator[str]:
+    """A consumer that follows the README's rule ends with the ledger's status of each session.
+
+    So it does although Redis has forgotten something that the consumer saw, as soon as the session
+    has changed again.
+    """
+    moved_on, deleted = facts.moved_on(), {one.place.session_id for one in facts.run.deleted}
+    for handler, taken in facts.taken.items():
+        believed = _consumed(taken)
+        buried = {place.session_id for place in facts.buried.get(handler, ())}
+        for session_id, record in facts.run.records.items():
+            is_settled = session_id not in buried | deleted
+            is_known = session_id not in facts.excused or session_id in moved_on
+            if not (record.sequence and is_settled and is_known):
+                continue
+            if believed.get(session_id) != record.status:
+                yield f"{session_id} is {record.status}, {believed.get(session_id)} at {handler}"
+
+
+def _consumed(taken: Sequence[Transition]) -> dict[str, str]:
+    """Return each session's status by the rule: what is not above the last place is ignored."""
+    last: dict[str, tuple[int, int]] = {}
+    believed: dict[str, str] = {}
+    for one in taken:
+        place = (one.place.epoch, one.place.sequence)
+        if place > last.get(one.place.session_id, (0, 0)):
+            last[one.place.session_id] = place
+            believed[one.place.session_id] = one.current
+    return believed
 
 
 def buried_unasked(facts: Facts) -> Iterator[str]:

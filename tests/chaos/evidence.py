@@ -67,10 +67,11 @@ class Mark(StrEnum):
 
 
 class Call(NamedTuple):
-    """One line of a sink's journal."""
+    """One line of a sink's journal, and when it was written."""
 
     mark: Mark
     transition: Transition
+    at: float = 0.0
 
 
 class DeadLetter(NamedTuple):
@@ -114,6 +115,40 @@ class Window(NamedTuple):
     cause: str
 
 
+class Bound(NamedTuple):
+    """A time in which events were acknowledged or delivered promptly, or a promise was broken.
+
+    Attributes:
+        since: From when on events count: by their first request, or by their acknowledgement.
+        until: Up to when.
+        within_s: How long each may take.
+        cause: Why that was in doubt.
+        handlers: The handlers whose deliveries are meant; without any, acknowledgements are.
+    """
+
+    since: float
+    until: float
+    within_s: float
+    cause: str
+    handlers: tuple[str, ...] = ()
+
+
+class Probe(NamedTuple):
+    """One request for a process's `/livez`, and how it ended; no status if it failed."""
+
+    process: str
+    at: float
+    took_s: float
+    status: int | None
+
+
+class StrangerAnswer(NamedTuple):
+    """The status of one response to a client that had nothing genuine to send."""
+
+    kind: str
+    status: int
+
+
 class Reading(NamedTuple):
     """What one process uses."""
 
@@ -130,12 +165,15 @@ class Run:
         answers: Every request.
         journals: What each handler's sink wrote down, in order.
         letters: Each handler's dead letters.
-        transitions: What the streams hold.
+        transitions: What the streams hold, and what was taken from streams that are trimmed.
         deleted: What an operator deleted from the streams.
         records: The ledger, by session.
         unsettled: How many transitions each handler's group has not settled.
         crashes: When Redis ended without warning, and what it still knew.
         rollbacks: When Redis was allowed to forget.
+        bounds: When acknowledgements or deliveries had to be prompt.
+        probes: Requests for `/livez`.
+        strangers: Responses to clients that sent nothing genuine.
         skewed: Receivers whose clock was wrong.
         steadfast: Handlers that refused and failed nothing.
         attempts: After how many failures a handler's transition may be buried.
@@ -158,6 +196,9 @@ class Run:
     unsettled: Mapping[str, int] = field(default_factory=dict)
     crashes: Sequence[Crash] = ()
     rollbacks: Sequence[Window] = ()
+    bounds: Sequence[Bound] = ()
+    probes: Sequence[Probe] = ()
+    strangers: Sequence[StrangerAnswer] = ()
     skewed: frozenset[str] = frozenset()
     steadfast: frozenset[str] = frozenset()
     attempts: int = 10

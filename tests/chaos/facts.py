@@ -30,6 +30,7 @@ class Facts:
             for answer in run.answers
             if any(_overlap(answer, window) for window in run.rollbacks)
         }
+        self.last_rollback = max((window.until for window in run.rollbacks), default=0.0)
         self.excused = {run.events[event_id].session_id for event_id in self.forgettable}
         self.taken = {
             handler: [call.transition for call in calls if call.mark is Mark.TOOK]
@@ -55,6 +56,19 @@ class Facts:
             event = self.run.events[event_id]
             if not PASSED_BY & {*self.words(event)}:
                 yield event
+
+    def acknowledged_at(self, event_id: str) -> float:
+        """Return when an event was first acknowledged; infinity if it never was."""
+        answers = self.acknowledged.get(event_id, ())
+        return min((answer.answered_at for answer in answers), default=float("inf"))
+
+    def moved_on(self) -> set[str]:
+        """Return the sessions that were changed after the last time Redis could forget."""
+        return {
+            self.run.events[answer.event_id].session_id
+            for answer in self.run.answers
+            if answer.word == "admitted" and answer.asked_at > self.last_rollback
+        }
 
     def is_known(self, event: Event) -> bool:
         """Say whether the ledger remembers an event."""

@@ -1,4 +1,4 @@
-"""The deployment that a chaos run torments: one Redis, maybe with a replica, and real processes.
+"""The deployment that a chaos run torments: Redis, maybe with replicas, and real processes.
 
 Whatever ends without having been told to is started again, as a supervisor would. What is done to
 it all is in `faults`; what is read from it in the end, in `collecting`.
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import redis
 import servers
-from evidence import Crash, Reading, Transition, Window
-from harness import SECRET, Process
+from evidence import Bound, Crash, Probe, Reading, StrangerAnswer, Transition, Window
+from harness import SECRET
+from hosts import RedisHost
+from needs import DEFAULT_DURABILITY, DEFAULT_FSYNC, Needs
+from places import Place
+from preloads import Clock, SlowDisk
 from proxy import Proxy, proxy_to
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -27,10 +30,8 @@ from sinks import Mood
 from service.layout import Keys
 
 LEASE_TTL_S = 2.0
-KEYS = Keys("idv", 8)
 HANDLERS = ("sinks:honest", "sinks:wayward")
 STEADFAST = frozenset(HANDLERS[:1])
-ATTEMPTS = 10
 START_DEADLINE_S = 30.0
 CALL_TIMEOUT_S = 5.0
 STOP_DEADLINE_S = 30.0
@@ -39,6 +40,7 @@ SETTINGS = {
     "STRIPE_WEBHOOK_SECRETS": SECRET.reveal().decode(),
     "HOST": "127.0.0.1",
     "ADMIN_PORT": "0",
+    "PARTITIONS": "8",
     "DRAIN_S": "0.3",
     "SHUTDOWN_GRACE_S": "5",
     "LEASE_TTL_S": str(LEASE_TTL_S),
@@ -46,7 +48,7 @@ SETTINGS = {
     "HANDLER_TIMEOUT_S": "1",
     "RETRY_FIRST_S": "0.1",
     "RETRY_CEILING_S": "1",
-    "RETRY_ATTEMPTS": str(ATTEMPTS),
+    "RETRY_ATTEMPTS": "10",
     "LOG_FORMAT": "json",
     "LOG_METADATA_KEYS": "",
 }
@@ -61,89 +63,63 @@ main()
 """
 
 
-class Place:
-    """A name in the deployment, and the process that bears it now."""
-
-    def __init__(self, name: str, command: str, *, port: int = 0, program: str = "") -> None:
-        self.name = name
-        self.command = command
-        self.port = port
-        self.program = program
-        self.generation = 0
-        self.told_to_end = False
-        self.process: Process
-
-    def kill(self) -> None:
-        """End it as a crash would."""
-        self.process.popen.kill()
-
-
-class RedisHost:
-    """One server with a directory and a port of its own, that can die and come back."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.port = servers.free_port()
-        self.server: servers.Server
-        self._running = ExitStack()
-
-    def start(self, *options: str) -> None:
-        """Start it on what its directory holds."""
-        always = ("--appendonly", "yes", "--appendfsync", "always", "--rdbcompression", "no")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        running = servers.server(self.directory, *always, *options, port=self.port)
-        self.server = self._running.enter_context(running)
-
-    def kill(self) -> None:
-        """End it at once, whatever it was about to do."""
-        self.server.process.kill()
-        self._running.close()
-
-    def forget(self) -> None:
-        """Lose the disk too."""
-        shutil.rmtree(self.directory)
-
-    def close(self) -> None:
-        """End it for good."""
-        self._running.close()
-
-
 class Scene:
     """Everything that runs, and what is noted of it on the way.
 
     Attributes:
+        settings: The settings of every process.
         primary: The Redis that counts.
-        replica: The one that follows it, if any.
+        replicas: Those that follow it.
         wire: What all processes reach Redis through, if anything.
-        link: What the replica reaches the primary through.
+        disk: What makes Redis's disk slow, if anything can.
+        clock: What steps Redis's clock, if anything can.
         places: The processes, by name.
         crashes: When Redis was ended, and what it knew afterwards.
         rollbacks: When Redis was allowed to forget.
+        bounds: When acknowledgements or deliveries had to be prompt.
+        probes: Requests for `/livez`.
+        strangers: Responses to clients that sent nothing genuine.
         deleted: What an operator deleted.
         skewed: Receivers whose clock was wrong, and that said that they were not ready.
         exits: How processes ended that were told to end.
         restarts: How often something that had ended was started again.
     """
 
-    def __init__(self, directory: Path, *, durability: str) -> None:
+    def __init__(self, directory: Path, needs: Needs) -> None:
         self.directory = directory
-        self.durability = durability
-        self.primary = RedisHost(directory / "redis-a")
-        self.replica: RedisHost | None = None
+        self.durability = needs.durability or DEFAULT_DURABILITY
+        self.settings = {**SETTINGS, **needs.settings, "DURABILITY": self.durability}
+        self.keys = Keys("idv", int(self.settings["PARTITIONS"]))
+        self.disk = SlowDisk(directory) if needs.slow_disk else None
+        self.clock = Clock(directory) if needs.clock else None
+        self._appendfsync = needs.appendfsync or DEFAULT_FSYNC
+        loaded = [one for one in (self.disk, self.clock) if one]
+        self.primary = self._host("redis-a", *loaded)
+        self.replicas = [self._host(f"redis-{letter}") for letter in "bc"[: needs.replicas]]
         self.wire: Proxy | None = None
-        self.link: Proxy | None = None
         self.places: dict[str, Place] = {}
         self.crashes: list[Crash] = []
         self.rollbacks: list[Window] = []
+        self.bounds: list[Bound] = []
+        self.probes: list[Probe] = []
+        self.strangers: list[StrangerAnswer] = []
         self.deleted: list[Transition] = []
         self.skewed: set[str] = set()
         self.exits: dict[str, int] = {}
         self.restarts = 0
 
+    def _host(self, name: str, *loaded: SlowDisk | Clock) -> RedisHost:
+        return RedisHost(self.directory / name, appendfsync=self._appendfsync, loaded=loaded)
+
+    @property
+    def handlers(self) -> list[str]:
+        """All handlers, those without a journal included."""
+        return self.settings["HANDLERS"].split(",")
+
     @property
     def url(self) -> str:
         """Where processes find Redis."""
-        return self.wire.url if self.wire else f"redis://127.0.0.1:{self.primary.port}"
+        return self.wire.url if self.wire else self.primary.url
 
     def client(self) -> redis.Redis:
         """Return a client of the primary, past the wire.
@@ -165,25 +141,21 @@ class Scene:
 
     async def start(self, place: Place) -> None:
         """Start what bears a name, and wait until it listens."""
-        place.generation += 1
-        place.told_to_end = False
         settings = {
-            **SETTINGS,
+            **self.settings,
             "REDIS_URL": self.url,
-            "DURABILITY": self.durability,
-            "PORT": str(place.port),
             "PYTHONPATH": str(Path(__file__).parent),
             "CHAOS_DIRECTORY": str(self.directory),
         }
         logs = self.directory / "logs"
         logs.mkdir(exist_ok=True)
-        place.process = Process(place.command, directory=logs, program=place.program, **settings)
+        place.start(logs, **settings)
         self.places[place.name] = place
-        await until(lambda: _stands(place.process), START_DEADLINE_S)
+        await until(lambda: place.is_up, START_DEADLINE_S)
 
     async def end(self, place: Place) -> None:
         """Tell a process to end, and note how it did."""
-        await until(lambda: _stands(place.process), START_DEADLINE_S)
+        await until(lambda: place.is_up, START_DEADLINE_S)
         place.told_to_end = True
         process = place.process
         if process.popen.poll() is not None:
@@ -212,7 +184,7 @@ class Scene:
 
     def close_redis(self) -> None:
         """End every Redis there is."""
-        for host in filter(None, (self.primary, self.replica)):
+        for host in (self.primary, *self.replicas):
             host.close()
 
     def readings(self) -> dict[str, Reading]:
@@ -237,11 +209,6 @@ class Scene:
         self.crashes.append(Crash(at, await asyncio.to_thread(self.event_ids)))
 
 
-def _stands(process: Process) -> bool:
-    """Say whether a process listens, or has ended already: then the supervisor looks again."""
-    return b"process.started" in process.out or process.popen.poll() is not None
-
-
 def _reading(pid: int) -> Reading:
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
@@ -249,23 +216,18 @@ def _reading(pid: int) -> Reading:
 
 
 @asynccontextmanager
-async def scene(
-    directory: Path, *, wired: bool, replicated: bool, durability: str
-) -> AsyncIterator[Scene]:
+async def scene(directory: Path, needs: Needs) -> AsyncIterator[Scene]:
     """Yield a running deployment of two receivers and two workers; leave nothing of it behind."""
-    made = Scene(directory, durability=durability)
+    made = Scene(directory, needs)
     made.mood(Mood.FINE)
     async with AsyncExitStack() as running:
-        made.primary.start()
         running.callback(made.close_redis)
-        if replicated:
-            primary = f"tcp://127.0.0.1:{made.primary.port}"
-            made.link = await running.enter_async_context(proxy_to(primary))
-            made.replica = RedisHost(directory / "redis-b")
-            await follow(made, made.replica)
-        if wired or replicated:
-            target = f"tcp://127.0.0.1:{made.primary.port}"
-            made.wire = await running.enter_async_context(proxy_to(target))
+        made.primary.start()
+        for replica in made.replicas:
+            replica.link = await running.enter_async_context(proxy_to(made.primary.url))
+            await replica.follow(made.primary)
+        if needs.wire:
+            made.wire = await running.enter_async_context(proxy_to(made.primary.url))
         running.callback(made.close)
         places = [
             *(Place(f"serve{n}", "serve", port=servers.free_port()) for n in (1, 2)),
@@ -278,13 +240,3 @@ async def scene(
         finally:
             supervising.cancel()
             await asyncio.gather(supervising, return_exceptions=True)
-
-
-async def follow(scene: Scene, host: RedisHost) -> None:
-    """Start *host* as the replica of the primary, and wait until it is one."""
-    assert scene.link is not None
-    await asyncio.to_thread(host.start, "--replicaof", "127.0.0.1", str(scene.link.port))
-    with host.server.client() as client:
-        await until(
-            lambda: client.info("replication")["master_link_status"] == "up", START_DEADLINE_S
-        )

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import orjson
@@ -25,6 +27,8 @@ LAG_S = 0.4
 EXITS, EXIT_CODE = 2, 9
 # One session in so many is refused while the mood is to refuse.
 REFUSED_ONE_IN = 7
+# One session in so many is taken while the mood is to fail most.
+TAKEN_ONE_IN = 5
 
 
 class Mood(StrEnum):
@@ -38,6 +42,9 @@ class Mood(StrEnum):
     LAGGING = "lagging"
     EXITING = "exiting"
     POISONED = "poisoned"
+    FAILING_MOST = "failing_most"
+    FAILING_IN_GROUPS = "failing_in_groups"
+    REFUSING_ODDLY = "refusing_oddly"
 
 
 class Journal:
@@ -50,6 +57,7 @@ class Journal:
         """Write one line."""
         line = {
             "mark": mark,
+            "at": time.time(),
             "event_id": transition.event_id,
             "session_id": transition.session_id,
             "epoch": transition.epoch,
@@ -102,19 +110,66 @@ async def wayward(environ: Mapping[str, str]) -> AsyncIterator[Handler]:
         if _is_to_exit(directory, transition, mood := _mood(directory)):
             journal.note(Mark.EXITED, transition)
             os._exit(EXIT_CODE)
-        match mood:
-            case Mood.DOWN:
-                raise ConnectionError
-            case Mood.RAISING:
-                raise RuntimeError
-            case Mood.HANGING:
-                await asyncio.Event().wait()
-            case Mood.LAGGING:
-                await asyncio.sleep(LAG_S)
-            case Mood.REFUSING if crc32(transition.session_id.encode()) % REFUSED_ONE_IN == 0:
-                raise Undeliverable("refused")
+        await _behave(mood, transition)
 
     yield _handler(journal, act)
+
+
+async def _behave(mood: Mood, transition: StatusTransition) -> None:
+    """Do to one call what *mood* does."""
+    match mood:
+        case Mood.DOWN:
+            raise ConnectionError
+        case Mood.RAISING:
+            raise RuntimeError
+        case Mood.HANGING:
+            await asyncio.Event().wait()
+        case Mood.LAGGING:
+            await asyncio.sleep(LAG_S)
+        case Mood.REFUSING if _share(transition, REFUSED_ONE_IN) == 0:
+            raise Undeliverable("refused")
+        case Mood.REFUSING_ODDLY if _share(transition, REFUSED_ONE_IN) == 0:
+            raise odd_refusals()[_share(transition, len(odd_refusals()))]
+        case Mood.FAILING_MOST if _share(transition, TAKEN_ONE_IN):
+            raise RuntimeError
+        case Mood.FAILING_IN_GROUPS:
+            await _fail_in_a_group(is_caught=_share(transition, 2) == 0)
+
+
+class _Bare(Undeliverable):
+    """A refusal whose author forgot the word."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def odd_refusals() -> list[Undeliverable]:
+    """Return refusals with anything but a word, as authors of handlers make them."""
+    odd: list[Any] = [Mood.DOWN, None, {"reason": "refused"}, "\ud800", "", "x" * 10_000, 7]
+    return [*map(Undeliverable, odd), _Bare()]
+
+
+async def _fail_in_a_group(*, is_caught: bool) -> None:
+    """Let a child of a task group fail, and maybe catch that and go on.
+
+    In Python 3.11 that leaves the handler's task with a request to be canceled.
+    """
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise RuntimeError
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+    except* RuntimeError:
+        if not is_caught:
+            raise
+
+
+def _share(transition: StatusTransition, of: int) -> int:
+    """Return which of so many shares a session belongs to, the same in every process."""
+    return crc32(transition.session_id.encode()) % of
 
 
 def _mood(directory: Path) -> Mood:

@@ -28,6 +28,7 @@ class Stripe:
     """Sends lives at an even rate.
 
     Attributes:
+        rate: Events begun per second; may be changed at any time.
         receivers: The ports that the balancer knows, by the receivers' names.
         events: All events sent.
         answers: Every answer, and every request that had none.
@@ -40,20 +41,20 @@ class Stripe:
         self.answers: list[Answer] = []
         self.bodies: set[bytes] = set()
         self._random = random
-        self._rate = rate
+        self.rate = rate
         self._idle: dict[int, list[_Line]] = {}
         self._gives_up_at = float("inf")
 
     async def send(self, lives: Iterator[list[Letter]], stopping: asyncio.Event) -> None:
         """Begin one life after the other until *stopping*, and see each event acknowledged."""
-        began, sent = time.monotonic(), 0
+        due = time.monotonic()
         async with asyncio.TaskGroup() as deliveries:
             while not stopping.is_set():
                 life = next(lives)
                 for delay_s, letter in self._planned(life):
                     deliveries.create_task(self._deliver(letter, delay_s))
-                sent += len(life)
-                await asyncio.sleep(max(0.0, began + sent / self._rate - time.monotonic()))
+                due += len(life) / self.rate
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     def give_up_in(self, seconds: float) -> None:
         """Stop sending again so many seconds from now."""

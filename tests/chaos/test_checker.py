@@ -10,16 +10,19 @@ import pytest
 from checker import Law, judge
 from evidence import (
     Answer,
+    Bound,
     Call,
     Crash,
     DeadLetter,
     Event,
     Mark,
     Place,
+    Probe,
     Reading,
     Record,
     Remembered,
     Run,
+    StrangerAnswer,
     Transition,
     Window,
 )
@@ -58,9 +61,10 @@ def told(source: Event, word: str | None, status: int | None = 200, at: float = 
     return Answer(source.id, "r1", NOW + at, NOW + at + 0.1, status, word)
 
 
-def calls(*transitions: Transition) -> list[Call]:
-    """Return the journal of a sink that takes each."""
-    return [Call(mark, one) for one in transitions for mark in (Mark.BEGAN, Mark.TOOK)]
+def calls(*transitions: Transition, at: float = 42) -> list[Call]:
+    """Return the journal of a sink that takes each, *at* seconds after the beginning."""
+    marks = (Mark.BEGAN, Mark.TOOK)
+    return [Call(mark, one, NOW + at) for one in transitions for mark in marks]
 
 
 def good() -> Run:
@@ -122,6 +126,12 @@ def good() -> Run:
         records=records,
         unsettled={"honest": 0, "wayward": 0},
         crashes=[Crash(NOW + 34.5, frozenset({CREATED.id, VERIFIED.id}))],
+        bounds=[
+            Bound(NOW + 30, NOW + 41, 5, "a fault"),
+            Bound(NOW + 30, NOW + 41, 12, "a fault", ("honest", "wayward")),
+        ],
+        probes=[Probe("work", NOW + 35, 0.1, 200)],
+        strangers=[StrangerAnswer("forged", 400), StrangerAnswer("slow body", 503)],
         skewed=frozenset({"late"}),
         steadfast=frozenset({"honest"}),
         before={"work": Reading(50, 40)},
@@ -217,6 +227,15 @@ BAD: list[tuple[Law, str, Callable[[], Run]]] = [
     (Law.REFUSED, "404", answered(told(OTHER, None, 404))),
     (Law.BROKE_DOWN, "500", answered(told(OTHER, None, 500))),
     (Law.BROKE_DOWN, "a traceback", changed(texts={"log serve": b"Traceback (most recent"})),
+    (Law.SLOW_ACKNOWLEDGEMENT, "after too long",
+     changed(bounds=[Bound(NOW + 30, NOW + 41, 1, "a fault")])),
+    (Law.SLOW_ACKNOWLEDGEMENT, "never",
+     lambda: replace(good(), answers=[told(CREATED, "unavailable", 503)])),
+    (Law.WRONGLY_EXPIRED, "by a clock that is ahead", answered(told(PROCESSING, "expired"))),
+    (Law.STRANGER_MISHANDLED, "admitted", changed(strangers=[StrangerAnswer("forged", 200)])),
+    (Law.STRANGER_MISHANDLED, "a 500", changed(strangers=[StrangerAnswer("malformed", 500)])),
+    (Law.NOT_LIVE, "no answer", changed(probes=[Probe("work", NOW, 4, None)])),
+    (Law.NOT_LIVE, "a late answer", changed(probes=[Probe("work", NOW, 4, 200)])),
     (Law.LOST, "not in the record", remembered("vs_b", events={})),
     (Law.LOST, "no record", lambda: replace(good(), records={"vs_a": good().records["vs_a"]})),
     (Law.LOST, "only ever called a duplicate",
@@ -259,6 +278,13 @@ BAD: list[tuple[Law, str, Callable[[], Run]]] = [
      journaled(Call(Mark.BEGAN, FIRST), *calls(SECOND), *calls(FIRST, THIRD))),
     (Law.REPEAT_AHEAD, "again as something newer",
      journaled(*calls(FIRST, transition(CREATED, 2), THIRD))),
+    (Law.SLOW_DELIVERY, "after too long",
+     journaled(*calls(FIRST, SECOND), *calls(THIRD, at=60))),
+    (Law.SLOW_DELIVERY, "never", journaled(*calls(FIRST, SECOND))),
+    (Law.CONSUMER_BEHIND, "passes over the last",
+     journaled(*calls(transition(CREATED, 2), SECOND, THIRD))),
+    (Law.CONSUMER_BEHIND, "is given the last in an epoch that is over",
+     journaled(*calls(transition(CREATED, 1, EPOCH + 1), SECOND, THIRD))),
     (Law.BURIED_UNASKED, "of a sink that refuses nothing",
      lettered(DeadLetter(THIRD, "exhausted", 10), handler="honest")),
     (Law.BURIED_UNASKED, "refused by nobody", lettered(DeadLetter(FIRST, "refused", 1))),
@@ -320,6 +346,7 @@ def test_deleted_transitions_explain_what_nobody_got() -> None:
         good(),
         transitions=[SECOND, THIRD],
         deleted=[FIRST],
+        bounds=[],
         journals={"honest": calls(SECOND, THIRD)},
     )
     judgement = judge(replace(gone, letters={"honest": []}))
@@ -342,6 +369,52 @@ def test_only_what_redis_may_have_forgotten_is_excused() -> None:
     assert judge(lost).violations == []
     assert judge(lost).counts["forgotten"] == 1
     assert Law.LOST in {violation.law for violation in judge(older).violations}
+
+
+def restored(epoch: int) -> Run:
+    """Return a run in which Redis forgot that vs_a was verified, which a sink had seen.
+
+    Then the session was canceled, in the place of *epoch*.
+    """
+    run = good()
+    canceled = event(30, "canceled", "canceled")
+    news = transition(canceled, 1 if epoch > EPOCH else 2, epoch)
+    return replace(
+        run,
+        events={**run.events, canceled.id: canceled},
+        answers=[*run.answers, told(canceled, "admitted", at=45)],
+        transitions=[FIRST, THIRD, news],
+        journals={"honest": calls(FIRST, SECOND, THIRD, news)},
+        letters={"honest": []},
+        records={
+            **run.records,
+            "vs_a": Record(
+                "canceled",
+                10**12 + (NOW + 30) * 10 + 3,
+                news.place.sequence,
+                epoch,
+                {CREATED.id: Remembered("admitted", 1), canceled.id: Remembered("admitted", 1)},
+            ),
+        },
+        crashes=[],
+        rollbacks=[Window(NOW + 33.5, NOW + 44, "an older copy of the data")],
+    )
+
+
+def test_a_consumer_follows_a_session_past_what_redis_forgot() -> None:
+    """After an older copy of the data a new epoch is followed; a place used twice is not."""
+    assert judge(restored(EPOCH + 1)).violations == []
+    assert {violation.law for violation in judge(restored(EPOCH)).violations} == {
+        Law.CONSUMER_BEHIND
+    }
+
+
+def test_what_a_handler_held_up_itself_may_wait() -> None:
+    """A failing session's deliveries are late, and nobody else's."""
+    failed = [Call(Mark.BEGAN, THIRD), Call(Mark.FAILED, THIRD)]
+    waited = [*failed, *calls(FIRST, SECOND), *calls(THIRD, at=60)]
+
+    assert judge(journaled(*waited)()).violations == []
 
 
 def test_positions_are_read_as_the_design_writes_them() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from itertools import islice
+from pathlib import Path
 from random import Random
 
 import orjson
@@ -10,6 +14,8 @@ import pytest
 from faults import FAULTS
 from lives import CANARY, PUBLISHED, Letter, lives
 from mixes import LONG, SHORT
+from needs import ConflictError, Needs, combined
+from preloads import Clock, Preload, SlowDisk, launcher
 
 NOW = 1_790_000_000
 
@@ -27,8 +33,52 @@ def test_every_fault_is_in_a_long_mix() -> None:
 @pytest.mark.parametrize("mix", [*SHORT.values(), *LONG.values()])
 def test_a_mix_asks_for_one_durability(mix: tuple[str, ...]) -> None:
     """Faults that need different deployments never meet in one run."""
-    needs = {FAULTS[name].needs.durability for name in mix}
-    assert len(needs - {""}) <= 1
+    combined(FAULTS[name].needs for name in mix)
+
+
+def test_different_deployments_are_not_combined() -> None:
+    """Two settings of one name are a conflict; needs that agree are added up."""
+    agreed = combined([Needs(wire=True), Needs(replicas=1), Needs(settings={"A": "1"})])
+    assert agreed == Needs(wire=True, replicas=1, settings={"A": "1"})
+    for one, other in [
+        (Needs(durability="none"), Needs(durability="fsync")),
+        (Needs(appendfsync="always"), Needs(appendfsync="everysec")),
+        (Needs(settings={"A": "1"}), Needs(settings={"A": "2"})),
+    ]:
+        with pytest.raises(ConflictError):
+            combined([one, other])
+
+
+def loaded(directory: Path, program: str, *preloads: Preload) -> list[str]:
+    """Return the words that a Python program prints, started with libraries loaded."""
+    python = launcher(directory, Path(sys.executable), [*preloads])
+    return subprocess.check_output([python, "-c", program], text=True).split()
+
+
+@pytest.mark.skipif(SlowDisk.missing() != "", reason="needs gcc")
+def test_a_slow_disk_takes_as_long_as_it_is_told(tmp_path: Path) -> None:
+    """A file is on disk no sooner than the delay allows, and the delay can be changed."""
+    disk = SlowDisk(tmp_path)
+    program = (
+        "import os, time; file = os.open('synced', os.O_CREAT | os.O_WRONLY);"
+        "began = time.monotonic(); os.fdatasync(file); os.fsync(file);"
+        "print(time.monotonic() - began)"
+    )
+    disk.delay(0.1)
+    [took] = loaded(tmp_path, f"import os; os.chdir({str(tmp_path)!r}); {program}", disk)
+    assert float(took) >= 0.2
+
+
+@pytest.mark.skipif(Clock.missing() != "", reason="needs libfaketime")
+def test_a_clock_is_stepped_and_time_goes_on(tmp_path: Path) -> None:
+    """The wall clock is as far ahead as told; what measures intervals does not notice."""
+    clock = Clock(tmp_path)
+    clock.step(86_400)
+    program = "import time; print(time.time(), time.monotonic())"
+    before, began = time.time(), time.monotonic()
+    wall, interval = map(float, loaded(tmp_path, program, clock))
+    assert wall - before >= 86_400
+    assert began <= interval <= time.monotonic()
 
 
 def test_a_seed_repeats_its_lives() -> None:

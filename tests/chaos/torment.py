@@ -16,7 +16,9 @@ from checker import Judgement, judge
 from evidence import Reading, Run
 from faults import FAULTS, Fault
 from lives import CANARY, PUBLISHED, lives
-from scene import ATTEMPTS, HANDLERS, KEYS, STEADFAST, Scene, scene
+from needs import combined
+from scene import HANDLERS, STEADFAST, Scene, scene
+from strangers import CANARY as STRANGER
 from stripe_client import Stripe
 
 WARM_UP_S = 3.0
@@ -67,15 +69,8 @@ class Outcome(NamedTuple):
 
 async def torment(plan: Plan, directory: Path) -> Outcome:
     """Make one run come true, and judge it."""
-    needs = [FAULTS[name].needs for name in plan.faults]
-    durability = next((one.durability for one in needs if one.durability), "fsync")
-    running = scene(
-        directory,
-        wired=any(one.wire for one in needs),
-        replicated=any(one.replica for one in needs),
-        durability=durability,
-    )
-    async with running as made:
+    needs = combined(FAULTS[name].needs for name in plan.faults)
+    async with scene(directory, needs) as made:
         stripe = Stripe(Random(plan.seed), rate=plan.rate)
         stripe.receivers = {place.name: place.port for place in made.of("serve")}
         before, load_s = await _loaded(made, stripe, plan)
@@ -134,21 +129,28 @@ async def _evidence(scene: Scene, stripe: Stripe, before: tuple[dict[str, Readin
     for place in list(scene.places.values()):
         if place.process.popen.poll() is None:
             await scene.end(place)
+    journals = {name: collecting.journal(_journal(scene, name)) for name in HANDLERS}
     with scene.client() as client:
+        transitions = {*collecting.transitions(client, scene.keys)}
+        if "STREAM_MAX_ENTRIES" in scene.settings:
+            transitions |= collecting.taken(journals)
         return Run(
             events=stripe.events,
             answers=stripe.answers,
-            journals={name: collecting.journal(_journal(scene, name)) for name in HANDLERS},
-            letters={name: collecting.letters(client, KEYS, name) for name in HANDLERS},
-            transitions=collecting.transitions(client, KEYS),
+            journals=journals,
+            letters={name: collecting.letters(client, scene.keys, name) for name in HANDLERS},
+            transitions=[*transitions],
             records=collecting.records(client),
             deleted=scene.deleted,
             unsettled=_unsettled(scene),
             crashes=scene.crashes,
             rollbacks=scene.rollbacks,
+            bounds=scene.bounds,
+            probes=scene.probes,
+            strangers=scene.strangers,
             skewed=frozenset(scene.skewed),
             steadfast=STEADFAST,
-            attempts=ATTEMPTS,
+            attempts=int(scene.settings["RETRY_ATTEMPTS"]),
             before={name: one for name, one in before[0].items() if name in after},
             after=after,
             connections=connections,
@@ -157,6 +159,7 @@ async def _evidence(scene: Scene, stripe: Stripe, before: tuple[dict[str, Readin
             canaries={
                 CANARY.encode(): (),
                 PUBLISHED.encode(): ("redis",),
+                STRANGER.encode(): (),
                 b"whsec_": (),
             },
         )
@@ -179,7 +182,7 @@ def _journal(scene: Scene, handler: str) -> Path:
 
 def _unsettled(scene: Scene) -> dict[str, int]:
     with scene.client() as client:
-        return {name: collecting.unsettled(client, KEYS, name) for name in HANDLERS}
+        return {name: collecting.unsettled(client, scene.keys, name) for name in scene.handlers}
 
 
 def _connections(scene: Scene) -> int:
