@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from random import Random
 
@@ -27,7 +28,7 @@ from torment import Outcome, Plan, torment
 
 from service import terminal
 
-MOST_VIOLATIONS_SHOWN = 20
+MAX_SHOWN_PER_LAW = 5
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,8 +97,11 @@ def _run(name: str, plan: Plan, keep: Path | None) -> Outcome:
             keep.mkdir(parents=True, exist_ok=True)
         directory = tempfile.mkdtemp(prefix=f"{name}-{plan.seed}-", dir=keep) if keep else made
         outcome = uvloop.run(torment(plan, Path(directory)))
-    for violation in outcome.judgement.violations[:MOST_VIOLATIONS_SHOWN]:
-        click.echo(f"BROKEN {violation.law}: {violation.what}", err=True)
+    for law, violations in groupby(outcome.judgement.violations, key=lambda one: one.law):
+        found = [violation.what for violation in violations]
+        click.echo(f"BROKEN {law}, {len(found)} times:", err=True)
+        for what in found[:MAX_SHOWN_PER_LAW]:
+            click.echo(f"  {what}", err=True)
     if outcome.judgement.violations:
         click.echo(f"again with: {_again(plan)}", err=True)
     return outcome
