@@ -73,6 +73,7 @@ async def demoted(scene: Scene, stripe: Stripe, random: Random) -> None:
     heir.promote()
     _exchange(scene, heir)
     scene.wire.aim(heir.url)
+    await scene.redis_died(at)
     await old.follow(heir)
     await asyncio.sleep(WATCHED_S)
     for handlers in ((), tuple(STEADFAST)):
