@@ -403,7 +403,7 @@ def restored(epoch: int) -> Run:
 
 def test_a_consumer_follows_a_session_past_what_redis_forgot() -> None:
     """After an older copy of the data a new epoch is followed; a place used twice is not."""
-    assert judge(restored(EPOCH + 1)).violations == []
+    assert judge(restored(EPOCH + 45_000)).violations == []
     assert {violation.law for violation in judge(restored(EPOCH)).violations} == {
         Law.CONSUMER_BEHIND
     }
