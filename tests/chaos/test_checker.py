@@ -128,7 +128,7 @@ def good() -> Run:
         crashes=[Crash(NOW + 34.5, frozenset({CREATED.id, VERIFIED.id}))],
         bounds=[
             Bound(NOW + 30, NOW + 41, 5, "a fault"),
-            Bound(NOW + 30, NOW + 41, 12, "a fault", ("honest", "wayward")),
+            Bound(NOW + 30, NOW + 41, 12, "a fault", ("honest",)),
         ],
         probes=[Probe("work", NOW + 35, 0.1, 200)],
         strangers=[StrangerAnswer("forged", 400), StrangerAnswer("slow body", 503)],
