@@ -390,7 +390,8 @@ def restored(epoch: int) -> Run:
             **run.records,
             "vs_a": Record(
                 "canceled",
-                10**12 + (NOW + 30) * 10 + 3,
+                (NOW + 30) * 10 + 3,
+                canceled.id,
                 news.place.sequence,
                 epoch,
                 {CREATED.id: Remembered("admitted", 1), canceled.id: Remembered("admitted", 1)},
