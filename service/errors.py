@@ -37,9 +37,12 @@ class Refusal(StrEnum):
     HEADERS_TOO_LARGE = "headers_too_large"
     TOO_MANY_CHUNKS = "too_many_chunks"
     SOURCE_NOT_ALLOWED = "source_not_allowed"
+    ENDPOINT_UNKNOWN = "endpoint_unknown"
+    TRAILING_SLASH = "trailing_slash"
     SIGNATURE_MISSING = "signature_missing"
     SIGNATURE_MALFORMED = "signature_malformed"
     SIGNATURE_MISMATCH = "signature_mismatch"
+    SIGNATURE_OF_OTHER_ENDPOINT = "signature_of_other_endpoint"
     TIMESTAMP_TOO_OLD = "timestamp_too_old"
     TIMESTAMP_TOO_NEW = "timestamp_too_new"
     BODY_TOO_LARGE = "body_too_large"
@@ -71,6 +74,7 @@ class Shortage(StrEnum):
     CLOCKS_DIFFER = "clocks_differ"
     LAYOUT_DIFFERS = "layout_differs"
     BACKLOG_FULL = "backlog_full"
+    API_KEY_MISSING = "api_key_missing"
     BUSY = "busy"
 
 

@@ -20,8 +20,9 @@ from .sessions import VerificationSession
 from .signatures import VerifiedPayload
 from .transitions import EVENT_TYPE_PREFIX, Origin, SessionChange, current_status
 
-# The `object` of a notification that leaves the session out.
+# The `object` of a notification that leaves its object out, and the types of those about a session.
 THIN = "v2.core.event"
+THIN_TYPE_PREFIX = f"v1.{EVENT_TYPE_PREFIX}"
 
 _EVENT_ID = r"\Aevt_[A-Za-z0-9_]{1,250}\Z"
 EventId = Annotated[str, msgspec.Meta(pattern=_EVENT_ID)]
@@ -51,6 +52,20 @@ class Ignored(NamedTuple):
     because: IgnoredBecause
     event_id: str | None
     event_type: str
+
+
+class Notification(NamedTuple):
+    """A thin event about a verification session: what happened to it, but not what it is now.
+
+    Attributes:
+        event_id: The notification's own id; its snapshot has another.
+        event_type: `v1.identity.verification_session.` and a word.
+        is_live: Whether this is of Stripe's live world; one that does not say is.
+    """
+
+    event_id: str | None
+    event_type: str
+    is_live: bool
 
 
 class EventRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -145,8 +160,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 _decode = msgspec.json.Decoder(Event, dec_hook=secret_hook).decode
 
 
-def parse(payload: VerifiedPayload) -> Event | Ignored:
-    """Return the event in *payload*, or why it is nothing for us.
+def parse(payload: VerifiedPayload) -> Event | Notification | Ignored:
+    """Return the event in *payload*, a notification of one, or why it is nothing for us.
 
     Raises:
         Rejected: With `body_not_json`, `body_not_an_event`, `field_missing` or
@@ -172,30 +187,31 @@ def _documented(body: bytes) -> Event | None:
     return event if is_ours and session.status and _SESSION_ID.fullmatch(session.id) else None
 
 
-def _whatever(body: bytes) -> Event | Ignored:
+def _whatever(body: bytes) -> Event | Notification | Ignored:
     found = decode(body)
     if found is None:
         raise Rejected(Refusal.BODY_NOT_JSON)
     if not isinstance(found.value, dict):
         raise Rejected(Refusal.BODY_NOT_AN_EVENT)
-    return _ignored(found.value) or _event(found.value, has_half_pairs=found.has_half_pairs)
+    return _without_session(found.value) or _event(found.value, has_half_pairs=found.has_half_pairs)
 
 
-def _ignored(found: dict[str, Any]) -> Ignored | None:
-    """Return why *found* is not for us, judged by its type alone."""
+def _without_session(found: dict[str, Any]) -> Notification | Ignored | None:
+    """Return a notification, or why *found* is not for us, judged by its type alone."""
     event_type = found.get("type")
     if not isinstance(event_type, str):
         reason = Refusal.FIELD_MISTYPED if "type" in found else Refusal.FIELD_MISSING
         raise Rejected(reason, "type")
-    if found.get("object") == THIN:
-        because = IgnoredBecause.THIN
-    elif not event_type.startswith(EVENT_TYPE_PREFIX):
-        because = IgnoredBecause.OTHER_TYPE
-    else:
+    is_thin = found.get("object") == THIN
+    if not is_thin and event_type.startswith(EVENT_TYPE_PREFIX):
         return None
-    event_id = found.get("id")
-    is_id = isinstance(event_id, str) and re.search(_EVENT_ID, event_id)
-    return Ignored(because, event_id if is_id else None, event_type)
+    sent_id = found.get("id")
+    is_id = isinstance(sent_id, str) and re.search(_EVENT_ID, sent_id)
+    event_id = sent_id if is_id else None
+    if is_thin and event_type.startswith(THIN_TYPE_PREFIX):
+        return Notification(event_id, event_type, found.get("livemode") is not False)
+    because = IgnoredBecause.THIN if is_thin else IgnoredBecause.OTHER_TYPE
+    return Ignored(because, event_id, event_type)
 
 
 def _event(found: dict[str, Any], *, has_half_pairs: bool) -> Event:

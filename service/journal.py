@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from . import metrics
-from .errors import Rejected, Unavailable
+from .errors import Refusal, Rejected, Shortage, Unavailable
 from .events import Event, Ignored
 from .inbox import Admission, Outcome
 from .receiver import Receipt
@@ -69,7 +69,7 @@ class _Tally:
         metrics.RECEIVE_SECONDS.observe_all(self.durations_s)
         metrics.BODY_BYTES.observe_all(self.body_bytes)
         metrics.EVENT_AGE_SECONDS.observe_all(self.ages_s)
-        if self.secrets:
+        if self.ages_s:
             metrics.LAST_EVENT.set(now)
 
 
@@ -78,6 +78,11 @@ class Journal:
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
+        # A series that appears with its first count has not grown, as Prometheus sees it.
+        for word in (*Refusal, *Shortage):
+            metrics.events(word, metrics.OTHER_TYPE)
+        for event_type in _SHORT.values():
+            metrics.events(Outcome.IGNORED, event_type)
         # Bound once: the lazy one binds itself anew for every line.
         self._log = log.bind()
 

@@ -74,7 +74,7 @@ RECEIVE_SECONDS = BulkHistogram(
 )
 LAST_EVENT = Gauge(
     "idv_last_event_timestamp_seconds",
-    "Unix time of the last genuine event, whatever became of it; 0 before the first.",
+    "Unix time of the last event that was for us, whatever became of it; 0 before the first.",
     registry=REGISTRY,
 )
 ADMISSION_SECONDS = Histogram(

@@ -29,6 +29,8 @@ _INT64 = {"format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1}
 # Refusals that are answered with a status of their own; every other one is a 400.
 _OWN_STATUS = {
     Refusal.SOURCE_NOT_ALLOWED: "403",
+    Refusal.ENDPOINT_UNKNOWN: "404",
+    Refusal.TRAILING_SLASH: "404",
     Refusal.BODY_TOO_LARGE: "413",
     Refusal.HEADERS_TOO_LARGE: "431",
 }
@@ -40,7 +42,7 @@ _OUTCOMES = {
     Outcome.LATE: "Older than what the session already is, or a beginning after its end.",
     Outcome.EXPIRED: "Created more than MAX_EVENT_AGE_DAYS ago.",
     Outcome.UNCHANGED: "Newer, but nothing changed.",
-    Outcome.IGNORED: "Genuine, but not for us: another type, a thin event, the other LIVEMODE.",
+    Outcome.IGNORED: "Genuine, but not for us: another type, the other LIVEMODE.",
 }
 
 
@@ -65,7 +67,7 @@ def openapi() -> dict[str, Any]:
             WEBHOOK_PATH: {"post": _receive("receive")},
             f"{WEBHOOK_PATH}/{{endpoint}}": {
                 "parameters": [_endpoint()],
-                "post": _receive("receiveAtEndpoint", {"404": _silent("No such endpoint.")}),
+                "post": _receive("receiveAtEndpoint"),
             },
             "/livez": {"get": _probe("livez", "The process runs.")},
             "/readyz": {"get": _probe("readyz", "Send traffic here.", may_refuse=True)},
@@ -81,11 +83,12 @@ def openapi() -> dict[str, Any]:
     }
 
 
-def _receive(name: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
+def _receive(name: str) -> dict[str, Any]:
     statuses = {
         "200": "Outcome",
         "400": "Refused",
         "403": "NotAllowed",
+        "404": "NoSuchEndpoint",
         "413": "TooLarge",
         "431": "HeadersTooLarge",
     }
@@ -109,7 +112,6 @@ def _receive(name: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
         },
         "responses": {
             **{status: _ref(response, "responses") for status, response in statuses.items()},
-            **(more or {}),
             "503": _ref("Unavailable", "responses"),
         },
     }
@@ -161,6 +163,11 @@ def _responses() -> dict[str, Any]:
             field={"type": "string"},
         ),
         "NotAllowed": _answer("It comes from elsewhere.", "error", [Refusal.SOURCE_NOT_ALLOWED]),
+        "NoSuchEndpoint": _answer(
+            "No endpoint with signing secrets has this path.",
+            "error",
+            [Refusal.ENDPOINT_UNKNOWN, Refusal.TRAILING_SLASH],
+        ),
         "TooLarge": _answer("The body is too large.", "error", [Refusal.BODY_TOO_LARGE]),
         "HeadersTooLarge": _answer("The headers are.", "error", [Refusal.HEADERS_TOO_LARGE]),
         "Unavailable": unavailable,

@@ -5,12 +5,13 @@ No HTTP here (that is `web`'s), no Redis (`inbox`'s), no log line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from .config import Livemode
-from .events import Event, Ignored, IgnoredBecause, parse
+from .errors import Shortage, Unavailable
+from .events import Event, Ignored, IgnoredBecause, Notification, parse
 from .inbox import Admission, Inbox, Outcome
 from .secret import Secret
 from .signatures import verify
@@ -61,6 +62,7 @@ class Receiver:
         *,
         now: float,
         endpoint: str = "",
+        others: Iterable[Secret[bytes]] = (),
         traceparent: str | None = None,
     ) -> Receipt:
         """Return what became of *body*.
@@ -71,16 +73,22 @@ class Receiver:
             secrets: The endpoint's signing secrets.
             now: Unix time in seconds.
             endpoint: The endpoint's name, empty for the default one; it is handed on.
+            others: The signing secrets of all other endpoints, looked at where none matches.
             traceparent: Where in a trace this was received; it is handed on.
 
         Raises:
             Rejected: The sender's turn; nothing was remembered.
             Unavailable: Nothing is decided; the same bytes may come again.
         """
-        payload = verify(body, signature, secrets, now=now, tolerance_s=self._tolerance_s)
+        payload = verify(
+            body, signature, secrets, now=now, tolerance_s=self._tolerance_s, others=others
+        )
         event = self._relevant(parse(payload))
         if isinstance(event, Ignored):
             return Receipt(Outcome.IGNORED, payload.secret_fingerprint, event)
+        if isinstance(event, Notification):
+            # Ignored, it would never come again; its session would have to be asked for.
+            raise Unavailable(Shortage.API_KEY_MISSING)
         change = event.change(
             endpoint=endpoint or None,
             account_name=self._account_name,
@@ -89,10 +97,12 @@ class Receiver:
         admission = await self._inbox.admit(event, change)
         return Receipt(admission.outcome, payload.secret_fingerprint, event, change, admission)
 
-    def _relevant(self, event: Event | Ignored) -> Event | Ignored:
+    def _relevant(self, event: Event | Notification | Ignored) -> Event | Notification | Ignored:
         """Ignore events of the world nobody listens to; one that does not say is live."""
         if isinstance(event, Ignored) or self._livemode is Livemode.BOTH:
             return event
         if event.is_live == (self._livemode is Livemode.LIVE):
             return event
+        if isinstance(event, Notification):
+            return Ignored(IgnoredBecause.LIVEMODE, event.event_id, event.event_type)
         return Ignored(IgnoredBecause.LIVEMODE, event.id, event.type)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import msgspec
 import orjson
@@ -15,6 +15,17 @@ import orjson
 from .secret import MASK, Secret
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class StripeObject(Protocol):
+    """An object of Stripe's SDK: no mapping in its newer releases."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain dictionaries and lists."""
+
+
+Source: TypeAlias = bytes | bytearray | memoryview | str | Mapping[str, Any] | StripeObject
 
 EpochSeconds = Annotated[int, msgspec.Meta(ge=0, lt=10**11)]
 
@@ -36,21 +47,23 @@ def secret_hook(kind: Any, found: Any) -> Any:
     raise ValueError(f"Expected `{inner.__name__}`")
 
 
-def read(kind: type[T], source: bytes | str | Mapping[str, Any]) -> T:
-    """Make a `kind` of JSON text or of a mapping already decoded, forgiving what is harmless.
+def read(kind: type[T], source: Source) -> T:
+    """Make a `kind` of JSON text, a mapping or an object of Stripe's SDK, forgivingly.
 
     Digit strings pass as numbers, 0 and 1 as booleans; fields nobody declared are ignored.
 
     Raises:
-        ValueError: the source is not JSON, or (`msgspec.ValidationError`, naming the path) does
-            not fit. Neither holds any of the source.
+        ValueError: the source is none of these, or (`msgspec.ValidationError`, naming the path)
+            does not fit. Neither holds any of the source.
 
     """
+    if isinstance(source, StripeObject):
+        source = source.to_dict()
     with suppress(orjson.JSONDecodeError, UnicodeError):
         found = source if isinstance(source, Mapping) else orjson.loads(source)
         return msgspec.convert(found, kind, strict=False, dec_hook=secret_hook)
     # Outside the `except` again: JSONDecodeError.doc is the whole input.
-    raise ValueError("not JSON")
+    raise ValueError("neither JSON nor a mapping nor an object with to_dict()")
 
 
 class Discreet(msgspec.Struct, frozen=True, gc=False):
@@ -208,6 +221,6 @@ class VerificationReport(Discreet, frozen=True, kw_only=True, gc=False):
     verification_session: str | None = None
 
     @classmethod
-    def from_json(cls, source: bytes | str | Mapping[str, Any]) -> VerificationReport:
-        """Read a report as Stripe's API returns it; raise a ValueError without any of it."""
+    def from_json(cls, source: Source) -> VerificationReport:
+        """Read JSON, a mapping or the SDK's report; raise a ValueError without any of it."""
         return read(cls, source)

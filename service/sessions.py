@@ -5,9 +5,6 @@ What it shares with the report lives in `reports`; what its states mean, in `tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import msgspec
 
 from .reports import (
@@ -17,6 +14,7 @@ from .reports import (
     DocumentOptions,
     EpochSeconds,
     IdNumberOptions,
+    Source,
     VerificationReport,
     read,
 )
@@ -149,8 +147,8 @@ class VerificationSession(Discreet, frozen=True, kw_only=True, gc=False):
     verified_outputs: VerifiedOutputs | None = None
 
     @classmethod
-    def from_json(cls, source: bytes | str | Mapping[str, Any]) -> VerificationSession:
-        """Read a session as the API or an event shows it; raise a ValueError without any of it."""
+    def from_json(cls, source: Source) -> VerificationSession:
+        """Read JSON, a mapping or the SDK's session; raise a ValueError without any of it."""
         return read(cls, source)
 
     @property

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -20,6 +21,8 @@ from .secret import Secret
 
 HEADER_BYTES_LOOKED_AT = 4096
 ITEMS_LOOKED_AT = 64
+# A stranger makes us try all of them with every request.
+OTHER_SECRETS_LOOKED_AT = 16
 
 # One item of a scheme we know: a timestamp, with no second equals sign, or a well-formed v1.
 _ITEM = re.compile(rb"(?:\A|,) ?(?:t=([^=,]*)|v1=([0-9a-f]{64}))(?=,|\Z)")
@@ -50,6 +53,7 @@ def verify(
     *,
     now: float,
     tolerance_s: float,
+    others: Iterable[Secret[bytes]] = (),
 ) -> VerifiedPayload:
     """Return *body* as proven, when *header* holds a fresh signature by one of *secrets*.
 
@@ -59,16 +63,25 @@ def verify(
         secrets: Whole signing secrets, `whsec_` included; any match suffices.
         now: Unix time in seconds.
         tolerance_s: How far the timestamp may lie from *now*, on either side.
+        others: Secrets of other endpoints, looked at where none of *secrets* matches: whoever signs
+            with one of them is told so, and nobody else learns anything of it.
 
     Raises:
         Rejected: With `signature_missing`, `signature_malformed`, `signature_mismatch`,
-            `timestamp_too_old` or `timestamp_too_new`. A mismatch wins over age, so a forged old
-            header is a mismatch.
+            `signature_of_other_endpoint`, `timestamp_too_old` or `timestamp_too_new`. A mismatch
+            wins over age, so a forged old header is a mismatch.
     """
     if not header:
         raise Rejected(Refusal.SIGNATURE_MISSING)
     timestamp, signatures = _split(header)
-    matched = _match(timestamp + b"." + body, signatures, secrets)
+    signed = timestamp + b"." + body
+    matched = _match(signed, signatures, secrets)
+    if matched is None:
+        tried = list(islice(others, OTHER_SECRETS_LOOKED_AT))
+        is_others = _match(signed, signatures, tried) is not None
+        raise Rejected(
+            Refusal.SIGNATURE_OF_OTHER_ENDPOINT if is_others else Refusal.SIGNATURE_MISMATCH
+        )
     age_s = now - int(timestamp)
     if age_s > tolerance_s:
         raise Rejected(Refusal.TIMESTAMP_TOO_OLD)
@@ -130,7 +143,7 @@ def _split(header: bytes) -> tuple[bytes, list[bytes]]:
 
 def _match(
     signed: bytes, signatures: Sequence[bytes], secrets: Sequence[Secret[bytes]]
-) -> _SigningKey:
+) -> _SigningKey | None:
     """Return the key that made one of *signatures*, trying every pair whatever matches."""
     matched: _SigningKey | None = None
     for secret in secrets:
@@ -141,6 +154,4 @@ def _match(
         for signature in signatures:
             if hmac.compare_digest(expected, signature) and matched is None:
                 matched = key
-    if matched is None:
-        raise Rejected(Refusal.SIGNATURE_MISMATCH)
     return matched

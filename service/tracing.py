@@ -8,7 +8,7 @@ whoever is not traced pays nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -113,12 +113,19 @@ class TracedReceiver(Receiver):
         *,
         now: float,
         endpoint: str = "",
+        others: Iterable[Secret[bytes]] = (),
         traceparent: str | None = None,
     ) -> Receipt:
         """Return what became of *body*; what is handed over goes on from this span."""
         with self._tracing.receiving(traceparent) as (span, told):
             receipt = await super().receive(
-                body, signature, secrets, now=now, endpoint=endpoint, traceparent=told
+                body,
+                signature,
+                secrets,
+                now=now,
+                endpoint=endpoint,
+                others=others,
+                traceparent=told,
             )
             span.set_attribute("outcome", receipt.outcome)
             event = receipt.event

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -32,7 +32,12 @@ from .sources import AllowList
 
 WEBHOOK_PATH = "/webhooks/stripe"
 
-_STATUSES = {Refusal.BODY_TOO_LARGE: 413, Refusal.SOURCE_NOT_ALLOWED: 403}
+_STATUSES = {
+    Refusal.BODY_TOO_LARGE: 413,
+    Refusal.SOURCE_NOT_ALLOWED: 403,
+    Refusal.ENDPOINT_UNKNOWN: 404,
+    Refusal.TRAILING_SLASH: 404,
+}
 
 
 class _ClientLeft(Exception):
@@ -57,7 +62,7 @@ def create_app(
     app = _app(
         [
             Route(WEBHOOK_PATH, inside, methods=["POST"]),
-            Route(WEBHOOK_PATH + "/{endpoint}", inside, methods=["POST"]),
+            Route(WEBHOOK_PATH + "/{endpoint:path}", inside, methods=["POST"]),
             *_probes(health),
         ]
     )
@@ -150,15 +155,10 @@ class _Webhook:
         metrics.IN_FLIGHT.set_function(lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = scope["path_params"].get("endpoint", "").lower()
-        secrets = self._secrets.get(endpoint)
-        if not secrets:
-            await Response(status_code=404)(scope, receive, send)
-            return
         started = time.perf_counter()
         headers = Headers(scope["headers"])
         try:
-            outcome = await self._outcome(headers, receive, secrets, endpoint)
+            outcome = await self._outcome(scope["path_params"].get("endpoint"), headers, receive)
         except _ClientLeft:
             metrics.events("client_left", metrics.OTHER_TYPE).inc()
             return
@@ -173,13 +173,10 @@ class _Webhook:
         return self._most_in_flight - self._in_flight
 
     async def _outcome(
-        self,
-        headers: Headers,
-        receive: Receive,
-        secrets: Sequence[Secret[bytes]],
-        endpoint: str,
+        self, path: str | None, headers: Headers, receive: Receive
     ) -> Receipt | Rejected | Unavailable:
         try:
+            endpoint = self._endpoint(path)
             body = await self._body(headers, receive)
             if self.room() <= 0:
                 return Unavailable(Shortage.BUSY)
@@ -189,9 +186,10 @@ class _Webhook:
                 return await self._receiver.receive(
                     body,
                     headers.signature,
-                    secrets,
+                    self._secrets.get(endpoint, ()),
                     now=time.time(),
                     endpoint=endpoint,
+                    others=self._secrets_beside(endpoint),
                     traceparent=headers.traceparent,
                 )
             finally:
@@ -202,6 +200,26 @@ class _Webhook:
         except asyncio.CancelledError:
             # The grace time of a stop is over; left alone this would become a 500.
             return Unavailable(Shortage.BUSY)
+
+    def _endpoint(self, path: str | None) -> str:
+        """Return the name of the endpoint at *path* below the webhook path; None is at none.
+
+        Raises:
+            Rejected: With `trailing_slash` or `endpoint_unknown`: the likeliest mistakes in the URL
+                that Stripe was given.
+        """
+        if path is not None and (not path or path.endswith("/")):
+            raise Rejected(Refusal.TRAILING_SLASH)
+        endpoint = (path or "").lower()
+        if not self._secrets.get(endpoint):
+            raise Rejected(Refusal.ENDPOINT_UNKNOWN)
+        return endpoint
+
+    def _secrets_beside(self, endpoint: str) -> Iterator[Secret[bytes]]:
+        """Yield the secrets of every other endpoint."""
+        for name, secrets in self._secrets.items():
+            if name != endpoint:
+                yield from secrets
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """Read the whole body, or no more than is allowed of it."""

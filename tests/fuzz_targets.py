@@ -18,7 +18,7 @@ import orjson
 from service import events, messages, reports, sessions, wire
 from service.config import Settings, describe
 from service.errors import ConfigError, Rejected
-from service.events import Event, Ignored, parse
+from service.events import Event, Ignored, Notification, parse
 from service.reports import VerificationReport
 from service.secret import MASK, Secret
 from service.sessions import VerificationSession
@@ -75,7 +75,7 @@ def body(found: bytes) -> None:
         _hold_discreet(error)
         return
     repr(event)
-    if isinstance(event, Ignored):
+    if isinstance(event, Ignored | Notification):
         assert event.event_id is None or re.fullmatch(r"evt_[A-Za-z0-9_]{1,250}", event.event_id)
         return
     assert DECLARED.issuperset(name for path in event.unread for name in path.split("."))

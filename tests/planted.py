@@ -455,10 +455,32 @@ MUTANTS = (
         "test_web.py",
     ),
     Mutant(
+        "a thin event of a session is forgotten",
+        "service/receiver.py",
+        "            raise Unavailable(Shortage.API_KEY_MISSING)\n",
+        "            ignored = Ignored(IgnoredBecause.THIN, None, event.event_type)\n"
+        "            return Receipt(Outcome.IGNORED, payload.secret_fingerprint, ignored)\n",
+        "test_receiver.py test_web.py",
+    ),
+    Mutant(
+        "what is ignored looks like an event to who waits for one",
+        "service/journal.py",
+        "        if self.ages_s:\n",
+        "        if self.secrets:\n",
+        "test_web.py",
+    ),
+    Mutant(
+        "other endpoints' secrets are good enough",
+        "service/web.py",
+        "                    self._secrets.get(endpoint, ()),\n",
+        "                    [one for several in self._secrets.values() for one in several],\n",
+        "test_web.py",
+    ),
+    Mutant(
         "named endpoints are open to everybody",
         "service/web.py",
-        '            Route(WEBHOOK_PATH + "/{endpoint}", inside, methods=["POST"]),\n',
-        '            Route(WEBHOOK_PATH + "/{endpoint}", webhook, methods=["POST"]),\n',
+        '            Route(WEBHOOK_PATH + "/{endpoint:path}", inside, methods=["POST"]),\n',
+        '            Route(WEBHOOK_PATH + "/{endpoint:path}", webhook, methods=["POST"]),\n',
         "test_web.py",
     ),
     # The way out: leases, fences, counts.

@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, str] = {
     "leases": "connections layout mailbox",
     "endings": "",
     "upkeep": "circuit connections lag layout metrics",
-    "receiver": "config events inbox secret signatures transitions",
+    "receiver": "config errors events inbox secret signatures transitions",
     "handlers": "errors transitions",
     "messages": "transitions",
     "schema": "messages transitions",
@@ -203,6 +203,11 @@ def test_imports_are_those_of_the_table(name: str) -> None:
 def test_the_table_allows_no_more_than_is_needed(name: str) -> None:
     """What the table lets a module import, it does import; otherwise the table would rot."""
     assert imported(name) == allowed(name)
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    """Type checkers read a package's annotations where they find this file (PEP 561)."""
+    assert (SERVICE / "py.typed").is_file()
 
 
 def test_arrows_point_down() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from service.decoding import _fields
 from service.errors import Refusal, Rejected
-from service.events import Event, EventRequest, Ignored, IgnoredBecause, parse
+from service.events import Event, EventRequest, Ignored, IgnoredBecause, Notification, parse
 from service.signatures import VerifiedPayload
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -52,7 +52,7 @@ def without(path: str) -> dict[str, Any]:
     return event
 
 
-def understood(found: Any) -> Event | Ignored:
+def understood(found: Any) -> Event | Notification | Ignored:
     """Parse *found*: bytes as they are, anything else as JSON."""
     body = found if isinstance(found, bytes) else json.dumps(found).encode()
     return parse(VerifiedPayload(body, "fingerprint"))
@@ -170,17 +170,39 @@ def test_unknown_words_after_the_prefix_are_ours(event_type: str) -> None:
         ({"type": ""}, "other_type"),
         ({"type": "ping", "object": "event"}, "other_type"),
         ({"type": "v2.core.event_destination.ping", "object": "v2.core.event"}, "thin"),
-        ({"type": "v1.identity.verification_session.verified", "object": "v2.core.event"}, "thin"),
+        ({"type": "v1.identity.verification_report.created", "object": "v2.core.event"}, "thin"),
+        ({"type": "v1.identity.verification_session.verified", "object": "event"}, "other_type"),
         ({"type": TYPE, "object": "v2.core.event"}, "thin"),
         ({"type": "charge.succeeded", "data": CANARY, "created": CANARY}, "other_type"),
     ],
     ids=str,
 )
 def test_what_is_not_for_us(found: dict[str, Any], because: str) -> None:
-    """Other types, pings and thin events are ignored by type alone, whatever else they hold."""
+    """Other types, pings and their thin events are ignored by type, whatever else they hold."""
     expected = Ignored(IgnoredBecause(because), "evt_1", found["type"])
 
     assert understood({"id": "evt_1", **found}) == expected
+
+
+@pytest.mark.parametrize(("livemode", "is_live"), [(True, True), (False, False), (None, True)])
+@pytest.mark.parametrize(
+    "word", ["canceled", "created", "processing", "redacted", "requires_input", "verified", "new"]
+)
+def test_a_thin_event_of_a_session_is_for_us(
+    word: str, livemode: bool | None, is_live: bool
+) -> None:
+    """What it says is that something happened; the session, it leaves out."""
+    found = {
+        "id": "evt_1",
+        "object": "v2.core.event",
+        "type": f"v1.identity.verification_session.{word}",
+        "created": "2026-10-05T12:00:00.123Z",
+        "livemode": livemode,
+        "related_object": {"id": "vs_1", "type": "identity.verification_session", "url": CANARY},
+    }
+
+    assert understood(found) == Notification("evt_1", found["type"], is_live)  # type: ignore[arg-type]
+    assert understood(found | {"id": CANARY}) == Notification(None, found["type"], is_live)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -533,7 +555,7 @@ def test_anything_is_understood_ignored_or_refused(found: Any) -> None:
     """Any JSON at all is an event, is ignored, or is refused without any of it."""
     with suppress(Rejected):
         event = understood(found)
-        assert isinstance(event, Ignored) or CANARY not in repr((event.unread, event.session))
+        assert not isinstance(event, Event) or CANARY not in repr((event.unread, event.session))
         return
     refusal(found)
 
@@ -575,7 +597,7 @@ def test_how_an_event_is_read_makes_no_difference(data: st.DataObject) -> None:
     assert told(found) == told(found | {"unheard_of": "é"})
 
 
-def told(found: Any) -> Event | Ignored | tuple[str, str | None]:
+def told(found: Any) -> Event | Notification | Ignored | tuple[str, str | None]:
     """Return what is understood of *found*, sent as it is and not in ASCII's letters alone."""
     try:
         return parse(VerifiedPayload(json.dumps(found, ensure_ascii=False).encode(), ""))

@@ -139,11 +139,12 @@ async def test_the_counters_say_what_happened(
         ("idv_events_total", "ignored", "other"): 1,
         ("idv_events_total", "other", "signature_missing"): 1,
         ("idv_events_total", "body_too_large", "other"): 1,
+        ("idv_events_total", "endpoint_unknown", "other"): 1,
         ("idv_secret_matches_total", fingerprint(settings.secrets[""][0])): 5,
         ("idv_secret_matches_total", fingerprint(OLD)): 1,
         ("idv_contradictions_total",): 1,
     }
-    assert changed["idv_receive_seconds_count",] == 8
+    assert changed["idv_receive_seconds_count",] == 9
     assert changed["idv_body_bytes_count",] == 6
     assert changed["idv_event_age_seconds_count",] == 5
     assert "canary" not in _exposition()

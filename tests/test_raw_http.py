@@ -66,6 +66,8 @@ BUSY_LAST = error("503 Service Unavailable", "unavailable", more=b"retry-after: 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 ALIVE = said("200 OK")
 NOT_FOUND = said("404 Not Found")
+SLASH = error("404 Not Found", "trailing_slash")
+UNKNOWN = error("404 Not Found", "endpoint_unknown")
 NOT_ALLOWED = b"HTTP/1.1 405 Method Not Allowed\r\nallow: POST\r\ncontent-length: 0\r\n\r\n"
 SILENCE = b""
 
@@ -286,11 +288,15 @@ PATHS = {
     "NUL, encoded": (post(start=b"POST /webhooks/stripe%00 HTTP/1.1"), NOT_FOUND),
     "line break, encoded": (post(start=b"POST /webhooks/stripe%0d%0a HTTP/1.1"), NOT_FOUND),
     "two slashes": (post(start=b"POST //webhooks/stripe HTTP/1.1"), NOT_FOUND),
-    "slash at the end": (post(start=b"POST /webhooks/stripe/ HTTP/1.1"), NOT_FOUND),
+    "slash at the end": (post(start=b"POST /webhooks/stripe/ HTTP/1.1"), SLASH),
     "dots": (post(start=b"POST /webhooks/../webhooks/stripe HTTP/1.1"), NOT_FOUND),
     "capitals": (post(start=b"POST /Webhooks/Stripe HTTP/1.1"), NOT_FOUND),
     "query": (post(start=b"POST /webhooks/stripe?a=b&c HTTP/1.1"), UNSIGNED),
-    "an unknown endpoint": (post(start=b"POST /webhooks/stripe/nobody HTTP/1.1"), NOT_FOUND),
+    "an unknown endpoint": (post(start=b"POST /webhooks/stripe/nobody HTTP/1.1"), UNKNOWN),
+    "another method on an unknown endpoint": (
+        get(b"GET /webhooks/stripe/nobody HTTP/1.1"),
+        NOT_ALLOWED,
+    ),
 }
 PIPELINES = {
     "in order": (post() + LIVEZ + post(LENGTH_1, body=b"x"), UNSIGNED + ALIVE + UNSIGNED),
@@ -369,7 +375,8 @@ def overloaded(sent: bytes, expected: bytes) -> bytes:
         # What is refused for its length alone is not waited for; what is shed is.
         return SILENCE
     shed = expected.replace(UNSIGNED, SHED).replace(UNSIGNED_LAST, BUSY_LAST)
-    return shed.replace(NOT_FOUND, SHED) if sent.startswith(b"POST") else shed
+    is_post = sent.startswith(b"POST")
+    return SHED if is_post and shed in (NOT_FOUND, SLASH, UNKNOWN) else shed
 
 
 def draining(sent: bytes, expected: bytes) -> bytes:

@@ -142,6 +142,43 @@ async def test_what_is_not_for_us_is_not_admitted() -> None:
     assert inbox.admitted == []
 
 
+def thin(word: str, **changes: Any) -> bytes:
+    """Return a thin event about a session."""
+    event_type = f"v1.identity.verification_session.{word}"
+    return json.dumps(
+        {"id": "evt_t", "object": "v2.core.event", "type": event_type, **changes}
+    ).encode()
+
+
+THIN_WORDS = ["canceled", "created", "processing", "redacted", "requires_input", "verified"]
+
+
+@pytest.mark.parametrize("livemode", Livemode)
+@pytest.mark.parametrize("word", THIN_WORDS)
+async def test_a_thin_event_of_a_session_is_not_forgotten(word: str, livemode: Livemode) -> None:
+    """Without a way to ask for its session it is not taken: Stripe keeps it, and sends it again."""
+    inbox = FakeInbox()
+    is_live = livemode is not Livemode.TEST
+
+    with pytest.raises(Unavailable) as undecided:
+        await receive(inbox, thin(word, livemode=is_live), livemode=livemode)
+
+    assert (undecided.value.reason, inbox.admitted) == (Shortage.API_KEY_MISSING, [])
+
+
+@pytest.mark.parametrize(
+    ("livemode", "is_live"), [(Livemode.LIVE, False), (Livemode.TEST, True), (Livemode.TEST, None)]
+)
+async def test_thin_events_of_the_other_world_are_ignored(
+    livemode: Livemode, is_live: bool | None
+) -> None:
+    """A session of the world nobody listens to is not worth asking for."""
+    receipt = await receive(FakeInbox(), thin("verified", livemode=is_live), livemode=livemode)
+
+    event_type = "v1.identity.verification_session.verified"
+    assert receipt.event == Ignored(IgnoredBecause.LIVEMODE, "evt_t", event_type)
+
+
 @pytest.mark.parametrize(
     ("livemode", "said", "listened"),
     [

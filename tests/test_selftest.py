@@ -26,7 +26,7 @@ from service import traces
 from service.config import DAY_S, Livemode, Settings
 from service.connections import Connections
 from service.errors import Refusal, Rejected
-from service.events import Event, Ignored, parse
+from service.events import Event, parse
 from service.layout import Keys
 from service.secret import MASK, Secret
 from service.selftest import Lived, Row, Subject, Trial, examine
@@ -74,7 +74,7 @@ class Endpoint:
             raise Rejected(Refusal.BODY_TOO_LARGE)
         header = request.headers.get("stripe-signature")
         event = parse(self._verified(body, header.encode() if header else None))
-        return "ignored" if isinstance(event, Ignored) else self._judged(event)
+        return self._judged(event) if isinstance(event, Event) else "ignored"
 
     def _verified(self, body: bytes, header: bytes | None) -> VerifiedPayload:
         return verify(body, header, [SECRET], now=time.time(), tolerance_s=300)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, UnionType
@@ -242,14 +243,50 @@ def test_every_fixture_reads_back_whole(path: Path) -> None:
     assert session.livemode is False
 
 
-@pytest.mark.parametrize(
-    "read", [orjson.dumps, json.dumps, MappingProxyType], ids=["bytes", "text", "mapping"]
-)
-def test_bytes_text_and_any_mapping_read_alike(read: Callable[[Any], Any]) -> None:
-    """Bytes, text and mappings of one session give equal sessions."""
+class SdkObject:
+    """An object as Stripe's SDK makes it: no mapping, but there is a way to one."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self._found = found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it."""
+        return self._found
+
+
+READINGS: dict[str, Callable[[Any], Any]] = {
+    "bytes": orjson.dumps,
+    "bytearray": lambda found: bytearray(orjson.dumps(found)),
+    "memoryview": lambda found: memoryview(orjson.dumps(found)),
+    "text": json.dumps,
+    "mapping": MappingProxyType,
+    "the SDK's object": SdkObject,
+}
+
+
+@pytest.mark.parametrize("read", READINGS.values(), ids=READINGS)
+def test_whatever_holds_a_session_reads_alike(read: Callable[[Any], Any]) -> None:
+    """JSON, mappings and the SDK's objects of one session give equal sessions."""
     found = session_of(FIXTURES / "identity.verification_session.created.json")
 
     assert VerificationSession.from_json(read(found)) == VerificationSession.from_json(found)
+
+
+def test_the_readmes_example() -> None:
+    """What the README shows of sessions by themselves works as it stands."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    [example] = [
+        code
+        for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+        if "VerificationSession.from_json(found)" in code
+    ]
+    greeted: list[str] = []
+    path = FIXTURES / "expanded_report.identity.verification_session.verified.json"
+    found = session_of(path) | {"verified_outputs": {"first_name": "Jenny"}}
+
+    exec(example, {"found": SdkObject(found), "greet": greeted.append})  # noqa: S102 - it is ours
+
+    assert greeted == ["Jenny"]
 
 
 def test_an_expanded_report_is_typed_throughout() -> None:
@@ -443,7 +480,7 @@ def test_moments_within_reason_are_read(created: object) -> None:
 )
 def test_moments_beyond_reason_are_refused(created: object) -> None:
     """Anything else is not, and the error names the field."""
-    with pytest.raises(ValueError, match=r"\$\.created|not JSON"):
+    with pytest.raises(ValueError, match=r"\$\.created|neither JSON"):
         VerificationSession.from_json(placed(("created",), created))
 
 
@@ -560,12 +597,21 @@ def test_broken_text_is_refused_without_it(spot: Spot) -> None:
 def test_what_is_not_json_is_refused_without_it(
     kind: type[VerificationSession | VerificationReport], source: bytes | str
 ) -> None:
-    """Text that is not JSON is refused in two words, and the decoder's error is not kept."""
-    with pytest.raises(ValueError, match=r"^not JSON$") as refused:
+    """Text that is not JSON is refused in a few words, and the decoder's error is not kept."""
+    with pytest.raises(ValueError, match=r"^neither JSON nor a mapping nor ") as refused:
         kind.from_json(source)
 
     assert "canary" not in told(refused.value)
     assert refused.value.__context__ is None
+
+
+@pytest.mark.parametrize("source", [None, 7, ["canary"], object()])
+def test_what_cannot_hold_a_session_is_refused(source: Any) -> None:
+    """Anything else is refused, and what would have done is said."""
+    with pytest.raises(ValueError, match=r"mapping nor an object with to_dict\(\)$") as refused:
+        VerificationSession.from_json(source)
+
+    assert "canary" not in told(refused.value)
 
 
 @pytest.mark.parametrize("source", [b"[]", b'"canary"', b"null", b"7", b'["canary"]'])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +17,13 @@ from hypothesis import strategies as st
 
 from service.errors import Refusal, Rejected
 from service.secret import Secret
-from service.signatures import VerifiedPayload, fingerprint, sign, verify
+from service.signatures import (
+    OTHER_SECRETS_LOOKED_AT,
+    VerifiedPayload,
+    fingerprint,
+    sign,
+    verify,
+)
 
 KEY = b"whsec_tests"
 OTHER_KEY = b"whsec_other"
@@ -41,11 +48,13 @@ def judge(
     body: bytes = BODY,
     keys: tuple[bytes, ...] = (KEY,),
     now: float = NOW,
+    others: tuple[bytes, ...] = (),
 ) -> str:
     """Return the fingerprint of the secret that matched, or the word of the refusal."""
     secrets = [Secret(key) for key in keys]
+    beside = map(Secret, others)
     try:
-        payload = verify(body, signature, secrets, now=now, tolerance_s=300)
+        payload = verify(body, signature, secrets, now=now, tolerance_s=300, others=beside)
     except Rejected as error:
         return error.reason if (error.field, error.__context__) == (None, None) else "leaky"
     assert payload.body is body
@@ -55,7 +64,7 @@ def judge(
 OK = fingerprint(Secret(KEY))
 GOOD, BAD = oracle(), b"0" * 64
 MISSING, MALFORMED = Refusal.SIGNATURE_MISSING, Refusal.SIGNATURE_MALFORMED
-MISMATCH = Refusal.SIGNATURE_MISMATCH
+MISMATCH, OTHERS = Refusal.SIGNATURE_MISMATCH, Refusal.SIGNATURE_OF_OTHER_ENDPOINT
 
 RULES = {
     "plain": (b"t=%b,v1=%b" % (T, GOOD), OK),
@@ -308,6 +317,48 @@ def test_every_pair_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch
     assert sorted(compared) == sorted(
         (oracle(key=key), digest) for key in keys for digest in given_digests
     )
+
+
+@pytest.mark.parametrize("age_s", [0, 301, -301])
+def test_a_signature_of_another_endpoint_has_its_own_word(age_s: int) -> None:
+    """Signed with a secret of another endpoint nothing passes, and the sender hears why."""
+    others = (b"whsec_third", OTHER_KEY)
+
+    assert judge(header(key=OTHER_KEY), others=others, now=NOW + age_s) == OTHERS
+    assert judge(header(key=b"whsec_stranger"), others=others, now=NOW + age_s) == MISMATCH
+    assert judge(header(key=OTHER_KEY), others=(), now=NOW + age_s) == MISMATCH
+
+
+def test_other_secrets_are_looked_at_only_where_none_matches() -> None:
+    """What is right costs no look at other endpoints' secrets; what is not, a bounded number."""
+    looked_at = []
+
+    def others() -> Iterator[Secret[bytes]]:
+        for number in range(1000):
+            looked_at.append(number)
+            yield Secret(b"whsec_%d" % number)
+
+    verify(BODY, header(), [Secret(KEY)], now=NOW, tolerance_s=300, others=others())
+    assert looked_at == []
+    with pytest.raises(Rejected):
+        verify(BODY, header(), [Secret(b"?")], now=NOW, tolerance_s=300, others=others())
+    assert len(looked_at) == OTHER_SECRETS_LOOKED_AT
+
+
+def test_other_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of them matches, every one is held against every v1."""
+    compared = []
+    real = hmac.compare_digest
+
+    def spy(expected: bytes, given: bytes) -> bool:
+        compared.append((expected, given))
+        return real(expected, given)
+
+    monkeypatch.setattr("service.signatures.hmac.compare_digest", spy)
+    others = (OTHER_KEY, b"whsec_third", b"whsec_fourth")
+    assert judge(header(key=OTHER_KEY), others=others) == OTHERS
+
+    assert compared == [(oracle(key=key), oracle(key=OTHER_KEY)) for key in (KEY, *others)]
 
 
 def test_much_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:

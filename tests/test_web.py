@@ -33,7 +33,7 @@ from service import journal, metrics, tasks, wire
 from service.config import Livemode, Settings
 from service.connections import Connections, connect
 from service.embedded import EmbeddedServer
-from service.errors import Rejected, Shortage, Unavailable
+from service.errors import Refusal, Rejected, Shortage, Unavailable
 from service.health import Health
 from service.inbox import Inbox
 from service.layout import Keys
@@ -160,7 +160,8 @@ OUTCOMES: dict[str, tuple[list[bytes], bytes, str]] = {
     "within the horizon": ([], event(created=NOW - 34 * DAY_S), "admitted"),
     "nothing changed": ([event(created=NOW)], event(id="evt_2", created=NOW + 1), "unchanged"),
     "another type": ([], event("customer.created"), "ignored"),
-    "a thin event": ([], THIN, "ignored"),
+    "a ping": ([], THIN, "ignored"),
+    "a thin event of another type": ([], THIN.replace(b"_destination.ping", b""), "ignored"),
 }
 
 
@@ -239,6 +240,49 @@ async def test_each_fault_of_a_signature_is_a_400(
     async with open_app() as client:
         response = await client.post(WEBHOOK, content=b"{}", headers=headers)
     assert_answer(response, 400, error=word)
+
+
+@pytest.mark.parametrize(
+    "word", ["canceled", "created", "processing", "redacted", "requires_input", "verified"]
+)
+async def test_a_thin_event_of_a_session_comes_again(open_app: Open, log: Log, word: str) -> None:
+    """While sessions cannot be asked for, each is a 503 that says so in the log and the metric."""
+    child = metrics.events("api_key_missing", metrics.OTHER_TYPE)
+    before = child._value.get()
+    event_type = f"v1.identity.verification_session.{word}"
+    body = orjson.dumps({"id": "evt_t", "object": "v2.core.event", "type": event_type})
+    async with open_app() as client:
+        assert_answer(await post(client, body), 503, error="unavailable")
+    assert [(line["event"], line["reason"]) for line in log.lines] == [
+        ("event.deferred", "api_key_missing")
+    ]
+    assert child._value.get() == before + 1
+
+
+async def test_only_what_is_for_us_is_an_event(open_app: Open) -> None:
+    """Whatever is ignored, refused or put off does not look like an event to who waits for one."""
+    metrics.LAST_EVENT.set(0)
+    thin = THIN.replace(b"v2.core.event_destination", b"v1.identity.verification_session")
+    other = [THIN, thin, event("customer.created"), b"[]", event(envelope={"livemode": True})]
+    async with open_app(livemode=Livemode.TEST) as client:
+        for body in other:
+            await post(client, body)
+        await asyncio.sleep(0)
+        assert sample("idv_last_event_timestamp_seconds") == 0
+        for _ in range(2):
+            metrics.LAST_EVENT.set(0)
+            await post(client, event())
+            await asyncio.sleep(0)
+            assert sample("idv_last_event_timestamp_seconds") >= NOW
+
+
+async def test_what_is_alerted_on_is_counted_from_nought(open_app: Open) -> None:
+    """A word is there before it has happened: Prometheus sees what grows, not what appears."""
+    async with open_app():
+        counted = metrics.exposition().decode()
+    for word in (*Refusal, *Shortage):
+        assert f'idv_events_total{{outcome="{word}",type="other"}}' in counted
+    assert 'idv_events_total{outcome="ignored",type="verified"}' in counted
 
 
 async def test_what_nobody_needs_costs_no_event(open_app: Open, log: Log) -> None:
@@ -455,19 +499,64 @@ async def test_endpoints_have_their_own_secrets(open_app: Open) -> None:
         ]
     for path, secret, response in tries:
         own = (secret is acme) == (path != WEBHOOK)
-        error = "field_missing" if own else "signature_mismatch"
+        error = "field_missing" if own else "signature_of_other_endpoint"
         assert (response.status_code, response.json()["error"]) == (400, error)
 
 
+async def test_another_endpoints_secret_is_named_as_such(open_app: Open, log: Log) -> None:
+    """Whoever signs with a secret of another endpoint hears so; whoever has none learns nothing."""
+    acme, stranger = Secret(b"whsec_acme"), Secret(b"whsec_stranger")
+    async with open_app(secrets={"": (SECRET,), "acme": (acme,)}) as client:
+        swapped = [
+            await post(client, event(), signed(event(), acme)),
+            await post(client, event(), path=WEBHOOK + "/acme"),
+        ]
+        forged = await post(client, event(), signed(event(), stranger))
+    for response in swapped:
+        assert_answer(response, 400, error="signature_of_other_endpoint")
+    assert_answer(forged, 400, error="signature_mismatch")
+    assert [line["reason"] for line in log.lines] == [
+        *["signature_of_other_endpoint"] * 2,
+        "signature_mismatch",
+    ]
+
+
 NOT_FOUND = [
-    "/", "/webhooks", "/webhooks/stripe/", "/webhooks/stripe//", "/webhooks/stripe/unknown",
-    "/webhooks/stripe/acme/", "/livez/", "/metrics", "/docs", "/%2e%2e/x", "//webhooks/stripe",
+    "/", "/webhooks", "/livez/", "/metrics", "/docs", "/%2e%2e/x", "//webhooks/stripe",
+    "/webhooks/stripes", "/webhooks/stripe%00", "/webhooks/stripe%0d%0a",
 ]  # fmt: skip
+# What Stripe may have been told instead of the right URL.
+WRONG_PATHS = {
+    "/webhooks/stripe/": "trailing_slash",
+    "/webhooks/stripe//": "trailing_slash",
+    "/webhooks/stripe/acme/": "trailing_slash",
+    "/webhooks/stripe/canary-66600666/": "trailing_slash",
+    "/webhooks/stripe/canary-66600666": "endpoint_unknown",
+    "/webhooks/stripe/acme/canary-66600666": "endpoint_unknown",
+    "/webhooks/stripe/%00": "endpoint_unknown",
+    "/webhooks/stripe/%2e%2e": "endpoint_unknown",
+}
+
+
+@pytest.mark.parametrize("path", WRONG_PATHS)
+async def test_a_wrong_url_at_stripe_is_told(open_app: Open, log: Log, path: str) -> None:
+    """A path that looks like ours and is none has a word, a line and a count, without the path."""
+    word = WRONG_PATHS[path]
+    child = metrics.events(word, metrics.OTHER_TYPE)
+    before = child._value.get()
+    async with open_app(secrets={"": (SECRET,), "acme": (SECRET,)}) as client:
+        url = httpx2.URL("http://tests", raw_path=path.encode())
+        response = await client.post(url, content=event(), headers=signed(event()))
+    assert_answer(response, 404, error=word)
+    [line] = log.lines
+    assert (line["event"], line["reason"], line["body_bytes"]) == ("event.rejected", word, 0)
+    assert "canary" not in str(line)
+    assert child._value.get() == before + 1
 
 
 @pytest.mark.parametrize("path", NOT_FOUND)
 async def test_an_unknown_path_is_a_404(open_app: Open, path: str) -> None:
-    """An unknown path or endpoint is a 404 without a body, and no slash is ever redirected."""
+    """An unknown path is a 404 without a body, and no slash is ever redirected."""
     async with open_app(secrets={"": (SECRET,), "acme": (SECRET,)}) as client:
         response = await client.post(
             httpx2.URL("http://tests", raw_path=path.encode()), content=b"{}"
@@ -479,7 +568,7 @@ async def test_an_unknown_path_is_a_404(open_app: Open, path: str) -> None:
 async def test_an_endpoint_nobody_configured_is_a_404(open_app: Open) -> None:
     """Where only named endpoints have secrets, the bare path is unknown."""
     async with open_app(secrets={"acme": (SECRET,)}) as client:
-        assert (await post(client, event())).status_code == 404
+        assert_answer(await post(client, event()), 404, error="endpoint_unknown")
 
 
 @pytest.mark.parametrize(
@@ -502,7 +591,7 @@ async def test_the_host_header_means_nothing(open_app: Open, host: bytes) -> Non
     async with open_app() as client:
         response = await client.post(WEBHOOK, content=body, headers=headers)
         assert_answer(response, 200, outcome="admitted")
-        missing = await client.post(WEBHOOK + "/", content=body, headers=headers)
+        missing = await client.post("/webhooks", content=body, headers=headers)
     assert dict(missing.headers) == {"content-length": "0"}
 
 
@@ -876,12 +965,12 @@ async def test_a_log_that_fails_costs_no_answer(
     open_app: Open, monkeypatch: pytest.MonkeyPatch, log: Log, broken: str
 ) -> None:
     """A full disk under the log, or a broken metric, changes no answer and raises nothing."""
-    if broken == "log":
-        for method in ("info", "warning", "error"):
-            monkeypatch.setattr(log, method, _broken)
-    else:
-        monkeypatch.setattr(metrics, "events", _broken)
     async with open_app() as client:
+        if broken == "log":
+            for method in ("info", "warning", "error"):
+                monkeypatch.setattr(log, method, _broken)
+        else:
+            monkeypatch.setattr(metrics, "events", _broken)
         assert_answer(await post(client, event()), 200, outcome="admitted")
         assert_answer(await post(client, b"["), 400, error="body_not_json")
 
