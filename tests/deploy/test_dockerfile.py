@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -51,17 +53,39 @@ def test_its_linter_finds_nothing() -> None:
 
 
 def test_the_last_stage_only_runs() -> None:
-    """The image runs as a number, installs nothing, deletes pip, and is stopped by SIGTERM."""
+    """The image runs as a number, and is stopped by SIGTERM."""
     last = stages()[-1]
 
     assert ("USER", "10001:10001") in last
     assert ("STOPSIGNAL", "SIGTERM") in last
     assert ("ENTRYPOINT", '["python", "-m", "service"]') in last
-    [deleted] = [rest for word, rest in last if word == "RUN"]
-    removing, compiling = re.sub(r"\s+", " ", deleted).split(" && ")
-    assert removing.startswith("rm -rf /usr/local/bin/pip*")
-    assert removing.endswith("/usr/local/lib/python3*/site-packages/*")
-    assert compiling.startswith("python -m compileall -q --invalidation-mode unchecked-hash")
+
+
+def test_the_pythons_that_are_named_are_tested() -> None:
+    """The classifiers name those that .ci/run tests on: the oldest, and the image's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [image] = [rest.split("-")[0] for word, rest in instructions() if rest.startswith("PYTHON=")]
+    named = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+
+    assert named == [project["requires-python"].removeprefix(">="), image.removeprefix("PYTHON=")]
+
+
+def test_the_last_stage_has_no_installer_and_all_bytecode(tmp_path: Path) -> None:
+    """Its command deletes what installs packages, and compiles what is left once and for all."""
+    library = tmp_path / "usr/local/lib" / f"python3.{sys.version_info.minor}"
+    pip, module = library / "site-packages/pip/__init__.py", library / "json/decoder.py"
+    for path in (library / "ensurepip/__init__.py", pip, module, tmp_path / "usr/local/bin/pip3"):
+        path.parent.mkdir(parents=True)
+        path.write_text("WORD = 'a'")
+
+    [command] = [rest for word, rest in stages()[-1] if word == "RUN"]
+    carry_out(command, tmp_path)
+
+    [compiled] = library.rglob("*.pyc")
+    assert compiled == Path(cache_from_source(str(module)))
+    # A hash that is never looked at: not even the source is read.
+    assert compiled.read_bytes()[4:8] == b"\1\0\0\0"
+    assert not [*tmp_path.rglob("*pip*")]
 
 
 def test_what_is_copied_is_all_that_is_sent() -> None:
@@ -131,17 +155,23 @@ def build_in(directory: Path) -> None:
     shutil.copytree(ROOT / "service", directory / "app/service", ignore=ignored)
     for path in (directory / "app").rglob("*"):
         path.chmod(path.stat().st_mode & 0o700)
-    ours = Path(sys.executable).parent
     for word, rest in stages()[0]:
         if word == "RUN":
-            subprocess.run(
-                ["/bin/sh", "-ec", rest.replace("/opt/", f"{directory}/opt/")],
-                cwd=directory / "app",
-                env={**os.environ, "PATH": f"{ours}:{os.environ['PATH']}"},
-                timeout=BUILD_DEADLINE_S,
-                umask=0o077,
-                check=True,
-            )
+            carry_out(rest, directory)
+
+
+def carry_out(command: str, directory: Path) -> None:
+    """Run what a RUN says with this Python, and *directory* as the root of everything."""
+    ours = Path(sys.executable).parent
+    (directory / "app").mkdir(exist_ok=True)
+    subprocess.run(
+        ["/bin/sh", "-ec", re.sub(r"(?<!\S)/(?=opt/|usr/)", f"{directory}/", command)],
+        cwd=directory / "app",
+        env={**os.environ, "PATH": f"{ours}:{os.environ['PATH']}"},
+        timeout=BUILD_DEADLINE_S,
+        umask=0o077,
+        check=True,
+    )
 
 
 def built(directory: Path, opened: Yard, *arguments: str) -> str:

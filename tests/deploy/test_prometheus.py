@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from generate import series, series_name
+from harness import event, signed, soon, yard
 from programs import ROOT, documents, program, run
 from prometheus_client import Histogram
+from prometheus_client.parser import text_string_to_metric_families
 
 from service import metrics
 from service.errors import Refusal, Shortage
@@ -143,6 +147,67 @@ def test_the_dashboard_asks_for_what_there_is(query: str) -> None:
     assert asked_for(query)
     assert asked_for(query) <= known()
     assert labels_asked_for(query) <= _labels() | {"job", "instance", "le"}
+
+
+def test_a_healthy_dashboard_shows_something(tmp_path: Path) -> None:
+    """Where all is well each query has an answer, or its panel says that there is nothing."""
+    with yard(tmp_path) as opened:
+        receiver, worker = (opened.start(name).ready() for name in ("serve", "work"))
+        body = event()
+        httpx2.post(receiver.url, content=body, headers=signed(body)).raise_for_status()
+        soon(lambda: worker.lines("transition"))
+        exposed = {
+            name: httpx2.get(f"{process.admin}/metrics").text
+            for name, process in (("serve", receiver), ("work", worker))
+        }
+    asked = [
+        target["expr"]
+        for panel in panels()
+        for target in panel.get("targets", [])
+        if "noValue" not in panel["fieldConfig"]["defaults"]
+    ]
+    one = {"labels": "{}", "value": 1}
+    play(tmp_path, held(exposed), {f"count({query}) > bool 0": [one] for query in asked})
+
+
+def test_no_finding_is_counted_that_is_a_choice(tmp_path: Path) -> None:
+    """On a server without a replica, and not told to sync each write, the dashboard counts none."""
+    [query] = [one["targets"][0]["expr"] for one in panels() if one["title"] == "Findings"]
+    risks = {"eviction": 0, "fsync": 1, "replication": 1}
+    series = {f'idv_redis_risk{{job="a",finding="{name}"}}': risk for name, risk in risks.items()}
+    play(tmp_path, series, {query: [{"labels": "{}", "value": 0}]})
+
+
+def held(exposed: dict[str, str]) -> dict[str, float]:
+    """Return every series that processes expose, each with its value."""
+    return {
+        _series(sample.name, {**sample.labels, "job": job}): sample.value
+        for job, text in exposed.items()
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("idv_")
+    }
+
+
+def _series(name: str, labels: dict[str, str]) -> str:
+    return name + "{" + ",".join(f'{key}="{value}"' for key, value in labels.items()) + "}"
+
+
+def play(directory: Path, series: Mapping[str, float], cases: dict[str, list[Any]]) -> None:
+    """Have Prometheus's own tool hold series that do not change against the answers to queries."""
+    tests = directory / "tests.yml"
+    inputs = [{"series": name, "values": f"{value}x20"} for name, value in series.items()]
+    asked = [
+        {
+            "expr": query.replace("$job", ".*").replace("$__rate_interval", "5m"),
+            "eval_time": "10m",
+            "exp_samples": samples,
+        }
+        for query, samples in cases.items()
+    ]
+    case = {"interval": "1m", "input_series": inputs, "promql_expr_test": asked}
+    tests.write_text(json.dumps({"evaluation_interval": "1m", "tests": [case]}))
+    run(promtool(), "test", "rules", tests)
 
 
 def test_the_dashboard_is_whole() -> None:
