@@ -18,6 +18,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Where `.ci/run` puts what deploy/requirements/tools.txt pins.
 TOOLS = ROOT / ".venv-tools" / "bin"
+# And what it takes from a newer Debian.
+UNPACKED = ROOT / ".venv-debian" / "usr" / "bin"
 PINNED_TOOLS = (
     "python3 -m venv .venv-tools && "
     ".venv-tools/bin/pip install --no-deps -r deploy/requirements/tools.txt"
