@@ -1,13 +1,23 @@
-"""The circuit of one handler: while its queue cannot be reached, wait and probe, count nothing.
+"""The circuit of one handler: while its queue cannot be reached, sessions wait and one probes.
 
-Knows nothing of deliveries. What counts as unreachable is `ConnectionError`, the word every
-built-in handler has for it and every handler of yours may use.
+Knows nothing of entries, Redis or any queue. The rules:
+
+    opens    when a call cannot reach the queue, unless that counts as the session's own failure
+    counts   a call that cannot reach the queue is an attempt of its session whenever another
+             session has succeeded since this session's last try: the message may be to blame
+    probes   while open one call at a time, for the session that was probed least; so one session
+             that can never succeed does not keep the circuit open
+    closes   when any call reaches the queue. One that ran out of time proves nothing
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import random
+from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -15,57 +25,156 @@ from . import metrics
 
 # While a handler cannot reach its queue, it is asked again at least this often.
 PROBE_CEILING_S = 30.0
+_NEVER = -1
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
+class Caller:
+    """What the circuit knows of a session whose first entry is tried.
+
+    Attributes:
+        key: Its name.
+        probes: How often it has probed.
+        seen: How many calls of all sessions had succeeded when its last try ended.
+    """
+
+    __slots__ = ("key", "probes", "seen")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.begin()
+
+    def begin(self) -> None:
+        """Start anew, with another entry."""
+        self.probes, self.seen = 0, _NEVER
+
+
+class Owner(Protocol):
+    """Whoever lets callers wait here."""
+
+    def resume(self, caller: Caller, /) -> None:
+        """Let *caller* try again: it is its turn to probe, or the circuit has closed."""
+
+
+@dataclass
+class _Turn:
+    """Whose turn it is to probe."""
+
+    caller: Caller
+    owner: Owner
+    has_begun: bool = False
+
+
 class Circuit:
-    """Open from a connection error until any call reaches the queue again.
+    """Open from the first call that cannot reach the queue until any call does.
 
     Args:
         handler: The handler's name.
-        first_s: The first probe comes within this many seconds, each later one within twice that.
+        first_s: A caller's first probe comes within this many seconds, each later one within twice
+            that.
+
+    Attributes:
+        is_open: Whether callers have to wait, but for the one whose turn it is to probe.
+        succeeded: How many calls have succeeded.
+        probes: How many callers have had a turn since it opened.
     """
 
     def __init__(self, handler: str, *, first_s: float) -> None:
-        self.probing = asyncio.Lock()
-        self.reached = 0
+        self.is_open = False
+        self.succeeded = 0
         self._handler = handler
         self._first_s = first_s
-        self._probes = 0
+        self._order = itertools.count()
+        # Heap of (probes, order of arrival, caller, owner): the least probed is in front.
+        self._waiting: list[tuple[int, int, Caller, Owner]] = []
+        self._turn: _Turn | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_level = 0
+        self.probes = 0
         self._gauge = metrics.CIRCUIT_OPEN.labels(handler)
         self._gauge.set(0)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether calls have to wait, but for one at a time that holds `probing`."""
-        return self._probes > 0
-
-    def answered(self) -> None:
-        """Note a call that reached the queue, whatever came of it."""
-        self.reached += 1
-        if self.is_open:
-            log.warning("circuit.closed", handler=self._handler, probes=self._probes)
-            self._probes = 0
-            self._gauge.set(0)
-
-    def failed(self, *, reached_before: int) -> bool:
-        """Note a connection error; say whether it is the queue's, and not that one call's.
-
-        It is when no call has reached the queue since *reached_before* was read from `reached`, and
-        when others were told so meanwhile.
-        """
-        if self.is_open:
+    def enter(self, caller: Caller) -> bool:
+        """Say whether *caller* may call now: the circuit is closed, or it has its turn to probe."""
+        if not self.is_open:
             return True
-        if self.reached != reached_before:
+        if self._turn is None or self._turn.caller is not caller:
             return False
-        log.error("circuit.opened", handler=self._handler)
-        self._probes = 1
-        self._gauge.set(1)
+        self._turn.has_begun = True
         return True
 
-    def pause_s(self) -> float:
-        """Return the seconds before the next probe, and count it."""
-        longest = min(PROBE_CEILING_S, self._first_s * 2 ** min(self._probes - 1, 32))
-        self._probes += 1
-        return random.uniform(0, longest)  # noqa: S311 - jitter
+    def wait(self, caller: Caller, owner: Owner) -> None:
+        """Let *caller* wait until its owner is told to resume it."""
+        heapq.heappush(self._waiting, (caller.probes, next(self._order), caller, owner))
+        if self._timer is None or caller.probes < self._next_level:
+            self._plan_probe()
+
+    def leave(self, owner: Owner) -> None:
+        """Forget the callers of an owner that is stopping, but for one that is calling."""
+        self._waiting = [waiting for waiting in self._waiting if waiting[3] is not owner]
+        heapq.heapify(self._waiting)
+        if self._turn is not None and self._turn.owner is owner and not self._turn.has_begun:
+            self._turn = None
+        self._plan_probe()
+
+    def succeed(self) -> None:
+        """Note a call that succeeded."""
+        self.succeeded += 1
+        self.answer()
+
+    def answer(self) -> None:
+        """Note a call that reached the queue, whatever came of it."""
+        if not self.is_open:
+            return
+        log.warning("circuit.closed", handler=self._handler, probes=self.probes)
+        self.is_open, self._turn = False, None
+        self._gauge.set(0)
+        waiting, self._waiting = self._waiting, []
+        self._plan_probe()
+        for _, _, caller, owner in waiting:
+            owner.resume(caller)
+
+    def fail(self, caller: Caller, *, succeeded_before: int) -> bool:
+        """Note a call that could not reach the queue; say whether the queue is to blame.
+
+        Args:
+            caller: The session that called.
+            succeeded_before: `succeeded` when the call began.
+        """
+        is_first_try = caller.seen == _NEVER
+        since = succeeded_before if is_first_try else caller.seen
+        caller.seen = self.succeeded
+        self.end_probe(caller)
+        if self.succeeded > since and not (is_first_try and self.is_open):
+            return False
+        if not self.is_open:
+            log.error("circuit.opened", handler=self._handler)
+            self.is_open, self.probes = True, 0
+            self._gauge.set(1)
+        return True
+
+    def end_probe(self, caller: Caller) -> None:
+        """Give the turn to probe to the next, if it was this caller's."""
+        if self._turn is not None and self._turn.caller is caller:
+            self._turn = None
+            self._plan_probe()
+
+    def _plan_probe(self) -> None:
+        """Set the timer for the next probe, unless there is one under way or nobody to probe."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._turn is None and self._waiting:
+            self._next_level = self._waiting[0][0]
+            longest = min(PROBE_CEILING_S, self._first_s * 2 ** min(self._next_level, 32))
+            pause_s = random.uniform(0, longest)  # noqa: S311 - jitter
+            self._timer = asyncio.get_running_loop().call_later(pause_s, self._probe)
+
+    def _probe(self) -> None:
+        self._timer = None
+        _, _, caller, owner = heapq.heappop(self._waiting)
+        caller.probes += 1
+        self.probes += 1
+        self._turn = _Turn(caller, owner)
+        owner.resume(caller)

@@ -43,6 +43,7 @@ from . import urls
 from .cluster import ClusterClient
 from .errors import ConfigError, Shortage
 from .exchange import NOTHING, Exchanger, Needs, NotFsyncedError, NotReplicatedError
+from .loop_lag import LAG
 from .redis_connection import MENDED, SentinelTcpConnection, SentinelTlsConnection, Term
 from .secret import Secret
 
@@ -208,7 +209,9 @@ def shortage(error: BaseException) -> Shortage:
         return Shortage.NOT_DURABLE
     for kinds, word in _SHORTAGES:
         if isinstance(error, kinds):
-            return word
+            # While we stood still ourselves, a time-out says nothing about Redis.
+            is_ours = word is Shortage.REDIS_SLOW and LAG.was_blocked()
+            return Shortage.EVENT_LOOP_BLOCKED if is_ours else word
     return Shortage.REDIS_REFUSED
 
 

@@ -1,75 +1,42 @@
-"""The way out: one chain per session, retries, dead letters. Knows no Redis and no broker.
+"""The way out: which session is worked when, in order, within bounds. Knows no Redis and no queue.
 
-A `Dispatcher` works one handler's mail in one partition for as long as the lease holds. Which
-partitions are ours is decided in `worker`; how a mailbox keeps its word, in `mailbox`. Time is
-the event loop's alone.
+A `Dispatcher` works one handler's entries of one partition for as long as the lease holds. Which
+partitions are ours is decided in `worker`; how a mailbox keeps its word, in `mailbox`; what
+becomes of one entry, in `delivery`. Time is the event loop's alone. A session is in one of three
+states:
+
+    working   a task delivers its entries, one after the other
+    resting   its first entry has failed, and is tried again after a pause
+    waiting   the queue cannot be reached: until the circuit closes, or for its turn to probe
+
+A session that rests is parked (`backlog`) and takes no place of those that can go on. One that
+waits is parked too, but keeps a place: while the queue is away, reading on gains nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import deque
-from collections.abc import AsyncIterator
-from enum import StrEnum
-from typing import Protocol
 
 import structlog
 
-from . import metrics
-from .circuit import Circuit
-from .errors import Undeliverable
+from . import tasks
+from .backlog import Backlog, Session
+from .circuit import Caller, Circuit
+from .delivery import Deliverer, Mail, Pause, StoppedError
 from .handlers import Handler
-from .mailbox import Delivery, LeaseLostError, Tries
+from .mailbox import Delivery
 from .retries import RetryPolicy
-from .transitions import is_selftest
 
-# Entries in hand per handler and partition: back-pressure, not memory, takes what comes above.
-# Only what is taken over may exceed it, by one batch.
+# Transitions in memory per handler and partition: back-pressure takes what comes above. What is
+# claimed may exceed it by one batch, and sessions that go on after a rest by one entry each.
 WINDOW = 512
-MOST_PER_READ = 100
-# A handler that takes the whole process down is not given the same entry more often than this.
-STARTS_WITHOUT_OUTCOME = 5
+MAX_PER_READ = 100
+# Entries of which only the id is kept. Above it reading stops, healthy sessions or not.
+MAX_PARKED = 20_000
+READ_AGAIN_BELOW = 0.9
+MAX_GIVEN_BACK_AT_ONCE = 1000
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
-
-
-class Burial(StrEnum):
-    """Why a delivery became a dead letter, where the handler gave no word of its own."""
-
-    EXHAUSTED = "exhausted"
-    KILLED_WORKER = "killed_worker"
-
-
-class _StoppedError(Exception):
-    """Told to stop before the next call of the handler."""
-
-
-class Mail(Protocol):
-    """What a dispatcher needs of a mailbox."""
-
-    def is_ours(self) -> bool:
-        """Say whether the lease holds."""
-
-    def take_over(self) -> AsyncIterator[list[Delivery]]:
-        """Claim what was left pending, oldest first."""
-
-    async def read(self, most: int) -> list[Delivery]:
-        """Return new deliveries, oldest first; none when there is nothing new."""
-
-    async def settle(self, delivery: Delivery) -> None:
-        """Settle a delivery."""
-
-    async def count(self, delivery: Delivery, tries: Tries) -> None:
-        """Write down how often a delivery was tried."""
-
-    async def bury(
-        self, delivery: Delivery, *, reason: str, error: str, attempts: int
-    ) -> int | None:
-        """Move a delivery to the dead letters; None when there is no room for it."""
-
-    async def arrival(self) -> None:
-        """Wait until there is something new to read."""
 
 
 class Dispatcher:
@@ -83,6 +50,9 @@ class Dispatcher:
         circuit: Whether the handler reaches its queue; one for all its dispatchers.
         suspects: Held while a delivery that may have killed a worker is tried, so that what
             else runs in the process is not counted together with it.
+
+    Attributes:
+        is_full: Whether reading has stopped because too many entries are parked.
     """
 
     def __init__(
@@ -95,242 +65,169 @@ class Dispatcher:
         circuit: Circuit,
         suspects: asyncio.Lock,
     ) -> None:
+        self.is_full = False
         self._name = name
-        self._circuit = circuit
-        self._handler = handler
         self._mail = mail
-        self._policy = policy
-        self._suspects = suspects
-        self._slots = asyncio.Semaphore(policy.concurrency)
-        self._chains: dict[str, deque[Delivery]] = {}
-        self._in_hand = 0
+        self._circuit = circuit
+        self._deliverer = Deliverer(name, handler, mail, policy, circuit=circuit, suspects=suspects)
+        self._backlog = Backlog()
+        self._waiting = 0
+        # Sessions that go on after a rest have half of the slots at most.
+        self._resumed, self._max_resumed = 0, max(1, policy.concurrency // 2)
+        self._alarm: asyncio.TimerHandle | None = None
         self._room = asyncio.Event()
-        self._stopping = asyncio.Event()
+        self._tasks = tasks.Group()
         self._feeding: asyncio.Task[None] | None = None
-        self._seconds = metrics.DELIVERY_SECONDS.labels(name)
-        self._delivered, self._failed, self._retried, self._buried, self._withheld = (
-            metrics.DELIVERIES.labels(name, outcome)
-            for outcome in ("delivered", "failed", "retried", "buried", "withheld")
-        )
+
+    @property
+    def parked(self) -> int:
+        """How many entries are in hand by their id only."""
+        return self._backlog.parked
+
+    @property
+    def in_hand(self) -> int:
+        """How many entries are in hand, parked or not."""
+        return self._backlog.loaded + self._backlog.parked
 
     async def run(self) -> None:
         """Work until stopped; then finish what has been started and leave the rest pending.
 
         Raises:
-            Exception: `LeaseLostError`, or whatever the mailbox raised, alone or in a group.
+            BaseExceptionGroup: With `LeaseLostError`, or whatever the mailbox raised.
         """
-        async with asyncio.TaskGroup() as tasks:
-            self._feeding = tasks.create_task(self._feed(tasks))
-            if self._stopping.is_set():
-                self._feeding.cancel()
+        if self._deliverer.is_stopping:
+            return
+        self._feeding = self._tasks.start(self._feed())
+        try:
+            await self._tasks.until_over()
+        finally:
+            self._circuit.leave(self)
+            if self._alarm is not None:
+                self._alarm.cancel()
+            await self._deliverer.end()
         await self._give_back()
 
     def stop(self) -> None:
         """Read no more and start no more."""
-        self._stopping.set()
+        self._deliverer.is_stopping = True
         if self._feeding is not None:
-            self._feeding.cancel()
+            self._tasks.dismiss(self._feeding)
+        self._circuit.leave(self)
 
-    async def _feed(self, tasks: asyncio.TaskGroup) -> None:
-        """Take over what is pending, then read what is new, for as long as there is room."""
+    def resume(self, caller: Caller) -> None:
+        """Let a session go on that waited at the circuit."""
+        self._waiting -= 1
+        self._rest(self._backlog.sessions[caller.key], 0.0)
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._deliverer.is_stopping or self._tasks.is_ending
+
+    async def _feed(self) -> None:
+        """Claim what is pending, then read what is new, for as long as there is room."""
         async for deliveries in self._mail.take_over():
-            self._accept(deliveries, tasks)
+            self._accept(deliveries)
             await self._until_room()
-        while not self._stopping.is_set():
-            deliveries = await self._mail.read(min(MOST_PER_READ, WINDOW - self._in_hand))
-            self._accept(deliveries, tasks)
+        while True:
+            deliveries = await self._mail.read(min(MAX_PER_READ, self._places()))
+            self._accept(deliveries)
             if not deliveries:
                 await self._mail.arrival()
             await self._until_room()
 
+    def _places(self) -> int:
+        """Return how many more transitions may be read."""
+        bound = MAX_PARKED * READ_AGAIN_BELOW if self.is_full else MAX_PARKED
+        was_full, self.is_full = self.is_full, self.parked >= bound
+        if self.is_full and not was_full:
+            log.error("reading.paused", handler=self._name, parked=self.parked)
+        return 0 if self.is_full else WINDOW - self._backlog.loaded - self._waiting
+
     async def _until_room(self) -> None:
-        while self._in_hand >= WINDOW:
+        while self._places() <= 0:
             self._room.clear()
             await self._room.wait()
 
-    def _accept(self, deliveries: list[Delivery], tasks: asyncio.TaskGroup) -> None:
-        """Append each delivery to its session's chain, and start the chains that are new."""
-        if _is_canceled():
-            # Said again, should it have been lost below: nothing may start in what is ending.
-            raise asyncio.CancelledError
-        self._in_hand += len(deliveries)
+    def _accept(self, deliveries: list[Delivery]) -> None:
+        """Put each delivery behind those of its session, and start the sessions that are new."""
         for delivery in deliveries:
-            session_id = delivery.transition.session_id
-            if session_id in self._chains:
-                self._chains[session_id].append(delivery)
-            else:
-                self._chains[session_id] = deque([delivery])
-                tasks.create_task(self._work_off(session_id))
-
-    async def _work_off(self, session_id: str) -> None:
-        """Deliver one session's entries one after the other."""
-        chain = self._chains[session_id]
-        try:
-            while chain:
-                await self._deliver(chain)
-                chain.popleft()
-                self._in_hand -= 1
-                self._room.set()
-        except _StoppedError:
-            return
-        except asyncio.CancelledError:
-            if _is_canceled():
-                raise
-            # A chain that ended in silence would hold its session back for ever.
-            raise RuntimeError("the mailbox canceled itself") from None
-        del self._chains[session_id]
-
-    async def _deliver(self, chain: deque[Delivery]) -> None:
-        """Try the first of a chain until it is settled or buried."""
-        if is_selftest(chain[0].transition.session_id):
-            self._withheld.inc()
-            await self._mail.settle(chain[0])
-            return
-        if chain[0].tries.started > STARTS_WITHOUT_OUTCOME:
-            await self._bury(chain[0], Burial.KILLED_WORKER, None, chain[0].tries.failed)
-            return
-        reached = self._circuit.reached
-        while (error := await self._attempt(chain[0])) is not None:
-            if isinstance(error, ConnectionError) and self._circuit.failed(reached_before=reached):
-                continue
-            reached = self._circuit.reached
-            failed = chain[0].tries.failed + 1
-            if isinstance(error, Undeliverable):
-                await self._bury(chain[0], error.reason, error, failed)
-                return
-            if failed >= self._policy.attempts:
-                await self._bury(chain[0], Burial.EXHAUSTED, error, failed)
-                return
-            chain[0] = chain[0]._replace(tries=Tries(failed, 1))
-            await self._mail.count(chain[0], chain[0].tries)
-            await self._pause(chain[0], error)
-        await self._mail.settle(chain[0])
-
-    async def _attempt(self, delivery: Delivery) -> BaseException | None:
-        """Call the handler once; return what it raised.
-
-        While its queue cannot be reached, one call after the other probes and the rest wait.
-        """
-        while True:
-            async with self._permit(delivery):
-                if not self._circuit.is_open:
-                    return await self._start(delivery)
-            async with self._turn_to_probe():
-                if self._circuit.is_open:
-                    await self._sleep(self._circuit.pause_s())
-                    async with self._permit(delivery):
-                        return await self._start(delivery)
-
-    @contextlib.asynccontextmanager
-    async def _permit(self, delivery: Delivery) -> AsyncIterator[None]:
-        """Hold one of the slots, and, for a suspect, everything else of the kind."""
-        async with (
-            self._suspects if delivery.tries.is_suspect else contextlib.nullcontext(),
-            self._slots,
-        ):
-            if self._stopping.is_set():
-                raise _StoppedError
-            if not self._mail.is_ours():
-                raise LeaseLostError
-            yield
-
-    @contextlib.asynccontextmanager
-    async def _turn_to_probe(self) -> AsyncIterator[None]:
-        """Hold the one turn there is for all that wait, unless told to stop before."""
-        turn = asyncio.ensure_future(self._circuit.probing.acquire())
-        stopped = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait({turn, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not turn.done():
-                raise _StoppedError
-            yield
-        finally:
-            stopped.cancel()
-            if turn.done() and not turn.cancelled():
-                self._circuit.probing.release()
-            else:
-                turn.cancel()
-
-    async def _start(self, delivery: Delivery) -> BaseException | None:
-        failed, started = delivery.tries
-        if delivery.tries.is_suspect:
-            await self._mail.count(delivery, Tries(failed, started + 1))
-        with self._seconds.time():
-            error = await self._call(delivery)
-        (self._delivered if error is None else self._failed).inc()
-        if not isinstance(error, ConnectionError | TimeoutError):
-            self._circuit.answered()
-        return error
-
-    async def _call(self, delivery: Delivery) -> BaseException | None:
-        error: BaseException | None = None
-        try:
-            async with asyncio.timeout(self._policy.timeout_s):
-                await self._handler(delivery.transition)
-        except (SystemExit, KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as raised:  # noqa: BLE001 - a handler may raise anything; it is counted
-            error = raised
-        if _is_canceled():
-            # Said again, should the handler have kept it to itself.
+            session = self._backlog.add(delivery)
+            if session is not None:
+                self._begin(session)
+        if self._is_ending:
+            # Said again, should a client of Redis have kept the cancellation to itself.
             raise asyncio.CancelledError
-        return error
 
-    async def _pause(self, delivery: Delivery, error: BaseException) -> None:
-        pause_s = self._policy.pause_s(delivery.tries.failed)
-        self._retried.inc()
-        log.warning(
-            "delivery.retried",
-            **self._described(delivery),
-            error=type(error).__name__,
-            attempt=delivery.tries.failed,
-            pause_s=round(pause_s, 3),
-        )
-        await self._sleep(pause_s)
+    def _begin(self, session: Session) -> None:
+        """Start a session. What failed before or is suspected goes with those that have rested."""
+        tries = session.first.tries
+        if not session.loaded or tries.failed or tries.is_suspect:
+            self._rest(session, 0.0)
+        elif not self._is_ending:
+            self._tasks.start(self._work(session))
 
-    async def _sleep(self, pause_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._stopping.wait()
-                raise _StoppedError
+    def _rest(self, session: Session, pause_s: float) -> None:
+        self._backlog.rest(session, asyncio.get_running_loop().time() + pause_s)
+        self._room.set()
+        self._start_due()
+
+    def _start_due(self) -> None:
+        """Let sessions go on whose rest is over, and set the alarm for the next."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        loop = asyncio.get_running_loop()
+        while self._resumed < self._max_resumed and not self._is_ending:
+            session = self._backlog.pop_due(loop.time())
+            if session is None:
+                if (due := self._backlog.next_due) is not None:
+                    self._alarm = loop.call_at(due, self._start_due)
+                break
+            self._resumed += 1
+            self._tasks.start(self._work_again(session))
+
+    async def _work_again(self, session: Session) -> None:
+        try:
+            await self._work(session)
+        finally:
+            self._resumed -= 1
+            self._start_due()
+
+    async def _work(self, session: Session) -> None:
+        """Deliver a session's entries one after the other, until one has to be tried again."""
+        try:
+            while session.deliveries:
+                pause = await self._deliverer.deliver(session)
+                if pause is not None:
+                    self._park(session, pause)
+                    break
+                self._backlog.remove_first(session)
+                self._room.set()
+        except StoppedError:
+            pass
+        finally:
+            self._circuit.end_probe(session)
+
+    def _park(self, session: Session, pause: Pause) -> None:
+        if pause.seconds is not None:
+            self._rest(session, pause.seconds)
+            return
+        self._backlog.park(session)
+        self._waiting += 1
+        self._circuit.wait(session, self)
 
     async def _give_back(self) -> None:
         """Write down that what is left in hand was not started, so that nobody suspects it."""
-        left = [delivery for chain in self._chains.values() for delivery in chain]
-        await asyncio.gather(
-            *(
-                self._mail.count(delivery, tries._replace(started=tries.started - 1))
-                for delivery in left
-                if not (tries := delivery.tries).is_suspect
+        left = [
+            delivery
+            for session in self._backlog.sessions.values()
+            for delivery in session.deliveries
+            if delivery.tries.started > 0 and not delivery.tries.is_suspect
+        ]
+        for i in range(0, len(left), MAX_GIVEN_BACK_AT_ONCE):
+            await asyncio.gather(
+                *(
+                    self._mail.count(one, one.tries._replace(started=one.tries.started - 1))
+                    for one in left[i : i + MAX_GIVEN_BACK_AT_ONCE]
+                )
             )
-        )
-
-    async def _bury(
-        self, delivery: Delivery, reason: str, error: BaseException | None, attempts: int
-    ) -> None:
-        word = "" if error is None else type(error).__name__
-        described = {**self._described(delivery), "reason": reason, "error": word}
-        while True:
-            held = await self._mail.bury(delivery, reason=reason, error=word, attempts=attempts)
-            if held is not None:
-                break
-            # Nothing is dropped to make room: an operator has to.
-            log.error("delivery.unburied", **described, attempt=attempts)
-            await self._sleep(self._policy.ceiling_s)
-        self._buried.inc()
-        log.error("delivery.buried", **described, attempt=attempts, dead_letters=held)
-
-    def _described(self, delivery: Delivery) -> dict[str, object]:
-        transition = delivery.transition
-        return {
-            "handler": self._name,
-            "event_id": transition.event_id,
-            "session_id": transition.session_id,
-            "sequence": transition.sequence,
-        }
-
-
-def _is_canceled() -> bool:
-    """Say whether the current task is being canceled, rather than something it waits for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -11,8 +11,9 @@ No error here ever carries input, a value of a setting, or another exception's t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 # How long whoever meets `Unavailable` is asked to wait.
 RETRY_AFTER_S = 5
@@ -70,6 +71,7 @@ class Shortage(StrEnum):
     REDIS_SLOW = "redis_slow"
     REDIS_FULL = "redis_full"
     REDIS_REFUSED = "redis_refused"
+    EVENT_LOOP_BLOCKED = "event_loop_blocked"
     NOT_DURABLE = "not_durable"
     CLOCKS_DIFFER = "clocks_differ"
     LAYOUT_DIFFERS = "layout_differs"
@@ -86,13 +88,28 @@ class Unavailable(ServiceError):
         self.reason = reason
 
 
+UNDELIVERABLE = "undeliverable"
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
 class Undeliverable(ServiceError):
     """Raised by a handler for a transition that no further attempt can deliver.
 
-    `reason` is one short word for the dead letter, such as `message_too_large`; it must not hold
-    anything of the transition itself.
+    `reason` is one short word for the dead letter, such as `message_too_large`: 1 to 64 letters,
+    digits and `_.-`, or an enum's member with such a value. Anything else becomes `undeliverable`.
+    It must not hold anything of the transition itself.
     """
 
-    def __init__(self, reason: str = "undeliverable") -> None:
-        super().__init__(reason)
-        self.reason = reason
+    # For a subclass that does not call our __init__.
+    reason: str = UNDELIVERABLE
+
+    def __init__(self, reason: object = UNDELIVERABLE) -> None:
+        self.reason = word_of(reason)
+        super().__init__(self.reason)
+
+
+def word_of(reason: object) -> str:
+    """Return *reason* if it is one short word, else `undeliverable`."""
+    value = reason.value if isinstance(reason, Enum) else reason
+    is_word = isinstance(value, str) and _WORD.fullmatch(value)
+    return str(value) if is_word else UNDELIVERABLE

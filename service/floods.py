@@ -20,12 +20,16 @@ MOST_KINDS = 256
 REPEATED = frozenset(
     {
         "backlog.filled",
+        "delivery.broken",
         "delivery.retried",
         "delivery.unburied",
         "dispatcher.ended",
         "dispatcher.failed",
         "event.deferred",
         "event.rejected",
+        "handler.blocking",
+        "handler.stuck",
+        "reading.paused",
         "redis.answered",
         "redis.lost",
         "worker.turn_failed",

@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from . import wire
@@ -21,16 +24,18 @@ from .script_batches import ScriptBatches
 from .transitions import StatusTransition
 
 MOST_PER_FLIGHT = 512
+# An entry may have tens of kilobytes.
+MAX_LOADED_PER_CALL = 64
 MOST_TAKEN_OVER_PER_CALL = 100
 # Per handler and partition. Where there is no room, what should be buried stays where it is.
 MOST_DEAD_LETTERS = 100_000
-UNREADABLE = "unreadable"
 # In the hands of a third process, since two have ended with it: from here on it is tried alone.
 SUSPECT = 3
 
 _LEASE = Script("lease")
 _RELEASE = Script("release")
 _READ = Script("read")
+_LOAD = Script("load")
 _TAKE_OVER = Script("take_over")
 _SETTLE = Script("settle")
 _COUNT = Script("count")
@@ -67,12 +72,28 @@ class Tries(NamedTuple):
         return self.started >= SUSPECT
 
 
-class Delivery(NamedTuple):
-    """One transition in the hand of one handler."""
+class Missing(StrEnum):
+    """Why there is no transition in an entry."""
+
+    GONE = "gone"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One entry in the hand of one handler.
+
+    Attributes:
+        entry_id: Its id in its stream.
+        transition: What it holds. None when it cannot be read, or when only the id is kept.
+        tries: How often it was tried.
+        is_replay: Whether it is in the handler's stream of replays.
+    """
 
     entry_id: str
-    transition: StatusTransition
+    transition: StatusTransition | None
     tries: Tries
+    is_replay: bool = False
 
 
 class Mailbox:
@@ -143,27 +164,26 @@ class Mailbox:
                 first = following.decode()
                 if entries:
                     yield [
-                        delivery
+                        pile.delivery(entry_id, fields, count=count)
                         for entry_id, count, fields in entries
                         if fields is not None
-                        and (delivery := await self._delivery(entry_id, fields, count)) is not None
                     ]
 
     async def read(self, most: int) -> list[Delivery]:
         """Return up to *most* new deliveries, oldest first; none when there is nothing new."""
         streams = [pile.stream for pile in self._piles]
-        deliveries: list[Delivery] = []
-        while not deliveries:
-            entries, read = await self._fence.take(_READ, streams, self.handler, self._worker, most)
-            if not entries:
-                self._read = {
-                    stream: entry_id.decode()
-                    for stream, entry_id in zip(streams, read, strict=True)
-                }
-                break
-            found = [await self._delivery(entry_id, fields, 1) for entry_id, fields in entries]
-            deliveries = [delivery for delivery in found if delivery is not None]
-        return deliveries
+        replayed, new, read = await self._fence.take(
+            _READ, streams, self.handler, self._worker, most
+        )
+        if read:
+            self._read = dict(zip(streams, map(bytes.decode, read), strict=True))
+        return [self._replays.delivery(*entry, count=1) for entry in replayed] + [
+            self._new.delivery(*entry, count=1) for entry in new
+        ]
+
+    async def load(self, delivery: Delivery) -> StatusTransition | Missing:
+        """Read again what an entry holds of which only the id was kept; loads travel together."""
+        return await self._pile_of(delivery).loading.submit(delivery.entry_id)
 
     async def arrival(self) -> None:
         """Wait until there is something later than what was last read."""
@@ -171,12 +191,12 @@ class Mailbox:
 
     async def settle(self, delivery: Delivery) -> None:
         """Settle a delivery its handler has taken; settlements travel together."""
-        await self._pile_of(delivery.transition).settling.submit(delivery.entry_id)
+        await self._pile_of(delivery).settling.submit(delivery.entry_id)
 
     async def count(self, delivery: Delivery, tries: Tries) -> None:
         """Write down how often a delivery was tried, where it survives us."""
         number = tries.failed * _FAILURE + tries.started
-        counting = self._pile_of(delivery.transition).counting
+        counting = self._pile_of(delivery).counting
         await counting.submit((delivery.entry_id, number))
 
     async def bury(
@@ -187,22 +207,11 @@ class Mailbox:
         Returns how many dead letters there are now; None when there is no room for another, and
         the delivery is where it was.
         """
-        pile = self._pile_of(delivery.transition)
+        pile = self._pile_of(delivery)
         return await pile.bury(self._dead, delivery.entry_id, reason, error, attempts)
 
-    def _pile_of(self, transition: StatusTransition) -> _Pile:
-        return self._replays if transition.replay else self._new
-
-    async def _delivery(self, entry_id: bytes, fields: list[bytes], count: int) -> Delivery | None:
-        """Read one entry; one that is not ours is buried at once."""
-        entry = dict(zip(fields[::2], fields[1::2], strict=True))
-        try:
-            transition = wire.unpack(entry)
-        except ValueError:
-            pile = self._replays if wire.REPLAY in entry else self._new
-            await pile.bury(self._dead, entry_id.decode(), UNREADABLE, "ValueError", 0)
-            return None
-        return Delivery(entry_id.decode(), transition, Tries(*divmod(count, _FAILURE)))
+    def _pile_of(self, delivery: Delivery) -> _Pile:
+        return self._replays if delivery.is_replay else self._new
 
 
 class _Fence:
@@ -262,9 +271,21 @@ class _Pile:
         self._worker = worker
         self.settling = Coalescer(self._settle, most=MOST_PER_FLIGHT)
         self.counting = Coalescer(self._count, most=MOST_PER_FLIGHT)
+        self.loading: Coalescer[str, StatusTransition | Missing]
+        self.loading = Coalescer(self._load, most=MAX_LOADED_PER_CALL)
         self._fence = fence
         self._group = group
         self._goes = int(goes)
+
+    def delivery(self, entry_id: bytes, fields: list[bytes], *, count: int) -> Delivery:
+        """Return an entry of this stream as a delivery."""
+        transition = _transition(fields)
+        return Delivery(
+            entry_id.decode(),
+            None if isinstance(transition, Missing) else transition,
+            _tries(count),
+            is_replay=bool(self._goes),
+        )
 
     async def take_over(self, first: str) -> Any:
         most = MOST_TAKEN_OVER_PER_CALL
@@ -279,6 +300,12 @@ class _Pile:
         held = int(await self._fence.run(_BURY, keys, self._group, self._goes, *letter))
         return held or None
 
+    async def _load(self, entry_ids: list[str]) -> Sequence[StatusTransition | Missing]:
+        return [
+            Missing.GONE if fields is None else _transition(fields)
+            for fields in await self._fence.run(_LOAD, [self.stream], *entry_ids)
+        ]
+
     async def _settle(self, entry_ids: list[str]) -> Sequence[None]:
         await self._fence.run(_SETTLE, [self.stream], self._group, self._goes, *entry_ids)
         return [None] * len(entry_ids)
@@ -287,3 +314,16 @@ class _Pile:
         flat = [value for count in counts for value in count]
         await self._fence.run(_COUNT, [self.stream], self._group, self._worker, *flat)
         return [None] * len(counts)
+
+
+def _transition(fields: list[bytes]) -> StatusTransition | Missing:
+    try:
+        return wire.unpack(dict(zip(fields[::2], fields[1::2], strict=True)))
+    except ValueError:
+        return Missing.UNREADABLE
+
+
+@lru_cache(maxsize=1024)
+def _tries(count: int) -> Tries:
+    """Return what Redis's delivery count says; many entries share one."""
+    return Tries(*divmod(count, _FAILURE))

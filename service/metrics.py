@@ -156,6 +156,12 @@ SETTING_REFUSED = Gauge(
     ["setting"],
     registry=REGISTRY,
 )
+LOOP_LAG_SECONDS = Histogram(
+    "idv_event_loop_lag_seconds",
+    "How much later than asked for the event loop came round, looked at five times a second.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
 REDIS_ERRORS = Counter(
     "idv_redis_errors_total", "Failed calls to Redis by reason.", ["reason"], registry=REGISTRY
 )
@@ -188,6 +194,20 @@ CIRCUIT_OPEN = Gauge(
     "idv_circuit_open",
     "1 while a handler cannot reach its queue and only probes, by handler.",
     ["handler"],
+    registry=REGISTRY,
+)
+PARKED_ENTRIES = Gauge(
+    "idv_parked_entries",
+    "Transitions of which only the id is kept until they are tried again, by handler.",
+    ["handler"],
+    multiprocess_mode="livesum",
+    registry=REGISTRY,
+)
+READING_PAUSED = Gauge(
+    "idv_reading_paused",
+    "Partitions in which so many transitions wait for a retry that no more are read, by handler.",
+    ["handler"],
+    multiprocess_mode="livesum",
     registry=REGISTRY,
 )
 LAG_ENTRIES = Gauge(

@@ -20,7 +20,7 @@ import uvloop
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp
 
-from . import config, handlers, layout, metrics, signals, tasks, tracing
+from . import blocking, config, handlers, layout, metrics, signals, tasks, tracing
 from .config import Settings
 from .connections import Connections, connect, shortage
 from .errors import ServiceError, Unavailable
@@ -28,6 +28,7 @@ from .health import Health, await_redis
 from .inbox import Inbox
 from .keyring import Keyring
 from .layout import Keys
+from .loop_lag import LAG
 from .receiver import Receiver
 from .reloading import Reloader
 from .server import Listener
@@ -126,7 +127,11 @@ async def _run(
         parts = [asyncio.create_task(listener.run()) for listener in listeners]
         if work:
             parts.append(asyncio.create_task(_work(ground, openers, environ, work, stopping)))
-        watches = [ground.health.watch(), *(reloader.follow() for reloader in reloaders)]
+        watches = [
+            ground.health.watch(),
+            LAG.watch(),
+            *(reloader.follow() for reloader in reloaders),
+        ]
         watching = [asyncio.create_task(watch) for watch in watches]
         ports = Ports(listeners[0].port if receive else None, admin.port)
         _spare_the_collector(often=bool(work))
@@ -268,7 +273,8 @@ async def _work(
             await _examine(ready)
             opened.set()
             called = ground.traced.following(ready) if ground.traced else ready
-            await Worker(ground.connections, ground.keys, ground.settings, called).run(stopping)
+            with blocking.watched():
+                await Worker(ground.connections, ground.keys, ground.settings, called).run(stopping)
 
     working = asyncio.create_task(open_and_work())
     waits = [asyncio.create_task(event.wait()) for event in (stopping, opened)]

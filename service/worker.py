@@ -134,6 +134,9 @@ class Worker:
                     tenure.abandon()
         for handler in self._handlers:
             metrics.LEASES_HELD.labels(handler).set(len(self._held(handler)))
+            dispatchers = [one.dispatcher for (h, _), one in self._tenures.items() if h == handler]
+            metrics.PARKED_ENTRIES.labels(handler).set(sum(one.parked for one in dispatchers))
+            metrics.READING_PAUSED.labels(handler).set(sum(one.is_full for one in dispatchers))
         _raise_first(waits)
         return self._turn_s
 
@@ -274,6 +277,11 @@ class _Tenure:
     def is_stopping(self) -> bool:
         """Whether this is about to end."""
         return self._stopping.is_set()
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """What works under this lease at present."""
+        return self._dispatcher
 
     def stop(self) -> None:
         """Finish what is started, then give the lease up."""

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 FAILURE = 1000
 SUSPECT = 3
-UNREADABLE = "unreadable"
 
 Id = tuple[int, int]
 START: Id = (0, 0)
@@ -106,40 +105,25 @@ class Box:
         """Return the pile an item is of."""
         return (self.replays or Pile()) if item.replay else self.new
 
-    def read(self, most: int, worker: str, *, heard: bool, room: int) -> list[Given]:
-        """Read until there is anything readable, or nothing at all; unheard, only once."""
-        while True:
-            replayed = self.replays.read(math.ceil(most / 2), worker) if self.replays else []
-            new = self.new.read(most - len(replayed), worker)
-            found = [(self.replays, i) for i in replayed] + [(self.new, i) for i in new]
-            given = [
-                one
-                for pile, entry in (found if heard else ())
-                if pile and (one := self.given(pile, entry, Held(worker, 1), room))
-            ]
-            if given or not heard or not found:
-                return given
+    def read(self, most: int, worker: str, *, heard: bool) -> list[Given]:
+        """Read what is new: up to half of it replays. Unheard, nothing is given."""
+        replayed = self.replays.read(math.ceil(most / 2), worker) if self.replays else []
+        new = self.new.read(most - len(replayed), worker)
+        found = [(self.replays, i) for i in replayed] + [(self.new, i) for i in new]
+        return [given(pile, i, Held(worker, 1)) for pile, i in found if pile and heard]
 
-    def take_over(self, worker: str, *, batch: int, heard: bool, room: int) -> list[Given]:
+    def take_over(self, worker: str, *, batch: int, heard: bool) -> list[Given]:
         """Claim all that is pending, oldest first; unheard, only the first batch."""
-        given = []
+        claimed = []
         for pile in self.piles():
             left = sorted(pile.pending)
             for entry in left if heard else left[:batch]:
                 held = pile.claim(entry, worker)
-                if held and heard and (one := self.given(pile, entry, held, room)):
-                    given.append(one)
+                if held and heard:
+                    claimed.append(given(pile, entry, held))
             if not heard:
                 break
-        return given
-
-    def given(self, pile: Pile, entry: Id, held: Held, room: int) -> Given | None:
-        """Return what a worker gets of an entry; what it cannot read is buried."""
-        item = pile.entries[entry]
-        if item.number is None:
-            self.bury(pile, entry, Letter(item, entry, UNREADABLE, "ValueError", 0), room)
-            return None
-        return Given(entry, item, *divmod(held.times, FAILURE))
+        return claimed
 
     def settle(self, pile: Pile, entry: Id) -> None:
         """Settle an entry; a replay's goes with it."""
@@ -163,6 +147,11 @@ class Box:
         if pile is not self.new:
             pile.entries.pop(entry, None)
         return max(1, len(self.dead))
+
+
+def given(pile: Pile, entry: Id, held: Held) -> Given:
+    """Return what a worker gets of an entry."""
+    return Given(entry, pile.entries[entry], *divmod(held.times, FAILURE))
 
 
 @dataclass

@@ -38,8 +38,8 @@ _MAY_TAKE = (
 _LATE = "  if record.latest and is_late(event, record) then\n"
 _SETTLED = "      or result and event.created <= created_in(result.key) + skew_s\n"
 _WAITED = "    if isinstance(confirmed, Exception) or confirmed < needed:\n"
-_COUNTED = "            await self._mail.count(chain[0], chain[0].tries)\n"
-_CIRCUIT = "if isinstance(error, ConnectionError) and self._circuit.failed(reached_before=reached):"
+_CALLED = "            error = await self._attempts.call(transition)\n"
+_ENOUGH = "        if failed >= self._policy.attempts:\n"
 _AWAITED = "        return await reply\n"
 _GUESSED = (
     "        try:\n            return await reply\n        except Unavailable:\n"
@@ -662,47 +662,115 @@ MUTANTS = (
     # The worker: order, attempts, circuit.
     Mutant(
         "retries are not counted",
-        "service/dispatch.py",
-        _COUNTED,
+        "service/delivery.py",
+        "        await self._mail.count(delivery, delivery.tries)\n",
         "",
         "test_dispatch.py",
     ),
     Mutant(
         "an entry is settled before its handler was called",
-        "service/dispatch.py",
-        "        reached = self._circuit.reached\n        while (error",
-        "        reached = self._circuit.reached\n        await self._mail.settle(chain[0])\n"
-        "        while (error",
+        "service/delivery.py",
+        _CALLED,
+        f"            await self._mail.settle(delivery)\n{_CALLED}",
         "test_dispatch_machine.py",
     ),
     Mutant(
         "an entry is settled whether or not its handler has taken it",
-        "service/dispatch.py",
-        "            if failed >= self._policy.attempts:\n",
-        "            if failed >= 2:\n                break\n"
-        "            if failed >= self._policy.attempts:\n",
+        "service/delivery.py",
+        _ENOUGH,
+        f"        if failed >= 2:\n            return await self._mail.settle(delivery)\n{_ENOUGH}",
         "test_dispatch_machine.py",
     ),
     Mutant(
         "the entries of one session run side by side",
-        "service/dispatch.py",
-        "            session_id = delivery.transition.session_id\n",
-        "            session_id = delivery.entry_id\n",
+        "service/backlog.py",
+        "        key = delivery.entry_id if transition is None else transition.session_id\n",
+        "        key = delivery.entry_id\n",
         "test_dispatch_machine.py",
     ),
     Mutant(
         "a handler is called without a look at the lease",
-        "service/dispatch.py",
+        "service/delivery.py",
         "            if not self._mail.is_ours():\n",
         "            if False:\n",
         "test_dispatch.py",
     ),
     Mutant(
         "an outage burns attempts",
-        "service/dispatch.py",
-        _CIRCUIT,
-        _CIRCUIT.replace("if ", "if False and ", 1),
+        "service/delivery.py",
+        "        if isinstance(error, ConnectionError):\n",
+        "        if False:\n",
         "test_dispatch_machine.py",
+    ),
+    Mutant(
+        "a time-out closes the circuit",
+        "service/delivery.py",
+        "        if not isinstance(error, TimeoutError):\n",
+        "        if True:\n",
+        "test_dispatch.py",
+    ),
+    Mutant(
+        "trouble of our own with one entry ends the work on all",
+        "service/delivery.py",
+        "        except Exception as error:\n",
+        "        except ZeroDivisionError as error:\n",
+        "test_dispatch.py",
+    ),
+    Mutant(
+        "what fails keeps its place",
+        "service/backlog.py",
+        "        self.loaded -= session.loaded\n",
+        "",
+        "test_dispatch.py",
+    ),
+    Mutant(
+        "what was given back is given back again",
+        "service/dispatch.py",
+        "            if delivery.tries.started > 0 and not",
+        "            if not",
+        "test_dispatch.py",
+    ),
+    Mutant(
+        "a session whose task was canceled is held back in silence",
+        "service/tasks.py",
+        "            if not self.is_ending and task not in self._dismissed:\n",
+        "            if False:\n",
+        "test_dispatch.py",
+    ),
+    Mutant(
+        "a stopping dispatcher keeps the turn to probe",
+        "service/circuit.py",
+        "self._turn.owner is owner and not self._turn.has_begun:\n",
+        "False:\n",
+        "test_circuit.py",
+    ),
+    Mutant(
+        "a call that ends keeps the turn to probe",
+        "service/dispatch.py",
+        "            self._circuit.end_probe(session)\n",
+        "            pass\n",
+        "test_dispatch.py",
+    ),
+    Mutant(
+        "a session that never reaches the queue is probed for ever",
+        "service/circuit.py",
+        "        if self.succeeded > since and not",
+        "        if False and not",
+        "test_dispatch.py",
+    ),
+    Mutant(
+        "the most probed is next",
+        "service/circuit.py",
+        "        heapq.heappush(self._waiting, (caller.probes,",
+        "        heapq.heappush(self._waiting, (-caller.probes,",
+        "test_circuit.py",
+    ),
+    Mutant(
+        "what cannot be read is looked for in the wrong stream",
+        "service/mailbox.py",
+        "            is_replay=bool(self._goes),\n",
+        "            is_replay=transition is not Missing.UNREADABLE and bool(self._goes),\n",
+        "test_mailbox.py",
     ),
     # The log: nothing waits for its reader but who needs the line.
     Mutant(

@@ -50,8 +50,9 @@ MAY_IMPORT: dict[str, str] = {
     "exchange": "",
     "redis_connection": "",
     "urls": "errors",
+    "loop_lag": "metrics",
     "cluster": "exchange redis_connection",
-    "connections": "cluster errors exchange redis_connection secret urls",
+    "connections": "cluster errors exchange loop_lag redis_connection secret urls",
     "layout": "connections errors",
     "ledger": "connections layout transitions",
     "janitor": "connections lag layout metrics",
@@ -80,7 +81,11 @@ MAY_IMPORT: dict[str, str] = {
     ),
     "circuit": "metrics",
     "retries": "",
-    "dispatch": "circuit errors handlers mailbox metrics retries transitions",
+    "attempts": "handlers metrics transitions",
+    "blocking": "attempts loop_lag",
+    "backlog": "circuit mailbox",
+    "delivery": "attempts backlog circuit errors handlers mailbox metrics retries transitions",
+    "dispatch": "backlog circuit delivery handlers mailbox retries tasks",
     "worker": (
         "arrivals circuit config connections dispatch endings errors handlers janitor layout leases"
         " mailbox metrics retries script_batches tasks upkeep"
@@ -97,8 +102,8 @@ MAY_IMPORT: dict[str, str] = {
     "selftest": "config secret sender signatures simulate transitions",
     "traces": "config connections layout ledger selftest transitions wire",
     "processes": (
-        "config connections errors handlers health inbox keyring layout metrics receiver reloading"
-        " server signals sources tasks tracing web worker"
+        "blocking config connections errors handlers health inbox keyring layout loop_lag metrics"
+        " receiver reloading server signals sources tasks tracing web worker"
     ),
     "checks": "config connections errors findings handlers health janitor layout",
     "terminal": "connections errors secret",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 import structlog.testing
+import virtual_time
 from harness import eventually
 from servers import until
 
 from service import checks, metrics
 from service import circuit as circuit_module
-from service.circuit import PROBE_CEILING_S, Circuit
+from service.circuit import PROBE_CEILING_S, Caller, Circuit
 from service.config import Settings
 from service.connections import Connections
 from service.findings import Severity
@@ -26,10 +28,30 @@ CHANGE = (
 )
 
 
-@pytest.fixture
-def circuit() -> Circuit:
-    """Return a closed circuit."""
-    return Circuit("one", first_s=1)
+class Callers:
+    """An owner of callers that remembers whom it was told to resume, and when."""
+
+    def __init__(self) -> None:
+        self.circuit = Circuit("one", first_s=1)
+        self.resumed: list[tuple[float, str]] = []
+
+    def resume(self, caller: Caller) -> None:
+        """Remember."""
+        self.resumed.append((asyncio.get_running_loop().time(), caller.key))
+
+    def lose(self, caller: Caller) -> bool:
+        """Let a call fail to reach the queue, and its caller wait if the queue is to blame."""
+        is_queues = self.circuit.fail(caller, succeeded_before=self.circuit.succeeded)
+        if is_queues:
+            self.circuit.wait(caller, self)
+        return is_queues
+
+    async def probing(self) -> str:
+        """Return whose turn to probe comes next."""
+        before = len(self.resumed)
+        while len(self.resumed) == before:  # noqa: ASYNC110 - it knows no event
+            await asyncio.sleep(0.01)
+        return self.resumed[-1][1]
 
 
 @pytest.fixture
@@ -44,46 +66,125 @@ def gauge(handler: str = "one") -> float:
     return float(metrics.CIRCUIT_OPEN.labels(handler)._value.get())
 
 
-def test_an_outage_opens_and_any_answer_closes(
-    circuit: Circuit, lines: list[structlog.typing.EventDict]
-) -> None:
-    """The first connection error opens, any answer closes; metric and log say each once."""
-    assert (circuit.is_open, gauge()) == (False, 0)
-    for _ in range(3):
-        assert circuit.failed(reached_before=circuit.reached)
-    assert (circuit.is_open, gauge()) == (True, 1)
-    for _ in range(3):
-        circuit.answered()
+def test_an_outage_opens_and_any_answer_closes(lines: list[structlog.typing.EventDict]) -> None:
+    """The first lost call opens, any answer closes; metric and log say each once."""
 
-    assert (circuit.is_open, gauge()) == (False, 0)
-    assert [line["event"] for line in lines] == ["circuit.opened", "circuit.closed"]
+    async def law() -> None:
+        callers = Callers()
+        circuit = callers.circuit
+        assert (circuit.is_open, gauge()) == (False, 0)
+        for name in "abc":
+            assert callers.lose(Caller(name))
+        assert (circuit.is_open, gauge()) == (True, 1)
+        assert not circuit.enter(Caller("d"))
+        for _ in range(3):
+            circuit.answer()
+        assert (circuit.is_open, gauge()) == (False, 0)
+        assert circuit.enter(Caller("d"))
+        assert [name for _, name in callers.resumed] == ["a", "b", "c"]
+        assert [line["event"] for line in lines] == ["circuit.opened", "circuit.closed"]
 
-
-def test_while_others_get_through_it_is_one_calls_own_failure(circuit: Circuit) -> None:
-    """A connection error is no outage when another call reached the queue meanwhile."""
-    before = circuit.reached
-    circuit.answered()
-
-    assert not circuit.failed(reached_before=before)
-    assert not circuit.is_open
+    virtual_time.run(law())
 
 
-def test_once_it_is_an_outage_no_call_fails_by_itself(circuit: Circuit) -> None:
-    """Who began before the last that got through, and fails after the first that did not."""
-    before = circuit.reached
-    circuit.answered()
-    circuit.failed(reached_before=circuit.reached)
+def test_a_success_of_another_makes_it_an_attempt() -> None:
+    """A lost call counts whenever another session has succeeded since this one's last try."""
 
-    assert circuit.failed(reached_before=before)
+    async def law() -> None:
+        callers = Callers()
+        circuit, poison, other = callers.circuit, Caller("poison"), Caller("other")
+        before = circuit.succeeded
+        circuit.succeed()
+        assert not circuit.fail(poison, succeeded_before=before)
+        assert not circuit.is_open
+        assert callers.lose(poison)
+        circuit.succeed()
+        assert callers.lose(other)
+        # Open now by another's word; but this one has failed before and after a success.
+        assert not circuit.fail(poison, succeeded_before=circuit.succeeded)
+        poison.begin()
+        assert circuit.fail(poison, succeeded_before=circuit.succeeded)
+
+    virtual_time.run(law())
 
 
-def test_pauses_grow_to_a_ceiling(circuit: Circuit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes come after pauses that double at the longest, and never beyond the ceiling."""
+def test_a_first_try_that_meets_an_outage_does_not_count() -> None:
+    """Who began before the last success, and fails after the first lost call, is not to blame."""
+
+    async def law() -> None:
+        callers = Callers()
+        before = callers.circuit.succeeded
+        callers.circuit.succeed()
+        callers.lose(Caller("first"))
+        assert callers.circuit.fail(Caller("second"), succeeded_before=before)
+
+    virtual_time.run(law())
+
+
+def test_the_least_probed_is_next() -> None:
+    """Probes come one at a time, to whoever had the fewest; a newcomer has its turn soon."""
+
+    async def law() -> None:
+        callers = Callers()
+        loop = asyncio.get_running_loop()
+        known = {name: Caller(name) for name in "abc"}
+        for caller in known.values():
+            callers.lose(caller)
+        turns = []
+        for _ in range(30):
+            turns.append(await callers.probing())
+            assert callers.circuit.enter(known[turns[-1]])
+            assert sum(map(callers.circuit.enter, known.values())) == 1
+            callers.lose(known[turns[-1]])
+        assert [sorted(turns[n : n + 3]) for n in range(0, 30, 3)] == [["a", "b", "c"]] * 10
+
+        begun = loop.time()
+        newcomer = Caller("newcomer")
+        callers.circuit.wait(newcomer, callers)
+        assert await callers.probing() == "newcomer"
+        assert loop.time() <= begun + 1.1
+
+    virtual_time.run(law())
+
+
+def test_pauses_grow_to_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session's probes come after pauses that double at the longest, never beyond the ceiling."""
     monkeypatch.setattr("random.uniform", lambda _, most: most)
-    circuit.failed(reached_before=circuit.reached)
 
-    assert [circuit.pause_s() for _ in range(7)] == [1, 2, 4, 8, 16, PROBE_CEILING_S, 30]
-    assert max(circuit.pause_s() for _ in range(2000)) == PROBE_CEILING_S
+    async def law() -> None:
+        callers = Callers()
+        alone = Caller("alone")
+        callers.lose(alone)
+        for _ in range(40):
+            await callers.probing()
+            callers.lose(alone)
+        times = [0.0, *(at for at, _ in callers.resumed)]
+        pauses = [round(after - before) for before, after in pairwise(times)]
+        assert pauses[:7] == [1, 2, 4, 8, 16, PROBE_CEILING_S, 30]
+        assert max(pauses) == PROBE_CEILING_S
+
+    virtual_time.run(law())
+
+
+def test_who_leaves_takes_no_turn_along() -> None:
+    """Callers of an owner that stops are forgotten; a turn that was theirs goes to another."""
+
+    async def law() -> None:
+        leaving, staying = Callers(), Callers()
+        staying.circuit = leaving.circuit
+        circuit = leaving.circuit
+        leaver = Caller("leaver")
+        leaving.lose(leaver)
+        assert await leaving.probing() == "leaver"
+        circuit.wait(Caller("waits"), leaving)
+        circuit.wait(Caller("stays"), staying)
+        await asyncio.sleep(2 * PROBE_CEILING_S)
+        assert not staying.resumed
+        circuit.leave(leaving)
+        assert await staying.probing() == "stays"
+        assert [name for _, name in leaving.resumed] == ["leaver"]
+
+    virtual_time.run(law())
 
 
 async def test_an_outage_is_seen_and_ends(

@@ -7,31 +7,31 @@ import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from datetime import UTC, datetime
+from enum import Enum
 from itertools import pairwise
 from random import Random
 from typing import Any, NoReturn
+from unittest import mock
 
 import pytest
 import structlog.testing
 import virtual_time
 from harness import takes_long
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
-from service import metrics
-from service.circuit import Circuit
-from service.dispatch import (
-    MOST_PER_READ,
-    STARTS_WITHOUT_OUTCOME,
-    WINDOW,
-    Burial,
-    Dispatcher,
-)
+from service import dispatch, metrics
+from service.circuit import PROBE_CEILING_S, Circuit
+from service.delivery import STARTS_WITHOUT_OUTCOME, Burial
+from service.dispatch import MAX_PER_READ, WINDOW, Dispatcher
 from service.errors import Undeliverable
-from service.mailbox import SUSPECT, Delivery, LeaseLostError, Tries
+from service.mailbox import SUSPECT, Delivery, LeaseLostError, Missing, Tries
 from service.retries import RetryPolicy
 from service.transitions import StatusTransition
 
 POLICY = RetryPolicy(concurrency=4, timeout_s=10, first_s=1, ceiling_s=8, attempts=4)
+# What has failed rests for longer than anybody waits.
+PATIENT = POLICY._replace(first_s=10**6, ceiling_s=10**6)
 
 Handle = Callable[[StatusTransition], Coroutine[Any, Any, None]]
 Entry = tuple[str, int]
@@ -61,6 +61,8 @@ class FakeMail:
 
     Attributes:
         pending: What was read and is neither settled nor buried, with the tries written down.
+        missing: Entries that cannot be read, or are gone, by their place in the stream.
+        room: How many dead letters there may be.
         faulty: Asked before every call with its name; raises, to let it fail.
     """
 
@@ -76,6 +78,8 @@ class FakeMail:
         self.counts: list[tuple[Entry, Tries]] = []
         self.reads: list[int] = []
         self.latency_s = 0.0
+        self.missing: dict[int, Missing] = {}
+        self.room = 10**9
         self.faulty: Callable[[str], None] = lambda _: None
         self.grown = asyncio.Event()
 
@@ -92,8 +96,8 @@ class FakeMail:
         """Yield what pends."""
         await self._call("take_over")
         found = [self._delivery(i) for i in sorted(self.pending)]
-        for i in range(0, len(found), MOST_PER_READ):
-            yield found[i : i + MOST_PER_READ]
+        for i in range(0, len(found), MAX_PER_READ):
+            yield found[i : i + MAX_PER_READ]
 
     async def read(self, most: int) -> list[Delivery]:
         """Return what is new."""
@@ -105,24 +109,33 @@ class FakeMail:
         self.reads.append(len(new))
         return [self._delivery(i) for i in new]
 
+    async def load(self, delivery: Delivery) -> StatusTransition | Missing:
+        """Return what an entry holds."""
+        await self._call("load")
+        return self._content(delivery)
+
     async def settle(self, delivery: Delivery) -> None:
         """Settle, and perhaps lose the reply."""
         await self._call("settle")
         self._take_off(delivery)
-        self.settled.append(entry(delivery.transition))
+        self.settled.append(self._entry(delivery))
         await self._reply("settle")
 
     async def count(self, delivery: Delivery, tries: Tries) -> None:
         """Write tries down."""
         await self._call("count")
         self.pending[int(delivery.entry_id)] = tries
-        self.counts.append((entry(delivery.transition), tries))
+        self.counts.append((self._entry(delivery), tries))
 
-    async def bury(self, delivery: Delivery, *, reason: str, error: str, attempts: int) -> int:
-        """Bury."""
+    async def bury(
+        self, delivery: Delivery, *, reason: str, error: str, attempts: int
+    ) -> int | None:
+        """Bury, if there is room."""
         await self._call("bury")
+        if len(self.buried) >= self.room:
+            return None
         self._take_off(delivery)
-        self.buried.append((entry(delivery.transition), reason, error, attempts))
+        self.buried.append((self._entry(delivery), reason, error, attempts))
         return len(self.buried)
 
     async def arrival(self) -> None:
@@ -136,7 +149,15 @@ class FakeMail:
         del self.pending[int(delivery.entry_id)]
 
     def _delivery(self, i: int) -> Delivery:
-        return Delivery(str(i), self.stream[i], self.pending[i])
+        transition = None if i in self.missing else self.stream[i]
+        return Delivery(str(i), transition, self.pending[i])
+
+    def _content(self, delivery: Delivery) -> StatusTransition | Missing:
+        i = int(delivery.entry_id)
+        return self.missing.get(i) or self.stream[i]
+
+    def _entry(self, delivery: Delivery) -> Entry:
+        return entry(self.stream[int(delivery.entry_id)])
 
     async def _call(self, name: str) -> None:
         await asyncio.sleep(self.latency_s)
@@ -185,9 +206,11 @@ class Journal:
             self.running.remove(one)
 
 
-def dispatcher(mail: FakeMail, handler: Handle, policy: RetryPolicy = POLICY) -> Dispatcher:
-    """Return a dispatcher with a lock of its own for suspects."""
-    circuit = Circuit("journal", first_s=policy.first_s)
+def dispatcher(
+    mail: FakeMail, handler: Handle, policy: RetryPolicy = POLICY, *, circuit: Circuit | None = None
+) -> Dispatcher:
+    """Return a dispatcher with a lock of its own for suspects, and a circuit unless given one."""
+    circuit = circuit or Circuit("journal", first_s=policy.first_s)
     return Dispatcher("journal", handler, mail, policy, circuit=circuit, suspects=asyncio.Lock())
 
 
@@ -407,6 +430,406 @@ async def test_retrying_sessions_hold_no_slot() -> None:
     assert all(session.startswith("good") for session, _ in mail.settled)
 
 
+async def others_are_delivered(
+    mail: FakeMail, act: Handle, policy: RetryPolicy = PATIENT, *, count: int = 25
+) -> None:
+    """Assert that *count* further sessions are delivered soon, behind what is in *mail*."""
+    good = [(f"good{n}", 1) for n in range(count)]
+    mail.add(*good)
+    dispatching = dispatcher(mail, act, policy)
+    running = asyncio.create_task(dispatching.run())
+    await until(lambda: running.done() or {*good} <= {*mail.settled}, within_s=60)
+    dispatching.stop()
+    await running
+    assert {*good} <= {*mail.settled}
+
+
+BEHIND = {
+    "one session": [("bad", n) for n in range(1, 601)],
+    "many sessions": [(f"bad{n}", 1) for n in range(600)],
+}
+
+
+@pytest.mark.parametrize("is_pending", [False, True], ids=["new", "pending"])
+@pytest.mark.parametrize("bad", BEHIND)
+def test_what_fails_takes_no_place_of_what_does_not(bad: str, is_pending: bool) -> None:
+    """More failing entries than the window holds rest, read or claimed, and others are served."""
+
+    async def law() -> None:
+        entries = BEHIND[bad]
+        pending = dict.fromkeys(range(len(entries) + 25), Tries(0, 1)) if is_pending else {}
+        mail = FakeMail(entries, pending=pending)
+        await others_are_delivered(mail, failing(ValueError(), only="bad"))
+
+    virtual_time.run(law())
+
+
+@in_virtual_time
+async def test_a_session_that_rested_goes_on_in_order_and_whole() -> None:
+    """Of a session that rests nothing is kept but ids: it goes on with every entry, in order."""
+    mail = FakeMail(("a", n) for n in range(1, 601))
+    journal = Journal(failing(ValueError(), 3))
+    await work_off(mail, journal)
+
+    assert mail.settled == [("a", n) for n in range(1, 601)]
+    assert journal.entries == [("a", 1)] * 3 + mail.settled
+
+
+@in_virtual_time
+async def test_what_comes_to_a_session_that_rests_waits_behind_it() -> None:
+    """An entry that arrives while its session rests is not delivered before those of before."""
+    mail = FakeMail([("a", 1), ("a", 2)])
+    journal = Journal(failing(ValueError(), 1))
+    dispatching = dispatcher(mail, journal, PATIENT._replace(first_s=1000))
+    running = asyncio.create_task(dispatching.run())
+    await until(lambda: bool(mail.counts))
+    mail.add(("a", 3), ("b", 1))
+    await until(lambda: len(mail.settled) == 4)
+    dispatching.stop()
+    await running
+
+    assert mail.settled == [("b", 1), ("a", 1), ("a", 2), ("a", 3)]
+
+
+@in_virtual_time
+async def test_retries_leave_half_of_the_slots_to_others() -> None:
+    """However many retries are due, others do not wait for them."""
+    mail = FakeMail((f"bad{n}", 1) for n in range(100))
+    loop = asyncio.get_running_loop()
+    tried: set[Entry] = set()
+
+    async def act(taken: StatusTransition) -> None:
+        one = entry(taken)
+        if one[0].startswith("bad") and one not in tried:
+            tried.add(one)
+            raise ValueError
+        if one[0].startswith("bad"):
+            await asyncio.sleep(9)
+
+    dispatching = dispatcher(mail, act)
+    running = asyncio.create_task(dispatching.run())
+    await until(lambda: len(tried) == 100)
+    await asyncio.sleep(POLICY.first_s)
+    for n in range(10):
+        begun = loop.time()
+        mail.add((f"good{n}", 1))
+        await until(lambda n=n: (f"good{n}", 1) in mail.settled)  # type: ignore[misc]
+        assert loop.time() < begun + 1
+    dispatching.stop()
+    await running
+
+
+@in_virtual_time
+async def test_what_is_kept_by_id_is_bounded_and_said() -> None:
+    """At the bound reading stops, with an error line, until there is room again."""
+    mail = FakeMail((f"bad{n}", 1) for n in range(300))
+    gate = True
+
+    async def act(taken: StatusTransition) -> None:
+        if gate and entry(taken)[0].startswith("bad"):
+            raise ValueError
+
+    small = mock.patch.multiple(dispatch, MAX_PARKED=50, MAX_PER_READ=10, WINDOW=10)
+    with small, structlog.testing.capture_logs() as lines:
+        dispatching = dispatcher(mail, act)
+        running = asyncio.create_task(dispatching.run())
+        await until(lambda: dispatching.parked >= 50)
+        mail.add(("good", 1))
+        await asyncio.sleep(0.2)
+        assert 50 <= len(mail.pending) < 60
+        assert not mail.settled
+        assert [one["event"] for one in lines if one["log_level"] == "error"] == ["reading.paused"]
+        gate = False
+        await until(lambda: len(mail.settled) == 301)
+        dispatching.stop()
+        await running
+    assert dispatching.parked == 0
+
+
+@in_virtual_time
+async def test_what_is_parked_is_given_back() -> None:
+    """After a stop the entries that rest, and those behind them, are marked as not started."""
+    mail = FakeMail(("a", n) for n in range(1, 101))
+    dispatching = dispatcher(mail, failing(ValueError()), PATIENT)
+    running = asyncio.create_task(dispatching.run())
+    await until(lambda: bool(mail.counts))
+    dispatching.stop()
+    await running
+
+    assert mail.pending == {0: Tries(1, 0), **dict.fromkeys(range(1, 100), Tries(0, 0))}
+
+
+@in_virtual_time
+async def test_what_was_given_back_already_is_not_given_back_twice() -> None:
+    """A worker that takes a partition again, and gives it up again, leaves the counts as they are.
+
+    One less would be read as nearly a thousand starts, and be the mark of a killed worker.
+    """
+    mail = FakeMail([("a", 1), ("a", 2)], pending={0: Tries(2, 0), 1: Tries(0, 0)})
+    dispatching = dispatcher(mail, failing(ValueError()), PATIENT)
+    mail.latency_s = 1.0
+    running = asyncio.create_task(dispatching.run())
+    await asyncio.sleep(1.5)
+    dispatching.stop()
+    await running
+
+    assert mail.pending == {0: Tries(2, 0), 1: Tries(0, 0)}
+
+
+class Reason(Enum):
+    """Words as somebody may keep them."""
+
+    GOOD = "no_user"
+    NUMBER = 7
+
+
+class Careless(Undeliverable):
+    """A subclass that forgets its parent."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class Broken(Careless):
+    """A subclass that cannot even be asked."""
+
+    @property
+    def reason(self) -> str:  # type: ignore[override]
+        """Fail."""
+        raise LookupError
+
+
+def careless(reason: object) -> Undeliverable:
+    """Return an error whose reason was set by hand."""
+    error = Undeliverable()
+    error.reason = reason  # type: ignore[assignment]
+    return error
+
+
+REASONS: dict[str, tuple[Callable[[], Undeliverable], str]] = {
+    "member": (lambda: Undeliverable(Reason.GOOD), "no_user"),
+    "text member": (lambda: Undeliverable(Burial.EXHAUSTED), "exhausted"),
+    "number": (lambda: Undeliverable(Reason.NUMBER), "undeliverable"),
+    "nothing": (lambda: Undeliverable(None), "undeliverable"),
+    "mapping": (lambda: Undeliverable({"user": "canary"}), "undeliverable"),
+    "surrogate": (lambda: Undeliverable("\ud800"), "undeliverable"),
+    "empty": (lambda: Undeliverable(""), "undeliverable"),
+    "words": (lambda: Undeliverable("two words"), "undeliverable"),
+    "long": (lambda: Undeliverable("x" * 65), "undeliverable"),
+    "longest": (lambda: Undeliverable("x" * 64), "x" * 64),
+    "no parent": (Careless, "undeliverable"),
+    "set by hand": (lambda: careless(None), "undeliverable"),
+    "mapping by hand": (lambda: careless({}), "undeliverable"),
+    "unaskable": (Broken, Burial.INTERNAL_ERROR),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_a_wrong_reason_is_one_entrys_trouble(case: str) -> None:
+    """Whatever a handler makes of `Undeliverable`, the entry is buried and the rest delivered."""
+    error, word = REASONS[case]
+
+    async def law() -> None:
+        async def act(taken: StatusTransition) -> None:
+            if entry(taken) == ("bad", 1):
+                raise error()
+
+        mail = FakeMail([("bad", 1), ("bad", 2)])
+        mail.add(*[(f"good{n}", 1) for n in range(200)])
+        await work_off(mail, act)
+        assert [(one, reason) for one, reason, *_ in mail.buried] == [(("bad", 1), word)]
+        assert len(mail.settled) == 201
+
+    virtual_time.run(law())
+
+
+@pytest.mark.parametrize("method", ["load", "count", "bury"])
+def test_our_own_trouble_with_one_entry_is_that_entrys(method: str) -> None:
+    """What goes wrong in our own work on one entry makes a dead letter, a line, and no more."""
+
+    async def law() -> None:
+        mail = FakeMail([("bad", 1), *((f"good{n}", 1) for n in range(50))])
+        left = 1
+
+        def faulty(name: str) -> None:
+            nonlocal left
+            if name == method and left:
+                left -= 1
+                raise TypeError("ours")
+
+        mail.faulty = faulty
+        policy = POLICY._replace(attempts=1 if method == "bury" else 4)
+        with structlog.testing.capture_logs() as lines:
+            await work_off(mail, failing(ValueError(), only="bad"), policy)
+        assert [one[:3] for one in mail.buried] == [
+            (("bad", 1), Burial.INTERNAL_ERROR, "TypeError")
+        ]
+        assert len(mail.settled) == 50
+        assert [one["event"] for one in lines if one["log_level"] == "error"] == [
+            "delivery.broken",
+            "delivery.buried",
+        ]
+
+    virtual_time.run(law())
+
+
+async def half_canceled(taken: StatusTransition) -> None:
+    """Fail in a task group, which leaves its task half canceled before Python 3.13."""
+
+    async def child() -> NoReturn:
+        raise ValueError
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(child())
+
+
+async def half_canceled_and_well(taken: StatusTransition) -> None:
+    """Catch the same, and return."""
+    with contextlib.suppress(ExceptionGroup):
+        await half_canceled(taken)
+
+
+async def canceling_itself(_: StatusTransition) -> None:
+    """Cancel the own task and return before that has any effect."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+async def canceling_itself_later(_: StatusTransition) -> None:
+    """Leave a timer behind that cancels the own task, as careless time limits do."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_later(0.01, task.cancel)
+
+
+UNTIDY = [half_canceled, half_canceled_and_well, canceling_itself, canceling_itself_later]
+
+
+@pytest.mark.parametrize("act", UNTIDY)
+def test_what_a_handler_does_to_its_task_stays_there(act: Handle) -> None:
+    """Sessions whose handler leaves its task half canceled are delivered, or retried and buried."""
+
+    async def law() -> None:
+        mail = FakeMail([("a", 1), ("a", 2), ("a", 3)])
+        mail.latency_s = 0.1
+        await work_off(mail, act)
+        fails = act is half_canceled
+        assert len(mail.buried) == (3 if fails else 0)
+        assert len(mail.settled) == (0 if fails else 3)
+
+    virtual_time.run(law())
+
+
+@in_virtual_time
+async def test_many_half_canceled_calls_stop_nobody() -> None:
+    """Sessions that fail once each in a task group are retried, and others served meanwhile."""
+    failed: set[Entry] = set()
+
+    async def act(taken: StatusTransition) -> None:
+        if entry(taken)[0].startswith("bad") and entry(taken) not in failed:
+            failed.add(entry(taken))
+            await half_canceled(taken)
+
+    mail = FakeMail((f"bad{n}", 1) for n in range(600))
+    await others_are_delivered(mail, act, count=20)
+    mail = FakeMail((f"bad{n}", 1) for n in range(600))
+    failed.clear()
+    await work_off(mail, act)
+    assert len(mail.settled) == 600
+
+
+@in_virtual_time
+async def test_a_call_that_will_not_end_is_said_and_not_overlapped() -> None:
+    """A handler that goes on after its time is said to be stuck; its session waits for it."""
+    mail = FakeMail([("deaf", 1), ("deaf", 2), ("good", 1)])
+    leave = asyncio.Event()
+
+    async def act(taken: StatusTransition) -> None:
+        while entry(taken)[0] == "deaf" and not leave.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await leave.wait()
+
+    journal = Journal(act)
+    dispatching = dispatcher(mail, journal)
+    running = asyncio.create_task(dispatching.run())
+    with structlog.testing.capture_logs() as lines:
+        await asyncio.sleep(2.5 * POLICY.timeout_s)
+    assert [one["event"] for one in lines] == ["handler.stuck"]
+    assert mail.settled == [("good", 1)]
+    assert journal.most == 2
+    leave.set()
+    await until(lambda: len(mail.settled) == 3)
+    dispatching.stop()
+    await running
+    assert journal.entries.count(("deaf", 1)) == 1
+
+
+@in_virtual_time
+async def test_unreadable_entries_are_treated_as_any_dead_letter() -> None:
+    """An entry that cannot be read is buried, with a line and a count; one that is gone passes."""
+    mail = FakeMail([("a", 1), ("b", 1), ("c", 1), ("c", 2)])
+    mail.missing = {1: Missing.UNREADABLE, 2: Missing.GONE}
+    before = metrics.DELIVERIES.labels("journal", "buried")._value.get()
+    journal = Journal()
+    with structlog.testing.capture_logs() as lines:
+        await work_off(mail, journal)
+
+    assert mail.buried == [(("b", 1), Burial.UNREADABLE, "", 0)]
+    assert sorted(mail.settled) == [("a", 1), ("c", 1), ("c", 2)]
+    assert sorted(journal.entries) == [("a", 1), ("c", 2)]
+    assert metrics.DELIVERIES.labels("journal", "buried")._value.get() == before + 1
+    said = {one["event"]: one for one in lines}
+    assert said["delivery.buried"]["reason"] == Burial.UNREADABLE
+    assert said["delivery.gone"]["entry_id"] == "2"
+
+
+@pytest.mark.parametrize("fault", ["unreadable", "refused"])
+def test_what_finds_no_room_among_the_dead_letters_stops_nobody(fault: str) -> None:
+    """At the bound an entry rests, said each time, and is buried once there is room; not tried."""
+
+    async def law() -> None:
+        mail = FakeMail([("bad", 1), ("bad", 2), ("good", 1)])
+        mail.room = 0
+        if fault == "unreadable":
+            mail.missing = {0: Missing.UNREADABLE}
+        journal = Journal(failing(Undeliverable("no_user"), int(fault == "refused")))
+        dispatching = dispatcher(mail, journal)
+        running = asyncio.create_task(dispatching.run())
+        with structlog.testing.capture_logs() as lines:
+            await asyncio.sleep(3 * POLICY.ceiling_s)
+            assert ("good", 1) in mail.settled
+            mail.room = 1
+            await until(lambda: len(mail.buried) == 1 and len(mail.settled) == 2)
+        dispatching.stop()
+        await running
+        assert [one["event"] for one in lines].count("delivery.unburied") == 3
+        assert journal.entries.count(("bad", 1)) == (fault == "refused")
+
+    virtual_time.run(law())
+
+
+@in_virtual_time
+async def test_dead_letters_that_redis_refuses_stop_nobody() -> None:
+    """When Redis answers with an error to a dead letter, as when its key is no stream, it rests."""
+    mail = FakeMail([("bad", 1), ("good", 1)])
+    is_refusing = True
+
+    def faulty(name: str) -> None:
+        if name == "bury" and is_refusing:
+            raise ResponseError("WRONGTYPE")
+
+    mail.faulty = faulty
+    dispatching = dispatcher(mail, failing(Undeliverable("no_user"), 1))
+    running = asyncio.create_task(dispatching.run())
+    await until(lambda: bool(mail.settled))
+    is_refusing = False
+    await until(lambda: bool(mail.buried))
+    dispatching.stop()
+    await running
+    assert mail.settled == [("good", 1)]
+
+
 @in_virtual_time
 async def test_entries_in_hand_are_bounded() -> None:
     """No more than the window is read while nothing is settled, and reading goes on after."""
@@ -420,7 +843,7 @@ async def test_entries_in_hand_are_bounded() -> None:
     running = asyncio.create_task(dispatching.run())
     await asyncio.sleep(1000)
     assert len(mail.pending) == WINDOW
-    assert max(mail.reads) <= MOST_PER_READ
+    assert max(mail.reads) <= MAX_PER_READ
 
     gate.set()
     await until(lambda: len(mail.settled) == 3 * WINDOW)
@@ -436,7 +859,7 @@ async def test_what_is_taken_over_waits_for_room_too() -> None:
     dispatching = dispatcher(mail, sleeping(10**6), POLICY._replace(timeout_s=10**7))
     running = asyncio.create_task(dispatching.run())
     await asyncio.sleep(1000)
-    assert WINDOW <= dispatching._in_hand < WINDOW + MOST_PER_READ
+    assert WINDOW <= dispatching._backlog.loaded < WINDOW + MAX_PER_READ
     assert not mail.reads
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -484,7 +907,8 @@ async def test_an_outage_burns_no_attempts_and_is_probed_by_one_call_at_a_time()
     assert not mail.counts
     assert len(mail.settled) == 200
     calls = sum(1 for at, _ in journal.starts if at < 3600)
-    assert 3600 / 30 < calls < 3600 / 30 * 5
+    # Each session's own probes grow rarer, so their number grows with the logarithm of the time.
+    assert 3600 / 30 < calls < 100 * 8
     assert loop.time() < 3600 + 31
 
 
@@ -507,6 +931,118 @@ async def test_an_outage_of_one_session_is_its_own() -> None:
 
     assert mail.buried == [(("bad", 1), Burial.EXHAUSTED, "ConnectionResetError", 4)]
     assert len(mail.settled) == 401
+
+
+@in_virtual_time
+async def test_a_call_out_of_time_closes_no_circuit() -> None:
+    """A probe that hangs is a failed attempt of its session, and proves nothing about the queue."""
+    mail = FakeMail((str(n), 1) for n in range(20))
+    loop = asyncio.get_running_loop()
+
+    async def act(taken: StatusTransition) -> None:
+        if loop.time() < 600:
+            if entry(taken) == ("7", 1) and loop.time() > 0:
+                await asyncio.sleep(100)
+            raise ConnectionRefusedError
+
+    journal = Journal(act)
+    with structlog.testing.capture_logs() as lines:
+        await work_off(mail, journal)
+
+    assert [one["event"] for one in lines if one["event"].startswith("circuit")] == [
+        "circuit.opened",
+        "circuit.closed",
+    ]
+    # Those that did not hang took turns: no burst of calls followed any of the hanging ones.
+    assert sum(1 for at, _ in journal.starts if 0 < at < 600) < 200
+    assert len(mail.settled) == 19
+    assert mail.buried == [(("7", 1), Burial.EXHAUSTED, "TimeoutError", 4)]
+
+
+class Rival:
+    """A second dispatcher on the same circuit, with one session that waits for its turn."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        self.mail = FakeMail([("rival", 1)])
+        self.journal = Journal(self._act)
+        self.is_away = True
+        self.dispatcher = dispatcher(self.mail, self.journal, circuit=circuit)
+        self.running = asyncio.create_task(self.dispatcher.run())
+
+    async def _act(self, _: StatusTransition) -> None:
+        if self.is_away:
+            raise ConnectionRefusedError
+
+    async def is_served(self) -> None:
+        """Assert that it has its turn to probe, soon, and everything after it."""
+        self.is_away = False
+        await until(lambda: bool(self.mail.settled), within_s=2 * PROBE_CEILING_S)
+        self.dispatcher.stop()
+        await self.running
+
+
+@pytest.mark.parametrize("end", ["stop", "cancel", "lose"])
+@pytest.mark.parametrize("moment", ["waits for its turn", "probes"])
+def test_the_turn_to_probe_is_not_kept(moment: str, end: str) -> None:
+    """Whenever and however a dispatcher ends, another's sessions probe, and the circuit closes."""
+
+    async def law() -> None:
+        circuit = Circuit("journal", first_s=1)
+        is_slow = False
+
+        async def act(_: StatusTransition) -> None:
+            if is_slow:
+                await asyncio.sleep(9)
+            raise ConnectionRefusedError
+
+        mail = FakeMail([("a", 1)])
+        journal = Journal(act)
+        dispatching = dispatcher(mail, journal, circuit=circuit)
+        running = asyncio.create_task(dispatching.run())
+        await until(lambda: circuit.is_open)
+        rival = Rival(circuit)
+        await until(lambda: circuit.probes > 3)
+        if moment == "probes":
+            is_slow = True
+            await until(lambda: bool(journal.running))
+        match end:
+            case "stop":
+                dispatching.stop()
+            case "cancel":
+                running.cancel()
+            case "lose":
+                mail.ours = False
+                mail.add(("b", 1))
+        await rival.is_served()
+        dispatching.stop()
+        await asyncio.wait([running])
+
+    virtual_time.run(law())
+
+
+@in_virtual_time
+async def test_a_poison_that_looks_like_an_outage_is_buried_and_delays_nobody() -> None:
+    """One session that never reaches the queue, alone for long, is not probed for ever."""
+    mail = FakeMail([("poison", 1), ("poison", 2)])
+    loop = asyncio.get_running_loop()
+
+    async def act(taken: StatusTransition) -> None:
+        if entry(taken) == ("poison", 1):
+            raise ConnectionResetError
+
+    dispatching = dispatcher(mail, act)
+    running = asyncio.create_task(dispatching.run())
+    for n in range(20):
+        await asyncio.sleep(300)
+        begun = loop.time()
+        mail.add((f"good{n}", 1))
+        await until(lambda n=n: (f"good{n}", 1) in mail.settled)  # type: ignore[misc]
+        assert loop.time() <= begun + POLICY.first_s + 0.2
+    dispatching.stop()
+    await running
+
+    assert mail.buried == [(("poison", 1), Burial.EXHAUSTED, "ConnectionResetError", 4)]
+    assert ("poison", 2) in mail.settled
 
 
 @pytest.mark.parametrize("method", ["take_over", "read", "settle", "count", "bury"])

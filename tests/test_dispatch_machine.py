@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 import structlog.testing
@@ -29,9 +29,10 @@ from test_dispatch import Entry, entry, transition
 from virtual_time import VirtualTimeLoop
 
 from service.circuit import Circuit
-from service.dispatch import STARTS_WITHOUT_OUTCOME, Burial, Dispatcher
+from service.delivery import STARTS_WITHOUT_OUTCOME, Burial
+from service.dispatch import Dispatcher
 from service.errors import Undeliverable
-from service.mailbox import SUSPECT, Delivery, LeaseLostError, Tries
+from service.mailbox import SUSPECT, Delivery, LeaseLostError, Missing, Tries
 from service.retries import RetryPolicy
 from service.transitions import StatusTransition
 
@@ -46,7 +47,7 @@ MOST_WORKERS = 3
 SESSIONS = st.lists(st.sampled_from("abc"), min_size=1, max_size=6)
 FATES = st.lists(
     st.sampled_from(
-        ["well", "slow", "fails", "fails", "cancels", "disconnects", "hangs", "refuses"]
+        ["well", "slow", "fails", "fails", "halves", "cancels", "disconnects", "hangs", "refuses"]
     ),
     max_size=8,
 )
@@ -175,9 +176,13 @@ class Box:
         store.world.copies += len(again)
         return found + again
 
+    async def load(self, delivery: Delivery) -> StatusTransition | Missing:
+        """Return what an entry holds."""
+        return await self._ask(lambda: self.store.stream[int(delivery.entry_id)])
+
     async def settle(self, delivery: Delivery) -> None:
         """Settle what the handler has taken."""
-        one = entry(delivery.transition)
+        one = self._entry(delivery)
 
         def act() -> None:
             self.store.world.hold(
@@ -191,7 +196,7 @@ class Box:
 
     async def count(self, delivery: Delivery, tries: Tries) -> None:
         """Write tries down."""
-        one, store = entry(delivery.transition), self.store
+        one, store = self._entry(delivery), self.store
 
         def act() -> None:
             made = store.world.failures[one]
@@ -203,7 +208,7 @@ class Box:
 
     async def bury(self, delivery: Delivery, *, reason: str, error: str, attempts: int) -> int:
         """Bury what nobody can deliver."""
-        one, store, world = entry(delivery.transition), self.store, self.store.world
+        one, store, world = self._entry(delivery), self.store, self.store.world
 
         def act() -> int:
             world.hold("only what was tried is buried", holds=world.calls[one] > 0)
@@ -227,6 +232,9 @@ class Box:
 
     def _delivery(self, i: int) -> Delivery:
         return Delivery(str(i), self.store.stream[i], self.store.pending[i])
+
+    def _entry(self, delivery: Delivery) -> Entry:
+        return entry(self.store.stream[int(delivery.entry_id)])
 
     async def _ask(self, act: Callable[[], Found]) -> Found:
         """Do *act* if the lease is ours, unless the weather is against it."""
@@ -355,8 +363,16 @@ class Worker:
             "refuses": Undeliverable,
         }
         await asyncio.sleep({"slow": 3.0, "hangs": 60.0}.get(fate, LATENCY_S))
+        if fate == "halves":
+            # Before Python 3.13 this leaves its task half canceled.
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_fail())
         if fate in errors:
             raise errors[fate]
+
+
+async def _fail() -> NoReturn:
+    raise ValueError
 
 
 class Dispatching(RuleBasedStateMachine):

@@ -24,10 +24,10 @@ from service.leases import Heartbeats, lease
 from service.mailbox import (
     MOST_TAKEN_OVER_PER_CALL,
     SUSPECT,
-    UNREADABLE,
     Delivery,
     LeaseLostError,
     Mailbox,
+    Missing,
     Tries,
 )
 from service.secret import Secret
@@ -108,9 +108,9 @@ def change(n: int) -> bytes:
     )
 
 
-def sequences(deliveries: Sequence[Delivery]) -> list[int]:
-    """Return the sequence numbers of deliveries."""
-    return [delivery.transition.sequence for delivery in deliveries]
+def sequences(deliveries: Sequence[Delivery]) -> list[int | None]:
+    """Return the sequence numbers of deliveries; None for one that cannot be read."""
+    return [one.transition.sequence if one.transition else None for one in deliveries]
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_the_stored_form_is_the_one_of_wire() -> None:
     assert isinstance(wire.unpack(stored), SessionChange)
 
 
-@pytest.mark.parametrize("call", ["read", "settle", "count", "bury", "take_over"])
+@pytest.mark.parametrize("call", ["read", "load", "settle", "count", "bury", "take_over"])
 async def test_everything_is_fenced(post: Post, call: str) -> None:
     """With a stolen lease nothing is read, settled, counted, buried or taken over."""
     await post.admit(1, 2)
@@ -142,6 +142,7 @@ async def test_everything_is_fenced(post: Post, call: str) -> None:
 
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "read": lambda: mailbox.read(1),
+        "load": lambda: mailbox.load(delivery),
         "settle": lambda: mailbox.settle(delivery),
         "count": lambda: mailbox.count(delivery, Tries(3, 1)),
         "bury": lambda: mailbox.bury(delivery, reason="exhausted", error="", attempts=3),
@@ -288,26 +289,70 @@ async def test_burying_again_makes_no_second_letter(post: Post) -> None:
     assert await post.client.xlen(DEAD) == 1
 
 
-async def test_unreadable_entries_are_buried(post: Post) -> None:
-    """An entry that is not ours is buried on reading and taking over; the readable ones come."""
+async def test_what_is_kept_by_id_is_read_again(post: Post) -> None:
+    """A load returns what an entry holds, from either stream, or says why there is nothing."""
+    replays = post.keys.replays(0, HANDLER)
+    await post.client.xgroup_create(replays, HANDLER, id="0", mkstream=True)
+    first, second = await post.admit(1, 2)
+    await post.client.xadd(STREAM, {"nothing": "ours"})
+    entry = {"change": change(3), "previous": "", "sequence": 3, "epoch": 1, "replay": "r"}
+    # Under the same id, so that only the stream tells them apart.
+    await post.client.xadd(replays, entry, id=second)
+    mailbox = await post.leased()
+    deliveries = await mailbox.read(10)
+    assert sequences(deliveries) == [3, 1, 2, None]
+    assert [one.is_replay for one in deliveries] == [True, False, False, False]
+    await post.client.xdel(STREAM, first)
+
+    found = await asyncio.gather(*map(mailbox.load, deliveries))
+    assert found == [
+        deliveries[0].transition,
+        Missing.GONE,
+        deliveries[2].transition,
+        Missing.UNREADABLE,
+    ]
+
+
+async def test_unreadable_entries_are_handed_out_as_such(post: Post) -> None:
+    """An entry that is not ours is a delivery without a transition, and is buried as any other."""
+    replays = post.keys.replays(0, HANDLER)
+    await post.client.xgroup_create(replays, HANDLER, id="0", mkstream=True)
     await post.client.xadd(STREAM, {"change": "{", "secret": "kept"})
+    await post.client.xadd(STREAM, {"nothing": "ours", "replay": "not one"})
+    await post.client.xadd(replays, {"no": "replay"})
     await post.admit(1)
     mailbox = await post.leased()
-    assert sequences(await mailbox.read(10)) == [1]
+    first = await mailbox.read(10)
+    assert sequences(first) == [None, None, None, 1]
 
-    await post.client.xadd(STREAM, {"nothing": "ours"})
-    await post.client.xreadgroup(HANDLER, "dead", {STREAM: ">"})
-    [batch] = [batch async for batch in mailbox.take_over()]
+    again = [one async for batch in mailbox.take_over() for one in batch]
+    assert sequences(again) == [None, None, 1, None]
+    for delivery in first[:3]:
+        assert await mailbox.bury(delivery, reason=Missing.UNREADABLE, error="", attempts=0)
+    assert list(await post.pending()) == [first[3].entry_id]
+    assert await post.client.xlen(replays) == 0
+    letters = [fields for _, fields in await post.client.xrange(DEAD)]
+    assert [letter[b"reason"] for letter in letters] == [b"unreadable"] * 3
+    assert letters[1][b"secret"] == b"kept"
 
-    assert sequences(batch) == [1]
-    reasons = [fields[b"reason"].decode() for _, fields in await post.client.xrange(DEAD)]
-    assert reasons == [UNREADABLE] * 2
+
+async def test_an_entry_of_very_many_fields_can_be_buried(post: Post) -> None:
+    """What somebody else put there is no more than one call of a script can take."""
+    await post.client.xadd(STREAM, {f"field{n}": "x" for n in range(10_000)})
+    mailbox = await post.leased()
+    [delivery] = await mailbox.read(1)
+
+    assert await mailbox.bury(delivery, reason=Missing.UNREADABLE, error="", attempts=0) == 1
+    [(_, letter)] = await post.client.xrange(DEAD)
+    assert letter[b"entry_id"].decode() == delivery.entry_id
+    assert not await post.pending()
 
 
 async def test_after_only_unreadable_entries_the_next_arrival_is_seen(post: Post) -> None:
-    """A read that yields nothing readable still knows where to wait."""
+    """A read that yields nothing readable is followed by one that knows where to wait."""
     await post.client.xadd(STREAM, {"nothing": "ours"})
     mailbox = await post.leased()
+    assert sequences(await mailbox.read(10)) == [None]
     assert await mailbox.read(10) == []
     waiting = asyncio.create_task(mailbox.arrival())
     await post.admit(1)
@@ -327,6 +372,7 @@ async def test_settling_works_on_a_full_server(post: Post) -> None:
         first, second = await mailbox.read(2)
         await mailbox.settle(first)
         await mailbox.count(second, Tries(1, 1))
+        assert await mailbox.load(second) == second.transition
         await mailbox.bury(second, reason="exhausted", error="", attempts=1)
         [lag] = await post.lags()
         await Heartbeats(post.connections, post.keys, worker="w", ttl_s=5).beat([HANDLER])

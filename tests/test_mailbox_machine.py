@@ -247,7 +247,7 @@ class Delivering(RuleBasedStateMachine):
         done, found = self.fenced(tenure, fault, tenure.mailbox.read(most))
         if done:
             box = self.box(tenure)
-            given = box.read(most, tenure.worker, heard=not fault, room=ROOM)
+            given = box.read(most, tenure.worker, heard=not fault)
             self.give(tenure, found or [], given)
 
     @rule(tenure=tenures, fault=FAULTS)
@@ -260,17 +260,12 @@ class Delivering(RuleBasedStateMachine):
         done, found = self.fenced(tenure, fault, all_batches())
         if done:
             box = self.box(tenure)
-            given = box.take_over(tenure.worker, batch=BATCH, heard=not fault, room=ROOM)
+            given = box.take_over(tenure.worker, batch=BATCH, heard=not fault)
             self.give(tenure, found or [], given)
 
     def give(self, tenure: Tenure, found: list[Delivery], given: list[Given]) -> None:
         """Hold that a worker was given what the model says."""
-        assert [
-            Given(
-                pair(one.entry_id), Item(one.transition.sequence, one.transition.replay), *one.tries
-            )
-            for one in found
-        ] == given
+        assert [Given(pair(one.entry_id), read_as(one), *one.tries) for one in found] == given
         tenure.hand += zip(found, given, strict=True)
 
     def chosen(self, which: int) -> tuple[Tenure, Delivery, Given, Pile]:
@@ -471,6 +466,15 @@ class Delivering(RuleBasedStateMachine):
 def readable(item: Item | None) -> bool:
     """Say whether an entry, or what is left of it, can be handed to anybody."""
     return item is not None and item.number is not None
+
+
+def read_as(delivery: Delivery) -> Item:
+    """Return what a delivery holds."""
+    transition = delivery.transition
+    if transition is None:
+        return Item(None)
+    assert delivery.is_replay == (transition.replay is not None)
+    return Item(transition.sequence, transition.replay)
 
 
 async def _awaited(asked: Awaitable[Reply]) -> Reply:

@@ -29,7 +29,7 @@ from service import arrivals, janitor, metrics, upkeep, worker
 from service import connections as clients
 from service.config import Settings
 from service.connections import Connections, connect
-from service.dispatch import STARTS_WITHOUT_OUTCOME, Burial
+from service.delivery import STARTS_WITHOUT_OUTCOME, Burial
 from service.embedded import EmbeddedServer, find_server
 from service.errors import ConfigError
 from service.handlers import Handler
@@ -224,7 +224,7 @@ class Site:
         leases = [
             self.keys.lease(partition, handler)
             for (handler, partition), tenure in tenures.items()
-            if tenure._dispatcher._in_hand
+            if tenure.dispatcher.in_hand
         ]
         for lease in leases:
             self.client.pexpire(lease, 100_000)
@@ -332,7 +332,7 @@ async def test_pending_is_what_is_in_hand(site: Site, connections: Connections) 
     one = site.start(connections, {"log": Journal().handler(lambda _: gate.wait())})  # type: ignore[arg-type,return-value]
 
     def in_hand() -> int:
-        return sum(tenure._dispatcher._in_hand for tenure in one._tenures.values())
+        return sum(tenure.dispatcher.in_hand for tenure in one._tenures.values())
 
     await until(lambda: in_hand() == 600)
     assert site.pending() == 600

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Move an entry to the handler's dead letters and settle it, in one step, while the lease is ours.
--- Of an entry that is gone from its stream only its id is left to bury.
+-- Of an entry that is gone from its stream, or that has more fields than a call can take (no entry
+-- of ours has), only its id is left to bury.
 --
 -- KEYS  1  the lease; 2  the stream it is in; 3  the handler's dead letters
 -- ARGV  1  token; 2  group; 3  1 when it goes when it is settled; 4  entry id; 5  reason
@@ -8,10 +9,12 @@
 -- Returns false when the lease is not ours, else the number of dead letters now held, or 0 when
 -- there is no room for another and the entry is where it was.
 
+local MAX_FIELDS = 1000
+
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 if redis.call('XLEN', KEYS[3]) >= tonumber(ARGV[8]) then return 0 end
 local entry = redis.call('XRANGE', KEYS[2], ARGV[4], ARGV[4])[1]
-local fields = entry and entry[2] or {}
+local fields = entry and #entry[2] <= 2 * MAX_FIELDS and entry[2] or {}
 for _, field in ipairs({'entry_id', ARGV[4], 'reason', ARGV[5], 'error', ARGV[6], 'attempts', ARGV[7]}) do
   fields[#fields + 1] = field
 end

@@ -4,8 +4,8 @@
 --
 -- KEYS  1  the lease; 2  the partition's stream of transitions; 3  the handler's replays
 -- ARGV  1  token; 2  group; 3  consumer; 4  most entries
--- Returns false when the lease is not ours, else {entries, last ids}: up to so many {entry id,
--- fields}, and, when there are none, the last id the group has read of each stream.
+-- Returns false when the lease is not ours, else {replayed entries, new entries, last ids}: entries
+-- are {entry id, fields}; when there are none, the last id the group has read of each stream.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 
@@ -19,16 +19,15 @@ local function last_read(stream)
   return '0-0'
 end
 
-local entries, most = {}, tonumber(ARGV[4])
-
 local function read(stream, count)
   local found = redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', count,
     'STREAMS', stream, '>')
-  for _, entry in ipairs(found and found[1][2] or {}) do entries[#entries + 1] = entry end
+  return found and found[1][2] or {}
 end
 
+local most, new, replayed = tonumber(ARGV[4]), {}, {}
 -- Half for replays, so that neither they nor what is new wait for the other to end.
-if redis.call('EXISTS', KEYS[3]) == 1 then read(KEYS[3], math.ceil(most / 2)) end
-if most > #entries then read(KEYS[2], most - #entries) end
-if #entries > 0 then return {entries, {}} end
-return {entries, {last_read(KEYS[2]), last_read(KEYS[3])}}
+if redis.call('EXISTS', KEYS[3]) == 1 then replayed = read(KEYS[3], math.ceil(most / 2)) end
+if most > #replayed then new = read(KEYS[2], most - #replayed) end
+if #new + #replayed > 0 then return {replayed, new, {}} end
+return {replayed, new, {last_read(KEYS[2]), last_read(KEYS[3])}}
