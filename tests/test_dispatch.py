@@ -1099,6 +1099,23 @@ async def test_no_call_begins_without_the_lease() -> None:
 
 
 @in_virtual_time
+async def test_no_call_that_waited_for_a_slot_begins_without_the_lease() -> None:
+    """A lease that ran out by our own clock stops what is already in memory, too."""
+    mail = FakeMail([("a", 1), ("b", 1)])
+    mail.latency_s = 1.0
+
+    async def act(_: StatusTransition) -> None:
+        mail.ours = False
+
+    journal = Journal(act)
+    with pytest.raises(ExceptionGroup) as raised:
+        await dispatcher(mail, journal, POLICY._replace(concurrency=1)).run()
+
+    assert raised.group_contains(LeaseLostError)
+    assert journal.entries == [("a", 1)]
+
+
+@in_virtual_time
 async def test_a_mailbox_that_cancels_itself_is_noticed() -> None:
     """A cancellation nobody asked for ends the run with an error, never one chain in silence."""
 
