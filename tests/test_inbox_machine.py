@@ -48,7 +48,7 @@ SESSIONS = ("vs_a", "vs_b", "vs_d")
 KEYS = Keys("idv", 2)
 # Who may ask: a plain inbox, one with a short memory, and one whose streams are soon full.
 HORIZON_DAYS = {"plain": 35, "forgetful": 1, "full": 35}
-CAPS = {"plain": 1_000_000, "forgetful": 1_000_000, "full": 4}
+CAPS = {"plain": 1_000_000, "forgetful": 1_000_000, "full": 2}
 
 ARGUMENTS_BEFORE_EVENTS, ARGUMENTS_PER_EVENT, NONCE = 7, 8, 1
 
@@ -61,7 +61,9 @@ SHAPES = st.fixed_dictionaries(
         "status": st.sampled_from(
             ["requires_input", "processing", "verified", "canceled", "new words, ä 7 "]
         ),
-        "at": st.sampled_from([0, 0, 0, 1, 4, 5, 6, 7, 11, 60, -2 * DAY_S, -40 * DAY_S]),
+        "at": st.sampled_from(
+            [*range(0, 12, 2), 5, 11, 60, 200, 205, 206, 400, 800, -2 * DAY_S, -40 * DAY_S]
+        ),
         "error": st.sampled_from([None, None, "document_expired", "abandoned"]),
         "redaction": st.sampled_from(
             [None, None, None, None, "processing", "validated", "redacted"]
@@ -236,7 +238,10 @@ class Reception(RuleBasedStateMachine):
             return
         at = -2 * DAY_S if old else 100
         steps = itertools.cycle(["requires_input", "processing"])
-        shapes = [shape | {"at": at + n, "step": step} for n, step in zip(range(15), steps)]  # noqa: B905 - endless
+        shapes = [
+            shape | {"at": at + 10 * n, "step": step, "status": step}
+            for n, step in zip(range(15), steps)  # noqa: B905 - endless
+        ]
         self.send([made(next(self.numbers), one) for one in shapes], "plain")
 
     @rule(event=events)
