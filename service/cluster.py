@@ -23,7 +23,7 @@ from redis.exceptions import (
 )
 
 from .exchange import NOTHING, Commands, Needs, exchange
-from .redis_connection import TcpConnection, TlsConnection
+from .redis_connection import TcpConnection, Term, TlsConnection
 
 # A slot that moves is at one of two nodes; more is a Cluster in disorder.
 MOST_NODES_ASKED = 4
@@ -38,12 +38,13 @@ class ClusterClient(RedisCluster):
         startup_nodes: Where it is asked which nodes there are. A Cluster that says of its nodes
             only their ports (`cluster-preferred-endpoint-type unknown-endpoint`) is on the host of
             the first.
+        term: What its connections share with those of other clients.
         options: redis-py's.
     """
 
     _searched_at = float("-inf")
 
-    def __init__(self, startup_nodes: Sequence[ClusterNode], **options: Any) -> None:
+    def __init__(self, startup_nodes: Sequence[ClusterNode], term: Term, **options: Any) -> None:
         host = startup_nodes[0].host
         super().__init__(
             startup_nodes=[*startup_nodes],
@@ -52,7 +53,7 @@ class ClusterClient(RedisCluster):
         )
         # redis-py lets nobody choose the class of connections, and has already made these nodes.
         mended = TlsConnection if options.get("ssl") else TcpConnection
-        self.connection_kwargs["connection_class"] = mended
+        self.connection_kwargs.update(connection_class=mended, term=term)
         seeds = [ClusterNode(one.host, one.port, **self.connection_kwargs) for one in startup_nodes]
         self.nodes_manager.startup_nodes = {seed.name: seed for seed in seeds}
 

@@ -42,7 +42,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from . import urls
 from .cluster import ClusterClient
 from .errors import ConfigError, Shortage
-from .exchange import NOTHING, Exchanger, Needs, NotFsyncedError, NotReplicatedError
+from .exchange import NOTHING, Exchanger, Needs, NotKeptError, NotReplicatedError
 from .loop_lag import LAG
 from .redis_connection import MENDED, SentinelTcpConnection, SentinelTlsConnection, Term
 from .secret import Secret
@@ -82,10 +82,11 @@ class ScriptCall(NamedTuple):
 class Connections:
     """The Redis clients of one process: one for short calls, one for blocking reads."""
 
-    def __init__(self, calls: Any, blocking: Any, *, is_cluster: bool) -> None:
+    def __init__(self, calls: Any, blocking: Any, term: Term, *, is_cluster: bool) -> None:
         self.client = calls
         self.blocking_client = blocking
         self.is_cluster = is_cluster
+        self._term = term
         self._exchanger = None if is_cluster else Exchanger(calls.connection_pool)
 
     async def run(self, calls: Sequence[ScriptCall], *, needs: Needs = NOTHING) -> list[Any]:
@@ -125,6 +126,10 @@ class Connections:
             raise reply
         return reply
 
+    def renew(self) -> None:
+        """Have every connection made anew before its next use: what is known of it is not so."""
+        self._term.end()
+
     async def _send(
         self, calls: Sequence[ScriptCall], needs: Needs, *, by_content: bool
     ) -> list[Any]:
@@ -159,7 +164,7 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
     try:
         text = url.reveal()
         build = _FORMS.get(urls.topology(text), _standalone)
-        term = Term()
+        term = Term(one_server=build is not _cluster)
         calls = build(text, term, CALL_TIMEOUT_S, CALL_CONNECTIONS)
         blocking = build(text, term, BLOCKING_READ_TIMEOUT_S, BLOCKING_CONNECTIONS)
     except (ValueError, TypeError):
@@ -172,7 +177,7 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
             with contextlib.suppress(RedisError, OSError):
                 await calls.initialize()
                 await blocking.initialize()
-        yield Connections(calls, blocking, is_cluster=is_cluster)
+        yield Connections(calls, blocking, term, is_cluster=is_cluster)
     finally:
         await _close(calls)
         await _close(blocking)
@@ -193,18 +198,21 @@ def refusal(error: RedisError) -> str:
 _SHORTAGES: tuple[tuple[tuple[type[BaseException], ...], Shortage], ...]
 _SHORTAGES = (
     ((RedisTimeoutError, TimeoutError), Shortage.REDIS_SLOW),
-    ((AuthenticationError, AuthorizationError, NoPermissionError), Shortage.REDIS_UNAUTHORIZED),
     ((MasterDownError,), Shortage.REDIS_REFUSED),
     ((RedisConnectionError, OSError, ClusterDownError), Shortage.REDIS_UNREACHABLE),
-    ((NotReplicatedError, NotFsyncedError), Shortage.NOT_DURABLE),
+    ((NotReplicatedError, NotKeptError), Shortage.NOT_DURABLE),
     ((OutOfMemoryError,), Shortage.REDIS_FULL),
 )
 
 
 def shortage(error: BaseException) -> Shortage:
     """Return the word for what *error* of redis-py means to whoever waits."""
-    if isinstance(error.__context__, ssl.SSLError):
-        return Shortage.REDIS_UNTRUSTED
+    # redis-py tells some of what goes wrong while connecting as a lost connection.
+    for each in (error, error.__context__):
+        if isinstance(each, ssl.SSLError):
+            return Shortage.REDIS_UNTRUSTED
+        if isinstance(each, AuthenticationError | AuthorizationError | NoPermissionError):
+            return Shortage.REDIS_UNAUTHORIZED
     if str(error).startswith("NOREPLICAS"):
         return Shortage.NOT_DURABLE
     for kinds, word in _SHORTAGES:
@@ -278,11 +286,12 @@ class _Sentinel(Sentinel):
         raise not_found
 
 
-def _cluster(url: str, _: Term, timeout_s: float, most: int) -> ClusterClient:
+def _cluster(url: str, term: Term, timeout_s: float, most: int) -> ClusterClient:
     parts, hosts = urls.several(url)
     settings = _settings(timeout_s) | {"retry": Retry(NoBackoff(), CLUSTER_RETRIES)}
     return ClusterClient(
         [ClusterNode(*address) for address in urls.addresses(hosts, urls.REDIS_PORT)],
+        term,
         max_connections=most,
         **urls.shared_options(parts),
         **settings,

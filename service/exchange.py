@@ -3,9 +3,9 @@
 To which server is not decided here. What must last is judged for each call, on the connection that
 writes it:
 
-On disk: Redis answers after its fsync only with `appendonly yes`, `appendfsync always` and
-`no-appendfsync-on-rewrite no`. That is read once for each connection, before its first write; what
-is not so, or may not be read, is read again the next time.
+On this Redis: with a `maxmemory-policy` other than `noeviction` it may drop what it acknowledged;
+and it answers after its fsync only with the settings in `ON_DISK`. Both are read once for each
+connection, before its first write; what is not so, or may not be read, is read again the next time.
 
 On replicas: WAIT counts those that have this connection's last write, but not which. A fail-over
 may promote any of them, so all that are connected must have it. ROLE says how many those are; it
@@ -14,6 +14,7 @@ goes in the same write as the call and WAIT, for which the number of last time i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,12 +24,13 @@ from redis.exceptions import RedisError, ResponseError
 REPLICA_WAIT_MS = 500
 # What must be configured for an answer to mean "on disk".
 ON_DISK = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
+_ON_DISK_REPLY = {name.encode(): value.encode() for name, value in ON_DISK.items()}
 
 Commands = Sequence[tuple[Any, ...]]
 
 
-class NotFsyncedError(RedisError):
-    """This Redis answers before its disk has what was written, or does not let us know."""
+class NotKeptError(RedisError):
+    """As it is configured, this Redis may lose what it acknowledges, or does not let us know."""
 
 
 class NotReplicatedError(RedisError):
@@ -41,10 +43,12 @@ class Needs(NamedTuple):
     Attributes:
         replicas: How many replicas must have what was written, at least; all that are connected
             must then. 0 for none.
-        fsync: Whether it must be on disk. Where this Redis does not see to that nothing is sent.
+        kept: Whether Redis must not drop it later. Where it might, nothing is sent.
+        fsync: Whether it must be on disk as well. Where Redis does not see to it, nothing is sent.
     """
 
     replicas: int = 0
+    kept: bool = False
     fsync: bool = False
 
 
@@ -59,8 +63,8 @@ async def exchange(connection: Any, commands: Commands, needs: Needs = NOTHING) 
     Raises:
         RedisError: Nobody knows which of them were executed; the connection is closed.
     """
-    if needs.fsync and not await _has_fsync(connection):
-        return [NotFsyncedError()] * len(commands)
+    if needs.kept and (error := await _not_kept(connection, needs)):
+        return [error] * len(commands)
     if needs.replicas:
         return await _replicated(connection, commands, needs.replicas)
     await connection.send_packed_command([pack_command(command) for command in commands])
@@ -107,12 +111,19 @@ async def _reply(connection: Any) -> Any:
         return error
 
 
-async def _has_fsync(connection: Any) -> bool:
-    if not connection.has_fsync:
-        [reply] = await exchange(connection, [("CONFIG", "GET", *ON_DISK)])
-        wanted = {name.encode(): value.encode() for name, value in ON_DISK.items()}
-        connection.has_fsync = reply == wanted
-    return bool(connection.has_fsync)
+async def _not_kept(connection: Any, needs: Needs) -> RedisError | None:
+    """Return what keeps the server of *connection* from keeping what it is given."""
+    if connection.met == needs:
+        return None
+    config = [("CONFIG", "GET", *ON_DISK)] if needs.fsync else []
+    memory, *said = await exchange(connection, [("INFO", "memory"), *config])
+    if isinstance(memory, RedisError):
+        return memory
+    policy = re.search(rb"maxmemory_policy:(\S+)", memory)
+    if (policy and policy[1] != b"noeviction") or said not in ([], [_ON_DISK_REPLY]):
+        return NotKeptError()
+    connection.met = needs
+    return None
 
 
 async def _replicated(connection: Any, commands: Commands, at_least: int) -> list[Any]:

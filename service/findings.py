@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from .config import Durability
+from .config import MAX_CLOCK_DIFFERENCE_S, Durability
 
-MOST_CLOCK_SKEW_S = 30.0
+CLOCK_WARNING_S = 30.0
 MOST_MEMORY_USED = 0.8
 OLDEST_VERSION = 7
 
 
 class Severity(StrEnum):
-    """How bad a finding is: `fatal` keeps the process out of service."""
+    """How bad a finding is: `fatal` breaks a promise, or lets no event be admitted."""
 
     FINE = "fine"
     WARNING = "warning"
@@ -48,13 +48,35 @@ RANKS = {Severity.FINE: 0, Severity.WARNING: 1, Severity.FATAL: 2}
 # What was remembered and is gone is taken for new, and what waited for a handler does not come.
 _MEMORY = (Promise.DURABLE, Promise.ONCE, Promise.FORWARD_ONLY)
 _NOT_TOLD = "CONFIG GET is not permitted"
+# What it means that Redis refuses a write with a word; until it is mended, workers wait too.
+_REFUSALS = {
+    "OOM": "it has reached maxmemory; workers go on and make room",
+    "MISCONF": "its last snapshot, or write to the append-only file, failed: look at its disk",
+    "NOREPLICAS": "fewer replicas follow than min-replicas-to-write asks for",
+    "READONLY": "it is a replica: REDIS_URL must lead to its primary",
+    "MASTERDOWN": "it is a replica that has lost its primary: REDIS_URL must lead to a primary",
+    "BUSY": "a script or a module has been running for too long: SCRIPT KILL ends a script",
+}
 
 
-def judge(described: Mapping[str, Any], *, skew_s: float, durability: Durability) -> list[Finding]:
-    """Say what one primary's INFO and configuration mean; a missing field is one not told."""
+def judge(
+    described: Mapping[str, Any], *, skew_s: float, durability: Durability, refused: str = ""
+) -> list[Finding]:
+    """Say what one primary's state means for the promises.
+
+    Args:
+        described: The fields of INFO and of the configuration; a missing one is one not told.
+        skew_s: By how much its clock is ahead of ours.
+        durability: What must hold before an event is acknowledged.
+        refused: The word with which it refuses a write; empty where it takes it.
+    """
+    version = _version(described)
+    if version.severity is Severity.FATAL:
+        return [version]
     return [
         _clock(skew_s),
-        _version(described),
+        version,
+        writes(refused),
         _eviction(described.get("maxmemory_policy")),
         _memory(described),
         _role(described.get("role")),
@@ -67,27 +89,62 @@ def judge(described: Mapping[str, Any], *, skew_s: float, durability: Durability
 
 def together(of_each: Sequence[Sequence[Finding]]) -> list[Finding]:
     """Join the findings of all primaries: of each kind the worst, and on how many it is so."""
+    kinds: dict[str, list[Finding]] = {}
+    for found in of_each:
+        for one in found:
+            kinds.setdefault(one.name, []).append(one)
     joined = []
-    for alike in zip(*of_each, strict=True):
+    for alike in kinds.values():
         worst = max(alike, key=lambda one: RANKS[one.severity])
         as_bad = sum(one.severity is worst.severity for one in alike)
-        if as_bad < len(alike):
+        if as_bad < len(of_each) and worst.severity is not Severity.FINE:
             worst = worst._replace(
-                meaning=f"{worst.meaning} (on {as_bad} of {len(alike)} primaries)"
+                meaning=f"{worst.meaning} (on {as_bad} of {len(of_each)} primaries)"
             )
         joined.append(worst)
     return joined
 
 
+def writes(refused: str) -> Finding:
+    """Say what it means that Redis refuses a write with a word, or does not."""
+    if not refused:
+        return Finding("writes", Severity.FINE, (Promise.DURABLE,), "Redis takes writes")
+    why = _REFUSALS.get(refused, "its own log may say why")
+    return Finding(
+        "writes",
+        Severity.FATAL,
+        (Promise.DURABLE,),
+        f"Redis answers {refused} to every write, so every event gets 503: {why}",
+    )
+
+
+def silent(reason: str) -> Finding:
+    """Say what it means that one primary of a Cluster does not answer, while others do."""
+    return Finding(
+        "writes",
+        Severity.FATAL,
+        (Promise.DURABLE,),
+        f"a primary is silent ({reason}): events of its sessions get 503 until another takes over",
+    )
+
+
 def _clock(skew_s: float) -> Finding:
     promises = (Promise.AUTHENTIC, Promise.ONCE)
-    if abs(skew_s) <= MOST_CLOCK_SKEW_S:
+    if abs(skew_s) <= CLOCK_WARNING_S:
         return Finding("clock", Severity.FINE, promises, "our clock and Redis's agree")
+    if abs(skew_s) <= MAX_CLOCK_DIFFERENCE_S:
+        return Finding(
+            "clock",
+            Severity.WARNING,
+            promises,
+            "our clock and Redis's differ by more than 30 s: genuine signatures may be refused",
+        )
     return Finding(
         "clock",
         Severity.FATAL,
         promises,
-        "our clock and Redis's differ by more than 30 s: genuine signatures may be refused",
+        f"our clock and Redis's differ by more than {MAX_CLOCK_DIFFERENCE_S} s: one of them is "
+        "wrong, and no event is admitted",
     )
 
 
@@ -116,8 +173,8 @@ def _eviction(policy: str | None) -> Finding:
         "eviction",
         Severity.FATAL,
         promises,
-        "maxmemory-policy is not noeviction: a full Redis would "
-        "forget events and transitions in silence",
+        "maxmemory-policy is not noeviction: a full Redis would forget events and transitions in "
+        "silence, so every event gets 503",
     )
 
 
@@ -164,23 +221,25 @@ def _persistence(described: Mapping[str, Any]) -> Finding:
         if described.get(field, "ok") != "ok":
             meaning = f"the last {failed} failed, the disk may be full: {then}"
             return Finding(name, Severity.WARNING, _MEMORY, meaning)
-    return Finding(name, Severity.FINE, _MEMORY, "a restart of Redis loses nothing")
+    return Finding(name, Severity.FINE, _MEMORY, "what is on disk outlives a restart of Redis")
 
 
 def _fsync(described: Mapping[str, Any]) -> Finding:
     name = "fsync"
     if not described.get("aof_enabled"):
         return Finding(name, Severity.FINE, _MEMORY, "does not matter while appendonly is off")
-    if described.get("appendfsync") == "always":
+    unlike = _unlike_on_disk(described)
+    if not unlike:
         return Finding(name, Severity.FINE, _MEMORY, "what is acknowledged is on disk")
-    said = "appendfsync is not always:"
+    said = f"{unlike}:"
     if described.get("appendfsync") is None:
         said = f"appendfsync cannot be read, {_NOT_TOLD}: unless it is always,"
     return Finding(
         name,
         Severity.WARNING,
         _MEMORY,
-        f"{said} a power cut may lose about a second of what was acknowledged",
+        f"{said} when Redis is killed or loses power, the last seconds of what was acknowledged "
+        "may be lost, the more the slower its disk",
     )
 
 
@@ -209,12 +268,24 @@ def _replication(described: Mapping[str, Any]) -> Finding:
 def _durability(described: Mapping[str, Any], wanted: Durability) -> Finding:
     """Say whether what DURABILITY asks for can hold at all."""
     problem = ""
-    on_disk = described.get("aof_enabled") and described.get("appendfsync") == "always"
-    if wanted is Durability.FSYNC and not on_disk:
-        problem = "=fsync needs appendonly yes, appendfsync always and CONFIG GET to see it"
+    if wanted is Durability.FSYNC and (unlike := _unlike_on_disk(described)):
+        problem = f"=fsync, but {unlike}"
     elif wanted is Durability.REPLICA and not described.get("connected_slaves"):
         problem = "=replica, but no replica is connected"
+    meaning = f"DURABILITY{problem}: every event gets 503" if problem else ""
     severity = Severity.FATAL if problem else Severity.FINE
     return Finding(
-        "durability", severity, (Promise.DURABLE,), f"DURABILITY{problem or f'={wanted} holds'}"
+        "durability", severity, (Promise.DURABLE,), meaning or f"DURABILITY={wanted} holds"
     )
+
+
+def _unlike_on_disk(described: Mapping[str, Any]) -> str:
+    """Say what keeps a reply of this server from meaning that its disk has what was written."""
+    if not described.get("aof_enabled"):
+        return "appendonly is not yes"
+    for name, value in (("appendfsync", "always"), ("no-appendfsync-on-rewrite", "no")):
+        if described.get(name) is None:
+            return f"{name} cannot be read, {_NOT_TOLD}"
+        if described[name] != value:
+            return f"{name} is not {value}"
+    return ""

@@ -8,49 +8,67 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from . import findings, metrics
+from . import findings, layout, metrics
 from .config import Settings
-from .connections import Connections, shortage
-from .errors import Unavailable
+from .connections import Connections, Script, places, refusal, shortage
+from .errors import ConfigError, Shortage, Unavailable
+from .exchange import ON_DISK
 from .findings import RANKS, Finding, Severity
+from .layout import Keys
 
 PROBE_EVERY_S = 1.0
 INSPECT_EVERY_S = 60.0
-ASKED_OF_THE_CONFIGURATION = ("appendfsync", "min-replicas-to-write")
+ASKED_OF_THE_CONFIGURATION = (*ON_DISK, "min-replicas-to-write")
+# What is told by a server that lets us ask nothing is no answer.
+_SILENT = {Shortage.REDIS_UNREACHABLE, Shortage.REDIS_UNAUTHORIZED}
+
+_PROBE = Script("probe")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Health:
-    """What the probes report. Ready while Redis answers, nothing is fatal and nobody drains.
+    """What the probes report.
 
-    A Redis that answers and takes nothing for now (full, short of replicas, a Cluster without some
-    primary) leaves us ready: no other receiver would do better, and our own 503 tells Stripe more
-    than a load balancer with nobody behind it.
+    Ready while Redis answers, its layout is ours, the clocks agree and the process does not drain.
+    A Redis that answers and takes nothing for now (full, short of replicas, unable to save, busy,
+    a replica, a Cluster without some primary) leaves us ready: no other receiver would do better,
+    and our own 503 tells Stripe more than a load balancer with nobody behind it.
     """
 
     def __init__(self, connections: Connections, settings: Settings) -> None:
         self._connections = connections
         self._settings = settings
-        self._answering = False
+        self._keys = Keys(settings.redis_prefix, settings.partitions)
+        # Why Redis is silent; until it has answered once it is.
+        self._silence: Shortage | None = Shortage.REDIS_UNREACHABLE
+        self._lost = False
+        self._refused = ""
         self._findings: list[Finding] = []
+        self._unlike_ours = ""
         self.draining = False
 
     @property
     def ready(self) -> bool:
         """Whether a load balancer should send traffic here."""
-        return self._fit and not self.draining
+        return self.reason is None
 
     @property
-    def _fit(self) -> bool:
-        fatal = any(finding.severity is Severity.FATAL for finding in self._findings)
-        return self._answering and not fatal
+    def reason(self) -> str | None:
+        """Why a load balancer should send no traffic here, in one word."""
+        if self.draining:
+            return "draining"
+        if self._silence is not None:
+            return self._silence
+        if self._unlike_ours:
+            return Shortage.LAYOUT_DIFFERS
+        return Shortage.CLOCKS_DIFFER if _is_fatal(self._findings, "clock") else None
 
     async def watch(self) -> None:
         """Probe Redis for ever, and look at its configuration now and then."""
@@ -58,28 +76,45 @@ class Health:
         while True:
             now = time.monotonic()
             try:
-                await self._connections.client.ping()
-                if now - inspected_at >= INSPECT_EVERY_S or not self._fit:
+                refused = await probe(self._connections)
+                is_due = now - inspected_at >= INSPECT_EVERY_S
+                if is_due or refused != self._refused or _is_fatal(self._findings):
                     self._note(await inspect(self._connections, self._settings))
-                    inspected_at = now
-                self._answered(answering=True)
+                    inspected_at, self._refused = now, refused
+                await self._look_at_layout()
+                self._answered()
             except (RedisError, OSError) as error:
-                metrics.REDIS_ERRORS.labels(shortage(error)).inc()
-                self._answered(answering=False, reason=shortage(error))
+                self._is_silent(shortage(error))
             metrics.READY.set(self.ready)
             await asyncio.sleep(PROBE_EVERY_S)
 
-    def _answered(self, *, answering: bool, reason: str | None = None) -> None:
-        if answering != self._answering:
-            self._answering = answering
-            if answering:
-                log.info("redis.answered")
-            else:
-                log.error("redis.lost", reason=reason)
+    async def _look_at_layout(self) -> None:
+        problem = ""
+        try:
+            await layout.exists(self._connections, self._keys)
+        except ConfigError as error:
+            problem = str(error)
+        except (RedisError, OSError):
+            # Busy, or a Cluster without this primary: as far as we know, nothing has changed.
+            return
+        if problem and problem != self._unlike_ours:
+            log.error("layout.differs", meaning=problem)
+        self._unlike_ours = problem
 
-    def _note(self, findings: list[Finding]) -> None:
-        """Log what is new among *findings*, once each."""
-        for finding in findings:
+    def _answered(self) -> None:
+        if self._silence is not None:
+            self._silence, self._lost = None, False
+            log.info("redis.answered")
+
+    def _is_silent(self, reason: Shortage) -> None:
+        metrics.REDIS_ERRORS.labels(reason).inc()
+        if not self._lost or reason is not self._silence:
+            self._silence, self._lost = reason, True
+            log.error("redis.lost", reason=reason, address=places(self._settings.redis_url))
+
+    def _note(self, found: list[Finding]) -> None:
+        """Log what is new among findings, once each."""
+        for finding in found:
             metrics.REDIS_RISK.labels(finding.name).set(RANKS[finding.severity])
             if finding.severity is not Severity.FINE and finding not in self._findings:
                 log.warning(
@@ -88,11 +123,15 @@ class Health:
                     severity=finding.severity,
                     meaning=finding.meaning,
                 )
-        self._findings = findings
+        changed = set(found) - set(self._findings)
+        if any(_is_fatal(changed, name) for name in ("durability", "eviction")):
+            # Connections that have seen better settings are asked again before the next write.
+            self._connections.renew()
+        self._findings = found
 
 
 async def await_redis(connections: Connections, deadline_s: float) -> None:
-    """Wait until Redis answers.
+    """Wait until Redis answers, be it that it takes no writes.
 
     Raises:
         Unavailable: It did not within *deadline_s* seconds.
@@ -100,8 +139,9 @@ async def await_redis(connections: Connections, deadline_s: float) -> None:
     deadline = time.monotonic() + deadline_s
     while True:
         try:
-            await connections.client.ping()
-            await connections.blocking_client.ping()
+            await probe(connections)
+            if connections.is_cluster:
+                await connections.blocking_client.initialize()
         except (RedisError, OSError) as error:
             if time.monotonic() > deadline:
                 raise Unavailable(shortage(error)) from None
@@ -110,28 +150,74 @@ async def await_redis(connections: Connections, deadline_s: float) -> None:
             return
 
 
+async def probe(connections: Connections) -> str:
+    """Return the word with which Redis refuses a write, such as `OOM`; empty where it takes it.
+
+    In Cluster one primary that answers is enough.
+
+    Raises:
+        RedisError: It does not answer, or lets us ask nothing.
+    """
+    if connections.is_cluster:
+        await connections.client.initialize()
+    answers = await asyncio.gather(
+        *(_refusal(connections, each) for each in _primaries(connections))
+    )
+    words = [each for each in answers if isinstance(each, str)]
+    for error in answers:
+        if not words and isinstance(error, Exception):
+            raise error
+    return max(words)
+
+
+async def _refusal(
+    connections: Connections, target: Mapping[str, Any]
+) -> str | RedisError | OSError:
+    """Return the word with which one primary refuses a write, or why it is silent."""
+    try:
+        await connections.client.execute_command("EVAL", _PROBE.source, 0, **target)
+    except ResponseError as error:
+        return error if shortage(error) in _SILENT else refusal(error)
+    except (RedisError, OSError) as error:
+        return error
+    return ""
+
+
 async def inspect(connections: Connections, settings: Settings) -> list[Finding]:
     """Say what Redis's persistence, eviction, replication and clock mean for the promises.
+
+    In Cluster what some primary does not tell is a finding.
 
     Raises:
         RedisError: Redis did not answer.
     """
-    return findings.together(
-        [await _judged(connections, settings, each) for each in _primaries(connections)]
-    )
+    of_each, silences = [], []
+    for target in _primaries(connections):
+        try:
+            of_each.append(await _judged(connections, settings, target))
+        except (RedisError, OSError) as error:
+            silences.append(error)
+    if not of_each:
+        raise silences[0]
+    of_each += [[findings.silent(shortage(error))] for error in silences]
+    return findings.together(of_each)
 
 
 async def _judged(
     connections: Connections, settings: Settings, target: Mapping[str, Any]
 ) -> list[Finding]:
-    before = time.time()
-    seconds, microseconds = await connections.client.time(**target)
-    skew_s = seconds + microseconds / 1e6 - (before + time.time()) / 2
-    return findings.judge(
-        await _described(connections, target),
-        skew_s=skew_s,
-        durability=settings.durability,
-    )
+    refused = await _refusal(connections, target)
+    if isinstance(refused, Exception):
+        raise refused
+    try:
+        before = time.time()
+        seconds, microseconds = await connections.client.time(**target)
+        skew_s = seconds + microseconds / 1e6 - (before + time.time()) / 2
+        described = await _described(connections, target)
+    except ResponseError as error:
+        # Busy, it answers nothing else.
+        return [findings.writes(refused or refusal(error))]
+    return findings.judge(described, skew_s=skew_s, durability=settings.durability, refused=refused)
 
 
 async def _described(connections: Connections, target: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -140,6 +226,11 @@ async def _described(connections: Connections, target: Mapping[str, Any]) -> Map
     with contextlib.suppress(ResponseError):
         described |= await connections.client.config_get(*ASKED_OF_THE_CONFIGURATION, **target)
     return described
+
+
+def _is_fatal(found: Collection[Finding], name: str | None = None) -> bool:
+    """Say whether any finding, or the one of a name, is fatal."""
+    return any(one.severity is Severity.FATAL for one in found if name in (None, one.name))
 
 
 def _primaries(connections: Connections) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from .connections import Connections, Script, ScriptCall, shortage
 from .deadlines import Deadlines
 from .errors import ConfigError, Shortage, Unavailable
 from .events import Event
-from .exchange import Needs, NotFsyncedError
+from .exchange import Needs, NotKeptError
 from .headroom import Headroom
 from .layout import Keys
 from .transitions import (
@@ -47,7 +47,7 @@ _ADMIT = Script("admit")
 _LAYOUT_DIFFERS = Shortage.LAYOUT_DIFFERS.encode()
 _FULL = b"full "
 _REFUSALS = {"full": Shortage.BACKLOG_FULL, "broken": Shortage.REDIS_REFUSED}
-_LASTING = (NotFsyncedError, Unavailable)
+_LASTING = (NotKeptError, Unavailable)
 
 
 class Outcome(StrEnum):
@@ -99,7 +99,9 @@ class Inbox:
         self._keys = keys
         self._patience_s = settings.admit_deadline_s
         self._needs = Needs(
-            settings.durability.replicas, fsync=settings.durability is Durability.FSYNC
+            settings.durability.replicas,
+            kept=True,
+            fsync=settings.durability is Durability.FSYNC,
         )
         self._max_age_s = settings.max_event_age_days * DAY_S
         self._limits = (settings.session_retention_days * DAY_S, settings.stream_max_entries)

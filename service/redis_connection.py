@@ -32,10 +32,15 @@ from redis.exceptions import (
 
 
 class Term:
-    """The time for which one server is the primary, as far as some connections have been told."""
+    """The time for which one server is the primary, as far as some connections have been told.
 
-    def __init__(self) -> None:
+    Args:
+        one_server: Whether the connections all lead to one server, and not to those of a Cluster.
+    """
+
+    def __init__(self, *, one_server: bool) -> None:
         self.number = 0
+        self._one_server = one_server
         self._run_id: bytes | None = None
 
     def end(self) -> None:
@@ -43,8 +48,8 @@ class Term:
         self.number += 1
 
     def meet(self, run_id: bytes) -> int:
-        """Note that a server was found behind the address; return the number of its term."""
-        if self._run_id not in (None, run_id):
+        """Note which server a connection has found; return the number of its term."""
+        if self._one_server and self._run_id not in (None, run_id):
             self.end()
         self._run_id = run_id
         return self.number
@@ -54,19 +59,19 @@ class _Mended(AbstractConnection):
     """What the connections below share.
 
     Args:
-        term: What is shared by connections to one address; without, each stands for itself.
+        term: What all connections of one process to one REDIS_URL share.
         options: redis-py's.
 
     Attributes:
-        has_fsync: This server has been seen to have on disk whatever it acknowledges.
+        met: What this server has been seen to be configured for, as `exchange` needs it.
         replicas: How many replicas this server had when it was last asked; 1 before.
     """
 
-    def __init__(self, *, term: Term | None = None, **options: Any) -> None:
+    def __init__(self, *, term: Term, **options: Any) -> None:
         super().__init__(**options)
-        self._term = term or Term()
-        self._made_in = self._term.number
-        self.has_fsync = False
+        self._term = term
+        self._made_in = term.number
+        self.met: object = None
         self.replicas = 1
 
     def should_reconnect(self) -> bool:
@@ -84,7 +89,7 @@ class _Mended(AbstractConnection):
     async def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
         """Begin to speak: what was known of another server does not count."""
         self._made_in = self._term.number
-        self.has_fsync = False
+        self.met = None
         self.replicas = 1
         await super().on_connect_check_health(check_health)
         await self.send_command("INFO", "server", check_health=False)

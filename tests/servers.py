@@ -13,9 +13,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import redis
@@ -122,6 +123,7 @@ def server(
     port: int | None = None,
     user: str | None = None,
     program: Path | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Run a server on *directory* until the block is left.
 
@@ -131,12 +133,13 @@ def server(
         port: Its port; else any that is free.
         user: Its administrator, whose name is the password.
         program: The server, where it must not be the one under test.
+        environ: What its environment has beside ours.
     """
     port = port or free_port()
     before = [option for option in options[:1] if not option.startswith("--")]
     ours = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", "")
     command = [str(program or binary()), *before, *ours, *options[len(before) :]]
-    with running(command, port, directory, user) as started:
+    with running(command, port, directory, user, environ or {}) as started:
         yield started
 
 
@@ -156,11 +159,15 @@ def sentinel(directory: Path, *, service: str, primary: Server) -> Iterator[Serv
 
 @contextmanager
 def running(
-    command: list[str], port: int, directory: Path, user: str | None = None
+    command: list[str],
+    port: int,
+    directory: Path,
+    user: str | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Server]:
     """Run *command*, a server on *port*, until the block is left."""
     directory.mkdir(parents=True, exist_ok=True)
-    started = Server(port, _tethered(command, directory), user)
+    started = Server(port, _tethered(command, directory, environ), user)
     process = started.process
     try:
         _await_answer(started, directory)
@@ -170,10 +177,17 @@ def running(
         process.wait(START_DEADLINE_S)
 
 
-def _tethered(command: list[str], directory: Path) -> subprocess.Popen[bytes]:
+def _tethered(
+    command: list[str], directory: Path, environ: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     """Start a server that ends with us, even if we are killed."""
     with (directory / "server.log").open("wb") as log:
-        return subprocess.Popen(tethered(command), stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            tethered(command),
+            env={**os.environ, **environ},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def _await_answer(started: Server, directory: Path) -> None:

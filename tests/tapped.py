@@ -28,7 +28,7 @@ class Tapped(Connections):
     """
 
     def __init__(self, opened: Connections) -> None:
-        super().__init__(opened.client, opened.blocking_client, is_cluster=False)
+        super().__init__(opened.client, opened.blocking_client, opened._term, is_cluster=False)
         self.calls: list[ScriptCall] = []
         self.faults: deque[str] = deque()
 

@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, str] = {
     "janitor": "connections lag layout metrics",
     "replays": "connections layout transitions wire",
     "arrivals": "connections tasks",
-    "health": "config connections errors findings metrics",
+    "health": "config connections errors exchange findings layout metrics",
     "headroom": "connections layout metrics",
     "inbox": (
         "coalesce config connections deadlines errors events exchange headroom layout metrics"

@@ -33,7 +33,7 @@ from service.connections import (
 from service.embedded import EmbeddedServer
 from service.errors import ConfigError, Shortage, Unavailable
 from service.events import Event, parse
-from service.exchange import NotFsyncedError, NotReplicatedError
+from service.exchange import NotKeptError, NotReplicatedError
 from service.inbox import Inbox, Outcome
 from service.layout import Keys, guard, open_groups
 from service.secret import Secret
@@ -230,6 +230,7 @@ class TestPool:
     async def test_no_two_share_a_connection(self, connections: Connections) -> None:
         """One call after the other needs one connection; those side by side have one each."""
         pool = connections.client.connection_pool
+        assert await connections.run_one(ECHO, ["key"], ["first"]) == b"first"
         opened = len(pool._in_use_connections) + len(pool._available_connections)
         for n in range(10):
             assert await connections.run_one(ECHO, ["key"], [n]) == str(n).encode()
@@ -263,7 +264,7 @@ class TestPool:
         (exceptions.MasterDownError("MASTERDOWN"), Shortage.REDIS_REFUSED),
         (exceptions.AuthenticationError("WRONGPASS"), Shortage.REDIS_UNAUTHORIZED),
         (exceptions.NoPermissionError("NOPERM"), Shortage.REDIS_UNAUTHORIZED),
-        (NotFsyncedError(), Shortage.NOT_DURABLE),
+        (NotKeptError(), Shortage.NOT_DURABLE),
     ],
 )
 def test_every_failure_has_one_word(error: Exception, word: Shortage) -> None:

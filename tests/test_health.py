@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+from harness import soon
 from proxy import proxy_to
 from redis.exceptions import NoPermissionError
-from servers import PATIENCE_S, until
+from servers import PATIENCE_S, server, until
 from structlog.testing import capture_logs
 
 from service import health, tasks
 from service.config import Durability, Settings
 from service.connections import Connections, connect
 from service.errors import Shortage, Unavailable
-from service.findings import Finding, Promise, Severity, judge, together
-from service.health import Health, await_redis, inspect
+from service.findings import Finding, Promise, Severity, judge, silent, together
+from service.health import Health, await_redis, inspect, probe
+from service.layout import Keys, guard
 from service.secret import Secret
 
 NAMES = [
-    *("clock", "version", "eviction", "memory", "role"),
+    *("clock", "version", "writes", "eviction", "memory", "role"),
     *("persistence", "fsync", "replication", "durability"),
 ]
 HEALTHY: dict[str, Any] = {
@@ -33,6 +40,7 @@ HEALTHY: dict[str, Any] = {
     "used_memory": 10,
     "aof_enabled": 1,
     "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",
     "aof_last_write_status": "ok",
     "role": "master",
     "connected_slaves": 1,
@@ -71,6 +79,11 @@ class TestFindings:
             ({"maxmemory_policy": "volatile-lru"}, Durability.NONE, {"eviction": FATAL}),
             ({"maxmemory_policy": "allkeys-lru"}, Durability.NONE, {"eviction": FATAL}),
             ({"appendfsync": "always"}, Durability.FSYNC, {"fsync": FINE}),
+            (
+                {"appendfsync": "always", "no_appendfsync_on_rewrite": "yes"},
+                Durability.FSYNC,
+                {"durability": FATAL},
+            ),
             ({}, Durability.FSYNC, {"durability": FATAL}),
             ({"appendfsync": "no"}, Durability.FSYNC, {"durability": FATAL}),
             (
@@ -124,11 +137,10 @@ class TestFindings:
     @pytest.mark.parametrize(
         ("told", "name", "severity", "words"),
         [
-            ({}, "persistence", FINE, "loses nothing"),
+            ({}, "persistence", FINE, "outlives a restart"),
             ({"aof_last_write_status": "err"}, "persistence", WARNING, "write to the append-only"),
             ({"aof_last_bgrewrite_status": "err"}, "persistence", WARNING, "grows without end"),
             ({"rdb_last_bgsave_status": "err"}, "persistence", WARNING, "snapshot failed"),
-            ({"redis_version": "6.2.14"}, "version", FATAL, "older than Redis 7.0"),
             ({"redis_version": "7.2.4"}, "version", FINE, "run"),
             ({"redis_version": "10.0.1"}, "version", FINE, "run"),
             ({"maxmemory": 100, "used_memory": 81}, "memory", WARNING, "Stripe gets 503"),
@@ -139,6 +151,9 @@ class TestFindings:
             ({"min-replicas-to-write": "0"}, "replication", WARNING, "goes on acknowledging"),
             ({"min-replicas-to-write": "1"}, "replication", FINE, "follows"),
             ({"min-replicas-to-write": None}, "replication", FINE, "cannot be read"),
+            ({"appendfsync": "everysec"}, "fsync", WARNING, "appendfsync is not always"),
+            ({"appendfsync": None}, "fsync", WARNING, "unless it is always"),
+            ({"no-appendfsync-on-rewrite": "yes"}, "fsync", WARNING, "on-rewrite is not no"),
         ],
     )
     def test_what_redis_tells_is_judged(
@@ -152,6 +167,39 @@ class TestFindings:
         assert found.promises
         others = [one for one in findings if one.name != name]
         assert {one.severity for one in others} == {FINE}
+
+    def test_of_a_server_that_is_too_old_nothing_else_is_said(self) -> None:
+        """What it refuses it refuses because it is old."""
+        told = HEALTHY | {"redis_version": "6.2.14"}
+        [found] = judge(told, skew_s=0, durability=Durability.NONE, refused="ERR")
+        assert (found.name, found.severity) == ("version", FATAL)
+        assert "older than Redis 7.0" in found.meaning
+
+    @pytest.mark.parametrize(
+        ("refused", "words"),
+        [
+            ("OOM", "maxmemory"),
+            ("MISCONF", "disk"),
+            ("BUSY", "SCRIPT KILL"),
+            ("NEW", "its own log"),
+        ],
+    )
+    def test_a_refused_write_is_fatal_with_its_word(self, refused: str, words: str) -> None:
+        """What Redis answers to a write is told in its own word, and what that means."""
+        findings = judge(HEALTHY, skew_s=0, durability=Durability.NONE, refused=refused)
+        [found] = [one for one in findings if one.name == "writes"]
+        assert found.severity is FATAL
+        assert refused in found.meaning
+        assert words in found.meaning
+
+    def test_a_silent_primary_is_told_beside_what_others_tell(self) -> None:
+        """What one primary of a Cluster does not tell is no reason to tell nothing."""
+        fine = judge(HEALTHY, skew_s=0, durability=Durability.NONE)
+        findings = together([fine, [silent("redis_slow")]])
+        assert [one.name for one in findings] == NAMES
+        [told] = [one for one in findings if one.severity is not FINE]
+        assert (told.name, told.severity) == ("writes", FATAL)
+        assert told.meaning.endswith("(on 1 of 2 primaries)")
 
     def test_a_connected_replica_satisfies_replica(self) -> None:
         """DURABILITY=replica can hold where a replica is connected, and nowhere else."""
@@ -175,9 +223,10 @@ class TestFindings:
         assert together([judged()] * 3) == judged()
 
     @pytest.mark.parametrize(
-        ("ahead_s", "severity"), [(0, FINE), (29, FINE), (32, FATAL), (-31, FATAL)]
+        ("ahead_s", "severity"),
+        [(0, FINE), (29, FINE), (32, WARNING), (-31, WARNING), (299, WARNING), (302, FATAL)],
     )
-    async def test_a_wrong_clock_is_fatal(
+    async def test_a_wrong_clock_is_told(
         self,
         connections: Connections,
         settings: Settings,
@@ -185,7 +234,7 @@ class TestFindings:
         ahead_s: float,
         severity: Severity,
     ) -> None:
-        """More than 30 s between our clock and Redis's, either way, keeps us out of service."""
+        """More than 30 s between our clock and Redis's, either way, is told; above 300 s fatal."""
         seconds, microseconds = await connections.client.time()
         monkeypatch.setattr("service.health.time.time", lambda: seconds + ahead_s)
 
@@ -215,9 +264,11 @@ async def watched(
 class TestReadiness:
     """When a load balancer should send traffic here."""
 
-    def test_before_the_first_answer_it_is_not(self, settings: Settings) -> None:
+    async def test_before_the_first_answer_it_is_not(
+        self, connections: Connections, settings: Settings
+    ) -> None:
         """Nobody is ready before Redis has answered once."""
-        assert not Health(Connections(None, None, is_cluster=True), settings).ready
+        assert not Health(connections, settings).ready
 
     async def test_it_goes_with_redis_and_comes_back(
         self, watched: tuple[Health, Any, Any]
@@ -236,6 +287,7 @@ class TestReadiness:
         assert words == ["redis.answered", "redis.lost"] * 2 + ["redis.answered"]
         lost = [line for line in lines if line["event"] == "redis.lost"]
         assert {line["reason"] for line in lost} == {Shortage.REDIS_UNREACHABLE}
+        assert {line["address"] for line in lost} == {f"127.0.0.1:{proxy.port}"}
 
     async def test_a_draining_process_is_not_ready(self, watched: tuple[Health, Any, Any]) -> None:
         """Whoever is about to leave takes no traffic, however well Redis is."""
@@ -244,17 +296,47 @@ class TestReadiness:
         one.draining = True
         assert not one.ready
 
-    async def test_a_fatal_finding_holds_until_it_is_mended(
+    async def test_a_wrong_clock_holds_until_it_is_mended(
+        self, watched: tuple[Health, Any, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where no event would be admitted, there is no traffic; the right time brings it back."""
+        one, _, lines = watched
+        await until(lambda: one.ready)
+        own = time.time
+        with monkeypatch.context() as patched:
+            patched.setattr("service.health.time.time", lambda: own() - 302)
+            await until(lambda: not one.ready)
+            assert one.reason == "clocks_differ"
+        health.INSPECT_EVERY_S = 60.0
+        await until(lambda: one.ready)
+        assert [line["severity"] for line in lines if line.get("finding") == "clock"] == [FATAL]
+
+    async def test_another_layout_holds_until_it_is_ours(
+        self, watched: tuple[Health, Any, Any], connections: Connections, keys: Keys
+    ) -> None:
+        """Where no event would be admitted, there is no traffic; told once."""
+        one, _, lines = watched
+        await until(lambda: one.ready)
+        await guard(connections, keys)
+        await connections.client.hset(keys.layout, "partitions", 16)
+        await until(lambda: not one.ready)
+        assert one.reason == "layout_differs"
+        await connections.client.delete(keys.layout)
+        await until(lambda: one.ready)
+        [told] = [line["meaning"] for line in lines if line["event"] == "layout.differs"]
+        assert told == "PARTITIONS is 8, but the layout in Redis was made for 16"
+
+    async def test_what_breaks_a_promise_is_told_and_keeps_us_ready(
         self, watched: tuple[Health, Any, Any], connections: Connections
     ) -> None:
-        """An evicting policy turns readiness off, and mending it turns it on again soon."""
+        """An evicting policy is a fatal finding; that events get 503 for it is said elsewhere."""
         one, _, lines = watched
         await until(lambda: one.ready)
         async with configured(connections, maxmemory_policy="allkeys-lru"):
-            await until(lambda: not one.ready)
+            await until(lambda: any(line.get("finding") == "eviction" for line in lines))
+            assert one.ready
         health.INSPECT_EVERY_S = 60.0
-        await until(lambda: one.ready)
-        assert [line["severity"] for line in lines if line.get("finding") == "eviction"] == [FATAL]
+        await until(lambda: not any(each.severity is FATAL for each in one._findings))
 
     async def test_a_finding_is_logged_once(self, watched: tuple[Health, Any, Any]) -> None:
         """However often Redis is looked at, what has not changed is not said again."""
@@ -270,6 +352,134 @@ class TestReadiness:
         await until(looked_often)
         said = [line["finding"] for line in lines if line["event"] == "redis.finding"]
         assert said == ["fsync", "replication"]
+
+
+@contextmanager
+def unable_to_save(client: redis.Redis) -> Iterator[None]:
+    """Let the last snapshot have failed."""
+    in_the_way = Path(str(client.config_get("dir")["dir"])) / "dump.rdb"
+    in_the_way.mkdir()
+    client.config_set("save", "3600 1")
+    client.set("key", "value")
+    with contextlib.suppress(redis.RedisError):
+        client.bgsave()
+    soon(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+    yield
+    client.config_set("stop-writes-on-bgsave-error", "no")
+
+
+@contextmanager
+def running_a_script(client: redis.Redis) -> Iterator[None]:
+    """Let a script run that has not come to its end."""
+    client.config_set("busy-reply-threshold", "10")
+    with (
+        ThreadPoolExecutor(1) as threads,
+        redis.Redis(port=client.connection_pool.connection_kwargs["port"]) as other,
+    ):
+        running = threads.submit(other.eval, "while true do end", 0)
+        soon(lambda: _is_busy(client))
+        yield
+        client.script_kill()
+        assert running.exception()
+
+
+def _is_busy(client: redis.Redis) -> bool:
+    try:
+        client.ping()
+    except redis.ResponseError as error:
+        return str(error).startswith("BUSY")
+    return False
+
+
+@contextmanager
+def full(client: redis.Redis) -> Iterator[None]:
+    """Let there be no memory left."""
+    client.config_set("maxmemory", "1")
+    yield
+    client.config_set("maxmemory", "0")
+
+
+@contextmanager
+def lonely(client: redis.Redis) -> Iterator[None]:
+    """Let there be fewer replicas than it insists on."""
+    client.config_set("min-replicas-to-write", "1")
+    yield
+    client.config_set("min-replicas-to-write", "0")
+
+
+@contextmanager
+def demoted(client: redis.Redis) -> Iterator[None]:
+    """Make it a replica, of nobody who answers."""
+    client.replicaof("127.0.0.1", 1)
+    yield
+    client.replicaof("NO", "ONE")
+
+
+@contextmanager
+def cut_off(client: redis.Redis) -> Iterator[None]:
+    """The same, where it may not even tell what it knows."""
+    client.config_set("replica-serve-stale-data", "no")
+    with demoted(client):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("trouble", "word"),
+    [
+        (unable_to_save, "MISCONF"),
+        (running_a_script, "BUSY"),
+        (full, "OOM"),
+        (lonely, "NOREPLICAS"),
+        (demoted, "READONLY"),
+        (cut_off, "READONLY"),
+    ],
+)
+async def test_a_redis_that_answers_and_takes_nothing_leaves_us_ready(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_settings: Callable[..., Settings],
+    trouble: Callable[[redis.Redis], AbstractContextManager[None]],
+    word: str,
+) -> None:
+    """A refusal is an answer: it is told why nothing is taken, and who starts now need not wait."""
+    monkeypatch.setattr(health, "PROBE_EVERY_S", 0.01)
+    with server(tmp_path) as started, started.client() as client, capture_logs() as lines:
+
+        def told() -> list[str]:
+            return [line["meaning"] for line in lines if line.get("finding") == "writes"]
+
+        settings = make_settings(redis_url=Secret(started.url))
+        async with connect(settings.redis_url) as connections:
+            one = Health(connections, settings)
+            watching = asyncio.create_task(one.watch())
+            await until(lambda: one.ready)
+            assert await probe(connections) == ""
+            with trouble(client):
+                await until(lambda: bool(told()))
+                assert f"Redis answers {word} to every write" in told()[0]
+                assert one.ready
+                await await_redis(connections, 0.1)
+                assert await probe(connections) == word
+            await until(lambda: not any(each.severity is FATAL for each in one._findings))
+            await tasks.end(watching)
+    assert not [line for line in lines if line["event"] == "redis.lost"]
+
+
+async def test_a_redis_that_lets_us_ask_nothing_is_silent(redis_url: str) -> None:
+    """Where our user may do nothing, or is nobody, that is no answer."""
+    async with connect(Secret(redis_url)) as connections:
+        await connections.client.execute_command(
+            "ACL", "SETUSER", "limited", "on", ">pass", "+ping"
+        )
+        try:
+            for user in ("limited:pass", "limited:wrong"):
+                url = redis_url.replace("://", f"://{user}@")
+                async with connect(Secret(url)) as limited:
+                    with pytest.raises(Unavailable) as refused:
+                        await await_redis(limited, 0)
+                    assert refused.value.reason is Shortage.REDIS_UNAUTHORIZED
+        finally:
+            await connections.client.execute_command("ACL", "DELUSER", "limited")
 
 
 class TestWaiting:

@@ -6,7 +6,7 @@ Holds no test. All on loopback; everything started ends with the block.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -42,11 +42,23 @@ def command(server_: Server, *words: str | int) -> Any:
 class Pair:
     """A primary, its replica, and three Sentinels that watch over them.
 
+    Args:
+        directory: Where their files are.
+        stack: Ends them.
+        acl: Their users, if they have any.
+        priorities: The `replica-priority` of each replica, where there is more than one.
+
     Attributes:
         servers: Those that run, by port.
     """
 
-    def __init__(self, directory: Path, stack: ExitStack, acl: Path | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        stack: ExitStack,
+        acl: Path | None,
+        priorities: Sequence[int] = (100,),
+    ) -> None:
         self._directory = directory
         self._stack = stack
         self._options: tuple[str, ...] = _KEPT
@@ -60,10 +72,13 @@ class Pair:
                 f"sentinel auth-user {SERVICE} sentinel\nsentinel auth-pass {SERVICE} sentinel\n"
             )
         self.servers: dict[int, Server] = {}
+        self._replicas = len(priorities)
         primary = self._start(free_port())
-        self._start(free_port(), "--replicaof", f"127.0.0.1 {primary.port}")
-        wait_for(lambda: self._info(primary)["connected_slaves"] == 1, "the replica")
-        wait_for(lambda: self._info(self.replica()).get("master_link_status") == "up", "the link")
+        for priority in priorities:
+            of = ("--replicaof", f"127.0.0.1 {primary.port}")
+            self._start(free_port(), *of, "--replica-priority", str(priority))
+        wait_for(lambda: self._info(primary)["connected_slaves"] == self._replicas, "the replicas")
+        wait_for(lambda: all(map(self._follows, self.replicas())), "the links")
         self._sentinels = [self._watch(n, primary) for n in range(3)]
         wait_for(lambda: all(map(self._is_whole, self._sentinels)), "the Sentinels")
 
@@ -78,9 +93,9 @@ class Pair:
         found = wait_for(lambda: self._asked(self._sentinels[0]), "an answer")
         return self.servers[int(found[1])]
 
-    def replica(self) -> Server:
-        """Return the server that follows another."""
-        return next(one for one in self.servers.values() if self._info(one)["role"] == "slave")
+    def replicas(self) -> list[Server]:
+        """Return the servers that follow another, as they were started."""
+        return [one for one in self.servers.values() if self._info(one)["role"] == "slave"]
 
     def kill(self) -> Server:
         """Kill the primary, and return the one that took its place."""
@@ -104,6 +119,9 @@ class Pair:
         self._replaced(before)
         wait_for(lambda: self._info(before).get("master_link_status") == "up", "the link")
         return self.primary()
+
+    def _follows(self, replica: Server) -> bool:
+        return bool(self._info(replica).get("master_link_status") == "up")
 
     def _replaced(self, before: Server) -> None:
         def agree() -> bool:
@@ -141,7 +159,7 @@ class Pair:
     def _is_whole(self, sentinel: Server) -> bool:
         with sentinel.client() as client:
             state = client.sentinel_masters()[SERVICE]
-        return bool(state["num-other-sentinels"] == 2 and state["num-slaves"] == 1)
+        return bool(state["num-other-sentinels"] == 2 and state["num-slaves"] == self._replicas)
 
     def _asked(self, sentinel: Server) -> Any:
         return command(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
@@ -152,10 +170,12 @@ class Pair:
 
 
 @contextmanager
-def watched_pair(directory: Path, acl: Path | None = None) -> Iterator[Pair]:
-    """Run a primary and a replica under three Sentinels, maybe with users, named in *acl*."""
+def watched_pair(
+    directory: Path, acl: Path | None = None, *, priorities: Sequence[int] = (100,)
+) -> Iterator[Pair]:
+    """Run a primary and its replicas under three Sentinels; the arguments are those of `Pair`."""
     with ExitStack() as stack:
-        yield Pair(directory, stack, acl)
+        yield Pair(directory, stack, acl, priorities)
 
 
 class Cluster:

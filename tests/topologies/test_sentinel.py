@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import takes_long
-from landscapes import Pair, watched_pair
-from traffic import AFTER, BEFORE, deployment, during, remembered
+from harness import eventually, takes_long
+from landscapes import Pair, command, wait_for, watched_pair
+from servers import Server
+from traffic import AFTER, BEFORE, SESSIONS, deployment, during, remembered
 
 pytestmark = [pytest.mark.timeout(400), takes_long]
 
@@ -47,6 +48,35 @@ async def test_a_planned_change_costs_nothing_that_a_replica_has(
         deployed.load.stop()
         await deployed.settled({*deployed.load.outcomes})
     deployed.assert_nothing_lost(remembered([pair.primary()]))
+
+
+async def test_whichever_replica_is_promoted_has_it(tmp_path: Path) -> None:
+    """Of two replicas Sentinel promotes the one it prefers, which is the one that stood still.
+
+    What only the other had was not answered 200.
+    """
+    with watched_pair(tmp_path / "servers", priorities=(100, 1)) as family:
+        async with deployment(family.url, tmp_path, DURABILITY="replica") as deployed:
+            await deployed.load.answered(BEFORE)
+            _, preferred = family.replicas()
+            # It takes nothing from its primary any more, and is well to the Sentinels.
+            command(preferred, "CLIENT", "PAUSE", 600_000, "WRITE")
+            refused = deployed.load.statuses[503]
+            await eventually(lambda: deployed.load.statuses[503] >= refused + SESSIONS)
+            promoted = await during(lambda: _kill_before_it_is_up_to_date(family, preferred))
+            assert promoted == preferred
+            await deployed.load.answered(AFTER)
+            deployed.load.stop()
+            await deployed.settled({*deployed.load.outcomes})
+        deployed.assert_nothing_lost(remembered([promoted]))
+
+
+def _kill_before_it_is_up_to_date(family: Pair, paused: Server) -> Server:
+    """Kill the primary; only then let a paused replica go on, which has not what it was sent."""
+    family.primary().process.kill()
+    wait_for(lambda: command(paused, "ROLE")[3] != b"connected", "the end of its link")
+    command(paused, "CLIENT", "UNPAUSE")
+    return family.kill()
 
 
 async def test_without_a_replica_s_word_some_of_it_may_be_lost_and_no_more(

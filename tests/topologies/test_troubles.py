@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -63,6 +64,13 @@ class Place:
         """Say what the readiness probe says."""
         return httpx2.get(f"{self.root}/readyz").status_code == 200
 
+    def is_well(self) -> bool:
+        """Say whether all is well, and nothing is left of what was found wrong before."""
+        metrics = httpx2.get(f"{self.receiver.admin}/metrics").text
+        kinds = r'^idv_redis_risk\{finding="(?:writes|eviction)"\} (\S+)'
+        found = re.findall(kinds, metrics, re.MULTILINE)
+        return set(found) == {"0.0"} and self.is_ready() and self.post().status_code == 200
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
@@ -116,13 +124,37 @@ def gone(place: Place) -> Iterator[None]:
     place.start()
 
 
+@contextmanager
+def unable_to_save(place: Place) -> Iterator[None]:
+    """Let the last snapshot have failed."""
+    with set_to(place, "save", "3600 1"), place.server.client() as client:
+        in_the_way = Path(str(client.config_get("dir")["dir"])) / "dump.rdb"
+        in_the_way.mkdir()
+        client.bgsave()
+        soon(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+        yield
+        in_the_way.rmdir()
+        client.bgsave()
+        soon(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "ok")
+
+
+@contextmanager
+def forgetful(place: Place) -> Iterator[None]:
+    """Let it make room by dropping keys, as soon as it is full."""
+    with set_to(place, "maxmemory-policy", "allkeys-lru"):
+        command(place.server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        yield
+
+
 @pytest.mark.parametrize(
     ("trouble", "words", "stays_ready"),
     [
         (full, {"redis_full"}, True),
         (lonely, {"not_durable"}, True),
-        (demoted, {"redis_refused"}, None),
-        (cut_off, {"redis_refused", "redis_unreachable"}, None),
+        (unable_to_save, {"redis_refused"}, True),
+        (forgetful, {"not_durable"}, True),
+        (demoted, {"redis_refused"}, True),
+        (cut_off, {"redis_refused"}, True),
         (gone, {"redis_unreachable"}, False),
     ],
 )
@@ -130,21 +162,24 @@ def test_trouble_is_told_and_ends(
     place: Place,
     trouble: Callable[[Place], AbstractContextManager[None]],
     words: set[str],
-    stays_ready: bool | None,
+    stays_ready: bool,
 ) -> None:
     """In trouble: 503, Retry-After and its word; afterwards all is well without anybody's help."""
-    soon(lambda: place.is_ready() and place.post().status_code == 200)
+    soon(place.is_well)
     told_before = len(place.receiver.lines("event.deferred"))
+    found_before = len(place.receiver.lines("redis.finding"))
     with trouble(place):
         answer = place.refused()
         assert (answer.status_code, answer.json()) == (503, {"error": "unavailable"})
         assert answer.headers["Retry-After"]
-        if stays_ready is not None:
-            soon(lambda: place.is_ready() is stays_ready)
+        soon(lambda: place.is_ready() is stays_ready)
         assert httpx2.get(f"{place.root}/livez").status_code == 200
         told = soon(lambda: place.receiver.lines("event.deferred")[told_before:])
         assert {line["reason"] for line in told} <= words
-    soon(lambda: place.is_ready() and place.post().status_code == 200, 20)
+        if stays_ready:
+            soon(lambda: place.receiver.lines("redis.finding")[found_before:])
+            assert place.is_ready()
+    soon(place.is_well)
 
 
 @takes_long
