@@ -30,7 +30,7 @@ EVENTS_PER_S = 100
 TURN_S = 12
 HEAD = b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\n"
 HALVES = (b"", HEAD + b"Content-Le", HEAD + b"Content-Length: 4096\r\n\r\n{")
-TINY_CHUNKS = HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 40_000
+TINY_CHUNKS = HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 60_000 + b"0\r\n\r\n"
 UNREAD = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 20_000
 SLOWLY_BYTES_PER_S = 470
 
@@ -58,10 +58,11 @@ async def _half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, inde
 
 
 async def _chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
-    """Send a body byte by byte, as fast as it is taken."""
-    writer.write(TINY_CHUNKS)
-    await writer.drain()
-    await reader.read()
+    """Send bodies in chunks of a byte, as fast as they are taken."""
+    while not reader.at_eof():
+        writer.write(TINY_CHUNKS)
+        await writer.drain()
+        await reader.read(256)
 
 
 async def _unread(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
