@@ -1,8 +1,13 @@
-"""When a connection ends, and how: its clocks, who gives way to whom, and the last answer.
+"""When a connection ends, and how: its clocks, its place among others, and its last answer.
 
-Three clocks run, each while nothing but the client is waited for. One runs from the connection or a
-request's first byte to its last; one while the client does not take what it was answered; one
-between requests. What a request is, and what runs it, is `protocol`'s business.
+A clock runs whenever the connection waits for its client, and for nothing else:
+
+    from the connection, or a request's first byte, to its last    RECEIVE_TIMEOUT_S
+    while the socket does not take an answer                       RECEIVE_TIMEOUT_S
+    between requests                                               KEEP_ALIVE_S
+
+At the limit of connections, the one whose clock has run longest gives way to a new one. What a
+request is, and what runs it, is `protocol`'s business.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class ClosingProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which nobody can keep open by doing nothing.
+    """uvicorn's protocol with a deadline for each of its client's turns.
 
     uvicorn waits for ever for a first byte, for the rest of a header or of a body, and for a client
     to read.
@@ -163,7 +168,7 @@ class ClosingProtocol(HttpToolsProtocol):
         self._arm(LINGER_S)
 
     def _abort(self) -> None:
-        """End a connection whose client does not read, and could not be told."""
+        """End a connection whose client does not read: no last answer would reach it."""
         self._refuse(TOO_SLOW)
         self.connections.discard(self)
         self.transport.abort()

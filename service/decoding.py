@@ -1,6 +1,6 @@
 """From bytes to a typed struct, leniently: what cannot be read and is not needed is left out.
 
-Which fields are needed is decided by whoever asks. Nothing of what was read is in any error here.
+The caller says which fields are needed. No error here holds anything of what was read.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ def examine(
             need anybody count.
 
     Raises:
-        RefusedError: Headers beyond the cap, a coding nobody here decodes, no host, two, or one
-            that is none.
+        RefusedError: Headers beyond the cap; a transfer coding other than chunked; no host, two of
+            them, or an invalid one.
     """
     if received > MOST_HEADER_BYTES:
         size = len(url) + sum(map(len, chain.from_iterable(headers)))
@@ -110,12 +110,12 @@ def without_upgrade(
 ) -> bytes:
     """Return the head of a request that offers an upgrade, written without the offer.
 
-    A server may ignore any offer (RFC 9110, 7.8). The parser takes whatever follows a head with
-    one for another protocol, even a body, so the request has to be parsed without it. All of it
-    has been parsed strictly once: no name or value can end its line.
+    A server may ignore any offer (RFC 9110, 7.8). The parser takes everything after such a head,
+    even the body, for another protocol, so the request has to be parsed again without the offer.
+    It has been parsed strictly once: no name or value can end its line.
 
     Raises:
-        RefusedError: For CONNECT, and for an offer that is taken up by its sender at once.
+        RefusedError: For CONNECT, and in HTTP/1.1 for an offer of anything but h2c.
     """
     offers = [value.lower() for name, value in headers if name == b"upgrade"]
     if method == b"CONNECT" or (version != "1.0" and offers != [b"h2c"]):

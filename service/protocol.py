@@ -213,7 +213,7 @@ class GuardedProtocol(ClosingProtocol):
         super().on_message_complete()
 
     def _shed(self) -> None:
-        """Answer a whole request that nobody has looked into."""
+        """Answer a whole request without running the application."""
         if self._terms.draining:
             raise RefusedError(BUSY)
         self._rest()

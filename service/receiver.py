@@ -73,7 +73,7 @@ class Receiver:
             secrets: The endpoint's signing secrets.
             now: Unix time in seconds.
             endpoint: The endpoint's name, empty for the default one; it is handed on.
-            others: The signing secrets of all other endpoints, looked at where none matches.
+            others: The signing secrets of all other endpoints, tried where none matches.
             traceparent: Where in a trace this was received; it is handed on.
 
         Raises:
@@ -87,7 +87,7 @@ class Receiver:
         if isinstance(event, Ignored):
             return Receipt(Outcome.IGNORED, payload.secret_fingerprint, event)
         if isinstance(event, Notification):
-            # Ignored, it would never come again; its session would have to be asked for.
+            # Answered 200, Stripe would never send it again. Its session has to be fetched.
             raise Unavailable(Shortage.API_KEY_MISSING)
         change = event.change(
             endpoint=endpoint or None,

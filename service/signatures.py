@@ -21,7 +21,7 @@ from .secret import Secret
 
 HEADER_BYTES_LOOKED_AT = 4096
 ITEMS_LOOKED_AT = 64
-# A stranger makes us try all of them with every request.
+# Each forged request costs a digest for every one of them.
 OTHER_SECRETS_LOOKED_AT = 16
 
 # One item of a scheme we know: a timestamp, with no second equals sign, or a well-formed v1.
@@ -63,8 +63,8 @@ def verify(
         secrets: Whole signing secrets, `whsec_` included; any match suffices.
         now: Unix time in seconds.
         tolerance_s: How far the timestamp may lie from *now*, on either side.
-        others: Secrets of other endpoints, looked at where none of *secrets* matches: whoever signs
-            with one of them is told so, and nobody else learns anything of it.
+        others: Secrets of other endpoints, tried where none of *secrets* matches. A sender that
+            signed with one of them gets a word of its own; without one, nothing can be learned.
 
     Raises:
         Rejected: With `signature_missing`, `signature_malformed`, `signature_mismatch`,

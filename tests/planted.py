@@ -491,7 +491,7 @@ MUTANTS = (
         "test_receiver.py test_web.py",
     ),
     Mutant(
-        "what is ignored looks like an event to who waits for one",
+        "an ignored event moves the time of the last event",
         "service/journal.py",
         "        if self.ages_s:\n",
         "        if self.secrets:\n",
