@@ -218,9 +218,9 @@ MUTANTS = (
     Mutant(
         "an unchanged event does not move the order key up",
         _ADMIT,
-        "packed(record.sequence, record.epoch, record.tag, hash, kind),\n"
+        "state_of(record.sequence, record.epoch, record.tag, hash, kind),\n"
         "      moved_up(session, event, record))\n",
-        "packed(record.sequence, record.epoch, record.tag, hash, kind))\n",
+        "state_of(record.sequence, record.epoch, record.tag, hash, kind))\n",
         "test_inbox_machine.py",
     ),
     Mutant(

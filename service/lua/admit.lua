@@ -66,16 +66,12 @@ local function server_tag()
 end
 
 local function reply(outcome, sequence, previous, latest)
-  local key = latest and string.format('%.0f', latest.key) or '-'
+  local key = latest and latest.packed:match(' (%d+)') or '-'
   return outcome .. ' ' .. (sequence or 0) .. ' ' .. key .. ' ' .. (previous or '')
 end
 
-local function packed(...)
-  return table.concat({...}, ' ')
-end
-
-local function is_step(kind) return kind:lower() == 's' end
-local function is_final(kind) return kind:lower() ~= kind end
+local function is_step(kind) return kind == 's' or kind == 'S' end
+local function is_final(kind) return kind == 'S' or kind == 'R' end
 local function created_in(key) return math.floor(key % REDACTION / SECOND) end
 
 -- Whether one event is before another. Byte by byte, for Lua compares texts by the server's locale.
@@ -88,14 +84,10 @@ local function precedes(one, other)
   return #a < #b
 end
 
-local function unpacked_event(text)
-  if not text then return end
-  local kind, key, id = text:match('^(%a) (%d+) (.+)$')
-  return {kind = assert(kind), key = tonumber(key), id = id}
-end
-
-local function packed_event(event)
-  return packed(event.kind, string.format('%.0f', event.key), event.id)
+local function unpacked_event(packed)
+  if not packed then return end
+  local kind, key, id = packed:match('^(%a) (%d+) (.+)$')
+  return {kind = assert(kind), key = tonumber(key), id = id, packed = packed}
 end
 
 local function unpacked(state, status, latest, result)
@@ -109,6 +101,10 @@ local function unpacked(state, status, latest, result)
   }
   record.result = unpacked_event(result) or not is_step(record.latest.kind) and record.latest
   return record
+end
+
+local function state_of(sequence, epoch, tag, hash, kind)
+  return sequence .. ' ' .. epoch .. ' ' .. tag .. ' ' .. hash .. ' ' .. kind
 end
 
 local function is_late(event, record)
@@ -133,7 +129,7 @@ local function prune(session)
 end
 
 local function remember(session, event, outcome, sequence, ...)
-  local verdict = packed(outcome:sub(1, 1), sequence, event.created, event.nonce)
+  local verdict = outcome:sub(1, 1) .. ' ' .. sequence .. ' ' .. event.created .. ' ' .. event.nonce
   redis.call('HSET', session, event.id, verdict, ...)
   redis.call('EXPIRE', session, retention_s)
   prune(session)
@@ -142,13 +138,12 @@ end
 -- The fields by which an event that is not late becomes the latest result or step, and the latest
 -- of all unless a later one is known.
 local function moved_up(session, event, record)
-  local packed_one = packed_event(event)
-  if record.latest and precedes(event, record.latest) then return 'result', packed_one end
+  if record.latest and precedes(event, record.latest) then return 'result', event.packed end
   if is_step(event.kind) and record.result then
-    return 'latest', packed_one, 'result', packed_event(record.result)
+    return 'latest', event.packed, 'result', record.result.packed
   end
   if record.has_result then redis.call('HDEL', session, 'result') end
-  return 'latest', packed_one
+  return 'latest', event.packed
 end
 
 -- The number of the next transition: one more in its epoch, or the first of a new epoch.
@@ -174,7 +169,8 @@ local function known_answer(session, event, verdict, record)
 end
 
 local function admit(stream, session, id, nonce, created, key, kind, hash, status, change)
-  local event = {id = id, nonce = nonce, created = tonumber(created), key = tonumber(key), kind = kind}
+  local event = {id = id, nonce = nonce, created = tonumber(created), key = tonumber(key),
+    kind = kind, packed = kind .. ' ' .. key .. ' ' .. id}
   local found = redis.call('HMGET', session, id, 'state', 'status', 'latest', 'result')
   local record = unpacked(unpack(found, 2, 5)) or {}
 
@@ -185,8 +181,8 @@ local function admit(stream, session, id, nonce, created, key, kind, hash, statu
     return reply('late', record.sequence, record.status, record.latest)
   end
   if hash == record.hash then
-    remember(session, event, 'unchanged', record.sequence, 'state',
-      packed(record.sequence, record.epoch, record.tag, hash, kind),
+    remember(session, event, 'unchanged', record.sequence,
+      'state', state_of(record.sequence, record.epoch, record.tag, hash, kind),
       moved_up(session, event, record))
     return reply('unchanged', record.sequence, record.status, record.latest)
   end
@@ -197,8 +193,8 @@ local function admit(stream, session, id, nonce, created, key, kind, hash, statu
   redis.call('XADD', stream, '*', 'change', change, 'previous', previous,
     'sequence', sequence, 'epoch', epoch)
   remember(session, event, 'admitted', sequence,
-    'state', packed(sequence, epoch, server_tag(), hash, kind),
-    'status', packed(#status, status .. previous),
+    'state', state_of(sequence, epoch, server_tag(), hash, kind),
+    'status', #status .. ' ' .. status .. previous,
     moved_up(session, event, record))
   return reply('admitted', sequence, previous, record.latest)
 end
