@@ -175,7 +175,7 @@ EVERYBODY = ["FLUSHALL", "KEYS *", "SCAN 0", "CONFIG SET maxmemory 1", "CONFIG R
              "SET idv:other 1", "DEL idv:{1}:transitions", "DEL idv:layout",
              "HSET idv:layout version 2", "SCRIPT FLUSH", "FUNCTION LIST"]  # fmt: skip
 REFUSED = {
-    RECEIVER: ["XRANGE idv:{1}:transitions - +", "XREAD STREAMS idv:{1}:transitions 0",
+    RECEIVER: ["XRANGE idv:{1}:replays:log - +", "XREAD STREAMS idv:{1}:transitions 0",
                "XREADGROUP GROUP log me STREAMS idv:{1}:transitions >",
                "XRANGE idv:{1}:dead:log - +", "XLEN idv:{1}:dead:log", "GET idv:{1}:lease:log",
                "DEL idv:{1}:session:vs_1", "XTRIM idv:{1}:transitions MAXLEN 0",
