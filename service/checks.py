@@ -9,16 +9,22 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from . import handlers, health, janitor, layout
-from .config import Settings
-from .connections import Connections, connect
+from .config import SECRETS, Livemode, Settings
+from .connections import Connections, Script, ScriptCall, connect
 from .errors import ConfigError
 from .findings import RANKS, Finding, Promise, Severity
+from .janitor import Group
 from .layout import Keys
+from .mailbox import FAILURE
 
 CHECK_TIMEOUT_S = 15.0
 # As the alert has it.
 LONGEST_WAIT_S = 300.0
 STRIPES_TOLERANCE_S = 300
+# Per handler and partition: whether there are more does not matter.
+MAX_FAILING_COUNTED = 100
+
+_FAILING = Script("failing")
 
 
 async def findings(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
@@ -31,9 +37,10 @@ async def findings(settings: Settings, environ: Mapping[str, str]) -> list[Findi
     openers = handlers.find(settings.handlers)
     keys = Keys(settings.redis_prefix, settings.partitions)
     async with connect(settings.redis_url) as connections:
-        await layout.exists(connections, keys)
         found = [*_settings(settings), *await health.inspect(connections, settings)]
-        found += await _groups(connections, keys, settings)
+        if _can_be_asked(found):
+            await layout.exists(connections, keys)
+            found += await _groups(connections, keys, settings)
     return found + [await _handler(name, openers[name], environ) for name in openers]
 
 
@@ -50,10 +57,18 @@ def verdicts(found: Sequence[Finding]) -> list[tuple[Promise, Severity, str]]:
     return told
 
 
+def _can_be_asked(found: Sequence[Finding]) -> bool:
+    """Say whether Redis runs our scripts: one that is busy says not even its version."""
+    return any(one.name == "version" and one.severity is Severity.FINE for one in found)
+
+
 def _settings(settings: Settings) -> list[Finding]:
     """Say what the settings themselves mean."""
     severity, meaning = Severity.FINE, f"{len(settings.secrets)} endpoints have signing secrets"
-    if settings.signature_tolerance_s > STRIPES_TOLERANCE_S:
+    if not settings.secrets:
+        severity = Severity.FATAL
+        meaning = f"{SECRETS} is not set: a receiver with these settings does not start"
+    elif settings.signature_tolerance_s > STRIPES_TOLERANCE_S:
         severity = Severity.WARNING
         meaning = "SIGNATURE_TOLERANCE_S is above Stripe's own 300: an old request may come again"
     keys = len(settings.log_metadata_keys)
@@ -61,31 +76,66 @@ def _settings(settings: Settings) -> list[Finding]:
     return [
         Finding("signatures", severity, (Promise.AUTHENTIC,), meaning),
         Finding("logging", Severity.FINE, (Promise.SECRET,), logged),
+        _handlers(settings),
     ]
+
+
+def _handlers(settings: Settings) -> Finding:
+    goes_no_further = settings.handlers == ("log",) and settings.livemode is not Livemode.TEST
+    if goes_no_further:
+        meaning = "HANDLERS is log alone: transitions are written to the log and go no further"
+        return Finding("handlers", Severity.WARNING, (Promise.ALONE,), meaning)
+    return Finding("handlers", Severity.FINE, (Promise.ALONE,), ", ".join(settings.handlers))
 
 
 async def _groups(connections: Connections, keys: Keys, settings: Settings) -> list[Finding]:
     """Say what waits for each handler, and for those that are no longer configured."""
-    found = []
-    for group in await janitor.groups(connections, keys):
-        waiting = "an unknown number" if group.unsettled is None else group.unsettled
-        meaning = f"{waiting} of transitions unsettled"
-        meaning += f", the oldest for {group.oldest_s:.0f} s" if group.oldest_s else ""
-        meaning += f", {group.replays} replays, {group.dead} dead letters"
-        is_late = group.oldest_s > LONGEST_WAIT_S
-        severity = Severity.WARNING if group.dead or is_late else Severity.FINE
-        if group.handler not in settings.handlers:
-            severity = Severity.WARNING
-            meaning += "; not among HANDLERS: it holds trimming until it works again or is retired"
-        elif await connections.client.exists(keys.circuit(group.handler)):
-            severity = Severity.WARNING
-            meaning += "; its worker cannot reach its queue and probes"
-        elif is_late and not await janitor.works(
-            connections, keys, group.handler, lease_ttl_s=settings.lease_ttl_s
-        ):
-            meaning += "; no worker works for it"
-        found.append(Finding(f"group {group.handler}", severity, (Promise.ALONE,), meaning))
-    return found
+    return [
+        await _judged(connections, keys, settings, group)
+        for group in await janitor.groups(connections, keys)
+    ]
+
+
+async def _judged(
+    connections: Connections, keys: Keys, settings: Settings, group: Group
+) -> Finding:
+    name = group.handler
+    waiting = "an unknown number" if group.unsettled is None else group.unsettled
+    meaning = f"{waiting} of transitions unsettled"
+    meaning += f", the oldest for {group.oldest_s:.0f} s" if group.oldest_s else ""
+    meaning += f", {group.replays} replays, {group.dead} dead letters"
+    is_late = group.oldest_s > LONGEST_WAIT_S
+    problems = []
+    if name not in settings.handlers:
+        problems.append("not among HANDLERS: it holds trimming until it works again or is retired")
+    elif await connections.client.exists(keys.circuit(name)):
+        problems.append("its worker cannot reach its queue and probes")
+    elif is_late and not await janitor.works(
+        connections, keys, name, lease_ttl_s=settings.lease_ttl_s
+    ):
+        problems.append("no worker works for it")
+    if failing := await _failing(connections, keys, name):
+        problems.append(
+            f"{failing} of what it has in hand failed before: delivery.retried in the worker's "
+            "log says with what"
+        )
+    is_wrong = bool(problems or group.dead or is_late)
+    return Finding(
+        f"group {name}",
+        Severity.WARNING if is_wrong else Severity.FINE,
+        (Promise.ALONE,),
+        "; ".join([meaning, *problems]),
+    )
+
+
+async def _failing(connections: Connections, keys: Keys, handler: str) -> int:
+    """Return how much of what a handler has in hand has failed, at least."""
+    calls = [
+        ScriptCall(_FAILING, [keys.transitions(partition)], [handler, FAILURE, MAX_FAILING_COUNTED])
+        for partition in range(keys.partitions)
+    ]
+    # In a partition that holds nothing yet there are no groups.
+    return sum(found for found in await connections.run(calls) if isinstance(found, int))
 
 
 async def _handler(name: str, opener: handlers.OpenHandler, environ: Mapping[str, str]) -> Finding:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, Sentinel
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError
+from redis.asyncio.sentinel import MasterNotFoundError, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -125,6 +125,19 @@ class Connections:
         if isinstance(reply, Exception):
             raise reply
         return reply
+
+    async def replica_priorities(self) -> list[int]:
+        """Return the `replica-priority` of each replica that Sentinel knows; none without Sentinel.
+
+        Raises:
+            RedisError: No Sentinel answers.
+        """
+        pool = getattr(self.client, "connection_pool", None)
+        if not isinstance(pool, SentinelConnectionPool):
+            return []
+        [first, *_] = pool.sentinel_manager.sentinels
+        known = await first.sentinel_slaves(pool.service_name)
+        return [int(replica["slave-priority"]) for replica in known]
 
     def renew(self) -> None:
         """Have every connection made anew before its next use: what is known of it is not so."""

@@ -158,8 +158,7 @@ def _version(described: Mapping[str, Any]) -> Finding:
         name,
         Severity.FATAL,
         promises,
-        "older than Redis 7.0: it runs our scripts even when it is full, and they break off half "
-        "way",
+        "older than Redis 7.0: it does not run our scripts",
     )
 
 
@@ -251,6 +250,14 @@ def _replication(described: Mapping[str, Any]) -> Finding:
             Severity.WARNING,
             _MEMORY,
             "no replica is connected: what is lost with this Redis and its disk is lost",
+        )
+    if len({*described.get("replica-priorities", ())} - {0}) > 1:
+        return Finding(
+            name,
+            Severity.WARNING,
+            _MEMORY,
+            "replicas differ in replica-priority: Sentinel may promote one that was cut off and "
+            "lacks what was acknowledged since; give all the same, or 0 to those it must leave",
         )
     least = described.get("min-replicas-to-write")
     if least is None or int(least) > 0:

@@ -225,6 +225,8 @@ async def _described(connections: Connections, target: Mapping[str, Any]) -> Map
     described = dict(await connections.client.info(**target))
     with contextlib.suppress(ResponseError):
         described |= await connections.client.config_get(*ASKED_OF_THE_CONFIGURATION, **target)
+    with contextlib.suppress(RedisError, OSError):
+        described["replica-priorities"] = await connections.replica_priorities()
     return described
 
 

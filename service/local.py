@@ -17,12 +17,21 @@ DIRECTORY = Path(".data")
 SIGNING_SECRET = DIRECTORY / "signing_secret"
 REDIS_URL = DIRECTORY / "redis_url"
 
+_SECRETS = "STRIPE_WEBHOOK_SECRETS"
+
 
 def environment() -> dict[str, str]:
-    """Return the environment; where it names no Redis, that of a `dev` running here counts."""
-    if not names_redis(os.environ) and REDIS_URL.exists():
-        return {**os.environ, "REDIS_URL": REDIS_URL.read_text().strip()}
-    return dict(os.environ)
+    """Return the environment; where it names no Redis, that of a `dev` running here counts.
+
+    So does its signing secret then, where no endpoint has any.
+    """
+    found = dict(os.environ)
+    if names_redis(found) or not REDIS_URL.exists():
+        return found
+    found["REDIS_URL"] = REDIS_URL.read_text().strip()
+    if SIGNING_SECRET.exists() and not any(name.startswith(_SECRETS) for name in found):
+        found[f"{_SECRETS}_FILE"] = str(SIGNING_SECRET)
+    return found
 
 
 def names_redis(environ: Mapping[str, str]) -> bool:

@@ -43,7 +43,7 @@ _BURY = Script("bury")
 
 # Redis keeps one number per pending entry, the delivery count. Failures count in thousands, so
 # that a start without an outcome (the mark of a killed worker) can be told from a failure.
-_FAILURE = 1000
+FAILURE = 1000
 
 
 # A handler and a partition.
@@ -195,7 +195,7 @@ class Mailbox:
 
     async def count(self, delivery: Delivery, tries: Tries) -> None:
         """Write down how often a delivery was tried, where it survives us."""
-        number = tries.failed * _FAILURE + tries.started
+        number = tries.failed * FAILURE + tries.started
         counting = self._pile_of(delivery).counting
         await counting.submit((delivery.entry_id, number))
 
@@ -289,7 +289,7 @@ class _Pile:
 
     async def take_over(self, first: str) -> Any:
         most = MOST_TAKEN_OVER_PER_CALL
-        arguments = (self._group, self._worker, most, first, _FAILURE, SUSPECT, self._goes)
+        arguments = (self._group, self._worker, most, first, FAILURE, SUSPECT, self._goes)
         return await self._fence.take(_TAKE_OVER, [self.stream], *arguments)
 
     async def bury(
@@ -326,4 +326,4 @@ def _transition(fields: list[bytes]) -> StatusTransition | Missing:
 @lru_cache(maxsize=1024)
 def _tries(count: int) -> Tries:
     """Return what Redis's delivery count says; many entries share one."""
-    return Tries(*divmod(count, _FAILURE))
+    return Tries(*divmod(count, FAILURE))

@@ -33,6 +33,8 @@ _BY_MODULE = {
     # Its groups are the worker's alone; the receiver's part is what `test_users` runs.
     "layout": WORKER,
     "health": OPERATOR,
+    # What only health asks of it.
+    "connections": OPERATOR,
     "mailbox": WORKER,
     "arrivals": WORKER,
     "leases": WORKER,
@@ -103,6 +105,7 @@ class _AsUsers(Connections):
 
     def __init__(self, own: Connections, roles: dict[str, Connections]) -> None:
         self.is_cluster = own.is_cluster
+        self._term = own._term
         self._own = own
         self._roles = roles
 

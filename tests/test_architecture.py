@@ -105,7 +105,7 @@ MAY_IMPORT: dict[str, str] = {
         "blocking config connections errors handlers health inbox keyring layout loop_lag metrics"
         " receiver reloading server signals sources tasks tracing web worker"
     ),
-    "checks": "config connections errors findings handlers health janitor layout",
+    "checks": "config connections errors findings handlers health janitor layout mailbox",
     "terminal": "connections errors secret",
     "local": "errors secret",
     "mail_commands": ("config connections errors janitor layout local replays signals terminal"),

@@ -6,18 +6,25 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+from harness import soon
+from servers import server
 
 from service import checks, handlers
-from service.config import Settings
+from service.config import Livemode, Settings
 from service.connections import Connections
 from service.errors import ConfigError
 from service.findings import Finding, Promise, Severity
 from service.layout import Keys, guard, open_groups
+from service.mailbox import FAILURE
+from service.secret import Secret
 from service.transitions import StatusTransition
 
 FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch": 1}
@@ -100,6 +107,127 @@ async def test_dead_letters_are_a_warning(
         "1 of transitions unsettled(, the oldest for [01] s)?, 1 replays, 2 dead letters",
         group.meaning,
     )
+
+
+async def test_a_handler_that_fails_is_a_warning(
+    connections: Connections, settings: Settings, keys: Keys
+) -> None:
+    """What a handler has failed with is told before it has become a dead letter."""
+    for partition in (3, 3, 5):
+        await connections.client.xadd(keys.transitions(partition), FIELDS)
+        await connections.client.xreadgroup("log", "w", {keys.transitions(partition): ">"})
+    assert (await found(settings, "group log")).severity is Severity.FINE
+    for partition in (3, 5):
+        [entry, *_] = await connections.client.xrange(keys.transitions(partition))
+        failed_twice = ("XCLAIM", keys.transitions(partition), "log", "w", 0, entry[0])
+        await connections.client.execute_command(*failed_twice, "RETRYCOUNT", 2 * FAILURE + 1)
+    group = await found(settings, "group log")
+
+    assert group.severity is Severity.WARNING
+    assert "; 2 of what it has in hand failed before" in group.meaning
+
+
+@pytest.mark.usefixtures("connections")
+async def test_without_a_signing_secret_nothing_can_be_received(settings: Settings) -> None:
+    """A receiver would not start, and that is said."""
+    signatures = await found(replace(settings, secrets={}), "signatures")
+    assert signatures.severity is Severity.FATAL
+    assert "STRIPE_WEBHOOK_SECRETS" in signatures.meaning
+
+
+@pytest.mark.parametrize(
+    ("handlers", "livemode", "severity"),
+    [
+        (("log",), Livemode.BOTH, Severity.WARNING),
+        (("log",), Livemode.LIVE, Severity.WARNING),
+        (("log",), Livemode.TEST, Severity.FINE),
+        (("log", "redis_stream"), Livemode.LIVE, Severity.FINE),
+    ],
+)
+@pytest.mark.usefixtures("connections")
+async def test_the_log_alone_leads_nowhere(
+    settings: Settings, handlers: tuple[str, ...], livemode: Livemode, severity: Severity
+) -> None:
+    """Where real events come, a log as the only handler is a warning."""
+    chosen = replace(settings, handlers=handlers, livemode=livemode)
+    assert (await found(chosen, "handlers")).severity is severity
+
+
+async def test_a_full_redis_is_fatal(connections: Connections, settings: Settings) -> None:
+    """Where every event gets 503, `check` is not content, and everything else is told as well."""
+    await connections.client.config_set("maxmemory", 1)
+    try:
+        findings = await checks.findings(settings, {})
+    finally:
+        await connections.client.config_set("maxmemory", 0)
+    severities = {each.name: each.severity for each in findings}
+    assert severities["writes"] is Severity.FATAL
+    assert severities.keys() >= {"memory", "group log", "handler log"}
+
+
+async def test_a_busy_redis_is_told_as_such(settings: Settings, tmp_path: Path) -> None:
+    """A Redis that runs a script and answers nothing else is a finding, not a silence."""
+    with server(tmp_path) as started, started.client() as client:
+        client.config_set("busy-reply-threshold", 10)
+        with ThreadPoolExecutor(1) as threads, started.client() as other:
+            running = threads.submit(other.eval, "while true do end", 0)
+            soon(lambda: _refuses_with(client, "BUSY"))
+            busy = replace(settings, redis_url=Secret(started.url))
+            writes = await found(busy, "writes")
+            client.script_kill()
+            assert running.exception()
+    assert writes.severity is Severity.FATAL
+    assert "BUSY" in writes.meaning
+
+
+def _refuses_with(client: redis.Redis, word: str) -> bool:
+    try:
+        client.ping()
+    except redis.ResponseError as error:
+        return str(error).startswith(word)
+    return False
+
+
+async def test_a_redis_that_is_too_old_is_told_as_such(settings: Settings) -> None:
+    """Redis 6.2 knows no `#!lua` and refuses our scripts: its version is the reason."""
+    asked = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while words := await _command(reader):
+            asked.append(words[0])
+            writer.write(_SAID_BY_6_2.get(words[0], b"-ERR unknown command\r\n"))
+        writer.close()
+
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        old = replace(settings, redis_url=Secret(f"redis://127.0.0.1:{port}"))
+        findings = {each.name: each for each in await checks.findings(old, {})}
+    assert b"EVAL" in asked
+    assert findings["version"].severity is Severity.FATAL
+    assert "older than Redis 7.0" in findings["version"].meaning
+    assert "handler log" in findings
+    assert not {"writes", "group log"} & findings.keys()
+
+
+_INFO = b"redis_version:6.2.14\r\nrun_id:0123456789abcdef\r\nrole:master\r\n"
+_SAID_BY_6_2 = {
+    b"HELLO": b"%1\r\n+proto\r\n:3\r\n",
+    b"INFO": b"$%d\r\n%s\r\n" % (len(_INFO), _INFO),
+    b"TIME": b"*2\r\n$10\r\n%d\r\n$1\r\n0\r\n" % time.time(),
+    b"EVAL": b"-ERR Error compiling script (new function): unexpected symbol near '#'\r\n",
+    b"CONFIG": b"-ERR wrong number of arguments\r\n",
+    b"HMGET": b"*2\r\n_\r\n_\r\n",
+}
+
+
+async def _command(reader: asyncio.StreamReader) -> list[bytes]:
+    """Read a command as a client sends it; nothing at the end."""
+    words = []
+    for _ in range(int((await reader.readline())[1:] or 0)):
+        size = int((await reader.readline())[1:])
+        words.append((await reader.readexactly(size + 2))[:-2])
+    return words
 
 
 async def test_a_group_without_an_owner_is_a_warning(

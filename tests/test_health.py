@@ -151,6 +151,8 @@ class TestFindings:
             ({"min-replicas-to-write": "0"}, "replication", WARNING, "goes on acknowledging"),
             ({"min-replicas-to-write": "1"}, "replication", FINE, "follows"),
             ({"min-replicas-to-write": None}, "replication", FINE, "cannot be read"),
+            ({"replica-priorities": [100, 100, 0]}, "replication", FINE, "follows"),
+            ({"replica-priorities": [100, 1]}, "replication", WARNING, "Sentinel may promote"),
             ({"appendfsync": "everysec"}, "fsync", WARNING, "appendfsync is not always"),
             ({"appendfsync": None}, "fsync", WARNING, "unless it is always"),
             ({"no-appendfsync-on-rewrite": "yes"}, "fsync", WARNING, "on-rewrite is not no"),

@@ -103,10 +103,15 @@ def test_the_balancer_finds_what_it_is_told_of(project: Any) -> None:
 
 
 def test_processes_are_told_settings(project: Any) -> None:
-    """What ours are told are settings; secrets come as files; all have time to stop."""
+    """What ours are told are settings; secrets come as files; all have time to stop.
+
+    A 200 means that it is on disk, which Redis is configured for.
+    """
+    assert "\nappendfsync always\n" in (ROOT / "deploy" / "redis" / "redis.conf").read_text()
     for name in OURS:
         service = project["services"][name]
         told = {each if isinstance(each, str) else each["target"] for each in service["secrets"]}
+        assert service["environment"]["DURABILITY"] == "fsync"
         assert service["environment"].keys() | {each.upper() for each in told} <= known_settings()
         least = Settings.drain_s + Settings.shutdown_grace_s + 5
         assert float(service["stop_grace_period"].removesuffix("s")) >= least

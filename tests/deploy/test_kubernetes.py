@@ -146,6 +146,7 @@ def test_selectors_find_what_they_mean() -> None:
 def test_settings_are_ours() -> None:
     """Every variable is a setting, and secrets come as files, never as variables."""
     assert settings().keys() <= known_settings()
+    assert settings()["DURABILITY"] == "fsync"
     for deployment in everything("Deployment"):
         [container] = pod(deployment)["containers"]
         [variable] = container["env"]

@@ -68,6 +68,13 @@ def test_its_credentials_are_settings(unit: Path) -> None:
     assert ("STRIPE_WEBHOOK_SECRETS" in loaded) == ("receiver" in unit.stem)
 
 
+@every_unit
+def test_it_promises_what_is_on_disk(unit: Path) -> None:
+    """What a unit says beside the settings is a setting: that a 200 means on disk."""
+    assert directives(unit)["Environment"] == ["DURABILITY=fsync"]
+    assert "DURABILITY" in known_settings()
+
+
 def test_both_are_closed_alike() -> None:
     """Receiver and worker differ in what they do, not in what they may."""
     receiver, worker = (directives(unit) for unit in UNITS)

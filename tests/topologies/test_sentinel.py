@@ -58,6 +58,8 @@ async def test_whichever_replica_is_promoted_has_it(tmp_path: Path) -> None:
     with watched_pair(tmp_path / "servers", priorities=(100, 1)) as family:
         async with deployment(family.url, tmp_path, DURABILITY="replica") as deployed:
             await deployed.load.answered(BEFORE)
+            [told] = deployed.receivers[0].lines("redis.finding")[-1:]
+            assert "differ in replica-priority" in told["meaning"]
             _, preferred = family.replicas()
             # It takes nothing from its primary any more, and is well to the Sentinels.
             command(preferred, "CLIENT", "PAUSE", 600_000, "WRITE")

@@ -1,0 +1,14 @@
+#!lua flags=no-writes
+-- Count what one handler has failed with and will try again, among the oldest it has in hand. Reads
+-- only.
+--
+-- KEYS  1  the partition's stream of transitions
+-- ARGV  1  group; 2  the delivery count of one failure; 3  most entries to look at
+-- Returns how many.
+
+local failing = 0
+if redis.call('EXISTS', KEYS[1]) == 0 then return failing end
+for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[3])) do
+  if entry[4] >= tonumber(ARGV[2]) then failing = failing + 1 end
+end
+return failing
