@@ -17,7 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 from . import findings, layout, metrics
 from .config import Settings
 from .connections import Connections, Script, places, refusal, shortage
-from .errors import ConfigError, Shortage, Unavailable
+from .errors import ConfigError, Shortage
 from .exchange import ON_DISK
 from .findings import RANKS, Finding, Severity
 from .layout import Keys
@@ -28,7 +28,14 @@ ASKED_OF_THE_CONFIGURATION = (*ON_DISK, "min-replicas-to-write")
 # What is told by a server that lets us ask nothing is no answer.
 _SILENT = {Shortage.REDIS_UNREACHABLE, Shortage.REDIS_UNAUTHORIZED}
 
+# Why an event cannot be admitted by a process that is ready.
+_OF_EVENTS = {Shortage.BACKLOG_FULL, Shortage.BUSY}
+
 _PROBE = Script("probe")
+
+DRAINING = "draining"
+# The closed list of why a process is not ready.
+REASONS = (DRAINING, *(one for one in Shortage if one not in _OF_EVENTS))
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -52,6 +59,8 @@ class Health:
         self._refused = ""
         self._findings: list[Finding] = []
         self._unlike_ours = ""
+        # Set once Redis has answered, is new enough, and its layout is ours.
+        self.usable = asyncio.Event()
         self.draining = False
 
     @property
@@ -63,7 +72,7 @@ class Health:
     def reason(self) -> str | None:
         """Why a load balancer should send no traffic here, in one word."""
         if self.draining:
-            return "draining"
+            return DRAINING
         if self._silence is not None:
             return self._silence
         if self._unlike_ours:
@@ -71,7 +80,11 @@ class Health:
         return Shortage.CLOCKS_DIFFER if _is_fatal(self._findings, "clock") else None
 
     async def watch(self) -> None:
-        """Probe Redis for ever, and look at its configuration now and then."""
+        """Probe Redis for ever, and look at its configuration now and then.
+
+        Raises:
+            ConfigError: As it first answers, Redis is too old or has another layout.
+        """
         inspected_at = float("-inf")
         while True:
             now = time.monotonic()
@@ -81,12 +94,27 @@ class Health:
                 if is_due or refused != self._refused or _is_fatal(self._findings):
                     self._note(await inspect(self._connections, self._settings))
                     inspected_at, self._refused = now, refused
+                if not self.usable.is_set():
+                    await self._begin()
                 await self._look_at_layout()
                 self._answered()
             except (RedisError, OSError) as error:
                 self._is_silent(shortage(error))
             metrics.READY.set(self.ready)
             await asyncio.sleep(PROBE_EVERY_S)
+
+    async def _begin(self) -> None:
+        """Insist on a server and a layout that we can work with."""
+        if _is_fatal(self._findings, "version"):
+            raise ConfigError(
+                [f"Redis is {one.meaning}" for one in self._findings if one.name == "version"]
+            )
+        if not await layout.exists(self._connections, self._keys):
+            await layout.guard(self._connections, self._keys)
+        if self._connections.is_cluster:
+            # Its first use must not be two uses at once.
+            await self._connections.blocking_client.initialize()
+        self.usable.set()
 
     async def _look_at_layout(self) -> None:
         problem = ""
@@ -128,26 +156,6 @@ class Health:
             # Connections that have seen better settings are asked again before the next write.
             self._connections.renew()
         self._findings = found
-
-
-async def await_redis(connections: Connections, deadline_s: float) -> None:
-    """Wait until Redis answers, be it that it takes no writes.
-
-    Raises:
-        Unavailable: It did not within *deadline_s* seconds.
-    """
-    deadline = time.monotonic() + deadline_s
-    while True:
-        try:
-            await probe(connections)
-            if connections.is_cluster:
-                await connections.blocking_client.initialize()
-        except (RedisError, OSError) as error:
-            if time.monotonic() > deadline:
-                raise Unavailable(shortage(error)) from None
-            await asyncio.sleep(0.2)
-        else:
-            return
 
 
 async def probe(connections: Connections) -> str:

@@ -17,6 +17,7 @@ import msgspec
 from . import __version__, metrics
 from .errors import RETRY_AFTER_S, Refusal
 from .events import Event
+from .health import REASONS
 from .inbox import Outcome
 from .secret import Secret
 from .transitions import EVENT_TYPE_PREFIX
@@ -70,7 +71,7 @@ def openapi() -> dict[str, Any]:
                 "post": _receive("receiveAtEndpoint"),
             },
             "/livez": {"get": _probe("livez", "The process runs.")},
-            "/readyz": {"get": _probe("readyz", "Send traffic here.", may_refuse=True)},
+            "/readyz": {"get": _probe("readyz", "Send traffic here.", {"503": _not_ready()})},
             "/metrics": {
                 "servers": [{"url": "http://127.0.0.1:8001", "description": "ADMIN_PORT."}],
                 "get": _metrics(),
@@ -127,10 +128,22 @@ def _endpoint() -> dict[str, Any]:
     }
 
 
-def _probe(name: str, text: str, *, may_refuse: bool = False) -> dict[str, Any]:
-    refusal = {"503": _silent("Not now.")} if may_refuse else {}
-    responses = {"200": _silent(text), **refusal}
+def _probe(name: str, text: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    responses = {"200": _silent(text), **(more or {})}
     return {"operationId": name, "summary": text, "responses": responses}
+
+
+def _not_ready() -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "properties": {
+            "ready": {"const": False},
+            "reason": {"enum": [str(one) for one in REASONS]},
+        },
+        "required": ["ready", "reason"],
+        "additionalProperties": False,
+    }
+    return {"description": "Not now.", "content": {"application/json": {"schema": schema}}}
 
 
 def _metrics() -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """What runs together in one process: the composition of `serve`, `work` and `dev`.
 
 The only place where clients, apps and workers are put together; signals end here. No logic.
+
+A process listens first, so that its probes can say what it waits for, and then waits for Redis as
+long as it takes. A worker opens its handlers meanwhile; groups are created once both are there.
 """
 
 from __future__ import annotations
@@ -9,8 +12,7 @@ import asyncio
 import gc
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,8 +25,8 @@ from starlette.types import ASGIApp
 from . import blocking, config, handlers, layout, metrics, signals, tasks, tracing
 from .config import Settings
 from .connections import Connections, connect, shortage
-from .errors import ServiceError, Unavailable
-from .health import Health, await_redis
+from .errors import ServiceError
+from .health import Health
 from .inbox import Inbox
 from .keyring import Keyring
 from .layout import Keys
@@ -37,17 +39,14 @@ from .tracing import TracedReceiver, Tracing
 from .web import create_admin_app, create_app
 from .worker import Worker
 
-REDIS_WAIT_S = 10.0
+# Between two tries of a worker to create its groups.
+RETRY_S = 1.0
 # Objects a receiver makes, over those it drops, before they are looked through for cycles.
 MOST_UNCOLLECTED = 20_000
 # For probes and Prometheus.
 MOST_ADMIN_CONNECTIONS = 64
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
-
-
-class _Stopped(Exception):
-    """The process was told to stop before it had started."""
 
 
 class Ports(NamedTuple):
@@ -86,7 +85,6 @@ def run(
 
     Raises:
         ConfigError: Something about the settings, the layout or a port cannot be.
-        Unavailable: Redis did not answer in time.
         Exception: Whatever else ended the process; it has been logged.
     """
     try:
@@ -101,10 +99,10 @@ def run(
                     started=started,
                 )
             )
-    except _Stopped:
-        log.info("process.stopped")
-    except Exception as error:  # noqa: BLE001 - told apart below
-        raise _cause(error) from None
+    except Exception as error:
+        if not isinstance(error, ServiceError):
+            log.critical("process.failed", exc_info=error)
+        raise
 
 
 async def _run(
@@ -120,18 +118,18 @@ async def _run(
     reloaders: list[Reloader[Any]] = []
     stopping = signals.stopping()
     signals.reload(reloaders, stopping)
-    async with _ground(settings, stopping, traced, work=bool(work)) as ground:
+    keys = Keys(settings.redis_prefix, settings.partitions)
+    async with connect(settings.redis_url) as connections:
+        health = Health(connections, settings)
+        ground = _Ground(settings, connections, keys, health, traced)
         listeners = [admin := _admin(ground)]
         if receive:
             listeners.insert(0, _receiver(ground, environ, reloaders))
         parts = [asyncio.create_task(listener.run()) for listener in listeners]
         if work:
             parts.append(asyncio.create_task(_work(ground, openers, environ, work, stopping)))
-        watches = [
-            ground.health.watch(),
-            LAG.watch(),
-            *(reloader.follow() for reloader in reloaders),
-        ]
+        follows = [reloader.follow() for reloader in reloaders]
+        watches = [health.watch(), LAG.watch(), *follows]
         watching = [asyncio.create_task(watch) for watch in watches]
         ports = Ports(listeners[0].port if receive else None, admin.port)
         _spare_the_collector(often=bool(work))
@@ -146,7 +144,7 @@ async def _run(
         # A part that ends by itself has failed: it takes the others with it, in the same order.
         await _first_of(asyncio.create_task(stopping.wait()), *watching, *parts)
         stopping.set()
-        await _stop(ground, listeners, drain_s=settings.drain_s if receive else 0)
+        await _stop(ground, listeners, receives=receive)
         for task in watching:
             await tasks.end(task)
         ended = await asyncio.gather(*parts, *watching, return_exceptions=True)
@@ -158,33 +156,6 @@ async def _run(
 
 async def _first_of(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-
-
-@asynccontextmanager
-async def _ground(
-    settings: Settings, stopping: asyncio.Event, traced: Tracing | None, *, work: bool
-) -> AsyncIterator[_Ground]:
-    """Connect, wait for Redis, and make sure that its layout is ours and worked groups exist."""
-    keys = Keys(settings.redis_prefix, settings.partitions)
-    async with connect(settings.redis_url) as connections:
-        await _unless(stopping, await_redis(connections, REDIS_WAIT_S))
-        await layout.guard(connections, keys)
-        if work:
-            for handler in await layout.open_groups(connections, keys, settings.handlers):
-                log.info("group.created", handler=handler)
-        yield _Ground(settings, connections, keys, Health(connections, settings), traced)
-
-
-async def _unless(stopping: asyncio.Event, waiting: Coroutine[Any, Any, None]) -> None:
-    """Wait for something, but not when told to stop meanwhile."""
-    task = asyncio.create_task(waiting)
-    told = asyncio.create_task(stopping.wait())
-    await _first_of(task, told)
-    await tasks.end(told)
-    if stopping.is_set():
-        await tasks.end(task)
-        raise _Stopped
-    await task
 
 
 def _receiver(
@@ -264,13 +235,15 @@ async def _work(
     names: Sequence[str],
     stopping: asyncio.Event,
 ) -> None:
-    """Work until told to stop; a handler that is still being opened then is not waited for."""
+    """Work until told to stop; what is not ready for it by then is not waited for."""
     opened = asyncio.Event()
     chosen = {name: openers[name] for name in names}
 
     async def open_and_work() -> None:
         async with handlers.open_all(chosen, environ) as ready:
             await _examine(ready)
+            await ground.health.usable.wait()
+            await _open_groups(ground)
             opened.set()
             called = ground.traced.following(ready) if ground.traced else ready
             with blocking.watched():
@@ -297,24 +270,33 @@ async def _examine(opened: Mapping[str, handlers.Handler]) -> None:
             log.warning("handler.unreachable", handler=name, error=type(error).__name__)
 
 
-async def _stop(ground: _Ground, listeners: Sequence[Listener], *, drain_s: float) -> None:
+async def _open_groups(ground: _Ground) -> None:
+    """Create the groups that are missing; handlers that could not be opened leave none behind."""
+    while True:
+        try:
+            created = await layout.open_groups(
+                ground.connections, ground.keys, ground.settings.handlers
+            )
+        except (RedisError, OSError) as error:
+            log.warning("group.not_created", reason=shortage(error))
+            await asyncio.sleep(RETRY_S)
+        else:
+            break
+    for handler in created:
+        log.info("group.created", handler=handler)
+
+
+async def _stop(ground: _Ground, listeners: Sequence[Listener], *, receives: bool) -> None:
     """Be not ready first; close the listeners only when balancers have had time to notice."""
     ground.health.draining = True
     for listener in listeners:
         listener.drain()
+    # A receiver that was never ready has no balancer that needs time to notice.
+    drain_s = ground.settings.drain_s if receives and ground.health.usable.is_set() else 0.0
     log.info("process.draining", drain_s=drain_s)
     await asyncio.sleep(drain_s)
     for listener in listeners:
         listener.stop()
-
-
-def _cause(error: Exception) -> Exception:
-    """Return the one error that ended the process; one that nobody meant is logged here."""
-    if isinstance(error, RedisError):
-        return Unavailable(shortage(error))
-    if not isinstance(error, ServiceError):
-        log.critical("process.failed", exc_info=error)
-    return error
 
 
 def _spare_the_collector(*, often: bool) -> None:

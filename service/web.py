@@ -86,7 +86,10 @@ def _probes(health: Health) -> list[Route]:
         return Response(status_code=200)
 
     async def readyz(request: Request) -> Response:
-        return Response(status_code=200 if health.ready else 503)
+        if (reason := health.reason) is None:
+            return Response(status_code=200)
+        said = orjson.dumps({"ready": False, "reason": reason})
+        return Response(said, 503, media_type="application/json")
 
     return [Route("/livez", livez), Route("/readyz", readyz)]
 

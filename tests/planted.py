@@ -197,8 +197,9 @@ MUTANTS = (
     Mutant(
         "a receiver decides where its worker begins",
         "service/processes.py",
-        "        if work:\n            for handler in await layout.open_groups",
-        "        if True:\n            for handler in await layout.open_groups",
+        "        _spare_the_collector(often=bool(work))\n",
+        "        _ = asyncio.create_task(_open_groups(ground))\n"
+        "        _spare_the_collector(often=bool(work))\n",
         "test_end_to_end.py",
     ),
     Mutant(
@@ -799,6 +800,15 @@ MUTANTS = (
         "            is_replay=bool(self._goes),\n",
         "            is_replay=transition is not Missing.UNREADABLE and bool(self._goes),\n",
         "test_mailbox.py",
+    ),
+    # The process: it listens and waits, and leaves nothing behind for what did not open.
+    Mutant(
+        "groups are created before their handlers are open",
+        "service/processes.py",
+        "        async with handlers.open_all(chosen, environ) as ready:\n",
+        "        await ground.health.usable.wait()\n        await _open_groups(ground)\n"
+        "        async with handlers.open_all(chosen, environ) as ready:\n",
+        "test_processes.py::test_a_handler_that_does_not_open_leaves_no_group",
     ),
     # The log: nothing waits for its reader but who needs the line.
     Mutant(

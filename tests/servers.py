@@ -22,6 +22,8 @@ from typing import NamedTuple
 import redis
 
 from service import embedded
+from service.connections import Connections
+from service.health import probe
 from service.tether import tethered
 
 # So long everything that must come is waited for: a busy machine is slow, and no test measures it.
@@ -92,6 +94,21 @@ async def until(met: Callable[[], bool | Awaitable[bool]], deadline_s: float = P
             if found if isinstance(found, bool) else await found:
                 return
             await asyncio.sleep(0.002)
+
+
+async def until_answers(connections: Connections) -> None:
+    """Wait until Redis answers, be it that it takes no writes."""
+
+    async def answers() -> bool:
+        try:
+            await probe(connections)
+            if connections.is_cluster:
+                await connections.blocking_client.initialize()
+        except (redis.RedisError, OSError):
+            return False
+        return True
+
+    await until(answers)
 
 
 def binary() -> Path:

@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, str] = {
     "handlers": "errors transitions",
     "messages": "transitions",
     "schema": "messages transitions",
-    "openapi": "__init__ errors events inbox metrics secret transitions web",
+    "openapi": "__init__ errors events health inbox metrics secret transitions web",
     "handlers.log": "config handlers logs transitions",
     "handlers.link": "errors secret variables",
     "handlers.redis_stream": (

@@ -16,7 +16,7 @@ from harness import soon
 from proxy import Fault, proxy_to
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, SSLConnection
-from servers import PATIENCE_S, Server, free_port, sentinel, server, until
+from servers import PATIENCE_S, Server, free_port, sentinel, server, until, until_answers
 from virtual_time import push
 
 from service import health, ledger, metrics
@@ -410,7 +410,7 @@ async def test_in_cluster_everything_works(
     events = [first_event(f"vs_{n}") for n in range(40)]
     async with connect(settings.redis_url) as connections:
         assert connections.is_cluster
-        await health.await_redis(connections, PATIENCE_S)
+        await until_answers(connections)
         await guard(connections, keys)
         assert await open_groups(connections, keys, settings.handlers) == ["log"]
         inbox = Inbox(connections, keys, settings)

@@ -12,14 +12,13 @@ import pytest
 import redis
 from harness import soon
 from proxy import proxy_to
-from servers import Server, free_port, sentinel, server, until
+from servers import Server, free_port, sentinel, server, until, until_answers
 
 from service.config import Durability, Settings
 from service.connections import Connections, Script, ScriptCall, connect
 from service.errors import Shortage, Unavailable
 from service.events import Event, parse
 from service.exchange import Needs, NotReplicatedError
-from service.health import await_redis
 from service.inbox import Inbox, Outcome
 from service.layout import Keys, guard, open_groups
 from service.secret import Secret
@@ -168,7 +167,7 @@ class TestFsync:
             client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
             url = Secret(f"redis+cluster://127.0.0.1:{started.port}")
             async with connect(url) as connections:
-                await await_redis(connections, 30)
+                await until_answers(connections)
                 await until(lambda: _takes_writes(connections))
                 assert await admit(connections, "vs_1") is Shortage.NOT_DURABLE
                 client.config_set("appendfsync", "always")

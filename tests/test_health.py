@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -16,16 +16,16 @@ import redis
 from harness import soon
 from proxy import proxy_to
 from redis.exceptions import NoPermissionError
-from servers import PATIENCE_S, server, until
+from servers import server, until
 from structlog.testing import capture_logs
 
 from service import health, tasks
 from service.config import Durability, Settings
-from service.connections import Connections, connect
-from service.errors import Shortage, Unavailable
+from service.connections import Connections, connect, shortage
+from service.errors import ConfigError, Shortage
 from service.findings import Finding, Promise, Severity, judge, silent, together
-from service.health import Health, await_redis, inspect, probe
-from service.layout import Keys, guard
+from service.health import Health, inspect, probe
+from service.layout import Keys, exists, guard
 from service.secret import Secret
 
 NAMES = [
@@ -460,7 +460,6 @@ async def test_a_redis_that_answers_and_takes_nothing_leaves_us_ready(
                 await until(lambda: bool(told()))
                 assert f"Redis answers {word} to every write" in told()[0]
                 assert one.ready
-                await await_redis(connections, 0.1)
                 assert await probe(connections) == word
             await until(lambda: not any(each.severity is FATAL for each in one._findings))
             await tasks.end(watching)
@@ -477,29 +476,62 @@ async def test_a_redis_that_lets_us_ask_nothing_is_silent(redis_url: str) -> Non
             for user in ("limited:pass", "limited:wrong"):
                 url = redis_url.replace("://", f"://{user}@")
                 async with connect(Secret(url)) as limited:
-                    with pytest.raises(Unavailable) as refused:
-                        await await_redis(limited, 0)
-                    assert refused.value.reason is Shortage.REDIS_UNAUTHORIZED
+                    with pytest.raises(redis.RedisError) as refused:
+                        await probe(limited)
+                    assert shortage(refused.value) is Shortage.REDIS_UNAUTHORIZED
         finally:
             await connections.client.execute_command("ACL", "DELUSER", "limited")
 
 
-class TestWaiting:
-    """A start waits for Redis, but not for ever."""
+class TestStart:
+    """A process waits for Redis as long as it takes, and refuses only what cannot be mended."""
 
-    async def test_it_ends_when_redis_answers(self, redis_url: str) -> None:
-        """A Redis that comes up in time is no error."""
-        async with proxy_to(redis_url) as proxy, connect(Secret(proxy.url)) as connections:
-            proxy.refusing = True
-            waiting = asyncio.create_task(await_redis(connections, PATIENCE_S))
-            await asyncio.sleep(0.05)
-            assert not waiting.done()
-            proxy.refusing = False
-            await waiting
+    async def test_it_is_usable_when_redis_answers(self, watched: tuple[Health, Any, Any]) -> None:
+        """That Redis is away is said at once and once; when it comes, its layout is claimed."""
+        one, proxy, lines = watched
+        proxy.refusing = True
+        proxy.cut()
+        await until(lambda: any(line["event"] == "redis.lost" for line in lines))
+        assert (one.reason, one.usable.is_set()) == ("redis_unreachable", False)
+        proxy.refusing = False
+        await until(one.usable.is_set)
+        await until(lambda: one.ready)
+        assert await exists(one._connections, one._keys)
+        assert len([line for line in lines if line["event"] == "redis.lost"]) == 1
 
-    async def test_it_ends_at_the_deadline(self) -> None:
-        """A Redis that does not come up is said in one word."""
-        async with connect(Secret("redis://127.0.0.1:1")) as connections:
-            with pytest.raises(Unavailable) as refused:
-                await await_redis(connections, 0.1)
-        assert refused.value.reason is Shortage.REDIS_UNREACHABLE
+    async def test_a_server_too_old_ends_it(
+        self,
+        connections: Connections,
+        make_settings: Callable[..., Settings],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It is said which version is needed, and nothing is written."""
+
+        async def described(*_: Any) -> Mapping[str, Any]:
+            return HEALTHY | {"redis_version": "6.2.14"}
+
+        monkeypatch.setattr(health, "_described", described)
+        with pytest.raises(ConfigError, match=r"^Redis is older than Redis 7\.0"):
+            await Health(connections, make_settings(redis_prefix="old")).watch()
+        assert await connections.client.keys("old:*") == []
+
+    async def test_another_layout_ends_it(
+        self, connections: Connections, settings: Settings, keys: Keys
+    ) -> None:
+        """Two numbers of partitions on one server would admit each event twice."""
+        await guard(connections, keys)
+        await connections.client.hset(keys.layout, "partitions", 16)
+        with pytest.raises(ConfigError, match="made for 16"):
+            await Health(connections, settings).watch()
+
+    async def test_a_server_that_takes_no_writes_is_usable(
+        self, connections: Connections, settings: Settings, keys: Keys
+    ) -> None:
+        """Where the layout has been claimed, a start writes nothing."""
+        await guard(connections, keys)
+        async with configured(connections, min_replicas_to_write="1"):
+            one = Health(connections, settings)
+            watching = asyncio.create_task(one.watch())
+            await until(one.usable.is_set)
+            await until(lambda: one.ready)
+            await tasks.end(watching)

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from harness import (
     takes_long,
     yard,
 )
-from servers import free_port, frozen
+from servers import free_port, frozen, server
 
 from service.secret import Secret
 from service.signatures import fingerprint
@@ -63,25 +64,6 @@ async def slow(environ):
         yield
     finally:
         print("closing", flush=True)
-"""
-# As `python -m service`, but patient for a moment only.
-IMPATIENT = """
-from service import processes
-from service.cli import main
-processes.REDIS_WAIT_S = 0.5
-main()
-"""
-# As `python -m service`, saying when it begins to wait.
-PATIENT = """
-from service import processes
-from service.cli import main
-
-async def await_redis(*arguments, wait=processes.await_redis):
-    print("waiting", flush=True)
-    await wait(*arguments)
-
-processes.await_redis = await_redis
-main()
 """
 # As `python -m service`, where hardly any file may be opened.
 POOR = """
@@ -136,30 +118,26 @@ def assert_one_line(process: Process, code: int, *problems: str) -> None:
 
 @takes_long
 def test_what_cannot_start_says_so_in_one_line(ground: Yard) -> None:
-    """Redis missing is exit 3 after a bounded wait; what the operator got wrong is exit 2."""
+    """What the operator got wrong is exit 2, and a line for each problem."""
     taken = ground.start("serve").ready()
-    nowhere = {"REDIS_URL": f"unix://{ground.directory}/none.sock?password={CANARY}"}
-    no_redis = [
-        ground.start(command, program=IMPATIENT, **nowhere) for command in ("serve", "work", "dev")
-    ]
+    soon(lambda: taken.lines("redis.answered"))
     busy = [
         ground.start("serve", PORT=str(taken.port)),
         ground.start("dev", PORT=str(taken.port)),
         ground.start("work", ADMIN_PORT=str(taken.port)),
     ]
-    layout = ground.start("work", PARTITIONS="5")
+    layouts = [ground.start(command, PARTITIONS="5") for command in ("serve", "work")]
     refused = ground.start("work", HANDLERS="broken:refuses")
     unknown = ground.start("serve", HANDLERS="log,nobody")
     not_ours = ground.start("work", "--handlers", "kafka,log")
-    for process in no_redis:
-        assert_one_line(process, 3, "none.sock does not answer (redis_unreachable)")
     for process in busy:
         assert_one_line(process, 2, "PORT or ADMIN_PORT: cannot listen")
-    assert_one_line(layout, 2, "PARTITIONS is 5")
+    for process in layouts:
+        assert_one_line(process, 2, "PARTITIONS is 5")
     assert_one_line(refused, 2, "BROKEN_URL: expected a URL", "BROKEN_TOPIC: expected a name")
     assert_one_line(unknown, 2, "HANDLERS: nobody")
     assert_one_line(not_ours, 2, "--handlers: kafka is not among HANDLERS")
-    everything = b"".join(p.out + p.err for p in (*no_redis, *busy, layout, refused, unknown))
+    everything = b"".join(p.out + p.err for p in (*busy, *layouts, refused, unknown))
     assert CANARY.encode() not in everything
     assert taken.stop() == 0
 
@@ -211,16 +189,77 @@ def test_a_fault_of_ours_ends_the_receiver_in_good_order(ground: Yard) -> None:
     assert CANARY.encode() not in process.out
 
 
-def test_a_redis_that_refuses_is_one_line(ground: Yard) -> None:
-    """A Redis that answers but forbids what we need is exit 3, like one that does not answer."""
+def readiness(process: Process) -> tuple[int, Any]:
+    """Return what the probe of readiness on the admin port says."""
+    answer = httpx2.get(f"{process.admin}/readyz")
+    return answer.status_code, orjson.loads(answer.content or b"null")
+
+
+def is_ready(process: Process) -> bool:
+    """Say whether the probe of readiness says so."""
+    return readiness(process)[0] == 200
+
+
+def not_ready(reason: str) -> tuple[int, Any]:
+    """Return what the probe says of a process that is not ready."""
+    return 503, {"ready": False, "reason": reason}
+
+
+def test_a_redis_that_refuses_is_waited_for(ground: Yard) -> None:
+    """A Redis that forbids what we need is said at once, and its password is not."""
     with redis.Redis.from_url(ground.server.url) as client:
         client.acl_setuser(
             "weak", enabled=True, passwords=[f"+{CANARY}"], keys="*", commands=["+ping", "+info"]
         )
     url = f"{ground.server.url.replace('://', '://weak@')}?password={CANARY}"
-    process = ground.run("serve", REDIS_URL=url)
-    assert_one_line(process, 3, "what this user may do (redis_unauthorized)")
+    process = ground.start("serve", REDIS_URL=url).ready()
+    [lost] = soon(lambda: process.lines("redis.lost"))
+    assert lost["reason"] == "redis_unauthorized"
+    assert readiness(process) == not_ready("redis_unauthorized")
+    assert process.stop() == 0
     assert CANARY.encode() not in process.out + process.err
+
+
+def test_a_redis_that_is_away_is_waited_for(ground: Yard) -> None:
+    """Processes listen and say what they wait for; once Redis is there, they work."""
+    port = free_port()
+    settings = {"REDIS_URL": f"redis://127.0.0.1:{port}/0", "ADMIT_DEADLINE_S": "0.2"}
+    serve, work = (ground.start(command, **settings).ready() for command in ("serve", "work"))
+    for process in (serve, work):
+        assert httpx2.get(f"{process.admin}/livez").status_code == 200
+        assert readiness(process) == not_ready("redis_unreachable")
+        [lost] = soon(partial(process.lines, "redis.lost"))
+        assert lost["reason"] == "redis_unreachable"
+    body = event(id="evt_away", session="vs_away")
+    assert httpx2.post(serve.url, content=body, headers=signed(body)).status_code == 503
+    with server(ground.directory / "late", port=port):
+        for process in (serve, work):
+            soon(partial(is_ready, process))
+        assert httpx2.post(serve.url, content=body, headers=signed(body)).status_code == 200
+        assert soon(lambda: work.lines("transition"))[0]["session_id"] == "vs_away"
+        assert [serve.stop(), work.stop()] == [0, 0]
+
+
+def test_a_handler_that_does_not_open_leaves_no_group(ground: Yard) -> None:
+    """Groups are created only by a worker whose handlers have been opened."""
+    process = ground.run("work", HANDLERS="log,broken:refuses", REDIS_PREFIX="unopened")
+    assert process.wait() == 2
+    with redis.Redis.from_url(ground.server.url) as client:
+        assert not [*client.scan_iter("unopened:*transitions*")]
+
+
+def test_readiness_names_its_reason(ground: Yard) -> None:
+    """Draining, and a layout that another deployment has claimed, are said in a word."""
+    serve = ground.start("serve", REDIS_PREFIX="reasons", DRAIN_S="5").ready()
+    soon(lambda: readiness(serve) == (200, None))
+    with redis.Redis.from_url(ground.server.url) as client:
+        client.hset("reasons:layout", "partitions", "5")
+        soon(lambda: readiness(serve) == not_ready("layout_differs"))
+        client.hset("reasons:layout", "partitions", "8")
+        soon(lambda: readiness(serve) == (200, None))
+    serve.popen.terminate()
+    soon(lambda: readiness(serve) == not_ready("draining"))
+    assert serve.wait() == 0
 
 
 def test_stopping_is_not_ready_then_closed_then_gone(ground: Yard) -> None:
@@ -310,12 +349,12 @@ def _metrics(process: Process) -> bytes:
 def test_a_stop_while_starting_is_a_stop(ground: Yard, command: str, how: signal.Signals) -> None:
     """Told to stop while it still waits for Redis, a process ends at once and well."""
     nowhere = f"unix://{ground.directory}/nowhere.sock"
-    process = ground.start(command, program=PATIENT, REDIS_URL=nowhere)
-    soon(lambda: b"waiting" in process.out)
+    process = ground.start(command, REDIS_URL=nowhere, DRAIN_S="300").ready()
+    soon(lambda: process.lines("redis.lost"))
     process.popen.send_signal(how)
     assert process.wait() == 0, process.err
-    assert [line["event"] for line in process.lines()] == ["process.stopped"]
-    assert process.err == b""
+    assert process.lines()[-1]["event"] == "process.stopped"
+    assert command == "dev" or process.err == b""
 
 
 def test_a_stop_while_a_handler_opens_is_a_stop(ground: Yard) -> None:

@@ -20,10 +20,9 @@ from landscapes import watched_pair
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from roles import OPERATOR, RECEIVER, WORKER
-from servers import Server, binary, free_port, server
+from servers import Server, binary, free_port, server, until_answers
 
 from service.connections import Connections, connect
-from service.health import await_redis
 from service.layout import Keys, guard
 from service.secret import Secret
 
@@ -154,14 +153,14 @@ async def test_replicas_and_sentinels_have_users_too(tmp_path: Path) -> None:
             assert await connections.client.ping()
             before = pair.primary()
             assert pair.switch() != before
-            await until_answers(connections)
+            await until_claimable(connections)
         refused = [one for each in pair.servers.values() for one in _refused(each)]
     assert refused == []
 
 
-async def until_answers(connections: Connections) -> None:
+async def until_claimable(connections: Connections) -> None:
     """Wait until a layout can be claimed, which is a write."""
-    await await_redis(connections, 10)
+    await until_answers(connections)
     await guard(connections, Keys("idv", 8))
 
 
