@@ -166,6 +166,7 @@ class Settings:
     )
 
     stream_retention_days: int = whole(7, 0, 3650, "Days a settled transition is kept, for replays")
+    dead_letter_retention_days: int = whole(90, 0, 3650, "Days a dead letter is kept; 0 for ever")
 
     handlers: tuple[str, ...] = setting(
         ("log",), many(_HANDLER, 1, 64, "handlers"), "Who is handed each transition"

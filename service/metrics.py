@@ -222,6 +222,12 @@ DEAD_LETTERS = Gauge(
     ["handler"],
     registry=REGISTRY,
 )
+DEAD_LETTERS_EXPIRE = Gauge(
+    "idv_dead_letters_expire_seconds",
+    "Seconds until the oldest of those dead letters is deleted for its age; +Inf for none.",
+    ["handler"],
+    registry=REGISTRY,
+)
 ORPHAN_GROUPS = Gauge(
     "idv_orphan_groups",
     "Handlers that are no longer configured, but whose unsettled transitions hold trimming.",

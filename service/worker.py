@@ -34,6 +34,7 @@ from .handlers import Handler
 from .janitor import Janitor
 from .layout import Keys, exists, guard, open_groups
 from .leases import Heartbeats, LeaseWatch, lease
+from .letter_expiry import LetterExpiry
 from .mailbox import LeaseLostError, Mailbox, Place
 from .retries import RetryPolicy
 from .script_batches import ScriptBatches
@@ -86,6 +87,9 @@ class Worker:
             keys,
             handlers=settings.handlers,
             retention_s=settings.stream_retention_days * DAY_S,
+        )
+        self._letter_expiry = LetterExpiry(
+            connections, keys, retention_s=settings.dead_letter_retention_days * DAY_S
         )
         self._arrivals = [Arrivals(connections, p) for p in range(keys.partitions)]
         self._tenures: dict[Place, _Tenure] = {}
@@ -160,6 +164,7 @@ class Worker:
         places = [*self._tenures]
         await self._upkeep.turn(places)
         await self._janitor.tidy({partition for _, partition in places})
+        await self._letter_expiry.turn(places)
         return self._turn_s
 
     async def _take_share(self, handler: str, living: int) -> float:

@@ -584,6 +584,20 @@ MUTANTS = (
         "test_headroom.py",
     ),
     Mutant(
+        "a wrong clock of Redis's makes dead letters old",
+        "service/lua/expire_letters.lua",
+        "if math.abs(redis.call('TIME')[1] - ARGV[1]) <= tonumber(ARGV[2]) then\n",
+        "if true then\n",
+        "test_letter_expiry.py",
+    ),
+    Mutant(
+        "dead letters are kept for ever",
+        "service/worker.py",
+        "        await self._letter_expiry.turn(places)\n",
+        "",
+        "test_letter_expiry.py",
+    ),
+    Mutant(
         "leases are renewed once a life",
         "service/mailbox.py",
         "        self._fence.deadline = until\n",

@@ -40,6 +40,7 @@ _BY_MODULE = {
     "leases": WORKER,
     "script_batches": WORKER,
     "upkeep": WORKER,
+    "letter_expiry": WORKER,
     "worker": WORKER,
     "lag": WORKER,
     "janitor": WORKER,

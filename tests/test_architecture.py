@@ -68,6 +68,7 @@ MAY_IMPORT: dict[str, str] = {
     "mailbox": "arrivals coalesce connections exchange layout script_batches transitions wire",
     "leases": "connections layout mailbox",
     "endings": "",
+    "letter_expiry": "config connections layout metrics",
     "upkeep": "circuit connections lag layout metrics",
     "receiver": "config errors events inbox secret signatures transitions",
     "handlers": "errors transitions",
@@ -88,7 +89,7 @@ MAY_IMPORT: dict[str, str] = {
     "dispatch": "backlog circuit delivery handlers mailbox retries tasks",
     "worker": (
         "arrivals circuit config connections dispatch endings errors handlers janitor layout leases"
-        " mailbox metrics retries script_batches tasks upkeep"
+        " letter_expiry mailbox metrics retries script_batches tasks upkeep"
     ),
     "journal": "errors events inbox metrics receiver transitions",
     "web": "config errors headers health journal metrics receiver secret sources",
