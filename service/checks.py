@@ -39,7 +39,8 @@ async def findings(settings: Settings, environ: Mapping[str, str]) -> list[Findi
     async with connect(settings.redis_url) as connections:
         found = [*_settings(settings), *await health.inspect(connections, settings)]
         if _can_be_asked(found):
-            await layout.exists(connections, keys)
+            is_known = await layout.exists(connections, keys)
+            found.append(_layout(settings, is_known=is_known))
             found += await _groups(connections, keys, settings)
     return found + [await _handler(name, openers[name], environ) for name in openers]
 
@@ -86,6 +87,15 @@ def _handlers(settings: Settings) -> Finding:
         meaning = "HANDLERS is log alone: transitions are written to the log and go no further"
         return Finding("handlers", Severity.WARNING, (Promise.ALONE,), meaning)
     return Finding("handlers", Severity.FINE, (Promise.ALONE,), ", ".join(settings.handlers))
+
+
+def _layout(settings: Settings, *, is_known: bool) -> Finding:
+    """Say whether anything is there: with a wrong prefix all would look well."""
+    if is_known:
+        meaning = f"{settings.partitions} partitions under {settings.redis_prefix}"
+        return Finding("layout", Severity.FINE, (Promise.ONCE,), meaning)
+    meaning = "nothing was ever stored under REDIS_PREFIX: a new deployment, or the wrong prefix"
+    return Finding("layout", Severity.WARNING, (Promise.ONCE,), meaning)
 
 
 async def _groups(connections: Connections, keys: Keys, settings: Settings) -> list[Finding]:

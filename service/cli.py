@@ -17,29 +17,24 @@ import click
 from . import (
     __version__,
     checks,
-    ledger,
+    config,
+    group_commands,
     local,
     logs,
     mail_commands,
     processes,
     selftest,
-    sender,
+    send_command,
+    send_target,
+    session_command,
     terminal,
     traces,
 )
 from .config import SECRETS, Settings
-from .connections import connect
 from .embedded import EmbeddedServer, find_server
 from .errors import ConfigError, Unavailable
 from .findings import Finding, Severity
-from .layout import Keys
 from .redaction import scrub
-from .secret import Secret
-from .simulate import LIFECYCLES, SimulatedEvent, lifecycle_events
-from .web import WEBHOOK_PATH
-
-# Long enough ago that even the slowest step of a synthetic life is not in the future.
-LIFE_BEGAN_BEFORE_S = 5 * 86_400
 
 
 def main() -> None:
@@ -65,11 +60,14 @@ def _run_command() -> None:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="%(version)s")
 def commands() -> None:
     """Receive Stripe Identity webhooks once, in order and without secrets.
 
     Settings come from the environment; .env.example lists them all.
     """
+    for name, meant in config.misspelt(os.environ).items():
+        terminal.note(f"warning: {name} is no setting, but {meant} is")
 
 
 @commands.command()
@@ -79,7 +77,11 @@ def dev() -> None:
     HANDLERS names the handlers (log unless set): your own too, as my_handler:open for the function
     open in my_handler.py of this folder. REDIS_URL names another Redis.
     """
-    environ = {"HOST": "127.0.0.1", "DRAIN_S": "0", **os.environ}
+    environ = {"HOST": local.LOOPBACK, "DRAIN_S": "0", **os.environ}
+    if not local.is_address(environ["HOST"]):
+        # Some shells, and conda, have a variable of that name for something else.
+        terminal.note(f"HOST is not an IP address: dev listens on {local.LOOPBACK}")
+        environ["HOST"] = local.LOOPBACK
     if local.names_redis(environ):
         _run_dev(environ)
         return
@@ -130,63 +132,6 @@ def check(*, as_json: bool) -> None:
         sys.exit(terminal.FOUND_WRONG)
 
 
-@commands.command(epilog="\b\n" + "\n".join(["LIFECYCLE is one of:", *LIFECYCLES]))
-@click.argument("lifecycles", nargs=-1, metavar="LIFECYCLE...", type=click.Choice([*LIFECYCLES]))
-@click.option("--count", default=1, show_default=True, type=click.IntRange(1, 1_000_000),
-              help="Sessions per lifecycle.")  # fmt: skip
-@click.option("--rate", type=click.FloatRange(0.01), help="At most so many events per second.")
-@click.option("--duplicates", default=0.0, show_default=True, type=click.FloatRange(0, 1),
-              help="Share of events sent a second time.")  # fmt: skip
-@click.option("--shuffle", is_flag=True, help="Mix the order of everything.")
-@click.option("--file", "files", multiple=True, type=click.Path(exists=True, dir_okay=False,
-              path_type=Path), help="Send this body instead; may be repeated.")  # fmt: skip
-@click.option("--to", default=None, metavar="URL", help="The endpoint; default: the one of dev.")
-@click.option("--secret-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="The signing secret; default: STRIPE_WEBHOOK_SECRETS, or dev's.")  # fmt: skip
-@click.option("--seed", type=int, help="Make the same sessions again.")
-@terminal.json_option
-def send(
-    lifecycles: Sequence[str],
-    *,
-    count: int,
-    rate: float | None,
-    duplicates: float,
-    shuffle: bool,
-    files: Sequence[Path],
-    to: str | None,
-    secret_file: Path | None,
-    seed: int | None,
-    as_json: bool,
-) -> None:
-    """Send signed synthetic lifecycles, or the bodies of files, to an endpoint."""
-    if bool(lifecycles) == bool(files):
-        raise click.UsageError("name either lifecycles or --file")
-    random = Random(secrets.randbits(64) if seed is None else seed)  # noqa: S311 - invented sessions
-    events = _lives(lifecycles, count, random)
-    deliveries = [sender.Delivery(body=path.read_bytes()) for path in files] or sender.plan(
-        events, duplicates=duplicates, shuffle=shuffle, random=random
-    )
-    secret = _signing_secret(secret_file)
-    address = to or _address(Settings.from_environ(os.environ).port)
-    with terminal.bar("sending", total=len(deliveries)) as (progress, bar):
-        summary = asyncio.run(
-            sender.send(
-                deliveries,
-                to=address,
-                secret=secret,
-                rate=rate,
-                progress=lambda _: progress.advance(bar),
-            )
-        )
-    terminal.print_rows(("outcome", "answers"), sorted(summary.counts.items()), as_json=as_json)
-    if not as_json:
-        sessions = dict.fromkeys(event.session_id for event in events)
-        for session_id in [*sessions][:3]:
-            terminal.note(f"look at it with: python -m service session {session_id}", "dim")
-    if not summary.ok:
-        sys.exit(terminal.FOUND_WRONG)
-
-
 @commands.command("selftest")
 @click.option("--to", "addresses", multiple=True, metavar="URL",
               help="A receiver or a balancer; may be repeated. Default: dev's.")  # fmt: skip
@@ -201,8 +146,8 @@ def examine(
     """Try every promise on a running deployment; exit 0 only when all that was seen keeps them."""
     settings = Settings.from_environ(local.environment())
     subject = selftest.Subject(
-        urls=addresses or (_address(settings.port),),
-        secret=_signing_secret(secret_file),
+        urls=addresses or (send_target.default_address(),),
+        secret=send_target.signing_secret(secret_file),
         settings=settings,
         deliver=deliver,
     )
@@ -227,40 +172,16 @@ def examine(
 
 
 @commands.command()
-@click.argument("session_id", metavar="vs_...")
-@terminal.json_option
-def session(session_id: str, *, as_json: bool) -> None:
-    """Show what the ledger knows of a session: where it stands and every event it remembers."""
-    settings = Settings.from_environ(local.environment())
-    keys = Keys(settings.redis_prefix, settings.partitions)
-
-    async def look() -> ledger.SessionRecord | None:
-        async with connect(settings.redis_url) as connections:
-            return await ledger.read(connections, keys, session_id)
-
-    try:
-        record = terminal.asking_redis(look)
-    except ValueError:
-        terminal.fail(["what stands there is no record of ours"], terminal.FOUND_WRONG)
-    if record is None:
-        terminal.fail(["the ledger has no memory of this session"], terminal.FOUND_WRONG)
-    if as_json:
-        events = [event._asdict() for event in record.events]
-        terminal.print_json(record._asdict() | {"events": events})
-        return
-    described = {**record._asdict(), "events": len(record.events)}
-    terminal.print_rows(("field", "value"), [*described.items()], as_json=False)
-    terminal.print_rows(ledger.RememberedEvent._fields, record.events, as_json=False)
-
-
-@commands.command()
 def version() -> None:
     """Print the version."""
     click.echo(__version__)
 
 
-for mail_command in (mail_commands.dead, mail_commands.replay, mail_commands.handlers):
-    commands.add_command(mail_command)
+for command in (
+    *(send_command.send, session_command.session),
+    *(mail_commands.dead, mail_commands.replay, group_commands.handlers),
+):
+    commands.add_command(command)
 
 
 def _run_dev(environ: dict[str, str]) -> None:
@@ -271,30 +192,33 @@ def _run_dev(environ: dict[str, str]) -> None:
         environ = environ | {f"{SECRETS}_FILE": str(local.SIGNING_SECRET)}
         settings = Settings.from_environ(environ)
     _log(settings)
-    processes.run(
-        settings,
-        environ,
-        receive=True,
-        work=settings.handlers,
-        started=lambda ports: _print_welcome(ports, made_here=made_here),
-    )
+    try:
+        processes.run(
+            settings,
+            environ,
+            receive=True,
+            work=settings.handlers,
+            started=lambda ports: _print_welcome(ports, made_here=made_here),
+        )
+    finally:
+        local.ENDPOINT.unlink(missing_ok=True)
 
 
 def _print_welcome(ports: processes.Ports, *, made_here: bool) -> None:
-    endpoint = _address(ports.web)
-    elsewhere = "" if endpoint == _address(Settings().port) else f" --to {endpoint}"
+    endpoint = send_target.address(ports.web)
+    is_found = endpoint == send_target.address(Settings().port)
+    if local.DIRECTORY.exists():
+        local.ENDPOINT.write_text(endpoint + "\n")
+        is_found = True
+    elsewhere = "" if is_found else f" --to {endpoint}"
     lines = {
         "endpoint": endpoint,
         "signing secret": local.SIGNING_SECRET.read_text().strip() if made_here else "yours",
         "metrics": f"http://127.0.0.1:{ports.admin}/metrics",
-        "type next": f"{Path(sys.executable).name} -m service send verified{elsewhere}",
+        "type next": f"{terminal.invoked()} send verified{elsewhere}",
     }
     for name, text in lines.items():
         terminal.note(f"{name:>15}  {text}")
-
-
-def _address(port: int | None) -> str:
-    return f"http://127.0.0.1:{port}{WEBHOOK_PATH}"
 
 
 def _settings(*, require_secrets: bool = False) -> Settings:
@@ -310,24 +234,3 @@ def _log(settings: Settings) -> None:
     logs.report_faults()
     # A crash of the interpreter itself leaves no line; where it was goes to standard error.
     faulthandler.enable()
-
-
-def _signing_secret(path: Path | None) -> Secret[bytes]:
-    if path is not None:
-        return Secret(path.read_bytes().strip())
-    configured = Settings.from_environ(os.environ).secrets.get("")
-    if configured:
-        return configured[0]
-    if local.SIGNING_SECRET.exists():
-        return local.signing_secret()
-    raise ConfigError(["no signing secret: start dev first, or name --secret-file"])
-
-
-def _lives(lifecycles: Sequence[str], count: int, random: Random) -> list[SimulatedEvent]:
-    began_at = int(time.time()) - LIFE_BEGAN_BEFORE_S
-    return [
-        event
-        for _ in range(count)
-        for name in lifecycles
-        for event in lifecycle_events(name, random=random, started_at=began_at)
-    ]

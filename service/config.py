@@ -86,7 +86,10 @@ _HANDLER = matching(
     "a name or package.module:attribute",
 )
 _LOG_KEY = matching(r"[!-~]{1,40}", "1 to 40 visible ASCII characters")
-_SIGNING = matching(r"[!-~]{1,256}", "1 to 256 visible ASCII characters, no whitespace")
+_SIGNING = matching(
+    r"(?![\"'])[!-~]{1,256}(?<![\"'])",
+    "1 to 256 visible ASCII characters, no whitespace, without quotation marks around",
+)
 _SIGNING_BYTES = Kind(expected=_SIGNING.expected, read=lambda text: _SIGNING.read(text).encode())
 _SECRETS = many(hidden(_SIGNING_BYTES), 1, 16, "secrets")
 _ENDPOINT = "an ENDPOINT of 1 to 64 of A-Z, 0-9 and _ that is not FILE and does not end in _FILE"
@@ -243,6 +246,18 @@ def allowed_networks(environ: Mapping[str, str]) -> tuple[Network, ...]:
         none = f"ALLOWED_NETWORKS: expected {_NETWORKS.expected}"
         raise ConfigError(tuple(sources.problems.values()) or (none,))
     return networks
+
+
+def misspelt(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that are no setting but nearly, each with the setting it is near to."""
+    singular = SECRETS.removesuffix("S")
+    others = {name: value for name, value in environ.items() if not name.startswith(singular)}
+    found = variables.misspelt(others, [row.name for row in describe()])
+    for name in environ:
+        rest = name.removeprefix(singular)
+        if rest != name and (not rest or rest.startswith("_")):
+            found[name] = SECRETS + rest
+    return found
 
 
 def describe() -> list[Row]:

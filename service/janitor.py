@@ -106,16 +106,25 @@ async def trim(
     return sum(removed for removed, _ in replies), _names(names for _, names in replies)
 
 
-async def groups(connections: Connections, keys: Keys) -> list[Group]:
-    """Return every group there is, whether a handler owns it or not, by name.
+async def group_names(connections: Connections, keys: Keys) -> set[str]:
+    """Return the names of all groups there are.
 
     Raises:
         RedisError: Redis did not answer.
     """
     partitions = range(keys.partitions)
     calls = [ScriptCall(_GROUPS, [keys.transitions(partition)], []) for partition in partitions]
-    names = sorted(_names(_raised(await connections.run(calls))))
-    places = [(name, partition) for name in names for partition in partitions]
+    return _names(_raised(await connections.run(calls)))
+
+
+async def groups(connections: Connections, keys: Keys) -> list[Group]:
+    """Return every group there is, whether a handler owns it or not, by name.
+
+    Raises:
+        RedisError: Redis did not answer.
+    """
+    names = sorted(await group_names(connections, keys))
+    places = [(name, partition) for name in names for partition in range(keys.partitions)]
     found: dict[str, list[Lag]] = {name: [] for name in names}
     for (name, _), lag in zip(places, await lags(connections, keys, places), strict=True):
         if isinstance(lag, Lag):

@@ -9,9 +9,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from . import wire
 from .connections import Connections
 from .layout import Keys
-from .transitions import created_at
+from .transitions import StatusTransition, created_at
+
+# Of a session's events, and of the stream at the time of each.
+MAX_LOOKED_FOR = 50
+MAX_ENTRIES_LOOKED_AT = 1000
+# By how much Redis's clock may be behind Stripe's.
+MAX_AHEAD_S = 300
 
 _OUTCOMES = {"a": "admitted", "l": "late", "u": "unchanged"}
 
@@ -66,6 +73,40 @@ async def read(connections: Connections, keys: Keys, session_id: str) -> Session
     with suppress(KeyError, ValueError):
         return _record(session_id, found, expires_in_s)
     raise ValueError("unreadable")
+
+
+# What became of events, by their ids.
+Changes = Mapping[str, StatusTransition]
+
+
+async def changes(connections: Connections, keys: Keys, record: SessionRecord) -> Changes:
+    """Return the transitions of a record's events that the streams still hold.
+
+    An entry is looked for where it should be: soon after its event was created. One that came much
+    later, because Stripe had to send it again, is not found.
+
+    Raises:
+        RedisError: Redis did not answer.
+    """
+    stream = keys.transitions(keys.partition(record.session_id))
+    found: dict[str, StatusTransition] = {}
+    for event in [one for one in record.events if one.outcome == "admitted"][-MAX_LOOKED_FOR:]:
+        if event.event_id not in found:
+            first = str(max(0, event.created - MAX_AHEAD_S) * 1000)
+            entries = await connections.client.xrange(stream, first, count=MAX_ENTRIES_LOOKED_AT)
+            found |= {
+                transition.event_id: transition
+                for _, fields in entries
+                if (transition := _transition(fields))
+                and transition.session_id == record.session_id
+            }
+    return found
+
+
+def _transition(fields: Mapping[bytes, bytes]) -> StatusTransition | None:
+    with suppress(ValueError):
+        return wire.unpack(fields)
+    return None
 
 
 def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) -> SessionRecord:

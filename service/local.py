@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 from .errors import ConfigError
 from .secret import Secret
 
+LOOPBACK = "127.0.0.1"
 DIRECTORY = Path(".data")
 SIGNING_SECRET = DIRECTORY / "signing_secret"
 REDIS_URL = DIRECTORY / "redis_url"
+ENDPOINT = DIRECTORY / "endpoint"
 
 _SECRETS = "STRIPE_WEBHOOK_SECRETS"
 
@@ -37,6 +40,19 @@ def environment() -> dict[str, str]:
 def names_redis(environ: Mapping[str, str]) -> bool:
     """Say whether an environment names a Redis."""
     return bool(environ.get("REDIS_URL") or environ.get("REDIS_URL_FILE"))
+
+
+def names_port(environ: Mapping[str, str]) -> bool:
+    """Say whether an environment names the port for webhooks."""
+    return bool(environ.get("PORT") or environ.get("PORT_FILE"))
+
+
+def is_address(host: str) -> bool:
+    """Say whether a text is an IP address; nothing at all is as good."""
+    try:
+        return not host or bool(ip_address(host))
+    except ValueError:
+        return False
 
 
 def signing_secret() -> Secret[bytes]:

@@ -1,64 +1,35 @@
-"""The commands about mail: dead letters, replays, and the handlers' groups.
+"""The commands about mail: dead letters, and replays of the past.
 
-Finding, copying and deleting are done in `replays` and `janitor`; here they are said and shown.
+Finding, copying and deleting are done in `replays`; here they are said and shown. What changes
+anything is validated first, then asked about, and leaves one log line on standard error.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 import click
+import structlog
 
-from . import janitor, layout, local, replays, signals, terminal
+from . import deployment, janitor, local, logs, replays, signals, terminal
+from . import mail_options as options
 from .config import Settings
-from .connections import Connections, connect
+from .connections import Connections
 from .errors import ConfigError
 from .layout import Keys
 from .replays import Entry, Wanted
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Find = Callable[[Connections, Keys], AsyncIterator[Entry]]
+Act = Callable[[Connections, Keys, Sequence[Entry]], Awaitable[None]]
 
 MOST_PER_CALL = 100
-_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _COLUMNS = ("id", "at", "session_id", "event_id", "current", "reason", "error", "attempts")
 
-
-class Since(click.ParamType[datetime]):
-    """A time: `90m`, `3d` (so long ago), or ISO 8601, in UTC where it does not say."""
-
-    name = "when"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
-        """Return the time *value* means."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            if ago := _AGO.fullmatch(value):
-                return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-            found = datetime.fromisoformat(value)
-        except (ValueError, OverflowError):
-            self.fail("expected a time like 2026-01-31T12:00, or 90m, 12h, 3d ago", param, ctx)
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _filters(command: Command) -> Command:
-    """Give *command* the options that say which entries are meant."""
-    for option in (
-        click.option("--since", type=Since(), help="Only from then on: 90m, 3d, or ISO 8601."),
-        click.option("--session", "session_id", metavar="vs_...", help="Only of this session."),
-    ):
-        command = option(command)
-    return command
-
-
-_reason = click.option("--reason", metavar="WORD", help="Only those buried for this reason.")
-_every = click.option("--all", "everything", is_flag=True, help="All that the options cover.")
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 @click.group()
@@ -68,23 +39,16 @@ def dead() -> None:
 
 @dead.command("list")
 @click.argument("handler")
-@_filters
-@_reason
+@options.filters
+@options.reason
 @terminal.json_option
-def list_letters(
-    handler: str,
-    *,
-    session_id: str | None,
-    since: datetime | None,
-    reason: str | None,
-    as_json: bool,
-) -> None:
+def list_letters(handler: str, *, as_json: bool, **wanted: Any) -> None:
     """List a HANDLER's dead letters."""
-    wanted = Wanted(session_id=session_id, reason=reason, since=since)
 
     async def collect() -> list[tuple[object, ...]]:
-        async with _opened() as (connections, keys):
-            return [_row(e) async for e in replays.letters(connections, keys, handler, wanted)]
+        async with deployment.opened(handler) as (connections, keys):
+            found = replays.letters(connections, keys, handler, Wanted(**wanted))
+            return [_row(entry) async for entry in found]
 
     terminal.print_rows(_COLUMNS, terminal.asking_redis(collect), as_json=as_json)
 
@@ -97,7 +61,7 @@ def show(handler: str, letter: str, *, as_json: bool) -> None:
     """Show one dead letter of a HANDLER, with the whole transition."""
 
     async def look() -> Entry | None:
-        async with _opened() as (connections, keys):
+        async with deployment.opened(handler) as (connections, keys):
             found = replays.letters(connections, keys, handler, Wanted())
             return await anext((e async for e in found if e.id == letter), None)
 
@@ -114,201 +78,224 @@ def show(handler: str, letter: str, *, as_json: bool) -> None:
 @dead.command("replay")
 @click.argument("handler")
 @click.argument("letters", nargs=-1, metavar="[ID...]")
-@_filters
-@_reason
-@_every
+@options.filters
+@options.reason
+@options.everything
+@options.dry_run
 @terminal.json_option
 def replay_letters(
     handler: str,
     letters: Sequence[str],
     *,
-    session_id: str | None,
-    since: datetime | None,
-    reason: str | None,
     everything: bool,
+    dry_run: bool,
     as_json: bool,
+    **wanted: Any,
 ) -> None:
     """Hand dead letters to their HANDLER again, through its running worker.
 
     May be interrupted and called again: what has been handed over is no dead letter any more.
     """
-    _is_configured(handler)
-    wanted = Wanted(session_id=session_id, reason=reason, since=since)
     _something_is_named(letters, wanted, everything=everything)
-    name = _name()
+    deployment.is_configured(handler)
+    find = _letters(handler, letters, wanted)
+    if dry_run:
+        _print_outcome({"would_replay": _count(handler, find)}, as_json=as_json)
+        return
+    outcome: dict[str, Any] = {"replay": _name(), "replayed": 0}
 
-    async def work() -> int:
-        async with _opened() as (connections, keys):
-            found = _among(replays.letters(connections, keys, handler, wanted), letters)
+    async def hand_over(connections: Connections, keys: Keys, entries: Sequence[Entry]) -> None:
+        name = outcome["replay"]
+        done = await replays.replay(connections, keys, handler, entries, name=name)
+        outcome["replayed"] += done.put
 
-            async def hand_over(entries: Sequence[Entry]) -> int:
-                done = await replays.replay(connections, keys, handler, entries, name=name)
-                return done.put
-
-            return await _in_chunks(found, hand_over, "replaying")
-
-    replayed = terminal.asking_redis(work)
-    _print_outcome({"replay": name, "replayed": replayed}, as_json=as_json)
-    _all_were_there(letters, replayed)
+    _change(
+        "dead_letters.replayed",
+        find,
+        hand_over,
+        outcome,
+        handler=handler,
+        wanted=wanted,
+        as_json=as_json,
+    )
+    _all_were_there(letters, outcome["replayed"])
 
 
 @dead.command()
 @click.argument("handler")
 @click.argument("letters", nargs=-1, metavar="[ID...]")
-@_filters
-@_reason
-@_every
-@click.confirmation_option("--yes", prompt="Delete dead letters for good?", help="Do not ask.")
+@options.filters
+@options.reason
+@options.everything
+@options.dry_run
+@options.yes
 @terminal.json_option
 def drop(
     handler: str,
     letters: Sequence[str],
     *,
-    session_id: str | None,
-    since: datetime | None,
-    reason: str | None,
     everything: bool,
+    dry_run: bool,
+    yes: bool,
     as_json: bool,
+    **wanted: Any,
 ) -> None:
     """Delete dead letters of a HANDLER for good."""
-    wanted = Wanted(session_id=session_id, reason=reason, since=since)
     _something_is_named(letters, wanted, everything=everything)
+    find = _letters(handler, letters, wanted)
+    count = 0 if yes and not dry_run else _count(handler, find)
+    if dry_run:
+        _print_outcome({"would_drop": count}, as_json=as_json)
+        return
+    if count:
+        click.confirm(f"Delete {count} dead letters of {handler} for good?", abort=True, err=True)
+    outcome: dict[str, Any] = {"dropped": 0}
 
-    async def work() -> int:
-        async with _opened() as (connections, keys):
-            found = _among(replays.letters(connections, keys, handler, wanted), letters)
+    async def delete(connections: Connections, keys: Keys, entries: Sequence[Entry]) -> None:
+        outcome["dropped"] += await replays.drop(connections, keys, handler, entries)
 
-            async def delete(entries: Sequence[Entry]) -> int:
-                return await replays.drop(connections, keys, handler, entries)
-
-            return await _in_chunks(found, delete, "dropping")
-
-    dropped = terminal.asking_redis(work)
-    _print_outcome({"dropped": dropped}, as_json=as_json)
-    _all_were_there(letters, dropped)
+    _change(
+        "dead_letters.dropped",
+        find,
+        delete,
+        outcome,
+        handler=handler,
+        wanted=wanted,
+        as_json=as_json,
+    )
+    _all_were_there(letters, outcome["dropped"])
 
 
 @click.command()
 @click.argument("handler")
-@_filters
-@click.option("--type", "event_type", metavar="TYPE", help="Only of this event type, whole.")
-@_every
+@options.filters
+@click.option("--type", "event_type", type=options.EventType(),
+              help="Only of this event type: verified, or its whole name.")  # fmt: skip
+@options.everything
+@options.dry_run
+@options.yes
 @terminal.json_option
 def replay(
     handler: str,
     *,
-    session_id: str | None,
-    since: datetime | None,
-    event_type: str | None,
     everything: bool,
+    dry_run: bool,
+    yes: bool,
     as_json: bool,
+    **wanted: Any,
 ) -> None:
     """Hand a HANDLER the past: what the streams still hold, marked as a replay.
 
-    What the handler has not settled yet is left out: it comes anyway.
+    What the handler has not settled yet is left out: it comes anyway. Interrupted, it begins again
+    when it is called again.
     """
-    _is_configured(handler)
-    wanted = Wanted(session_id=session_id, event_type=event_type, since=since)
     _something_is_named((), wanted, everything=everything)
-    name, left_out = _name(), 0
+    deployment.is_configured(handler)
+    name = _name()
 
-    async def work() -> int:
-        async with _opened() as (connections, keys):
+    async def find(connections: Connections, keys: Keys) -> AsyncIterator[Entry]:
+        if handler not in await janitor.group_names(connections, keys):
+            raise ConfigError([f"{handler} has no group yet: start its worker first"])
+        async for entry in replays.past(connections, keys, Wanted(**wanted)):
+            yield entry
 
-            async def hand_over(entries: Sequence[Entry]) -> int:
-                nonlocal left_out
-                done = await replays.replay(connections, keys, handler, entries, name=name)
-                left_out += done.left_out
-                return done.put
+    def counting(outcome: dict[str, Any], *, dry_run: bool) -> Act:
+        async def act(connections: Connections, keys: Keys, entries: Sequence[Entry]) -> None:
+            done = await replays.replay(
+                connections, keys, handler, entries, name=name, dry_run=dry_run
+            )
+            outcome["left_out"] += done.left_out
+            outcome["would_replay" if dry_run else "replayed"] += done.put
 
-            found = replays.past(connections, keys, wanted)
-            return await _in_chunks(found, hand_over, "replaying")
+        return act
 
-    outcome = {"replay": name, "replayed": terminal.asking_redis(work), "left_out": left_out}
-    _print_outcome(outcome, as_json=as_json)
-
-
-@click.group()
-def handlers() -> None:
-    """List the handlers' groups, or retire one that is no more."""
-
-
-@handlers.command("list")
-@terminal.json_option
-def list_groups(*, as_json: bool) -> None:
-    """List every group there is, with what it has not settled and its dead letters."""
-
-    async def look() -> list[tuple[object, ...]]:
-        async with _opened() as (connections, keys):
-            return [(*group,) for group in await janitor.groups(connections, keys)]
-
-    rows = terminal.asking_redis(look)
-    terminal.print_rows(janitor.Group._fields, rows, as_json=as_json)
+    planned: dict[str, Any] = {"would_replay": 0, "left_out": 0}
+    if dry_run or not yes:
+        _look(handler, find, counting(planned, dry_run=True))
+        if dry_run or not planned["would_replay"]:
+            _print_outcome(planned, as_json=as_json)
+            return
+        count = planned["would_replay"]
+        click.confirm(f"Hand {handler} {count} transitions again?", abort=True, err=True)
+    outcome = {"replay": name, "replayed": 0, "left_out": 0}
+    act = counting(outcome, dry_run=False)
+    _change("replay.made", find, act, outcome, handler=handler, wanted=wanted, as_json=as_json)
 
 
-@handlers.command()
-@click.argument("handler")
-@click.confirmation_option(
-    "--yes", prompt="Forget its place, replays and dead letters?", help="Do not ask."
-)
-def retire(handler: str) -> None:
-    """Forget a HANDLER that is no longer configured, and all that waits for it."""
-    settings = Settings.from_environ(local.environment())
-    if handler in settings.handlers:
-        raise ConfigError([f"{handler} is among HANDLERS: take it out there first"])
+def _letters(handler: str, ids: Sequence[str], wanted: dict[str, Any]) -> Find:
+    async def find(connections: Connections, keys: Keys) -> AsyncIterator[Entry]:
+        async for entry in replays.letters(connections, keys, handler, Wanted(**wanted)):
+            if not ids or entry.id in ids:
+                yield entry
 
-    async def work() -> int:
-        async with _opened() as (connections, keys):
-            if await janitor.works(connections, keys, handler, lease_ttl_s=settings.lease_ttl_s):
-                terminal.fail(["a worker still works for it: stop it first"], terminal.FOUND_WRONG)
-            return await janitor.retire(connections, keys, handler)
-
-    if not terminal.asking_redis(work):
-        terminal.fail(["there is no such group"], terminal.FOUND_WRONG)
+    return find
 
 
-async def _in_chunks(
-    found: AsyncIterator[Entry], act: Callable[[Sequence[Entry]], Any], what: str
-) -> int:
-    """Let *act* have the entries in chunks of one partition each; return how many it counted.
+def _count(handler: str, find: Find) -> int:
+    """Return how many entries are meant."""
+    count = 0
+
+    async def note(_: Connections, __: Keys, entries: Sequence[Entry]) -> None:
+        nonlocal count
+        count += len(entries)
+
+    _look(handler, find, note)
+    return count
+
+
+def _look(handler: str, find: Find, act: Act) -> None:
+    """Let *act*, which changes nothing, have all entries."""
+    if not terminal.asking_redis(lambda: _in_chunks(handler, find, act, "counting")):
+        raise click.Abort
+
+
+def _change(
+    event: str,
+    find: Find,
+    act: Act,
+    outcome: dict[str, Any],
+    *,
+    handler: str,
+    wanted: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Let *act* have all entries; log and print the *outcome* that it keeps, even if cut off."""
+    has_ended = False
+    try:
+        has_ended = terminal.asking_redis(lambda: _in_chunks(handler, find, act, "working"))
+    finally:
+        if has_ended or any(value for value in outcome.values() if isinstance(value, int)):
+            settings = Settings.from_environ(local.environment())
+            logs.configure(settings.log_level, settings.log_format, sys.stderr.buffer)
+            named = {name: str(value) for name, value in wanted.items() if value is not None}
+            log.warning(event, handler=handler, **outcome, **named)
+            logs.flush()
+            _print_outcome(outcome, as_json=as_json)
+    if not has_ended:
+        terminal.fail(["interrupted: so much was done"], terminal.FOUND_WRONG)
+
+
+async def _in_chunks(handler: str, find: Find, act: Act, what: str) -> bool:
+    """Let *act* have the entries in chunks of one partition each; say whether it has had all.
 
     SIGINT and SIGTERM are heeded between two chunks: canceling a call to Redis would leave it open
     whether it was executed, and may get lost in the client.
-
-    Raises:
-        Abort: Told to stop before the end.
     """
-    done = 0
-    chunk: list[Entry] = []
     stopping = signals.stopping()
-    with terminal.bar(what, total=None) as (progress, bar):
-
-        async def flush() -> None:
-            nonlocal done
+    chunk: list[Entry] = []
+    async with deployment.opened(handler) as (connections, keys):
+        with terminal.bar(what, total=None) as (progress, bar):
+            async for entry in find(connections, keys):
+                if len(chunk) == MOST_PER_CALL or (chunk and chunk[0].partition != entry.partition):
+                    await act(connections, keys, chunk)
+                    progress.update(bar, advance=len(chunk))
+                    chunk = []
+                if stopping.is_set():
+                    return False
+                chunk.append(entry)
             if chunk:
-                done += await act(chunk)
-                progress.update(bar, description=f"{what}: {done}")
-                chunk.clear()
-            if stopping.is_set():
-                raise click.Abort
-
-        async for entry in found:
-            if len(chunk) == MOST_PER_CALL or (chunk and chunk[0].partition != entry.partition):
-                await flush()
-            chunk.append(entry)
-        await flush()
-    return done
-
-
-async def _among(found: AsyncIterator[Entry], ids: Sequence[str]) -> AsyncIterator[Entry]:
-    async for entry in found:
-        if not ids or entry.id in ids:
-            yield entry
-
-
-def _is_configured(handler: str) -> None:
-    if handler not in Settings.from_environ(local.environment()).handlers:
-        raise ConfigError([f"{handler} is not among HANDLERS: nobody would take the replay"])
+                await act(connections, keys, chunk)
+    return True
 
 
 def _all_were_there(ids: Sequence[str], done: int) -> None:
@@ -316,8 +303,8 @@ def _all_were_there(ids: Sequence[str], done: int) -> None:
         terminal.fail([f"{named - done} of the named could not be found"], terminal.FOUND_WRONG)
 
 
-def _something_is_named(ids: Sequence[str], wanted: Wanted, *, everything: bool) -> None:
-    if not (ids or everything or any(wanted)):
+def _something_is_named(ids: Sequence[str], wanted: dict[str, Any], *, everything: bool) -> None:
+    if not (ids or everything or any(value is not None for value in wanted.values())):
         raise click.UsageError("name ids, or what is wanted by options, or --all")
 
 
@@ -331,19 +318,8 @@ def _row(entry: Entry) -> tuple[object, ...]:
     return tuple(described.get(column) for column in _COLUMNS)
 
 
-def _print_outcome(outcome: dict[str, object], *, as_json: bool) -> None:
+def _print_outcome(outcome: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         terminal.print_json(outcome)
     else:
         terminal.print_rows(tuple(outcome), [tuple(outcome.values())], as_json=False)
-
-
-@asynccontextmanager
-async def _opened() -> AsyncIterator[tuple[Connections, Keys]]:
-    """Yield clients and keys by the settings."""
-    settings = Settings.from_environ(local.environment())
-    keys = Keys(settings.redis_prefix, settings.partitions)
-    async with connect(settings.redis_url) as connections:
-        # With another number of partitions some mail would never be seen.
-        await layout.exists(connections, keys)
-        yield connections, keys

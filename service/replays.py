@@ -103,7 +103,13 @@ class Replayed(NamedTuple):
 
 
 async def replay(
-    connections: Connections, keys: Keys, handler: str, entries: Sequence[Entry], *, name: str
+    connections: Connections,
+    keys: Keys,
+    handler: str,
+    entries: Sequence[Entry],
+    *,
+    name: str,
+    dry_run: bool = False,
 ) -> Replayed:
     """Hand entries of one partition to a handler again, those that are still there.
 
@@ -115,6 +121,7 @@ async def replay(
         handler: The handler's name.
         entries: Dead letters of that handler, or transitions of the past; not both.
         name: The replay's name, which every message of it carries.
+        dry_run: Of the past only say what would be handed over.
 
     Raises:
         RedisError: Redis refused or did not answer, or the handler has no group there.
@@ -123,9 +130,8 @@ async def replay(
     source = keys.dead(partition, handler) if are_dead else keys.transitions(partition)
     streams = [source, keys.replays(partition, handler)]
     entry_ids = [entry.entry_id for entry in entries]
-    return Replayed(
-        *await connections.run_one(_REPLAY, streams, [handler, name, int(are_dead), *entry_ids])
-    )
+    what = "move" if are_dead else "count" if dry_run else "copy"
+    return Replayed(*await connections.run_one(_REPLAY, streams, [handler, name, what, *entry_ids]))
 
 
 async def drop(connections: Connections, keys: Keys, handler: str, entries: Sequence[Entry]) -> int:

@@ -9,7 +9,7 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -114,11 +114,12 @@ async def send(
     rate: float | None = None,
     concurrency: int = 8,
     progress: Callable[[Answer], None] = lambda _: None,
+    stopping: asyncio.Event | None = None,
     now: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    sleep: Callable[[float], Coroutine[None, None, None]] = asyncio.sleep,
 ) -> Summary:
-    """Sign and post *deliveries* to the address *to*, and return what was answered.
+    """Sign and post *deliveries* to the address *to*, and return what was answered so far.
 
     Args:
         deliveries: In the order to start them; see `Delivery.lane` for what waits for what.
@@ -127,6 +128,7 @@ async def send(
         rate: At most so many per second; None for no limit.
         concurrency: At most so many under way at once.
         progress: Called with each answer as it comes.
+        stopping: Once set, no further delivery is started.
         now: The wall clock that signatures carry, in Unix seconds.
         clock: What durations and the rate are measured by, in seconds.
         sleep: How the rate is waited for.
@@ -135,13 +137,16 @@ async def send(
         ConfigError: *to* is no http or https URL.
     """
     started_at = clock()
-    pace = _Pace(rate, clock=clock, sleep=sleep)
+    stopping = stopping or asyncio.Event()
+    pace = _Pace(rate, stopping, clock=clock, sleep=sleep)
     lanes = iter(_lanes(deliveries))  # one iterator for all workers: each takes the next lane
     answers: list[Answer] = []
 
     async def work(endpoint: _Endpoint) -> None:
         for delivery in (one for lane in lanes for one in lane):
             await pace.turn()
+            if stopping.is_set():
+                return
             answer = await endpoint.deliver(delivery)
             answers.append(answer)
             progress(answer)
@@ -168,21 +173,30 @@ class _Pace:
     def __init__(
         self,
         rate: float | None,
+        stopping: asyncio.Event,
         *,
         clock: Callable[[], float],
-        sleep: Callable[[float], Awaitable[None]],
+        sleep: Callable[[float], Coroutine[None, None, None]],
     ) -> None:
+        self._stopping = stopping
         self._interval_s = 1 / rate if rate else 0.0
         self._clock = clock
         self._sleep = sleep
         self._free_at = clock()
 
     async def turn(self) -> None:
-        """Wait for this caller's turn."""
+        """Wait for this caller's turn, or until there will be none."""
         at = max(self._free_at, self._clock())
         self._free_at = at + self._interval_s
         if (wait_s := at - self._clock()) > 0:
-            await self._sleep(wait_s)
+            waits = [asyncio.create_task(self._sleep(wait_s))]
+            waits.append(asyncio.create_task(self._until_stopped()))
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+
+    async def _until_stopped(self) -> None:
+        await self._stopping.wait()
 
 
 def _lanes(deliveries: Iterable[Delivery]) -> Iterable[list[Delivery]]:

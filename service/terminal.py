@@ -12,9 +12,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -108,6 +111,17 @@ def print_json(found: object) -> None:
     """Print one line of JSON, in ASCII: standard output may have any encoding."""
     line = orjson.dumps(found).decode()
     click.echo("".join(c if c.isascii() and c.isprintable() else json.dumps(c)[1:-1] for c in line))
+
+
+def invoked() -> str:
+    """Return how this program was called, as it is typed in the same shell and folder again."""
+    script = Path(sys.argv[0])
+    if script.name == "__main__.py":
+        return f"{shlex.quote(sys.orig_argv[0])} -m {__package__}"
+    if script.is_file():
+        is_on_path = shutil.which(script.name) == str(script)
+        return shlex.quote(script.name if is_on_path else str(script))
+    return f"{shlex.quote(sys.executable)} -m {__package__}"
 
 
 def note(text: str, style: str = "") -> None:

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError, ResponseError
 
-from . import ledger, wire
+from . import layout, ledger, wire
 from .config import Settings
 from .connections import Connections, connect, shortage
+from .errors import ConfigError
 from .layout import Keys
 from .selftest import Lived, Row, Trial
 from .transitions import is_selftest
@@ -41,18 +42,22 @@ class _Handed(NamedTuple):
 async def rows(settings: Settings, trial: Trial, *, since: float) -> list[Row]:
     """Return what Redis shows of the promises, and take our own sessions out of the ledger.
 
-    Where Redis does not answer, that is said, and nothing held against anybody.
+    Where Redis does not answer, or holds another deployment, that is said, and nothing held
+    against anybody.
     """
     keys = Keys(settings.redis_prefix, settings.partitions)
     try:
         async with connect(settings.redis_url) as connections:
-            found = await _look(connections, keys, settings.handlers, trial, since)
-            await _forget(connections, keys, trial)
+            if await layout.exists(connections, keys):
+                found = await _look(connections, keys, settings.handlers, trial, since)
+                await _forget(connections, keys, trial)
+                return found
+            seen = "nothing was ever stored under REDIS_PREFIX"
+    except ConfigError as error:
+        seen = str(error)
     except (RedisError, OSError) as error:
-        return [
-            Row("what is left in Redis is as promised", "an answer", shortage(error), kept=None)
-        ]
-    return found
+        seen = shortage(error)
+    return [Row("what is left in Redis is as promised", "an answer", seen, kept=None)]
 
 
 async def _look(

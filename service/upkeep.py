@@ -1,4 +1,4 @@
-"""What a worker measures and tells of the partitions it works, now and then.
+"""What a worker does for the partitions it works besides delivering: measure, tell, trim.
 
 Each look is one round trip, however many partitions there are.
 """
@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 
 from . import metrics
 from .circuit import Circuit
+from .config import DAY_S, Settings
 from .connections import Connections
+from .janitor import Janitor
 from .lag import Lag, lags
 from .layout import Keys
+from .letter_expiry import LetterExpiry
 
 MEASURE_EVERY_S = 15.0
 # Said again every turn, forgotten when no worker says it any more.
@@ -20,23 +23,38 @@ CIRCUIT_TTL_S = 5
 
 
 class Upkeep:
-    """Sets the gauges of one worker's lag, and keeps its open circuits known in Redis.
+    """Sets the gauges of one worker's lag, keeps its open circuits known in Redis, and trims.
 
     Args:
         connections: Open clients.
         keys: The layout.
+        settings: For how long what is kept, and the handlers of the deployment.
         worker: The worker's name.
         circuits: The circuit of each handler the worker works for.
     """
 
     def __init__(
-        self, connections: Connections, keys: Keys, worker: str, circuits: Mapping[str, Circuit]
+        self,
+        connections: Connections,
+        keys: Keys,
+        settings: Settings,
+        worker: str,
+        circuits: Mapping[str, Circuit],
     ) -> None:
         self._connections = connections
         self._keys = keys
         self._worker = worker
         self._circuits = circuits
         self._measured_at = float("-inf")
+        self._janitor = Janitor(
+            connections,
+            keys,
+            handlers=settings.handlers,
+            retention_s=settings.stream_retention_days * DAY_S,
+        )
+        self._letter_expiry = LetterExpiry(
+            connections, keys, retention_s=settings.dead_letter_retention_days * DAY_S
+        )
 
     async def turn(self, places: Sequence[tuple[str, int]]) -> None:
         """Do what is due for *places*, by handler and partition.
@@ -50,6 +68,8 @@ class Upkeep:
             # A worker that holds nothing yet is looked at again as soon as it does.
             self._measured_at = now if places else float("-inf")
             await self._measure(places)
+        await self._janitor.tidy({partition for _, partition in places})
+        await self._letter_expiry.turn(places)
 
     async def _tell_of_circuits(self) -> None:
         """Let `check` see which queues cannot be reached from here."""

@@ -7,8 +7,9 @@ each queue, in its handler. Nothing here repeats a value in a problem.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -22,6 +23,8 @@ N = TypeVar("N", int, float)
 S = TypeVar("S")
 
 RUN_SECRETS = Path("/run/secrets")
+# A letter too few, too many or another. In short names that is often another's name.
+SIMILARITY, MIN_LENGTH = 0.88, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +166,17 @@ def read(declared: type[S], environ: Mapping[str, str]) -> S:
     if sources.problems:
         raise ConfigError(tuple(sources.problems.values()))
     return declared(**values)
+
+
+def misspelt(environ: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    """Return the variables that are no setting but nearly, each with the setting it is near to."""
+    found = {}
+    long = [name for name in names if len(name) >= MIN_LENGTH]
+    for name in environ:
+        plain = name.removesuffix("_FILE")
+        if plain not in names and (near := get_close_matches(plain, long, 1, SIMILARITY)):
+            found[name] = near[0]
+    return found
 
 
 def describe(declared: type[Any]) -> list[Row]:

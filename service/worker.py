@@ -25,16 +25,14 @@ from redis.exceptions import RedisError
 from . import metrics, tasks
 from .arrivals import Arrivals
 from .circuit import Circuit
-from .config import DAY_S, Settings
+from .config import Settings
 from .connections import Connections, shortage
 from .dispatch import Dispatcher
 from .endings import Endings
 from .errors import Shortage
 from .handlers import Handler
-from .janitor import Janitor
 from .layout import Keys, exists, guard, open_groups
 from .leases import Heartbeats, LeaseWatch, lease
-from .letter_expiry import LetterExpiry
 from .mailbox import LeaseLostError, Mailbox, Place
 from .retries import RetryPolicy
 from .script_batches import ScriptBatches
@@ -81,16 +79,7 @@ class Worker:
         self._circuits = {
             handler: Circuit(handler, first_s=settings.retry_first_s) for handler in handlers
         }
-        self._upkeep = Upkeep(connections, keys, self.name, self._circuits)
-        self._janitor = Janitor(
-            connections,
-            keys,
-            handlers=settings.handlers,
-            retention_s=settings.stream_retention_days * DAY_S,
-        )
-        self._letter_expiry = LetterExpiry(
-            connections, keys, retention_s=settings.dead_letter_retention_days * DAY_S
-        )
+        self._upkeep = Upkeep(connections, keys, settings, self.name, self._circuits)
         self._arrivals = [Arrivals(connections, p) for p in range(keys.partitions)]
         self._tenures: dict[Place, _Tenure] = {}
         self._turn_s = min(LONGEST_TURN_S, settings.lease_ttl_s / RENEWALS_PER_TTL)
@@ -161,10 +150,7 @@ class Worker:
 
     async def _keep_up(self) -> float:
         """Measure, trim, and tell of what is wrong."""
-        places = [*self._tenures]
-        await self._upkeep.turn(places)
-        await self._janitor.tidy({partition for _, partition in places})
-        await self._letter_expiry.turn(places)
+        await self._upkeep.turn([*self._tenures])
         return self._turn_s
 
     async def _take_share(self, handler: str, living: int) -> float:

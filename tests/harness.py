@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -22,6 +22,7 @@ import orjson
 import pytest
 import redis
 import roles
+import structlog.testing
 from click.testing import CliRunner
 from servers import PATIENCE_S
 from starlette.applications import Starlette
@@ -286,11 +287,12 @@ class Process:
 
 
 class Typed(NamedTuple):
-    """What came of a command: its exit code, and what it wrote."""
+    """What came of a command: its exit code, what it wrote, and what it logged."""
 
     code: int
     out: bytes
     err: bytes
+    logged: list[MutableMapping[str, Any]]
 
 
 class Processes:
@@ -326,10 +328,11 @@ class Processes:
             "PYTHONPATH": str(self.directory),
         }
 
-    def typed(self, *arguments: str, **settings: str) -> Typed:
+    def typed(self, *arguments: str, answer: str = "", **settings: str) -> Typed:
         """Do in this process what `python -m service *arguments*` does: it is there sooner.
 
-        Its logging is not taken over, which would be that of all tests from then on.
+        Its logging is not taken over, which would be that of all tests from then on. To whatever it
+        asks, *answer* is typed.
         """
         environ = environment(**{**self._defaults(arguments[0]), **settings})
         with (
@@ -338,11 +341,12 @@ class Processes:
             mock.patch.dict(os.environ, environ, clear=True),
             mock.patch.object(sys, "argv", ["service", *arguments]),
             mock.patch.object(logs, "configure"),
-            CliRunner().isolation() as (out, err, _),
+            structlog.testing.capture_logs() as logged,
+            CliRunner().isolation(answer) as (out, err, _),
             pytest.raises(SystemExit) as ended,
         ):
             main()
-        return Typed(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+        return Typed(int(ended.value.code or 0), out.getvalue(), err.getvalue(), logged)
 
     def run(self, *arguments: str, program: str = PATIENT, **settings: str) -> Process:
         """Start a command and wait for its end."""

@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, str] = {
     "cluster": "exchange redis_connection",
     "connections": "cluster errors exchange loop_lag redis_connection secret urls",
     "layout": "connections errors",
-    "ledger": "connections layout transitions",
+    "ledger": "connections layout transitions wire",
     "janitor": "connections lag layout metrics",
     "replays": "connections layout transitions wire",
     "arrivals": "connections tasks",
@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, str] = {
     "leases": "connections layout mailbox",
     "endings": "",
     "letter_expiry": "config connections layout metrics",
-    "upkeep": "circuit connections lag layout metrics",
+    "upkeep": "circuit config connections janitor lag layout letter_expiry metrics",
     "receiver": "config errors events inbox secret signatures transitions",
     "handlers": "errors transitions",
     "messages": "transitions",
@@ -88,8 +88,8 @@ MAY_IMPORT: dict[str, str] = {
     "delivery": "attempts backlog circuit errors handlers mailbox metrics retries transitions",
     "dispatch": "backlog circuit delivery handlers mailbox retries tasks",
     "worker": (
-        "arrivals circuit config connections dispatch endings errors handlers janitor layout leases"
-        " letter_expiry mailbox metrics retries script_batches tasks upkeep"
+        "arrivals circuit config connections dispatch endings errors handlers layout leases"
+        " mailbox metrics retries script_batches tasks upkeep"
     ),
     "journal": "errors events inbox metrics receiver transitions",
     "web": "config errors headers health journal metrics receiver secret sources",
@@ -101,7 +101,7 @@ MAY_IMPORT: dict[str, str] = {
     "server": "errors protocol terms",
     "sender": "errors secret signatures simulate",
     "selftest": "config secret sender signatures simulate transitions",
-    "traces": "config connections layout ledger selftest transitions wire",
+    "traces": "config connections errors layout ledger selftest transitions wire",
     "processes": (
         "blocking config connections errors handlers health inbox keyring layout loop_lag metrics"
         " receiver reloading server signals sources tasks tracing web worker"
@@ -109,10 +109,19 @@ MAY_IMPORT: dict[str, str] = {
     "checks": "config connections errors findings handlers health janitor layout mailbox",
     "terminal": "connections errors secret",
     "local": "errors secret",
-    "mail_commands": ("config connections errors janitor layout local replays signals terminal"),
+    "deployment": "config connections errors janitor layout local",
+    "mail_options": "transitions",
+    "mail_commands": (
+        "config connections deployment errors janitor layout local logs mail_options replays"
+        " signals terminal"
+    ),
+    "group_commands": "config deployment errors janitor local logs terminal",
+    "session_command": "config deployment ledger terminal transitions",
+    "send_target": "config errors local secret web",
+    "send_command": "secret send_target sender signals simulate terminal",
     "cli": (
-        "__init__ checks config connections embedded errors findings layout ledger local logs"
-        " mail_commands processes redaction secret selftest sender simulate terminal traces web"
+        "__init__ checks config embedded errors findings group_commands local logs mail_commands"
+        " processes redaction selftest send_command send_target session_command terminal traces"
     ),
     "__main__": "cli",
 }
@@ -124,7 +133,10 @@ OWNERS = {
     "starlette": {"web", "server", "processes"},
     "uvicorn": {"closing", "cycle", "protocol", "server"},
     "uvloop": {"processes"},
-    "click": {"cli", "mail_commands", "terminal"},
+    "click": {
+        *("cli", "group_commands", "mail_commands", "mail_options", "send_command"),
+        *("session_command", "terminal"),
+    },
     "rich": {"terminal"},
     "httpx2": {"sender"},
     "prometheus_client": {"metrics"},
@@ -293,7 +305,7 @@ def test_only_settings_are_read_by_name(name: str) -> None:
     owned = {
         "variables": {"CREDENTIALS_DIRECTORY"},
         "embedded": {"REDIS_SERVER", "PATH"},
-        "local": {"REDIS_URL", "REDIS_URL_FILE"},
+        "local": {"REDIS_URL", "REDIS_URL_FILE", "PORT", "PORT_FILE"},
         "tracing": {"OTEL_SDK_DISABLED", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"},
     }
 

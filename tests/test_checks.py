@@ -93,6 +93,16 @@ async def test_a_tolerance_above_stripes_is_a_warning(settings: Settings) -> Non
     assert (await found(settings, "signatures")).severity is Severity.FINE
 
 
+@pytest.mark.usefixtures("connections")
+async def test_a_prefix_under_which_nothing_is_stored_is_a_warning(settings: Settings) -> None:
+    """A deployment that is not there is told from one in which all is well."""
+    assert await found(settings, "layout") == Finding(
+        "layout", Severity.FINE, (Promise.ONCE,), "8 partitions under idv"
+    )
+    other = await found(replace(settings, redis_prefix="other"), "layout")
+    assert other.severity is Severity.WARNING
+
+
 async def test_dead_letters_are_a_warning(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:

@@ -97,6 +97,7 @@ def test_two_commands_are_enough(dev: Dev) -> None:
     assert _said(running, "endpoint") == running.url
     assert re.fullmatch(r"whsec_[0-9a-f]{32}", _said(running, "signing secret"))
     assert httpx2.get(_said(running, "metrics")).status_code == 200
+    assert "--to" not in _said(running, "type next")
     sent = dev.type(_said(running, "type next"))
     assert sent.returncode == 0, sent.stderr
     assert re.search(r"admitted\s+3\b", sent.stdout)
@@ -106,10 +107,20 @@ def test_two_commands_are_enough(dev: Dev) -> None:
     shown = dev.type(hint)
     assert shown.returncode == 0, shown.stderr
     assert "verified" in shown.stdout
-    assert moves[0]["event_id"] in shown.stdout
+    assert re.search(
+        moves[2]["event_id"] + r"  20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  verified  +admitted  3"
+        r" +processing +verified",
+        shown.stdout,
+    )
     as_json = orjson.loads(dev.type(hint + " --json").stdout)
     assert (as_json["status"], as_json["sequence"], len(as_json["events"])) == ("verified", 3, 3)
+    assert {
+        "event_type": "identity.verification_session.verified",
+        "previous": "processing",
+        "current": "verified",
+    }.items() <= as_json["events"][-1].items()
     assert running.stop() == 0
+    assert not (dev.directory / ".data/endpoint").exists()
     assert b"Traceback" not in running.out + running.err
 
 
@@ -265,7 +276,10 @@ def test_send_says_what_it_lacks(ground: Yard) -> None:
     for one, said in ((secret, b"no signing secret"), (address, b"URL")):
         assert said in one.err
         assert one.err.count(b"\n") == 1
+        unheard = ground.typed("send", "verified", PORT=port)
     assert orjson.loads(refused.out) == [{"outcome": "unreachable", "answers": 3}]
+    # Nobody has received the session, so nobody can be asked about it.
+    assert unheard.err == b""
     assert CANARY.encode() not in address.err
 
 
@@ -294,9 +308,102 @@ def test_send_sends_files(ground: Yard) -> None:
     assert serve.stop() == 0
 
 
+SLOW = """
+import http.server
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = b'{"outcome":"admitted"}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        print("answered", flush=True)
+
+    def log_message(self, *_):
+        pass
+
+server = http.server.HTTPServer(("127.0.0.1", 0), Slow)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("rate", ["5", "0.1"])
+def test_send_keeps_its_summary_when_it_is_interrupted(ground: Yard, rate: str) -> None:
+    """After Ctrl-C `send` says what was answered so far, however long the next one has to wait."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW], stdout=subprocess.PIPE, text=True
+    ) as endpoint:
+        assert endpoint.stdout is not None
+        to = f"http://127.0.0.1:{endpoint.stdout.readline().strip()}/"
+        sending = ground.start(
+            "send", "verified", "--count", "1000", "--rate", rate, "--json", "--to", to
+        )
+        assert endpoint.stdout.readline() == "answered\n"
+        sending.popen.send_signal(signal.SIGINT)
+        assert sending.wait() == 1
+        endpoint.kill()
+    [row] = orjson.loads(sending.out)
+    assert row["outcome"] == "admitted"
+    assert 1 <= row["answers"] < 3000
+    assert sending.err == f"interrupted after {row['answers']} of 3000 events\n".encode()
+
+
 def test_the_version_is_printed() -> None:
-    """`version` prints the package's version and nothing else."""
-    assert CliRunner().invoke(commands, ["version"]).output == f"{__version__}\n"
+    """`version` and `--version` print the package's version and nothing else."""
+    for words in ("version", "--version"):
+        assert CliRunner().invoke(commands, [words]).output == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("STRIPE_WEBHOOK_SECRET", "STRIPE_WEBHOOK_SECRETS"),
+        ("STRIPE_WEBHOOK_SECRET_ACME", "STRIPE_WEBHOOK_SECRETS_ACME"),
+        ("HANDLER", "HANDLERS"),
+        ("LEASE_TTL", "LEASE_TTL_S"),
+    ],
+)
+def test_a_setting_that_is_nearly_ours_is_named(ground: Yard, name: str, meant: str) -> None:
+    """Who misspells a setting is told so, by every command, and never with the value."""
+    for words in (("check", "--json"), ("handlers", "list"), ("serve",)):
+        typed = ground.typed(*words, STRIPE_WEBHOOK_SECRETS="", **{name: CANARY})
+        line = f"warning: {name} is no setting, but {meant} is\n".encode()
+        assert typed.err.startswith(line), typed
+        assert CANARY.encode() not in typed.err + typed.out
+
+
+def test_dev_is_not_stopped_by_a_foreign_host(dev: Dev) -> None:
+    """HOST as conda sets it, which names a compiler, is said to be no address and left alone."""
+    running = dev.start(HOST="x86_64-conda-linux-gnu")
+    assert b"HOST is not an IP address: dev listens on 127.0.0.1\n" in running.err
+    assert running.stop() == 0
+
+
+def test_hints_are_typed_as_the_program_was(dev: Dev) -> None:
+    """What `dev` and `send` say to type next works for who called them by a path."""
+    (dev.directory / "venv").symlink_to(Path(sys.executable).parents[1])
+    with subprocess.Popen(
+        ["/bin/sh", "-c", "exec venv/bin/python -m service dev"],
+        cwd=dev.directory,
+        env=environment(PORT="0", ADMIN_PORT="0", PATH="/usr/bin:/bin"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        hint = next(line for line in process.stderr if "type next" in line)
+        typed = hint.partition("type next")[2].strip()
+        sent = dev.type(typed, PATH="/usr/bin:/bin")
+        look = sent.stderr.partition("look at it with: ")[2].strip()
+        shown = dev.type(look, PATH="/usr/bin:/bin")
+        process.terminate()
+    assert typed == "venv/bin/python -m service send verified"
+    assert sent.returncode == 0, sent.stderr
+    assert look.startswith("venv/bin/python -m service session vs_")
+    assert shown.returncode == 0, shown.stderr
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -87,3 +87,47 @@ async def test_a_first_status_has_no_previous(
 
     assert record is not None
     assert (record.status, record.previous, record.duplicates) == ("requires_input", None, 0)
+
+
+async def test_changes_are_found_where_they_should_be(
+    connections: Connections, keys: Keys, settings: Settings
+) -> None:
+    """Of each admitted event the transition is found in the stream, among those of others."""
+    inbox = Inbox(connections, keys, settings)
+    others = [
+        make_event(session=name, id=f"evt_{name}")
+        for n in range(100)
+        if keys.partition(name := f"vs_{n}") == keys.partition(SESSION_ID)
+    ]
+    for event in (PROCESSING, CREATED, *others, VERIFIED):
+        await inbox.admit(event, event.change())
+    record = await ledger.read(connections, keys, SESSION_ID)
+    assert record is not None
+
+    found = await ledger.changes(connections, keys, record)
+    assert {name: (one.previous, one.current) for name, one in found.items()} == {
+        PROCESSING.id: (None, "processing"),
+        VERIFIED.id: ("processing", "verified"),
+    }
+    # What is trimmed is not there, and what cannot be read is passed over.
+    stream = keys.transitions(keys.partition(SESSION_ID))
+    await connections.client.xtrim(stream, maxlen=0)
+    await connections.client.xadd(stream, {"nothing": "ours"})
+    assert await ledger.changes(connections, keys, record) == {}
+
+
+async def test_looking_for_changes_has_an_end(
+    connections: Connections, keys: Keys, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stream only so much is read as a busy one takes in soon after an event."""
+    inbox = Inbox(connections, keys, settings)
+    stream = keys.transitions(keys.partition(SESSION_ID))
+    monkeypatch.setattr(ledger, "MAX_ENTRIES_LOOKED_AT", 3)
+    for n in range(3):
+        await connections.client.xadd(stream, {"n": n})
+    await inbox.admit(PROCESSING, PROCESSING.change())
+    record = await ledger.read(connections, keys, SESSION_ID)
+    assert record is not None
+    assert await ledger.changes(connections, keys, record) == {}
+    monkeypatch.setattr(ledger, "MAX_ENTRIES_LOOKED_AT", 4)
+    assert {*await ledger.changes(connections, keys, record)} == {PROCESSING.id}

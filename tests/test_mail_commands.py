@@ -11,10 +11,11 @@ import click
 import orjson
 import pytest
 import redis
+import roles
 from harness import Yard, soon, yard
 from servers import PATIENCE_S
 
-from service import mail_commands
+from service import mail_commands, mail_options
 from service.embedded import EmbeddedServer
 from service.layout import LAYOUT_VERSION, Keys
 
@@ -49,10 +50,16 @@ class Ground:
         self.server: EmbeddedServer = yard.server
         self.client: Any = redis.Redis.from_url(self.server.url)
         self.client.flushall()
+        self.client.hset(
+            KEYS.layout, mapping={"version": LAYOUT_VERSION, "partitions": KEYS.partitions}
+        )
+        self.logged: list[Any] = []
+        self.err = b""
 
-    def run(self, *words: str, code: int = 0, **settings: str) -> Any:
+    def run(self, *words: str, code: int = 0, answer: str = "", **settings: str) -> Any:
         """Type a command, check its exit code, and return what it printed."""
-        typed = self.yard.typed(*words, **settings)
+        typed = self.yard.typed(*words, answer=answer, **settings)
+        self.logged, self.err = typed.logged, typed.err
         assert typed.code == code, typed
         assert b"Traceback" not in typed.err
         assert CANARY.encode() not in typed.err
@@ -175,14 +182,26 @@ def test_letters_are_dropped(ground: Ground) -> None:
     """One, some or all are dropped, after a yes; what is named and not there is said."""
     named = ground.bury(3)
     ground.bury(2, reason="refused", first=3)
-    ground.run("dead", "drop", "log", "--all", code=1)
+    ground.run("dead", "drop", "log", "--all", code=1, answer="n\n")
+    assert b"Delete 5 dead letters of log for good?" in ground.err
+    assert ground.run("dead", "drop", "log", "--all", "--dry-run", "--json") == {"would_drop": 5}
     assert ground.length(KEYS.dead) == 5
+    assert not ground.logged
 
     dropped = ["dead", "drop", "log", "--yes", "--json"]
     assert ground.run(*dropped, named[0]) == {"dropped": 1}
     assert ground.run(*dropped, named[0], named[1], code=1) == {"dropped": 1}
     assert ground.run(*dropped, "--reason", "refused") == {"dropped": 2}
-    assert ground.run(*dropped, "--all") == {"dropped": 1}
+    assert ground.logged == [
+        {
+            "event": "dead_letters.dropped",
+            "log_level": "warning",
+            "handler": "log",
+            "dropped": 2,
+            "reason": "refused",
+        }
+    ]
+    assert ground.run("dead", "drop", "log", "--all", "--json", answer="y\n") == {"dropped": 1}
     assert ground.length(KEYS.dead) == 0
 
 
@@ -190,15 +209,76 @@ def test_wrong_words_are_told_from_wrong_states(ground: Ground) -> None:
     """Exit codes: 2 for what was typed or set wrong, 3 for a Redis that does not answer."""
     nowhere = {"REDIS_URL": "redis://127.0.0.1:1"}
     ground.run("dead", "replay", "log", code=2)
+    ground.run("dead", "drop", "log", code=2)
     ground.run("dead", "replay", "gone", "--all", code=2)
     ground.run("dead", "list", "log", "--since", "yesterday", code=2)
     ground.run("replay", "gone", "--all", code=2)
-    ground.run("handlers", "retire", "log", "--yes", code=2)
-    ground.run("handlers", "retire", "gone", "--yes", code=1)
+    ground.run("replay", "log", "--all", "--yes", code=2)
+    assert b"log has no group yet" in ground.err
+    ground.run("handlers", "retire", "log", code=2)
     ground.run("dead", "list", "log", code=3, **nowhere)
     ground.run("replay", "log", "--all", code=3, **nowhere)
-    ground.client.hset(KEYS.layout, mapping={"version": LAYOUT_VERSION, "partitions": 16})
-    ground.run("dead", "list", "log", code=2)
+
+
+EVERY_COMMAND = (
+    ("session", "vs_1"),
+    ("dead", "list", "log"),
+    ("dead", "show", "log", "0-1-1"),
+    ("dead", "replay", "log", "--all"),
+    ("dead", "replay", "log", "--all", "--dry-run"),
+    ("dead", "drop", "log", "--all"),
+    ("dead", "drop", "log", "--all", "--yes"),
+    ("replay", "log", "--all"),
+    ("replay", "log", "--all", "--yes"),
+    ("handlers", "list"),
+    ("handlers", "retire", "gone"),
+    ("handlers", "retire", "gone", "--yes"),
+)
+
+
+@pytest.mark.parametrize("words", EVERY_COMMAND, ids=" ".join)
+def test_another_deployment_is_not_taken_for_an_empty_one(
+    ground: Ground, words: tuple[str, ...]
+) -> None:
+    """A wrong prefix and a wrong number of partitions are errors by name, before any question."""
+    # The operator's user may not even look under another prefix.
+    code, said = (3, b"error: Redis at ") if roles.are_wanted() else (2, b"error: REDIS_PREFIX: ")
+    assert ground.run(*words, code=code, REDIS_PREFIX="wrong") == b""
+    assert ground.err.startswith(said)
+    assert ground.run(*words, code=2, PARTITIONS="16") == b""
+    assert ground.err == b"error: PARTITIONS is 16, but the layout in Redis was made for 8\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("dead", "list", "typo"),
+        ("dead", "show", "typo", "0-1-1"),
+        ("dead", "replay", "typo", "--all"),
+        ("dead", "drop", "typo", "--all"),
+        ("dead", "drop", "typo", "--all", "--yes"),
+        ("replay", "typo", "--all"),
+        ("handlers", "retire", "typo"),
+        ("handlers", "retire", "typo", "--yes"),
+    ],
+    ids=" ".join,
+)
+def test_a_handler_that_does_not_exist_is_an_error(ground: Ground, words: tuple[str, ...]) -> None:
+    """A name that is neither configured nor has a group is said before any question."""
+    ground.client.xgroup_create(KEYS.transitions(0), "old", "0", mkstream=True)
+    assert ground.run(*words, code=2) == b""
+    assert ground.err.startswith(b"error: ")
+    assert b"typo" in ground.err
+    assert b"log" in ground.err
+    assert b"[y/N]" not in ground.err
+
+
+def test_a_handler_that_is_no_longer_configured_is_known_by_its_group(ground: Ground) -> None:
+    """Dead letters of a handler that is gone are listed and dropped as before."""
+    ground.client.xgroup_create(KEYS.transitions(0), "old", "0", mkstream=True)
+    ground.client.xadd(KEYS.dead(0, "old"), fields(1))
+    assert len(ground.run("dead", "list", "old", "--json")) == 1
+    assert ground.run("dead", "drop", "old", "--all", "--yes", "--json") == {"dropped": 1}
 
 
 def test_a_replay_interrupted_is_continued(ground: Ground) -> None:
@@ -208,6 +288,10 @@ def test_a_replay_interrupted_is_continued(ground: Ground) -> None:
     assert process.wait() == 1
     done = ground.length(KEYS.replays)
     assert 0 < done < 2_000
+    # What was done before it was cut off is said and logged.
+    assert str(done).encode() in process.out
+    assert orjson.loads(process.err.split(b"\n")[0])["replayed"] == done
+    assert process.err.endswith(b"error: interrupted: so much was done\n")
     assert ground.length(KEYS.dead) == 2_000 - done
 
     rest = ground.run("dead", "replay", "log", "--all", "--json")
@@ -233,12 +317,13 @@ def test_the_past_is_handed_to_a_running_worker(ground: Ground) -> None:
 
     for options, count in (
         (["--type", verified], 5),
+        (["--type", "verified"], 5),
         (["--session", "vs_1"], 2),
         (["--since", "1h", "--type", verified, "--session", "vs_1"], 1),
         (["--all"], 25),
     ):
         before = len(worker.lines("transition"))
-        told = ground.run("replay", "log", *options, "--json")
+        told = ground.run("replay", "log", *options, "--json", "--yes")
         assert (told["replayed"], told["left_out"]) == (count, 0)
         assert told["replay"]
         soon(lambda: len(worker.lines("transition")) == before + count)  # noqa: B023
@@ -246,8 +331,41 @@ def test_the_past_is_handed_to_a_running_worker(ground: Ground) -> None:
 
     assert worker.stop() == 0
     ground.admit(3)
-    told = ground.run("replay", "log", "--all", "--json")
+    planned = ground.run("replay", "log", "--all", "--json", "--dry-run")
+    assert planned == {"would_replay": 25, "left_out": 3}
+    ground.run("replay", "log", "--all", code=1, answer="n\n")
+    assert b"Hand log 25 transitions again?" in ground.err
+    assert not ground.logged
+    assert ground.length(KEYS.replays) == 0
+    told = ground.run("replay", "log", "--since", "1h", "--json", answer="y\n")
     assert (told["replayed"], told["left_out"]) == (25, 3)
+    [audit] = ground.logged
+    assert {
+        "event": "replay.made",
+        "handler": "log",
+        "replay": told["replay"],
+        "replayed": 25,
+        "left_out": 3,
+    }.items() <= audit.items()
+    assert audit["since"].endswith("+00:00")
+    assert ground.run("replay", "log", "--session", "vs_none", "--json")["would_replay"] == 0
+
+
+@pytest.mark.parametrize("word", ["verify", "", "identity.verification_session.", "payment.failed"])
+def test_a_type_that_does_not_exist_is_an_error(ground: Ground, word: str) -> None:
+    """What is no event type of ours replays nothing and says which there are."""
+    ground.run("replay", "log", "--type", word, code=2)
+    assert b"created, processing, requires_input, verified, canceled, redacted" in ground.err
+
+
+def test_what_is_logged_of_a_change_is_a_line_on_standard_error(ground: Ground) -> None:
+    """Who collects standard error knows what operators have done; standard output stays JSON."""
+    ground.bury(2)
+    process = ground.yard.run("dead", "drop", "log", "--all", "--yes", "--json")
+    assert process.wait() == 0
+    assert orjson.loads(process.out) == {"dropped": 2}
+    line = orjson.loads(process.err)
+    assert (line["event"], line["handler"], line["dropped"]) == ("dead_letters.dropped", "log", 2)
 
 
 def test_a_full_redis_refuses_and_loses_nothing(ground: Ground) -> None:
@@ -273,10 +391,16 @@ def test_groups_are_listed_and_retired(ground: Ground) -> None:
     assert row == {"handler": "gone", "unsettled": 1, "replays": 0, "dead": 1}
 
     ground.client.zadd(KEYS.workers("gone"), {"w": time.time() * 1000 - 1000})
-    ground.run("handlers", "retire", "gone", "--yes", code=1)
+    ground.run("handlers", "retire", "gone", code=1)
+    assert ground.err == b"error: a worker still works for it: stop it first\n"
     # Silent for longer than a lease, and heard of before Redis's clock stepped back.
     ground.client.zadd(KEYS.workers("gone"), {"w": 1, "x": time.time() * 1000 + 100_000})
-    ground.run("handlers", "retire", "gone", "--yes")
+    ground.run("handlers", "retire", "gone", code=1, answer="n\n")
+    assert ground.client.exists(KEYS.dead(0, "gone"))
+    ground.run("handlers", "retire", "gone", answer="y\n")
+    assert [(line["event"], line["handler"]) for line in ground.logged] == [
+        ("handler.retired", "gone")
+    ]
     assert ground.run("handlers", "list", "--json") == []
     assert not ground.client.exists(KEYS.dead(0, "gone"))
 
@@ -284,7 +408,7 @@ def test_groups_are_listed_and_retired(ground: Ground) -> None:
 @pytest.mark.parametrize("text", ["90m", "3d", "2026-01-31T12:00", "2026-01-31T12:00+02:00"])
 def test_times_are_understood(text: str) -> None:
     """A time is so long ago, or ISO 8601, in UTC where it does not say."""
-    found = mail_commands.Since().convert(text, None, None)
+    found = mail_options.Since().convert(text, None, None)
     assert found.tzinfo is not None
 
 
@@ -292,4 +416,4 @@ def test_times_are_understood(text: str) -> None:
 def test_other_times_are_refused(text: str) -> None:
     """What is no time is a wrong argument, not an accident."""
     with pytest.raises(click.BadParameter):
-        mail_commands.Since().convert(text, None, None)
+        mail_options.Since().convert(text, None, None)

@@ -310,6 +310,22 @@ async def test_a_redis_out_of_reach_is_said_and_held_against_nobody(settings: Se
     assert (row.seen, row.kept) == ("redis_unreachable", None)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "seen"),
+    [
+        ({"redis_prefix": "wrong"}, "nothing was ever stored under REDIS_PREFIX"),
+        ({"partitions": 16}, "PARTITIONS is 16, but the layout in Redis was made for 8"),
+    ],
+)
+async def test_another_deployment_is_said_and_held_against_nobody(
+    left: Trial, settings: Settings, wrong: dict[str, Any], seen: str
+) -> None:
+    """With a wrong setting of its own the self-test does not say that promises are broken."""
+    [row] = await _seen(replace(settings, **wrong), left)
+
+    assert (row.seen, row.kept) == (seen, None)
+
+
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     """Yield a yard with a handler that notes what it is shown."""

@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -112,3 +113,19 @@ terminal.print_rows(("id", "meaning"), [("a", "b c")], as_json=False, prose=("me
     lines = on_a_terminal(program, columns=120).splitlines()
     assert len(lines) == 2
     assert lines[1] == "a   b c"
+
+
+def test_a_console_script_is_called_by_its_name_where_that_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name where the shell finds it by that, else by the path that was typed."""
+    script = tmp_path / "my scripts" / "identity-webhooks"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(script), "dev"])
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert terminal.invoked() == f"'{script}'"
+    monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin")
+    assert terminal.invoked() == "identity-webhooks"
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    assert terminal.invoked() == f"{sys.executable} -m service"

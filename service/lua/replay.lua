@@ -6,11 +6,12 @@
 -- a copy that overtook it would make a consumer that ignores lower sequence numbers skip it.
 --
 -- KEYS  1  where the entries are; 2  the handler's replays
--- ARGV  1  group; 2  the replay's name; 3  1 for dead letters, which leave; 4..  entry ids
+-- ARGV  1  group; 2  the replay's name; 3  'move' for dead letters, 'copy' for the past, 'count' to
+--       say what would be copied; 4..  entry ids
 -- Returns {entries put there, entries left out because the group has not settled them}; those
 -- that are gone, or not ours, are passed over.
 
-local source, replays, group, are_dead = KEYS[1], KEYS[2], ARGV[1], ARGV[3] == '1'
+local source, replays, group, are_dead = KEYS[1], KEYS[2], ARGV[1], ARGV[3] == 'move'
 
 local function last_read()
   for _, found in ipairs(redis.call('XINFO', 'GROUPS', source)) do
@@ -51,7 +52,7 @@ for i = 4, #ARGV do
   for n = 1, entry and #entry[2] or 0, 2 do fields[entry[2][n]] = entry[2][n + 1] end
   if fields['change'] and fields['previous'] and fields['sequence'] and fields['epoch'] then
     if is_settled(ARGV[i]) then
-      copy(ARGV[i], fields)
+      if ARGV[3] ~= 'count' then copy(ARGV[i], fields) end
       put = put + 1
     else
       left_out = left_out + 1
