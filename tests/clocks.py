@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from servers import PATIENCE_S, Server, free_port, running
+from harness import soon
+from servers import Server, free_port, running
 
 from service.embedded import find_server
 
 # Debian's package `libfaketime`, on any architecture.
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 needs_libfaketime = pytest.mark.skipif(not LIBRARIES, reason="libfaketime is not installed")
-
 
 MAX_ERROR_S = 0.3
 _TIME = "local time = redis.call('TIME') return time[1] .. string.format('.%06d', time[2])"
@@ -38,11 +38,9 @@ class Clocked(NamedTuple):
         written = self.offset.with_suffix(".new")
         written.write_text(f"{seconds:+}s")
         written.rename(self.offset)
-        deadline = time.monotonic() + PATIENCE_S
         with self.server.client() as client:
             # A server keeps the time for a moment, what it tells scripts above all.
-            while abs(float(client.eval(_TIME, 0)) - time.time() - seconds) > MAX_ERROR_S:
-                assert time.monotonic() < deadline, "the clock did not step"
+            soon(lambda: abs(float(client.eval(_TIME, 0)) - time.time() - seconds) <= MAX_ERROR_S)
 
 
 @contextmanager
