@@ -20,13 +20,13 @@ SHORT = {
         *("worker-killed", "receiver-killed"),
         *("sink-exits", "sink-lags"),
     ),
+}
+
+LONG = {
     "disk, clock, strangers": (
         *("slow-disk", "redis-clock-days-ahead"),
         *("output-stalled", "strangers", "sink-refuses"),
     ),
-}
-
-LONG = {
     "everything": _ANYWHERE,
     "wire": (*_WIRED, *_WIRED, "redis-killed", "worker-stopped", "receiver-killed", "sink-lags"),
     "failed over": (
