@@ -21,6 +21,7 @@ class Letter(NamedTuple):
 
     reason: str
     error: str
+    place: str
     attempts: int
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from . import handlers, health, janitor, layout
 from .config import SECRETS, Livemode, Settings
 from .connections import Connections, Script, ScriptCall, connect
-from .errors import ConfigError
+from .errors import ConfigError, Unreachable
 from .findings import RANKS, Finding, Promise, Severity
 from .janitor import Group
 from .layout import Keys
@@ -155,11 +155,13 @@ async def _handler(name: str, opener: handlers.OpenHandler, environ: Mapping[str
             asyncio.timeout(CHECK_TIMEOUT_S),
             handlers.open_all({name: opener}, environ) as opened,
         ):
-            looked = await handlers.examine(opened[name])
+            looked = await handlers.examine(name, opened[name])
             severity, meaning = Severity.FINE, "its queue is ready" if looked else "opens"
     except ConfigError as error:
         severity, meaning = Severity.FATAL, str(error)
-    except Exception as error:  # noqa: BLE001 - a handler may raise anything
+    except Unreachable as error:
+        severity, meaning = Severity.FATAL, f"its queue cannot be reached: {error.reason}"
+    except Exception as error:  # noqa: BLE001 - closing may raise anything
         severity, meaning = Severity.FATAL, f"does not answer: {type(error).__name__}"
     meaning = f"{meaning} ({handlers.origin(name)})"
     return Finding(f"handler {name}", severity, (Promise.ALONE,), meaning)

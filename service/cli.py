@@ -198,6 +198,7 @@ def _run_dev(environ: dict[str, str]) -> None:
             environ,
             receive=True,
             work=settings.handlers,
+            tracebacks=True,
             started=lambda ports: _print_welcome(ports, made_here=made_here),
         )
     finally:

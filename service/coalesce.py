@@ -22,13 +22,20 @@ class Coalescer(Generic[Item, Reply]):
     Args:
         fly: Carries a list of items and returns one reply, or one exception, for each, in order.
         most: The most items of one flight.
+        patient: Whether each flight waits for as long as every turn of the loop brings more. It
+            makes fewer flights where items come from work that takes turns.
     """
 
     def __init__(
-        self, fly: Callable[[list[Item]], Awaitable[Sequence[Reply | Exception]]], *, most: int
+        self,
+        fly: Callable[[list[Item]], Awaitable[Sequence[Reply | Exception]]],
+        *,
+        most: int,
+        patient: bool = False,
     ) -> None:
         self._fly = fly
         self._most = most
+        self._patient = patient
         self._waiting: deque[tuple[Item, asyncio.Future[Reply]]] = deque()
         self._flights: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -63,10 +70,19 @@ class Coalescer(Generic[Item, Reply]):
     async def _fly_until_empty(self) -> None:
         try:
             while self._waiting:
+                if self._patient:
+                    await self._gather()
                 size = min(len(self._waiting), self._most)
                 await self._one_flight([self._waiting.popleft() for _ in range(size)])
         finally:
             self._flights = None
+
+    async def _gather(self) -> None:
+        """Wait for as long as each turn of the loop brings more."""
+        before = 0
+        while before < len(self._waiting) < self._most:
+            before = len(self._waiting)
+            await asyncio.sleep(0)
 
     async def _one_flight(self, aboard: list[tuple[Item, asyncio.Future[Reply]]]) -> None:
         waiting = [future for _, future in aboard]

@@ -18,16 +18,16 @@ from redis.exceptions import RedisError, ResponseError
 from . import metrics
 from .attempts import Attempts
 from .backlog import Letter, Session
-from .circuit import Circuit
-from .errors import Undeliverable, word_of
-from .handlers import Handler
+from .circuit import Circuit, Circuits
+from .errors import UNDELIVERABLE, Undeliverable, word_of
+from .failures import class_name, place, unreachable
+from .handlers import Handler, destination_of
 from .mailbox import Delivery, LeaseLostError, Missing, Tries
 from .retries import RetryPolicy
 from .transitions import StatusTransition, is_selftest
 
 # A handler that takes the whole process down is not given the same entry more often than this.
 STARTS_WITHOUT_OUTCOME = 5
-MAX_CLASS_NAME = 100
 
 _NOT_ALONE = contextlib.nullcontext()
 
@@ -75,7 +75,7 @@ class Mail(Protocol):
         """Write down how often a delivery was tried."""
 
     async def bury(
-        self, delivery: Delivery, *, reason: str, error: str, attempts: int
+        self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
     ) -> int | None:
         """Move a delivery to the dead letters; None when there is no room for it."""
 
@@ -91,7 +91,7 @@ class Deliverer:
         handler: Takes a transition; returning means it is safe.
         mail: The mailbox; its lease is held.
         policy: Concurrency, time limit and retries.
-        circuit: Whether the handler reaches its queue.
+        circuits: Whether the handler reaches its destinations.
         suspects: Held while a delivery that may have killed a worker is tried.
 
     Attributes:
@@ -105,14 +105,15 @@ class Deliverer:
         mail: Mail,
         policy: RetryPolicy,
         *,
-        circuit: Circuit,
+        circuits: Circuits,
         suspects: asyncio.Lock,
     ) -> None:
         self.is_stopping = False
         self._name = name
         self._mail = mail
         self._policy = policy
-        self._circuit = circuit
+        self._circuits = circuits
+        self._destination = destination_of(handler)
         self._suspects = suspects
         self._attempts = Attempts(name, handler, policy.timeout_s)
         self._slots = asyncio.Semaphore(policy.concurrency)
@@ -138,7 +139,7 @@ class Deliverer:
             # same entry would come again.
             log.exception("delivery.broken", **self._described(session))
             attempts = session.first.tries.failed
-            letter = Letter(Burial.INTERNAL_ERROR, _class_name(error), attempts)
+            letter = Letter(Burial.INTERNAL_ERROR, class_name(error), place(error), attempts)
             return await self._bury(session, letter)
 
     async def end(self) -> None:
@@ -155,7 +156,7 @@ class Deliverer:
                 await self._mail.settle(delivery)
                 return None
             if isinstance(found, Missing):
-                return await self._bury(session, Letter(Burial.UNREADABLE, "", 0))
+                return await self._bury(session, Letter(Burial.UNREADABLE, "", "", 0))
             delivery.transition = transition = found
         if session.letter is not None:
             return await self._bury(session, session.letter)
@@ -165,54 +166,60 @@ class Deliverer:
             return None
         failed, started = delivery.tries
         if started > STARTS_WITHOUT_OUTCOME:
-            return await self._bury(session, Letter(Burial.KILLED_WORKER, "", failed))
+            return await self._bury(session, Letter(Burial.KILLED_WORKER, "", "", failed))
         return await self._try(session, delivery, transition)
 
     async def _try(
         self, session: Session, delivery: Delivery, transition: StatusTransition
     ) -> Pause | None:
         """Call the handler once, in one of the slots; for a suspect alone among its kind."""
+        try:
+            circuit = session.circuit = session.circuit or self._circuit_for(transition)
+        except Exception as raised:  # noqa: BLE001 - `destination` is the handler's, too
+            self._failed.inc()
+            return await self._count_failure(session, delivery, raised)
         async with self._suspects if delivery.tries.is_suspect else _NOT_ALONE, self._slots:
             if self.is_stopping:
                 raise StoppedError
             if not self._mail.is_ours():
                 raise LeaseLostError
-            if not self._circuit.enter(session):
+            if not circuit.enter(session):
                 return Pause(None)
             if delivery.tries.is_suspect:
                 failed, started = delivery.tries
                 await self._mail.count(delivery, Tries(failed, started + 1))
-            succeeded_before = self._circuit.succeeded
+            succeeded_before = circuit.succeeded
             error = await self._attempts.call(transition)
         if error is None:
             self._delivered.inc()
-            self._circuit.succeed()
+            circuit.succeed()
             await self._mail.settle(delivery)
             return None
         self._failed.inc()
-        if self._is_of_the_queue(session, error, succeeded_before):
-            return Pause(None)
+        if (word := unreachable(error)) is not None:
+            if circuit.fail(session, word, succeeded_before=succeeded_before):
+                return Pause(None)
+        else:
+            session.seen = circuit.succeeded
+            if isinstance(error, TimeoutError):
+                circuit.end_probe(session)
+            else:
+                circuit.answer()
         return await self._count_failure(session, delivery, error)
 
-    def _is_of_the_queue(
-        self, session: Session, error: BaseException, succeeded_before: int
-    ) -> bool:
-        """Tell the circuit of a failed call; say whether the queue is to blame for it."""
-        if isinstance(error, ConnectionError):
-            return self._circuit.fail(session, succeeded_before=succeeded_before)
-        session.seen = self._circuit.succeeded
-        if not isinstance(error, TimeoutError):
-            self._circuit.answer()
-        return False
+    def _circuit_for(self, transition: StatusTransition) -> Circuit:
+        return self._circuits.of(self._destination(transition) if self._destination else "")
 
     async def _count_failure(
         self, session: Session, delivery: Delivery, error: BaseException
     ) -> Pause | None:
-        failed, word = delivery.tries.failed + 1, _class_name(error)
+        failed, word = delivery.tries.failed + 1, class_name(error)
+        where = place(error)
         if isinstance(error, Undeliverable):
-            return await self._bury(session, Letter(word_of(error.reason), word, failed))
+            reason = word_of(error.reason, UNDELIVERABLE)
+            return await self._bury(session, Letter(reason, word, where, failed))
         if failed >= self._policy.attempts:
-            return await self._bury(session, Letter(Burial.EXHAUSTED, word, failed))
+            return await self._bury(session, Letter(Burial.EXHAUSTED, word, where, failed))
         delivery.tries = Tries(failed, 1)
         await self._mail.count(delivery, delivery.tries)
         pause_s = self._policy.pause_s(failed)
@@ -221,6 +228,7 @@ class Deliverer:
             "delivery.retried",
             **self._described(session),
             error=word,
+            place=where,
             attempt=failed,
             pause_s=round(pause_s, 3),
         )
@@ -232,6 +240,7 @@ class Deliverer:
             **self._described(session),
             "reason": letter.reason,
             "error": letter.error,
+            "place": letter.place,
             "attempt": letter.attempts,
         }
         try:
@@ -258,9 +267,3 @@ class Deliverer:
             "session_id": transition.session_id,
             "sequence": transition.sequence,
         }
-
-
-def _class_name(error: BaseException) -> str:
-    """Return the name of an error's class, which may be any text."""
-    name = type(error).__name__
-    return name[:MAX_CLASS_NAME] if name.isidentifier() else "unnamed"

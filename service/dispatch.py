@@ -10,7 +10,8 @@ states:
     waiting   the queue cannot be reached: until the circuit closes, or for its turn to probe
 
 A session that rests is parked (`backlog`) and takes no place of those that can go on. One that
-waits is parked too, but keeps a place: while the queue is away, reading on gains nothing.
+waits is parked too, but keeps a place: while the queue is away, reading on gains nothing. Where
+the handler has several destinations, it gains those of the others, and no place is kept.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import structlog
 
 from . import tasks
 from .backlog import Backlog, Session
-from .circuit import Caller, Circuit
+from .circuit import Caller, Circuits
 from .delivery import Deliverer, Mail, Pause, StoppedError
-from .handlers import Handler
+from .handlers import Handler, destination_of
 from .mailbox import Delivery
 from .retries import RetryPolicy
 
@@ -47,7 +48,7 @@ class Dispatcher:
         handler: Takes a transition; returning means it is safe.
         mail: The mailbox; its lease is held.
         policy: Concurrency, time limit and retries.
-        circuit: Whether the handler reaches its queue; one for all its dispatchers.
+        circuits: Whether the handler reaches its destinations; one for all its dispatchers.
         suspects: Held while a delivery that may have killed a worker is tried, so that what
             else runs in the process is not counted together with it.
 
@@ -62,16 +63,19 @@ class Dispatcher:
         mail: Mail,
         policy: RetryPolicy,
         *,
-        circuit: Circuit,
+        circuits: Circuits,
         suspects: asyncio.Lock,
     ) -> None:
         self.is_full = False
         self._name = name
         self._mail = mail
-        self._circuit = circuit
-        self._deliverer = Deliverer(name, handler, mail, policy, circuit=circuit, suspects=suspects)
+        self._circuits = circuits
+        self._deliverer = Deliverer(
+            name, handler, mail, policy, circuits=circuits, suspects=suspects
+        )
         self._backlog = Backlog()
         self._waiting = 0
+        self._place_of_one_waiting = 0 if destination_of(handler) else 1
         # Sessions that go on after a rest have half of the slots at most.
         self._resumed, self._max_resumed = 0, max(1, policy.concurrency // 2)
         self._alarm: asyncio.TimerHandle | None = None
@@ -101,7 +105,7 @@ class Dispatcher:
         try:
             await self._tasks.until_over()
         finally:
-            self._circuit.leave(self)
+            self._circuits.leave(self)
             if self._alarm is not None:
                 self._alarm.cancel()
             await self._deliverer.end()
@@ -112,11 +116,11 @@ class Dispatcher:
         self._deliverer.is_stopping = True
         if self._feeding is not None:
             self._tasks.dismiss(self._feeding)
-        self._circuit.leave(self)
+        self._circuits.leave(self)
 
     def resume(self, caller: Caller) -> None:
         """Let a session go on that waited at the circuit."""
-        self._waiting -= 1
+        self._waiting -= self._place_of_one_waiting
         self._rest(self._backlog.sessions[caller.key], 0.0)
 
     @property
@@ -206,15 +210,17 @@ class Dispatcher:
         except StoppedError:
             pass
         finally:
-            self._circuit.end_probe(session)
+            if session.circuit is not None:
+                session.circuit.end_probe(session)
 
     def _park(self, session: Session, pause: Pause) -> None:
-        if pause.seconds is not None:
-            self._rest(session, pause.seconds)
+        if pause.seconds is not None or session.circuit is None:
+            self._rest(session, pause.seconds or 0.0)
             return
         self._backlog.park(session)
-        self._waiting += 1
-        self._circuit.wait(session, self)
+        self._waiting += self._place_of_one_waiting
+        self._room.set()
+        session.circuit.wait(session, self)
 
     async def _give_back(self) -> None:
         """Write down that what is left in hand was not started, so that nobody suspects it."""

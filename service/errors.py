@@ -6,7 +6,8 @@ No error here ever carries input, a value of a setting, or another exception's t
     ├── ConfigError      the operator's turn: a setting is missing or wrong
     ├── Rejected         the sender's turn: the request is refused as it stands
     ├── Unavailable      ours: try the same again later, nothing is decided
-    └── Undeliverable    nobody's: a handler says that trying again cannot help
+    ├── Undeliverable    nobody's: a handler says that trying again cannot help
+    └── Unreachable      the destination's: a handler says that it is away or refuses everybody
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class Unavailable(ServiceError):
 
 
 UNDELIVERABLE = "undeliverable"
+UNREACHABLE = "unreachable"
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -104,12 +106,26 @@ class Undeliverable(ServiceError):
     reason: str = UNDELIVERABLE
 
     def __init__(self, reason: object = UNDELIVERABLE) -> None:
-        self.reason = word_of(reason)
+        self.reason = word_of(reason, UNDELIVERABLE)
         super().__init__(self.reason)
 
 
-def word_of(reason: object) -> str:
-    """Return *reason* if it is one short word, else `undeliverable`."""
+class Unreachable(ServiceError, ConnectionError):
+    """Raised by a handler whose destination is away, missing, or refuses everybody.
+
+    Nothing is lost and no attempt is counted: the transition waits until the destination is back.
+    `reason` is one short word for the log, as for `Undeliverable`; else it becomes `unreachable`.
+    """
+
+    reason: str = UNREACHABLE
+
+    def __init__(self, reason: object = UNREACHABLE) -> None:
+        self.reason = word_of(reason, UNREACHABLE)
+        super().__init__(self.reason)
+
+
+def word_of(reason: object, default: str) -> str:
+    """Return *reason* if it is one short word, else *default*."""
     value = reason.value if isinstance(reason, Enum) else reason
     is_word = isinstance(value, str) and _WORD.fullmatch(value)
-    return str(value) if is_word else UNDELIVERABLE
+    return str(value) if is_word else default

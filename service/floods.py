@@ -20,6 +20,7 @@ MOST_KINDS = 256
 REPEATED = frozenset(
     {
         "backlog.filled",
+        "circuit.still_open",
         "delivery.broken",
         "delivery.retried",
         "delivery.unburied",

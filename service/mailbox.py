@@ -200,15 +200,15 @@ class Mailbox:
         await counting.submit((delivery.entry_id, number))
 
     async def bury(
-        self, delivery: Delivery, *, reason: str, error: str, attempts: int
+        self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
     ) -> int | None:
         """Move a delivery to the dead letters and settle it.
 
         Returns how many dead letters there are now; None when there is no room for another, and
         the delivery is where it was.
         """
-        pile = self._pile_of(delivery)
-        return await pile.bury(self._dead, delivery.entry_id, reason, error, attempts)
+        letter = (delivery.entry_id, reason, error, place, attempts)
+        return await self._pile_of(delivery).bury(self._dead, letter)
 
     def _pile_of(self, delivery: Delivery) -> _Pile:
         return self._replays if delivery.is_replay else self._new
@@ -269,7 +269,7 @@ class _Pile:
     def __init__(self, fence: _Fence, stream: str, *, group: str, worker: str, goes: bool) -> None:
         self.stream = stream
         self._worker = worker
-        self.settling = Coalescer(self._settle, most=MOST_PER_FLIGHT)
+        self.settling = Coalescer(self._settle, most=MOST_PER_FLIGHT, patient=True)
         self.counting = Coalescer(self._count, most=MOST_PER_FLIGHT)
         self.loading: Coalescer[str, StatusTransition | Missing]
         self.loading = Coalescer(self._load, most=MAX_LOADED_PER_CALL)
@@ -292,12 +292,9 @@ class _Pile:
         arguments = (self._group, self._worker, most, first, FAILURE, SUSPECT, self._goes)
         return await self._fence.take(_TAKE_OVER, [self.stream], *arguments)
 
-    async def bury(
-        self, dead: str, entry_id: str, reason: str, error: str, attempts: int
-    ) -> int | None:
-        letter = (entry_id, reason, error, attempts, MOST_DEAD_LETTERS)
-        keys = [self.stream, dead]
-        held = int(await self._fence.run(_BURY, keys, self._group, self._goes, *letter))
+    async def bury(self, dead: str, letter: Sequence[Argument]) -> int | None:
+        arguments = (self._group, self._goes, MOST_DEAD_LETTERS, *letter)
+        held = int(await self._fence.run(_BURY, [self.stream, dead], *arguments))
         return held or None
 
     async def _load(self, entry_ids: list[str]) -> Sequence[StatusTransition | Missing]:

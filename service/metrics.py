@@ -192,7 +192,7 @@ LEASES_HELD = Gauge(
 )
 CIRCUIT_OPEN = Gauge(
     "idv_circuit_open",
-    "1 while a handler cannot reach its queue and only probes, by handler.",
+    "Destinations that a handler cannot reach and only probes: 0 or 1 where it has but one.",
     ["handler"],
     registry=REGISTRY,
 )

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 from . import blocking, config, handlers, layout, metrics, signals, tasks, tracing
 from .config import Settings
 from .connections import Connections, connect, shortage
-from .errors import ServiceError
+from .errors import ServiceError, Unreachable
 from .health import Health
 from .inbox import Inbox
 from .keyring import Keyring
@@ -72,6 +72,7 @@ def run(
     *,
     receive: bool,
     work: Sequence[str] = (),
+    tracebacks: bool = False,
     started: Callable[[Ports], None] = lambda _: None,
 ) -> None:
     """Run one process until SIGTERM or SIGINT, then stop in good order.
@@ -81,6 +82,8 @@ def run(
         environ: What handlers read their own settings from.
         receive: Whether to listen for Stripe.
         work: The names of the handlers to work for: some of the settings' handlers.
+        tracebacks: Whether to print the whole traceback of each failed call of a handler, which
+            may quote what it was called with.
         started: Called once everything listens.
 
     Raises:
@@ -96,6 +99,7 @@ def run(
                     receive=receive,
                     work=work,
                     traced=traced,
+                    tracebacks=tracebacks,
                     started=started,
                 )
             )
@@ -112,9 +116,12 @@ async def _run(
     receive: bool,
     work: Sequence[str],
     traced: Tracing | None,
+    tracebacks: bool,
     started: Callable[[Ports], None],
 ) -> None:
     openers = handlers.find(settings.handlers)
+    chosen = {name: openers[name] for name in work}
+    shown = handlers.showing_tracebacks if tracebacks else None
     reloaders: list[Reloader[Any]] = []
     stopping = signals.stopping()
     signals.reload(reloaders, stopping)
@@ -127,7 +134,7 @@ async def _run(
             listeners.insert(0, _receiver(ground, environ, reloaders))
         parts = [asyncio.create_task(listener.run()) for listener in listeners]
         if work:
-            parts.append(asyncio.create_task(_work(ground, openers, environ, work, stopping)))
+            parts.append(asyncio.create_task(_work(ground, chosen, environ, stopping, shown)))
         follows = [reloader.follow() for reloader in reloaders]
         watches = [health.watch(), LAG.watch(), *follows]
         watching = [asyncio.create_task(watch) for watch in watches]
@@ -232,20 +239,21 @@ async def _work(
     ground: _Ground,
     openers: Mapping[str, handlers.OpenHandler],
     environ: Mapping[str, str],
-    names: Sequence[str],
     stopping: asyncio.Event,
+    shown: Callable[[handlers.Handler], handlers.Handler] | None,
 ) -> None:
     """Work until told to stop; what is not ready for it by then is not waited for."""
     opened = asyncio.Event()
-    chosen = {name: openers[name] for name in names}
 
     async def open_and_work() -> None:
-        async with handlers.open_all(chosen, environ) as ready:
+        async with handlers.open_all(openers, environ) as ready:
             await _examine(ready)
             await ground.health.usable.wait()
             await _open_groups(ground)
             opened.set()
             called = ground.traced.following(ready) if ground.traced else ready
+            if shown is not None:
+                called = {name: shown(handler) for name, handler in called.items()}
             with blocking.watched():
                 await Worker(ground.connections, ground.keys, ground.settings, called).run(stopping)
 
@@ -265,9 +273,9 @@ async def _examine(opened: Mapping[str, handlers.Handler]) -> None:
     """Refuse to start on what cannot be right; a queue out of reach only waits."""
     for name, handler in opened.items():
         try:
-            await handlers.examine(handler)
-        except ConnectionError as error:
-            log.warning("handler.unreachable", handler=name, error=type(error).__name__)
+            await handlers.examine(name, handler)
+        except Unreachable as error:
+            log.warning("handler.unreachable", handler=name, reason=error.reason)
 
 
 async def _open_groups(ground: _Ground) -> None:

@@ -60,6 +60,7 @@ class Entry(NamedTuple):
         transition: What it is about; None when it cannot be read.
         reason: Why it was buried; None for the past.
         error: The class of the last error.
+        place: Where that was raised: files, lines and functions.
         attempts: How often it was tried.
     """
 
@@ -70,6 +71,7 @@ class Entry(NamedTuple):
     transition: StatusTransition | None
     reason: str | None
     error: str | None
+    place: str | None
     attempts: int
 
 
@@ -147,6 +149,7 @@ def described(entry: Entry) -> dict[str, Any]:
         "at": entry.at.isoformat(timespec="milliseconds"),
         "reason": entry.reason,
         "error": entry.error,
+        "place": entry.place,
         "attempts": entry.attempts,
     }
     if entry.transition is not None:
@@ -190,5 +193,6 @@ def _entry(partition: int, entry_id: str, fields: dict[bytes, bytes]) -> Entry:
         transition=transition,
         reason=text(b"reason"),
         error=text(b"error"),
+        place=text(b"place"),
         attempts=int(text(b"attempts") or 0),
     )

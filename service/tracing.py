@@ -17,7 +17,7 @@ import structlog
 from . import __version__
 from .errors import Rejected, Unavailable
 from .events import Event
-from .handlers import Handler
+from .handlers import Handler, wrapped
 from .receiver import Receipt, Receiver
 from .secret import Secret
 from .transitions import StatusTransition
@@ -74,7 +74,7 @@ class Tracing:
                 )
                 await handler(transition)
 
-        return handle
+        return wrapped(handler, handle)
 
     @contextmanager
     def _span(self, name: str, kind: Any, traceparent: str | None) -> Iterator[Span]:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from . import metrics
-from .circuit import Circuit
+from .circuit import Circuits
 from .config import DAY_S, Settings
 from .connections import Connections
 from .janitor import Janitor
@@ -39,7 +39,7 @@ class Upkeep:
         keys: Keys,
         settings: Settings,
         worker: str,
-        circuits: Mapping[str, Circuit],
+        circuits: Mapping[str, Circuits],
     ) -> None:
         self._connections = connections
         self._keys = keys

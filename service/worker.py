@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from . import metrics, tasks
 from .arrivals import Arrivals
-from .circuit import Circuit
+from .circuit import Circuits
 from .config import Settings
 from .connections import Connections, shortage
 from .dispatch import Dispatcher
@@ -77,7 +77,7 @@ class Worker:
         self._handlers = handlers
         self._suspects = asyncio.Lock()
         self._circuits = {
-            handler: Circuit(handler, first_s=settings.retry_first_s) for handler in handlers
+            handler: Circuits(handler, first_s=settings.retry_first_s) for handler in handlers
         }
         self._upkeep = Upkeep(connections, keys, settings, self.name, self._circuits)
         self._arrivals = [Arrivals(connections, p) for p in range(keys.partitions)]
@@ -210,7 +210,7 @@ class Worker:
             self._handlers[mailbox.handler],
             mailbox,
             policy,
-            circuit=self._circuits[mailbox.handler],
+            circuits=self._circuits[mailbox.handler],
             suspects=self._suspects,
         )
 

@@ -677,8 +677,8 @@ MUTANTS = (
     Mutant(
         "a letter lost on the way back is written twice",
         "service/lua/bury.lua",
-        "if redis.call('XACK', KEYS[2], ARGV[2], ARGV[4]) == 1 then\n",
-        "redis.call('XACK', KEYS[2], ARGV[2], ARGV[4])\nif true then\n",
+        "if redis.call('XACK', KEYS[2], ARGV[2], id) == 1 then\n",
+        "redis.call('XACK', KEYS[2], ARGV[2], id)\nif true then\n",
         "test_mailbox.py",
     ),
     Mutant(
@@ -762,15 +762,15 @@ MUTANTS = (
     Mutant(
         "an outage burns attempts",
         "service/delivery.py",
-        "        if isinstance(error, ConnectionError):\n",
-        "        if False:\n",
+        "        if (word := unreachable(error)) is not None:\n",
+        "        if (word := None) is not None:\n",
         "test_dispatch_machine.py",
     ),
     Mutant(
         "a time-out closes the circuit",
         "service/delivery.py",
-        "        if not isinstance(error, TimeoutError):\n",
-        "        if True:\n",
+        "            if isinstance(error, TimeoutError):\n",
+        "            if False:\n",
         "test_dispatch.py",
     ),
     Mutant(
@@ -811,8 +811,8 @@ MUTANTS = (
     Mutant(
         "a call that ends keeps the turn to probe",
         "service/dispatch.py",
-        "            self._circuit.end_probe(session)\n",
-        "            pass\n",
+        "                session.circuit.end_probe(session)\n",
+        "                pass\n",
         "test_dispatch.py",
     ),
     Mutant(

@@ -71,12 +71,13 @@ MAY_IMPORT: dict[str, str] = {
     "letter_expiry": "config connections layout metrics",
     "upkeep": "circuit config connections janitor lag layout letter_expiry metrics",
     "receiver": "config errors events inbox secret signatures transitions",
-    "handlers": "errors transitions",
+    "failures": "errors",
+    "handlers": "errors failures transitions",
     "messages": "transitions",
     "schema": "messages transitions",
     "openapi": "__init__ errors events health inbox metrics secret transitions web",
-    "handlers.log": "config handlers logs transitions",
-    "handlers.link": "errors secret variables",
+    "handlers.log": "config errors handlers logs transitions",
+    "handlers.link": "errors failures secret variables",
     "handlers.redis_stream": (
         "coalesce connections errors handlers handlers.link messages secret transitions variables"
     ),
@@ -85,7 +86,9 @@ MAY_IMPORT: dict[str, str] = {
     "attempts": "handlers metrics transitions",
     "blocking": "attempts loop_lag",
     "backlog": "circuit mailbox",
-    "delivery": "attempts backlog circuit errors handlers mailbox metrics retries transitions",
+    "delivery": (
+        "attempts backlog circuit errors failures handlers mailbox metrics retries transitions"
+    ),
     "dispatch": "backlog circuit delivery handlers mailbox retries tasks",
     "worker": (
         "arrivals circuit config connections dispatch endings errors handlers layout leases"

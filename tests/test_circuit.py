@@ -14,7 +14,7 @@ from servers import until
 
 from service import checks, metrics
 from service import circuit as circuit_module
-from service.circuit import PROBE_CEILING_S, Caller, Circuit
+from service.circuit import MAX_DESTINATIONS, PROBE_CEILING_S, Caller, Circuits
 from service.config import Settings
 from service.connections import Connections
 from service.findings import Severity
@@ -32,7 +32,7 @@ class Callers:
     """An owner of callers that remembers whom it was told to resume, and when."""
 
     def __init__(self) -> None:
-        self.circuit = Circuit("one", first_s=1)
+        self.circuit = Circuits("one", first_s=1).of("")
         self.resumed: list[tuple[float, str]] = []
 
     def resume(self, caller: Caller) -> None:
@@ -41,7 +41,7 @@ class Callers:
 
     def lose(self, caller: Caller) -> bool:
         """Let a call fail to reach the queue, and its caller wait if the queue is to blame."""
-        is_queues = self.circuit.fail(caller, succeeded_before=self.circuit.succeeded)
+        is_queues = self.circuit.fail(caller, "away", succeeded_before=self.circuit.succeeded)
         if is_queues:
             self.circuit.wait(caller, self)
         return is_queues
@@ -95,15 +95,15 @@ def test_a_success_of_another_makes_it_an_attempt() -> None:
         circuit, poison, other = callers.circuit, Caller("poison"), Caller("other")
         before = circuit.succeeded
         circuit.succeed()
-        assert not circuit.fail(poison, succeeded_before=before)
+        assert not circuit.fail(poison, "away", succeeded_before=before)
         assert not circuit.is_open
         assert callers.lose(poison)
         circuit.succeed()
         assert callers.lose(other)
         # Open now by another's word; but this one has failed before and after a success.
-        assert not circuit.fail(poison, succeeded_before=circuit.succeeded)
+        assert not circuit.fail(poison, "away", succeeded_before=circuit.succeeded)
         poison.begin()
-        assert circuit.fail(poison, succeeded_before=circuit.succeeded)
+        assert circuit.fail(poison, "away", succeeded_before=circuit.succeeded)
 
     virtual_time.run(law())
 
@@ -116,7 +116,46 @@ def test_a_first_try_that_meets_an_outage_does_not_count() -> None:
         before = callers.circuit.succeeded
         callers.circuit.succeed()
         callers.lose(Caller("first"))
-        assert callers.circuit.fail(Caller("second"), succeeded_before=before)
+        assert callers.circuit.fail(Caller("second"), "away", succeeded_before=before)
+
+    virtual_time.run(law())
+
+
+def test_what_an_outage_is_called_is_told(lines: list[structlog.typing.EventDict]) -> None:
+    """The word is in the line that opens; another word while open has a line, and no more."""
+
+    async def law() -> None:
+        circuit = Circuits("one", first_s=1).of("there")
+        for reason in ("refused", "refused", "unroutable", "unroutable"):
+            circuit.fail(Caller(reason), reason, succeeded_before=0)
+        circuit.answer()
+        told = [(one["event"], one["log_level"], one.get("reason")) for one in lines]
+        assert told == [
+            ("circuit.opened", "error", "refused"),
+            ("circuit.still_open", "error", "unroutable"),
+            ("circuit.closed", "info", None),
+        ]
+        assert {one["destination"] for one in lines} == {"there"}
+
+    virtual_time.run(law())
+
+
+def test_each_destination_has_a_circuit_of_its_own() -> None:
+    """One that is away does not stop the others; the metric counts the open ones; bounded."""
+
+    async def law() -> None:
+        circuits = Circuits("one", first_s=1)
+        for name in ("a", "b"):
+            circuits.of(name).fail(Caller(name), "away", succeeded_before=0)
+        assert (circuits.is_open, gauge()) == (True, 2)
+        assert not circuits.of("a").enter(Caller("x"))
+        assert circuits.of("c").enter(Caller("x"))
+        circuits.of("a").answer()
+        assert (circuits.is_open, gauge()) == (True, 1)
+        circuits.of("b").answer()
+        assert (circuits.is_open, gauge()) == (False, 0)
+        many = {circuits.of(f"d{n}") for n in range(2 * MAX_DESTINATIONS)}
+        assert len(many) <= MAX_DESTINATIONS
 
     virtual_time.run(law())
 

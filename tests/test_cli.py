@@ -236,8 +236,11 @@ def test_check_says_what_holds(ground: Yard) -> None:
     )
     meanings = {row["name"]: row["meaning"] for row in orjson.loads(closed.out)}
     assert meanings["handler log"] == opens
-    refused = "does not answer: ConnectionRefusedError (queues:unreachable)"
-    assert meanings["handler queues:unreachable"] == refused
+    place = f"{ground.directory}/queues.py:7 unreachable"
+    assert meanings["handler queues:unreachable"] == (
+        f"HANDLERS: queues:unreachable cannot be opened: ConnectionRefusedError ({place})"
+        " (queues:unreachable)"
+    )
     assert meanings["handler queues:unset"] == "QUEUE_URL: expected a URL (queues:unset)"
     assert wrong.err.startswith(b"error: HANDLERS: nobody")
     assert gone.err == (

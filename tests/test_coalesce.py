@@ -55,6 +55,19 @@ async def test_one_loop_turn_is_one_flight() -> None:
     assert carrier.flights == [list(range(50))]
 
 
+async def test_a_patient_one_waits_while_more_comes() -> None:
+    """Items that come in one turn after the other go together, up to a whole flight."""
+    carrier = Carrier()
+    coalescer = Coalescer(carrier.fly, most=100, patient=True)
+    replies = []
+    for n in range(150):
+        replies.append(coalescer.submit(n))
+        await asyncio.sleep(0)
+
+    assert await asyncio.gather(*replies) == [n * 2 for n in range(150)]
+    assert [len(flight) for flight in carrier.flights] == [100, 50]
+
+
 async def test_a_single_item_goes_at_once() -> None:
     """A single item waits for nothing: no timer, just the next loop turn."""
     carrier = Carrier()

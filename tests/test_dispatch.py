@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import socket
+import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from datetime import UTC, datetime
@@ -21,10 +24,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from service import dispatch, metrics
-from service.circuit import PROBE_CEILING_S, Circuit
+from service.circuit import PROBE_CEILING_S, Circuits
 from service.delivery import STARTS_WITHOUT_OUTCOME, Burial
 from service.dispatch import MAX_PER_READ, WINDOW, Dispatcher
-from service.errors import Undeliverable
+from service.errors import Undeliverable, Unreachable
 from service.mailbox import SUSPECT, Delivery, LeaseLostError, Missing, Tries
 from service.retries import RetryPolicy
 from service.transitions import StatusTransition
@@ -63,6 +66,7 @@ class FakeMail:
         pending: What was read and is neither settled nor buried, with the tries written down.
         missing: Entries that cannot be read, or are gone, by their place in the stream.
         room: How many dead letters there may be.
+        places: Where the errors of those were raised.
         faulty: Asked before every call with its name; raises, to let it fail.
     """
 
@@ -80,6 +84,7 @@ class FakeMail:
         self.latency_s = 0.0
         self.missing: dict[int, Missing] = {}
         self.room = 10**9
+        self.places: list[str] = []
         self.faulty: Callable[[str], None] = lambda _: None
         self.grown = asyncio.Event()
 
@@ -128,7 +133,7 @@ class FakeMail:
         self.counts.append((self._entry(delivery), tries))
 
     async def bury(
-        self, delivery: Delivery, *, reason: str, error: str, attempts: int
+        self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
     ) -> int | None:
         """Bury, if there is room."""
         await self._call("bury")
@@ -136,6 +141,7 @@ class FakeMail:
             return None
         self._take_off(delivery)
         self.buried.append((self._entry(delivery), reason, error, attempts))
+        self.places.append(place)
         return len(self.buried)
 
     async def arrival(self) -> None:
@@ -207,11 +213,15 @@ class Journal:
 
 
 def dispatcher(
-    mail: FakeMail, handler: Handle, policy: RetryPolicy = POLICY, *, circuit: Circuit | None = None
+    mail: FakeMail,
+    handler: Handle,
+    policy: RetryPolicy = POLICY,
+    *,
+    circuits: Circuits | None = None,
 ) -> Dispatcher:
-    """Return a dispatcher with a lock of its own for suspects, and a circuit unless given one."""
-    circuit = circuit or Circuit("journal", first_s=policy.first_s)
-    return Dispatcher("journal", handler, mail, policy, circuit=circuit, suspects=asyncio.Lock())
+    """Return a dispatcher with a lock of its own for suspects, and a circuit unless given some."""
+    circuits = circuits or Circuits("journal", first_s=policy.first_s)
+    return Dispatcher("journal", handler, mail, policy, circuits=circuits, suspects=asyncio.Lock())
 
 
 async def until(condition: Callable[[], bool], *, within_s: float = 10_000) -> None:
@@ -933,6 +943,129 @@ async def test_an_outage_of_one_session_is_its_own() -> None:
     assert len(mail.settled) == 401
 
 
+class Routing(Journal):
+    """A handler with a destination for each letter that sessions begin with."""
+
+    def destination(self, taken: StatusTransition) -> str:
+        """Say where a transition goes."""
+        return entry(taken)[0][0]
+
+
+@in_virtual_time
+async def test_a_destination_that_is_away_stops_no_other() -> None:
+    """More sessions than the window holds wait for one destination; others are served meanwhile."""
+    loop = asyncio.get_running_loop()
+    mail = FakeMail((f"x{n}", sequence) for sequence in (1, 2) for n in range(700))
+
+    async def act(taken: StatusTransition) -> None:
+        if entry(taken)[0].startswith("x") and loop.time() < 600:
+            raise Unreachable("no_such_queue")
+
+    journal = Routing(act)
+    dispatching = dispatcher(mail, journal)
+    running = asyncio.create_task(dispatching.run())
+    for n in range(50):
+        await asyncio.sleep(10)
+        begun = loop.time()
+        mail.add((f"y{n}", 1))
+        await until(lambda n=n: (f"y{n}", 1) in mail.settled)  # type: ignore[misc]
+        assert loop.time() < begun + 1
+    await until(lambda: len(mail.settled) == len(mail.stream))
+    dispatching.stop()
+    await running
+
+    assert not mail.counts
+    sessions = [one for one in mail.settled if one[0].startswith("x")]
+    for n in range(700):
+        assert [one for one in sessions if one[0] == f"x{n}"] == [(f"x{n}", 1), (f"x{n}", 2)]
+
+
+@in_virtual_time
+async def test_a_success_elsewhere_says_nothing_about_a_destination() -> None:
+    """What waits for its destination is not to blame because sessions of others get through."""
+    mail = FakeMail([("x", 1)])
+    loop = asyncio.get_running_loop()
+
+    async def act(taken: StatusTransition) -> None:
+        if entry(taken)[0] == "x" and loop.time() < 3600:
+            raise Unreachable
+
+    dispatching = dispatcher(mail, Routing(act))
+    running = asyncio.create_task(dispatching.run())
+    for n in range(400):
+        mail.add((f"y{n}", 1))
+        await asyncio.sleep(10)
+    dispatching.stop()
+    await running
+    assert not mail.counts
+    assert len(mail.settled) == 401
+
+
+@in_virtual_time
+async def test_a_destination_that_cannot_be_told_is_an_attempt() -> None:
+    """An error of `destination` is counted like one of the call, and its place is told."""
+
+    class Lost(Journal):
+        def destination(self, _: StatusTransition) -> str:
+            raise LookupError
+
+    mail = FakeMail([("a", 1)])
+    journal = Lost()
+    await work_off(mail, journal)
+    assert mail.buried == [(("a", 1), Burial.EXHAUSTED, "LookupError", 4)]
+    assert not journal.starts
+
+
+@in_virtual_time
+async def test_every_failed_call_tells_its_place() -> None:
+    """The line of a retry, that of a dead letter, and the letter itself name file and function."""
+    mail = FakeMail([("a", 1), ("b", 1)])
+
+    async def act(taken: StatusTransition) -> None:
+        if entry(taken)[0] == "a":
+            raise Undeliverable("no_user")
+        raise ValueError("canary")
+
+    with structlog.testing.capture_logs() as lines:
+        await work_off(mail, act, POLICY._replace(attempts=2))
+    places = {(one["event"], one["error"]): one["place"] for one in lines}
+    assert places.keys() == {
+        ("delivery.retried", "ValueError"),
+        ("delivery.buried", "ValueError"),
+        ("delivery.buried", "Undeliverable"),
+    }
+    line = act.__code__.co_firstlineno
+    assert places["delivery.buried", "Undeliverable"] == f"{__file__}:{line + 2} act"
+    assert places["delivery.retried", "ValueError"] == f"{__file__}:{line + 3} act"
+    assert mail.places == [
+        places["delivery.buried", each] for each in ("Undeliverable", "ValueError")
+    ]
+    assert "canary" not in str(lines)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Unreachable("unroutable"), socket.gaierror(), ssl.SSLError(), OSError(errno.EHOSTUNREACH, "")],
+    ids=repr,
+)
+def test_what_counts_as_unreachable_is_waited_for(error: Exception) -> None:
+    """Whatever means that the destination is away costs no attempt, for as long as it lasts."""
+
+    async def law() -> None:
+        mail = FakeMail([("a", 1), ("b", 1)])
+        loop = asyncio.get_running_loop()
+
+        async def act(_: StatusTransition) -> None:
+            if loop.time() < 3600:
+                raise error
+
+        await work_off(mail, act)
+        assert not mail.counts
+        assert len(mail.settled) == 2
+
+    virtual_time.run(law())
+
+
 @in_virtual_time
 async def test_a_call_out_of_time_closes_no_circuit() -> None:
     """A probe that hangs is a failed attempt of its session, and proves nothing about the queue."""
@@ -962,11 +1095,11 @@ async def test_a_call_out_of_time_closes_no_circuit() -> None:
 class Rival:
     """A second dispatcher on the same circuit, with one session that waits for its turn."""
 
-    def __init__(self, circuit: Circuit) -> None:
+    def __init__(self, circuits: Circuits) -> None:
         self.mail = FakeMail([("rival", 1)])
         self.journal = Journal(self._act)
         self.is_away = True
-        self.dispatcher = dispatcher(self.mail, self.journal, circuit=circuit)
+        self.dispatcher = dispatcher(self.mail, self.journal, circuits=circuits)
         self.running = asyncio.create_task(self.dispatcher.run())
 
     async def _act(self, _: StatusTransition) -> None:
@@ -987,7 +1120,8 @@ def test_the_turn_to_probe_is_not_kept(moment: str, end: str) -> None:
     """Whenever and however a dispatcher ends, another's sessions probe, and the circuit closes."""
 
     async def law() -> None:
-        circuit = Circuit("journal", first_s=1)
+        circuits = Circuits("journal", first_s=1)
+        circuit = circuits.of("")
         is_slow = False
 
         async def act(_: StatusTransition) -> None:
@@ -997,10 +1131,10 @@ def test_the_turn_to_probe_is_not_kept(moment: str, end: str) -> None:
 
         mail = FakeMail([("a", 1)])
         journal = Journal(act)
-        dispatching = dispatcher(mail, journal, circuit=circuit)
+        dispatching = dispatcher(mail, journal, circuits=circuits)
         running = asyncio.create_task(dispatching.run())
         await until(lambda: circuit.is_open)
-        rival = Rival(circuit)
+        rival = Rival(circuits)
         await until(lambda: circuit.probes > 3)
         if moment == "probes":
             is_slow = True

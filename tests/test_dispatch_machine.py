@@ -28,7 +28,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from test_dispatch import Entry, entry, transition
 from virtual_time import VirtualTimeLoop
 
-from service.circuit import Circuit
+from service.circuit import Circuits
 from service.delivery import STARTS_WITHOUT_OUTCOME, Burial
 from service.dispatch import Dispatcher
 from service.errors import Undeliverable
@@ -206,7 +206,9 @@ class Box:
 
         await self._ask(act)
 
-    async def bury(self, delivery: Delivery, *, reason: str, error: str, attempts: int) -> int:
+    async def bury(
+        self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
+    ) -> int:
         """Bury what nobody can deliver."""
         one, store, world = self._entry(delivery), self.store, self.store.world
 
@@ -263,7 +265,7 @@ class Worker:
         self.world = store.world
         self.is_stopping = False
         self._running = 0
-        self._circuit = Circuit("journal", first_s=POLICY.first_s)
+        self._circuits = Circuits("journal", first_s=POLICY.first_s)
         self._suspects = asyncio.Lock()
         self._dispatching: asyncio.Task[None] | None = None
         self._dispatcher: Dispatcher | None = None
@@ -305,7 +307,7 @@ class Worker:
     async def _dispatch(self, box: Box) -> None:
         """Dispatch until stopped or until an error, which has to be one that is meant."""
         self._dispatcher = Dispatcher(
-            "journal", self._handle, box, POLICY, circuit=self._circuit, suspects=self._suspects
+            "journal", self._handle, box, POLICY, circuits=self._circuits, suspects=self._suspects
         )
         self._dispatching = asyncio.create_task(self._dispatcher.run())
         await asyncio.wait([self._dispatching])

@@ -261,7 +261,9 @@ async def test_burying_keeps_the_entry_and_settles_it(post: Post) -> None:
     [entry_id] = await post.admit(1)
     mailbox = await post.leased()
     [delivery] = await mailbox.read(1)
-    held = await mailbox.bury(delivery, reason="exhausted", error="ValueError", attempts=10)
+    held = await mailbox.bury(
+        delivery, reason="exhausted", error="ValueError", place="own.py:1 handle", attempts=10
+    )
 
     assert held == 1
     assert await post.pending() == {}
@@ -274,6 +276,7 @@ async def test_burying_keeps_the_entry_and_settles_it(post: Post) -> None:
         b"entry_id": entry_id.encode(),
         b"reason": b"exhausted",
         b"error": b"ValueError",
+        b"place": b"own.py:1 handle",
         b"attempts": b"10",
     }
 

@@ -16,9 +16,20 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import orjson
 import pytest
-from harness import DEADLINE_S, Process, Yard, environment, eventually, yard
+from harness import (
+    DEADLINE_S,
+    Process,
+    Yard,
+    environment,
+    event,
+    eventually,
+    signed,
+    soon,
+    yard,
+)
 
 from service import checks, handlers
 from service.config import Settings
@@ -319,3 +330,30 @@ async def test_what_opens_to_no_callable_is_fatal_in_check(
     [found] = [f for f in await checks.findings(settings, {}) if f.name == "handler log"]
     assert found.severity is Severity.FATAL
     assert "cannot be called" in found.meaning
+
+
+def test_a_bare_function_works_and_its_failures_are_shown(ground: Yard) -> None:
+    """`async def` and no more is a handler; in `dev` a failed call shows the whole traceback."""
+    (ground.directory / "bare.py").write_text(
+        "async def handle(transition):\n"
+        "    user = transition.client_reference_id\n"
+        "    raise LookupError(user)\n"
+    )
+    settings = {"HANDLERS": "bare:handle", "REDIS_PREFIX": "bare", "RETRY_ATTEMPTS": "1"}
+    dev = ground.start("dev", **settings).ready()
+    body = event(session="vs_bare", client_reference_id="somebody")
+    answer = httpx2.post(dev.url, content=body, headers=signed(body))
+    assert answer.json() == {"outcome": "admitted"}
+    soon(lambda: b'"delivery.buried"' in dev.out)
+    assert dev.stop() == 0
+
+    place = f"{ground.directory}/bare.py:3 handle"
+    [line] = [one for one in dev.lines() if one["event"] == "delivery.buried"]
+    assert (line["error"], line["place"]) == ("LookupError", place)
+    assert b"somebody" not in dev.out
+    assert dev.err.count(b"Traceback (most recent call last)") == 1
+    assert b"LookupError: somebody" in dev.err
+    letters = ground.typed("dead", "list", "bare:handle", "--json", **settings)
+    [letter] = orjson.loads(letters.out)
+    shown = ground.typed("dead", "show", "bare:handle", letter["id"], "--json", **settings)
+    assert orjson.loads(shown.out)["place"] == place

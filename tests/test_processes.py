@@ -167,15 +167,16 @@ def test_an_inherited_directory_of_metrics_is_not_used(
     assert not is_there or not [*directory.iterdir()]
 
 
-def test_a_crash_is_one_line_and_an_exit_code(ground: Yard) -> None:
-    """A part that fails takes the process down, with where it failed, and without data."""
-    for log_format in ("json", "console"):
-        process = ground.run("work", HANDLERS="broken:crashes", LOG_FORMAT=log_format)
-        assert_one_line(process, 1, "failed with RuntimeError")
-        assert b"process.failed" in process.out
-        assert b"broken.py" in process.out
-        assert CANARY.encode() not in process.out
-        assert ground.server.url.encode() not in process.out
+@pytest.mark.parametrize("command", ["work", "dev"])
+def test_a_handler_that_cannot_be_opened_is_one_line(ground: Yard, command: str) -> None:
+    """It takes the process down, named with file and line, and without data."""
+    process = ground.run(command, HANDLERS="broken:crashes")
+    place = f"{ground.directory}/broken.py:13 crashes"
+    assert_one_line(
+        process, 2, f"HANDLERS: broken:crashes cannot be opened: RuntimeError ({place})"
+    )
+    assert CANARY.encode() not in process.out
+    assert ground.server.url.encode() not in process.out
 
 
 def test_a_fault_of_ours_ends_the_receiver_in_good_order(ground: Yard) -> None:

@@ -341,6 +341,29 @@ async def test_pending_is_what_is_in_hand(site: Site, connections: Connections) 
     assert site.pending() == 0
 
 
+async def test_a_failing_session_is_parked_and_goes_on_whole(
+    site: Site, connections: Connections
+) -> None:
+    """More than a window of one session rests beside others, is measured, and comes in order."""
+    bad = site.admit(1, 600, name="vs_bad")
+    site.admit(25)
+    is_failing = True
+
+    async def act(one: Entry) -> None:
+        if is_failing and one in bad:
+            raise LookupError
+
+    journal = Journal()
+    site.start(connections, {"log": journal.handler(act)}, retry_attempts=1000)
+    await until(lambda: len(journal.returned) == 25)
+    parked = metrics.PARKED_ENTRIES.labels("log")._value
+    await until(lambda: parked.get() >= 599)
+    is_failing = False
+    await until(lambda: len(journal.returned) == 625)
+    await until(lambda: parked.get() == 0 and site.pending() == 0)
+    assert [one for one in journal.returned if one in bad] == bad
+
+
 async def test_each_handler_is_alone(site: Site, connections: Connections) -> None:
     """A handler that hangs and fails delays no other, and its dead letters are its own."""
     settings = replace(site.settings, handlers=("log", "other"))

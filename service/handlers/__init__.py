@@ -1,7 +1,7 @@
 """Handlers: where transitions go. The protocol, and how a name becomes an open handler.
 
 One file per built-in handler beside this one, imported only when named. When and how often a
-handler is called is `dispatch`'s business.
+handler is called is `dispatch`'s business; what its errors mean is in `failures`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from contextvars import copy_context
@@ -16,7 +17,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Unreachable
+from ..failures import class_name, definition, is_foreign, place, unreachable
 from ..transitions import StatusTransition
 
 BUILT_IN = {
@@ -30,9 +32,14 @@ class Handler(Protocol):
     """Takes one transition at a time of a session, many sessions side by side.
 
     Returning means: it is safe there. Raising `Undeliverable` means: no attempt can ever deliver
-    it. Raising anything else, or taking too long, means: again later; an attempt is not counted
-    while all that is raised is Python's own `ConnectionError`, for then the queue is away. A call
-    may come twice for one transition, with the same event id and sequence.
+    it. Raising `Unreachable`, or what counts as that (`failures.unreachable`), means: the
+    destination is away or refuses everybody, so wait for it and count nothing. Raising anything
+    else, or taking too long, is a failed attempt. A call may come twice for one transition, with
+    the same event id and sequence.
+
+    A handler may have two further methods. `async check()` looks at the destination and raises as a
+    call would, or `ConfigError`. `destination(transition)` returns a short text where that depends
+    on the transition: each destination is then waited for on its own.
     """
 
     async def __call__(self, transition: StatusTransition, /) -> None:
@@ -49,6 +56,9 @@ class OpenHandler(Protocol):
 def find(names: Sequence[str]) -> dict[str, OpenHandler]:
     """Return what opens each of *names*: built-in, an entry point's name, or `package.module:name`.
 
+    What takes a transition itself, such as `async def handle(transition)`, opens nothing. A plain
+    function is taken for that if its first parameter is called `transition`.
+
     Raises:
         ConfigError: Some name means nothing, or cannot be imported; all are reported at once.
     """
@@ -57,7 +67,7 @@ def find(names: Sequence[str]) -> dict[str, OpenHandler]:
     problems = []
     for name in names:
         try:
-            found[name] = _import(known.get(name, name))
+            found[name] = _opener(_import(known.get(name, name)))
         except _UnknownError as error:
             extra = f", it comes with the extra {name}" if name in BUILT_IN else ""
             listed = ", ".join(sorted(known))
@@ -83,27 +93,88 @@ async def open_all(
     """Open every handler, and close them in reverse.
 
     Raises:
-        ConfigError: What a handler opens cannot be called, or its own settings are wrong.
+        ConfigError: One cannot be opened or called, or its own settings are wrong.
     """
     async with AsyncExitStack() as stack:
-        yield {
-            name: _awaitable(name, await stack.enter_async_context(opener(environ)))
-            for name, opener in openers.items()
-        }
+        opened: dict[str, Handler] = {}
+        for name, opener in openers.items():
+            opened[name] = await _opened(stack, name, opener, environ)
+        yield opened
 
 
-async def examine(handler: Handler) -> bool:
-    """Let a handler look at its queue, if it can; say whether it could.
+async def examine(name: str, handler: Handler) -> bool:
+    """Let a handler look at its destination, if it can; say whether it could.
 
     Raises:
-        ConfigError: Its configuration cannot be right.
-        ConnectionError: Its queue cannot be reached, now.
+        ConfigError: Its configuration cannot be right, or looking fails.
+        Unreachable: Its destination cannot be reached, now.
     """
     check: Callable[[], Awaitable[None]] | None = getattr(handler, "check", None)
     if check is None:
         return False
-    await check()
+    try:
+        await check()
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a handler may raise anything
+        if (word := unreachable(error)) is not None:
+            raise Unreachable(word) from None
+        raise _cannot(name, "be checked", error, check) from None
     return True
+
+
+def destination_of(handler: Handler) -> Callable[[StatusTransition], str] | None:
+    """Return what says where a transition goes; None for a handler with one destination."""
+    found: Callable[[StatusTransition], str] | None = getattr(handler, "destination", None)
+    return found
+
+
+def wrapped(handler: Handler, call: Handler) -> Handler:
+    """Return *call*, which calls *handler*, with what else is asked of that."""
+    if (destination := destination_of(handler)) is not None:
+        call.destination = destination  # type: ignore[attr-defined]
+    return call
+
+
+def showing_tracebacks(handler: Handler) -> Handler:
+    """Return *handler* with the whole traceback of each failed call on standard error."""
+
+    async def handle(transition: StatusTransition, /) -> None:
+        try:
+            await handler(transition)
+        except Exception as error:
+            own = error.__traceback__
+            traceback.print_exception(type(error), error, own and own.tb_next)
+            raise
+
+    return wrapped(handler, handle)
+
+
+async def _opened(
+    stack: AsyncExitStack, name: str, opener: OpenHandler, environ: Mapping[str, str]
+) -> Handler:
+    try:
+        handler = await stack.enter_async_context(_context(name, opener, environ))
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001 - an opener may raise anything
+        raise _cannot(name, "be opened", error, opener) from None
+    return _awaitable(name, handler)
+
+
+def _context(
+    name: str, opener: OpenHandler, environ: Mapping[str, str]
+) -> AbstractAsyncContextManager[Handler]:
+    context = opener(environ)
+    if not hasattr(context, "__aenter__"):
+        missing = "is no async context manager: is @asynccontextmanager missing?"
+        raise ConfigError([f"HANDLERS: {name}: what {definition(opener)} returns {missing}"])
+    return context
+
+
+def _cannot(name: str, what: str, error: BaseException, called: object) -> ConfigError:
+    where = place(error) if is_foreign(error) else definition(called)
+    return ConfigError([f"HANDLERS: {name} cannot {what}: {class_name(error)} ({where})"])
 
 
 def _known() -> dict[str, str]:
@@ -115,9 +186,11 @@ def _awaitable(name: str, handler: Handler) -> Handler:
     """Return *handler*, run in threads when it is a plain callable."""
     if not callable(handler):
         raise ConfigError([f"HANDLERS: {name}: what it opens cannot be called"])
-    if any(map(inspect.iscoroutinefunction, (handler, handler.__call__))):
-        return handler
-    return _InThreads(handler)
+    return handler if _is_coroutine_function(handler) else wrapped(handler, _InThreads(handler))
+
+
+def _is_coroutine_function(found: Any) -> bool:
+    return any(map(inspect.iscoroutinefunction, (found, found.__call__)))
 
 
 class _InThreads:
@@ -164,22 +237,51 @@ class _InThreads:
         return ended
 
 
+_ANNOTATIONS = (StatusTransition, StatusTransition.__name__)
+
+
 class _UnknownError(Exception):
     """A name that leads nowhere; says where the way ended."""
 
 
-def _import(path: str) -> OpenHandler:
+def _import(path: str) -> Callable[..., Any]:
     """Import `package.module:name`."""
     module_name, separator, attribute = path.partition(":")
     if not (separator and module_name and attribute):
         raise _UnknownError("neither a known name nor a path like package.module:name")
     try:
-        module = import_module(module_name)
+        found: Callable[..., Any] | None = getattr(import_module(module_name), attribute, None)
     except ModuleNotFoundError as error:
-        raise _UnknownError(f"module {error.name} is not installed") from None
-    except ImportError:
-        raise _UnknownError(f"module {module_name} cannot be imported") from None
-    opener: OpenHandler | None = getattr(module, attribute, None)
-    if not callable(opener):
+        missing = f"module {error.name} is not installed"
+        is_named = f"{module_name}.".startswith(f"{error.name}.")
+        raise _UnknownError(missing if is_named else f"{missing} ({place(error)})") from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a module may do anything
+        raised = f"{class_name(error)} ({place(error)})"
+        raise _UnknownError(f"module {module_name} cannot be imported: {raised}") from None
+    if not callable(found):
         raise _UnknownError(f"module {module_name} has no callable {attribute}")
-    return opener
+    return found
+
+
+def _opener(found: Callable[..., Any]) -> OpenHandler:
+    """Return what opens a handler; for what is one itself, something that opens nothing."""
+    if not _takes_transitions(found):
+        return found
+
+    @asynccontextmanager
+    async def open_nothing(_: Mapping[str, str]) -> AsyncIterator[Handler]:
+        yield found
+
+    return open_nothing
+
+
+def _takes_transitions(found: Callable[..., Any]) -> bool:
+    """Say whether *found* is a handler. What opens one is never a coroutine function."""
+    if isinstance(found, type):
+        return False
+    if _is_coroutine_function(found):
+        return True
+    with suppress(TypeError, ValueError):
+        for first in [*inspect.signature(found).parameters.values()][:1]:
+            return first.name == "transition" or first.annotation in _ANNOTATIONS
+    return False

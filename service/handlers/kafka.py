@@ -160,8 +160,8 @@ class Kafka:
         except KafkaConnectionError:
             arguments = _connection(self._settings)
             for host, port, _ in collect_hosts(arguments.pop("bootstrap_servers")):
-                if problem := await _refusal(host, port, arguments):
-                    raise RefusedError(problem) from None
+                if (refused := await _refusal(host, port, arguments)) is not None:
+                    raise refused from None
             raise
 
 
@@ -193,23 +193,24 @@ async def _require(producer: AIOKafkaProducer, topic: str) -> None:
     request = MetadataRequest([topic], allow_auto_topic_creation=False)
     answer = await producer.client.send(producer.client.get_random_node(), request)
     if any(code == _UNKNOWN_TOPIC for code, *_ in answer.topics):
-        raise RefusedError("KAFKA_TOPIC: the brokers have no such topic")
+        raise RefusedError("KAFKA_TOPIC: the brokers have no such topic", "no_such_topic")
 
 
-async def _refusal(host: str, port: int, arguments: Mapping[str, Any]) -> str:
-    """Return what a broker has against us; nothing if it is merely away."""
+async def _refusal(host: str, port: int, arguments: Mapping[str, Any]) -> RefusedError | None:
+    """Return what a broker has against us; None if it is merely away."""
     try:
         connection = await create_conn(
             host, port, request_timeout_ms=REQUEST_TIMEOUT_MS, **arguments
         )
     except _REFUSALS:
-        return "KAFKA_URL: the brokers refuse the credentials"
+        return RefusedError("KAFKA_URL: the brokers refuse the credentials")
     except SSLCertVerificationError:
-        return "KAFKA_URL: the brokers' certificate is not trusted"
+        problem = "KAFKA_URL: the brokers' certificate is not trusted"
+        return RefusedError(problem, "certificate_untrusted")
     except (KafkaError, OSError):
-        return ""
+        return None
     connection.close()
-    return ""
+    return None
 
 
 async def _send_nothing(*_: object, **__: object) -> NoReturn:

@@ -15,7 +15,8 @@ from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
 from .. import variables
-from ..errors import ConfigError
+from ..errors import ConfigError, Unreachable
+from ..failures import unreachable
 from ..secret import Secret
 
 # Together below the usual time limit of a handler: a TimeoutError of the dispatcher's would count
@@ -27,15 +28,15 @@ CLOSE_TIMEOUT_S = 2.0
 Connection = TypeVar("Connection")
 
 
-class RefusedError(ConnectionError):
+class RefusedError(Unreachable):
     """The broker is there, and what configuration says is wrong; trying again is not hopeless.
 
     Attributes:
         problem: What `check` tells, beginning with the variable's name; holds no value.
     """
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
+    def __init__(self, problem: str, reason: str = "access_refused") -> None:
+        super().__init__(reason)
         self.problem = problem
 
 
@@ -67,27 +68,25 @@ class Link(Generic[Connection]):
         """Yield the connection, opened if need be. Many may use it at once, each for a while.
 
         Raises:
-            ConnectionError: It could not be opened, was lost, or took longer than
+            Unreachable: It could not be opened, was lost, or took longer than
                 `PUBLISH_TIMEOUT_S`; the next use opens another.
         """
         life = self._alive()
         try:
             await asyncio.wait([life.opened])
-            connection = life.opened.result()
-            if life.over.is_set():
-                # Meanwhile somebody else has lost it.
-                raise ConnectionError("lost")
+            connection = life.connection()
             async with asyncio.timeout(PUBLISH_TIMEOUT_S) as limit:
                 life.limits.add(limit)
                 try:
                     yield connection
                 finally:
                     life.limits.discard(limit)
-        except RefusedError:
+        except Unreachable:
             raise
         except self._lost as error:
             self._end(life)
-            raise ConnectionError(type(error).__name__) from None
+            slow = "timed_out" if isinstance(error, TimeoutError) else "connection_lost"
+            raise Unreachable(unreachable(error) or slow) from None
 
     @asynccontextmanager
     async def examine(self) -> AsyncIterator[Connection]:
@@ -99,7 +98,7 @@ class Link(Generic[Connection]):
             raise ConfigError([error.problem]) from None
 
     def drop(self, connection: Connection) -> None:
-        """Throw *connection* away, if it is still the one; its uses end in `ConnectionError`."""
+        """Throw *connection* away, if it is still the one; its uses end in `Unreachable`."""
         if self._current is not None and self._current.is_of(connection):
             self._end(self._current)
 
@@ -150,6 +149,13 @@ class _Life(Generic[Connection]):
         self.opened.add_done_callback(lambda opened: opened.cancelled() or opened.exception())
         self.over = asyncio.Event()
         self.limits: set[asyncio.Timeout] = set()
+
+    def connection(self) -> Connection:
+        """Return what was opened, unless meanwhile somebody else has lost it."""
+        opened = self.opened.result()
+        if self.over.is_set():
+            raise Unreachable("connection_lost")
+        return opened
 
     def is_ready(self) -> bool:
         return self.opened.done() and self.opened.exception() is None

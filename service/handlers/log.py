@@ -14,6 +14,7 @@ import structlog
 
 from .. import logs
 from ..config import Settings
+from ..errors import Unreachable
 from ..transitions import StatusTransition
 from . import Handler
 
@@ -56,6 +57,9 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
             endpoint=transition.endpoint,
             **{f"metadata.{key}": metadata[key] for key in metadata_keys if key in metadata},
         )
-        await logs.written(patience_s)
+        try:
+            await logs.written(patience_s)
+        except ConnectionError:
+            raise Unreachable("log_not_written") from None
 
     yield handle

@@ -22,7 +22,7 @@ from nats.js.errors import (
 )
 
 from .. import messages, variables
-from ..errors import Undeliverable
+from ..errors import Undeliverable, Unreachable
 from ..secret import Secret
 from ..transitions import StatusTransition
 from . import Handler
@@ -31,8 +31,6 @@ from .link import CONNECT_TIMEOUT_S, Link, RefusedError, silence, url
 DEDUPLICATION_HEADER = "Nats-Msg-Id"
 # https://github.com/nats-io/nats-server/blob/main/server/errors.json
 MESSAGE_EXCEEDS_MAXIMUM = 10054
-# Codes as in HTTP: from here on it is the server's turn. A stream that is full is one of these.
-SERVER_FAILURE = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +52,13 @@ class _Line(NamedTuple):
 
     client: Client
     stream: JetStreamContext
+
+
+class _NoStreamError(Unreachable):
+    """No stream listens to the subject."""
+
+    def __init__(self) -> None:
+        super().__init__("no_such_stream")
 
 
 class Nats:
@@ -79,9 +84,10 @@ class Nats:
                 await self._ask_for_stream(line)
                 raise
             except APIError as error:
-                if (error.code or 0) >= SERVER_FAILURE:
-                    raise
-                raise _refused(error) from None
+                if error.err_code == MESSAGE_EXCEEDS_MAXIMUM:
+                    raise Undeliverable("message_too_large") from None
+                # Full, sealed, without its leader: whatever else it says is the stream's state.
+                raise Unreachable("stream_refused") from None
 
     async def check(self) -> None:
         """Connect, and ask which stream listens to the subject.
@@ -93,8 +99,9 @@ class Nats:
         async with self._link.examine() as line:
             try:
                 await self._ask_for_stream(line)
-            except Undeliverable:
-                raise RefusedError("NATS_SUBJECT: no stream listens to it") from None
+            except _NoStreamError:
+                problem = "NATS_SUBJECT: no stream listens to it"
+                raise RefusedError(problem, "no_such_stream") from None
 
     async def close(self) -> None:
         """Close the connection."""
@@ -105,7 +112,7 @@ class Nats:
         try:
             await line.stream.find_stream_name_by_subject(self._settings.nats_subject)
         except NotFoundError:
-            raise Undeliverable("no_such_stream") from None
+            raise _NoStreamError from None
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[_Line]:
@@ -172,10 +179,3 @@ def _servers(urls: Secret[str]) -> dict[str, Any]:
     elif user:
         found["token"] = unquote(user)
     return found
-
-
-def _refused(error: APIError) -> Exception:
-    """Tell what no repeat can mend from what an operator or time may."""
-    if error.err_code == MESSAGE_EXCEEDS_MAXIMUM:
-        return Undeliverable("message_too_large")
-    return RuntimeError(f"refused by the stream with {error.err_code}")

@@ -25,13 +25,20 @@ from aio_pika.exceptions import (
     ProbableAuthenticationError,
     PublishError,
 )
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 
 from .. import messages, variables
-from ..errors import Undeliverable
+from ..errors import Undeliverable, Unreachable
 from ..secret import Secret
 from ..transitions import StatusTransition
 from . import Handler
 from .link import Link, RefusedError, silence, url
+
+_REFUSALS: dict[type[AMQPError], str] = {
+    ChannelNotFoundEntity: "no_such_exchange",
+    ChannelAccessRefused: "access_refused",
+    ChannelLockedResource: "resource_locked",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +70,7 @@ class Rabbitmq:
 
     def __init__(self, settings: RabbitmqSettings) -> None:
         self._settings = settings
-        lost = (AMQPConnectionError, ChannelInvalidStateError, DeliveryError, OSError)
+        lost = (AMQPConnectionError, ChannelInvalidStateError, OSError)
         self._link = Link(self._connect, lost=lost, is_open=_is_open)
 
     async def __call__(self, transition: StatusTransition) -> None:
@@ -94,8 +101,9 @@ class Rabbitmq:
                     await channel.get_queue(key)
             except ChannelClosed:
                 setting = "RABBITMQ_EXCHANGE" if name else "RABBITMQ_ROUTING_KEY"
-                problem = f"{setting}: the broker has no such {'exchange' if name else 'queue'}"
-                raise RefusedError(f"{problem} for us") from None
+                what = "exchange" if name else "queue"
+                problem = f"{setting}: the broker has no such {what} for us"
+                raise RefusedError(problem, f"no_such_{what}") from None
 
     async def close(self) -> None:
         """Close the connection."""
@@ -109,7 +117,11 @@ class Rabbitmq:
         try:
             await exchange.publish(_amqp(message), self._settings.rabbitmq_routing_key)
         except PublishError:
-            raise Undeliverable("unroutable") from None
+            # No queue is bound, or the only one is on a node that is away.
+            raise Unreachable("unroutable") from None
+        except DeliveryError:
+            # A queue that takes no more, say.
+            raise Unreachable("queue_refused") from None
 
     async def _publish_alone(self, message: messages.Message) -> None:
         """Publish on a channel of its own, where a refusal is of this message and no other."""
@@ -128,7 +140,8 @@ class Rabbitmq:
             raise RefusedError("RABBITMQ_URL: the broker refuses the credentials") from None
         except InvalidFrameError:
             # What the client makes of being sent away when it names its virtual host.
-            raise RefusedError("RABBITMQ_URL: the broker refuses the virtual host") from None
+            problem = "RABBITMQ_URL: the broker refuses the virtual host"
+            raise RefusedError(problem, "no_such_virtual_host") from None
         async with connection:
             yield _Line(connection, await connection.channel(on_return_raises=True))
 
@@ -160,9 +173,10 @@ def _amqp(message: messages.Message) -> aio_pika.Message:
 
 
 def _refused(error: AMQPError) -> Exception:
-    """Tell what no repeat can mend from what an operator may."""
-    if isinstance(error, ChannelNotFoundEntity):
-        return Undeliverable("no_such_exchange")
+    """Tell what is wrong with the message from what is wrong with the exchange."""
     if isinstance(error, ChannelPreconditionFailed):
         return Undeliverable("message_too_large")
+    for kind, word in _REFUSALS.items():
+        if isinstance(error, kind):
+            return Unreachable(word)
     return RuntimeError(type(error).__name__)

@@ -20,7 +20,6 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
-    RedisError,
     ResponseError,
     TryAgainError,
 )
@@ -29,8 +28,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .. import messages, variables
 from ..coalesce import Coalescer
-from ..connections import Connections, Script, ScriptCall, connect
-from ..errors import ConfigError, Undeliverable
+from ..connections import Connections, Script, ScriptCall, connect, refusal
+from ..errors import ConfigError, Unreachable
 from ..secret import Secret
 from ..transitions import StatusTransition
 from . import Handler
@@ -42,6 +41,8 @@ _APPEND = Script("append_guarded")
 # Redis cannot take anything from anybody at the moment: a replica, full, or without a majority.
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
 _REFUSED = (AuthenticationError, NoPermissionError)
+# What Redis says of a command within a script.
+_NOT_OURS = "ACL failure"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +143,12 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
         await handler.close()
 
 
-def _refused(error: RedisError) -> Exception:
-    """Tell what no repeat can mend from what an operator or time may."""
-    if str(error).startswith("WRONGTYPE"):
-        return Undeliverable("not_a_stream")
-    return RuntimeError(type(error).__name__)
+def _refused(error: ResponseError) -> Exception:
+    """Tell what Redis has against everybody from what may be this one call's."""
+    if isinstance(error, _REFUSED) or _NOT_OURS in str(error):
+        return Unreachable("access_refused")
+    word = refusal(error)
+    if word == "WRONGTYPE":
+        return Unreachable("not_a_stream")
+    # As MISCONF, BUSY, LOADING or NOREPLICAS; what begins with ERR may be about our arguments.
+    return RuntimeError(type(error).__name__) if word == "ERR" else Unreachable("redis_refused")

@@ -12,6 +12,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,14 +22,17 @@ from aiobotocore.session import get_session
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectTimeoutError,
     NoCredentialsError,
     NoRegionError,
     PartialCredentialsError,
+    ReadTimeoutError,
+    SSLError,
 )
 from botocore.parsers import ResponseParserError
 
 from .. import messages, variables
-from ..errors import ConfigError, Undeliverable
+from ..errors import ConfigError, Undeliverable, Unreachable
 from ..secret import Secret
 from ..transitions import StatusTransition
 from . import Handler
@@ -44,13 +48,25 @@ _URL = r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/[!-~]+"
 _REGION = re.compile(r"(?:^|\.)sqs(?:-fips)?\.([a-z0-9-]+)\.")
 _TOO_LARGE = "must be shorter than"
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
-_PERMANENT = {
+_MESSAGE_REFUSED = frozenset({"InvalidMessageContents", "InvalidParameterValue"})
+_QUEUE_REFUSED = {
     "AWS.SimpleQueueService.NonExistentQueue": "no_such_queue",
     "QueueDoesNotExist": "no_such_queue",
     "InvalidAddress": "no_such_queue",
-    "InvalidMessageContents": "message_refused",
-    "InvalidParameterValue": "message_refused",
+    "AWS.SimpleQueueService.UnsupportedOperation": "operation_unsupported",
+    "UnsupportedOperation": "operation_unsupported",
 }
+# The queue's key is disabled, gone, or not ours to use.
+_KEY_REFUSED = "Kms"
+_PROBLEMS = {
+    "access_refused": "the credentials are refused, or not for this queue",
+    "key_refused": "the queue's key cannot be used",
+    "no_such_queue": "there is no such queue",
+    "operation_unsupported": "the queue takes no such message",
+}
+# What a message may hold, and what a group and a deduplication id may be, as documented there.
+_NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+MAX_ID_CHARACTERS = 128
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
 _NOT_OURS = frozenset(
     {
@@ -100,18 +116,19 @@ class Sqs:
     async def __call__(self, transition: StatusTransition) -> None:
         """Send; return when the queue has answered with the message's id."""
         message = messages.message(transition)
-        if _size(message) > MOST_BYTES:
+        body = _NO_CHARACTER.sub(_escaped, message.body.decode())
+        if _size(body, message.headers) > MOST_BYTES:
             raise Undeliverable("message_too_large")
         fifo = {
-            "MessageGroupId": message.key,
-            "MessageDeduplicationId": message.deduplication_id,
+            "MessageGroupId": _short(message.key),
+            "MessageDeduplicationId": _short(message.deduplication_id),
         }
         async with self._client() as client:
             await client.send_message(
                 QueueUrl=self._settings.sqs_queue_url,
-                MessageBody=message.body.decode(),
+                MessageBody=body,
                 MessageAttributes={
-                    name: {"DataType": "String", "StringValue": value}
+                    name: {"DataType": "String", "StringValue": _NO_CHARACTER.sub("?", value)}
                     for name, value in message.headers.items()
                 },
                 **(fifo if self._is_fifo else {}),
@@ -129,8 +146,6 @@ class Sqs:
                 await client.get_queue_attributes(
                     QueueUrl=self._settings.sqs_queue_url, AttributeNames=["QueueArn"]
                 )
-        except Undeliverable:
-            raise ConfigError(["SQS_QUEUE_URL: there is no such queue"]) from None
         except RefusedError as error:
             raise ConfigError([error.problem]) from None
 
@@ -151,7 +166,7 @@ class Sqs:
         except NoRegionError:
             raise RefusedError("SQS_REGION: there is no region") from None
         except (BotoCoreError, ResponseParserError) as error:
-            raise ConnectionError(type(error).__name__) from None
+            raise Unreachable(_words(error)) from None
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[Any]:
@@ -196,21 +211,52 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
         await handler.close()
 
 
-def _size(message: messages.Message) -> int:
-    attributes = (f"{name}String{value}" for name, value in message.headers.items())
-    return len(message.body) + sum(len(one.encode()) for one in attributes)
+def _size(body: str, headers: Mapping[str, str]) -> int:
+    attributes = (f"{name}String{value}" for name, value in headers.items())
+    return sum(len(one.encode()) for one in (body, *attributes))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """Return a character as JSON may write it, too: outside of strings there is none of these."""
+    return f"\\u{ord(found[0]):04x}"
+
+
+def _short(text: str) -> str:
+    """Return *text* if it is short enough for an id of SQS, else its beginning and its hash."""
+    if len(text) <= MAX_ID_CHARACTERS:
+        return text
+    digest = sha256(text.encode()).hexdigest()
+    return f"{text[: MAX_ID_CHARACTERS - len(digest) - 1]}.{digest}"
+
+
+def _words(error: BotoCoreError | ResponseParserError) -> str:
+    """Return the word for an error that comes from no queue."""
+    if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
+        return "timed_out"
+    return "certificate_untrusted" if isinstance(error, SSLError) else "connection_lost"
 
 
 def _refused(error: ClientError) -> Exception:
-    """Tell what no repeat can mend from what an operator or time may."""
+    """Tell what is wrong with the message from what is wrong with the queue."""
     found = error.response.get("Error", {})
     code = str(found.get("Code", ""))
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code in _THROTTLED or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return ConnectionError("SQS is busy or has a fault")
-    if code in _NOT_OURS or status == HTTPStatus.FORBIDDEN:
-        return RefusedError("SQS_QUEUE_URL: the credentials are refused, or not for this queue")
-    if code in _PERMANENT:
+    if code in _MESSAGE_REFUSED:
         too_large = _TOO_LARGE in str(found.get("Message", ""))
-        return Undeliverable("message_too_large" if too_large else _PERMANENT[code])
-    return RuntimeError("refused by SQS")
+        return Undeliverable("message_too_large" if too_large else "message_refused")
+    word = _word(code, error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if word in _PROBLEMS:
+        return RefusedError(f"SQS_QUEUE_URL: {_PROBLEMS[word]}", word)
+    return Unreachable(word) if word else RuntimeError("refused by SQS")
+
+
+def _word(code: str, status: int) -> str:
+    """Return the word for what the queue, or SQS, has against everybody; nothing if unknown."""
+    if code in _THROTTLED:
+        return "throttled"
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return "server_failed"
+    if code in _NOT_OURS or status == HTTPStatus.FORBIDDEN:
+        return "access_refused"
+    if code.startswith(_KEY_REFUSED):
+        return "key_refused"
+    return _QUEUE_REFUSED.get(code, "")

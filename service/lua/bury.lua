@@ -4,23 +4,25 @@
 -- of ours has), only its id is left to bury.
 --
 -- KEYS  1  the lease; 2  the stream it is in; 3  the handler's dead letters
--- ARGV  1  token; 2  group; 3  1 when it goes when it is settled; 4  entry id; 5  reason
---       6  error class; 7  attempts; 8  most dead letters
+-- ARGV  1  token; 2  group; 3  1 when it goes when it is settled; 4  most dead letters
+--       5  entry id; 6  reason; 7  error class; 8  where that was raised; 9  attempts
 -- Returns false when the lease is not ours, else the number of dead letters now held, or 0 when
 -- there is no room for another and the entry is where it was.
 
 local MAX_FIELDS = 1000
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
-if redis.call('XLEN', KEYS[3]) >= tonumber(ARGV[8]) then return 0 end
-local entry = redis.call('XRANGE', KEYS[2], ARGV[4], ARGV[4])[1]
+if redis.call('XLEN', KEYS[3]) >= tonumber(ARGV[4]) then return 0 end
+local id = ARGV[5]
+local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
 local fields = entry and #entry[2] <= 2 * MAX_FIELDS and entry[2] or {}
-for _, field in ipairs({'entry_id', ARGV[4], 'reason', ARGV[5], 'error', ARGV[6], 'attempts', ARGV[7]}) do
-  fields[#fields + 1] = field
+for i, name in ipairs({'entry_id', 'reason', 'error', 'place', 'attempts'}) do
+  fields[#fields + 1] = name
+  fields[#fields + 1] = ARGV[4 + i]
 end
 -- A call repeated after a lost reply finds it settled, and makes no second letter.
-if redis.call('XACK', KEYS[2], ARGV[2], ARGV[4]) == 1 then
+if redis.call('XACK', KEYS[2], ARGV[2], id) == 1 then
   redis.call('XADD', KEYS[3], '*', unpack(fields))
 end
-if ARGV[3] == '1' then redis.call('XDEL', KEYS[2], ARGV[4]) end
+if ARGV[3] == '1' then redis.call('XDEL', KEYS[2], id) end
 return math.max(1, redis.call('XLEN', KEYS[3]))

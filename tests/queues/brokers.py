@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
@@ -145,16 +145,42 @@ def rabbitmq(directory: Path, port: int, *, most_bytes: int) -> tuple[Process, P
 
     The node would start an epmd of its own, which nobody ends.
     """
+    epmd, node = rabbitmq_cluster(directory, [port], most_bytes=most_bytes)
+    return epmd, node
+
+
+def rabbitmq_cluster(directory: Path, ports: Sequence[int], *, most_bytes: int) -> list[Process]:
+    """Return an epmd, and after it the nodes of a cluster, which find each other by the first."""
     release = sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin"))
-    directories = [str(one) for one in release]
-    server = program("rabbitmq-server", "rabbitmq-server", *directories)
+    server = program("rabbitmq-server", "rabbitmq-server", *map(str, release))
     epmd_port = free_port()
     directory.mkdir(parents=True)
-    # An unprivileged port of its own for every part; no plugins; nothing outside *directory*.
     environ = {
+        # The nodes share the cookie that the first leaves here.
         "HOME": str(directory),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_EPMD_PORT": str(epmd_port),
+    }
+    mapper = [str(program("epmd", "erlang-base")), "-address", "127.0.0.1", "-port", str(epmd_port)]
+    epmd = Process(mapper, directory / "epmd", _listens(epmd_port), environ)
+    peers = "".join(
+        f"cluster_formation.classic_config.nodes.{n} = identity{port}@localhost\n"
+        for n, port in enumerate(ports, 1)
+    )
+    settings = (
+        f"max_message_size = {most_bytes}\ndefault_user = {USER}\ndefault_pass = {PASSWORD}\n"
+        f"{peers if len(ports) > 1 else ''}"
+    )
+    return [epmd, *(_rabbitmq_node(directory, port, server, settings, environ) for port in ports)]
+
+
+def _rabbitmq_node(
+    above: Path, port: int, server: Path, settings: str, environ: Mapping[str, str]
+) -> Process:
+    directory = above / str(port)
+    directory.mkdir()
+    # An unprivileged port of its own for every part; no plugins; nothing outside *directory*.
+    own = {
         "RABBITMQ_NODENAME": f"identity{port}@localhost",
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODE_PORT": str(port),
@@ -172,15 +198,10 @@ def rabbitmq(directory: Path, port: int, *, most_bytes: int) -> tuple[Process, P
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none",
     }
     (directory / "enabled_plugins").write_text("[].\n")
-    (directory / "rabbitmq.conf").write_text(
-        f"max_message_size = {most_bytes}\ndefault_user = {USER}\ndefault_pass = {PASSWORD}\n"
-    )
-    mapper = [str(program("epmd", "erlang-base")), "-address", "127.0.0.1", "-port", str(epmd_port)]
+    (directory / "rabbitmq.conf").write_text(settings)
     # Anything but its own protocol is answered with that protocol's name.
-    return (
-        Process(mapper, directory / "epmd", _listens(epmd_port), environ),
-        Process([str(server)], directory, answers(port, b"AMQP", ask=b"hello..."), environ),
-    )
+    serves = answers(port, b"AMQP", ask=b"hello...")
+    return Process([str(server)], directory, serves, {**environ, **own})
 
 
 def _listens(port: int) -> Callable[[], bool]:

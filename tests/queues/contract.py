@@ -30,15 +30,16 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 import pytest
+import structlog.testing
 from harness import takes_long
 from proxy import Proxy, proxy_to
 from servers import PATIENCE_S, free_port, until
 from test_dispatch import FakeMail
 
 from service import handlers
-from service.circuit import Circuit
+from service.circuit import Circuits
 from service.dispatch import Dispatcher
-from service.errors import ConfigError, Undeliverable
+from service.errors import ConfigError, Undeliverable, Unreachable
 from service.handlers import Handler, link
 from service.messages import Message, message
 from service.retries import RetryPolicy
@@ -73,10 +74,10 @@ class Received(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A call that the broker refuses for good, and the word for it.
+    """A call that the broker refuses, and the word for it.
 
     Attributes:
-        word: The reason of the `Undeliverable`.
+        word: The reason of the `Undeliverable`, or of the `Unreachable`.
         environ: What to open the handler with, `environ()` with something changed.
         transition: What to hand over.
     """
@@ -131,7 +132,16 @@ class Broker(Protocol):
         """
 
     def refused(self) -> Iterable[Refused]:
-        """Return what it refuses for good, one for each word of the handler."""
+        """Return messages it refuses for good, one for each word of the handler."""
+
+    def refusing(self) -> Iterable[Refused]:
+        """Return destinations that refuse every message, or are not there."""
+
+    def away(self) -> AbstractAsyncContextManager[str]:
+        """Take the queue away for the length of the block; yield the word for it.
+
+        The word is empty where that cannot be done.
+        """
 
     def misconfigured(self) -> Iterable[Misconfigured]:
         """Return what `check()` must find: no such queue, refused credentials."""
@@ -388,9 +398,9 @@ class QueueLaws:
         """Killed under load and away for a while: no dead letters, order kept, all caught up."""
         mail = FakeMail()
         async with self.opened(broker.environ()) as handler:
-            circuit = Circuit("queue", first_s=POLICY.first_s)
+            circuits = Circuits("queue", first_s=POLICY.first_s)
             dispatcher = Dispatcher(
-                "queue", handler, mail, POLICY, circuit=circuit, suspects=asyncio.Lock()
+                "queue", handler, mail, POLICY, circuits=circuits, suspects=asyncio.Lock()
             )
             working = asyncio.create_task(dispatcher.run())
             mail.add(*((f"k{n}", 1) for n in range(40)))
@@ -454,6 +464,44 @@ class QueueLaws:
                     with pytest.raises(Undeliverable) as raised:
                         await handler(refused)
                     assert raised.value.reason == word
+
+    async def test_a_destination_that_refuses_everybody_is_waited_for(self, broker: Broker) -> None:
+        """What is wrong with the queue, and with no message, has its word and is no dead letter."""
+        for word, environ, refused in broker.refusing():
+            async with self.opened(environ) as handler:
+                for _ in range(2):
+                    with pytest.raises(Unreachable) as raised:
+                        await handler(refused)
+                    assert raised.value.reason == word
+
+    async def test_a_queue_that_is_gone_for_a_while_loses_nothing(self, broker: Broker) -> None:
+        """Deleted and made anew: the circuit opens with its word; no attempt is counted."""
+        mail = FakeMail()
+        circuits = Circuits("queue", first_s=0.05)
+        with structlog.testing.capture_logs() as lines:
+            async with self.opened(broker.environ()) as handler:
+                dispatcher = Dispatcher(
+                    "queue",
+                    handler,
+                    mail,
+                    POLICY._replace(attempts=1),
+                    circuits=circuits,
+                    suspects=asyncio.Lock(),
+                )
+                working = asyncio.create_task(dispatcher.run())
+                async with broker.away() as word:
+                    if not word:
+                        pytest.skip("this stand-in cannot lose its queue")
+                    mail.add(*((f"g{n}", sequence) for sequence in (1, 2) for n in range(20)))
+                    await until(lambda: circuits.of("").probes >= 3)
+                await until(lambda: len(mail.settled) == 40)
+                dispatcher.stop()
+                await asyncio.wait_for(working, PATIENCE_S)
+
+        assert (mail.buried, mail.counts) == ([], [])
+        assert in_order(await broker.received()) == {f"vs_g{n}": [1, 2] for n in range(20)}
+        opened = [one["reason"] for one in lines if one["event"] == "circuit.opened"]
+        assert opened[0] == word
 
     async def test_a_refusal_is_of_that_message_alone(self, broker: Broker) -> None:
         """What is under way beside a refused message is delivered; none is taken for the other."""

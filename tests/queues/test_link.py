@@ -14,7 +14,7 @@ from virtual_time import push
 
 from service import variables
 from service.config import Settings as ServiceSettings
-from service.errors import ConfigError
+from service.errors import ConfigError, Unreachable
 from service.handlers import link
 from service.handlers.link import Link, RefusedError
 from service.secret import Secret
@@ -118,7 +118,7 @@ async def test_all_who_wait_for_a_connection_hear_at_once_that_there_is_none() -
     over = linked(dialer)
 
     outcomes = await asyncio.gather(*(use(over) for _ in range(20)), return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [ConnectionError] * 20
+    assert [type(outcome) for outcome in outcomes] == [Unreachable] * 20
     assert dialer.dials == 1
     dialer.before = None
     await use(over)
@@ -189,7 +189,7 @@ async def test_a_lost_connection_ends_every_use_of_it(monkeypatch: pytest.Monkey
         with pytest.raises(ConnectionError):
             await use(over, GoneError("what the client said"))
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [ConnectionError] * 5
+    assert [type(outcome) for outcome in outcomes] == [Unreachable] * 5
     await over.close()
 
 

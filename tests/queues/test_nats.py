@@ -17,7 +17,7 @@ from contract import Broker, Misconfigured, QueueLaws, Received, Refused, transi
 from servers import PATIENCE_S, free_port
 
 from service import messages
-from service.errors import Undeliverable
+from service.errors import Unreachable
 from service.transitions import StatusTransition
 
 brokers.client_installed("nats", "nats")
@@ -72,13 +72,25 @@ class NatsBroker:
         large = transition("large", 1, metadata={"x": "x" * MOST_BYTES})
         edge = sized(MOST_BYTES + 1)
         medium = transition("medium", 1, metadata={"x": "x" * 5000})
-        absent = {**ours, "NATS_SUBJECT": "nobody.listens"}
         return [
             Refused("message_too_large", ours, large),
             Refused("message_too_large", ours, edge),
             Refused("message_too_large", narrow, medium),
-            Refused("no_such_stream", absent, transition("a", 1)),
         ]
+
+    def refusing(self) -> Iterable[Refused]:
+        """Return where nobody listens."""
+        absent = {**self.environ(), "NATS_SUBJECT": "nobody.listens"}
+        return [Refused("no_such_stream", absent, transition("a", 1))]
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[str]:
+        """Delete the streams."""
+        async with self.stream() as stream:
+            for config in STREAMS:
+                await stream.delete_stream(str(config.name))
+        yield "no_such_stream"
+        await self.empty()
 
     def misconfigured(self) -> Iterable[Misconfigured]:
         """Return what a check must find."""
@@ -177,14 +189,13 @@ class TestNats(QueueLaws):
                 with pytest.raises(ConnectionError):
                     await handler(transition("a", 2))
 
-    async def test_a_sealed_stream_is_tried_again(self, broker: NatsBroker) -> None:
-        """What an operator may mend is counted, and no dead letter at once."""
+    async def test_a_sealed_stream_is_waited_for(self, broker: NatsBroker) -> None:
+        """What an operator may mend is no message's fault."""
         async with broker.stream() as stream:
             await stream.update_stream(dataclasses.replace(STREAMS[0], sealed=True))
         async with self.opened(broker.environ()) as handler:
-            with pytest.raises(RuntimeError) as raised:
+            with pytest.raises(Unreachable, match=r"^stream_refused$"):
                 await handler(transition("a", 1))
-        assert not isinstance(raised.value, ConnectionError | Undeliverable)
 
     async def test_a_stream_without_a_leader_is_waited_for(
         self, broker: NatsBroker, monkeypatch: pytest.MonkeyPatch

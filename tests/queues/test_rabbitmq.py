@@ -3,16 +3,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import brokers
 import pytest
-from contract import Broker, Misconfigured, QueueLaws, Received, Refused, check, transition
-from servers import free_port
+import structlog.testing
+from contract import (
+    POLICY,
+    Broker,
+    Misconfigured,
+    QueueLaws,
+    Received,
+    Refused,
+    check,
+    in_order,
+    transition,
+)
+from harness import takes_long
+from servers import PATIENCE_S, free_port, until
+from test_dispatch import FakeMail
 
-from service.errors import Undeliverable
+from service.circuit import Circuits
+from service.dispatch import Dispatcher
+from service.errors import Unreachable
 from service.messages import message
 
 brokers.client_installed("aio_pika", "rabbitmq")
@@ -20,6 +36,8 @@ brokers.client_installed("aio_pika", "rabbitmq")
 import aio_pika
 from aio_pika.abc import AbstractConnection, AbstractQueue
 from aiormq.abc import FieldTable
+
+from service.handlers import rabbitmq
 
 EXCHANGE = "identity"
 KEY = "verifications"
@@ -47,11 +65,14 @@ class RabbitmqBroker:
 
     def refused(self) -> Iterable[Refused]:
         """Return what the node will never take."""
+        large = transition("large", 1, metadata={"x": "x" * MOST_BYTES})
+        return [Refused("message_too_large", self.environ(), large)]
+
+    def refusing(self) -> Iterable[Refused]:
+        """Return where nothing is taken."""
         ours, one = self.environ(), transition("a", 1)
         default = {**ours, "RABBITMQ_EXCHANGE": ""}
-        large = transition("large", 1, metadata={"x": "x" * MOST_BYTES})
         return [
-            Refused("message_too_large", ours, large),
             Refused("unroutable", {**ours, "RABBITMQ_ROUTING_KEY": "nobody"}, one),
             Refused("unroutable", {**default, "RABBITMQ_ROUTING_KEY": "nobody"}, one),
             Refused("no_such_exchange", {**ours, "RABBITMQ_EXCHANGE": "absent"}, one),
@@ -68,6 +89,14 @@ class RabbitmqBroker:
             Misconfigured("RABBITMQ_EXCHANGE", {**ours, "RABBITMQ_EXCHANGE": "absent"}),
             Misconfigured("RABBITMQ_ROUTING_KEY", default),
         ]
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[str]:
+        """Delete the queue; its exchange stays."""
+        async with self._queue() as queue:
+            await queue.delete(if_unused=False, if_empty=False)
+        yield "unroutable"
+        await self.empty()
 
     async def empty(self) -> None:
         """Declare the exchange and the queue, and purge it."""
@@ -148,20 +177,60 @@ class TestRabbitmq(QueueLaws):
                 await check(handler)
                 await handler(transition("a", 1))
                 for _ in range(2):
-                    with pytest.raises(ConnectionError):
+                    with pytest.raises(Unreachable, match=r"^queue_refused$"):
                         await handler(transition("a", 2))
                 await queue.purge()
                 await handler(transition("a", 2))
             taken = await queue.get(no_ack=True)
             assert taken.body == message(transition("a", 2)).body
 
-    async def test_what_is_not_allowed_is_tried_again(self, broker: RabbitmqBroker) -> None:
+    async def test_what_is_not_allowed_is_waited_for(self, broker: RabbitmqBroker) -> None:
         """An exchange that takes nothing from us is the operator's matter, not a dead letter."""
         internal = {**broker.environ(), "RABBITMQ_EXCHANGE": "internal"}
         async with broker.connection() as connection:
             channel = await connection.channel()
             await channel.declare_exchange("internal", "direct", internal=True)
             async with self.opened(internal) as handler:
-                with pytest.raises(RuntimeError) as raised:
+                with pytest.raises(Unreachable, match=r"^access_refused$"):
                     await handler(transition("a", 1))
-                assert not isinstance(raised.value, ConnectionError | Undeliverable)
+
+
+@takes_long
+@pytest.mark.xdist_group("rabbitmq")
+async def test_a_queue_whose_node_restarts_loses_nothing(tmp_path: Path) -> None:
+    """A durable queue is not there while its node is away; published to another, all is waited for.
+
+    Two nodes, the queue on the second, the handler at the first.
+    """
+    ports = [free_port(), free_port()]
+    epmd, *nodes = brokers.rabbitmq_cluster(tmp_path / "pair", ports, most_bytes=MOST_BYTES)
+    mail, circuits = FakeMail(), Circuits("queue", first_s=0.2)
+    with brokers.running(epmd, *nodes), structlog.testing.capture_logs() as lines:
+        first, second = (
+            RabbitmqBroker(port, node) for port, node in zip(ports, nodes, strict=True)
+        )
+        await second.empty()
+        async with rabbitmq.open(first.environ()) as handler:
+            dispatcher = Dispatcher(
+                "queue",
+                handler,
+                mail,
+                POLICY._replace(attempts=1),
+                circuits=circuits,
+                suspects=asyncio.Lock(),
+            )
+            working = asyncio.create_task(dispatcher.run())
+            mail.add(*((f"n{n}", 1) for n in range(20)))
+            await until(lambda: len(mail.settled) == 20)
+            await asyncio.to_thread(second.kill)
+            mail.add(*((f"n{n}", sequence) for sequence in (2, 3) for n in range(20)))
+            await until(lambda: circuits.of("").probes >= 3)
+            await asyncio.to_thread(second.start)
+            await until(lambda: len(mail.settled) == 60, deadline_s=2 * PATIENCE_S)
+            dispatcher.stop()
+            await asyncio.wait_for(working, PATIENCE_S)
+        received = await second.received()
+
+    assert mail.buried == []
+    assert in_order(received) == {f"vs_n{n}": [1, 2, 3] for n in range(20)}
+    assert "unroutable" in {one.get("reason") for one in lines}

@@ -6,16 +6,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import brokers
 import programs
 import pytest
 from contract import Misconfigured, QueueLaws, Received, Refused, check, in_order, transition
 
-from service.errors import ConfigError, Undeliverable
+from service.errors import ConfigError, Undeliverable, Unreachable
+from service.messages import message
 
 brokers.client_installed("aiobotocore", "sqs")
 
@@ -49,8 +52,21 @@ class Broker(MotoQueue):
         huge = transition("huge", 1, metadata={"key": "x" * 1_100_000})
         return [
             Refused("message_too_large", self.environ(), huge),
-            Refused("no_such_queue", self._elsewhere(), transition("a", 1)),
         ]
+
+    def refusing(self) -> Iterable[Refused]:
+        """Return a queue that is not there."""
+        return [Refused("no_such_queue", self._elsewhere(), transition("a", 1))]
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[str]:
+        """Delete the queue."""
+        async with self._client() as client:
+            await client.delete_queue(QueueUrl=self.url)
+        yield "no_such_queue"
+        async with self._client() as client:
+            fifo = {"FifoQueue": "true"} if self.drops_repeats else {}
+            await client.create_queue(QueueName=self._name, Attributes=fifo)
 
     def misconfigured(self) -> Iterable[Misconfigured]:
         """Return what a check finds."""
@@ -146,13 +162,17 @@ async def answering(status: int, code: str, message: str = "") -> AsyncIterator[
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
-        port = server.sockets[0].getsockname()[1]
-        yield {
-            "SQS_QUEUE_URL": f"http://127.0.0.1:{port}/1/queue.fifo",
-            "SQS_REGION": REGION,
-            "SQS_ACCESS_KEY_ID": "tests",
-            "SQS_SECRET_ACCESS_KEY": "tests",
-        }
+        yield settings(server.sockets[0].getsockname()[1])
+
+
+def settings(port: int) -> dict[str, str]:
+    """Return the settings for a stand-in."""
+    return {
+        "SQS_QUEUE_URL": f"http://127.0.0.1:{port}/1/queue.fifo",
+        "SQS_REGION": REGION,
+        "SQS_ACCESS_KEY_ID": "tests",
+        "SQS_SECRET_ACCESS_KEY": "tests",
+    }
 
 
 @pytest.mark.parametrize(
@@ -199,15 +219,74 @@ async def test_refused_credentials_wait_for_the_operator(status: int, code: str)
         ("InvalidParameterValue", "Message must be shorter than 1024 bytes.", "message_too_large"),
         ("InvalidParameterValue", "Something else", "message_refused"),
         ("InvalidMessageContents", "Invalid binary character", "message_refused"),
-        ("InvalidAddress", "", "no_such_queue"),
-        ("QueueDoesNotExist", "", "no_such_queue"),
     ],
 )
 async def test_each_final_refusal_has_its_word(code: str, message: str, word: str) -> None:
-    """Codes of SQS that no repeat can mend become words."""
+    """Codes of SQS that are about the message become words of dead letters."""
     async with answering(400, code, message) as environ, sqs.open(environ) as handler:
         with pytest.raises(Undeliverable, match=f"^{word}$"):
             await handler(transition("a", 1))
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        ("InvalidAddress", "no_such_queue"),
+        ("QueueDoesNotExist", "no_such_queue"),
+        ("UnsupportedOperation", "operation_unsupported"),
+        ("KmsDisabled", "key_refused"),
+        ("KmsAccessDenied", "key_refused"),
+    ],
+)
+async def test_a_queue_that_refuses_everything_is_waited_for(code: str, word: str) -> None:
+    """Codes of SQS that are about the queue are no message's fault, and a check tells of them."""
+    async with answering(400, code) as environ, sqs.open(environ) as handler:
+        with pytest.raises(Unreachable, match=f"^{word}$"):
+            await handler(transition("a", 1))
+        with pytest.raises(ConfigError, match=r"^SQS_QUEUE_URL: "):
+            await check(handler)
+
+
+@asynccontextmanager
+async def recording() -> AsyncIterator[tuple[dict[str, str], list[dict[str, Any]]]]:
+    """Yield the settings for a stand-in that takes everything, and what it was sent."""
+    sent: list[dict[str, Any]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0])
+        sent.append(json.loads(await reader.readexactly(length)))
+        answer = json.dumps({"MessageId": "1", "MD5OfMessageBody": ""})
+        writer.write(f"HTTP/1.1 200 X\r\ncontent-length: {len(answer)}\r\n\r\n{answer}".encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield settings(server.sockets[0].getsockname()[1]), sent
+
+
+async def test_what_sqs_takes_in_no_text_is_escaped() -> None:
+    """Two characters that SQS refuses in a body go as JSON escapes; it stays the same JSON."""
+    taken = transition("a", 1, metadata={"odd": "\ufffe\uffff\t\x7f\U0001fffe"})
+    async with recording() as (environ, sent), sqs.open(environ) as handler:
+        await handler(taken)
+    [one] = sent
+    assert not {"\ufffe", "\uffff"} & {*one["MessageBody"]}
+    assert json.loads(one["MessageBody"]) == json.loads(message(taken).body)
+
+
+async def test_ids_too_long_for_sqs_are_shortened_and_stay_apart() -> None:
+    """Groups and deduplication ids have 128 characters at the most, the same for the same."""
+    long = "x" * 250
+    async with recording() as (environ, sent), sqs.open(environ) as handler:
+        for name in (f"{long}a", f"{long}b", f"{long}a", "short"):
+            await handler(transition(name, 1))
+    for field in ("MessageGroupId", "MessageDeduplicationId"):
+        first, second, again, short = (one[field] for one in sent)
+        assert first == again != second
+        assert [len(one) for one in (first, second)] == [128, 128]
+        assert re.fullmatch(r"[!-~]{1,128}", first)
+        assert short in ("vs_short", "evt_short_1")
 
 
 async def test_an_unknown_refusal_counts() -> None:
