@@ -840,9 +840,9 @@ MUTANTS = (
     Mutant(
         "groups are created before their handlers are open",
         "service/processes.py",
-        "        async with handlers.open_all(chosen, environ) as ready:\n",
+        "        async with handlers.open_all(openers, environ) as ready:\n",
         "        await ground.health.usable.wait()\n        await _open_groups(ground)\n"
-        "        async with handlers.open_all(chosen, environ) as ready:\n",
+        "        async with handlers.open_all(openers, environ) as ready:\n",
         "test_processes.py::test_a_handler_that_does_not_open_leaves_no_group",
     ),
     # The log: nothing waits for its reader but who needs the line.

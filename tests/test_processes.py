@@ -167,16 +167,18 @@ def test_an_inherited_directory_of_metrics_is_not_used(
     assert not is_there or not [*directory.iterdir()]
 
 
-@pytest.mark.parametrize("command", ["work", "dev"])
-def test_a_handler_that_cannot_be_opened_is_one_line(ground: Yard, command: str) -> None:
+def test_a_handler_that_cannot_be_opened_is_one_line(ground: Yard) -> None:
     """It takes the process down, named with file and line, and without data."""
-    process = ground.run(command, HANDLERS="broken:crashes")
     place = f"{ground.directory}/broken.py:13 crashes"
-    assert_one_line(
-        process, 2, f"HANDLERS: broken:crashes cannot be opened: RuntimeError ({place})"
-    )
-    assert CANARY.encode() not in process.out
-    assert ground.server.url.encode() not in process.out
+    problem = f"HANDLERS: broken:crashes cannot be opened: RuntimeError ({place})"
+    work = ground.run("work", HANDLERS="broken:crashes")
+    assert_one_line(work, 2, problem)
+    dev = ground.run("dev", HANDLERS="broken:crashes")
+    assert dev.wait() == 2
+    assert dev.err.decode().endswith(f"\nerror: {problem}\n")
+    for process in (work, dev):
+        assert CANARY.encode() not in process.out + process.err
+        assert ground.server.url.encode() not in process.out
 
 
 def test_a_fault_of_ours_ends_the_receiver_in_good_order(ground: Yard) -> None:
