@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,6 +13,8 @@ import servers
 from preloads import Preload, launcher
 from proxy import Proxy
 from servers import until
+
+from service.embedded import find_server
 
 FOLLOW_DEADLINE_S = 30.0
 
@@ -46,7 +49,9 @@ class RedisHost:
         self.directory.mkdir(parents=True, exist_ok=True)
         program = servers.binary()
         if self._loaded:
-            program = launcher(self.directory.parent, program, self._loaded)
+            # Debian's redis-server has an allocator that libfaketime cannot be loaded beside.
+            embedded = find_server({**os.environ, "REDIS_SERVER": ""})
+            program = launcher(self.directory.parent, embedded, self._loaded)
         running = servers.server(self.directory, *ours, port=self.port, program=program)
         self.server = self._running.enter_context(running)
 

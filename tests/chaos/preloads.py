@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Protocol
 
+from clocks import LIBRARIES
+
 SLOW_DISK_SOURCE = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -73,7 +75,7 @@ class Clock:
     """Steps the wall clock of a program; its monotonic clock goes on."""
 
     def __init__(self, directory: Path) -> None:
-        self.library = _faketime()[0]
+        self.library = LIBRARIES[0]
         self._file = directory / "clock.step"
         self.variables = {
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
@@ -86,7 +88,7 @@ class Clock:
     @staticmethod
     def missing() -> str:
         """Why it cannot be had, or nothing."""
-        return "" if _faketime() else "libfaketime is not installed"
+        return "" if LIBRARIES else "libfaketime is not installed"
 
     def step(self, seconds: float) -> None:
         """Let the clock be *seconds* ahead of the true time from now on."""
@@ -103,10 +105,6 @@ def launcher(directory: Path, program: Path, loaded: list[Preload]) -> Path:
     made.write_text("\n".join(["#!/bin/sh", *lines, f"exec '{program}' \"$@\"\n"]))
     made.chmod(0o700)
     return made
-
-
-def _faketime() -> list[Path]:
-    return sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 
 
 def _replace(path: Path, text: str) -> None:
