@@ -174,10 +174,16 @@ async def _statuses(reader: asyncio.StreamReader, heard: Heard) -> None:
     """Tell the status of each response, until the connection is closed or silent."""
     found = b""
     with contextlib.suppress(*ENDED):
-        while chunk := await asyncio.wait_for(reader.read(READ_BYTES), SILENCE_S):
+        # Not `wait_for`: in Python 3.11 it can swallow the request to end.
+        while chunk := await _next(reader):
             found += chunk
     for status in _found(found):
         heard(status)
+
+
+async def _next(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(SILENCE_S):
+        return await reader.read(READ_BYTES)
 
 
 def _found(text: bytes) -> list[int]:

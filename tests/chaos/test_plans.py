@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import subprocess
 import sys
 import time
@@ -16,6 +18,8 @@ from lives import CANARY, PUBLISHED, Letter, lives
 from mixes import LONG, SHORT
 from needs import ConflictError, Needs, combined
 from preloads import Clock, Preload, SlowDisk, launcher
+from servers import PATIENCE_S
+from strangers import besieging
 
 NOW = 1_790_000_000
 
@@ -79,6 +83,27 @@ def test_a_clock_is_stepped_and_time_goes_on(tmp_path: Path) -> None:
     wall, interval = map(float, loaded(tmp_path, program, clock))
     assert wall - before >= 86_400
     assert began <= interval <= time.monotonic()
+
+
+async def test_strangers_leave_when_their_time_is_over() -> None:
+    """However it is with their connections then, none of them stays."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while await reader.read(1024) and random.random() < 0.7:
+                writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                await asyncio.sleep(0.01 * random.random())
+        writer.close()
+
+    random, statuses = Random(1), set[int]()
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        for number in range(30):
+            async with asyncio.timeout(PATIENCE_S):
+                async with besieging(port, lambda _, status: statuses.add(status)):
+                    await asyncio.sleep(0.01 * number)
+    assert statuses == {400}
 
 
 def test_a_seed_repeats_its_lives() -> None:
