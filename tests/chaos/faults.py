@@ -34,7 +34,7 @@ SMALL_STREAMS = Needs(settings={"STREAM_MAX_ENTRIES": str(one_redis.STREAM_CAP)}
 ONE_PARTITION = Needs(
     settings={"PARTITIONS": "1", "RETRY_ATTEMPTS": "1000", "RETRY_CEILING_S": "8"}
 )
-FEW_CONNECTIONS = Needs(settings={"MAX_CONNECTIONS": "64", "MAX_IN_FLIGHT": "8"})
+FEW_CONNECTIONS = Needs(settings={"MAX_CONNECTIONS": "64", "MAX_IN_FLIGHT": "2"})
 LOGGED = Needs(settings={"HANDLERS": ",".join([*HANDLERS, "log"])})
 
 

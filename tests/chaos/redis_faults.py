@@ -31,7 +31,8 @@ POSTPONED_S = 2.0 + 2 * BUSY_DISK_S
 STEP_S = 240.0
 DAYS_AHEAD_S = 40 * 86_400.0
 AHEAD_S, RECOVERY_S, WATCHED_S = 4.0, 15.0, 6.0
-COPY_AGE_S = 4.0
+# Short: of a session that began within it Redis forgets everything, and its next epoch is new.
+COPY_AGE_S = 0.8
 FILL_DEADLINE_S, SETTLED_AFTER_S, FULL_PROMPT_S = 60.0, 10.0, 8.0
 STREAM_CAP = 40
 

@@ -31,21 +31,24 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 # Behind each of these heads stands what a second request would be, if the first were misread.
 SMUGGLED = f"GET /livez HTTP/1.1\r\nHost: {CANARY}\r\n\r\n".encode()
+LENGTH = b"Content-Length: 5\r\n"
 AMBIGUOUS = [
-    b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
-    b"Transfer-Encoding\x0b: chunked\r\n",
-    b"Transfer-Encoding : chunked\r\n",
-    b"Transfer-Encoding:\x0bchunked\r\n",
+    LENGTH + b"Transfer-Encoding: chunked\r\n",
+    LENGTH + b"Transfer-Encoding\x0b: chunked\r\n",
+    LENGTH + b"Transfer-Encoding : chunked\r\n",
+    LENGTH + b"Transfer-Encoding:\x0bchunked\r\n",
+    LENGTH + b"X-A: b\r\n Transfer-Encoding: chunked\r\n",
+    LENGTH + b"X-A: b\nTransfer-Encoding: chunked\r\n",
+    LENGTH + b"X-A: b\x00\r\n",
+    LENGTH + b": nameless\r\n",
+    LENGTH + b"Content-Length: 44\r\n",
     b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
     b"Transfer-Encoding: xchunked\r\n",
-    b"Content-Length: 0\r\nContent-Length: 44\r\n",
-    b"Content-Length: +0\r\n",
-    b"Content-Length: 0x0\r\n",
-    b"Content-Length : 0\r\n",
-    b"X-A: b\r\n Content-Length: 0\r\n",
-    b"X-A: b\nContent-Length: 0\r\n",
-    b"X-A: b\x00\r\nContent-Length: 0\r\n",
-    b": nameless\r\nContent-Length: 0\r\n",
+    b"Content-Length: +5\r\n",
+    b"Content-Length: 0x5\r\n",
+    b"Content-Length : 5\r\n",
+    b"X-A: b\r\n Content-Length: 5\r\n",
+    b"X-A: b\nContent-Length: 5\r\n",
 ]
 
 
@@ -133,10 +136,10 @@ def forged() -> Callable[[Connection, Heard], Awaitable[None]]:
 
 
 KINDS: dict[str, tuple[int, Callable[[Connection, Heard], Awaitable[None]]]] = {
-    "slow body": (24, slow_body),
+    "slow body": (48, slow_body),
     "tiny chunks": (2, tiny_chunks),
     "lazy reader": (12, lazy_reader),
-    "malformed": (4, malformed()),
+    "malformed": (8, malformed()),
     "forged": (4, forged()),
 }
 
