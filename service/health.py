@@ -166,11 +166,8 @@ async def probe(connections: Connections) -> str:
     Raises:
         RedisError: It does not answer, or lets us ask nothing.
     """
-    if connections.is_cluster:
-        await connections.client.initialize()
-    answers = await asyncio.gather(
-        *(_refusal(connections, each) for each in _primaries(connections))
-    )
+    targets = await _primaries(connections)
+    answers = await asyncio.gather(*(_refusal(connections, each) for each in targets))
     words = [each for each in answers if isinstance(each, str)]
     for error in answers:
         if not words and isinstance(error, Exception):
@@ -200,7 +197,7 @@ async def inspect(connections: Connections, settings: Settings) -> list[Finding]
         RedisError: Redis did not answer.
     """
     of_each, silences = [], []
-    for target in _primaries(connections):
+    for target in await _primaries(connections):
         try:
             of_each.append(await _judged(connections, settings, target))
         except (RedisError, OSError) as error:
@@ -243,8 +240,13 @@ def _is_fatal(found: Collection[Finding], name: str | None = None) -> bool:
     return any(one.severity is Severity.FATAL for one in found if name in (None, one.name))
 
 
-def _primaries(connections: Connections) -> list[dict[str, Any]]:
-    """Return whom to ask: in Cluster every primary, for each holds events of its own."""
+async def _primaries(connections: Connections) -> list[dict[str, Any]]:
+    """Return whom to ask: in Cluster every primary, for each holds events of its own.
+
+    Raises:
+        RedisError: No node of a Cluster answers.
+    """
     if not connections.is_cluster:
         return [{}]
+    await connections.client.initialize()
     return [{"target_nodes": node} for node in connections.client.get_primaries()]
