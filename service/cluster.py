@@ -171,7 +171,8 @@ class ClusterClient(RedisCluster):
         asked = [("ASKING",), *commands] if asking else commands
         connection = node.acquire_connection()
         try:
-            await node.disconnect_if_needed(connection)
+            # Not left to the first command: what is known of another server must not count.
+            await connection.connect()
             replies = await exchange(connection, asked, needs)
         except (RedisError, OSError):
             await self._search(node.name)

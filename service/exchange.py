@@ -63,8 +63,10 @@ async def exchange(connection: Any, commands: Commands, needs: Needs = NOTHING) 
     Raises:
         RedisError: Nobody knows which of them were executed; the connection is closed.
     """
-    if needs.kept and (error := await _not_kept(connection, needs)):
-        return [error] * len(commands)
+    if needs.kept and connection.met != needs:
+        if error := await _not_kept(connection, needs):
+            return [error] * len(commands)
+        connection.met = needs
     if needs.replicas:
         return await _replicated(connection, commands, needs.replicas)
     await connection.send_packed_command([pack_command(command) for command in commands])
@@ -113,8 +115,6 @@ async def _reply(connection: Any) -> Any:
 
 async def _not_kept(connection: Any, needs: Needs) -> RedisError | None:
     """Return what keeps the server of *connection* from keeping what it is given."""
-    if connection.met == needs:
-        return None
     config = [("CONFIG", "GET", *ON_DISK)] if needs.fsync else []
     memory, *said = await exchange(connection, [("INFO", "memory"), *config])
     if isinstance(memory, RedisError):
@@ -122,7 +122,6 @@ async def _not_kept(connection: Any, needs: Needs) -> RedisError | None:
     policy = re.search(rb"maxmemory_policy:(\S+)", memory)
     if (policy and policy[1] != b"noeviction") or said not in ([], [_ON_DISK_REPLY]):
         return NotKeptError()
-    connection.met = needs
     return None
 
 

@@ -172,6 +172,14 @@ class TestFsync:
                 assert await admit(connections, "vs_1") is Shortage.NOT_DURABLE
                 client.config_set("appendfsync", "always")
                 assert await admit(connections, "vs_1") is Outcome.ADMITTED
+                client.config_set("appendfsync", "everysec")
+                connections.renew()
+                assert await admit(connections, "vs_2") is Shortage.NOT_DURABLE
+                client.config_set("appendfsync", "always")
+                assert await admit(connections, "vs_2") is Outcome.ADMITTED
+                client.config_set("appendfsync", "everysec")
+                client.client_kill_filter(_type="normal", skipme=True)
+                assert await admit(connections, "vs_3") is Shortage.NOT_DURABLE
 
 
 async def _takes_writes(connections: Connections) -> bool:
