@@ -172,7 +172,7 @@ class ClusterClient(RedisCluster):
         connection = node.acquire_connection()
         try:
             # Not left to the first command: what is known of another server must not count.
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
             replies = await exchange(connection, asked, needs)
         except (RedisError, OSError):
             await self._search(node.name)
