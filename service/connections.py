@@ -7,6 +7,7 @@ a minute and, with maintenance notifications, hand out connections that the serv
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import ssl
@@ -186,10 +187,11 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
     try:
         if is_cluster:
             # Used before this, a cluster client under concurrency runs some calls twice. Where no
-            # node answers now, the first call tries again.
+            # node answers in time, the first call tries again.
             with contextlib.suppress(RedisError, OSError):
-                await calls.initialize()
-                await blocking.initialize()
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    await calls.initialize()
+                    await blocking.initialize()
         yield Connections(calls, blocking, term, is_cluster=is_cluster)
     finally:
         await _close(calls)

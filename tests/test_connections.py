@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from harness import soon
 from proxy import Fault, proxy_to
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, SSLConnection
-from servers import PATIENCE_S, Server, free_port, sentinel, server, until, until_answers
+from servers import PATIENCE_S, Server, free_port, frozen, sentinel, server, until, until_answers
 from virtual_time import push
 
 from service import health, ledger, metrics
@@ -398,6 +399,28 @@ def command(client: redis.Redis, *words: str | int) -> Any:
 def _is_whole(client: redis.Redis) -> bool:
     state = command(client, "CLUSTER INFO")["cluster_state"]
     return state == "ok" and len(command(client, "CLUSTER SLOTS")) == 3
+
+
+async def test_a_cluster_that_is_silent_at_first_is_used_once_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connecting waits no longer than for one call; the clients find the primaries later."""
+    monkeypatch.setattr("service.connections.CALL_TIMEOUT_S", 0.5)
+    with server(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as node:
+        with node.client() as client:
+            client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        url = Secret(f"redis+cluster://127.0.0.1:{node.port}")
+        async with contextlib.AsyncExitStack() as stack:
+            with frozen(node.process.pid):
+                connections = await stack.enter_async_context(connect(url))
+            await until_answers(connections)
+            await until(lambda: _takes_writes(connections))
+
+
+async def _takes_writes(connections: Connections) -> bool:
+    with contextlib.suppress(redis.RedisError):
+        return bool(await connections.client.set("key", "value"))
+    return False
 
 
 async def test_in_cluster_everything_works(
