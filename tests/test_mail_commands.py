@@ -306,6 +306,20 @@ def test_a_replay_interrupted_is_continued(ground: Ground) -> None:
     assert taken == dict.fromkeys((f"evt_{n}" for n in range(2_000)), 1)
 
 
+@pytest.mark.parametrize("count", [99, 100, 101, 200, 201])
+def test_a_chunk_that_is_exactly_full_is_followed_by_the_next(ground: Ground, count: int) -> None:
+    """Of one partition and of the one after it each letter is counted and dropped once."""
+    for partition in (2, 3):
+        for n in range(count):
+            letter = {"entry_id": "1-0", "reason": "exhausted", "error": "E", "attempts": 3}
+            ground.client.xadd(KEYS.dead(partition, "log"), fields(n) | letter)
+    told = ground.run("dead", "replay", "log", "--all", "--dry-run", "--json")
+    assert told == {"would_replay": 2 * count}
+    dropped = ground.run("dead", "drop", "log", "--all", "--yes", "--json")
+    assert dropped == {"dropped": 2 * count}
+    assert ground.length(KEYS.dead) == 0
+
+
 def test_the_past_is_handed_to_a_running_worker(ground: Ground) -> None:
     """`replay` hands over what the options cover, and leaves the streams as they were."""
     ground.admit(20)

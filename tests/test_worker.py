@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import operator
 import os
 import signal
 import subprocess
@@ -201,6 +202,13 @@ class Site:
             self.client.exists(*(self.keys.lease(p, handler) for p in range(self.keys.partitions)))
         )
 
+    def ends(self, handler: str = "log") -> list[int]:
+        """Return when each lease ends, by Redis's clock."""
+        return [
+            self.client.pexpiretime(self.keys.lease(partition, handler))
+            for partition in range(self.keys.partitions)
+        ]
+
     def start(
         self, connections: Connections, handlers: dict[str, Handler], **changes: Any
     ) -> Worker:
@@ -259,6 +267,17 @@ def fields(session: str, sequence: int) -> dict[str, str | int]:
         f'"occurred_at":"2026-01-01T00:00:00Z","session_id":"{session}","current":"processing"}}'
     )
     return {"change": change, "previous": "", "sequence": sequence, "epoch": 1}
+
+
+def troubles(logs: Sequence[Any]) -> list[Any]:
+    """Return the lines that say that work or leases were lost."""
+    events = {
+        "dispatcher.ended",
+        "dispatcher.failed",
+        "partitions.taken_over",
+        "worker.turn_failed",
+    }
+    return [line for line in logs if line["event"] in events]
 
 
 def held(one: Worker, handler: str = "log") -> int:
@@ -462,9 +481,12 @@ async def test_a_dead_worker_is_replaced_though_redis_clock_steps_back(tmp_path:
             await site.close()
 
     check(journal.entries, site.admitted)
-    taken = [line for line in logs if line["event"] == "partitions.taken_over"]
-    assert {line["worker"] for line in taken} == {first.name}
-    assert sum(line["partitions"] for line in taken) == site.keys.partitions / 2
+    taken = [
+        line["partitions"]
+        for line in logs
+        if line["event"] == "partitions.taken_over" and line["worker"] == first.name
+    ]
+    assert sum(taken) == site.keys.partitions / 2
 
 
 async def test_a_lost_lease_ends_the_work_and_begins_again(
@@ -562,7 +584,7 @@ async def test_far_from_redis_with_many_partitions_nothing_is_lost_or_repeated(
                     assert [held(one, name) for name in handlers] == [256, 256]
                     await site.stop(one)
                 assert not site.pending()
-    assert not logs
+    assert not troubles(logs)
     for journal in journals.values():
         assert sorted(journal.entries) == sorted(site.admitted)
 
@@ -601,7 +623,7 @@ async def test_leases_are_renewed_whatever_else_hangs(
 ) -> None:
     """A worker that cannot measure, trim or look for its share keeps what it has, and works."""
     journal = Journal()
-    one = site.start(connections, {"log": journal.handler()}, lease_ttl_s=TTL_S)
+    one = site.start(connections, {"log": journal.handler()})
     await until(lambda: held(one) == site.keys.partitions)
     hangs, is_over = asyncio.Event(), asyncio.Event()
 
@@ -616,11 +638,13 @@ async def test_leases_are_renewed_whatever_else_hangs(
     before = set(one._tenures.values())
     await hangs.wait()
     with structlog.testing.capture_logs() as logs:
-        await asyncio.sleep(2 * TTL_S)
+        for _ in range(3):
+            ends = site.ends()
+            await until(lambda: all(map(operator.lt, ends, site.ends())))  # noqa: B023
         site.admit(20)
         await until(lambda: len(journal.returned) == 20)
     assert set(one._tenures.values()) == before
-    assert not logs
+    assert not troubles(logs)
     is_over.set()
 
 
