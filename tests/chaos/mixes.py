@@ -20,13 +20,13 @@ SHORT = {
         *("worker-killed", "receiver-killed"),
         *("sink-exits", "sink-lags"),
     ),
-}
-
-LONG = {
     "disk, clock, strangers": (
         *("slow-disk", "redis-clock-days-ahead"),
         *("output-stalled", "strangers", "sink-refuses"),
     ),
+}
+
+LONG = {
     "everything": _ANYWHERE,
     "wire": (*_WIRED, *_WIRED, "redis-killed", "worker-stopped", "receiver-killed", "sink-lags"),
     "failed over": (
@@ -35,7 +35,7 @@ LONG = {
     ),
     "failed over, unwaited": ("failed-over-unwaited", "worker-killed", "sink-lags"),
     "two replicas": ("less-current-promoted", "worker-killed", "receiver-killed", "sink-lags"),
-    "older copy": ("redis-restored", "redis-restored", "worker-killed", "sink-lags"),
+    "older copy": (*["redis-restored"] * 4, "worker-killed", "sink-lags"),
     "slow disk": ("slow-disk", "slow-disk", "worker-killed", "receiver-killed", "sink-lags"),
     "busy disk": ("busy-disk", "worker-killed", "sink-lags"),
     "Redis's clock": (

@@ -13,7 +13,7 @@ from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
-from harness import Yard, environment, yard
+from harness import SECRET, Yard, environment, yard
 from programs import ROOT, missing, run, tool
 
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
@@ -176,11 +176,13 @@ def carry_out(command: str, directory: Path) -> None:
 
 def built(directory: Path, opened: Yard, *arguments: str) -> str:
     """Run what was built, with nothing else that is installed here in its way."""
-    environ = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    ours = environment(
+        REDIS_URL=opened.server.url, STRIPE_WEBHOOK_SECRETS=SECRET.reveal().decode()
+    )
     ended = subprocess.run(
         [directory / "opt/venv/bin/python", *arguments],
         cwd=directory / "app",
-        env={**environ, "REDIS_URL": opened.server.url},
+        env={name: value for name, value in ours.items() if name != "PYTHONPATH"},
         stdout=subprocess.PIPE,
         timeout=BUILD_DEADLINE_S,
         check=True,
