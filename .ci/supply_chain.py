@@ -18,7 +18,7 @@ PINS = ROOT / "deploy" / "requirements"
 TOOLS = Path(sys.executable).parent
 BILL = ROOT / "dist" / "image.cdx.json"
 FINDINGS = ROOT / "dist" / "findings.json"
-MOST_S = 120
+MAX_S = 120
 
 
 def pinned(name: str) -> set[tuple[str, str]]:
@@ -49,7 +49,7 @@ def ask() -> tuple[dict[str, list[str]], set[str]]:
             [*command, *options, "--requirement", PINS / "image.txt"],
             check=False,
             stderr=subprocess.DEVNULL,
-            timeout=MOST_S,
+            timeout=MAX_S,
         )
     names = {name for name, _ in pinned("image.txt")}
     if not FINDINGS.exists():

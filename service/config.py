@@ -12,14 +12,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeAlias
 
-from . import variables
-from .errors import ConfigError
-from .secret import Secret
-from .sources import Network, network
-from .variables import (
+from . import environment
+from .environment import (
     REDIS_URL,
     RUN_SECRETS,
     Kind,
@@ -33,11 +32,25 @@ from .variables import (
     whole,
     word,
 )
+from .errors import ConfigError
+from .secret import Secret
 
+Network: TypeAlias = IPv4Network | IPv6Network
+
+WEBHOOK_PATH = "/webhooks/stripe"
 SECRETS = "STRIPE_WEBHOOK_SECRETS"
 DAY_S = 86_400
 # In seconds: how far our clock and Redis's may be apart: beyond it no event is admitted.
 MAX_CLOCK_DIFFERENCE_S = 300
+
+
+def network(text: str) -> Network:
+    """Read one network in CIDR notation, or one address.
+
+    Raises:
+        ValueError: It is neither, or has bits set beyond its prefix.
+    """
+    return ip_network(text)
 
 
 class Durability(StrEnum):
@@ -101,7 +114,7 @@ _LOCAL_REDIS = Secret("redis://127.0.0.1:6379/0")
 # A record that ended with the age limit would be gone one second before its events are expired.
 _ASCENDING = (
     ("max_event_age_days", operator.lt, "more than", "session_retention_days"),
-    ("retry_first_s", operator.le, "at least", "retry_ceiling_s"),
+    ("retry_initial_delay_s", operator.le, "at least", "retry_max_delay_s"),
 )
 
 
@@ -178,9 +191,9 @@ class Settings:
         16, 1, 1024, "Sessions side by side, per handler and partition"
     )
     handler_timeout_s: float = decimal(10.0, 0.1, 600, "Seconds for one attempt")
-    retry_first_s: float = decimal(1.0, 0.01, 3600, "Seconds of the first back-off")
-    retry_ceiling_s: float = decimal(300.0, 0.01, 86400, "Seconds of the longest back-off")
-    retry_attempts: int = whole(10, 1, 1000, "Attempts before the dead letter")
+    retry_initial_delay_s: float = decimal(1.0, 0.01, 3600, "Seconds of the first back-off")
+    retry_max_delay_s: float = decimal(300.0, 0.01, 86400, "Seconds of the longest back-off")
+    retry_max_attempts: int = whole(10, 1, 1000, "Attempts before the dead letter")
     lease_ttl_s: float = decimal(
         10.0, 1, 300, "Seconds until another worker takes over from a dead one"
     )
@@ -252,7 +265,7 @@ def misspelt(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that are no setting but nearly, each with the setting it is near to."""
     singular = SECRETS.removesuffix("S")
     others = {name: value for name, value in environ.items() if not name.startswith(singular)}
-    found = variables.misspelt(others, [row.name for row in describe()])
+    found = environment.misspelt(others, [row.name for row in describe()])
     for name in environ:
         rest = name.removeprefix(singular)
         if rest != name and (not rest or rest.startswith("_")):
@@ -263,7 +276,7 @@ def misspelt(environ: Mapping[str, str]) -> dict[str, str]:
 def describe() -> list[Row]:
     """Return a row for every setting, in the order of their declarations."""
     about = f"Signing secrets; {SECRETS}_{{ENDPOINT}} for further endpoints ({_SECRETS.expected})"
-    return [Row(SECRETS, "", about), *variables.describe(Settings)]
+    return [Row(SECRETS, "", about), *environment.describe(Settings)]
 
 
 def _secrets(sources: Sources) -> Mapping[str, tuple[Secret[bytes], ...]]:

@@ -32,7 +32,7 @@ class ConfigError(ServiceError):
         self.problems = tuple(problems)
 
 
-class Refusal(StrEnum):
+class RejectionReason(StrEnum):
     """Why a request is refused: the closed list that answers, logs and metrics share."""
 
     REQUEST_MALFORMED = "request_malformed"
@@ -57,13 +57,13 @@ class Refusal(StrEnum):
 class Rejected(ServiceError):
     """The request is refused as it stands; `field` is a path into the event, never a value."""
 
-    def __init__(self, reason: Refusal, field: str | None = None) -> None:
+    def __init__(self, reason: RejectionReason, field: str | None = None) -> None:
         super().__init__(reason.value if field is None else f"{reason.value} {field}")
         self.reason = reason
         self.field = field
 
 
-class Shortage(StrEnum):
+class UnavailableReason(StrEnum):
     """Why nothing could be decided now: the closed list behind every 503."""
 
     REDIS_UNREACHABLE = "redis_unreachable"
@@ -84,7 +84,7 @@ class Shortage(StrEnum):
 class Unavailable(ServiceError):
     """Nothing is decided: the same request may be sent again later."""
 
-    def __init__(self, reason: Shortage) -> None:
+    def __init__(self, reason: UnavailableReason) -> None:
         super().__init__(reason.value)
         self.reason = reason
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import msgspec
 
-from . import __version__, metrics
-from .errors import RETRY_AFTER_S, Refusal
-from .events import Event
-from .health import REASONS
-from .inbox import Outcome
+from . import __version__
+from .config import WEBHOOK_PATH
+from .errors import RETRY_AFTER_S, RejectionReason
+from .inbox.admission import Outcome
 from .secret import Secret
-from .transitions import EVENT_TYPE_PREFIX
-from .web import WEBHOOK_PATH
+from .storage.health import REASONS
+from .stripe.events import EVENT_TYPE_PREFIX, Event
+from .telemetry import metrics
 
 _COMPONENT = "#/components/schemas/{name}"
 _WRAPPED = "_Wrapped"
@@ -29,11 +29,11 @@ _HIDDEN = {"writeOnly": True}
 _INT64 = {"format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1}
 # Refusals that are answered with a status of their own; every other one is a 400.
 _OWN_STATUS = {
-    Refusal.SOURCE_NOT_ALLOWED: "403",
-    Refusal.ENDPOINT_UNKNOWN: "404",
-    Refusal.TRAILING_SLASH: "404",
-    Refusal.BODY_TOO_LARGE: "413",
-    Refusal.HEADERS_TOO_LARGE: "431",
+    RejectionReason.SOURCE_NOT_ALLOWED: "403",
+    RejectionReason.ENDPOINT_UNKNOWN: "404",
+    RejectionReason.TRAILING_SLASH: "404",
+    RejectionReason.BODY_TOO_LARGE: "413",
+    RejectionReason.HEADERS_TOO_LARGE: "431",
 }
 _OURS = f"^{re.escape(EVENT_TYPE_PREFIX)}"
 
@@ -162,7 +162,7 @@ def _silent(description: str) -> dict[str, Any]:
 
 def _responses() -> dict[str, Any]:
     """Return every answer there is to an event, each with the words it may hold."""
-    refused = [reason for reason in Refusal if reason not in _OWN_STATUS]
+    refused = [reason for reason in RejectionReason if reason not in _OWN_STATUS]
     unavailable = _answer("Nothing is decided: the same may come again.", "error", ["unavailable"])
     retry_after = {"schema": {"type": "integer", "minimum": 0}, "example": RETRY_AFTER_S}
     unavailable["headers"] = {"Retry-After": {"description": "Seconds to wait.", **retry_after}}
@@ -175,14 +175,18 @@ def _responses() -> dict[str, Any]:
             refused,
             field={"type": "string"},
         ),
-        "NotAllowed": _answer("It comes from elsewhere.", "error", [Refusal.SOURCE_NOT_ALLOWED]),
+        "NotAllowed": _answer(
+            "It comes from elsewhere.", "error", [RejectionReason.SOURCE_NOT_ALLOWED]
+        ),
         "NoSuchEndpoint": _answer(
             "No endpoint with signing secrets has this path.",
             "error",
-            [Refusal.ENDPOINT_UNKNOWN, Refusal.TRAILING_SLASH],
+            [RejectionReason.ENDPOINT_UNKNOWN, RejectionReason.TRAILING_SLASH],
         ),
-        "TooLarge": _answer("The body is too large.", "error", [Refusal.BODY_TOO_LARGE]),
-        "HeadersTooLarge": _answer("The headers are.", "error", [Refusal.HEADERS_TOO_LARGE]),
+        "TooLarge": _answer("The body is too large.", "error", [RejectionReason.BODY_TOO_LARGE]),
+        "HeadersTooLarge": _answer(
+            "The headers are.", "error", [RejectionReason.HEADERS_TOO_LARGE]
+        ),
         "Unavailable": unavailable,
     }
 

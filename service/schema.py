@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 import orjson
 
-from . import messages
-from .transitions import STEP_RANKS, Origin, Status, StatusTransition
+from .transitions import cloudevents
+from .transitions.lifecycle import STEP_RANKS, Status
+from .transitions.transition import Origin, StatusTransition
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -142,10 +143,10 @@ def transition_schema() -> dict[str, Any]:
     """
     parts = _structs("#/$defs/{name}")
     whole = parts.pop(StatusTransition.__name__)
-    return {"$schema": DIALECT, "$id": messages.SCHEMA, **whole, "$defs": parts}
+    return {"$schema": DIALECT, "$id": cloudevents.SCHEMA, **whole, "$defs": parts}
 
 
-def message_schema(transition: str = messages.SCHEMA) -> dict[str, Any]:
+def message_schema(transition: str = cloudevents.SCHEMA) -> dict[str, Any]:
     """Return the JSON Schema of a whole message, where *transition* is the reference to `data`'s.
 
     https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md
@@ -159,13 +160,13 @@ def message_schema(transition: str = messages.SCHEMA) -> dict[str, Any]:
             "pattern": "^/stripe/identity/(live|test)(/[^/]+)?$",
         },
         "type": {
-            **_text(f"`{messages.TYPE_PREFIX}` and Stripe's event type."),
-            "pattern": f"^{re.escape(messages.TYPE_PREFIX)}",
+            **_text(f"`{cloudevents.TYPE_PREFIX}` and Stripe's event type."),
+            "pattern": f"^{re.escape(cloudevents.TYPE_PREFIX)}",
         },
         "subject": session_id,
         "time": _text("When Stripe created the event, in UTC.", form="date-time"),
         "datacontenttype": {"const": "application/json"},
-        "dataschema": {"const": messages.SCHEMA},
+        "dataschema": {"const": cloudevents.SCHEMA},
         "partitionkey": session_id,
         "sessionepoch": {**_text("The epoch of `data`."), "pattern": "^[0-9]+$"},
         "sessionsequence": {
@@ -187,7 +188,7 @@ def message_schema(transition: str = messages.SCHEMA) -> dict[str, Any]:
 
 def headers_schema() -> dict[str, Any]:
     """Return the JSON Schema of what goes along with a message outside its body."""
-    names = list(messages.message(_EXAMPLE).headers)
+    names = list(cloudevents.message(_EXAMPLE).headers)
     return {
         "description": "What routers and consumers may want without parsing the body.",
         "type": "object",
@@ -202,14 +203,14 @@ def asyncapi() -> dict[str, Any]:
         "asyncapi": "3.0.0",
         "info": {
             "title": "identity-webhooks",
-            "version": messages.SCHEMA.rpartition(":")[2],
+            "version": cloudevents.SCHEMA.rpartition(":")[2],
             "description": "What happens to Stripe Identity's verification sessions, once each and"
             " in order, as the same message on each queue that is switched on by HANDLERS.\n\n"
             "Generated from the types by `python -m tests.generate`. This text is JSON, which is"
             " YAML 1.2.",
             "license": {"name": "MIT"},
         },
-        "defaultContentType": messages.CONTENT_TYPE,
+        "defaultContentType": cloudevents.CONTENT_TYPE,
         "servers": {name: _server(queue) for name, queue in QUEUES.items()},
         "channels": {name: _channel(name, queue) for name, queue in QUEUES.items()},
         "operations": {f"send_{name}": _operation(name, queue) for name, queue in QUEUES.items()},
@@ -282,12 +283,12 @@ def _operation(name: str, queue: Queue) -> dict[str, Any]:
 
 
 def _message() -> dict[str, Any]:
-    example = messages.message(_EXAMPLE)
+    example = cloudevents.message(_EXAMPLE)
     return {
         "name": "transition",
         "title": "A session has changed",
         "summary": "One real change of one session. May come again, with the same `id`.",
-        "contentType": messages.CONTENT_TYPE,
+        "contentType": cloudevents.CONTENT_TYPE,
         "headers": headers_schema(),
         "payload": {"$ref": _COMPONENT.format(name="Message")},
         "correlationId": {

@@ -5,13 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from .transitions import (
-    EVENT_TYPE_PREFIX,
-    Status,
-    StatusTransition,
-    is_expected,
-    is_reversal,
-)
+from .stripe.events import EVENT_TYPE_PREFIX
+from .transitions.lifecycle import Status, is_expected, is_reversal
+from .transitions.transition import StatusTransition
 
 
 def transition(**changes: Any) -> StatusTransition:

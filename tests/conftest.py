@@ -11,20 +11,19 @@ from typing import Any
 
 import pytest
 import redis
-import roles
-from harness import soon
 from hypothesis import HealthCheck, Phase
 from hypothesis import settings as examples
-from servers import PATIENCE_S, Server, server
 
-from service import connections as clients
 from service.config import Settings
-from service.connections import Connections, connect
-from service.embedded import EmbeddedServer, find_server
-from service.layout import Keys, open_groups
+from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.secret import Secret
+from service.storage import connections as clients
+from service.storage.connections import Connections, connect
+from service.storage.layout import Keys, open_groups
+from tests.support import roles
+from tests.support.harness import soon
+from tests.support.servers import PATIENCE_S, Server, server
 
-FIXTURES = Path(__file__).parent / "fixtures"
 SIGNING_SECRET = Secret(b"whsec_tests")
 # What the service allows Redis, and what tests do: a busy machine is no fault of the code's.
 OWN_TIMEOUTS = {

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from service import config, metrics, openapi, schema, variables
+from service import config, environment, openapi, schema
+from service.environment import Row
 from service.handlers.kafka import KafkaSettings
 from service.handlers.nats import NatsSettings
 from service.handlers.rabbitmq import RabbitmqSettings
 from service.handlers.redis_stream import RedisStreamSettings
 from service.handlers.sqs import SqsSettings
-from service.variables import Row
+from service.telemetry import metrics
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -31,7 +32,7 @@ QUEUES = (RabbitmqSettings, NatsSettings, KafkaSettings, SqsSettings, RedisStrea
 
 def queue_settings() -> list[Row]:
     """Return every setting of every queue's handler."""
-    return [row for declared in QUEUES for row in variables.describe(declared)]
+    return [row for declared in QUEUES for row in environment.describe(declared)]
 
 
 def series() -> list[Counter | Gauge | Histogram]:
@@ -55,7 +56,7 @@ def generated() -> dict[Path, str]:
         DEPLOY / "asyncapi.yaml": _json(schema.asyncapi()),
         DEPLOY / "openapi.yaml": _json(openapi.openapi()),
         DEPLOY / "status-transition.schema.json": _json(schema.transition_schema()),
-        ENV_EXAMPLE: variables.example([*config.describe(), *queue_settings()]),
+        ENV_EXAMPLE: environment.example([*config.describe(), *queue_settings()]),
         README: readme,
     }
 

@@ -18,16 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from planted import MUTANTS, Mutant
+from tests.planted import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("service", "tests", "deploy", "pyproject.toml", "README.md", ".env.example")
 SIDE_BY_SIDE = 2
 # Far more than is needed. Who exceeds it says nothing about the bug, so it is not caught.
-MOST_S = 600
-MOST_HEALTHY_S = 1800
+MAX_S = 600
+MAX_HEALTHY_S = 1800
 RED = 1
 
 _FAILED = re.compile(r"^(?:FAILED|ERROR) \S*?(\w+\.py\S*)", re.MULTILINE)
@@ -54,7 +52,7 @@ def main(words: Sequence[str]) -> int:
     targets = sorted({target for one in hunted for target in one.tests.split()})
     with TemporaryDirectory(prefix="mutants-") as directory:
         healthy = _copied(Path(directory) / "healthy")
-        verdict, red = _tested(healthy, targets, MOST_HEALTHY_S)
+        verdict, red = _tested(healthy, targets, MAX_HEALTHY_S)
         if verdict != "survived":
             _say(f"without any bug the tests are not green: {verdict} {red}")
             return 1
@@ -71,7 +69,7 @@ def _hunted(directory: Path, mutant: Mutant) -> str:
     root = _copied(directory)
     (root / mutant.path).write_text(mutated(mutant, root), encoding="utf-8")
     started = time.monotonic()
-    verdict, red = _tested(root, mutant.tests.split(), MOST_S)
+    verdict, red = _tested(root, mutant.tests.split(), MAX_S)
     shutil.rmtree(root)
     _say(f"{verdict:8} {time.monotonic() - started:5.1f} s  {mutant.bug:70} {red}")
     return verdict

@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.config import SECRETS, Durability, Livemode, Settings, describe
+from service.environment import example
 from service.errors import ConfigError
 from service.secret import Secret
-from service.variables import example
 
 NOWHERE = Path(__file__) / "nowhere"
 NAMES = tuple(row.name for row in describe())
 CANARY = "canary-é7 \t"
 ASCENDING = (
     "SESSION_RETENTION_DAYS: expected more than MAX_EVENT_AGE_DAYS",
-    "RETRY_CEILING_S: expected at least RETRY_FIRST_S",
+    "RETRY_MAX_DELAY_S: expected at least RETRY_INITIAL_DELAY_S",
 )
 BAD = tuple((name, CANARY) for name in NAMES)
 
@@ -73,14 +73,14 @@ def test_a_set_value_has_its_type() -> None:
         {
             "PORT": "0",
             "DRAIN_S": "0",
-            "RETRY_FIRST_S": "2.5",
+            "RETRY_INITIAL_DELAY_S": "2.5",
             "DURABILITY": "fsync",
             "HANDLERS": "log,my-queue,acme.audit:open",
             "LOG_METADATA_KEYS": "order_id,user",
             "REDIS_URL": "rediss+sentinel://:pw@a:1,b:2/main",
         }
     )
-    assert (found.port, found.drain_s, found.retry_first_s) == (0, 0.0, 2.5)
+    assert (found.port, found.drain_s, found.retry_initial_delay_s) == (0, 0.0, 2.5)
     assert isinstance(found.drain_s, float)
     assert found.durability is Durability.FSYNC
     assert found.handlers == ("log", "my-queue", "acme.audit:open")
@@ -227,7 +227,7 @@ def test_any_text_is_taken_or_refused_in_the_same_words(name: str, value: str) -
         ("MAX_EVENT_AGE_DAYS", 31, 399),
         ("SESSION_RETENTION_DAYS", 36, 3650),
         ("HANDLER_CONCURRENCY", 1, 1024),
-        ("RETRY_ATTEMPTS", 1, 1000),
+        ("RETRY_MAX_ATTEMPTS", 1, 1000),
         ("LEASE_TTL_S", 1, 300),
     ],
 )
@@ -283,9 +283,12 @@ def test_texts_have_a_syntax(name: str, text: str) -> None:
 
 def test_what_must_ascend_is_compared() -> None:
     """Memory may not end with the age limit, nor the ceiling lie below the first back-off."""
-    environ = {"MAX_EVENT_AGE_DAYS": "400", "RETRY_FIRST_S": "300.5"}
+    environ = {"MAX_EVENT_AGE_DAYS": "400", "RETRY_INITIAL_DELAY_S": "300.5"}
     assert problems(environ) == ASCENDING
-    assert load({"MAX_EVENT_AGE_DAYS": "399", "RETRY_FIRST_S": "300"}).max_event_age_days == 399
+    assert (
+        load({"MAX_EVENT_AGE_DAYS": "399", "RETRY_INITIAL_DELAY_S": "300"}).max_event_age_days
+        == 399
+    )
 
 
 def test_nothing_is_compared_with_a_wrong_value() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mutants import mutated
-from planted import MUTANTS, Mutant
+
+from tests.mutants import mutated
+from tests.planted import MUTANTS, Mutant
 
 TESTS = Path(__file__).parent
 

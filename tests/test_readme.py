@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from service import __version__, cli
+from service import __version__
+from service.cli.main import commands
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,7 +39,7 @@ def test_every_command_parses(line: str) -> None:
     """Each command of the README is one the command line takes, options and all."""
     words = shlex.split(line.rpartition("-m service ")[2])
 
-    command: click.Command = cli.commands
+    command: click.Command = commands
     while isinstance(command, click.Group):
         command = command.commands[words.pop(0)]
 
@@ -68,7 +69,7 @@ def test_every_file_named_exists() -> None:
     named = re.findall(r"(?<![\w/])(?:deploy|service|tests)(?:/[\w.-]+)+/?", README)
     alone = re.findall(r"`(Procfile|LICENSE|\.[a-z]+\.example|\.ci/\w+)`", PROSE)
 
-    assert {"deploy/Dockerfile", "tests/test_signatures.py"} <= set(named)
+    assert {"deploy/Dockerfile", "tests/stripe/test_signatures.py"} <= set(named)
     assert [path for path in {*named, *alone} if not (ROOT / path).exists()] == []
 
 

@@ -12,15 +12,16 @@ from typing import Any
 import jsonschema_rs
 import msgspec
 import pytest
-from generate import DEPLOY, generated
 from hypothesis import given
 from hypothesis import strategies as st
-from test_messages import TRACEPARENT, TRANSITION, TRANSITIONS, WORD
 
-from service import handlers, messages, schema, variables
+from service import environment, handlers, schema
 from service.handlers import kafka, nats, rabbitmq, redis_stream, sqs
 from service.secret import Secret
-from service.transitions import StatusTransition
+from service.transitions import cloudevents
+from service.transitions.transition import StatusTransition
+from tests.generate import DEPLOY, generated
+from tests.transitions.test_cloudevents import TRACEPARENT, TRANSITION, TRANSITIONS, WORD
 
 PARSER = "@asyncapi/parser@3.6.3"
 NPM_TIMEOUT_S = 120
@@ -45,7 +46,7 @@ every_queue = pytest.mark.parametrize("name", schema.QUEUES)
 
 def validator(part: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
     """Return an independent reader of a schema, which may refer to that of a transition."""
-    registry = jsonschema_rs.Registry([(messages.SCHEMA, schema.transition_schema())])
+    registry = jsonschema_rs.Registry([(cloudevents.SCHEMA, schema.transition_schema())])
     return jsonschema_rs.Draft202012Validator(part, registry=registry, validate_formats=True)
 
 
@@ -55,7 +56,7 @@ HEADERS = validator(schema.headers_schema())
 
 def sent(transition: StatusTransition) -> Any:
     """Return a message's body as its readers see it."""
-    return json.loads(messages.message(transition).body)
+    return json.loads(cloudevents.message(transition).body)
 
 
 @given(transition=TRANSITIONS, replay=st.none() | WORD)
@@ -64,7 +65,7 @@ def test_every_message_is_valid(transition: StatusTransition, replay: str | None
     changed = msgspec.structs.replace(transition, replay=replay)
 
     WHOLE.validate(sent(changed))
-    HEADERS.validate(dict(messages.message(changed).headers))
+    HEADERS.validate(dict(cloudevents.message(changed).headers))
 
 
 @given(transition=TRANSITIONS)
@@ -79,7 +80,7 @@ def test_every_field_sent_is_described(transition: StatusTransition) -> None:
     assert (body["data"]["related_person"] or {}).keys() <= (
         described["$defs"]["RelatedPerson"]["properties"].keys()
     )
-    assert messages.message(transition).headers.keys() == (
+    assert cloudevents.message(transition).headers.keys() == (
         schema.headers_schema()["properties"].keys()
     )
 
@@ -189,7 +190,7 @@ def test_every_queue_is_in_the_document() -> None:
 def test_settings_are_those_of_the_handlers(name: str) -> None:
     """The settings named in the document exist, with the defaults it tells."""
     queue = schema.QUEUES[name]
-    found = variables.read(SETTINGS[name], {})
+    found = environment.read(SETTINGS[name], {})
     url = getattr(found, queue.url.lower())
 
     assert getattr(found, queue.setting.lower()) == (queue.address or "")
@@ -222,7 +223,7 @@ def test_the_example_is_a_message_of_ours() -> None:
     transition = msgspec.convert(example["payload"]["data"], StatusTransition)
 
     assert sent(transition) == example["payload"]
-    assert messages.message(transition).headers == example["headers"]
+    assert cloudevents.message(transition).headers == example["headers"]
 
 
 @pytest.mark.skipif(

@@ -22,7 +22,7 @@ SUITE = [
     if not {"bench", "chaos"} & set(path.relative_to(HERE).parts)
     and path.name not in {*CLOCKS, Path(__file__).name, "mutants.py"}
 ]
-LEAST_PATIENCE_S = 10
+MIN_PATIENCE_S = 10
 LIMITS = {"timeout", "wait_for"}
 
 
@@ -41,7 +41,8 @@ def short_limits(tree: ast.AST) -> Iterator[int]:
     Where a time-out is what is asked for, and where time is virtual, short is as good as long.
     """
     if any(
-        isinstance(node, ast.Import) and _names(node, "virtual_time") for node in ast.walk(tree)
+        isinstance(node, ast.Import | ast.ImportFrom) and _names(node, "virtual_time")
+        for node in ast.walk(tree)
     ):
         return
     meant = {
@@ -55,7 +56,7 @@ def short_limits(tree: ast.AST) -> Iterator[int]:
             yield node.lineno
 
 
-def _names(imported: ast.Import, module: str) -> bool:
+def _names(imported: ast.Import | ast.ImportFrom, module: str) -> bool:
     return any(one.name == module for one in imported.names)
 
 
@@ -71,12 +72,12 @@ def _is_short(call: ast.Call) -> bool:
     return any(
         isinstance(one, ast.Constant)
         and isinstance(one.value, int | float)
-        and one.value < LEAST_PATIENCE_S
+        and one.value < MIN_PATIENCE_S
         for one in given
     )
 
 
-@pytest.mark.parametrize("path", SUITE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SUITE, ids=lambda path: str(path.relative_to(HERE)))
 def test_nothing_is_timed(path: Path) -> None:
     """No test reads a clock to judge by, nor gives what must succeed less than ten seconds."""
     tree = ast.parse(path.read_text())
@@ -106,7 +107,8 @@ def test_what_is_timed_is_found(timed: str) -> None:
     [
         "async def f(): await asyncio.wait_for(g(), PATIENCE_S)",
         "async def f():\n with pytest.raises(TimeoutError): await asyncio.wait_for(g(), 0.1)",
-        "import virtual_time\nasync def f():\n async with asyncio.timeout(1): await g()",
+        "from tests.support import virtual_time\n"
+        "async def f():\n async with asyncio.timeout(1): await g()",
     ],
 )
 def test_what_is_not_timed_passes(steady: str) -> None:

@@ -18,8 +18,8 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from ..errors import ConfigError, Unreachable
-from ..failures import class_name, definition, is_foreign, place, unreachable
-from ..transitions import StatusTransition
+from ..transitions.transition import StatusTransition
+from .failures import class_name, definition, is_foreign, place, unreachable
 
 BUILT_IN = {
     name: f"{__name__}.{name}:open"

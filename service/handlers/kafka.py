@@ -33,12 +33,13 @@ from aiokafka.errors import (
 from aiokafka.helpers import create_ssl_context
 from aiokafka.protocol.metadata import MetadataRequest
 
-from .. import messages, variables
+from .. import environment
 from ..errors import Undeliverable
 from ..secret import Secret
-from ..transitions import StatusTransition
+from ..transitions import cloudevents
+from ..transitions.transition import StatusTransition
 from . import Handler
-from .link import CLOSE_TIMEOUT_S, Link, RefusedError, silence
+from .shared_connection import CLOSE_TIMEOUT_S, Link, RefusedError, silence
 
 # Below what a link gives a connection, so that the client cleans up after itself.
 REQUEST_TIMEOUT_MS = 2500
@@ -58,19 +59,19 @@ _REFUSALS = (
 class KafkaSettings:
     """What the `kafka` handler needs."""
 
-    kafka_url: Secret[str] = variables.setting(
+    kafka_url: Secret[str] = environment.setting(
         Secret("kafka://127.0.0.1:9092"),
-        variables.hidden(
-            variables.matching(_URL, "kafka:// or kafkas:// and hosts, user and password escaped")
+        environment.hidden(
+            environment.matching(_URL, "kafka:// or kafkas:// and hosts, user and password escaped")
         ),
         "Its brokers by commas, with user:password@ for SASL; kafkas for TLS",
     )
-    kafka_topic: str = variables.setting(
-        "verifications", variables.matching(r"[A-Za-z0-9._-]{1,249}", "a topic"), "Its topic"
+    kafka_topic: str = environment.setting(
+        "verifications", environment.matching(r"[A-Za-z0-9._-]{1,249}", "a topic"), "Its topic"
     )
-    kafka_sasl_mechanism: str = variables.setting(
+    kafka_sasl_mechanism: str = environment.setting(
         "SCRAM-SHA-512",
-        variables.matching(r"PLAIN|SCRAM-SHA-(256|512)", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
+        environment.matching(r"PLAIN|SCRAM-SHA-(256|512)", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
         "How it proves who it is, where the URL names a user",
     )
 
@@ -85,7 +86,7 @@ class Kafka:
 
     async def __call__(self, transition: StatusTransition) -> None:
         """Send; return when every in-sync replica has the record."""
-        message = messages.message(transition)
+        message = cloudevents.message(transition)
         async with self._link.use() as producer:
             try:
                 confirmed = await producer.send(
@@ -169,7 +170,7 @@ class Kafka:
 async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A001 - the protocol's word
     """Yield the handler; the connection is made on first use."""
     silence("aiokafka")
-    handler = Kafka(variables.read(KafkaSettings, environ))
+    handler = Kafka(environment.read(KafkaSettings, environ))
     try:
         yield handler
     finally:

@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from .. import logs
 from ..config import Settings
 from ..errors import Unreachable
-from ..transitions import StatusTransition
+from ..telemetry import logs
+from ..transitions.transition import StatusTransition
 from . import Handler
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()

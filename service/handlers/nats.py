@@ -21,12 +21,13 @@ from nats.js.errors import (
     NotFoundError,
 )
 
-from .. import messages, variables
+from .. import environment
 from ..errors import Undeliverable, Unreachable
 from ..secret import Secret
-from ..transitions import StatusTransition
+from ..transitions import cloudevents
+from ..transitions.transition import StatusTransition
 from . import Handler
-from .link import CONNECT_TIMEOUT_S, Link, RefusedError, silence, url
+from .shared_connection import CONNECT_TIMEOUT_S, Link, RefusedError, silence, url
 
 DEDUPLICATION_HEADER = "Nats-Msg-Id"
 # https://github.com/nats-io/nats-server/blob/main/server/errors.json
@@ -37,13 +38,13 @@ MESSAGE_EXCEEDS_MAXIMUM = 10054
 class NatsSettings:
     """What the `nats` handler needs."""
 
-    nats_url: Secret[str] = variables.setting(
+    nats_url: Secret[str] = environment.setting(
         Secret("nats://127.0.0.1:4222"),
         url("nats", "tls", many=True),
         "Its servers, by commas; the first's credentials are for all",
     )
-    nats_subject: str = variables.setting(
-        "verifications", variables.matching(r"[!-)+-=?-~]{1,255}", "a subject"), "Its subject"
+    nats_subject: str = environment.setting(
+        "verifications", environment.matching(r"[!-)+-=?-~]{1,255}", "a subject"), "Its subject"
     )
 
 
@@ -70,7 +71,7 @@ class Nats:
 
     async def __call__(self, transition: StatusTransition) -> None:
         """Publish; return when the stream has stored the message, or had it already."""
-        message = messages.message(transition)
+        message = cloudevents.message(transition)
         headers = {**message.headers, DEDUPLICATION_HEADER: message.deduplication_id}
         async with self._link.use() as line:
             # The client measures the body alone; for the headers the server would hang up.
@@ -147,7 +148,7 @@ class Nats:
 async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A001 - the protocol's word
     """Yield the handler; the connection is made on first use."""
     silence("nats")
-    handler = Nats(variables.read(NatsSettings, environ))
+    handler = Nats(environment.read(NatsSettings, environ))
     try:
         yield handler
     finally:

@@ -27,12 +27,13 @@ from aio_pika.exceptions import (
 )
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 
-from .. import messages, variables
+from .. import environment
 from ..errors import Undeliverable, Unreachable
 from ..secret import Secret
-from ..transitions import StatusTransition
+from ..transitions import cloudevents
+from ..transitions.transition import StatusTransition
 from . import Handler
-from .link import Link, RefusedError, silence, url
+from .shared_connection import Link, RefusedError, silence, url
 
 _REFUSALS: dict[type[AMQPError], str] = {
     ChannelNotFoundEntity: "no_such_exchange",
@@ -45,15 +46,15 @@ _REFUSALS: dict[type[AMQPError], str] = {
 class RabbitmqSettings:
     """What the `rabbitmq` handler needs."""
 
-    rabbitmq_url: Secret[str] = variables.setting(
+    rabbitmq_url: Secret[str] = environment.setting(
         Secret("amqp://127.0.0.1:5672/"), url("amqp", "amqps"), "Its broker and virtual host"
     )
-    rabbitmq_exchange: str = variables.setting(
-        "", variables.matching(r"[ -~]{0,255}", "a name"), "Its exchange; empty for the default"
+    rabbitmq_exchange: str = environment.setting(
+        "", environment.matching(r"[ -~]{0,255}", "a name"), "Its exchange; empty for the default"
     )
-    rabbitmq_routing_key: str = variables.setting(
+    rabbitmq_routing_key: str = environment.setting(
         "verifications",
-        variables.matching(r"[ -~]{1,255}", "1 to 255 characters"),
+        environment.matching(r"[ -~]{1,255}", "1 to 255 characters"),
         "Routing key, or the queue's name on the default exchange",
     )
 
@@ -75,7 +76,7 @@ class Rabbitmq:
 
     async def __call__(self, transition: StatusTransition) -> None:
         """Publish; return when the broker has taken the message into every bound queue."""
-        message = messages.message(transition)
+        message = cloudevents.message(transition)
         try:
             async with self._link.use() as line:
                 await self._publish(line.channel, message)
@@ -109,7 +110,7 @@ class Rabbitmq:
         """Close the connection."""
         await self._link.close()
 
-    async def _publish(self, channel: AbstractChannel, message: messages.Message) -> None:
+    async def _publish(self, channel: AbstractChannel, message: cloudevents.Message) -> None:
         name = self._settings.rabbitmq_exchange
         exchange: AbstractExchange = channel.default_exchange
         if name:
@@ -123,7 +124,7 @@ class Rabbitmq:
             # A queue that takes no more, say.
             raise Unreachable("queue_refused") from None
 
-    async def _publish_alone(self, message: messages.Message) -> None:
+    async def _publish_alone(self, message: cloudevents.Message) -> None:
         """Publish on a channel of its own, where a refusal is of this message and no other."""
         async with self._link.use() as line:
             try:
@@ -150,7 +151,7 @@ class Rabbitmq:
 async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A001 - the protocol's word
     """Yield the handler; the connection is made on first use."""
     silence("aio_pika", "aiormq")
-    handler = Rabbitmq(variables.read(RabbitmqSettings, environ))
+    handler = Rabbitmq(environment.read(RabbitmqSettings, environ))
     try:
         yield handler
     finally:
@@ -161,7 +162,7 @@ def _is_open(line: _Line) -> bool:
     return not (line.connection.is_closed or line.channel.is_closed)
 
 
-def _amqp(message: messages.Message) -> aio_pika.Message:
+def _amqp(message: cloudevents.Message) -> aio_pika.Message:
     return aio_pika.Message(
         message.body,
         message_id=message.id,

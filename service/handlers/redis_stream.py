@@ -26,39 +26,38 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .. import messages, variables
-from ..coalesce import Coalescer
-from ..connections import Connections, Script, ScriptCall, connect, refusal
+from .. import environment
 from ..errors import ConfigError, Unreachable
 from ..secret import Secret
-from ..transitions import StatusTransition
+from ..storage.batching import Batcher
+from ..storage.connections import Connections, Script, ScriptCall, connect, is_unauthorized, refusal
+from ..transitions import cloudevents
+from ..transitions.transition import StatusTransition
 from . import Handler
-from .link import Link, RefusedError
+from .shared_connection import Link, RefusedError
 
-MOST_PER_FLIGHT = 128
+MAX_PER_BATCH = 128
 
-_APPEND = Script("append_guarded")
+_APPEND = Script(__package__, "append_once.lua")
 # Redis cannot take anything from anybody at the moment: a replica, full, or without a majority.
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
 _REFUSED = (AuthenticationError, NoPermissionError)
-# What Redis says of a command within a script.
-_NOT_OURS = "ACL failure"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RedisStreamSettings:
     """What the `redis_stream` handler needs."""
 
-    redis_stream_url: Secret[str] = variables.setting(
-        Secret("redis://127.0.0.1:6379/0"), variables.hidden(variables.REDIS_URL), "Its Redis"
+    redis_stream_url: Secret[str] = environment.setting(
+        Secret("redis://127.0.0.1:6379/0"), environment.hidden(environment.REDIS_URL), "Its Redis"
     )
-    redis_stream_name: str = variables.setting(
-        "verifications", variables.matching(r"[!-z|~]{1,256}", "a key without braces"), "Its key"
+    redis_stream_name: str = environment.setting(
+        "verifications", environment.matching(r"[!-z|~]{1,256}", "a key without braces"), "Its key"
     )
-    redis_stream_max_entries: int = variables.whole(
+    redis_stream_max_entries: int = environment.whole(
         0, 0, 10**12, "Entries it is trimmed to, roughly; 0 for never"
     )
-    redis_stream_guard_s: int = variables.whole(
+    redis_stream_dedup_window_s: int = environment.whole(
         86_400, 1, 31_536_000, "Seconds for which a repeat is not appended again"
     )
 
@@ -67,7 +66,7 @@ class _Line(NamedTuple):
     """The clients, and what gathers appends for one round trip."""
 
     connections: Connections
-    appends: Coalescer[ScriptCall, Any]
+    appends: Batcher[ScriptCall, Any]
 
 
 class RedisStream:
@@ -80,7 +79,7 @@ class RedisStream:
 
     async def __call__(self, transition: StatusTransition) -> None:
         """Append the message, unless its guard says that it is there."""
-        call = self._append(messages.message(transition))
+        call = self._append(cloudevents.message(transition))
         async with self._link.use() as line:
             try:
                 await line.appends.submit(call)
@@ -108,10 +107,13 @@ class RedisStream:
         """Close the connections."""
         await self._link.close()
 
-    def _append(self, message: messages.Message) -> ScriptCall:
+    def _append(self, message: cloudevents.Message) -> ScriptCall:
         stream = self._settings.redis_stream_name
         guard = f"{{{stream}}}:guard:{message.deduplication_id}"
-        limits = (self._settings.redis_stream_guard_s, self._settings.redis_stream_max_entries)
+        limits = (
+            self._settings.redis_stream_dedup_window_s,
+            self._settings.redis_stream_max_entries,
+        )
         fields = [part for pair in message.headers.items() for part in pair]
         return ScriptCall(_APPEND, [stream, guard], [*limits, *fields, "body", message.body])
 
@@ -123,7 +125,7 @@ class RedisStream:
                 async def fly(calls: list[ScriptCall]) -> Sequence[Any]:
                     return await connections.run(calls)
 
-                appends = Coalescer(fly, most=MOST_PER_FLIGHT)
+                appends = Batcher(fly, most=MAX_PER_BATCH)
                 try:
                     yield _Line(connections, appends)
                 finally:
@@ -136,7 +138,7 @@ class RedisStream:
 @asynccontextmanager
 async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A001 - the protocol's word
     """Yield the handler; connections are made on first use."""
-    handler = RedisStream(variables.read(RedisStreamSettings, environ))
+    handler = RedisStream(environment.read(RedisStreamSettings, environ))
     try:
         yield handler
     finally:
@@ -145,7 +147,7 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
 
 def _refused(error: ResponseError) -> Exception:
     """Tell what Redis has against everybody from what may be this one call's."""
-    if isinstance(error, _REFUSED) or _NOT_OURS in str(error):
+    if is_unauthorized(error):
         return Unreachable("access_refused")
     word = refusal(error)
     if word == "WRONGTYPE":

@@ -31,18 +31,19 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from .. import messages, variables
+from .. import environment
 from ..errors import ConfigError, Undeliverable, Unreachable
 from ..secret import Secret
-from ..transitions import StatusTransition
+from ..transitions import cloudevents
+from ..transitions.transition import StatusTransition
 from . import Handler
-from .link import CONNECT_TIMEOUT_S, PUBLISH_TIMEOUT_S, Link, RefusedError, silence
+from .shared_connection import CONNECT_TIMEOUT_S, PUBLISH_TIMEOUT_S, Link, RefusedError, silence
 
 FIFO_SUFFIX = ".fifo"
 CONNECTIONS = 64
 # Of body and attributes together; a queue of a lower limit says so itself.
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
-MOST_BYTES = 1_048_576
+MAX_BYTES = 1_048_576
 
 _URL = r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/[!-~]+"
 _REGION = re.compile(r"(?:^|\.)sqs(?:-fips)?\.([a-z0-9-]+)\.")
@@ -90,17 +91,17 @@ _THROTTLED = frozenset(
 class SqsSettings:
     """What the `sqs` handler needs."""
 
-    sqs_queue_url: str = variables.setting(
-        "", variables.matching(_URL, "a queue's URL"), "Its queue, where it is also sent to"
+    sqs_queue_url: str = environment.setting(
+        "", environment.matching(_URL, "a queue's URL"), "Its queue, where it is also sent to"
     )
-    sqs_region: str = variables.setting(
-        "", variables.matching(r"[a-z0-9-]{1,32}", "a region"), "Its region, if not in the URL"
+    sqs_region: str = environment.setting(
+        "", environment.matching(r"[a-z0-9-]{1,32}", "a region"), "Its region, if not in the URL"
     )
-    sqs_access_key_id: str = variables.setting(
-        "", variables.matching(r"\w{1,128}", "a key's id"), "Access key; empty for AWS's own ways"
+    sqs_access_key_id: str = environment.setting(
+        "", environment.matching(r"\w{1,128}", "a key's id"), "Access key; empty for AWS's own ways"
     )
-    sqs_secret_access_key: Secret[str] = variables.setting(
-        Secret(""), variables.hidden(variables.matching(r"[!-~]+", "a key")), "Its secret"
+    sqs_secret_access_key: Secret[str] = environment.setting(
+        Secret(""), environment.hidden(environment.matching(r"[!-~]+", "a key")), "Its secret"
     )
 
 
@@ -115,9 +116,9 @@ class Sqs:
 
     async def __call__(self, transition: StatusTransition) -> None:
         """Send; return when the queue has answered with the message's id."""
-        message = messages.message(transition)
+        message = cloudevents.message(transition)
         body = _NO_CHARACTER.sub(_escaped, message.body.decode())
-        if _size(body, message.headers) > MOST_BYTES:
+        if _size(body, message.headers) > MAX_BYTES:
             raise Undeliverable("message_too_large")
         fifo = {
             "MessageGroupId": _short(message.key),
@@ -198,7 +199,7 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
     Raises:
         ConfigError: SQS_QUEUE_URL is missing, or settings are wrong.
     """
-    settings = variables.read(SqsSettings, environ)
+    settings = environment.read(SqsSettings, environ)
     if not settings.sqs_queue_url:
         raise ConfigError(["SQS_QUEUE_URL: expected a queue's URL"])
     if bool(settings.sqs_access_key_id) != bool(settings.sqs_secret_access_key.reveal()):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
-from harness import SECRET, Process, environment, soon
-from servers import Server, free_port, server
+
+from tests.support.harness import SECRET, Process, environment, soon
+from tests.support.servers import Server, free_port, server
 
 BENCH = Path(__file__).parent
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -183,7 +184,7 @@ def logged(
 
 # As `python -m service`, but each event makes a round trip of its own, at once.
 ALONE = """
-from service import inbox
+from service.inbox import admission
 from service.cli import main
 
 class Alone:
@@ -191,7 +192,7 @@ class Alone:
         self._fly = fly
 
     def submit(self, item):
-        loop = inbox.asyncio.get_running_loop()
+        loop = admission.asyncio.get_running_loop()
         reply = loop.create_future()
         loop.create_task(self._answer(item, reply))
         return reply
@@ -201,7 +202,7 @@ class Alone:
         if not reply.done():
             reply.set_result(answer)
 
-inbox.Coalescer = Alone
+admission.Batcher = Alone
 main()
 """
 

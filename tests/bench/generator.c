@@ -27,9 +27,9 @@
 #include <unistd.h>
 
 #define NS 1000000000ull
-#define MOST_KINDS 16
+#define MAX_KINDS 16
 #define SLICE_NS (NS / 10)
-#define MOST_SLICES 6000
+#define MAX_SLICES 6000
 #define TAIL_NS (10 * NS)
 
 typedef struct {
@@ -58,9 +58,9 @@ static int poller;
 static Connection *connections;
 static Connection **idle;
 static size_t idle_count;
-static Kind kinds[MOST_KINDS];
+static Kind kinds[MAX_KINDS];
 static Latencies good, refused;
-static uint64_t slices[MOST_SLICES][3];
+static uint64_t slices[MAX_SLICES][3];
 static uint64_t began, last_answer, dropped, closed, sent_late, failed_to_connect, in_hand;
 
 static void fail(const char *what) {
@@ -146,14 +146,14 @@ static void begin(uint64_t due) {
 
 static void count_kind(const char *what, size_t size) {
     if (size >= sizeof kinds[0].what) size = sizeof kinds[0].what - 1;
-    for (Kind *kind = kinds; kind < kinds + MOST_KINDS; kind++) {
+    for (Kind *kind = kinds; kind < kinds + MAX_KINDS; kind++) {
         if (!kind->count) memcpy(kind->what, what, size);
         if (strlen(kind->what) == size && !memcmp(kind->what, what, size)) {
             kind->count++;
             return;
         }
     }
-    kinds[MOST_KINDS - 1].count++;
+    kinds[MAX_KINDS - 1].count++;
 }
 
 static void note(Connection *one, const char *body, size_t body_size) {
@@ -163,7 +163,7 @@ static void note(Connection *one, const char *body, size_t body_size) {
     int size = snprintf(what, sizeof what, "%.3s %.*s", one->answer + 9, (int)body_size, body);
     count_kind(what, (size_t)size < sizeof what ? (size_t)size : sizeof what - 1);
     add(is_good ? &good : &refused, time - one->due);
-    if (slice < MOST_SLICES) {
+    if (slice < MAX_SLICES) {
         slices[slice][is_good ? 0 : 1]++;
         if (is_good && time - one->due > slices[slice][2]) slices[slice][2] = time - one->due;
     }
@@ -226,7 +226,7 @@ static void print_all(void) {
     print_latencies("good", &good);
     print_latencies("refused", &refused);
     printf("\"answers\": {");
-    for (Kind *kind = kinds; kind < kinds + MOST_KINDS && kind->count; kind++) {
+    for (Kind *kind = kinds; kind < kinds + MAX_KINDS && kind->count; kind++) {
         if (kind != kinds) printf(", ");
         print_text(kind->what);
         printf(": %lu", kind->count);
@@ -235,7 +235,7 @@ static void print_all(void) {
     printf("\"dropped\": %lu, \"closed\": %lu, \"unanswered\": %lu, ", dropped, closed, in_hand);
     printf("\"failed_to_connect\": %lu, \"sent_late\": %lu, ", failed_to_connect, sent_late);
     printf("\"next\": %lu, \"tenths\": [", next_number);
-    for (size_t i = 0; i < MOST_SLICES && i * SLICE_NS < last_answer - began; i++)
+    for (size_t i = 0; i < MAX_SLICES && i * SLICE_NS < last_answer - began; i++)
         printf("%s[%lu, %lu, %lu]", i ? ", " : "", slices[i][0], slices[i][1], slices[i][2] / 1000);
     printf("]}\n");
 }

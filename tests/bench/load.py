@@ -18,10 +18,10 @@ from random import Random
 from typing import Any, NamedTuple
 
 import orjson
-from harness import SECRET, WEBHOOK
 
-from service.signatures import sign
-from service.simulate import lifecycle_events
+from service.operations.synthetic_events import lifecycle_events
+from service.stripe.signatures import sign
+from tests.support.harness import SECRET, WEBHOOK
 
 SOURCE = Path(__file__).with_name("generator.c")
 LIFECYCLE = "redacted-after-verified"

@@ -3,25 +3,22 @@
 Each attack on a fresh receiver with its default limits: 1,000 connections do the same thing at the
 same time, without any signing secret. Loopback only; needs 1 GiB and takes a minute.
 """
-# ruff: noqa: E402, T201 (the tests' own modules are found after the path is set; it says numbers)
+# ruff: noqa: T201 (the tests' own modules are found after the path is set; it says numbers)
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import resource
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
-
 import uvloop
-from harness import PROCESS_DEADLINE_S, Yard, yard
 
 from service.config import Settings
+from tests.support.harness import PROCESS_DEADLINE_S, Yard, yard
 
 CONNECTIONS = 1000
 BODY = Settings.max_body_bytes

@@ -4,23 +4,19 @@ First its peak is found with 64 connections; then twice as much comes at an even
 answered, on 1,024 connections; then, at once, half of it. All of that several times over, for the
 machine is not always as fast.
 """
-# ruff: noqa: E402 (the tests' own modules are found after the path is set)
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+from tests.bench.candidates import ALL, OTHERS_CORE, on_core, running
+from tests.bench.load import Answers, Load
 
-from candidates import ALL, OTHERS_CORE, on_core, running
-from load import Answers, Load
-
-MOST_PER_S = 10_000
+MAX_PER_S = 10_000
 ROUNDS = 5
 WARM_S, PEAK_S, OVERLOAD_S, AFTER_S = 1, 2, 3, 1
 FEW, MANY = 64, 1024
@@ -46,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="overload-") as made:
         directory = Path(made)
         per_round_s = PEAK_S + 2 * OVERLOAD_S + AFTER_S / 2
-        load = Load(directory, int((WARM_S + ROUNDS * per_round_s) * MOST_PER_S))
+        load = Load(directory, int((WARM_S + ROUNDS * per_round_s) * MAX_PER_S))
         with running(ALL["service"], directory / "run") as service, on_core(OTHERS_CORE):
             warm = load.post(service.port, connections=FEW, seconds=WARM_S)
             before = service.resident_mib

@@ -2,33 +2,29 @@
 
 In a loop each is warm in every cache; in its place among the others it costs more.
 """
-# ruff: noqa: E402 (the tests' own modules are found after the path is set)
 
 from __future__ import annotations
 
 import asyncio
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from timeit import repeat
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
 import structlog
-from harness import SECRET
-from load import layouts
 
-from service import logs
 from service.config import LogFormat, LogLevel
-from service.events import Event, parse
-from service.inbox import Admission, Outcome
-from service.journal import Entry, Journal
-from service.receiver import Receipt
-from service.signatures import VerifiedPayload, sign, verify
+from service.inbox.admission import Admission, Outcome
+from service.inbox.receiver import Receipt
+from service.inbox.request_log import Entry, Journal
+from service.stripe.events import Event, parse
+from service.stripe.signatures import VerifiedPayload, sign, verify
+from service.telemetry import logs
+from service.transitions.transition import change_of
+from tests.bench.load import layouts
+from tests.support.harness import SECRET
 
 TIMES, ROUNDS = 5000, 9
 
@@ -48,7 +44,7 @@ def table(body: bytes) -> str:
     rows = {
         f"verify a signature over {len(body):,} bytes": _cost_us(checked),
         f"parse {len(body):,} bytes into the typed session": _cost_us(partial(parse, payload)),
-        "make of it what may leave the process": _cost_us(_parsed(payload).change),
+        "make of it what may leave the process": _cost_us(partial(change_of, _parsed(payload))),
         "one log line, written to a file": _line_us(),
         "the same with its metrics": _record_us(payload),
     }
@@ -117,7 +113,7 @@ def _line_us() -> float:
 def _record_us(payload: VerifiedPayload) -> float:
     event = _parsed(payload)
     admission = Admission(Outcome.ADMITTED, 1, None, contradicts=False)
-    receipt = Receipt(Outcome.ADMITTED, "01234567", event, event.change(), admission)
+    receipt = Receipt(Outcome.ADMITTED, "01234567", event, change_of(event), admission)
     turn = [Entry(receipt, "0a1b2c3d00000001", len(payload.body), 0.001)] * 25
     return _in_a_loop(lambda: partial(Journal().take_down, turn), lines=25)
 

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from candidates import BENCH, Candidate, logged, uvicorn_of
-from servers import Server
+from tests.bench.candidates import BENCH, Candidate, logged, uvicorn_of
+from tests.support.servers import Server
 
 PEERS = BENCH / "peers"
 INSTALLED = BENCH.parents[1] / ".venv-peers"

@@ -4,12 +4,10 @@ Two receivers are measured in turn, one on an empty ledger, one on a full one, w
 put there by the real script, in pipelines. Also how long processes take to start, and their
 memory. Asserts no time.
 """
-# ruff: noqa: E402 (the tests' own modules are found after the path is set)
 
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,21 +16,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
 import redis
-from candidates import ALL, OTHERS_CORE, Running, cpu_s, on_core, resident_mib, running
-from harness import SECRET, Process
-from load import STEPS, Load, bodies
-from servers import Server
 
 from service.config import DAY_S
-from service.connections import Script
-from service.events import Event, parse
-from service.layout import Keys
-from service.signatures import VerifiedPayload
-from service.transitions import FINAL, SKEW_S, is_step, order_key, state_hash
-from service.wire import pack
+from service.storage.connections import Script
+from service.storage.layout import Keys
+from service.stripe.events import Event, parse
+from service.stripe.signatures import VerifiedPayload
+from service.transitions.lifecycle import FINAL, SKEW_S, is_step, order_key, state_hash
+from service.transitions.stream_entry import pack
+from service.transitions.transition import change_of
+from tests.bench.candidates import ALL, OTHERS_CORE, Running, cpu_s, on_core, resident_mib, running
+from tests.bench.load import STEPS, Load, bodies
+from tests.support.harness import SECRET, Process
+from tests.support.servers import Server
 
 KEYS = Keys("idv", 8)
 WHOLE_SESSIONS, SESSIONS = 100_000, 1_000_000
@@ -40,7 +37,7 @@ WHOLE_SESSIONS, SESSIONS = 100_000, 1_000_000
 FIRST_SESSION = 10_000_000
 PER_CALL = 100
 WARM_S, SECONDS, ROUNDS = 1, 3, 7
-MOST_PER_S = 11_000
+MAX_PER_S = 11_000
 KEPT_DAYS, STREAM_DAYS, YEAR_DAYS = 400, 7, 365
 # How much busier the busiest second of a year is than the mean one.
 PEAK_OVER_MEAN = 20
@@ -50,7 +47,7 @@ def main() -> None:
     """Measure, and say it line by line."""
     with tempfile.TemporaryDirectory(prefix="scale-") as made, ExitStack() as stack:
         directory = Path(made)
-        load = Load(directory, int((WARM_S + ROUNDS * SECONDS) * MOST_PER_S))
+        load = Load(directory, int((WARM_S + ROUNDS * SECONDS) * MAX_PER_S))
         known = [
             Ledger(sessions, stack.enter_context(running(ALL["service"], directory / name)))
             for name, sessions in (("empty", 0), ("full", SESSIONS))
@@ -151,7 +148,7 @@ def _memory(store: Server) -> int:
 def _fill(store: Server, sessions: range, *, steps: int) -> None:
     """Admit the first *steps* events of each session, by the script itself."""
     known = [_arguments(body) for body in _templates()[:steps]]
-    script = Script("admit")
+    script = Script("service.inbox", "admit.lua")
     with redis.Redis(port=store.port, socket_timeout=60) as client:
         digest = client.script_load(script.source)
         for first in range(sessions.start, sessions.stop, PER_CALL):
@@ -180,7 +177,7 @@ def _arguments(body: bytes) -> tuple[bytes, tuple[Any, ...]]:
     """Return what differs from step to step: the packed change, and what the event is judged by."""
     event = parse(VerifiedPayload(body, "01234567"))
     assert isinstance(event, Event)
-    change = event.change()
+    change = change_of(event)
     key = order_key(event.type, event.created, event.session)
     kind = "s" if is_step(event.type, event.session.status) else "r"
     kind = kind.upper() if change.current in FINAL else kind

@@ -3,7 +3,7 @@
 Honest events at a steady rate, in turns alone and beside strangers of each kind, who open each
 connection again as soon as it is closed. Loopback only; takes two minutes. Asserts no time.
 """
-# ruff: noqa: E402, T201 (the tests' own modules are found after the path is set; it says numbers)
+# ruff: noqa: T201 (the tests' own modules are found after the path is set; it says numbers)
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import contextlib
 import resource
 import socket
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -20,11 +19,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
-
 import httpx2
 import uvloop
-from harness import event, signed, yard
+
+from tests.support.harness import event, signed, yard
 
 EVENTS_PER_S = 100
 TURN_S = 12

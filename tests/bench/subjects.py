@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from service.handlers import Handler
-from service.transitions import StatusTransition
+from service.transitions.transition import StatusTransition
 
 
 @asynccontextmanager

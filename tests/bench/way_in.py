@@ -3,7 +3,6 @@
 Each candidate in turn, fresh and warmed, several rounds; what matters is the CPU time of the
 server's processes per event, and its ratio to the bare application's of the same round.
 """
-# ruff: noqa: E402 (the tests' own modules are found after the path is set)
 
 from __future__ import annotations
 
@@ -12,24 +11,21 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-import candidates
 import redis
-import rivals
-from candidates import Candidate, Running
-from load import Answers, Load
-from servers import binary
+
+from tests.bench import candidates, rivals
+from tests.bench.candidates import Candidate, Running
+from tests.bench.load import Answers, Load
+from tests.support.servers import binary
 
 WARM_S = 1.0
-MOST_PER_S = 9000
+MAX_PER_S = 9000
 # With many connections a step may be overtaken by the next: it is late, and remembered.
 OUTCOMES = ("admitted", "duplicate", "late", "unchanged")
 
@@ -58,7 +54,7 @@ def main() -> None:
     chosen = _chosen(asked.candidates.split(","))
     found: dict[str, list[Round]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="way-in-") as made:
-        load = Load(Path(made), int((WARM_S + asked.seconds) * MOST_PER_S), asked.duplicates)
+        load = Load(Path(made), int((WARM_S + asked.seconds) * MAX_PER_S), asked.duplicates)
         for number in range(asked.rounds):
             for candidate in chosen:
                 directory = Path(made) / f"{number}-{len(found)}-{candidate.name[:4]}"

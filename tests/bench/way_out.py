@@ -22,23 +22,22 @@ from random import Random
 from typing import Any, NamedTuple
 
 BENCH = Path(__file__).parent
-sys.path[:0] = [str(BENCH.parent), str(BENCH.parent / "queues")]
 
 import orjson
 import pytest
 import redis
 import redis.asyncio
 import uvloop
-from contract import Broker
-from harness import SECRET, Process, Yard, soon, yard
 
-from service import wire
-from service.connections import connect
-from service.layout import Keys, open_groups
+from service.operations.sender import Answer, Delivery, send
+from service.operations.synthetic_events import lifecycle_events
 from service.secret import Secret
-from service.sender import Answer, Delivery, send
-from service.simulate import lifecycle_events
-from service.transitions import SessionChange
+from service.storage.connections import connect
+from service.storage.layout import Keys, open_groups
+from service.transitions import stream_entry
+from service.transitions.transition import SessionChange
+from tests.handlers.contract import Broker
+from tests.support.harness import SECRET, Process, Yard, soon, yard
 
 PARTITIONS = 8
 # How many each queue is given, so that each takes some seconds.
@@ -201,7 +200,7 @@ def _entry(number: int) -> tuple[str, dict[Any, Any]]:
         metadata={"user_id": "user-6735", "attempt_group": "simulated"},
     )
     fields = {"previous": b"requires_input", "sequence": step + 1, "epoch": 1_790_000_000_000}
-    return session_id, {"change": wire.pack(change), **fields}
+    return session_id, {"change": stream_entry.pack(change), **fields}
 
 
 def _latency(yard: Yard, directory: Path) -> None:
@@ -266,7 +265,7 @@ def _idle(yard: Yard, queues: Mapping[str, Broker]) -> None:
 def _memory(yard: Yard) -> None:
     """Watch two workers while their handlers get nothing away of what waits."""
     # Quick enough to try, fail and bury without a pause.
-    hurry = {"RETRY_FIRST_S": "0.05", "RETRY_CEILING_S": "0.2", "RETRY_ATTEMPTS": "3"}
+    hurry = {"RETRY_INITIAL_DELAY_S": "0.05", "RETRY_MAX_DELAY_S": "0.2", "RETRY_MAX_ATTEMPTS": "3"}
     workers = {
         "unreachable": _worker(yard, "unreachable", "subjects:unreachable", {}),
         "failing": _worker(yard, "failing", "subjects:failing", hurry),

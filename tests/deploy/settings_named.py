@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from programs import ROOT
+from tests.support.programs import ROOT
 
 
 def known_settings() -> set[str]:

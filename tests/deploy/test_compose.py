@@ -14,12 +14,12 @@ from typing import Any
 import httpx2
 import pytest
 import redis
-from harness import SECRET, Process, event, eventually, signed, soon
-from programs import ROOT, documents, program, run, tool
-from servers import binary, free_port
-from settings_named import known_settings
 
 from service.config import Settings
+from tests.deploy.settings_named import known_settings
+from tests.support.harness import SECRET, Process, event, eventually, signed, soon
+from tests.support.programs import ROOT, documents, program, run, tool
+from tests.support.servers import binary, free_port
 
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 USERS = ("receiver", "worker", "operator")

@@ -13,8 +13,9 @@ from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
-from harness import SECRET, Yard, environment, yard
-from programs import ROOT, missing, run, tool
+
+from tests.support.harness import SECRET, Yard, environment, yard
+from tests.support.programs import ROOT, missing, run, tool
 
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 QUEUES = sorted((ROOT / "service" / "handlers").glob("*.py"))
@@ -176,9 +177,7 @@ def carry_out(command: str, directory: Path) -> None:
 
 def built(directory: Path, opened: Yard, *arguments: str) -> str:
     """Run what was built, with nothing else that is installed here in its way."""
-    ours = environment(
-        REDIS_URL=opened.server.url, STRIPE_WEBHOOK_SECRETS=SECRET.reveal().decode()
-    )
+    ours = environment(REDIS_URL=opened.server.url, STRIPE_WEBHOOK_SECRETS=SECRET.reveal().decode())
     ended = subprocess.run(
         [directory / "opt/venv/bin/python", *arguments],
         cwd=directory / "app",

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from programs import ROOT, UNPACKED, documents, program, run, tool
-from settings_named import known_settings
+from tests.deploy.settings_named import known_settings
+from tests.support.programs import ROOT, UNPACKED, documents, program, run, tool
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "kustomization")

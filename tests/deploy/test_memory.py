@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from programs import ROOT, documents
 
 from service.config import Settings
+from tests.support.programs import ROOT, documents
 
 DEPLOY = ROOT / "deploy"
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from generate import generated
-from programs import ROOT, run, tool
-from settings_named import known_settings
+
+from tests.deploy.settings_named import known_settings
+from tests.generate import generated
+from tests.support.programs import ROOT, run, tool
 
 DEPLOY = ROOT / "deploy"
 GENERATED = generated().keys()

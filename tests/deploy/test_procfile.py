@@ -6,9 +6,9 @@ import re
 import shlex
 
 import click
-from programs import ROOT, run, tool
 
-from service import cli
+from service.cli.main import commands
+from tests.support.programs import ROOT, run, tool
 
 PROCFILE = ROOT / "Procfile"
 
@@ -23,5 +23,5 @@ def test_its_commands_parse() -> None:
     for line in PROCFILE.read_text().splitlines():
         _, program = re.split(r" -m service ", line)
         name, *arguments = shlex.split(program)
-        command = cli.commands.commands[name]
+        command = commands.commands[name]
         assert isinstance(command.make_context(name, arguments), click.Context)

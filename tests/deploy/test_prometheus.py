@@ -11,15 +11,15 @@ from typing import Any
 
 import httpx2
 import pytest
-from generate import series, series_name
-from harness import event, signed, soon, yard
-from programs import ROOT, documents, program, run
 from prometheus_client import Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import metrics
-from service.errors import Refusal, Shortage
-from service.inbox import Outcome
+from service.errors import RejectionReason, UnavailableReason
+from service.inbox.admission import Outcome
+from service.telemetry import metrics
+from tests.generate import series, series_name
+from tests.support.harness import event, signed, soon, yard
+from tests.support.programs import ROOT, documents, program, run
 
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
 TESTS = RULES.with_name("tests.yml")
@@ -27,8 +27,8 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
 PACKAGE = "prometheus"
 ENDINGS = ("_bucket", "_sum", "_count")
 WORDS = {
-    *(*Outcome, *Refusal, *Shortage, "client_left"),
-    *("delivered", "failed", "retried", "buried"),
+    *(*Outcome, *RejectionReason, *UnavailableReason, "client_left"),
+    *("delivered", "failed", "retried", "dead_lettered"),
 }
 
 
@@ -174,7 +174,10 @@ def test_no_finding_is_counted_that_is_a_choice(tmp_path: Path) -> None:
     """On a server without a replica, and not told to sync each write, the dashboard counts none."""
     [query] = [one["targets"][0]["expr"] for one in panels() if one["title"] == "Findings"]
     risks = {"eviction": 0, "fsync": 1, "replication": 1}
-    series = {f'idv_redis_risk{{job="a",finding="{name}"}}': risk for name, risk in risks.items()}
+    series = {
+        f'idv_redis_finding_severity{{job="a",finding="{name}"}}': risk
+        for name, risk in risks.items()
+    }
     play(tmp_path, series, {query: [{"labels": "{}", "value": 0}]})
 
 

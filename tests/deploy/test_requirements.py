@@ -7,7 +7,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from programs import ROOT
+
+from tests.support.programs import ROOT
 
 FOLDER = ROOT / "deploy" / "requirements"
 FILES = sorted(FOLDER.glob("*.txt"))

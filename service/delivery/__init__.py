@@ -1,0 +1,1 @@
+"""The way out: leases, ordered delivery, retries, dead letters."""

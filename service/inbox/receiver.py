@@ -1,0 +1,109 @@
+"""Verify, parse, admit: this page is the specification of what becomes of a request.
+
+No HTTP here (that is `web`'s), no Redis (`inbox`'s), no log line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from ..config import Livemode
+from ..errors import Unavailable, UnavailableReason
+from ..secret import Secret
+from ..stripe.events import Event, Ignored, IgnoredBecause, Notification, parse
+from ..stripe.signatures import verify
+from ..transitions.transition import SessionChange, change_of
+from .admission import Admission, Inbox, Outcome
+
+
+class Receipt(msgspec.Struct, frozen=True, gc=False):
+    """What became of a genuine request.
+
+    Attributes:
+        outcome: The verdict, as answered.
+        secret_fingerprint: Which signing secret matched.
+        event: What was parsed.
+        change: What of it may leave the process; None when ignored.
+        admission: What the ledger said; None when ignored.
+    """
+
+    outcome: Outcome
+    secret_fingerprint: str
+    event: Event | Ignored
+    change: SessionChange | None = None
+    admission: Admission | None = None
+
+
+class Receiver:
+    """Takes signed bytes in.
+
+    Args:
+        inbox: The way into the ledger.
+        tolerance_s: How far a signature's timestamp may lie from now, in seconds.
+        livemode: Which of Stripe's two worlds is listened to.
+        account_name: What our own account is called, if anything.
+    """
+
+    def __init__(
+        self, inbox: Inbox, *, tolerance_s: float, livemode: Livemode, account_name: str = ""
+    ) -> None:
+        self._inbox = inbox
+        self._tolerance_s = tolerance_s
+        self._livemode = livemode
+        self._account_name = account_name or None
+
+    async def receive(
+        self,
+        body: bytes,
+        signature: bytes | None,
+        secrets: Sequence[Secret[bytes]],
+        *,
+        now: float,
+        endpoint: str = "",
+        others: Iterable[Secret[bytes]] = (),
+        traceparent: str | None = None,
+    ) -> Receipt:
+        """Return what became of *body*.
+
+        Args:
+            body: The bytes that were signed.
+            signature: What signs them.
+            secrets: The endpoint's signing secrets.
+            now: Unix time in seconds.
+            endpoint: The endpoint's name, empty for the default one; it is handed on.
+            others: The signing secrets of all other endpoints, tried where none matches.
+            traceparent: Where in a trace this was received; it is handed on.
+
+        Raises:
+            Rejected: The sender's turn; nothing was remembered.
+            Unavailable: Nothing is decided; the same bytes may come again.
+        """
+        payload = verify(
+            body, signature, secrets, now=now, tolerance_s=self._tolerance_s, others=others
+        )
+        event = self._relevant(parse(payload))
+        if isinstance(event, Ignored):
+            return Receipt(Outcome.IGNORED, payload.secret_fingerprint, event)
+        if isinstance(event, Notification):
+            # Answered 200, Stripe would never send it again. Its session has to be fetched.
+            raise Unavailable(UnavailableReason.API_KEY_MISSING)
+        change = change_of(
+            event,
+            endpoint=endpoint or None,
+            account_name=self._account_name,
+            traceparent=msgspec.UNSET if traceparent is None else traceparent,
+        )
+        admission = await self._inbox.admit(event, change)
+        return Receipt(admission.outcome, payload.secret_fingerprint, event, change, admission)
+
+    def _relevant(self, event: Event | Notification | Ignored) -> Event | Notification | Ignored:
+        """Ignore events of the world nobody listens to; one that does not say is live."""
+        if isinstance(event, Ignored) or self._livemode is Livemode.BOTH:
+            return event
+        if event.is_live == (self._livemode is Livemode.LIVE):
+            return event
+        if isinstance(event, Notification):
+            return Ignored(IgnoredBecause.LIVEMODE, event.event_id, event.event_type)
+        return Ignored(IgnoredBecause.LIVEMODE, event.id, event.type)

@@ -1,0 +1,202 @@
+"""The journal of the way in: each request counted, and told in its one line.
+
+What was answered within one loop turn is taken down together after it, so that no answer waits
+for it. What may stand in a line at all is decided in `redaction`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from ..errors import Rejected, RejectionReason, Unavailable, UnavailableReason
+from ..stripe.events import EVENT_TYPE_PREFIX, Event, Ignored
+from ..telemetry import metrics
+from ..transitions.lifecycle import STEP_RANKS, is_reversal
+from ..transitions.transition import SessionChange
+from .admission import Admission, Outcome
+from .receiver import Receipt
+
+Fields = dict[str, Any]
+
+_SHORT = {event_type: event_type.removeprefix(EVENT_TYPE_PREFIX) for event_type in STEP_RANKS}
+
+# Counted from 0 on, so that Prometheus sees the first one as an increase.
+for _event_type in (*_SHORT.values(), metrics.OTHER_TYPE):
+    metrics.events(Outcome.EXPIRED, _event_type)
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One answered request.
+
+    Attributes:
+        outcome: What became of it.
+        request_id: Its id, ours or a balancer's.
+        body_bytes: The size of its body; 0 when that was not read to its end.
+        duration_s: Seconds from its headers to its answer.
+    """
+
+    outcome: Receipt | Rejected | Unavailable
+    request_id: str
+    body_bytes: int
+    duration_s: float
+
+
+class _Tally:
+    """What is counted of the entries of one loop turn; counted one by one it would cost more."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.secrets: list[str] = []
+        self.durations_s: list[float] = []
+        self.body_bytes: list[int] = []
+        self.ages_s: list[float] = []
+
+    def count(self, now: float) -> None:
+        """Add to the metrics; *now* is Unix time in seconds."""
+        for (outcome, event_type), times in Counter(self.events).items():
+            metrics.events(outcome, event_type).inc(times)
+        for fingerprint, times in Counter(self.secrets).items():
+            metrics.secret_matches(fingerprint).inc(times)
+        metrics.RECEIVE_SECONDS.observe_all(self.durations_s)
+        metrics.BODY_BYTES.observe_all(self.body_bytes)
+        metrics.EVENT_AGE_SECONDS.observe_all(self.ages_s)
+        if self.ages_s:
+            metrics.LAST_EVENT.set(now)
+
+
+class Journal:
+    """Takes down what has been answered."""
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        # A series that appears with its first count has not grown, as Prometheus sees it.
+        for word in (*RejectionReason, *UnavailableReason):
+            metrics.events(word, metrics.OTHER_TYPE)
+        for event_type in _SHORT.values():
+            metrics.events(Outcome.IGNORED, event_type)
+        # Bound once: the lazy one binds itself anew for every line.
+        self._log = log.bind()
+
+    def note(self, entry: Entry) -> None:
+        """Take *entry* down as soon as this loop turn is over."""
+        self._entries.append(entry)
+        if len(self._entries) == 1:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        entries, self._entries = self._entries, []
+        self.take_down(entries)
+
+    def take_down(self, entries: Sequence[Entry]) -> None:
+        """Count what was answered, and write the line of each."""
+        tally = _Tally()
+        now = time.time()
+        for entry in entries:
+            try:
+                self._record(entry, now, tally)
+            except Exception:  # noqa: BLE001, S112 - a line that cannot be written costs no other
+                continue
+        with contextlib.suppress(Exception):
+            tally.count(now)
+
+    def _record(self, entry: Entry, now: float, tally: _Tally) -> None:
+        outcome = entry.outcome
+        tally.durations_s.append(entry.duration_s)
+        if isinstance(outcome, Receipt):
+            self._receipt(outcome, entry, now, tally)
+            return
+        tally.events.append((outcome.reason, metrics.OTHER_TYPE))
+        if isinstance(outcome, Rejected):
+            self._log.warning(
+                "event.rejected", reason=outcome.reason, field=outcome.field, **_told(entry)
+            )
+        else:
+            self._log.error("event.unavailable", reason=outcome.reason, **_told(entry))
+
+    def _receipt(self, receipt: Receipt, entry: Entry, now: float, tally: _Tally) -> None:
+        event = receipt.event
+        event_type = event.type if isinstance(event, Event) else event.event_type
+        tally.events.append((receipt.outcome, _SHORT.get(event_type, metrics.OTHER_TYPE)))
+        tally.secrets.append(receipt.secret_fingerprint)
+        tally.body_bytes.append(entry.body_bytes)
+        if isinstance(event, Event):
+            tally.ages_s.append(max(0.0, now - event.created))
+            self._decided(receipt, event, entry)
+        else:
+            self._ignored(receipt, event, entry)
+
+    def _ignored(self, receipt: Receipt, event: Ignored, entry: Entry) -> None:
+        self._log.info(
+            "event.ignored",
+            because=event.because,
+            event_id=event.event_id,
+            event_type=event.event_type,
+            **_told(entry),
+            secret_fingerprint=receipt.secret_fingerprint,
+        )
+
+    def _decided(self, receipt: Receipt, event: Event, entry: Entry) -> None:
+        """Tell of what the ledger has said a word to."""
+        change, admission = receipt.change, receipt.admission
+        if change is None or admission is None:
+            return
+        fields: Fields = {
+            "event_id": event.id,
+            "event_type": event.type,
+            "session_id": change.session_id,
+            **_statuses(admission, change),
+            "sequence": admission.sequence,
+            "contradicts": admission.contradicts,
+            "last_error_code": change.last_error_code,
+            "redaction_status": change.redaction_status,
+            "report_id": change.report_id,
+            "livemode": change.livemode,
+            "account": change.account,
+            "endpoint": change.endpoint,
+            **_told(entry),
+            "secret_fingerprint": receipt.secret_fingerprint,
+        }
+        write = self._log.info
+        if event.unread:
+            metrics.SKIPPED_FIELDS.inc(len(event.unread))
+            fields["unread"] = event.unread
+            write = self._log.warning
+        if admission.contradicts:
+            metrics.EVENTS_AFTER_FINAL.inc()
+            write = self._log.warning
+        if fields.get("reversal"):
+            metrics.REVERSALS.inc()
+            write = self._log.warning
+        write(f"event.{receipt.outcome}", _fields=fields)
+
+
+def _statuses(admission: Admission, change: SessionChange) -> Fields:
+    """Return what the session was and is, or, of an event that changes nothing, what it stays."""
+    if admission.outcome is Outcome.ADMITTED:
+        return {
+            "previous": admission.previous,
+            "current": change.current,
+            "reversal": is_reversal(admission.previous, change.current),
+        }
+    if admission.outcome is Outcome.UNCHANGED:
+        return {"status": change.current}
+    return {"status": admission.previous, "ignored_status": change.current}
+
+
+def _told(entry: Entry) -> Fields:
+    """Return what there is to say of every request."""
+    return {
+        "request_id": entry.request_id,
+        "body_bytes": entry.body_bytes,
+        "duration_ms": round(entry.duration_s * 1000, 3),
+    }

@@ -1,0 +1,271 @@
+"""Sends signed events to an endpoint, as Stripe would, and counts the answers.
+
+Prints nothing and retries nothing: what an endpoint refuses is part of the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from ..errors import ConfigError
+from ..secret import Secret
+from ..stripe.signatures import sign
+from .synthetic_events import SimulatedEvent
+
+if TYPE_CHECKING:
+    import httpx2
+
+TIMEOUT_S: Final = 10.0
+HEADERS: Final[Mapping[str, str]] = {
+    "User-Agent": "Stripe/1.0 (+https://stripe.com/docs/webhooks)",
+    "Content-Type": "application/json; charset=utf-8",
+}
+
+_WORD: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_OK: Final = range(200, 300)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One body to sign and send.
+
+    Attributes:
+        body: The raw bytes.
+        lane: Deliveries of one lane go one after the other, each when the one before is answered;
+            None is a lane of its own.
+        signature: The header to send instead of a genuine one; empty for none at all.
+    """
+
+    body: bytes = field(repr=False)
+    lane: str | None = None
+    signature: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came of one delivery.
+
+    Attributes:
+        delivery: What was sent.
+        outcome: The JSON answer's `outcome` or `error`, else `http_<status>`, or `unreachable`.
+        status: The HTTP status; None when there was no answer.
+        elapsed_s: Seconds from sending to the end of the answer.
+    """
+
+    delivery: Delivery
+    outcome: str
+    status: int | None
+    elapsed_s: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether Stripe would take this answer for an acknowledgement."""
+        return self.status in _OK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """All answers together: `counts` by outcome, and `ok` when every one was a 2xx."""
+
+    counts: Mapping[str, int]
+    total: int
+    elapsed_s: float
+    ok: bool
+
+
+def plan(
+    events: Iterable[SimulatedEvent], *, duplicates: float, shuffle: bool, random: Random
+) -> list[Delivery]:
+    """Return the deliveries of *events*, in the order in which they are to start.
+
+    Args:
+        events: What to send; the events of one session in their order.
+        duplicates: The share of events, 0 to 1, that is sent again at a random later place.
+        shuffle: Whether to mix everything. If not, each session's events keep their order.
+        random: Where every choice comes from.
+    """
+    deliveries = [
+        Delivery(body=event.body, lane=None if shuffle else event.session_id) for event in events
+    ]
+    if shuffle:
+        random.shuffle(deliveries)
+    # A place is a real number, so that any of them has room for a copy behind it.
+    count = len(deliveries)
+    again = random.sample(range(count), round(duplicates * count))
+    placed = [(float(index), index) for index in range(count)]
+    placed += [(random.uniform(index, count), index) for index in again]
+    return [deliveries[index] for _, index in sorted(placed)]
+
+
+async def send(
+    deliveries: Iterable[Delivery],
+    *,
+    to: str,
+    secret: Secret[bytes],
+    rate: float | None = None,
+    concurrency: int = 8,
+    progress: Callable[[Answer], None] = lambda _: None,
+    stopping: asyncio.Event | None = None,
+    now: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Coroutine[None, None, None]] = asyncio.sleep,
+) -> Summary:
+    """Sign and post *deliveries* to the address *to*, and return what was answered so far.
+
+    Args:
+        deliveries: In the order to start them; see `Delivery.lane` for what waits for what.
+        to: An http or https URL.
+        secret: The whole signing secret, `whsec_` included.
+        rate: At most so many per second; None for no limit.
+        concurrency: At most so many under way at once.
+        progress: Called with each answer as it comes.
+        stopping: Once set, no further delivery is started.
+        now: The wall clock that signatures carry, in Unix seconds.
+        clock: What durations and the rate are measured by, in seconds.
+        sleep: How the rate is waited for.
+
+    Raises:
+        ConfigError: *to* is no http or https URL.
+    """
+    started_at = clock()
+    stopping = stopping or asyncio.Event()
+    pace = _Pace(rate, stopping, clock=clock, sleep=sleep)
+    lanes = iter(_lanes(deliveries))  # one iterator for all workers: each takes the next lane
+    answers: list[Answer] = []
+
+    async def work(endpoint: _Endpoint) -> None:
+        for delivery in (one for lane in lanes for one in lane):
+            await pace.turn()
+            if stopping.is_set():
+                return
+            answer = await endpoint.deliver(delivery)
+            answers.append(answer)
+            progress(answer)
+
+    async with _client(to, concurrency) as client, asyncio.TaskGroup() as workers:
+        endpoint = _Endpoint(client=client, to=to, secret=secret, now=now, clock=clock)
+        for _ in range(concurrency):
+            workers.create_task(work(endpoint))
+    return _summary(answers, clock() - started_at)
+
+
+def _summary(answers: Collection[Answer], elapsed_s: float) -> Summary:
+    return Summary(
+        counts=Counter(answer.outcome for answer in answers),
+        total=len(answers),
+        elapsed_s=elapsed_s,
+        ok=all(answer.ok for answer in answers),
+    )
+
+
+class _Pace:
+    """Hands out turns, *rate* per second at most, in the order in which they are asked for."""
+
+    def __init__(
+        self,
+        rate: float | None,
+        stopping: asyncio.Event,
+        *,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Coroutine[None, None, None]],
+    ) -> None:
+        self._stopping = stopping
+        self._interval_s = 1 / rate if rate else 0.0
+        self._clock = clock
+        self._sleep = sleep
+        self._free_at = clock()
+
+    async def turn(self) -> None:
+        """Wait for this caller's turn, or until there will be none."""
+        at = max(self._free_at, self._clock())
+        self._free_at = at + self._interval_s
+        if (wait_s := at - self._clock()) > 0:
+            waits = [asyncio.create_task(self._sleep(wait_s))]
+            waits.append(asyncio.create_task(self._until_stopped()))
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+
+    async def _until_stopped(self) -> None:
+        await self._stopping.wait()
+
+
+def _lanes(deliveries: Iterable[Delivery]) -> Iterable[list[Delivery]]:
+    lanes: dict[object, list[Delivery]] = {}
+    for index, delivery in enumerate(deliveries):
+        lanes.setdefault(index if delivery.lane is None else delivery.lane, []).append(delivery)
+    return lanes.values()
+
+
+def _client(to: str, concurrency: int) -> httpx2.AsyncClient:
+    import httpx2  # noqa: PLC0415  receivers and workers start without it
+
+    try:
+        address = httpx2.URL(to)
+    except httpx2.InvalidURL:
+        address = httpx2.URL()
+    if address.scheme not in {"http", "https"} or not address.host:
+        raise ConfigError(["the address to send to is no http or https URL"])
+    return httpx2.AsyncClient(
+        headers=HEADERS,
+        timeout=TIMEOUT_S,
+        limits=httpx2.Limits(max_connections=concurrency),
+        # A proxy named in the environment cannot reach this machine's own loopback.
+        mounts={f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Endpoint:
+    client: httpx2.AsyncClient
+    to: str
+    secret: Secret[bytes]
+    now: Callable[[], float]
+    clock: Callable[[], float]
+
+    async def deliver(self, delivery: Delivery) -> Answer:
+        """Sign *delivery* as of now, post it and read the answer."""
+        started_at = self.clock()
+        signature = delivery.signature
+        if signature is None:
+            signature = sign(delivery.body, self.secret, int(self.now()))
+        response = await self._post(delivery.body, signature)
+        return Answer(
+            delivery=delivery,
+            outcome=_outcome(response) if response is not None else "unreachable",
+            status=response.status_code if response is not None else None,
+            elapsed_s=self.clock() - started_at,
+        )
+
+    async def _post(self, body: bytes, signature: str) -> httpx2.Response | None:
+        from httpx2 import RequestError  # noqa: PLC0415  as in `_client`
+
+        headers = {"Stripe-Signature": signature} if signature else {}
+        try:
+            # The client's own timeout is per read: an endpoint that drips would never reach it.
+            async with asyncio.timeout(TIMEOUT_S):
+                return await self.client.post(self.to, content=body, headers=headers)
+        except (RequestError, TimeoutError):
+            return None
+
+
+def _outcome(answer: httpx2.Response) -> str:
+    """Return the answer's own word, when it is JSON and the word looks like one of ours."""
+    try:
+        said = orjson.loads(answer.content)
+    except orjson.JSONDecodeError:
+        said = None
+    words = [said.get("outcome"), said.get("error")] if isinstance(said, dict) else []
+    for word in words:
+        if isinstance(word, str) and _WORD.fullmatch(word):
+            return word
+    return f"http_{answer.status_code}"

@@ -1,0 +1,1 @@
+"""What runs together in one process, from its start to its end."""

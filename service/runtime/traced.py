@@ -1,0 +1,72 @@
+"""The receiver and the handlers of a process that is traced, each call in a span."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..handlers import Handler, wrapped
+from ..inbox.receiver import Receipt, Receiver
+from ..secret import Secret
+from ..stripe.events import Event
+from ..telemetry.tracing import Tracing
+from ..transitions.transition import StatusTransition
+
+
+class TracedReceiver(Receiver):
+    """A receiver with each request in a span."""
+
+    def __init__(self, tracing: Tracing, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._tracing = tracing
+
+    async def receive(
+        self,
+        body: bytes,
+        signature: bytes | None,
+        secrets: Sequence[Secret[bytes]],
+        *,
+        now: float,
+        endpoint: str = "",
+        others: Iterable[Secret[bytes]] = (),
+        traceparent: str | None = None,
+    ) -> Receipt:
+        """Return what became of *body*; what is handed over goes on from this span."""
+        with self._tracing.receiving(traceparent) as (span, told):
+            receipt = await super().receive(
+                body,
+                signature,
+                secrets,
+                now=now,
+                endpoint=endpoint,
+                others=others,
+                traceparent=told,
+            )
+            span.set_attribute("outcome", receipt.outcome)
+            event = receipt.event
+            if isinstance(event, Event):
+                span.set_attributes({"event_id": event.id, "event_type": event.type})
+            else:
+                span.set_attribute("event_type", event.event_type)
+            if receipt.change is not None:
+                span.set_attribute("session_id", receipt.change.session_id)
+            return receipt
+
+
+def traced_handlers(tracing: Tracing, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
+    """Return *handlers* with each call in a span that goes on from the receiver's."""
+    return {name: _traced(tracing, name, handler) for name, handler in handlers.items()}
+
+
+def _traced(tracing: Tracing, name: str, handler: Handler) -> Handler:
+    async def handle(transition: StatusTransition, /) -> None:
+        attributes: dict[str, str | int] = {
+            "event_id": transition.event_id,
+            "event_type": transition.event_type,
+            "session_id": transition.session_id,
+            "sequence": transition.sequence,
+        }
+        with tracing.handling(name, transition.traceparent or None, attributes):
+            await handler(transition)
+
+    return wrapped(handler, handle)

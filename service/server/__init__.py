@@ -1,0 +1,1 @@
+"""Listening: uvicorn, with the limits it lacks."""

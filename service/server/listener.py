@@ -1,0 +1,144 @@
+"""Listening, draining, stopping: uvicorn as a part of this process.
+
+What a connection may do is `protocol`'s business, what is answered `web`'s; when to stop is
+decided by whoever awaits `Listener.run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+
+from ..errors import ConfigError
+from .listener_state import ListenerState
+from .protocol import GuardedProtocol
+
+BACKLOG = 2048
+ACCEPTED_PER_TURN = 4
+# What the kernel may hold of a connection in each direction, and so what one read can bring: left
+# to itself it takes megabytes of what a client sends at once, or does not read.
+SOCKET_BUFFER_BYTES = 64 * 1024
+# Files for everything that is no connection of ours: Redis, queues, the log, the other listener.
+OTHER_FILES = 256
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Listener:
+    """One application listening on one address.
+
+    Raises:
+        ConfigError: The address cannot be had.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        host: str,
+        port: int,
+        max_connections: int,
+        receive_timeout_s: float,
+        keep_alive_s: int,
+        grace_s: float,
+        room: Callable[[], float] = lambda: math.inf,
+    ) -> None:
+        self._socket = _bound(host, port, stalled_after_s=receive_timeout_s)
+        self._terms = ListenerState(
+            receive_timeout_s=receive_timeout_s,
+            most_connections=_affordable(max_connections),
+            room=room,
+        )
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http=partial(GuardedProtocol, terms=self._terms),  # type: ignore[arg-type]
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=keep_alive_s,
+                timeout_graceful_shutdown=math.ceil(grace_s),
+            )
+        )
+
+    @property
+    def port(self) -> int:
+        """The port listened on, chosen by the system where 0 was asked for."""
+        return int(self._socket.getsockname()[1])
+
+    async def run(self) -> None:
+        """Serve until told to stop, then let what is in hand finish."""
+        # libuv accepts one connection a socket in each loop turn, and under load a turn is long.
+        further = [self._socket.dup() for _ in range(ACCEPTED_PER_TURN - 1)]
+        await self._server.serve(sockets=[self._socket, *further])
+        self._terms.report()
+
+    def drain(self) -> None:
+        """Still answer everybody, and tell them that the connection ends with the answer."""
+        self._terms.draining = True
+
+    def stop(self) -> None:
+        """Close the listening socket and finish what is in hand."""
+        self.drain()
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its own ideas about signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _affordable(connections: int) -> int:
+    """Raise the limit on open files as far as it may be; return what it allows of *connections*."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    affordable = min(connections, soft - min(OTHER_FILES, soft // 2))
+    if affordable < connections:
+        log.warning("connections.limited", most=affordable, open_files=soft)
+    return affordable
+
+
+def _bound(host: str, port: int, *, stalled_after_s: float) -> socket.socket:
+    """Return a socket that listens on an address.
+
+    Raises:
+        ConfigError: The address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio switches Nagle off only where the protocol is named.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit these, and the next.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # A client that does not acknowledge an answer in this time is cut off by the kernel.
+        stalled_ms = math.ceil(stalled_after_s * 1000)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stalled_ms)
+    try:
+        listening.bind((host, port))
+    except (OSError, UnicodeError):
+        listening.close()
+        problem = f"HOST, PORT or ADMIN_PORT: cannot listen on port {port} of that host"
+        raise ConfigError([problem]) from None
+    listening.listen(BACKLOG)
+    return listening

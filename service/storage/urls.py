@@ -1,0 +1,98 @@
+"""What REDIS_URL may say: its forms, taken apart into hosts and options. Connects to nothing.
+
+No error here says anything of the URL: a password may stand in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from redis.asyncio.connection import parse_url
+
+from ..errors import ConfigError
+
+SENTINEL_PORT = 26379
+REDIS_PORT = 6379
+
+_URL_OPTIONS = {"host", "port", "path", "db", "username", "password", "connection_class"}
+_FILE_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+
+
+def topology(url: str) -> str:
+    """Return what stands behind the `+` of the scheme: `sentinel`, `cluster`, or nothing."""
+    return url.partition("://")[0].partition("+")[2]
+
+
+def places(url: str) -> str:
+    """Return where a URL leads, as `host:port` or a path, with no user and no password."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "unix":
+        return unquote(urlsplit(url).path)
+    authority, behind = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    if "@" in behind:
+        # A password with a slash that is not escaped: what looks like a host is a part of it.
+        return "?"
+    default_port = SENTINEL_PORT if topology(url) == "sentinel" else REDIS_PORT
+    hosts = addresses(authority.rpartition("@")[2], default_port)
+    return ", ".join(f"{host}:{port}" for host, port in hosts)
+
+
+def options(url: str, *, also: Collection[str] = ()) -> dict[str, Any]:
+    """Return what a URL of redis-py's says, refusing options that would undo our settings.
+
+    Raises:
+        ConfigError: A file is not there.
+        ValueError: The URL is not usable.
+    """
+    found = dict(parse_url(url))
+    for name in found:
+        if name not in {*_URL_OPTIONS, *also} and not name.startswith("ssl_"):
+            raise ValueError("unknown option")
+    if "connection_class" in found:
+        for name in sorted(_FILE_OPTIONS & found.keys()):
+            if not Path(str(found[name])).is_file():
+                raise ConfigError([f"REDIS_URL: {name} names no file"])
+    return found
+
+
+def shared_options(parts: SplitResult, *, also: Collection[str] = ()) -> dict[str, Any]:
+    """Return user, password and TLS options of a URL that names several hosts.
+
+    `ssl` is among them where the URL asks for TLS.
+
+    Raises:
+        ConfigError: A file is not there.
+        ValueError: The URL is not usable.
+    """
+    user, at, _ = parts.netloc.rpartition("@")
+    scheme = parts.scheme.partition("+")[0]
+    found = options(f"{scheme}://{user}{at}?{parts.query}", also=also)
+    if found.pop("connection_class", None):
+        found["ssl"] = True
+    return found
+
+
+def several(url: str) -> tuple[SplitResult, str]:
+    """Take the hosts out of a URL that names several, which `urlsplit` need not understand.
+
+    Raises:
+        ValueError: It names none.
+    """
+    found = re.fullmatch(r"([^:/]+://(?:[^/?#]*@)?)([^/?#]+)(.*)", url)
+    if found is None:
+        raise ValueError("no hosts")
+    return urlsplit(f"{found[1]}hosts{found[3]}"), found[2]
+
+
+def addresses(hosts: str, default_port: int) -> list[tuple[str, int]]:
+    """Return the addresses of hosts separated by commas.
+
+    Raises:
+        ValueError: A host or a port is none.
+    """
+    single = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    return [(one.hostname or "127.0.0.1", one.port or default_port) for one in single]

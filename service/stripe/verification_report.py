@@ -1,0 +1,226 @@
+"""Stripe's VerificationReport, the parts that sessions share with it, and how both are read.
+
+Nothing here knows of events, Redis or the network; what is personal is declared `Secret`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Annotated, Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import msgspec
+import orjson
+
+from ..secret import MASK, Secret
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class StripeObject(Protocol):
+    """An object of Stripe's SDK: no mapping in its newer releases."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain dictionaries and lists."""
+
+
+Source: TypeAlias = bytes | bytearray | memoryview | str | Mapping[str, Any] | StripeObject
+
+EpochSeconds = Annotated[int, msgspec.Meta(ge=0, lt=10**11)]
+
+
+def secret_hook(kind: Any, found: Any) -> Any:
+    """Wrap `found` in the `Secret[...]` its field declares: msgspec's `dec_hook` for our types.
+
+    Raises:
+        ValueError: `found` does not fit. msgspec adds the path and makes it a `ValidationError`;
+            neither holds the value.
+
+    """
+    inner = kind.__args__[0]
+    if type(found) is inner:
+        return Secret(found)
+    with suppress(msgspec.ValidationError, UnicodeError):
+        return Secret(msgspec.convert(found, inner, strict=False))
+    # Raised here, not in an `except`: a UnicodeError holds its input, even as mere context.
+    raise ValueError(f"Expected `{inner.__name__}`")
+
+
+def read(kind: type[T], source: Source) -> T:
+    """Make a `kind` of JSON text, a mapping or an object of Stripe's SDK, forgivingly.
+
+    Digit strings pass as numbers, 0 and 1 as booleans; fields nobody declared are ignored.
+
+    Raises:
+        ValueError: the source is none of these, or (`msgspec.ValidationError`, naming the path)
+            does not fit. Neither holds any of the source.
+
+    """
+    if isinstance(source, StripeObject):
+        source = source.to_dict()
+    with suppress(orjson.JSONDecodeError, UnicodeError):
+        found = source if isinstance(source, Mapping) else orjson.loads(source)
+        return msgspec.convert(found, kind, strict=False, dec_hook=secret_hook)
+    # Outside the `except` again: JSONDecodeError.doc is the whole input.
+    raise ValueError("neither JSON nor a mapping nor an object with to_dict()")
+
+
+class HiddenRepr(msgspec.Struct, frozen=True, gc=False):
+    """A struct whose `repr` tells only the attributes named in `shown`, or nothing but a mask."""
+
+    shown: ClassVar[tuple[str, ...]] = ()
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.shown]
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({told or MASK})"
+
+
+class CheckError(HiddenRepr, frozen=True, kw_only=True, gc=False):
+    """Why a check or a whole session failed: a `code` to act upon, a `reason` worded for people.
+
+    `code` is open: `document_expired`, `id_number_mismatch`, `selfie_face_mismatch`,
+    `consent_declined`, ...; an unknown one is kept as text.
+    """
+
+    shown = ("code",)
+
+    code: str | None = None
+    reason: Secret[str] | None = None
+
+
+class Address(HiddenRepr, frozen=True, kw_only=True, gc=False):
+    """A postal address; `country` has two letters (ISO 3166-1) and may survive redaction."""
+
+    city: Secret[str] | None = None
+    country: Secret[str] | None = None
+    line1: Secret[str] | None = None
+    line2: Secret[str] | None = None
+    postal_code: Secret[str] | None = None
+    state: Secret[str] | None = None
+
+
+class CalendarDate(HiddenRepr, frozen=True, kw_only=True, gc=False):
+    """A date in numbers, months from 1. A redacted one reads day 1, month 1, year 1."""
+
+    day: Secret[int] | None = None
+    month: Secret[int] | None = None
+    year: Secret[int] | None = None
+
+
+class DocumentOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What the document check demands; `allowed_types` as in `DocumentCheck.type`."""
+
+    allowed_types: list[str] | None = None
+    require_id_number: bool | None = None
+    require_live_capture: bool | None = None
+    require_matching_selfie: bool | None = None
+
+
+class IdNumberOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What the id number check demands: Stripe has the object, so far without any field."""
+
+
+class ReportOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The options the checks of a report were made under."""
+
+    document: DocumentOptions | None = None
+    id_number: IdNumberOptions | None = None
+
+
+class DocumentCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
+    """What was read from an identity document.
+
+    `type` is `driving_license`, `id_card`, `passport` or new; `status` is `verified` or
+    `unverified`; `files` are ids of images. Birth, expiry, number, sex and the unparsed texts are
+    there only when expanded on purpose, some with a restricted key only.
+    """
+
+    address: Address | None = None
+    dob: CalendarDate | None = None
+    error: CheckError | None = None
+    expiration_date: CalendarDate | None = None
+    files: Secret[list[str]] | None = None
+    first_name: Secret[str] | None = None
+    issued_date: CalendarDate | None = None
+    issuing_country: Secret[str] | None = None
+    last_name: Secret[str] | None = None
+    number: Secret[str] | None = None
+    sex: Secret[str] | None = None
+    status: str | None = None
+    type: str | None = None
+    unparsed_place_of_birth: Secret[str] | None = None
+    unparsed_sex: Secret[str] | None = None
+
+
+class EmailCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
+    """Whether the person proved to read mail at an address."""
+
+    email: Secret[str] | None = None
+    error: CheckError | None = None
+    status: str | None = None
+
+
+class IdNumberCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
+    """Whether a government's number belongs to the name and birth date given.
+
+    `id_number_type` is `br_cpf`, `sg_nric`, `us_ssn` (then only the last four digits) or new.
+    """
+
+    dob: CalendarDate | None = None
+    error: CheckError | None = None
+    first_name: Secret[str] | None = None
+    id_number: Secret[str] | None = None
+    id_number_type: str | None = None
+    last_name: Secret[str] | None = None
+    status: str | None = None
+
+
+class PhoneCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
+    """Whether the person proved to hold a phone number."""
+
+    error: CheckError | None = None
+    phone: Secret[str] | None = None
+    status: str | None = None
+
+
+class SelfieCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
+    """Whether a selfie shows the face on the document; both pictures are file ids."""
+
+    document: Secret[str] | None = None
+    error: CheckError | None = None
+    selfie: Secret[str] | None = None
+    status: str | None = None
+
+
+class VerificationReport(HiddenRepr, frozen=True, kw_only=True, gc=False):
+    """The outcome of one attempt, made when all its checks were done (`created`).
+
+    A check that was not asked for is None. `type` is `document`, `id_number`,
+    `verification_flow` or new. https://docs.stripe.com/api/identity/verification_reports/object
+    """
+
+    shown = ("id", "type", "verification_session", "livemode", "created")
+
+    id: str | None = None
+    object: str | None = None
+    client_reference_id: str | None = None
+    created: EpochSeconds | None = None
+    document: DocumentCheck | None = None
+    email: EmailCheck | None = None
+    id_number: IdNumberCheck | None = None
+    livemode: bool | None = None
+    options: ReportOptions | None = None
+    phone: PhoneCheck | None = None
+    selfie: SelfieCheck | None = None
+    type: str | None = None
+    verification_flow: str | None = None
+    verification_session: str | None = None
+
+    @classmethod
+    def from_json(cls, source: Source) -> VerificationReport:
+        """Read JSON, a mapping or the SDK's report; raise a ValueError without any of it."""
+        return read(cls, source)

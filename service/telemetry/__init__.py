@@ -1,0 +1,1 @@
+"""What is logged, counted and traced, and what may appear there."""

@@ -1,0 +1,6 @@
+"""What a change of a session is, without I/O: its order, and how it is stored and sent."""
+
+from .lifecycle import Status
+from .transition import StatusTransition
+
+__all__ = ["Status", "StatusTransition"]

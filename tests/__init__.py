@@ -1,0 +1,1 @@
+"""The tests, in folders like those of `service/`; `support/` is what they share."""

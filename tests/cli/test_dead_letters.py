@@ -1,0 +1,433 @@
+"""Laws of the commands about mail: what they print, do, and exit with."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import orjson
+import pytest
+import redis
+
+from service.cli import dead_letter_options, dead_letters
+from service.runtime.embedded_redis import EmbeddedServer
+from service.storage.layout import LAYOUT_VERSION, Keys
+from tests.support import roles
+from tests.support.harness import Yard, soon, yard
+from tests.support.servers import PATIENCE_S
+
+KEYS = Keys("idv", 8)
+CANARY = "canary4711"
+# As `python -m service`, with somebody who types Ctrl-C after two hand-overs.
+INTERRUPTED = """
+import os, signal
+from service.delivery import dead_letters
+from service.cli import main
+
+replay, calls = dead_letters.replay, 0
+
+async def interrupted(*arguments, **words):
+    global calls
+    done = await replay(*arguments, **words)
+    calls += 1
+    if calls == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    return done
+
+dead_letters.replay = interrupted
+main()
+"""
+
+
+class Ground:
+    """A server with its yard, emptied for each test."""
+
+    def __init__(self, yard: Yard) -> None:
+        self.yard = yard
+        self.server: EmbeddedServer = yard.server
+        self.client: Any = redis.Redis.from_url(self.server.url)
+        self.client.flushall()
+        self.client.hset(
+            KEYS.layout, mapping={"version": LAYOUT_VERSION, "partitions": KEYS.partitions}
+        )
+        self.logged: list[Any] = []
+        self.err = b""
+
+    def run(self, *words: str, code: int = 0, answer: str = "", **settings: str) -> Any:
+        """Type a command, check its exit code, and return what it printed."""
+        typed = self.yard.typed(*words, answer=answer, **settings)
+        self.logged, self.err = typed.logged, typed.err
+        assert typed.code == code, typed
+        assert b"Traceback" not in typed.err
+        assert CANARY.encode() not in typed.err
+        return orjson.loads(typed.out) if typed.out.startswith((b"{", b"[")) else typed.out
+
+    def bury(self, count: int, *, reason: str = "exhausted", first: int = 0) -> list[str]:
+        """Make so many dead letters, of a session each; return their ids."""
+        with self.client.pipeline(transaction=False) as pipeline:
+            partitions = [KEYS.partition(f"vs_{n}") for n in range(first, first + count)]
+            for n, partition in enumerate(partitions, first):
+                letter = {"entry_id": "1-0", "reason": reason, "error": "ValueError", "attempts": 3}
+                pipeline.xadd(KEYS.dead(partition, "log"), fields(n) | letter)
+            entry_ids = pipeline.execute()
+        return [
+            f"{partition}-{entry_id.decode()}"
+            for partition, entry_id in zip(partitions, entry_ids, strict=True)
+        ]
+
+    def admit(self, count: int, kind: str = "processing") -> None:
+        """Append so many transitions."""
+        for n in range(count):
+            self.client.xadd(KEYS.transitions(KEYS.partition(f"vs_{n}")), fields(n, kind))
+
+    def pending(self) -> int:
+        """Return how many transitions are read and not settled."""
+        streams = [KEYS.transitions(partition) for partition in range(KEYS.partitions)]
+        return sum(self.client.xpending(stream, "log")["pending"] for stream in streams)
+
+    def length(self, key: Any) -> int:
+        """Return how many entries the streams of all partitions hold."""
+        return sum(self.client.xlen(key(p, "log")) for p in range(KEYS.partitions))
+
+
+def fields(n: int, kind: str = "processing") -> dict[str, Any]:
+    """Return a stream entry as admission writes it."""
+    change = (
+        f'{{"event_id":"evt_{n}","event_type":"identity.verification_session.{kind}",'
+        f'"occurred_at":"2026-01-01T00:00:00Z","session_id":"vs_{n}","current":"processing",'
+        f'"client_reference_id":"{CANARY}","metadata":{{"k":"{CANARY}"}}}}'
+    )
+    return {"change": change, "previous": "", "sequence": 1, "epoch": 1}
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    """Yield a yard for the tests of this module."""
+    with yard(tmp_path_factory.mktemp("mail")) as one:
+        yield one
+
+
+@pytest.fixture
+def ground(opened: Yard) -> Iterator[Ground]:
+    """Yield an empty server; whatever still runs is ended."""
+    one = Ground(opened)
+    yield one
+    opened.close()
+    one.client.close()
+
+
+def test_letters_are_listed_and_shown(ground: Ground) -> None:
+    """`list` tells where, when and why, never yours; `show` tells the whole of one letter."""
+    [first] = ground.bury(1)
+    ground.bury(2, reason="refused", first=1)
+    listed = ground.run("dead", "list", "log", "--json")
+
+    assert Counter(row["reason"] for row in listed) == {"exhausted": 1, "refused": 2}
+    assert set(listed[0]) == set(dead_letters._COLUMNS)
+    assert CANARY not in str(listed)
+    [one] = ground.run("dead", "list", "log", "--reason", "exhausted", "--json")
+    assert (one["id"], one["session_id"], one["event_id"]) == (first, "vs_0", "evt_0")
+    assert (one["error"], one["attempts"]) == ("ValueError", 3)
+    assert CANARY.encode() not in ground.run("dead", "list", "log")
+
+    assert ground.run("dead", "list", "log", "--session", "vs_1", "--since", "1h", "--json")
+    shown = ground.run("dead", "show", "log", first, "--json")
+    assert shown["metadata"] == {"k": CANARY}
+    assert shown["sequence"] == 1
+    assert b"exhausted" in ground.run("dead", "show", "log", first)
+    assert ground.run("dead", "show", "log", "0-1-1", code=1) == b""
+
+
+HOSTILE = "[/x][red]a\x1b[2Jb"
+SHOWN = rb"[/x][red]a\x1b[2Jb"
+
+
+def test_text_of_strangers_is_shown_as_text(ground: Ground) -> None:
+    """Whatever a command shows, markup in it is not obeyed, nor what a terminal would obey."""
+    change = {
+        "event_id": "evt_1",
+        "event_type": HOSTILE,
+        "occurred_at": "2026-01-01T00:00:00Z",
+        "session_id": "vs_x",
+        "current": HOSTILE,
+        "client_reference_id": HOSTILE,
+        "metadata": {HOSTILE: HOSTILE},
+    }
+    stored = {"change": orjson.dumps(change), "previous": HOSTILE, "sequence": 1, "epoch": 1}
+    letter = {"entry_id": "1-0", "reason": HOSTILE, "error": HOSTILE, "attempts": 3}
+    entry_id = ground.client.xadd(KEYS.dead(0, "log"), stored | letter).decode()
+    ground.client.xgroup_create(KEYS.transitions(0), HOSTILE, "0", mkstream=True)
+    status = f"{len(HOSTILE)} {HOSTILE}{HOSTILE}"
+    ground.client.hset(
+        KEYS.session("vs_x"),
+        mapping={"state": "1 1 1 a r", "status": status, "latest": "r 1 evt_1", "evt_1": "a 1 1 n"},
+    )
+
+    for words in (
+        ("dead", "list", "log"),
+        ("dead", "show", "log", f"0-{entry_id}"),
+        ("handlers", "list"),
+        ("session", "vs_x"),
+        ("check",),
+    ):
+        shown = ground.run(*words)
+        assert SHOWN in shown, words
+        assert b"\x1b" not in shown, words
+
+
+def test_letters_are_dropped(ground: Ground) -> None:
+    """One, some or all are dropped, after a yes; what is named and not there is said."""
+    named = ground.bury(3)
+    ground.bury(2, reason="refused", first=3)
+    ground.run("dead", "drop", "log", "--all", code=1, answer="n\n")
+    assert b"Delete 5 dead letters of log for good?" in ground.err
+    assert ground.run("dead", "drop", "log", "--all", "--dry-run", "--json") == {"would_drop": 5}
+    assert ground.length(KEYS.dead) == 5
+    assert not ground.logged
+
+    dropped = ["dead", "drop", "log", "--yes", "--json"]
+    assert ground.run(*dropped, named[0]) == {"dropped": 1}
+    assert ground.run(*dropped, named[0], named[1], code=1) == {"dropped": 1}
+    assert ground.run(*dropped, "--reason", "refused") == {"dropped": 2}
+    assert ground.logged == [
+        {
+            "event": "dead_letters.dropped",
+            "log_level": "warning",
+            "handler": "log",
+            "dropped": 2,
+            "reason": "refused",
+        }
+    ]
+    assert ground.run("dead", "drop", "log", "--all", "--json", answer="y\n") == {"dropped": 1}
+    assert ground.length(KEYS.dead) == 0
+
+
+def test_wrong_words_are_told_from_wrong_states(ground: Ground) -> None:
+    """Exit codes: 2 for what was typed or set wrong, 3 for a Redis that does not answer."""
+    nowhere = {"REDIS_URL": "redis://127.0.0.1:1"}
+    ground.run("dead", "replay", "log", code=2)
+    ground.run("dead", "drop", "log", code=2)
+    ground.run("dead", "replay", "gone", "--all", code=2)
+    ground.run("dead", "list", "log", "--since", "yesterday", code=2)
+    ground.run("replay", "gone", "--all", code=2)
+    ground.run("replay", "log", "--all", "--yes", code=2)
+    assert b"log has no group yet" in ground.err
+    ground.run("handlers", "retire", "log", code=2)
+    ground.run("dead", "list", "log", code=3, **nowhere)
+    ground.run("replay", "log", "--all", code=3, **nowhere)
+
+
+EVERY_COMMAND = (
+    ("session", "vs_1"),
+    ("dead", "list", "log"),
+    ("dead", "show", "log", "0-1-1"),
+    ("dead", "replay", "log", "--all"),
+    ("dead", "replay", "log", "--all", "--dry-run"),
+    ("dead", "drop", "log", "--all"),
+    ("dead", "drop", "log", "--all", "--yes"),
+    ("replay", "log", "--all"),
+    ("replay", "log", "--all", "--yes"),
+    ("handlers", "list"),
+    ("handlers", "retire", "gone"),
+    ("handlers", "retire", "gone", "--yes"),
+)
+
+
+@pytest.mark.parametrize("words", EVERY_COMMAND, ids=" ".join)
+def test_another_deployment_is_not_taken_for_an_empty_one(
+    ground: Ground, words: tuple[str, ...]
+) -> None:
+    """A wrong prefix and a wrong number of partitions are errors by name, before any question."""
+    # The operator's user may not even look under another prefix.
+    code, said = (3, b"error: Redis at ") if roles.are_wanted() else (2, b"error: REDIS_PREFIX: ")
+    assert ground.run(*words, code=code, REDIS_PREFIX="wrong") == b""
+    assert ground.err.startswith(said)
+    assert ground.run(*words, code=2, PARTITIONS="16") == b""
+    assert ground.err == b"error: PARTITIONS is 16, but the layout in Redis was made for 8\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("dead", "list", "typo"),
+        ("dead", "show", "typo", "0-1-1"),
+        ("dead", "replay", "typo", "--all"),
+        ("dead", "drop", "typo", "--all"),
+        ("dead", "drop", "typo", "--all", "--yes"),
+        ("replay", "typo", "--all"),
+        ("handlers", "retire", "typo"),
+        ("handlers", "retire", "typo", "--yes"),
+    ],
+    ids=" ".join,
+)
+def test_a_handler_that_does_not_exist_is_an_error(ground: Ground, words: tuple[str, ...]) -> None:
+    """A name that is neither configured nor has a group is said before any question."""
+    ground.client.xgroup_create(KEYS.transitions(0), "old", "0", mkstream=True)
+    assert ground.run(*words, code=2) == b""
+    assert ground.err.startswith(b"error: ")
+    assert b"typo" in ground.err
+    assert b"log" in ground.err
+    assert b"[y/N]" not in ground.err
+
+
+def test_a_handler_that_is_no_longer_configured_is_known_by_its_group(ground: Ground) -> None:
+    """Dead letters of a handler that is gone are listed and dropped as before."""
+    ground.client.xgroup_create(KEYS.transitions(0), "old", "0", mkstream=True)
+    ground.client.xadd(KEYS.dead(0, "old"), fields(1))
+    assert len(ground.run("dead", "list", "old", "--json")) == 1
+    assert ground.run("dead", "drop", "old", "--all", "--yes", "--json") == {"dropped": 1}
+
+
+def test_a_replay_interrupted_is_continued(ground: Ground) -> None:
+    """Of two thousand letters whose replay was cut off half-way each is delivered exactly once."""
+    ground.bury(2_000)
+    process = ground.yard.run("dead", "replay", "log", "--all", program=INTERRUPTED)
+    assert process.wait() == 1
+    done = ground.length(KEYS.replays)
+    assert 0 < done < 2_000
+    # What was done before it was cut off is said and logged.
+    assert str(done).encode() in process.out
+    assert orjson.loads(process.err.split(b"\n")[0])["replayed"] == done
+    assert process.err.endswith(b"error: interrupted: so much was done\n")
+    assert ground.length(KEYS.dead) == 2_000 - done
+
+    rest = ground.run("dead", "replay", "log", "--all", "--json")
+    assert rest["replayed"] == 2_000 - done
+    assert ground.run("dead", "replay", "log", "--all", "--json")["replayed"] == 0
+
+    # Nobody worked so far; now somebody does.
+    worker = ground.yard.start("work").ready()
+    soon(lambda: ground.length(KEYS.replays) == 0)
+    assert worker.stop() == 0
+    taken = Counter(line["event_id"] for line in worker.lines("transition"))
+    assert taken == dict.fromkeys((f"evt_{n}" for n in range(2_000)), 1)
+
+
+@pytest.mark.parametrize("count", [99, 100, 101, 200, 201])
+def test_a_chunk_that_is_exactly_full_is_followed_by_the_next(ground: Ground, count: int) -> None:
+    """Of one partition and of the one after it each letter is counted and dropped once."""
+    for partition in (2, 3):
+        for n in range(count):
+            letter = {"entry_id": "1-0", "reason": "exhausted", "error": "E", "attempts": 3}
+            ground.client.xadd(KEYS.dead(partition, "log"), fields(n) | letter)
+    told = ground.run("dead", "replay", "log", "--all", "--dry-run", "--json")
+    assert told == {"would_replay": 2 * count}
+    dropped = ground.run("dead", "drop", "log", "--all", "--yes", "--json")
+    assert dropped == {"dropped": 2 * count}
+    assert ground.length(KEYS.dead) == 0
+
+
+def test_the_past_is_handed_to_a_running_worker(ground: Ground) -> None:
+    """`replay` hands over what the options cover, and leaves the streams as they were."""
+    ground.admit(20)
+    ground.admit(5, "verified")
+    worker = ground.yard.start("work").ready()
+    soon(lambda: len(worker.lines("transition")) == 25)
+    soon(lambda: not ground.pending())
+    verified = "identity.verification_session.verified"
+
+    for options, count in (
+        (["--type", verified], 5),
+        (["--type", "verified"], 5),
+        (["--session", "vs_1"], 2),
+        (["--since", "1h", "--type", verified, "--session", "vs_1"], 1),
+        (["--all"], 25),
+    ):
+        before = len(worker.lines("transition"))
+        told = ground.run("replay", "log", *options, "--json", "--yes")
+        assert (told["replayed"], told["left_out"]) == (count, 0)
+        assert told["replay"]
+        soon(lambda: len(worker.lines("transition")) == before + count)  # noqa: B023
+    soon(lambda: ground.length(KEYS.replays) == 0)
+
+    assert worker.stop() == 0
+    ground.admit(3)
+    planned = ground.run("replay", "log", "--all", "--json", "--dry-run")
+    assert planned == {"would_replay": 25, "left_out": 3}
+    ground.run("replay", "log", "--all", code=1, answer="n\n")
+    assert b"Hand log 25 transitions again?" in ground.err
+    assert not ground.logged
+    assert ground.length(KEYS.replays) == 0
+    told = ground.run("replay", "log", "--since", "1h", "--json", answer="y\n")
+    assert (told["replayed"], told["left_out"]) == (25, 3)
+    [audit] = ground.logged
+    assert {
+        "event": "replay.made",
+        "handler": "log",
+        "replay": told["replay"],
+        "replayed": 25,
+        "left_out": 3,
+    }.items() <= audit.items()
+    assert audit["since"].endswith("+00:00")
+    assert ground.run("replay", "log", "--session", "vs_none", "--json")["would_replay"] == 0
+
+
+@pytest.mark.parametrize("word", ["verify", "", "identity.verification_session.", "payment.failed"])
+def test_a_type_that_does_not_exist_is_an_error(ground: Ground, word: str) -> None:
+    """What is no event type of ours replays nothing and says which there are."""
+    ground.run("replay", "log", "--type", word, code=2)
+    assert b"created, processing, requires_input, verified, canceled, redacted" in ground.err
+
+
+def test_what_is_logged_of_a_change_is_a_line_on_standard_error(ground: Ground) -> None:
+    """Who collects standard error knows what operators have done; standard output stays JSON."""
+    ground.bury(2)
+    process = ground.yard.run("dead", "drop", "log", "--all", "--yes", "--json")
+    assert process.wait() == 0
+    assert orjson.loads(process.out) == {"dropped": 2}
+    line = orjson.loads(process.err)
+    assert (line["event"], line["handler"], line["dropped"]) == ("dead_letters.dropped", "log", 2)
+
+
+def test_a_full_redis_refuses_and_loses_nothing(ground: Ground) -> None:
+    """On a full Redis a replay exits with 3; every letter is where it was."""
+    ground.bury(300)
+    ground.client.config_set("maxmemory", 1)
+    try:
+        ground.run("dead", "replay", "log", "--all", code=3)
+        assert ground.length(KEYS.dead) == 300
+        assert ground.length(KEYS.replays) == 0
+        assert ground.run("dead", "drop", "log", "--yes", "--all", "--json") == {"dropped": 300}
+    finally:
+        ground.client.config_set("maxmemory", 0)
+
+
+def test_groups_are_listed_and_retired(ground: Ground) -> None:
+    """A handler that is gone is listed until it is retired, which no running worker survives."""
+    ground.client.xgroup_create(KEYS.transitions(0), "gone", "0", mkstream=True)
+    ground.client.xadd(KEYS.dead(0, "gone"), fields(1))
+    ground.client.xadd(KEYS.transitions(0), fields(1))
+    [row] = ground.run("handlers", "list", "--json")
+    assert row.pop("oldest_s") < PATIENCE_S
+    assert row == {"handler": "gone", "unsettled": 1, "replays": 0, "dead": 1}
+
+    ground.client.zadd(KEYS.workers("gone"), {"w": time.time() * 1000 - 1000})
+    ground.run("handlers", "retire", "gone", code=1)
+    assert ground.err == b"error: a worker still works for it: stop it first\n"
+    # Silent for longer than a lease, and heard of before Redis's clock stepped back.
+    ground.client.zadd(KEYS.workers("gone"), {"w": 1, "x": time.time() * 1000 + 100_000})
+    ground.run("handlers", "retire", "gone", code=1, answer="n\n")
+    assert ground.client.exists(KEYS.dead(0, "gone"))
+    ground.run("handlers", "retire", "gone", answer="y\n")
+    assert [(line["event"], line["handler"]) for line in ground.logged] == [
+        ("handler.retired", "gone")
+    ]
+    assert ground.run("handlers", "list", "--json") == []
+    assert not ground.client.exists(KEYS.dead(0, "gone"))
+
+
+@pytest.mark.parametrize("text", ["90m", "3d", "2026-01-31T12:00", "2026-01-31T12:00+02:00"])
+def test_times_are_understood(text: str) -> None:
+    """A time is so long ago, or ISO 8601, in UTC where it does not say."""
+    found = dead_letter_options.Since().convert(text, None, None)
+    assert found.tzinfo is not None
+
+
+@pytest.mark.parametrize("text", ["", "0m", "-1h", "999999d", "1w", "now", "2026-13-01"])
+def test_other_times_are_refused(text: str) -> None:
+    """What is no time is a wrong argument, not an accident."""
+    with pytest.raises(click.BadParameter):
+        dead_letter_options.Since().convert(text, None, None)

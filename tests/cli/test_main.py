@@ -1,0 +1,460 @@
+"""Laws of the commands: a new user's two commands work, and exit codes mean one thing each."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import httpx2
+import orjson
+import pytest
+import redis
+from click.testing import CliRunner
+
+from service import __version__
+from service.cli.main import commands
+from service.operations.synthetic_events import LIFECYCLES, lifecycle_events
+from service.storage.layout import Keys
+from tests.support.harness import SECRET, Process, Yard, environment, soon, takes_long, yard
+from tests.support.servers import PATIENCE_S
+
+CANARY = "canary4711"
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+COMMANDS = ["dev", "serve", "work", "check", "send", "session", "selftest", "version"]
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    """Yield a yard with a server for the tests of this module."""
+    with yard(tmp_path_factory.mktemp("cli")) as opened:
+        yield opened
+
+
+class Dev:
+    """A directory in which somebody new types what the README says, and what `dev` says."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.processes: list[Process] = []
+
+    def start(self, **settings: str) -> Process:
+        """Type `python -m service dev`, and wait until it answers."""
+        process = Process(
+            "dev", directory=self.directory, **{"PORT": "0", "ADMIN_PORT": "0", **settings}
+        )
+        self.processes.append(process)
+        process.ready()
+        ready = f"http://127.0.0.1:{process.port}/readyz"
+        soon(lambda: httpx2.get(ready).status_code == 200)
+        return process
+
+    def type(self, line: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Type a line of shell, and wait for its end."""
+        return subprocess.run(
+            ["/bin/sh", "-c", line],
+            cwd=self.directory,
+            env=environment(**{"PATH": PATH, **settings}),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=2 * PATIENCE_S,
+        )
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Iterator[Dev]:
+    """Yield an empty directory to work in."""
+    opened = Dev(tmp_path)
+    yield opened
+    for process in opened.processes:
+        process.end()
+
+
+def _said(process: Process, label: str) -> str:
+    return next(
+        line.strip().removeprefix(label).strip()
+        for line in process.err.decode().splitlines()
+        if line.strip().startswith(label)
+    )
+
+
+def test_two_commands_are_enough(dev: Dev) -> None:
+    """`dev`, and then exactly what it says to type next, and then what that says.
+
+    Empty variables are none, as in a copied .env.example.
+    """
+    running = dev.start(STRIPE_WEBHOOK_SECRETS="", REDIS_URL="")
+    assert _said(running, "endpoint") == running.url
+    assert re.fullmatch(r"whsec_[0-9a-f]{32}", _said(running, "signing secret"))
+    assert httpx2.get(_said(running, "metrics")).status_code == 200
+    assert "--to" not in _said(running, "type next")
+    sent = dev.type(_said(running, "type next"))
+    assert sent.returncode == 0, sent.stderr
+    assert re.search(r"admitted\s+3\b", sent.stdout)
+    moves = soon(lambda: running.lines("transition")[2:] and running.lines("transition"))
+    assert [move["current"] for move in moves] == ["requires_input", "processing", "verified"]
+    hint = sent.stderr.split("look at it with: ")[1].strip()
+    shown = dev.type(hint)
+    assert shown.returncode == 0, shown.stderr
+    assert "verified" in shown.stdout
+    assert re.search(
+        moves[2]["event_id"] + r"  20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  verified  +admitted  3"
+        r" +processing +verified",
+        shown.stdout,
+    )
+    as_json = orjson.loads(dev.type(hint + " --json").stdout)
+    assert (as_json["status"], as_json["sequence"], len(as_json["events"])) == ("verified", 3, 3)
+    assert {
+        "event_type": "identity.verification_session.verified",
+        "previous": "processing",
+        "current": "verified",
+    }.items() <= as_json["events"][-1].items()
+    assert running.stop() == 0
+    assert not (dev.directory / ".data/endpoint").exists()
+    assert b"Traceback" not in running.out + running.err
+
+
+@takes_long
+def test_dev_remembers(dev: Dev) -> None:
+    """After a restart of `dev`, by Ctrl-C, the same events are duplicates; the secret is kept."""
+    first = dev.start()
+    secret = _said(first, "signing secret")
+    command = "python -m service send canceled --seed 7 --json --to "
+    assert orjson.loads(dev.type(command + first.url).stdout) == [
+        {"outcome": "admitted", "answers": 2}
+    ]
+    first.popen.send_signal(signal.SIGINT)
+    assert first.wait() == 0
+    assert not (dev.directory / ".data/redis_url").exists()
+    second = dev.start()
+    command += second.url
+    assert orjson.loads(dev.type(command).stdout) == [{"outcome": "duplicate", "answers": 2}]
+    assert _said(second, "signing secret") == secret
+    kept = dev.directory / ".data/signing_secret"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    checked = dev.type("python -m service check --json")
+    assert {row["name"] for row in orjson.loads(checked.stdout)} >= {"persistence", "handler log"}
+    again = Process("dev", directory=dev.directory, PORT="0", ADMIN_PORT="0")
+    assert again.wait() == 2
+    assert re.fullmatch(
+        rb"error: the data directory is in use by another running server \(pid \d+\)\n", again.err
+    )
+    assert dev.type("python -m service check").returncode == 0
+    closed = dev.type(f"({command} --count 20; echo $? >code) | true")
+    assert "Traceback" not in closed.stderr
+    assert second.stop() == 0
+
+
+def test_dev_takes_what_is_set(dev: Dev, ground: Yard) -> None:
+    """Whatever source names a secret or a Redis, `dev` takes it and makes none of its own."""
+    (dev.directory / "secret").write_bytes(SECRET.reveal() + b"\n")
+    running = dev.start(
+        STRIPE_WEBHOOK_SECRETS_FILE=str(dev.directory / "secret"),
+        REDIS_URL=ground.server.url,
+    )
+    assert SECRET.reveal() not in running.err + running.out
+    assert not (dev.directory / ".data").exists()
+    line = f"{_said(running, 'type next')} --secret-file secret --json"
+    assert orjson.loads(dev.type(line).stdout) == [{"outcome": "admitted", "answers": 3}]
+    assert running.stop() == 0
+
+
+def test_dev_without_a_place_to_write(dev: Dev) -> None:
+    """Where .data cannot be made, that is said in one line."""
+    (dev.directory / ".data").write_text("in the way")
+    process = Process("dev", directory=dev.directory)
+    assert process.wait() == 2
+    assert process.err.count(b"\n") == 1
+
+
+def test_every_problem_is_said_at_once(ground: Yard) -> None:
+    """Bad settings: exit 2, each by name on a line of its own, no value, nothing started."""
+    bad = {"PORT": CANARY, "REDIS_URL": CANARY, "LIVEMODE": CANARY, "RETRY_MAX_ATTEMPTS": "-1"}
+    typed = ground.typed("serve", **bad, STRIPE_WEBHOOK_SECRETS=f"{CANARY} x")
+    assert typed.code == 2
+    said = typed.err.decode()
+    assert {line.split(":")[1].strip() for line in said.splitlines()} == {
+        *bad,
+        "STRIPE_WEBHOOK_SECRETS",
+    }
+    assert CANARY not in said
+    assert typed.out == b""
+    missing = ground.typed("serve", STRIPE_WEBHOOK_SECRETS="")
+    assert (missing.code, missing.err.count(b"\n")) == (2, 1)
+
+
+HANDLERS = f"""
+from contextlib import asynccontextmanager
+from service.errors import ConfigError
+
+@asynccontextmanager
+async def unreachable(environ):
+    raise ConnectionRefusedError("{CANARY}")
+    yield
+
+@asynccontextmanager
+async def unset(environ):
+    raise ConfigError(["QUEUE_URL: expected a URL"])
+    yield
+"""
+
+
+def test_check_says_what_holds(ground: Yard) -> None:
+    """`check`: 0 when every promise can be kept, 1 when not, 2 for settings, 3 without Redis."""
+    (ground.directory / "queues.py").write_text(HANDLERS)
+    closed = ground.start("check", "--json", HANDLERS="log,queues:unreachable,queues:unset")
+    fine = ground.typed("check", "--json")
+    table = ground.typed("check")
+    fatal = ground.typed("check", "--json", DURABILITY="fsync")
+    wrong = ground.typed("check", HANDLERS="nobody")
+    gone = ground.typed("check", REDIS_URL=f"redis://{CANARY}:{CANARY}@127.0.0.1:1/0")
+    assert [one.code for one in (fine, table, fatal, wrong, gone)] == [0, 0, 1, 2, 3]
+    assert closed.wait() == 1
+    rows = {row["name"]: row for row in orjson.loads(fine.out)}
+    opens = "opens (service.handlers.log:open)"
+    assert rows["handler log"] == {
+        "name": "handler log",
+        "severity": "fine",
+        "promises": ["each handler alone"],
+        "meaning": opens,
+    }
+    assert {"clock", "eviction", "persistence", "durability"} <= rows.keys()
+    for word in (b"persistence", b"forward only", b"because of"):
+        assert word in table.out
+    assert {"name": "durability", "severity": "fatal"}.items() <= next(
+        row.items() for row in orjson.loads(fatal.out) if row["name"] == "durability"
+    )
+    meanings = {row["name"]: row["meaning"] for row in orjson.loads(closed.out)}
+    assert meanings["handler log"] == opens
+    place = f"{ground.directory}/queues.py:7 unreachable"
+    assert meanings["handler queues:unreachable"] == (
+        f"HANDLERS: queues:unreachable cannot be opened: ConnectionRefusedError ({place})"
+        " (queues:unreachable)"
+    )
+    assert meanings["handler queues:unset"] == "QUEUE_URL: expected a URL (queues:unset)"
+    assert wrong.err.startswith(b"error: HANDLERS: nobody")
+    assert gone.err == (
+        b"error: Redis at 127.0.0.1:1 does not answer (redis_unreachable); REDIS_URL says where\n"
+    )
+    assert CANARY.encode() not in closed.out + closed.err + gone.err
+
+
+OWN = """
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+@asynccontextmanager
+async def open(environ):
+    async def handle(transition):
+        with Path("kept").open("a") as kept:
+            print(transition.current, file=kept)
+
+    yield handle
+"""
+
+
+def test_send_says_what_it_lacks(ground: Yard) -> None:
+    """No secret, no such address, nothing to send: exit 2 and one line; refused: 1."""
+    secret = ground.typed("send", "verified", STRIPE_WEBHOOK_SECRETS="")
+    address = ground.typed("send", "verified", "--to", f"ftp://{CANARY}")
+    nothing = ground.typed("send")
+    unknown = ground.typed("send", "verify")
+    # Bound and not listened on, so that nobody else can.
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = str(silent.getsockname()[1])
+        refused = ground.typed("send", "verified", "--json", PORT=port)
+    tries = (secret, address, nothing, unknown, refused)
+    assert [one.code for one in tries] == [2, 2, 2, 2, 1]
+    for one, said in ((secret, b"no signing secret"), (address, b"URL")):
+        assert said in one.err
+        assert one.err.count(b"\n") == 1
+        unheard = ground.typed("send", "verified", PORT=port)
+    assert orjson.loads(refused.out) == [{"outcome": "unreachable", "answers": 3}]
+    # Nobody has received the session, so nobody can be asked about it.
+    assert unheard.err == b""
+    assert CANARY.encode() not in address.err
+
+
+def test_send_sends_files(ground: Yard) -> None:
+    """`send --file` signs and posts the bytes of each file as they are."""
+    serve = ground.start("serve").ready()
+    body = lifecycle_events("verified", random=Random(5), started_at=1)[0].body
+    (ground.directory / "old.json").write_bytes(body)
+    (ground.directory / "none.json").write_bytes(b"[]")
+    process = ground.run(
+        "send", "--file", "old.json", "--file", "none.json", "--json", PORT=str(serve.port)
+    )
+    assert process.wait() == 1
+    assert orjson.loads(process.out) == [
+        {"outcome": "body_not_an_event", "answers": 1},
+        {"outcome": "expired", "answers": 1},
+    ]
+    unknown = ground.typed("session", "vs_nobody")
+    assert unknown.code == 1
+    assert unknown.err == b"error: the ledger has no memory of this session\n"
+    with redis.Redis.from_url(ground.server.url) as client:
+        client.hset(Keys("idv", 8).session("vs_spoiled"), "state", "?")
+    spoiled = ground.typed("session", "vs_spoiled")
+    assert spoiled.code == 1
+    assert spoiled.err == b"error: what stands there is no record of ours\n"
+    assert serve.stop() == 0
+
+
+SLOW = """
+import http.server
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = b'{"outcome":"admitted"}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        print("answered", flush=True)
+
+    def log_message(self, *_):
+        pass
+
+server = http.server.HTTPServer(("127.0.0.1", 0), Slow)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("rate", ["5", "0.1"])
+def test_send_keeps_its_summary_when_it_is_interrupted(ground: Yard, rate: str) -> None:
+    """After Ctrl-C `send` says what was answered so far, however long the next one has to wait."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW], stdout=subprocess.PIPE, text=True
+    ) as endpoint:
+        assert endpoint.stdout is not None
+        to = f"http://127.0.0.1:{endpoint.stdout.readline().strip()}/"
+        sending = ground.start(
+            "send", "verified", "--count", "1000", "--rate", rate, "--json", "--to", to
+        )
+        assert endpoint.stdout.readline() == "answered\n"
+        sending.popen.send_signal(signal.SIGINT)
+        assert sending.wait() == 1
+        endpoint.kill()
+    [row] = orjson.loads(sending.out)
+    assert row["outcome"] == "admitted"
+    assert 1 <= row["answers"] < 3000
+    assert sending.err == f"interrupted after {row['answers']} of 3000 events\n".encode()
+
+
+def test_the_version_is_printed() -> None:
+    """`version` and `--version` print the package's version and nothing else."""
+    for words in ("version", "--version"):
+        assert CliRunner().invoke(commands, [words]).output == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("STRIPE_WEBHOOK_SECRET", "STRIPE_WEBHOOK_SECRETS"),
+        ("STRIPE_WEBHOOK_SECRET_ACME", "STRIPE_WEBHOOK_SECRETS_ACME"),
+        ("HANDLER", "HANDLERS"),
+        ("LEASE_TTL", "LEASE_TTL_S"),
+    ],
+)
+def test_a_setting_that_is_nearly_ours_is_named(ground: Yard, name: str, meant: str) -> None:
+    """Who misspells a setting is told so, by every command, and never with the value."""
+    for words in (("check", "--json"), ("handlers", "list"), ("serve",)):
+        typed = ground.typed(*words, STRIPE_WEBHOOK_SECRETS="", **{name: CANARY})
+        line = f"warning: {name} is no setting, but {meant} is\n".encode()
+        assert typed.err.startswith(line), typed
+        assert CANARY.encode() not in typed.err + typed.out
+
+
+def test_dev_is_not_stopped_by_a_foreign_host(dev: Dev) -> None:
+    """HOST as conda sets it, which names a compiler, is said to be no address and left alone."""
+    running = dev.start(HOST="x86_64-conda-linux-gnu")
+    assert b"HOST is not an IP address: dev listens on 127.0.0.1\n" in running.err
+    assert running.stop() == 0
+
+
+def test_hints_are_typed_as_the_program_was(dev: Dev) -> None:
+    """What `dev` and `send` say to type next works for who called them by a path."""
+    (dev.directory / "venv").symlink_to(Path(sys.executable).parents[1])
+    with subprocess.Popen(
+        ["/bin/sh", "-c", "exec venv/bin/python -m service dev"],
+        cwd=dev.directory,
+        env=environment(PORT="0", ADMIN_PORT="0", PATH="/usr/bin:/bin"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        hint = next(line for line in process.stderr if "type next" in line)
+        typed = hint.partition("type next")[2].strip()
+        sent = dev.type(typed, PATH="/usr/bin:/bin")
+        look = sent.stderr.partition("look at it with: ")[2].strip()
+        shown = dev.type(look, PATH="/usr/bin:/bin")
+        process.terminate()
+    assert typed == "venv/bin/python -m service send verified"
+    assert sent.returncode == 0, sent.stderr
+    assert look.startswith("venv/bin/python -m service session vs_")
+    assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_explains_itself(command: str) -> None:
+    """-h and --help print what a command does, and its options, and exit 0."""
+    for option in ("-h", "--help"):
+        result = CliRunner().invoke(commands, [*shlex.split(command), option])
+        assert result.exit_code == 0
+        assert "Usage:" in result.output
+    listed = COMMANDS if not command else [*LIFECYCLES] if command == "send" else []
+    assert all(word in result.output for word in listed)
+
+
+def test_the_console_script_finds_handlers_of_the_folder(dev: Dev, ground: Yard) -> None:
+    """A handler in a file of the current folder is found by the script as by `python -m`."""
+    (dev.directory / "bin").mkdir()
+    (dev.directory / "bin" / "script").write_text("from service.cli import main\nmain()\n")
+    (dev.directory / "own.py").write_text(OWN)
+    settings = {"HANDLERS": "own:open", "REDIS_URL": ground.server.url}
+    for start in ("bin/script", "-m service"):
+        checked = dev.type(f"python {start} check --json", **settings)
+        rows = {row["name"]: row["meaning"] for row in orjson.loads(checked.stdout)}
+        assert rows["handler own:open"] == "opens (own:open)"
+    refused = dev.type("python -P bin/script check", **settings)
+    assert "module own is not installed" in refused.stderr
+
+
+def test_dev_tries_a_handler_of_the_folder(dev: Dev) -> None:
+    """`dev` hands what `send` sends to the handlers that HANDLERS names."""
+    (dev.directory / "own.py").write_text(OWN)
+    running = dev.start(HANDLERS="own:open")
+    assert dev.type(_said(running, "type next")).returncode == 0
+    kept = dev.directory / "kept"
+    soon(
+        lambda: (
+            kept.exists()
+            and kept.read_text().split() == ["requires_input", "processing", "verified"]
+        )
+    )
+    assert running.started["works"] == ["own:open"]
+    assert running.stop() == 0
+
+
+def test_the_module_is_a_program(ground: Yard) -> None:
+    """`python -m service` without a command shows the help; so does the console script."""
+    assert b"Usage: python -m service" in ground.run("--help", program="").out
+    script = shutil.which("identity-webhooks", path=str(Path(sys.executable).parent))
+    if script is None:
+        pytest.skip("the package is not installed")
+    said = subprocess.run([script, "version"], check=True, capture_output=True, text=True)
+    assert said.stdout == f"{__version__}\n"

@@ -1,0 +1,131 @@
+"""Laws of what commands print: text stays text, and no id is cut."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from service.cli import terminal
+from tests.support.harness import PACKAGE, environment
+
+# What rich would take for markup, and what a terminal would obey: clear the screen, write the
+# clipboard, CSI in one character, turn the direction of writing, begin another line.
+HOSTILE = "[/x][red]a\x1b[2J\x1b]52;c;aGk=\x07\x9b2J\u202eb\r\nc\x7f"
+SHOWN = r"[/x][red]a\x1b[2J\x1b]52;c;aGk=\x07\x9b2J\u202eb\r\nc\x7f"
+LONG = "vs_" + "0123456789" * 20
+
+
+def printed(call: Any, *arguments: Any, **options: Any) -> str:
+    """Return what a call prints to standard output, or else to standard error."""
+    with CliRunner().isolation() as (out, err, _):
+        call(*arguments, **options)
+    return (out.getvalue() or err.getvalue()).decode()
+
+
+def on_a_terminal(program: str, *, columns: int) -> str:
+    """Return what a program prints on a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=theirs,
+        stdin=subprocess.DEVNULL,
+        env=environment(COLUMNS=str(columns), TERM="xterm", PYTHONPATH=str(PACKAGE.parent)),
+    )
+    os.close(theirs)
+    found = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:
+            break
+        found += chunk
+    os.close(ours)
+    assert process.wait() == 0
+    return found.decode().replace("\r\n", "\n")
+
+
+def test_a_table_prints_text_as_text() -> None:
+    """Neither markup nor control characters of a cell or a column are obeyed; all is readable."""
+    table = printed(
+        terminal.print_rows, ("[b]id", "text"), [("[/x]", HOSTILE), (None, 3)], as_json=False
+    )
+    assert table == f"[b]id  text\n[/x]   {SHOWN}\n       3\n"
+
+
+def test_json_prints_no_control_character() -> None:
+    """What a program reads is the same text, and a terminal that shows it obeys nothing."""
+    line = printed(terminal.print_rows, ("text",), [(HOSTILE + "\U000e0001é",)], as_json=True)
+    assert line.removesuffix("\n").isprintable()
+    assert line.isascii()
+    assert orjson.loads(line) == [{"text": HOSTILE + "\U000e0001é"}]
+
+
+def test_notes_and_errors_print_text_as_text() -> None:
+    """A note and an error are lines of text, whatever stands in them."""
+    assert printed(terminal.note, HOSTILE) == f"{SHOWN}\n"
+    with CliRunner().isolation() as (_, err, _out), pytest.raises(SystemExit) as ended:
+        terminal.fail([HOSTILE], 2)
+    assert (ended.value.code, err.getvalue().decode()) == (2, f"error: {SHOWN}\n")
+
+
+@pytest.mark.parametrize("columns", ["80", "1"])
+def test_a_pipe_gets_whole_lines(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However narrow the terminal is said to be, a row is one line, without blanks at its end."""
+    monkeypatch.setenv("COLUMNS", columns)
+    rows = [(LONG, "word " * 40, 1), ("short", "", 2)]
+    table = printed(
+        terminal.print_rows, ("id", "meaning", "n"), rows, as_json=False, prose=("meaning",)
+    )
+    lines = table.splitlines()
+    assert len(lines) == 3
+    assert lines[1] == f"{LONG}  {'word ' * 40}  1"
+    assert not [line for line in lines if line.endswith(" ")]
+
+
+@pytest.mark.parametrize("columns", [80, 20])
+def test_a_terminal_cuts_no_id(columns: int) -> None:
+    """On a narrow terminal prose is folded, and every other cell stays whole, on one line."""
+    program = f"""
+from service.cli import terminal
+rows = [({LONG!r}, "{"word " * 40}"), ("vs_short", "[/x]")]
+terminal.print_rows(("id", "meaning"), rows, as_json=False, prose=("meaning",))
+"""
+    lines = on_a_terminal(program, columns=columns).splitlines()
+    assert sum(LONG in line for line in lines) == 1
+    assert len(lines) > 4
+    assert any("[/x]" in line for line in lines)
+
+
+def test_a_table_that_fits_is_as_wide_as_it_needs_to_be() -> None:
+    """A narrow table on a wide terminal has one line for each row."""
+    program = """
+from service.cli import terminal
+terminal.print_rows(("id", "meaning"), [("a", "b c")], as_json=False, prose=("meaning",))
+"""
+    lines = on_a_terminal(program, columns=120).splitlines()
+    assert len(lines) == 2
+    assert lines[1] == "a   b c"
+
+
+def test_a_console_script_is_called_by_its_name_where_that_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name where the shell finds it by that, else by the path that was typed."""
+    script = tmp_path / "my scripts" / "identity-webhooks"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(script), "dev"])
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert terminal.invoked() == f"'{script}'"
+    monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin")
+    assert terminal.invoked() == "identity-webhooks"
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    assert terminal.invoked() == f"{sys.executable} -m service"

@@ -1,0 +1,94 @@
+"""Laws of a blocked event loop: the handler that blocks it is named, and Redis is not blamed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+import structlog.testing
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from service.delivery import blocking
+from service.delivery.attempts import Attempts
+from service.errors import UnavailableReason
+from service.storage.connections import shortage
+from service.telemetry import loop_lag, metrics
+from service.telemetry.loop_lag import LAG
+from service.transitions.transition import StatusTransition
+from tests.support.harness import eventually
+
+TICK_S = 0.05
+BLOCK_S = 20 * TICK_S
+TRANSITION = StatusTransition(
+    event_id="evt_1",
+    event_type="t",
+    occurred_at=datetime(2026, 1, 1, tzinfo=UTC),
+    session_id="vs_1",
+    current="verified",
+    sequence=1,
+    epoch=1,
+    expected=True,
+)
+
+
+@pytest.fixture(autouse=True)
+async def _measured(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Let the loop be measured, at a quicker pace, and forget what other tests have done to it."""
+    for module in (blocking, loop_lag):
+        monkeypatch.setattr(module, "TICK_S", TICK_S)
+    monkeypatch.setattr(loop_lag, "BLOCKED_S", BLOCK_S / 2)
+    monkeypatch.setattr(LAG, "_blocked_at", float("-inf"))
+    measuring = asyncio.create_task(LAG.watch())
+    with blocking.watched():
+        await asyncio.sleep(0)
+        yield
+    measuring.cancel()
+
+
+async def compute() -> None:
+    """Do what a handler must not do."""
+    time.sleep(BLOCK_S)  # noqa: ASYNC251 - what this is about
+
+
+async def handler(_: StatusTransition) -> None:
+    """Wait a little, as a good handler would, and then block."""
+    await asyncio.sleep(0)
+    await compute()
+
+
+async def test_a_handler_that_blocks_is_named_with_its_place() -> None:
+    """The line tells the handler, and where in its own code the loop stood still."""
+    with structlog.testing.capture_logs() as lines:
+        assert await Attempts("own:open", handler, 10).call(TRANSITION) is None
+        await eventually(lambda: bool(lines))
+
+    [line] = lines
+    assert (line["event"], line["handler"]) == ("handler.blocking", "own:open")
+    assert line["place"].startswith(f"{__file__}:")
+    assert line["place"].endswith(" handler")
+
+
+async def test_who_is_not_in_a_handler_is_not_called_one() -> None:
+    """What blocks outside of any handler makes no such line, also while one is waiting."""
+    call = asyncio.create_task(
+        Attempts("own:open", lambda _: asyncio.sleep(2), 10).call(TRANSITION)
+    )
+    await asyncio.sleep(0)
+    with structlog.testing.capture_logs() as lines:
+        await compute()
+        await call
+    assert not lines
+
+
+async def test_a_time_out_while_the_loop_stood_still_is_not_redis_own() -> None:
+    """What ran out of time during a block, or just after one, says nothing about Redis."""
+    assert shortage(RedisTimeoutError()) is UnavailableReason.REDIS_SLOW
+    before = metrics.LOOP_LAG_SECONDS._sum.get()
+    await compute()
+    assert shortage(RedisTimeoutError()) is UnavailableReason.EVENT_LOOP_BLOCKED
+    await eventually(lambda: metrics.LOOP_LAG_SECONDS._sum.get() > before + BLOCK_S / 2)
+    assert shortage(TimeoutError()) is UnavailableReason.EVENT_LOOP_BLOCKED
+    assert shortage(ConnectionError()) is UnavailableReason.REDIS_UNREACHABLE

@@ -1,0 +1,184 @@
+"""What must hold for any bytes at all: the laws that `fuzz` and `test_fuzz_targets` search against.
+
+A law raises when it is broken, and says nothing when it holds. Holds no test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable
+from functools import cache
+
+import msgspec
+import orjson
+
+from service.config import Settings, describe
+from service.errors import ConfigError, Rejected
+from service.secret import MASK, Secret
+from service.stripe import events, verification_report, verification_session
+from service.stripe.events import Event, Ignored, Notification, parse
+from service.stripe.signatures import VerifiedPayload, verify
+from service.stripe.verification_report import VerificationReport
+from service.stripe.verification_session import VerificationSession
+from service.transitions import cloudevents, stream_entry
+from service.transitions.lifecycle import created_at, order_key, state_hash
+from service.transitions.transition import SessionChange, change_of
+from tests.support.programs import FIXTURES
+
+KEY = b"whsec_tests"
+NOW = 1_785_931_200
+TOLERANCE_S = 300
+# In a header these stand for the time and for the digest that is right, which nobody can guess.
+TIME, DIGEST = b"@T", b"@D"
+BETWEEN = b"\0\0"
+
+NOWHERE = FIXTURES / "nowhere"
+NAMES = [row.name for row in describe()]
+FIRST_LETTER = ord(" ")
+ALWAYS_TRUE = {
+    "SESSION_RETENTION_DAYS: expected more than MAX_EVENT_AGE_DAYS",
+    "RETRY_MAX_DELAY_S: expected at least RETRY_INITIAL_DELAY_S",
+}
+# All that a path into an event may be made of: names that we declare, and places in lists.
+DECLARED = {
+    name
+    for module in (events, verification_session, verification_report)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+    for name in kind.__struct_fields__
+}
+
+
+def signature(found: bytes) -> None:
+    """Hold that a header and a body, apart by two zeros, are proven by the digest or refused."""
+    header, _, body = found.partition(BETWEEN)
+    digest = hmac.new(KEY, b"%d.%b" % (NOW, body), hashlib.sha256).hexdigest().encode()
+    header = header.replace(TIME, b"%d" % NOW).replace(DIGEST, digest)
+    try:
+        payload = verify(body, header, [Secret(KEY)], now=NOW, tolerance_s=TOLERANCE_S)
+    except Rejected as error:
+        _hold_discreet(error)
+        return
+    assert payload.body == body
+    # Any other time would need another digest, and nobody has the key.
+    items = [item.removeprefix(b" ") for item in header.split(b",")]
+    assert b"v1=" + digest in items
+    assert b"t=%d" % NOW in items
+
+
+def body(found: bytes) -> None:
+    """Hold that a signed body is understood, ignored or refused, and what follows from it."""
+    try:
+        event = parse(VerifiedPayload(found, "fingerprint"))
+    except Rejected as error:
+        _hold_discreet(error)
+        return
+    repr(event)
+    if isinstance(event, Ignored | Notification):
+        assert event.event_id is None or re.fullmatch(r"evt_[A-Za-z0-9_]{1,250}", event.event_id)
+        return
+    assert DECLARED.issuperset(name for path in event.unread for name in path.split("."))
+    _hold_handed_over(event)
+
+
+def _hold_handed_over(event: Event) -> None:
+    """Hold that an event has its place, and that what it says survives the way to a handler."""
+    change = change_of(event)
+    key = order_key(event.type, event.created, event.session)
+    assert 0 <= key < 2**53
+    assert created_at(key) == event.created
+    assert re.fullmatch("[0-9a-f]{16}", state_hash(event.type, event.session))
+    stored = {
+        b"change": stream_entry.pack(change),
+        b"previous": b"",
+        b"sequence": b"1",
+        b"epoch": b"1",
+    }
+    transition = stream_entry.unpack(stored)
+    names = SessionChange.__struct_fields__
+    assert [getattr(transition, name) for name in names] == [getattr(change, n) for n in names]
+    sent = orjson.loads(cloudevents.message(transition).body)
+    assert sent["data"] == orjson.loads(msgspec.json.encode(transition))
+
+
+def report(found: bytes) -> None:
+    """Hold that bytes are a report or a session, or are refused without a word of them."""
+    for kind in (VerificationReport, VerificationSession):
+        try:
+            repr(kind.from_json(found))
+        except ValueError as error:
+            told: BaseException | None = error
+            while told is not None:
+                # Those hold their whole input.
+                assert not isinstance(told, orjson.JSONDecodeError | UnicodeError)
+                told = told.__context__
+
+
+def environment(found: bytes) -> None:
+    """Hold that settings are taken, or refused in words that do not depend on what was set.
+
+    The bytes: a line for each variable, which begins with the letter that stands for its name.
+    """
+    environ = {
+        NAMES[(one[0] - FIRST_LETTER) % len(NAMES)]: one[1:].decode(errors="surrogateescape")
+        for one in found.split(b"\n")
+        if one
+    }
+    try:
+        settings = Settings.from_environ(environ, run_secrets=NOWHERE)
+    except ConfigError as error:
+        words = ALWAYS_TRUE.union(*(_refused(name) for name in environ))
+        assert words.issuperset(error.problems)  # noqa: PT017 (a fuzzer's law, not a test)
+        assert error.__context__ is None  # noqa: PT017 (as above)
+        return
+    secrets = [secret for several in settings.secrets.values() for secret in several]
+    assert {repr(secret) for secret in secrets} <= {MASK}
+
+
+@cache
+def _refused(name: str) -> frozenset[str]:
+    """Return the words in which a value that no setting takes is refused."""
+    try:
+        Settings.from_environ({name: "canary-é7 \t"}, run_secrets=NOWHERE)
+    except ConfigError as error:
+        return frozenset(error.problems)
+    return frozenset()
+
+
+def _hold_discreet(error: Rejected) -> None:
+    """Hold that a refusal carries nothing of what was refused."""
+    assert error.__context__ is None
+    assert error.__cause__ is None
+    path = re.sub(r"\[(\.\.\.|\d+)\]", "", error.field or "")
+    assert not path or DECLARED.issuperset(path.split("."))
+
+
+LAWS: dict[str, Callable[[bytes], None]] = {
+    "signature": signature,
+    "body": body,
+    "report": report,
+    "environment": environment,
+}
+
+
+def line(number: int, value: str) -> bytes:
+    """Return the line by which `environment` sets the variable of that number."""
+    return bytes([FIRST_LETTER + number]) + value.encode(errors="surrogateescape")
+
+
+def corpus(name: str) -> list[bytes]:
+    """Return examples that a search of one law may begin with."""
+    if name == "signature":
+        parts = (b"t=@T,v1=@D", b"v1=@D, t=@T", b"t=@T,v0=@D,v1=" + b"0" * 64, b"t=1,t=@T,v1=@D")
+        return [part + BETWEEN + b"{}" for part in parts]
+    if name == "environment":
+        rows = [line(n, row.default) for n, row in enumerate(describe()) if row.default]
+        more = [line(0, "whsec_a,whsec_b"), line(1, "rediss+cluster://a:1,b:2")]
+        return [b"\n".join(rows), *rows, *more]
+    bodies = [path.read_bytes() for path in sorted(FIXTURES.glob("*.json"))]
+    if name == "body":
+        return bodies
+    found = [orjson.loads(one) for one in bodies]
+    return [orjson.dumps(one["data"]["object"]) for one in found if isinstance(one, dict)]

@@ -1,0 +1,127 @@
+"""Laws of what an exception of a handler tells: whose fault it is, its class and place, no more."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from typing import Any
+
+import pytest
+
+from service.errors import Undeliverable, Unreachable
+from service.handlers.failures import MAX_PLACE, class_name, definition, place, unreachable
+
+CANARY = "canary-3c1f"
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (Unreachable("no_such_queue"), "no_such_queue"),
+        (Unreachable(), "unreachable"),
+        (ConnectionError(CANARY), "connection_lost"),
+        (ConnectionResetError(), "connection_lost"),
+        (BrokenPipeError(), "connection_lost"),
+        (ConnectionRefusedError(), "connection_refused"),
+        (socket.gaierror(socket.EAI_NONAME, CANARY), "name_unresolved"),
+        (ssl.SSLError(), "tls_failed"),
+        (ssl.SSLCertVerificationError(), "certificate_untrusted"),
+        (OSError(errno.EHOSTUNREACH, CANARY), "host_unreachable"),
+        (OSError(errno.ENETUNREACH, ""), "network_unreachable"),
+        (OSError(errno.ETIMEDOUT, ""), "connection_timed_out"),
+        (ExceptionGroup("", [ConnectionResetError(), Unreachable("away")]), "connection_lost"),
+    ],
+    ids=repr,
+)
+def test_what_counts_as_unreachable(error: BaseException, word: str) -> None:
+    """Our error, Python's connection errors, names, TLS, network numbers, groups of no other."""
+    assert unreachable(error) == word
+    assert CANARY not in word
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TimeoutError(),
+        ValueError(CANARY),
+        Undeliverable("away"),
+        OSError(errno.ENOSPC, ""),
+        OSError(errno.ENOENT, ""),
+        OSError("connection refused"),
+        KeyboardInterrupt(),
+        ExceptionGroup("", [ConnectionResetError(), ValueError()]),
+    ],
+    ids=repr,
+)
+def test_what_does_not(error: BaseException) -> None:
+    """Time-outs, files, whatever else, and groups that hold any of it, are attempts."""
+    assert unreachable(error) is None
+
+
+def test_an_http_client_that_names_the_number_is_understood() -> None:
+    """For a connection that cannot be made aiohttp raises an OSError with a network's number."""
+    aiohttp = pytest.importorskip("aiohttp")
+    key: Any = None
+    error = aiohttp.ClientConnectorError(key, OSError(errno.ECONNREFUSED, "refused"))
+    assert unreachable(error) == "connection_refused"
+
+
+def fail(depth: int) -> None:
+    """Raise an error so many calls below this one, with a canary wherever one could be."""
+    secret = CANARY
+    if not depth:
+        raise ValueError(secret)
+    fail(depth - 1)
+
+
+def raised(depth: int = 0) -> Exception:
+    """Return such an error."""
+    try:
+        fail(depth)
+    except ValueError as error:
+        return error
+    raise AssertionError
+
+
+def test_a_place_names_files_lines_and_functions() -> None:
+    """Of each frame its file, line and function are told; no message, no variable."""
+    told = place(raised())
+    first, then = raised.__code__.co_firstlineno + 3, fail.__code__.co_firstlineno + 4
+    assert told == f"{__file__}:{first} raised, {__file__}:{then} fail"
+    assert CANARY not in told
+
+
+def test_a_place_is_bounded() -> None:
+    """Of many frames the first and the last are told, and of a long text the end."""
+    assert place(raised(400)).count(", ") == 5
+    namespace: dict[str, Any] = {}
+    code = compile("def f():\n    raise ValueError", "x" * 5000 + ".py", "exec")
+    exec(code, namespace)  # noqa: S102 - so long a name of a file
+    try:
+        namespace["f"]()
+    except ValueError as error:
+        told = place(error)
+    assert len(told) <= MAX_PLACE
+    assert told.endswith(".py:2 f")
+
+
+def test_what_cannot_be_encoded_is_escaped() -> None:
+    """Names of files and classes may be any text; what is told can be sent and stored."""
+    odd = type("no name", (Exception,), {})
+    assert class_name(odd()) == "unnamed"
+    assert class_name(ValueError()) == "ValueError"
+    assert len(class_name(type("x" * 500, (Exception,), {})())) == 100
+    namespace: dict[str, Any] = {}
+    exec(compile("def f():\n    raise ValueError", "\udc80.py", "exec"), namespace)  # noqa: S102 - as above
+    try:
+        namespace["f"]()
+    except ValueError as error:
+        place(error).encode()
+
+
+def test_a_definition_is_where_it_was_written() -> None:
+    """A function is found below what decorates it; what has no code is nowhere."""
+    assert definition(raised) == f"{__file__}:{raised.__code__.co_firstlineno} raised"
+    assert definition(print) == ""
+    assert definition(None) == ""

@@ -1,0 +1,360 @@
+"""Laws of your own handlers: the README's example works as installed; plain callables too."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import orjson
+import pytest
+
+from service import handlers
+from service.config import Settings
+from service.operations import check
+from service.storage.assessment import Severity
+from service.testing import transition
+from service.transitions.transition import StatusTransition
+from tests.support.harness import (
+    DEADLINE_S,
+    Process,
+    Yard,
+    environment,
+    event,
+    eventually,
+    signed,
+    soon,
+    yard,
+)
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+NAMES = ("audit", "own_audit:open")
+
+
+def blocks() -> list[str]:
+    """Return the README's examples about handlers of one's own: the handler, and its test."""
+    section = README.partition("\n**Your own**")[2].partition("\n### ")[0]
+    found = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(found) == 2
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a wheel of the example and let pip install it; return where."""
+    directory = tmp_path_factory.mktemp("own")
+    wheel = directory / "own_audit-1.0-py3-none-any.whl"
+    information = "own_audit-1.0.dist-info"
+    content = {
+        "own_audit.py": blocks()[0],
+        f"{information}/METADATA": "Metadata-Version: 2.1\nName: own-audit\nVersion: 1.0\n",
+        f"{information}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\n"
+        "Root-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{information}/entry_points.txt": f"[{handlers.ENTRY_POINT_GROUP}]\n"
+        "audit = own_audit:open\n",
+    }
+    content[f"{information}/RECORD"] = "".join(
+        f"{name},,\n" for name in [*content, f"{information}/RECORD"]
+    )
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in content.items():
+            archive.writestr(name, text)
+    target = directory / "site"
+    options = "install -q --no-deps --no-index --no-compile --disable-pip-version-check --target"
+    command = [sys.executable, "-m", "pip", *options.split(), str(target), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return target
+
+
+@pytest.fixture
+def importable(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the installed package importable here."""
+    monkeypatch.syspath_prepend(installed)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    """Yield a yard with a server."""
+    with yard(tmp_path_factory.mktemp("yard")) as opened:
+        yield opened
+
+
+@pytest.mark.usefixtures("importable")
+@pytest.mark.parametrize("name", NAMES)
+async def test_the_example_delivers(tmp_path: Path, name: str) -> None:
+    """The README's example is found by its name and by its path, opened, and takes transitions."""
+    path = str(tmp_path / "out")
+    async with handlers.open_all(handlers.find([name]), {"DATABASE": path}) as opened:
+        await opened[name](transition())
+
+    with closing(sqlite3.connect(path)) as database:
+        [row] = database.execute("SELECT id, user_id, status, sequence FROM sessions")
+    assert row == ("vs_1", "user_1", "verified", 3)
+
+
+@pytest.mark.usefixtures("importable")
+async def test_the_example_answers_for_a_user_of_several_sessions(tmp_path: Path) -> None:
+    """A user is verified while a session is, whatever comes late, twice, or is redacted."""
+    own = importlib.import_module("own_audit")
+    path = str(tmp_path / "out")
+    another = functools.partial(transition, session_id="vs_2")
+    steps: list[tuple[StatusTransition, bool]] = [
+        (transition(current="requires_input", sequence=1), False),
+        (another(current="requires_input", sequence=1), False),
+        (transition(current="verified", sequence=3), True),
+        # Another session of the user fails: its numbers are greater, and its own.
+        (another(current="requires_input", sequence=9), True),
+        # A repeat of what came before.
+        (transition(current="requires_input", sequence=1), True),
+        (transition(current="redacted", client_reference_id=None, sequence=4), True),
+        # Staff reject the session on review; then a new epoch begins.
+        (transition(current="requires_input", reversal=True, sequence=5), False),
+        (transition(current="verified", sequence=1, epoch=transition().epoch + 1), True),
+        (transition(client_reference_id="user_2", session_id="vs_3", current="canceled"), True),
+    ]
+    async with own.open({"DATABASE": path}) as handle:
+        for number, (each, is_verified) in enumerate(steps):
+            await handle(each)
+            assert own.is_verified(path, "user_1") is is_verified, number
+    assert not own.is_verified(path, "user_2")
+
+
+def test_the_example_s_test_passes(tmp_path: Path) -> None:
+    """The README's test of the README's handler is as it stands what pytest runs."""
+    handler, test = blocks()
+    (tmp_path / "my_handler.py").write_text(handler)
+    (tmp_path / "test_my_handler.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    ended = subprocess.run(
+        command,
+        check=False,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert ended.returncode == 0, ended.stdout
+    assert "1 passed" in ended.stdout
+
+
+def test_a_transition_for_tests_is_what_it_says() -> None:
+    """What follows from the status follows it; a field that does not exist is refused."""
+    assert transition(current="canceled").event_type.endswith(".canceled")
+    assert transition(current="canceled").stripe_status == "canceled"
+    assert transition(current="redacted").stripe_status == "verified"
+    assert transition(event_type="x", stripe_status="y").event_type == "x"
+    with pytest.raises(TypeError):
+        transition(state="verified")
+
+
+def test_check_says_what_is_loaded_and_from_where(
+    ground: Yard, installed: Path, tmp_path: Path
+) -> None:
+    """`check` names each handler, its module and what installed it; and whether it opens."""
+
+    def check(**settings: str) -> tuple[int, dict[str, dict[str, str]]]:
+        names = {"HANDLERS": ",".join(NAMES), "PYTHONPATH": str(installed)}
+        process: Process = ground.run("check", "--json", **names, **settings)
+        return process.wait(), {one["name"]: one for one in orjson.loads(process.out)}
+
+    code, found = check(DATABASE=str(tmp_path / "out"))
+    assert code == 0
+    assert found["handler audit"]["meaning"] == "opens (own_audit:open of own-audit 1.0)"
+    assert found["handler own_audit:open"]["meaning"] == "opens (own_audit:open)"
+
+    code, found = check()
+    assert code == 1
+    assert found["handler audit"]["severity"] == Severity.FATAL
+
+
+async def opened_with(call: Any) -> handlers.Handler:
+    """Return a handler as it comes out of being opened."""
+
+    @asynccontextmanager
+    async def opener(_: Mapping[str, str]) -> AsyncIterator[Any]:
+        yield call
+
+    async with handlers.open_all({"own": opener}, {}) as opened:
+        return opened["own"]
+
+
+class Slow:
+    """A plain callable that waits for leave to go on.
+
+    Attributes:
+        most: How many of its calls ran at once for one session, at most.
+    """
+
+    def __init__(self) -> None:
+        self.leave = threading.Event()
+        self.running: list[str] = []
+        self.most = 0
+        self.begun = 0
+        self.ended = 0
+
+    def __call__(self, taken: StatusTransition) -> None:
+        """Take a transition, slowly."""
+        self.running.append(taken.session_id)
+        self.begun += 1
+        self.most = max(self.most, self.running.count(taken.session_id))
+        self.leave.wait(DEADLINE_S)
+        self.running.remove(taken.session_id)
+        self.ended += 1
+
+
+async def test_a_plain_call_that_outlasts_its_time_is_not_overlapped() -> None:
+    """After a time-out the session's next attempt waits for the thread; other sessions do not."""
+    slow = Slow()
+    handle = await opened_with(slow)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await handle(transition())
+    assert slow.begun == 1
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await handle(transition(session_id="vs_2"))
+    assert slow.begun == 2
+
+    again = asyncio.create_task(handle(transition()))
+    await asyncio.sleep(0)
+    slow.leave.set()
+    await asyncio.wait_for(again, DEADLINE_S)
+    assert (slow.begun, slow.most) == (3, 1)
+    await eventually(lambda: slow.ended == 3)
+
+
+async def test_many_plain_calls_run_side_by_side() -> None:
+    """As many plain calls run at once as are made: nobody waits for a free thread."""
+    slow = Slow()
+    handle = await opened_with(slow)
+    calls = [asyncio.create_task(handle(transition(session_id=f"vs_{n}"))) for n in range(100)]
+    await eventually(lambda: len(slow.running) == 100)
+    slow.leave.set()
+    await asyncio.gather(*calls)
+
+
+async def test_what_a_thread_raises_late_disturbs_nobody() -> None:
+    """The error of a call nobody waits for any more is not raised into the next one."""
+    leave = threading.Event()
+    fails = True
+
+    def plain(_: StatusTransition) -> None:
+        if fails:
+            leave.wait(DEADLINE_S)
+            raise LookupError
+
+    handle = await opened_with(plain)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await handle(transition())
+    fails = False
+    leave.set()
+    await asyncio.wait_for(handle(transition()), DEADLINE_S)
+
+
+async def _coroutine(note: Callable[[], None], _: StatusTransition) -> None:
+    await asyncio.sleep(0)
+    note()
+
+
+async def test_coroutines_in_disguise_are_awaited() -> None:
+    """A partial or a decorated coroutine function delivers before it counts as done."""
+    taken: list[int] = []
+    direct = functools.partial(_coroutine, lambda: taken.append(1))
+
+    def decorated(taken_over: StatusTransition) -> object:
+        return direct(taken_over)
+
+    for call in (direct, decorated):
+        before = len(taken)
+        await (await opened_with(call))(transition())
+        assert len(taken) == before + 1
+
+
+def test_a_hanging_thread_does_not_hold_the_process(tmp_path: Path) -> None:
+    """A process ends though a plain call never does."""
+    program = """
+import asyncio, time
+from contextlib import asynccontextmanager
+from service import handlers
+
+@asynccontextmanager
+async def opener(_):
+    yield lambda transition: time.sleep(3600)
+
+class Transition:
+    session_id = "vs_1"
+
+async def main():
+    async with handlers.open_all({"own": opener}, {}) as opened:
+        try:
+            async with asyncio.timeout(0.05):
+                await opened["own"](Transition)
+        except TimeoutError:
+            print("timed out")
+
+asyncio.run(main())
+"""
+    process = Process("own", directory=tmp_path, program=program)
+    try:
+        assert process.wait() == 0
+        assert process.out == b"timed out\n"
+        assert process.err == b""
+    finally:
+        process.end()
+
+
+@pytest.mark.usefixtures("connections")
+async def test_what_opens_to_no_callable_is_fatal_in_check(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`check` goes the way the worker goes: what cannot be called is found before it is needed."""
+
+    @asynccontextmanager
+    async def nothing(_: Mapping[str, str]) -> AsyncIterator[Any]:
+        yield None
+
+    monkeypatch.setattr(handlers, "find", lambda _: {"log": nothing})
+    [found] = [f for f in await check.findings(settings, {}) if f.name == "handler log"]
+    assert found.severity is Severity.FATAL
+    assert "cannot be called" in found.meaning
+
+
+def test_a_bare_function_works_and_its_failures_are_shown(ground: Yard) -> None:
+    """`async def` and no more is a handler; in `dev` a failed call shows the whole traceback."""
+    (ground.directory / "bare.py").write_text(
+        "async def handle(transition):\n"
+        "    user = transition.client_reference_id\n"
+        "    raise LookupError(user)\n"
+    )
+    settings = {"HANDLERS": "bare:handle", "REDIS_PREFIX": "bare", "RETRY_MAX_ATTEMPTS": "1"}
+    dev = ground.start("dev", **settings).ready()
+    body = event(session="vs_bare", client_reference_id="somebody")
+    answer = httpx2.post(dev.url, content=body, headers=signed(body))
+    assert answer.json() == {"outcome": "admitted"}
+    soon(lambda: b'"delivery.dead_lettered"' in dev.out)
+    assert dev.stop() == 0
+
+    place = f"{ground.directory}/bare.py:3 handle"
+    [line] = [one for one in dev.lines() if one["event"] == "delivery.dead_lettered"]
+    assert (line["error"], line["place"]) == ("LookupError", place)
+    assert b"somebody" not in dev.out
+    assert dev.err.count(b"Traceback (most recent call last)") == 1
+    assert b"LookupError: somebody" in dev.err
+    letters = ground.typed("dead", "list", "bare:handle", "--json", **settings)
+    [letter] = orjson.loads(letters.out)
+    shown = ground.typed("dead", "show", "bare:handle", letter["id"], "--json", **settings)
+    assert orjson.loads(shown.out)["place"] == place

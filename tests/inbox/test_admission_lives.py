@@ -1,0 +1,200 @@
+"""The law of order: a life ends in the same state, in whatever order its events arrive.
+
+Every permutation of every life, through the script itself, and through the model beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import orjson
+import pytest
+
+from service.config import Settings
+from service.transitions import stream_entry
+from service.transitions.transition import change_of
+from tests.inbox.test_admission import Ledger, ledger_at, parsed
+from tests.support import session_record_model
+from tests.support.session_record_model import DAY_S
+
+BEGAN = int(time.time()) - 7 * DAY_S
+PREFIX = "identity.verification_session."
+STATUSES = {"created": "requires_input"}
+
+
+class Told(NamedTuple):
+    """One event of a life: the last word of its type, when it was created, what it says."""
+
+    word: str
+    at: int
+    error: str | None = None
+    report: str | None = None
+    redaction: str | None = None
+    status: str | None = None
+
+
+CREATED, SUBMITTED = Told("created", 0), Told("processing", 30)
+VERIFIED = Told("verified", 60, report="vr_1")
+FAILED = Told("requires_input", 60, error="document_expired", report="vr_1")
+SUBMITTED_AGAIN = Told("processing", 100, report="vr_1")
+REJECTED = Told("requires_input", 4_000, report="vr_1")
+ERASING = Told("verified", 9_000, report="vr_1", redaction="processing")
+ERASED = Told("redacted", 9_900, report="vr_1", redaction="redacted", status="verified")
+
+LIVES: dict[str, tuple[str, list[Told]]] = {
+    "verified": ("verified", [CREATED, SUBMITTED, VERIFIED]),
+    "failed, then verified": (
+        "verified",
+        [CREATED, SUBMITTED, FAILED, SUBMITTED_AGAIN, VERIFIED._replace(at=130, report="vr_2")],
+    ),
+    "failed twice": (
+        "requires_input",
+        [CREATED, SUBMITTED, FAILED, SUBMITTED_AGAIN, FAILED._replace(at=130, report="vr_2")],
+    ),
+    "submitted again at once": (
+        "verified",
+        [
+            *(CREATED, SUBMITTED, FAILED._replace(at=40), SUBMITTED_AGAIN._replace(at=43)),
+            VERIFIED._replace(at=50, report="vr_2"),
+        ],
+    ),
+    "canceled": ("canceled", [CREATED, Told("canceled", 60)]),
+    "declined": ("requires_input", [CREATED, Told("requires_input", 60, "consent_declined")]),
+    "rejected on review": ("requires_input", [CREATED, SUBMITTED, VERIFIED, REJECTED]),
+    "approved on review": (
+        "verified",
+        [CREATED, SUBMITTED, FAILED, VERIFIED._replace(at=4_000)],
+    ),
+    "rejected and approved again": (
+        "verified",
+        [CREATED, SUBMITTED, VERIFIED, REJECTED, VERIFIED._replace(at=8_000)],
+    ),
+    "rejected and tried again": (
+        "verified",
+        [
+            *(CREATED, SUBMITTED, VERIFIED, REJECTED, SUBMITTED_AGAIN._replace(at=5_000)),
+            VERIFIED._replace(at=5_060, report="vr_2"),
+        ],
+    ),
+    "redacted": ("redacted", [CREATED, SUBMITTED, VERIFIED, ERASING, ERASED]),
+    "redacted while open": (
+        "redacted",
+        [
+            CREATED,
+            Told("canceled", 60, redaction="processing"),
+            Told("redacted", 9_900, redaction="redacted", status="canceled"),
+        ],
+    ),
+    "rejected and redacted": (
+        "redacted",
+        [CREATED, SUBMITTED, VERIFIED, REJECTED, ERASED._replace(status="requires_input")],
+    ),
+    "test mode, all in one second": (
+        "verified",
+        [CREATED, SUBMITTED._replace(at=0), VERIFIED._replace(at=0)],
+    ),
+    "test mode, failed in one second": (
+        "verified",
+        [
+            *(CREATED, SUBMITTED._replace(at=0), FAILED._replace(at=0)),
+            *(SUBMITTED_AGAIN._replace(at=8), VERIFIED._replace(at=8, report="vr_2")),
+        ],
+    ),
+    "a check that ends a second before it begins": (
+        "verified",
+        [CREATED, SUBMITTED._replace(at=31), VERIFIED._replace(at=30)],
+    ),
+    "a check that begins a second before the session": (
+        "verified",
+        [
+            *(CREATED._replace(at=1), SUBMITTED._replace(at=0), FAILED._replace(at=20)),
+            *(SUBMITTED_AGAIN._replace(at=60), VERIFIED._replace(at=59, report="vr_2")),
+        ],
+    ),
+    "two events for one change": (
+        "verified",
+        [CREATED, SUBMITTED, FAILED, FAILED, SUBMITTED_AGAIN, VERIFIED._replace(at=130)],
+    ),
+    "two changes in one second": (
+        "requires_input",
+        [CREATED, SUBMITTED, FAILED, FAILED._replace(error="abandoned")],
+    ),
+}
+
+
+def told(session: str, life: list[Told]) -> list[Any]:
+    """Return the events of a life, as Stripe would send them; ids in the order of the life."""
+    return [
+        {
+            "id": f"evt_{session}_{number}",
+            "type": PREFIX + one.word,
+            "created": BEGAN + one.at,
+            "data": {
+                "object": {
+                    "id": f"vs_{session}",
+                    "status": one.status or STATUSES.get(one.word, one.word),
+                    "last_error": one.error and {"code": one.error},
+                    "last_verification_report": one.report,
+                    "redaction": one.redaction and {"status": one.redaction},
+                }
+            },
+        }
+        for number, one in enumerate(life)
+    ]
+
+
+def orders(life: list[Told]) -> Iterator[list[Any]]:
+    """Yield every order of a life's events, each of a session of its own."""
+    for number, order in enumerate(itertools.permutations(range(len(life)))):
+        events = told(f"{number}", life)
+        yield [events[n] for n in order]
+
+
+def modelled(arrivals: list[Any]) -> tuple[list[tuple[str, int]], session_record_model.Record]:
+    """Return what the model says to each event, and what it then knows."""
+    model = session_record_model.Ledger()
+    answers = [
+        model.judge(event, "nonce", now=time.time(), horizon_s=35 * DAY_S)[:2] for event in arrivals
+    ]
+    [record] = model.records.values()
+    return answers, record
+
+
+async def arrive(ledger: Ledger, arrivals: list[list[Any]]) -> list[list[tuple[str, int]]]:
+    """Let sessions live side by side, one event of each in a loop turn; return the answers."""
+    answers: list[list[tuple[str, int]]] = [[] for _ in arrivals]
+    for events in zip(*arrivals, strict=True):
+        found = [parsed(orjson.dumps(event)) for event in events]
+        admissions = await asyncio.gather(
+            *(ledger.inbox.admit(one, change_of(one)) for one in found)
+        )
+        for said, admission in zip(answers, admissions, strict=True):
+            said.append((str(admission.outcome), admission.sequence))
+    return answers
+
+
+@pytest.mark.parametrize("name", LIVES)
+async def test_every_order_of_arrival_ends_in_the_same_state(
+    name: str, redis_url: str, make_settings: Callable[..., Settings]
+) -> None:
+    """Status, state hash and latest result do not depend on the order; handlers hear the same."""
+    end, life = LIVES[name]
+    arrivals = list(orders(life))
+    async with ledger_at(redis_url, make_settings) as ledger:
+        answers = await arrive(ledger, arrivals)
+        last = {one.session_id: one for one in map(stream_entry.unpack, await ledger.entries())}
+        ends = set()
+        for events, said in zip(arrivals, answers, strict=True):
+            expected, model = modelled(events)
+            assert said == expected
+            session_id = events[0]["data"]["object"]["id"]
+            record = await ledger.record(session_id)
+            assert (record["status"], model.status, last[session_id].current) == (end,) * 3
+            result = record.get("result", record["latest"]).split(" ")
+            ends.add((record["hash"], result[1], result[2].rpartition("_")[2]))
+            assert model.result["id"] == result[2]
+        assert len(ends) == 1

@@ -1,0 +1,413 @@
+"""The law of the way in, searched: whatever comes in whatever order, the ledger is the model's.
+
+Hypothesis makes up events, copies, twins of one second, flights, lost replies, flushed scripts and
+operators' deletions; after every step all that Redis holds is compared. `depth` says how to search
+further, and how a failure is repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import orjson
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from service.config import Settings
+from service.errors import Unavailable
+from service.inbox import admission as way_in
+from service.inbox.admission import Admission, Inbox
+from service.storage.connections import ScriptCall
+from service.storage.layout import Keys, guard
+from service.stripe.events import Event, parse
+from service.stripe.signatures import VerifiedPayload
+from service.transitions import stream_entry
+from service.transitions.transition import change_of
+from tests.support import session_record_model
+from tests.support.depth import SEARCH_TIMEOUT_S, searching
+from tests.support.session_record_model import DAY_S, PRUNED_EVERY, Answer, Entry, Epoch, Record
+from tests.support.tapped import Tapped, tapped
+
+NOW = int(time.time()) - 3600
+PREFIX = "identity.verification_session."
+SESSIONS = ("vs_a", "vs_b", "vs_d")
+KEYS = Keys("idv", 2)
+# Who may ask: a plain inbox, one with a short memory, and one whose streams are soon full.
+HORIZON_DAYS = {"plain": 35, "forgetful": 1, "full": 35}
+CAPS = {"plain": 1_000_000, "forgetful": 1_000_000, "full": 2}
+
+ARGUMENTS_BEFORE_EVENTS, ARGUMENTS_PER_EVENT, NONCE = 7, 8, 1
+
+SHAPES = st.fixed_dictionaries(
+    {
+        "session": st.sampled_from(SESSIONS),
+        "step": st.sampled_from(
+            ["created", "processing", "requires_input", "verified", "canceled", "redacted", "new"]
+        ),
+        "status": st.sampled_from(
+            ["requires_input", "processing", "verified", "canceled", "new words, ä 7 "]
+        ),
+        "at": st.sampled_from(
+            [*range(0, 12, 2), 5, 11, 60, 200, 205, 206, 400, 800, -2 * DAY_S, -40 * DAY_S]
+        ),
+        "error": st.sampled_from([None, None, "document_expired", "abandoned"]),
+        "redaction": st.sampled_from(
+            [None, None, None, None, "processing", "validated", "redacted"]
+        ),
+        "report": st.sampled_from([None, None, "vr_1", "vr_2"]),
+    }
+)
+# Epochs that begin within one millisecond count on from it.
+MAX_EPOCHS = 100
+INBOXES = st.sampled_from(["plain", "plain", "plain", "forgetful", "full"])
+FAULTS = st.lists(st.sampled_from(["request", "reply"]), max_size=2)
+
+
+def made(number: int, shape: dict[str, Any]) -> Any:
+    """Return an event with an id of its own."""
+    return {
+        "id": f"evt_{number}",
+        "type": PREFIX + shape["step"],
+        "created": NOW + shape["at"],
+        "data": {
+            "object": {
+                "id": shape["session"],
+                "status": shape["status"],
+                "last_error": shape["error"] and {"code": shape["error"]},
+                "redaction": shape["redaction"] and {"status": shape["redaction"]},
+                "last_verification_report": shape["report"],
+            }
+        },
+    }
+
+
+def parsed(event: Any) -> Event:
+    """Return an event as if its signature had been verified."""
+    found = parse(VerifiedPayload(orjson.dumps(event), "fingerprint"))
+    assert isinstance(found, Event)
+    return found
+
+
+class Bench:
+    """What all the examples of a search share."""
+
+    def __init__(
+        self, runner: asyncio.Runner, tap: Tapped, make_settings: Callable[..., Settings]
+    ) -> None:
+        self.run = runner.run
+        self.tap = tap
+        self.client = tap.client
+        self._make_settings = make_settings
+
+    def inbox(self, name: str = "plain") -> Inbox:
+        """Return an inbox of the kind of that name."""
+        changes = {"max_event_age_days": HORIZON_DAYS[name], "stream_max_entries": CAPS[name]}
+        return Inbox(self.tap, KEYS, self._make_settings(**changes))
+
+
+class Reception(RuleBasedStateMachine):
+    """Sends events, and holds what is answered and stored against the model."""
+
+    events: Bundle[Any] = Bundle("events")
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        self.bench = bench
+        self.client = bench.client
+        bench.run(self.client.flushall())
+        bench.run(guard(bench.tap, KEYS))
+        bench.tap.calls.clear()
+        self.inboxes = {name: bench.inbox(name) for name in HORIZON_DAYS}
+        self.model = session_record_model.Ledger(KEYS.partition)
+        self.numbers = itertools.count()
+        self.nonces: set[str] = set()
+        self.asked: list[tuple[ScriptCall, list[Any], str]] = []
+        self.hashes: dict[tuple[Any, ...], bytes] = {}
+        self.servers: dict[int, bytes] = {}
+        self.began_ms = time.time_ns() // 10**6
+
+    def send(self, events: list[Any], name: str, faults: Iterable[str] = ()) -> None:
+        """Let events arrive in one loop turn, and hold each answer against the model's."""
+        self.bench.tap.faults.extend(faults)
+        inbox = self.inboxes[name]
+
+        async def together() -> list[Admission | BaseException]:
+            admissions = [inbox.admit(one, change_of(one)) for one in map(parsed, events)]
+            return await asyncio.gather(*admissions, return_exceptions=True)
+
+        answers = self.bench.run(together())
+        call = self.admissions()[-1]
+        nonces = self.nonces_of(call)
+        assert not self.nonces & {*nonces}
+        assert len({*nonces}) == len(events)
+        self.nonces.update(nonces)
+        self.asked.append((call, events, name))
+        for fault in (*faults, "none"):
+            if fault != "request":
+                expected = self.judged(call, events, name)
+        assert [self.words(answer) for answer in answers] == expected
+
+    def admissions(self) -> list[ScriptCall]:
+        """Return the calls that admit events, without those that look for room."""
+        return [call for call in self.bench.tap.calls if call.script is way_in._ADMIT]
+
+    def judged(self, call: ScriptCall, events: list[Any], name: str) -> list[Answer]:
+        """Let the model judge a call as it was made, nonces included."""
+        horizon_s, now = HORIZON_DAYS[name] * DAY_S, time.time()
+        return [
+            self.model.judge(event, nonce, now=now, horizon_s=horizon_s, cap=CAPS[name])
+            for event, nonce in zip(events, self.nonces_of(call), strict=True)
+        ]
+
+    @staticmethod
+    def nonces_of(call: ScriptCall) -> list[str]:
+        """Return the nonce that goes with each event of a call."""
+        nonces = call.arguments[ARGUMENTS_BEFORE_EVENTS + NONCE :: ARGUMENTS_PER_EVENT]
+        return [nonce.decode() for nonce in nonces if isinstance(nonce, bytes)]
+
+    @staticmethod
+    def words(answer: Admission | BaseException) -> Answer:
+        """Return an answer as the model would give it."""
+        if isinstance(answer, Unavailable):
+            return Answer({"backlog_full": "full"}.get(str(answer), str(answer)))
+        assert isinstance(answer, Admission), answer
+        return Answer(str(answer.outcome), answer.sequence, answer.previous, answer.contradicts)
+
+    @rule(target=events, shape=SHAPES, name=INBOXES, faults=FAULTS)
+    def arrive(self, shape: dict[str, Any], name: str, faults: list[str]) -> Any:
+        """A new event arrives, its replies perhaps lost."""
+        event = made(next(self.numbers), shape)
+        self.send([event], name, faults)
+        return event
+
+    @rule(event=events, name=INBOXES)
+    def arrive_again(self, event: Any, name: str) -> None:
+        """A copy of an event arrives."""
+        self.send([event], name)
+
+    @rule(target=events, event=events, shape=SHAPES)
+    def arrive_twin(self, event: Any, shape: dict[str, Any]) -> Any:
+        """Another event of the same session and the same second arrives."""
+        of_event = {"session": event["data"]["object"]["id"], "at": event["created"] - NOW}
+        twin = made(next(self.numbers), shape | of_event)
+        self.send([twin], "plain")
+        return twin
+
+    @rule(
+        target=events,
+        copies=st.lists(events, max_size=4),
+        shapes=st.lists(SHAPES, max_size=5),
+        turn=st.integers(0, 8),
+        name=INBOXES,
+        faults=FAULTS,
+    )
+    def arrive_together(
+        self,
+        copies: list[Any],
+        shapes: list[dict[str, Any]],
+        turn: int,
+        name: str,
+        faults: list[str],
+    ) -> MultipleResults[Any]:
+        """Old and new events of several sessions travel in one flight, perhaps twice."""
+        fresh = [made(next(self.numbers), shape) for shape in shapes]
+        flight = [*fresh, *copies]
+        if flight:
+            self.send(flight[turn:] + flight[:turn], name, faults)
+        return multiple(*fresh)
+
+    @rule(shape=SHAPES, old=st.booleans())
+    def arrive_in_numbers(self, shape: dict[str, Any], *, old: bool) -> None:
+        """A session grows to where its record forgets, but not to where it forgets at random."""
+        record = self.model.records.get(shape["session"])
+        if record and record.fields > 2 * PRUNED_EVERY - 30:
+            return
+        at = -2 * DAY_S if old else 100
+        steps = itertools.cycle(["requires_input", "processing"])
+        shapes = [
+            shape | {"at": at + 10 * n, "step": step, "status": step}
+            for n, step in zip(range(15), steps)  # noqa: B905 - endless
+        ]
+        self.send([made(next(self.numbers), one) for one in shapes], "plain")
+
+    @rule(event=events)
+    def arrive_at_two_replicas(self, event: Any) -> None:
+        """Two copies arrive at two replicas at the same moment."""
+        two = [self.bench.inbox() for _ in range(2)]
+        before = len(self.admissions())
+
+        async def at_once() -> list[Admission]:
+            return await asyncio.gather(*(one.admit(found, change_of(found)) for one in two))
+
+        found = parsed(event)
+        answers = [self.words(answer) for answer in self.bench.run(at_once())]
+        order = sorted((0, 1), key=lambda n: answers[n].outcome == "duplicate")
+        for n in order:
+            call = self.admissions()[before + n]
+            assert [answers[n]] == self.judged(call, [event], "plain")
+
+    @rule(which=st.integers(0, 10**6))
+    def ask_again(self, which: int) -> None:
+        """A caller whose reply was lost long ago asks again under its old nonces."""
+        if not self.asked:
+            return
+        call, events, name = self.asked[which % len(self.asked)]
+        [replies] = self.bench.run(self.bench.tap.run([call]))
+        expected = self.judged(call, events, name)
+        found = [reply.decode().split(" ", 3) for reply in replies]
+        assert [(one[0], int(one[1]), one[3]) for one in found] == [
+            (one.outcome, one.sequence, one.previous or "") for one in expected
+        ]
+
+    @rule()
+    def flush_scripts(self) -> None:
+        """The server forgets the scripts."""
+        self.bench.run(self.client.script_flush())
+
+    @rule()
+    def change_server(self) -> None:
+        """Redis is demoted and promoted: it may have lost what came after all that it holds."""
+        self.bench.run(self.client.replicaof("127.0.0.1", "1"))
+        self.bench.run(self.client.replicaof("NO", "ONE"))
+        self.model.change_server()
+
+    @rule(session=st.sampled_from(SESSIONS))
+    def delete_record(self, session: str) -> None:
+        """An operator deletes what is known of a session: its story begins anew."""
+        self.bench.run(self.client.delete(KEYS.session(session)))
+        self.model.records.pop(session, None)
+
+    @rule(partition=st.integers(0, KEYS.partitions - 1))
+    def trim(self, partition: int) -> None:
+        """What everybody has settled leaves the stream."""
+        self.bench.run(self.client.xtrim(KEYS.transitions(partition), maxlen=0))
+        self.model.streams[partition] = []
+
+    @invariant()
+    def all_is_the_models(self) -> None:
+        """Records and streams are what the model says, whole."""
+        found = self.bench.run(self.everything())
+        records, streams = found[: len(SESSIONS)], found[len(SESSIONS) :]
+        for session, fields in zip(SESSIONS, records, strict=True):
+            record = self.model.records.get(session)
+            if record is None:
+                assert not fields
+            else:
+                self.learn(record, fields)
+                assert fields == self.hash_of(record)
+        for partition, entries in enumerate(streams):
+            self.check_stream(entries, self.model.streams.get(partition, []))
+
+    async def everything(self) -> list[Any]:
+        """Return every session's hash and every stream."""
+        pipeline = self.client.pipeline(transaction=False)
+        for session in SESSIONS:
+            pipeline.hgetall(KEYS.session(session))
+        for partition in range(KEYS.partitions):
+            pipeline.xrange(KEYS.transitions(partition))
+        found: list[Any] = await pipeline.execute()
+        return found
+
+    @staticmethod
+    def check_stream(entries: list[Any], expected: list[Entry]) -> None:
+        """Hold that a stream is what was admitted, in that order, as handlers will read it."""
+        told = [stream_entry.unpack(fields) for _, fields in entries]
+        assert [
+            (one.event_id, one.current, one.previous, one.sequence, one.epoch) for one in told
+        ] == [
+            (
+                one.event["id"],
+                session_record_model.status_of(one.event),
+                one.previous,
+                one.sequence,
+                one.epoch.began_ms,
+            )
+            for one in expected
+        ]
+
+    def learn(self, record: Record, found: dict[bytes, bytes]) -> None:
+        """Take from a hash what the model cannot know: when it began, and its story's digest."""
+        _, began_ms, server, digest, _ = found[b"state"].split(b" ")
+        epoch = record.epoch
+        assert epoch is not None
+        if epoch.began_ms is None:
+            epoch.began_ms = int(began_ms)
+            assert self.began_ms <= epoch.began_ms <= time.time_ns() // 10**6 + MAX_EPOCHS
+            self.check_order(epoch)
+        assert server == self.servers.setdefault(epoch.server, server)
+        assert len({*self.servers.values()}) == len(self.servers)
+        assert digest == self.hashes.setdefault(record.story, digest)
+        assert len({*self.hashes.values()}) == len(self.hashes)
+
+    @staticmethod
+    def check_order(epoch: Epoch) -> None:
+        """Hold that an epoch is above all that the session has had before."""
+        above, began_ms = epoch.above, epoch.began_ms
+        while above is not None:
+            if above.began_ms is not None:
+                assert began_ms is not None
+                assert began_ms > above.began_ms
+            above = above.above
+
+    def hash_of(self, record: Record) -> dict[bytes, bytes]:
+        """Return a record as its hash must be."""
+        digest, status = self.hashes[record.story].decode(), str(record.status)
+        epoch = record.epoch
+        assert epoch is not None
+        server = self.servers[epoch.server].decode()
+        kind = "s" if record.is_from_step else "r"
+        if status in session_record_model.FINAL:
+            kind = kind.upper()
+        length = len(status.encode())
+        fields = {
+            "state": f"{record.sequence} {epoch.began_ms} {server} {digest} {kind}",
+            "latest": self.packed(record.latest),
+            **({"result": self.packed(record.result)} if record.has_earlier_result else {}),
+            "status": f"{length} {status}{record.previous or ''}",
+            **({"duplicates": record.duplicates} if record.duplicates else {}),
+            **{
+                name: " ".join(map(str, (seen.outcome[0], *seen[1:])))
+                for name, seen in record.seen.items()
+            },
+        }
+        return {name.encode(): str(value).encode() for name, value in fields.items()}
+
+    @staticmethod
+    def packed(event: Any) -> str:
+        """Return how an event stands in a hash as the latest of all, or of its kind."""
+        kind = "s" if session_record_model.is_step(event) else "r"
+        if session_record_model.status_of(event) in session_record_model.FINAL:
+            kind = kind.upper()
+        place = session_record_model.place_of(event)
+        return f"{kind} {place.order_key} {place.event_id}"
+
+    def teardown(self) -> None:
+        """Hold that every record that is left has an end."""
+        for session in self.model.records:
+            assert self.bench.run(self.client.ttl(KEYS.session(session))) > 399 * DAY_S
+
+
+@pytest.mark.timeout(SEARCH_TIMEOUT_S)
+def test_the_ledger_is_what_the_model_says(make_settings: Callable[..., Settings]) -> None:
+    """Verdicts, sequences, epochs, order keys and streams are the model's, after every step."""
+    assert {KEYS.partition(session) for session in SESSIONS} == {0, 1}
+    at_once = mock.patch.object(way_in, "RETRY_INITIAL_DELAY_S", 0.0)
+    with at_once, tapped(make_settings().redis_url) as (runner, tap):
+        # Any factory does at run time, whatever the annotation says.
+        machine: Any = partial(Reception, Bench(runner, tap, make_settings))
+        run_state_machine_as_test(machine, settings=searching(60, steps=30))

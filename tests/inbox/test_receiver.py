@@ -1,0 +1,225 @@
+"""The laws of `receiver`: verify, then parse, then admit, and nothing before its turn."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from service.config import Livemode
+from service.errors import Rejected, RejectionReason, Unavailable, UnavailableReason
+from service.inbox.admission import Admission, Inbox, Outcome
+from service.inbox.receiver import Receipt, Receiver
+from service.secret import Secret
+from service.stripe.events import Event, Ignored, IgnoredBecause
+from service.stripe.signatures import fingerprint, sign
+from service.transitions.transition import SessionChange, change_of
+
+pytestmark = pytest.mark.anyio
+
+NOW = 1_785_931_200
+SECRET = Secret(b"whsec_tests")
+BARE = {
+    "id": "evt_1",
+    "type": "identity.verification_session.verified",
+    "created": NOW,
+    "data": {"object": {"id": "vs_1", "status": "verified", "metadata": {"a": "b"}}},
+}
+ADMITTED = Admission(Outcome.ADMITTED, 3, "processing", contradicts=False)
+
+
+class FakeInbox(Inbox):
+    """Remembers what it was given, and answers what it was told to."""
+
+    def __init__(self, answer: Admission | Unavailable = ADMITTED) -> None:
+        self.admitted: list[tuple[Event, SessionChange]] = []
+        self._answer = answer
+
+    async def admit(self, event: Event, change: SessionChange) -> Admission:
+        """Take an event."""
+        self.admitted.append((event, change))
+        if isinstance(self._answer, Unavailable):
+            raise self._answer
+        return self._answer
+
+
+async def receive(
+    inbox: FakeInbox,
+    body: bytes,
+    *,
+    signature: bytes | None = None,
+    livemode: Livemode = Livemode.BOTH,
+    now: float = NOW,
+) -> Receipt:
+    """Receive *body*, rightly signed unless a signature is given."""
+    receiver = Receiver(inbox, tolerance_s=300, livemode=livemode, account_name="shop")
+    if signature is None:
+        signature = sign(body, SECRET, NOW).encode()
+    return await receiver.receive(body, signature, [SECRET], now=now, endpoint="acme")
+
+
+def body(**changes: Any) -> bytes:
+    """Return the barest event with *changes*."""
+    return json.dumps(BARE | changes).encode()
+
+
+async def test_what_becomes_of_an_event() -> None:
+    """A genuine event is admitted, and the receipt tells what was parsed and what was said."""
+    inbox = FakeInbox()
+
+    receipt = await receive(inbox, body())
+
+    [(event, change)] = inbox.admitted
+    assert receipt == Receipt(Outcome.ADMITTED, fingerprint(SECRET), event, change, ADMITTED)
+    assert change == change_of(event, endpoint="acme", account_name="shop")
+    assert (change.origin, change.endpoint, change.account_name) == ("webhook", "acme", "shop")
+    assert (change.session_id, change.current, change.metadata) == ("vs_1", "verified", {"a": "b"})
+
+
+@pytest.mark.parametrize("outcome", [each for each in Outcome if each is not Outcome.IGNORED])
+async def test_the_ledgers_verdict_is_the_outcome(outcome: Outcome) -> None:
+    """Whatever the ledger says becomes the outcome."""
+    admission = Admission(outcome, 1, None, contradicts=False)
+
+    receipt = await receive(FakeInbox(admission), body())
+
+    assert (receipt.outcome, receipt.admission) == (outcome, admission)
+
+
+@pytest.mark.parametrize("sent", [b"", b"[", b"[]", b"{}", body(id=1), body()], ids=repr)
+@pytest.mark.parametrize(
+    ("signature", "now", "reason"),
+    [
+        (b"", NOW, RejectionReason.SIGNATURE_MISSING),
+        (b"junk", NOW, RejectionReason.SIGNATURE_MALFORMED),
+        (b"t=1,v1=" + b"0" * 64, NOW, RejectionReason.SIGNATURE_MISMATCH),
+        (None, NOW + 301, RejectionReason.TIMESTAMP_TOO_OLD),
+        (None, NOW - 301, RejectionReason.TIMESTAMP_TOO_NEW),
+    ],
+    ids=["missing", "malformed", "mismatch", "old", "new"],
+)
+async def test_nothing_is_parsed_before_it_is_verified(
+    sent: bytes, signature: bytes | None, now: float, reason: RejectionReason
+) -> None:
+    """Whatever is wrong with the body, a wrong signature is what is said, and nothing admitted."""
+    inbox = FakeInbox()
+
+    with pytest.raises(Rejected) as refused:
+        await receive(inbox, sent, signature=signature, now=now)
+
+    assert (refused.value.reason, inbox.admitted) == (reason, [])
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"[", RejectionReason.BODY_NOT_JSON),
+        (b"[]", RejectionReason.BODY_NOT_AN_EVENT),
+        (b"{}", RejectionReason.FIELD_MISSING),
+        (body(id=1), RejectionReason.FIELD_MISTYPED),
+    ],
+    ids=repr,
+)
+async def test_nothing_is_admitted_before_it_is_parsed(
+    sent: bytes, reason: RejectionReason
+) -> None:
+    """A genuine body that is no event never reaches the ledger."""
+    inbox = FakeInbox()
+
+    with pytest.raises(Rejected) as refused:
+        await receive(inbox, sent)
+
+    assert (refused.value.reason, inbox.admitted) == (reason, [])
+
+
+async def test_what_is_not_for_us_is_not_admitted() -> None:
+    """An event of another type is ignored, with the reason, and the secret that matched."""
+    inbox = FakeInbox()
+
+    receipt = await receive(inbox, body(type="charge.succeeded"))
+
+    ignored = Ignored(IgnoredBecause.OTHER_TYPE, "evt_1", "charge.succeeded")
+    assert receipt == Receipt(Outcome.IGNORED, fingerprint(SECRET), ignored)
+    assert inbox.admitted == []
+
+
+def thin(word: str, **changes: Any) -> bytes:
+    """Return a thin event about a session."""
+    event_type = f"v1.identity.verification_session.{word}"
+    return json.dumps(
+        {"id": "evt_t", "object": "v2.core.event", "type": event_type, **changes}
+    ).encode()
+
+
+THIN_WORDS = ["canceled", "created", "processing", "redacted", "requires_input", "verified"]
+
+
+@pytest.mark.parametrize("livemode", Livemode)
+@pytest.mark.parametrize("word", THIN_WORDS)
+async def test_a_thin_event_of_a_session_is_not_forgotten(word: str, livemode: Livemode) -> None:
+    """Without a way to ask for its session it is not taken: Stripe keeps it, and sends it again."""
+    inbox = FakeInbox()
+    is_live = livemode is not Livemode.TEST
+
+    with pytest.raises(Unavailable) as undecided:
+        await receive(inbox, thin(word, livemode=is_live), livemode=livemode)
+
+    assert (undecided.value.reason, inbox.admitted) == (UnavailableReason.API_KEY_MISSING, [])
+
+
+@pytest.mark.parametrize(
+    ("livemode", "is_live"), [(Livemode.LIVE, False), (Livemode.TEST, True), (Livemode.TEST, None)]
+)
+async def test_thin_events_of_the_other_world_are_ignored(
+    livemode: Livemode, is_live: bool | None
+) -> None:
+    """A session of the world nobody listens to is not worth asking for."""
+    receipt = await receive(FakeInbox(), thin("verified", livemode=is_live), livemode=livemode)
+
+    event_type = "v1.identity.verification_session.verified"
+    assert receipt.event == Ignored(IgnoredBecause.LIVEMODE, "evt_t", event_type)
+
+
+@pytest.mark.parametrize(
+    ("livemode", "said", "listened"),
+    [
+        (Livemode.BOTH, {"livemode": True}, True),
+        (Livemode.BOTH, {"livemode": False}, True),
+        (Livemode.BOTH, {}, True),
+        (Livemode.LIVE, {"livemode": True}, True),
+        (Livemode.LIVE, {"livemode": False}, False),
+        (Livemode.LIVE, {}, True),
+        (Livemode.TEST, {"livemode": True}, False),
+        (Livemode.TEST, {"livemode": False}, True),
+        (Livemode.TEST, {}, False),
+    ],
+)
+async def test_livemode(livemode: Livemode, said: dict[str, Any], listened: bool) -> None:
+    """Events of the world nobody listens to are ignored; one that does not say is live."""
+    inbox = FakeInbox()
+
+    receipt = await receive(inbox, body(**said), livemode=livemode)
+
+    assert len(inbox.admitted) == listened
+    if not listened:
+        assert receipt.event == Ignored(IgnoredBecause.LIVEMODE, "evt_1", BARE["type"])  # type: ignore[arg-type]
+        assert receipt.outcome is Outcome.IGNORED
+
+
+async def test_livemode_of_the_session() -> None:
+    """Where the envelope does not say which world it is of, the session does."""
+    inbox = FakeInbox()
+    session = {"id": "vs_1", "status": "verified", "livemode": False}
+
+    await receive(inbox, body(data={"object": session}), livemode=Livemode.TEST)
+
+    assert len(inbox.admitted) == 1
+
+
+async def test_undecided_is_said_as_such() -> None:
+    """When the ledger cannot decide, nothing is answered in its place."""
+    with pytest.raises(Unavailable) as undecided:
+        await receive(FakeInbox(Unavailable(UnavailableReason.REDIS_SLOW)), body())
+
+    assert undecided.value.reason is UnavailableReason.REDIS_SLOW

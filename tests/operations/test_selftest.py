@@ -1,0 +1,388 @@
+"""Laws of the self-test: green where promises are kept, red in the right row where one is not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx2
+import orjson
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from service.config import DAY_S, Livemode, Settings
+from service.errors import Rejected, RejectionReason
+from service.operations import selftest_redis
+from service.operations.selftest import Lived, Row, Subject, Trial, examine
+from service.secret import MASK, Secret
+from service.storage.connections import Connections
+from service.storage.layout import Keys
+from service.stripe.events import Event, parse
+from service.stripe.signatures import VerifiedPayload, verify
+from service.transitions.lifecycle import order_key
+from service.transitions.transition import SELFTEST_PREFIX, is_selftest
+from tests.support.harness import SECRET, WEBHOOK, Process, Yard, listening, soon, takes_long, yard
+
+MAX_BYTES = Settings().max_body_bytes
+NOWHERE = Secret("redis://127.0.0.1:1/0")
+
+HANDLER = """
+from contextlib import asynccontextmanager
+
+@asynccontextmanager
+async def open(environ):
+    async def handle(transition):
+        with __builtins__["open"]("shown", "a") as shown:
+            shown.write(transition.session_id + "\\n")
+    yield handle
+"""
+
+
+class Endpoint:
+    """A receiver in memory that keeps every promise, but for those it was made to break."""
+
+    def __init__(self, *flaws: str) -> None:
+        self._flaws = flaws
+        self._known: set[str] = set()
+        self._keys_of: dict[str, int] = {}
+
+    async def answer(self, request: Request) -> Response:
+        """Answer one request."""
+        try:
+            if "breaks down" in self._flaws:
+                return Response(status_code=500)
+            return JSONResponse({"outcome": await self._outcome(request)})
+        except Rejected as error:
+            if error.reason in self._flaws:
+                return JSONResponse({"outcome": "admitted"})
+            status = 413 if error.reason is RejectionReason.BODY_TOO_LARGE else 400
+            return JSONResponse({"error": error.reason}, status_code=status)
+
+    async def _outcome(self, request: Request) -> str:
+        body = await request.body()
+        if len(body) > MAX_BYTES:
+            raise Rejected(RejectionReason.BODY_TOO_LARGE)
+        header = request.headers.get("stripe-signature")
+        event = parse(self._verified(body, header.encode() if header else None))
+        return self._judged(event) if isinstance(event, Event) else "ignored"
+
+    def _verified(self, body: bytes, header: bytes | None) -> VerifiedPayload:
+        return verify(body, header, [SECRET], now=time.time(), tolerance_s=300)
+
+    def _judged(self, event: Event) -> str:
+        if event.created < time.time() - 35 * DAY_S and "admits the old" not in self._flaws:
+            return "expired"
+        if event.id in self._known and "admits twice" not in self._flaws:
+            return "duplicate"
+        self._known.add(event.id)
+        at = order_key(event.type, event.created, event.session)
+        if at < self._keys_of.get(event.session.id, 0) and "sets back" not in self._flaws:
+            return "late"
+        self._keys_of[event.session.id] = at
+        return "admitted"
+
+
+@asynccontextmanager
+async def serving(*flaws: str) -> AsyncIterator[str]:
+    """Serve an endpoint with flaws, and yield its address."""
+    app = Starlette(routes=[Route(WEBHOOK, Endpoint(*flaws).answer, methods=["POST"])])
+    async with listening(app) as listener:
+        yield f"http://127.0.0.1:{listener.port}{WEBHOOK}"
+
+
+async def tried(*urls: str, settings: Settings | None = None, deliver: bool = False) -> Trial:
+    """Examine what answers at *urls*."""
+    subject = Subject(urls=urls, secret=SECRET, settings=settings or Settings(), deliver=deliver)
+    return await examine(subject, random=Random(5), now=time.time())
+
+
+def broken(rows: list[Row]) -> set[str]:
+    """Return the promises that were seen broken."""
+    return {row.promise for row in rows if row.kept is False}
+
+
+async def test_an_endpoint_that_keeps_every_promise_is_green() -> None:
+    """Nothing is held against an endpoint that does as promised, through one door or two."""
+    async with serving() as url:
+        trial = await tried(url)
+    async with serving() as url:
+        twice = await tried(url, url)
+    assert broken([*trial.rows, *twice.rows]) == set()
+    assert len(trial.rows) == len(twice.rows) == 18
+
+
+@pytest.mark.parametrize(
+    ("flaw", "promises"),
+    [
+        ("signature_mismatch", {"a forged signature is refused", "an altered body is refused",
+                                "a changed timestamp is refused"}),
+        ("signature_missing", {"no signature is refused"}),
+        ("signature_malformed", {"what is no signature is refused", "a v0 signature is refused"}),
+        ("timestamp_too_old", {"a stale signature is refused"}),
+        ("timestamp_too_new", {"a signature from the future is refused"}),
+        ("body_not_json", {"a body that is no JSON is refused"}),
+        ("body_not_an_event", {"a body that is no event is refused"}),
+        ("field_missing", {"an event about no session is refused"}),
+        ("body_too_large", {"an oversized body is refused"}),
+        ("admits the old", {"what is too old to judge is expired"}),
+        ("admits twice", {"copies at once are admitted once",
+                          "disorder and copies change no verdict"}),
+        ("sets back", {"a verified session is not set back"}),
+    ],
+)  # fmt: skip
+@takes_long
+async def test_each_broken_promise_has_its_red_row(flaw: str, promises: set[str]) -> None:
+    """An endpoint that breaks one promise is red in the rows of that promise, and nowhere else."""
+    async with serving(flaw) as url:
+        assert broken((await tried(url)).rows) == promises
+
+
+async def test_an_endpoint_that_breaks_down_or_is_not_there_keeps_nothing() -> None:
+    """Neither a 500 nor silence passes for the keeping of any promise."""
+    async with serving("breaks down") as url:
+        trial = await tried(url)
+    assert all(row.kept is False for row in trial.rows)
+    assert {row.seen.split()[1] for row in trial.rows} == {"http_500"}
+
+    trial = await tried(url)
+    assert all(row.kept is False for row in trial.rows)
+
+
+async def test_one_bad_door_of_two_is_enough() -> None:
+    """Each receiver is tried: one that accepts forgeries is found beside one that does not."""
+    async with serving() as good, serving("signature_mismatch") as bad:
+        assert "a forged signature is refused" in broken((await tried(good, bad)).rows)
+
+
+async def test_sessions_are_marked_unless_they_are_to_be_delivered() -> None:
+    """Every session of a self-test is recognised by its id; asked to deliver, none is."""
+    async with serving() as url:
+        kept, delivered = await tried(url), await tried(url, deliver=True)
+    assert all(is_selftest(life.session_id) for life in kept.lives)
+    assert not any(is_selftest(life.session_id) for life in delivered.lives)
+
+
+async def test_limits_are_tried_where_the_settings_put_them() -> None:
+    """What counts as stale or oversized is what the deployment's own settings say."""
+    settings = replace(Settings(), signature_tolerance_s=30, max_body_bytes=MAX_BYTES * 2)
+    async with serving() as url:
+        trial = await tried(url, settings=settings)
+    # This endpoint's tolerance is 300 s: what is stale for 30 s it accepts.
+    assert broken(trial.rows) == {
+        "a stale signature is refused",
+        "a signature from the future is refused",
+    }
+
+
+async def test_a_live_deployment_is_tried_with_live_events() -> None:
+    """Where test events are ignored, the self-test's are not test events."""
+    bodies = []
+    settings = replace(Settings(), livemode=Livemode.LIVE)
+
+    async def keep(request: Request) -> Response:
+        bodies.append(await request.body())
+        return Response(status_code=400)
+
+    async with listening(Starlette(routes=[Route(WEBHOOK, keep, methods=["POST"])])) as listener:
+        await tried(f"http://127.0.0.1:{listener.port}{WEBHOOK}", settings=settings)
+    whole = [orjson.loads(body) for body in bodies if body.endswith(b"}")]
+    assert {event["livemode"] for event in whole} == {True}
+
+
+@given(st.text("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", min_size=1))
+def test_no_session_of_stripes_is_taken_for_a_selftests(word: str) -> None:
+    """Stripe's ids are letters and digits behind their prefix: none of them is marked."""
+    assert not is_selftest(f"vs_{word}")
+
+
+@pytest.fixture
+async def left(connections: Connections, keys: Keys, settings: Settings) -> Trial:
+    """Return a trial of one session, and put into Redis what it must leave there."""
+    session_id = f"{SELFTEST_PREFIX}x"
+    life = Lived(session_id, frozenset({"evt_1"}), "verified", 1, frozenset({b"canary"}))
+    await _leave(connections, keys, session_id)
+    return Trial([], [life], [f"{SELFTEST_PREFIX}stranger"])
+
+
+async def _leave(connections: Connections, keys: Keys, session_id: str) -> None:
+    state = {
+        "state": "1 1 01234567 0123456789abcdef R",
+        "status": "8 verified",
+        "latest": "R 1 evt_1",
+    }
+    record = state | {"evt_1": "a 1 1 nonce"}
+    await connections.client.hset(keys.session(session_id), mapping=record)
+    change = (
+        f'{{"event_id":"evt_1","event_type":"x","occurred_at":"2026-01-01T00:00:00Z",'
+        f'"session_id":"{session_id}","current":"verified"}}'
+    )
+    stream = keys.transitions(keys.partition(session_id))
+    fields = {"change": change, "previous": "", "sequence": 1, "epoch": 1}
+    await connections.client.xadd(stream, fields)
+    [[_, [(entry_id, _)]]] = await connections.client.xreadgroup("log", "one", {stream: ">"})
+    await connections.client.xack(stream, "log", entry_id)
+
+
+async def _seen(settings: Settings, trial: Trial) -> list[Row]:
+    return await selftest_redis.rows(settings, trial, since=time.time())
+
+
+async def test_what_is_left_in_redis_is_looked_at_and_taken_out(
+    left: Trial, settings: Settings, connections: Connections, keys: Keys
+) -> None:
+    """Where ledger, stream and groups are as they must be all is green, and the record is gone."""
+    rows = await _seen(settings, left)
+
+    assert [row.kept for row in rows] == [True] * 5
+    assert not await connections.client.exists(keys.session(left.lives[0].session_id))
+
+
+Spoil = Callable[[redis.Redis, str, str], Any]
+SPOILED: dict[str, Spoil] = {
+    "the ledger knows every event and each session's end": (
+        lambda client, record, _: client.hset(record, "status", "10 processing")
+    ),
+    "each session is handed over as 1, 2, 3 … without a gap": (
+        lambda client, _, stream: client.delete(stream)
+    ),
+    "no client secret and no link is in Redis": (
+        lambda client, record, _: client.hset(record, "evt_2", "l 1 1 canary")
+    ),
+    "every handler settles what is handed over": (
+        lambda client, _, stream: client.xgroup_setid(stream, "log", "0")
+    ),
+}
+
+
+@pytest.mark.parametrize("promise", SPOILED)
+async def test_each_trace_that_should_not_be_has_its_red_row(
+    promise: str,
+    left: Trial,
+    settings: Settings,
+    keys: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is missing, wrong, secret or unsettled in Redis is said in its own row alone."""
+    monkeypatch.setattr(selftest_redis, "SETTLE_DEADLINE_S", 0.2)
+    [life] = left.lives
+    with redis.Redis.from_url(settings.redis_url.reveal()) as client:
+        stream = keys.transitions(keys.partition(life.session_id))
+        SPOILED[promise](client, keys.session(life.session_id), stream)
+
+    assert broken(await _seen(settings, left)) == {promise}
+
+
+async def test_a_record_that_cannot_be_read_is_red(
+    left: Trial, settings: Settings, connections: Connections, keys: Keys
+) -> None:
+    """What somebody else made of a record is a broken promise, and no end of the self-test."""
+    await connections.client.hset(keys.session(left.lives[0].session_id), "state", "?")
+
+    assert broken(await _seen(settings, left)) == {
+        "the ledger knows every event and each session's end"
+    }
+
+
+async def test_what_was_refused_and_is_remembered_is_red(
+    left: Trial, settings: Settings, connections: Connections, keys: Keys
+) -> None:
+    """A record of a session that was only ever refused is a broken promise."""
+    await connections.client.hset(keys.session(left.refused[0]), "status", "8 verified")
+
+    assert broken(await _seen(settings, left)) == {"of what was refused nothing is remembered"}
+
+
+async def test_a_redis_out_of_reach_is_said_and_held_against_nobody(settings: Settings) -> None:
+    """Without Redis the rows about it say so, and the rest of the self-test stands."""
+    trial = Trial([], [], [f"{SELFTEST_PREFIX}stranger"])
+    [row] = await _seen(replace(settings, redis_url=NOWHERE), trial)
+
+    assert (row.seen, row.kept) == ("redis_unreachable", None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "seen"),
+    [
+        ({"redis_prefix": "wrong"}, "nothing was ever stored under REDIS_PREFIX"),
+        ({"partitions": 16}, "PARTITIONS is 16, but the layout in Redis was made for 8"),
+    ],
+)
+async def test_another_deployment_is_said_and_held_against_nobody(
+    left: Trial, settings: Settings, wrong: dict[str, Any], seen: str
+) -> None:
+    """With a wrong setting of its own the self-test does not say that promises are broken."""
+    [row] = await _seen(replace(settings, **wrong), left)
+
+    assert (row.seen, row.kept) == (seen, None)
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    """Yield a yard with a handler that notes what it is shown."""
+    directory = tmp_path_factory.mktemp("selftest")
+    (directory / "showing.py").write_text(HANDLER)
+    with yard(directory) as opened:
+        yield opened
+
+
+HANDLERS = {"HANDLERS": "log,showing:open"}
+
+
+def _selftest(yard: Yard, *arguments: str, **settings: str) -> tuple[Process, list[dict[str, Any]]]:
+    command = yard.run("selftest", *arguments, "--json", **HANDLERS, **settings)
+    return command, orjson.loads(command.out)
+
+
+@takes_long
+def test_a_deployment_behind_two_receivers_is_green(deployment: Yard) -> None:
+    """Two receivers and a worker keep every promise; handlers see nothing unless asked to."""
+    receivers = [deployment.start("serve", **HANDLERS).ready() for _ in range(2)]
+    worker = deployment.start("work", **HANDLERS).ready()
+    doors = [word for receiver in receivers for word in ("--to", receiver.url)]
+    command, rows = _selftest(deployment, *doors)
+    shown = Path(deployment.directory, "shown")
+
+    assert command.wait() == 0, rows
+    assert [row for row in rows if row["kept"] is not True] == []
+    assert not shown.exists()
+    assert 'outcome="withheld"' in httpx2.get(f"{worker.admin}/metrics").text
+    with redis.Redis.from_url(deployment.server.url) as client:
+        assert [*client.scan_iter(f"*{SELFTEST_PREFIX}*")] == []
+
+    command, rows = _selftest(deployment, *doors, "--deliver")
+    assert command.wait() == 0, rows
+    assert soon(shown.exists)
+    for process in (*receivers, worker):
+        assert process.stop() == 0
+        assert b"Traceback" not in process.out + process.err
+
+
+def test_an_address_at_which_nothing_answers_is_one_line(deployment: Yard) -> None:
+    """Exit code 1 and the address, without its password, rather than a row for each promise."""
+    silent = f"http://user:canary@127.0.0.1:1{WEBHOOK}"
+    typed = deployment.typed("selftest", "--to", silent)
+
+    assert (typed.code, typed.out) == (1, b"")
+    said = f"error: http://{MASK}@127.0.0.1:1{WEBHOOK}: no answer\n"
+    assert typed.err == said.encode()
+
+
+def test_a_terminal_of_another_encoding_gets_the_rows(deployment: Yard) -> None:
+    """What an encoding lacks is printed as an escape."""
+    dev = deployment.start("dev", **HANDLERS).ready()
+    command = deployment.run("selftest", "--to", dev.url, PYTHONIOENCODING="latin-1", **HANDLERS)
+
+    assert rb"each session is handed over as 1, 2, 3 \u2026 without a gap" in command.out
+    assert command.err == b""
+    assert dev.stop() == 0

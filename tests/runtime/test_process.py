@@ -1,0 +1,559 @@
+"""Laws of whole processes: they start with one clear word or not at all, and stop in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import orjson
+import pytest
+import redis
+
+from service.secret import Secret
+from service.stripe.signatures import fingerprint
+from tests.support.harness import (
+    DEADLINE_S,
+    PROCESS_DEADLINE_S,
+    SECRET,
+    WEBHOOK,
+    Process,
+    Yard,
+    answer,
+    connected,
+    event,
+    eventually,
+    post_all,
+    request,
+    signed,
+    soon,
+    takes_long,
+    yard,
+)
+from tests.support.servers import free_port, frozen, server
+
+CANARY = "canary-4711"
+BROKEN = f"""
+from contextlib import asynccontextmanager
+from service.errors import ConfigError
+
+@asynccontextmanager
+async def refuses(environ):
+    raise ConfigError(["BROKEN_URL: expected a URL", "BROKEN_TOPIC: expected a name"])
+    yield
+
+@asynccontextmanager
+async def crashes(environ):
+    secret = "{CANARY}"
+    raise RuntimeError(secret, environ)
+    yield
+
+@asynccontextmanager
+async def slow(environ):
+    import asyncio
+    try:
+        print("opening", flush=True)
+        await asyncio.sleep(3600)
+        yield
+    finally:
+        print("closing", flush=True)
+"""
+# As `python -m service`, where hardly any file may be opened.
+POOR = """
+import resource
+from service.cli import main
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+main()
+"""
+# As `python -m service`, where no directory for temporary files can be written.
+WITHOUT_TMP = """
+import tempfile
+from service.cli import main
+
+def none():
+    raise FileNotFoundError("canary-4711")
+
+tempfile._get_default_tempdir = none
+main()
+"""
+# As `python -m service`, with a fault where nobody expects one.
+FAULTY = f"""
+from service.cli import main
+from service.storage.health import Health
+
+async def watch(health):
+    raise KeyError("{CANARY}")
+
+Health.watch = watch
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    """Yield a yard with a server for the tests of this module."""
+    directory = tmp_path_factory.mktemp("processes")
+    (directory / "broken.py").write_text(BROKEN)
+    with yard(directory) as opened:
+        yield opened
+
+
+def assert_one_line(process: Process, code: int, *problems: str) -> None:
+    """Check that a process ended with *code* and one line for each problem, and nothing else."""
+    assert process.wait() == code, (process.out, process.err)
+    said = process.err.decode().splitlines()
+    assert [line for line in said if line.startswith("error: ")] == said
+    assert len(said) == len(problems)
+    for line, problem in zip(said, problems, strict=True):
+        assert problem in line
+    assert b"Traceback" not in process.out + process.err
+
+
+@takes_long
+def test_what_cannot_start_says_so_in_one_line(ground: Yard) -> None:
+    """What the operator got wrong is exit 2, and a line for each problem."""
+    taken = ground.start("serve").ready()
+    soon(lambda: taken.lines("redis.recovered"))
+    busy = [
+        ground.start("serve", PORT=str(taken.port)),
+        ground.start("dev", PORT=str(taken.port)),
+        ground.start("work", ADMIN_PORT=str(taken.port)),
+    ]
+    layouts = [ground.start(command, PARTITIONS="5") for command in ("serve", "work")]
+    refused = ground.start("work", HANDLERS="broken:refuses")
+    unknown = ground.start("serve", HANDLERS="log,nobody")
+    not_ours = ground.start("work", "--handlers", "kafka,log")
+    for process in busy:
+        assert_one_line(process, 2, "PORT or ADMIN_PORT: cannot listen")
+    for process in layouts:
+        assert_one_line(process, 2, "PARTITIONS is 5")
+    assert_one_line(refused, 2, "BROKEN_URL: expected a URL", "BROKEN_TOPIC: expected a name")
+    assert_one_line(unknown, 2, "HANDLERS: nobody")
+    assert_one_line(not_ours, 2, "--handlers: kafka is not among HANDLERS")
+    everything = b"".join(p.out + p.err for p in (*busy, *layouts, refused, unknown))
+    assert CANARY.encode() not in everything
+    assert taken.stop() == 0
+
+
+def test_no_directory_for_temporary_files_is_needed(ground: Yard) -> None:
+    """Where none can be written, receivers and workers run; `dev` needs one and says so."""
+    started = [ground.start(command, program=WITHOUT_TMP) for command in ("serve", "work")]
+    dev = ground.run("dev", program=WITHOUT_TMP, REDIS_URL="")
+    assert_one_line(dev, 2, "set TMPDIR")
+    assert [process.ready().stop() for process in started] == [0, 0]
+
+
+@pytest.mark.parametrize("variable", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_inherited_directory_of_metrics_is_not_used(
+    ground: Yard, variable: str, is_there: bool
+) -> None:
+    """Metrics are those of this process alone, whatever another service left in the environment."""
+    directory = ground.directory / f"{variable}_{is_there}"
+    if is_there:
+        directory.mkdir()
+    serve = ground.start("serve", **{variable: str(directory)}).ready()
+    ready = "\nidv_ready 1.0\n"
+    soon(lambda: ready in _metrics(serve).decode())
+    assert "process_cpu_seconds_total" in _metrics(serve).decode()
+    assert serve.stop() == 0
+    assert not is_there or not [*directory.iterdir()]
+
+
+def test_a_handler_that_cannot_be_opened_is_one_line(ground: Yard) -> None:
+    """It takes the process down, named with file and line, and without data."""
+    place = f"{ground.directory}/broken.py:13 crashes"
+    problem = f"HANDLERS: broken:crashes cannot be opened: RuntimeError ({place})"
+    work = ground.run("work", HANDLERS="broken:crashes")
+    assert_one_line(work, 2, problem)
+    dev = ground.run("dev", HANDLERS="broken:crashes")
+    assert dev.wait() == 2
+    assert dev.err.decode().endswith(f"\nerror: {problem}\n")
+    for process in (work, dev):
+        assert CANARY.encode() not in process.out + process.err
+        assert ground.server.url.encode() not in process.out
+
+
+def test_a_fault_of_ours_ends_the_receiver_in_good_order(ground: Yard) -> None:
+    """A part that fails where nobody expected it takes the rest down as a signal would."""
+    process = ground.run("serve", program=FAULTY)
+    assert_one_line(process, 1, "failed with KeyError")
+    assert [line["event"] for line in process.lines()][-2:] == [
+        "process.draining",
+        "process.failed",
+    ]
+    assert CANARY.encode() not in process.out
+
+
+def readiness(process: Process) -> tuple[int, Any]:
+    """Return what the probe of readiness on the admin port says."""
+    answer = httpx2.get(f"{process.admin}/readyz")
+    return answer.status_code, orjson.loads(answer.content or b"null")
+
+
+def is_ready(process: Process) -> bool:
+    """Say whether the probe of readiness says so."""
+    return readiness(process)[0] == 200
+
+
+def not_ready(reason: str) -> tuple[int, Any]:
+    """Return what the probe says of a process that is not ready."""
+    return 503, {"ready": False, "reason": reason}
+
+
+def test_a_redis_that_refuses_is_waited_for(ground: Yard) -> None:
+    """A Redis that forbids what we need is said at once, and its password is not."""
+    with redis.Redis.from_url(ground.server.url) as client:
+        client.acl_setuser(
+            "weak", enabled=True, passwords=[f"+{CANARY}"], keys="*", commands=["+ping", "+info"]
+        )
+    url = f"{ground.server.url.replace('://', '://weak@')}?password={CANARY}"
+    process = ground.start("serve", REDIS_URL=url).ready()
+    [lost] = soon(lambda: process.lines("redis.lost"))
+    assert lost["reason"] == "redis_unauthorized"
+    assert readiness(process) == not_ready("redis_unauthorized")
+    assert process.stop() == 0
+    assert CANARY.encode() not in process.out + process.err
+
+
+def test_a_redis_that_is_away_is_waited_for(ground: Yard) -> None:
+    """Processes listen and say what they wait for; once Redis is there, they work."""
+    port = free_port()
+    settings = {"REDIS_URL": f"redis://127.0.0.1:{port}/0", "ADMIT_DEADLINE_S": "0.2"}
+    serve, work = (ground.start(command, **settings).ready() for command in ("serve", "work"))
+    for process in (serve, work):
+        assert httpx2.get(f"{process.admin}/livez").status_code == 200
+        assert readiness(process) == not_ready("redis_unreachable")
+        [lost] = soon(partial(process.lines, "redis.lost"))
+        assert lost["reason"] == "redis_unreachable"
+    body = event(id="evt_away", session="vs_away")
+    assert httpx2.post(serve.url, content=body, headers=signed(body)).status_code == 503
+    with server(ground.directory / "late", port=port):
+        for process in (serve, work):
+            soon(partial(is_ready, process))
+        assert httpx2.post(serve.url, content=body, headers=signed(body)).status_code == 200
+        assert soon(lambda: work.lines("transition"))[0]["session_id"] == "vs_away"
+        assert [serve.stop(), work.stop()] == [0, 0]
+
+
+def test_a_handler_that_does_not_open_leaves_no_group(ground: Yard) -> None:
+    """Groups are created only by a worker whose handlers have been opened."""
+    process = ground.run("work", HANDLERS="log,broken:refuses", REDIS_PREFIX="unopened")
+    assert process.wait() == 2
+    with redis.Redis.from_url(ground.server.url) as client:
+        assert not [*client.scan_iter("unopened:*transitions*")]
+
+
+def test_readiness_names_its_reason(ground: Yard) -> None:
+    """Draining, and a layout that another deployment has claimed, are said in a word."""
+    serve = ground.start("serve", REDIS_PREFIX="reasons", DRAIN_S="5").ready()
+    soon(lambda: readiness(serve) == (200, None))
+    with redis.Redis.from_url(ground.server.url) as client:
+        client.hset("reasons:layout", "partitions", "5")
+        soon(lambda: readiness(serve) == not_ready("layout_differs"))
+        client.hset("reasons:layout", "partitions", "8")
+        soon(lambda: readiness(serve) == (200, None))
+    serve.popen.terminate()
+    soon(lambda: readiness(serve) == not_ready("draining"))
+    assert serve.wait() == 0
+
+
+def test_stopping_is_not_ready_then_closed_then_gone(ground: Yard) -> None:
+    """On SIGTERM: not ready at once, open for DRAIN_S more, then closed; exit code 0."""
+    serve = ground.start("serve", DRAIN_S="5", KEEP_ALIVE_S="3600").ready()
+    with httpx2.Client(base_url=f"http://127.0.0.1:{serve.port}") as client:
+        soon(lambda: client.get("/readyz").status_code == 200)
+        serve.popen.terminate()
+        soon(lambda: client.get("/readyz").status_code == 503)
+        body = event(session="vs_drain", id="evt_drain")
+        with httpx2.Client() as fresh:
+            assert fresh.post(serve.url, content=body, headers=signed(body)).status_code == 200
+        assert client.get("/livez").status_code == 200
+        # This connection is kept alive for longer than anybody waits here, were it waited for.
+        assert serve.wait() == 0
+    names = [line["event"] for line in serve.lines()]
+    assert names[-2:] == ["event.admitted", "process.stopped"]
+    assert b"Traceback" not in serve.out + serve.err
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_every_command_well(ground: Yard, how: signal.Signals) -> None:
+    """SIGTERM and Ctrl-C end receiver and worker with exit code 0 and nothing on stderr."""
+    started = [ground.start("serve"), ground.start("work")]
+    for process in started:
+        process.ready().popen.send_signal(how)
+    assert [process.wait() for process in started] == [0, 0]
+    assert [process.err for process in started] == [b"", b""]
+
+
+def test_a_second_signal_ends_it_at_once(ground: Yard) -> None:
+    """Whoever does not want to wait for the drain sends SIGTERM twice."""
+    serve = ground.start("serve", DRAIN_S="300").ready()
+    serve.popen.terminate()
+    soon(lambda: serve.lines("process.draining"))
+    serve.popen.terminate()
+    assert serve.wait() == -signal.SIGTERM
+
+
+async def test_a_stuck_client_does_not_hold_up_the_stop(ground: Yard) -> None:
+    """A client stuck in mid-body delays the stop by the grace time only, and hears 503."""
+    serve = ground.start("serve", RECEIVE_TIMEOUT_S="300", SHUTDOWN_GRACE_S="1").ready()
+    reader, writer = await asyncio.open_connection("127.0.0.1", serve.port)
+    head = b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+    writer.write(head + b"Expect: 100-continue\r\n\r\n")
+    invited = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+    assert invited == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"half")
+    serve.popen.terminate()
+    said = await asyncio.wait_for(reader.read(), DEADLINE_S)
+    assert said.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 5" in said
+    assert await asyncio.to_thread(serve.wait) == 0
+    assert b"Traceback" not in serve.out + serve.err
+    assert b"exception" not in serve.out
+    writer.close()
+
+
+async def test_too_many_are_turned_away_at_the_door(ground: Yard) -> None:
+    """With MAX_IN_FLIGHT in hand a further POST is refused before anybody has looked into it."""
+    process = ground.start(
+        "serve", REDIS_PREFIX="door", MAX_IN_FLIGHT="1", ADMIT_DEADLINE_S="30"
+    ).ready()
+    body = event()
+    post = request(body, signed(body), close=False)
+    async with connected(process.port) as first, connected(process.port) as second:
+        with frozen(ground.server.pid):
+            first[1].write(post)
+            await eventually(lambda: b"idv_requests_in_flight 1.0" in _metrics(process))
+            second[1].write(post)
+            head = await asyncio.wait_for(second[0].readuntil(b"\r\n\r\n"), DEADLINE_S)
+        assert (await answer(first[0]))[0] == 200
+    assert head.startswith(b"HTTP/1.1 503 ")
+    # Only what has gone through uvicorn has a date.
+    assert b"\r\ndate:" not in head
+    assert process.stop() == 0
+    [line] = process.lines("requests.shed")
+    assert (line["reason"], line["requests"]) == ("busy", 1)
+
+
+def _metrics(process: Process) -> bytes:
+    return httpx2.get(f"{process.admin}/metrics").content
+
+
+@pytest.mark.parametrize("command", ["serve", "work", "dev"])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_starting_is_a_stop(ground: Yard, command: str, how: signal.Signals) -> None:
+    """Told to stop while it still waits for Redis, a process ends at once and well."""
+    nowhere = f"unix://{ground.directory}/nowhere.sock"
+    process = ground.start(command, REDIS_URL=nowhere, DRAIN_S="300").ready()
+    soon(lambda: process.lines("redis.lost"))
+    process.popen.send_signal(how)
+    assert process.wait() == 0, process.err
+    assert process.lines()[-1]["event"] == "process.stopped"
+    assert command == "dev" or process.err == b""
+
+
+def test_a_stop_while_a_handler_opens_is_a_stop(ground: Yard) -> None:
+    """A handler that is still being opened is given up, and closes in good order."""
+    process = ground.start("work", HANDLERS="broken:slow").ready()
+    soon(lambda: b"opening" in process.out)
+    assert process.stop() == 0
+    assert b"closing" in process.out
+    assert process.err == b""
+
+
+def rotated(
+    process: Process, client: httpx2.Client, secret: Secret[bytes], number: int
+) -> dict[str, int]:
+    """Post an event signed by each of both secrets; return what was answered."""
+    statuses = {}
+    for name, by in (("old", SECRET), ("new", secret)):
+        body = event(id=f"evt_{name}_{number}", session=f"vs_{name}")
+        answer = client.post(process.url, content=body, headers=signed(body, by))
+        statuses[name] = answer.status_code
+    return statuses
+
+
+@pytest.mark.parametrize(
+    "asked", [True, pytest.param(False, marks=takes_long)], ids=["by signal", "by itself"]
+)
+@pytest.mark.parametrize("command", ["serve", "dev"])
+def test_secrets_follow_their_file(ground: Yard, command: str, asked: bool) -> None:
+    """A changed file, or SIGHUP, exchanges the secrets; a bad one keeps them and is said."""
+    new = Secret(b"whsec_new_" + CANARY.encode())
+    path = ground.directory / f"secrets_{command}_{asked}"
+    path.write_bytes(SECRET.reveal())
+    process = ground.start(
+        command, STRIPE_WEBHOOK_SECRETS="", STRIPE_WEBHOOK_SECRETS_FILE=str(path)
+    ).ready()
+
+    def put(text: bytes, event: str, count: int) -> None:
+        path.with_suffix(".new").write_bytes(text)
+        path.with_suffix(".new").replace(path)
+        if asked:
+            process.popen.send_signal(signal.SIGHUP)
+        soon(lambda: len(process.lines(event)) == count)
+
+    both = new.reveal() + b"," + SECRET.reveal() + b"\n"
+    with httpx2.Client() as client:
+        assert rotated(process, client, new, 1) == {"old": 200, "new": 400}
+        put(both, "secrets.reloaded", 1)
+        assert rotated(process, client, new, 2) == {"old": 200, "new": 200}
+        put(b"two words " + CANARY.encode(), "secrets.reload_failed", 1)
+        assert rotated(process, client, new, 3) == {"old": 200, "new": 200}
+        put(new.reveal(), "secrets.reloaded", 2)
+        assert rotated(process, client, new, 4) == {"old": 400, "new": 200}
+    assert process.lines("secrets.reloaded")[-1]["fingerprints"] == [fingerprint(new)]
+    [kept] = process.lines("secrets.reload_failed")
+    assert kept["problems"][0].startswith("STRIPE_WEBHOOK_SECRETS: expected ")
+    assert process.stop() == 0
+    assert CANARY.encode() not in process.out + process.err
+
+
+@takes_long
+def test_networks_follow_their_file(ground: Yard) -> None:
+    """The allow list is read again when its file changes; a file that has gone changes nothing."""
+    path = ground.directory / "networks"
+    path.write_text("192.0.2.0/24\n2001:db8::/32\n")
+    serve = ground.start("serve", ALLOWED_NETWORKS_FILE=str(path)).ready()
+    body = event(session="vs_networks", id="evt_networks")
+    with httpx2.Client() as client:
+
+        def status() -> int:
+            return client.post(serve.url, content=body, headers=signed(body)).status_code
+
+        assert status() == 403
+        path.write_text("192.0.2.0/24\n127.0.0.0/8\n")
+        soon(lambda: serve.lines("networks.reloaded"))
+        assert status() == 200
+        path.unlink()
+        soon(lambda: serve.lines("networks.reload_failed"))
+        assert status() == 200
+    assert serve.lines("networks.reload_failed")[0]["problems"] == [
+        "ALLOWED_NETWORKS_FILE: expected a readable file of UTF-8 text"
+    ]
+    assert serve.stop() == 0
+
+
+async def test_few_files_mean_few_connections(ground: Yard) -> None:
+    """Where few files may be open, connections are limited, and Redis has its own."""
+    serve = ground.start("serve", program=POOR)
+    await asyncio.to_thread(serve.ready)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(350):
+            await stack.enter_async_context(connected(serve.port))
+        body = event(session="vs_files", id="evt_files")
+        async with connected(serve.port) as (reader, writer):
+            writer.write(request(body, signed(body)))
+            assert await answer(reader) == (200, b'{"outcome":"admitted"}')
+    [limited] = serve.lines("connections.limited")
+    assert limited["most"] == 150
+    assert await asyncio.to_thread(serve.stop) == 0
+    assert serve.err == b""
+
+
+def test_a_hangup_is_no_end(ground: Yard) -> None:
+    """SIGHUP ends neither a worker nor a receiver that has nothing new to read."""
+    started = [ground.start("serve"), ground.start("work")]
+    for process in started:
+        process.ready().popen.send_signal(signal.SIGHUP)
+    soon(lambda: started[0].lines("secrets.reloaded"))
+    assert [process.stop() for process in started] == [0, 0]
+
+
+def test_the_worker_is_watched_over_its_admin_port(ground: Yard) -> None:
+    """`work` serves probes and metrics on the admin port, and no webhooks anywhere."""
+    work = ground.start("work").ready()
+    with httpx2.Client(base_url=work.admin) as client:
+        soon(lambda: client.get("/readyz").status_code == 200)
+        soon(lambda: 'idv_leases_held{handler="log"} 8.0' in client.get("/metrics").text)
+        assert client.get("/livez").status_code == 200
+        assert client.post("/webhooks/stripe").status_code == 404
+    assert work.started["port"] is None
+    assert work.stop() == 0
+
+
+def test_the_procfile_runs_both_on_one_machine() -> None:
+    """Each line of the Procfile is one of our commands, and their admin ports differ."""
+    lines = (Path(__file__).parents[2] / "Procfile").read_text().splitlines()
+    kinds = dict(line.split(": ") for line in lines)
+    assert kinds["web"] == "exec python -m service serve"
+    assert kinds["worker"] == "ADMIN_PORT=8002 exec python -m service work"
+
+
+# As `python -m service`, with a pipe for standard output that the test reads when it likes.
+PIPED = """
+import os, sys
+from service.telemetry import log_writer
+from service.cli import main
+log_writer.MAX_QUEUED_BYTES = 50_000
+os.dup2(os.open(os.environ["PIPE"], os.O_RDWR), 1)
+sys.stdout = open(1, "w", closefd=False)
+main()
+"""
+
+
+async def test_a_log_that_is_not_read_stops_nothing(ground: Yard) -> None:
+    """With standard output full, probes and requests are answered; no transition's line is lost."""
+    path = ground.directory / "pipe"
+    os.mkfifo(path)
+    settings = {
+        "HANDLER_TIMEOUT_S": "0.5",
+        "RETRY_INITIAL_DELAY_S": "0.05",
+        "REDIS_PREFIX": "piped",
+    }
+    port = free_port()
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    dev = ground.start("dev", program=PIPED, PIPE=str(path), PORT=str(port), **settings)
+    base = f"http://127.0.0.1:{port}"
+    async with httpx2.AsyncClient(base_url=base, timeout=DEADLINE_S) as client:
+        await eventually(lambda: _is_ready(dev, f"{base}/readyz"), PROCESS_DEADLINE_S)
+        bodies = [event(id=f"evt_{n}", session=f"vs_{n}") for n in range(400)]
+        answers = await post_all(client, WEBHOOK, bodies)
+        assert {answer.status_code for answer in answers} == {200}
+        assert (await client.get("/livez")).status_code == 200
+        admin = _said_admin(dev)
+        assert re.search(r"idv_log_lines_dropped_total [1-9]", httpx2.get(admin).text)
+        lines = _Lines(reading)
+        await eventually(lambda: len(lines.sessions("transition")) == 400, PROCESS_DEADLINE_S)
+    assert lines.of("log.lines_dropped")
+    dev.popen.terminate()
+    assert await asyncio.to_thread(dev.wait) == 0
+    os.close(reading)
+
+
+def _is_ready(process: Process, address: str) -> bool:
+    assert process.popen.poll() is None, process.err
+    with contextlib.suppress(httpx2.TransportError):
+        return httpx2.get(address).status_code == 200
+    return False
+
+
+def _said_admin(dev: Process) -> str:
+    return re.search(r"metrics +(\S+)", dev.err.decode())[1]  # type: ignore[index]
+
+
+class _Lines:
+    """What is read of a log, each time somebody asks."""
+
+    def __init__(self, reading: int) -> None:
+        self._reading = reading
+        self._text = b""
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        with contextlib.suppress(BlockingIOError):
+            while some := os.read(self._reading, 65536):
+                self._text += some
+        whole = self._text.rpartition(b"\n")[0]
+        found = [orjson.loads(line) for line in whole.split(b"\n") if line]
+        return [line for line in found if line["event"] == event]
+
+    def sessions(self, event: str) -> set[str]:
+        return {line["session_id"] for line in self.of(event)}

@@ -1,0 +1,430 @@
+"""Laws of listening: every wait has an end, no request spoils the next, stopping is clean."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvloop
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from service.errors import ConfigError
+from service.server.framing import MAX_HEADER_BYTES
+from service.server.listener import SOCKET_BUFFER_BYTES, Listener
+from service.server.protocol import GuardedProtocol
+from tests.support.harness import (
+    DEADLINE_S,
+    answer,
+    connected,
+    eventually,
+    listening,
+    request,
+    rest,
+    talk,
+)
+from tests.support.virtual_time import push
+
+# Longer than anything here takes: they pass when a test pushes the clock.
+TIMEOUT_S = 600.0
+LONGER_S = 3600
+
+
+async def _echo(read: Request) -> Response:
+    return Response(await read.body())
+
+
+async def _unread(read: Request) -> Response:
+    return Response(b"unread")
+
+
+class Gate:
+    """An endpoint that reads its request and answers when it is opened."""
+
+    def __init__(self) -> None:
+        self.entered = 0
+        self.opened = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with what was posted."""
+        body = await Request(scope, receive).body()
+        self.entered += 1
+        await self.opened.wait()
+        await Response(body)(scope, receive, send)
+
+
+def app(gate: Gate | None = None) -> Starlette:
+    """Return an application that echoes, one that does not read, and one that waits."""
+    return Starlette(
+        routes=[
+            Route("/echo", _echo, methods=["POST"]),
+            Route("/unread", _unread, methods=["POST"]),
+            Route("/gate", gate or Gate(), methods=["POST"]),
+        ]
+    )
+
+
+def post(body: bytes = b"x", *, path: str = "/echo", close: bool = False) -> bytes:
+    """Return a whole request."""
+    return request(body, {}, path=path, close=close)
+
+
+Heard = Callable[[Listener, bytes], Awaitable[None]]
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
+    """Return what waits until the only client is connected, and has been heard to the end."""
+    count = 0
+    receive = GuardedProtocol.data_received
+
+    def counting(self: GuardedProtocol, received: bytes) -> None:
+        nonlocal count
+        receive(self, received)
+        count += len(received)
+
+    async def wait(listener: Listener, sent: bytes) -> None:
+        state = listener._server.server_state
+        await eventually(lambda: state.connections and count == len(sent))
+
+    monkeypatch.setattr(GuardedProtocol, "data_received", counting)
+    return wait
+
+
+SLOW = {
+    "no byte": b"",
+    "half a request line": b"POST /ec",
+    "half a header": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Le",
+    "no body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n",
+    "half a body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab",
+    "half a large body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nab",
+    "half a chunk": b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+    "empty lines": b"\r\n\r\n",
+}
+
+
+# No byte after a request is no slow request but an idle connection.
+TRIES = [(b"", sent) for sent in SLOW.values()] + [(post(), sent) for sent in SLOW.values() if sent]
+
+
+@pytest.mark.parametrize(("before", "sent"), TRIES)
+async def test_a_request_has_a_deadline(before: bytes, sent: bytes, heard: Heard) -> None:
+    """Whoever does not send a whole request in time is cut off, on a used connection too."""
+    async with (
+        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        if before:
+            writer.write(before)
+            await answer(reader)
+        writer.write(sent)
+        await heard(listener, before + sent)
+        push(TIMEOUT_S - 60)
+        await asyncio.sleep(0.02)
+        assert not reader.at_eof()
+        push(60)
+        assert await rest(reader) == b""
+
+
+@pytest.mark.parametrize("start", [SLOW["half a header"], SLOW["half a large body"], b"\r\n"])
+async def test_dripping_does_not_move_the_deadline(start: bytes, heard: Heard) -> None:
+    """A byte now and then buys no time: the deadline is for the whole request."""
+    async with (
+        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        sent = start
+        writer.write(start)
+        await heard(listener, sent)
+        for _ in range(4):
+            push(TIMEOUT_S / 5)
+            drop = b"\r\n" if start == b"\r\n" else b"a"
+            sent += drop
+            writer.write(drop)
+            await heard(listener, sent)
+        assert not reader.at_eof()
+        push(TIMEOUT_S / 5)
+        assert await rest(reader) == b""
+
+
+async def test_an_idle_connection_may_stay() -> None:
+    """Between requests the receive deadline does not count: only the keep-alive time does."""
+    async with (
+        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        for body in (b"1", b"2", b"3"):
+            writer.write(post(body))
+            assert await answer(reader) == (200, body)
+            push(2 * TIMEOUT_S)
+        push(LONGER_S - 2 * TIMEOUT_S)
+        assert await rest(reader) == b""
+
+
+async def test_idle_time_is_counted_from_the_last_answer() -> None:
+    """A connection that is used stays, however old it is; one that is not used any more ends."""
+    async with (
+        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        for body in (b"1", b"2", b"3", b"4"):
+            writer.write(post(body))
+            assert await answer(reader) == (200, body)
+            push(2 * LONGER_S / 3)
+            # The timers that are due now have been heard before the next request.
+            for _ in range(10):
+                await asyncio.sleep(0)
+        push(LONGER_S / 3)
+        assert await rest(reader) == b""
+
+
+async def test_a_slow_answer_is_not_cut_off() -> None:
+    """The deadline is the client's: how long the answer takes is no part of it."""
+    gate = Gate()
+    async with (
+        listening(app(gate), receive_timeout_s=TIMEOUT_S) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        writer.write(post(path="/gate"))
+        await eventually(lambda: gate.entered)
+        push(2 * TIMEOUT_S)
+        await asyncio.sleep(0.02)
+        gate.opened.set()
+        assert await answer(reader) == (200, b"x")
+
+
+async def test_an_unread_body_leaves_no_connection_without_a_clock(heard: Heard) -> None:
+    """A connection whose request was answered before its body came is not held for ever."""
+    async with (
+        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        whole = post(b"y" * 10, path="/unread")
+        writer.write(whole[:-5])
+        assert await answer(reader) == (200, b"unread")
+        writer.write(whole[-5:])
+        await heard(listener, whole)
+        push(TIMEOUT_S)
+        assert await rest(reader) == b""
+
+
+LONG = b"X-Long: " + b"a" * MAX_HEADER_BYTES + b"\r\n"
+
+
+async def test_headers_in_pieces_are_capped() -> None:
+    """Headers that grow beyond the cap end the connection before they end."""
+    pieces = [b"POST /echo HTTP/1.1\r\nHost: x\r\n"] + [b"X-Long: " + b"a" * 999 + b"\r\n"] * 400
+    async with (
+        listening(app(), receive_timeout_s=60) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+        assert (await rest(reader)).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /echo HTTP/1.1\r\nHost: x\r\n" + LONG,
+        b"POST /" + b"a" * MAX_HEADER_BYTES + b" HTTP/1.1\r\nHost: x\r\n",
+    ],
+    ids=["header", "path"],
+)
+async def test_a_large_header_in_one_piece_is_refused(head: bytes) -> None:
+    """A header beyond the cap that comes in one piece is refused, body or not."""
+    async with listening(app()) as listener:
+        said = await talk(listener.port, head + b"Content-Length: 1\r\n\r\nx")
+    assert said.startswith(b"HTTP/1.1 431 ")
+    assert said.count(b"HTTP/1.1") == 1
+
+
+async def test_headers_below_the_cap_pass() -> None:
+    """Headers up to the cap are none of our business."""
+    head = LONG.replace(b"a" * 100, b"", 1)
+    async with listening(app()) as listener:
+        said = await talk(
+            listener.port, post(close=True).replace(b"Host: tests\r\n", b"Host: tests\r\n" + head)
+        )
+    assert said.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    """Requests sent without waiting are answered in order, large bodies before headers too."""
+    bodies = [b"a", b"b" * 100_000, b"c", b"d" * 70_000, b"e"]
+    async with listening(app()) as listener, connected(listener.port) as (reader, writer):
+        writer.write(b"".join(post(body) for body in bodies))
+        for body in bodies:
+            assert await answer(reader) == (200, body)
+
+
+async def test_pipelined_requests_come_in_any_pieces() -> None:
+    """Where the pieces of a stream begin and end changes nothing."""
+    bodies = [b"a" * 40_000, b"b", b"c" * 40_000]
+    stream = b"".join(post(body) for body in bodies)
+    async with listening(app()) as listener:
+        for size in (1_000, 39_990, 40_100, 65_536):
+            async with connected(listener.port) as (reader, writer):
+                for start in range(0, len(stream), size):
+                    writer.write(stream[start : start + size])
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                for body in bodies:
+                    assert await answer(reader) == (200, body)
+
+
+async def test_stopping_finishes_what_is_in_hand() -> None:
+    """After stop nobody new gets in, idle connections close, and who is in hand is answered."""
+    gate = Gate()
+    async with (
+        listening(app(gate)) as listener,
+        connected(listener.port) as (idle, writer),
+        connected(listener.port) as (
+            busy,
+            busy_writer,
+        ),
+    ):
+        writer.write(post())
+        await answer(idle)
+        busy_writer.write(post(path="/gate"))
+        await eventually(lambda: gate.entered)
+        listener.stop()
+        assert await rest(idle) == b""
+        with pytest.raises(OSError, match=r"."):
+            await asyncio.open_connection("127.0.0.1", listener.port)
+        gate.opened.set()
+        assert await answer(busy) == (200, b"x")
+        assert await rest(busy) == b""
+
+
+@pytest.mark.parametrize("sent", [b"", SLOW["half a header"], SLOW["half a body"]])
+async def test_nobody_holds_up_a_stop(sent: bytes, heard: Heard) -> None:
+    """A client stuck in mid-request delays a stop by the grace time and no more."""
+    app: Any = Stuck()
+    async with contextlib.AsyncExitStack() as stopped:
+        listener = await stopped.enter_async_context(
+            listening(app, receive_timeout_s=LONGER_S, grace_s=TIMEOUT_S)
+        )
+        port = listener.port
+        async with connected(port) as (reader, writer):
+            writer.write(sent)
+            await heard(listener, sent)
+            is_in_hand = sent == SLOW["half a body"]
+            await eventually(lambda: app.entered == is_in_hand)
+            listener.stop()
+            await eventually(lambda: refuses(port))
+            # Connections have been told; the grace time begins a tenth of a second later.
+            await asyncio.sleep(0.2)
+            assert not app.is_cut
+            push(TIMEOUT_S)
+            async with asyncio.timeout(DEADLINE_S):
+                await stopped.aclose()
+            if is_in_hand:
+                assert (await rest(reader)).startswith(b"HTTP/1.1 503 ")
+    assert app.is_cut == is_in_hand
+
+
+class Stuck:
+    """An endpoint that waits for the rest of a body until it is canceled."""
+
+    def __init__(self) -> None:
+        self.entered = False
+        self.is_cut = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer when canceled."""
+        self.entered = True
+        try:
+            await Request(scope, receive).body()
+        except asyncio.CancelledError:
+            self.is_cut = True
+        await Response(status_code=503)(scope, receive, send)
+
+
+def refuses(port: int) -> bool:
+    """Say whether nobody listens on *port*."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_newcomers_do_not_wait_a_loop_turn_each() -> None:
+    """However many have connected, each turn of the loop that we run on takes several in."""
+    many = 80
+
+    async def law() -> None:
+        listener = _listener(max_connections=many)
+        with contextlib.ExitStack() as clients:
+            for _ in range(many):
+                client = clients.enter_context(socket.socket())
+                client.connect(("127.0.0.1", listener.port))
+            serving = asyncio.create_task(listener.run())
+            turns = 0
+            while len(listener._server.server_state.connections) < many and turns < many:
+                await asyncio.sleep(0)
+                turns += 1
+        listener.stop()
+        await serving
+        assert turns < many / 2
+
+    uvloop.run(law())
+
+
+async def test_one_read_brings_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much a client sends at once, no more of it is held than the socket's own buffer."""
+    sizes = []
+    receive = GuardedProtocol.data_received
+
+    def counting(self: GuardedProtocol, received: bytes) -> None:
+        sizes.append(len(received))
+        receive(self, received)
+
+    monkeypatch.setattr(GuardedProtocol, "data_received", counting)
+    async with listening(app()) as listener, connected(listener.port) as (reader, writer):
+        writer.write(post(b"y" * 2_000_000))
+        assert await answer(reader) == (200, b"y" * 2_000_000)
+    # Linux doubles what is asked for, to have room for its own.
+    assert max(sizes) <= 2 * SOCKET_BUFFER_BYTES
+
+
+async def test_answers_do_not_say_who_we_are() -> None:
+    """No `server` header."""
+    async with listening(app()) as listener:
+        said = await talk(listener.port, post(close=True))
+    assert b"\r\nserver:" not in said.lower()
+
+
+def _listener(**changes: Any) -> Listener:
+    defaults = {"host": "127.0.0.1", "port": 0, "max_connections": 9}
+    return Listener(
+        app(),
+        receive_timeout_s=1,
+        keep_alive_s=1,
+        grace_s=1,
+        **{**defaults, **changes},
+    )
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a..b", "::1%nowhere"])
+def test_an_address_that_cannot_be_had_is_the_operators_turn(host: str) -> None:
+    """A wrong host is one ConfigError that names the settings and not their values."""
+    with pytest.raises(ConfigError, match="HOST, PORT or ADMIN_PORT") as caught:
+        _listener(host=host)
+    assert host not in str(caught.value)
+
+
+def test_a_port_that_is_taken_is_the_operators_turn(request: pytest.FixtureRequest) -> None:
+    """A port somebody else listens on is one ConfigError."""
+    first = _listener()
+    request.addfinalizer(first._socket.close)
+    with pytest.raises(ConfigError, match="PORT or ADMIN_PORT"):
+        _listener(port=first.port)

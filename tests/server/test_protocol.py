@@ -1,0 +1,429 @@
+"""Laws of a connection: bounds on how many there are, and on what each may hold or hold up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from service.config import Settings
+from service.server.closing import MAX_LINGERING
+from service.server.listener import Listener
+from service.storage.connections import Connections
+from service.telemetry import metrics
+from tests.server.test_listener import SLOW, Gate, app, post
+from tests.support.harness import (
+    DEADLINE_S,
+    answer,
+    connected,
+    eventually,
+    listening,
+    request,
+    rest,
+    signed,
+)
+from tests.support.harness import event as an_event
+from tests.support.servers import until
+from tests.support.virtual_time import push
+from tests.web.test_app import app_of
+
+BUSY = b'{"error":"unavailable"}'
+
+
+def refused(reason: str) -> float:
+    """Return how many connections have been ended for *reason*."""
+    name = "idv_connections_refused_total"
+    return metrics.REGISTRY.get_sample_value(name, {"reason": reason}) or 0
+
+
+@asynccontextmanager
+async def opened(
+    port: int, count: int
+) -> AsyncIterator[list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
+    """Yield as many raw connections, opened one after the other."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(connected(port)) for _ in range(count)]
+
+
+async def hears_busy(reader: asyncio.StreamReader) -> bool:
+    """Say whether all that comes is one 503 of ours, with Retry-After, and the end."""
+    head, _, body = (await rest(reader)).partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    assert {b"retry-after: 5", b"connection: close"} <= set(lines)
+    return lines[0] == b"HTTP/1.1 503 Service Unavailable" and body == BUSY
+
+
+async def test_beyond_the_limit_a_newcomer_is_refused_at_once() -> None:
+    """Where all connections have a request in hand, the next hears 503; those in hand go on."""
+    gate = Gate()
+    async with (
+        listening(app(gate), max_connections=3) as listener,
+        opened(listener.port, 3) as busy,
+    ):
+        for _, writer in busy:
+            writer.write(post(path="/gate"))
+        await eventually(lambda: gate.entered == 3)
+        for _ in range(MAX_LINGERING + 5):
+            async with connected(listener.port) as (reader, writer):
+                writer.write(post())
+                assert await hears_busy(reader)
+        gate.opened.set()
+        for reader, _ in busy:
+            assert await answer(reader) == (200, b"x")
+
+
+async def test_the_refused_are_not_kept_without_bound() -> None:
+    """However many are refused and stay, few are held for their answer to arrive, and not long."""
+    gate = Gate()
+    async with (
+        listening(app(gate), max_connections=1) as listener,
+        connected(listener.port) as (busy, writer),
+    ):
+        writer.write(post(path="/gate"))
+        await eventually(lambda: gate.entered)
+        before = refused("busy")
+        async with opened(listener.port, MAX_LINGERING + 20):
+            await eventually(lambda: refused("busy") - before == MAX_LINGERING + 20)
+            assert 0 < listener._terms.lingering <= MAX_LINGERING
+            await eventually(lambda: listener._terms.lingering == 0)
+        gate.opened.set()
+        assert await answer(busy) == (200, b"x")
+
+
+@pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
+async def test_the_slowest_gives_way(sent: bytes) -> None:
+    """At the limit a newcomer takes the place of who has kept us waiting longest."""
+    async with (
+        listening(app(), max_connections=3, receive_timeout_s=60) as listener,
+        opened(listener.port, 3) as slow,
+    ):
+        for _, writer in slow:
+            writer.write(sent)
+            await asyncio.sleep(0.01)
+        async with connected(listener.port) as (reader, writer):
+            writer.write(post())
+            assert await answer(reader) == (200, b"x")
+        assert await hears_busy(slow[0][0])
+        for _, writer in slow[1:]:
+            assert not writer.transport.is_closing()
+
+
+async def test_idle_connections_give_way_in_silence() -> None:
+    """A full pool of idle connections costs no newcomer its place, and nobody a stray answer."""
+    async with (
+        listening(app(), max_connections=3) as listener,
+        opened(listener.port, 3) as pool,
+    ):
+        for reader, writer in pool:
+            writer.write(post())
+            await answer(reader)
+        async with connected(listener.port) as (reader, writer):
+            writer.write(post())
+            assert await answer(reader) == (200, b"x")
+        assert await rest(pool[0][0]) == b""
+        for reader, writer in pool[1:]:
+            writer.write(post())
+            assert await answer(reader) == (200, b"x")
+
+
+async def test_a_flood_of_connections_starves_nobody() -> None:
+    """While strangers open connections without end, an honest request still gets through."""
+    async with listening(app(), max_connections=20, receive_timeout_s=60) as listener:
+        stop = asyncio.Event()
+
+        async def flood() -> None:
+            async with AsyncExitStack() as stack:
+                for _ in range(300):
+                    if not stop.is_set():
+                        await stack.enter_async_context(connected(listener.port))
+
+        flooding = [asyncio.create_task(flood()) for _ in range(4)]
+        for _ in range(20):
+            async with connected(listener.port) as (reader, writer):
+                writer.write(post())
+                assert await answer(reader) == (200, b"x")
+        stop.set()
+        await asyncio.gather(*flooding)
+
+
+async def test_five_hundred_slow_clients_hold_up_nobody(
+    connections: Connections, settings: Settings
+) -> None:
+    """500 who send nothing, half a header or half a body: all end in time, honest ones get 200."""
+    web, _ = app_of(connections, settings)
+    half = [
+        b"",
+        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-",
+        b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf",
+    ]
+    slow_before = refused("too_slow")
+    async with listening(web, max_connections=1000, receive_timeout_s=600) as listener:
+        async with opened(listener.port, 500) as slow:
+            for number, (_, writer) in enumerate(slow):
+                writer.write(half[number % 3])
+            for number in range(100):
+                body = an_event(id=f"evt_{number}", session=f"vs_{number}")
+                async with connected(listener.port) as (reader, writer):
+                    writer.write(request(body, signed(body)))
+                    assert await answer(reader) == (200, b'{"outcome":"admitted"}')
+            push(600)
+            ended = await asyncio.gather(*(rest(reader) for reader, _ in slow))
+        assert set(ended) == {b""}
+    assert refused("too_slow") - slow_before == 500
+
+
+async def test_who_takes_no_answers_is_cut_off() -> None:
+    """A client that asks and asks and reads no answer is not waited for without end."""
+    async with listening(app(), receive_timeout_s=0.5, keep_alive_s=60) as listener:
+        connections = listener._server.server_state.connections
+        with socket.create_connection(("127.0.0.1", listener.port)) as deaf:
+            deaf.setblocking(False)
+
+            def is_cut_off() -> bool:
+                with contextlib.suppress(BlockingIOError):
+                    try:
+                        deaf.send(post(b"y" * 20_000) * 10)
+                    except ConnectionError:
+                        return True
+                return False
+
+            await eventually(is_cut_off)
+            await eventually(lambda: not connections)
+
+
+@contextlib.contextmanager
+def reading_slowly(listener: Listener) -> Iterator[socket.socket]:
+    """Yield a connection with little room for answers on either side, nothing of which is read."""
+    listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", listener.port))
+        slow.setblocking(False)
+        yield slow
+
+
+def are_blocked(listener: Listener) -> int:
+    """Return how many connections wait for their clients to read."""
+    connections: Any = listener._server.server_state.connections
+    return sum(connection._blocked is not None for connection in connections)
+
+
+UNREAD = {"one large": post(b"y" * 60_000), "pipelined": post(b"y" * 7_000) * 8}
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"), [(UNREAD["one large"], 5), (UNREAD["pipelined"], 0)], ids=UNREAD
+)
+async def test_an_answer_has_a_deadline(sent: bytes, read: int) -> None:
+    """A client that does not take an answer in time is cut off; a byte now and then buys none."""
+    async with listening(app(), receive_timeout_s=600, keep_alive_s=3600) as listener:
+        connections = listener._server.server_state.connections
+        with reading_slowly(listener) as slow:
+            await asyncio.get_running_loop().sock_sendall(slow, sent)
+            await eventually(lambda: are_blocked(listener))
+            push(540)
+            for _ in range(read):
+                assert slow.recv(100)
+                await asyncio.sleep(0.01)
+            assert len(connections) == 1
+            push(60)
+            await eventually(lambda: not connections)
+
+
+async def test_a_client_that_reads_in_time_may_be_slow() -> None:
+    """Once an answer has been taken nothing is left of its deadline, and the next has its own."""
+    async with listening(app(), receive_timeout_s=600, keep_alive_s=36_000) as listener:
+        loop = asyncio.get_running_loop()
+        connections = listener._server.server_state.connections
+        with reading_slowly(listener) as slow:
+            for _ in range(3):
+                await loop.sock_sendall(slow, post(b"y" * 60_000))
+                await eventually(lambda: are_blocked(listener))
+                push(540)
+                heard = b""
+                while not heard.endswith(b"y" * 60_000):
+                    heard += await asyncio.wait_for(loop.sock_recv(slow, 65_536), DEADLINE_S)
+                assert heard.startswith(b"HTTP/1.1 200 ")
+                await eventually(lambda: not are_blocked(listener))
+                push(540)
+                await asyncio.sleep(0.02)
+                assert len(connections) == 1
+
+
+@pytest.mark.parametrize("sent", UNREAD.values(), ids=UNREAD)
+async def test_clients_that_do_not_read_give_way(sent: bytes) -> None:
+    """At the limit a newcomer takes the place of a client that does not take its answers."""
+    gate = Gate()
+    async with (
+        listening(app(gate), max_connections=2, receive_timeout_s=600) as listener,
+        connected(listener.port) as (busy, writer),
+    ):
+        writer.write(post(path="/gate"))
+        await eventually(lambda: gate.entered)
+        with reading_slowly(listener) as slow:
+            await asyncio.get_running_loop().sock_sendall(slow, sent)
+            await eventually(lambda: are_blocked(listener))
+            async with connected(listener.port) as (reader, newcomer):
+                newcomer.write(post())
+                assert await answer(reader) == (200, b"x")
+            assert not are_blocked(listener)
+        gate.opened.set()
+        assert await answer(busy) == (200, b"x")
+
+
+async def test_while_draining_each_answer_is_the_last() -> None:
+    """Draining still answers everybody, and says that the connection closes."""
+    async with listening(app()) as listener, opened(listener.port, 2) as (used, new):
+        used[1].write(post())
+        assert await answer(used[0]) == (200, b"x")
+        listener.drain()
+        for reader, writer in (used, new):
+            writer.write(post())
+            said = await rest(reader)
+            assert said.startswith(b"HTTP/1.1 200 ")
+            assert b"\r\nconnection: close\r\n" in said
+
+
+@pytest.mark.parametrize("before", [b"", post()], ids=["a new", "a used"])
+@pytest.mark.parametrize("cut", [10, 40, -1])
+async def test_what_has_begun_may_finish(before: bytes, cut: int) -> None:
+    """A request of which a part has come when the listener closes is received and answered."""
+    async with listening(app()) as listener, connected(listener.port) as (reader, writer):
+        if before:
+            writer.write(before)
+            await answer(reader)
+        whole = post(b"y" * 50)
+        writer.write(whole[:cut])
+        await eventually(lambda: _has_begun(listener))
+        listener.stop()
+        await eventually(lambda: not listener._server.servers[0].is_serving())
+        writer.write(whole[cut:])
+        assert await answer(reader) == (200, b"y" * 50)
+        assert await rest(reader) == b""
+
+
+def _has_begun(listener: Listener) -> bool:
+    return any(
+        connection._stage.name != "NOTHING"  # type: ignore[union-attr]
+        for connection in listener._server.server_state.connections
+    )
+
+
+async def test_a_refusal_waits_for_those_before_it() -> None:
+    """Garbage behind requests in hand is answered after them, whatever it is, and once."""
+    gate = Gate()
+    async with listening(app(gate)) as listener, connected(listener.port) as (reader, writer):
+        writer.write(post(path="/gate") + post(b"y"))
+        await eventually(lambda: gate.entered)
+        writer.write(b"garbage\r\n\r\n" + post())
+        await asyncio.sleep(0.05)
+        gate.opened.set()
+        assert await answer(reader) == (200, b"x")
+        assert await answer(reader) == (200, b"y")
+        assert await answer(reader) == (400, b'{"error":"request_malformed"}')
+        assert await rest(reader) == b""
+
+
+async def test_an_answered_request_is_not_answered_again() -> None:
+    """A body that turns out malformed after its answer has gone ends the connection in silence."""
+    async with listening(app()) as listener, connected(listener.port) as (reader, writer):
+        writer.write(
+            b"POST /unread HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+        )
+        assert await answer(reader) == (200, b"unread")
+        writer.write(b"garbage\r\n")
+        assert await rest(reader) == b""
+
+
+async def test_while_busy_nothing_is_looked_into() -> None:
+    """While too much is in hand a POST hears 503 at once, counted, and keeps its connection."""
+    gate, busy = Gate(), [True]
+    before = metrics.events("busy", metrics.OTHER_TYPE)._value.get()
+    async with (
+        listening(app(gate), room=lambda: 0 if busy[0] else 1) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        for _ in range(3):
+            writer.write(post(path="/gate"))
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+            assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert b"\r\nretry-after: 5\r\n" in head
+            assert b"connection:" not in head
+            assert await reader.readexactly(len(BUSY)) == BUSY
+        assert gate.entered == 0
+        busy[0] = False
+        writer.write(post())
+        assert await answer(reader) == (200, b"x")
+    # The last are told of at the end.
+    assert metrics.events("busy", metrics.OTHER_TYPE)._value.get() - before == 3
+
+
+async def test_who_comes_in_one_loop_turn_gets_no_more_places_than_there_are() -> None:
+    """Read before any of them is taken in hand, requests count against each other; then no more."""
+    gate, places = Gate(), 3
+    async with (
+        listening(app(gate), room=lambda: places - gate.entered) as listener,
+        opened(listener.port, 20) as clients,
+    ):
+        connections = listener._server.server_state.connections
+        await eventually(lambda: len(connections) == len(clients))
+        for _, writer in clients:
+            writer.write(post(path="/gate"))
+        answers = [asyncio.create_task(answer(reader)) for reader, _ in clients]
+        await eventually(lambda: sum(told.done() for told in answers) == len(clients) - 3)
+        gate.opened.set()
+        statuses = [status for status, _ in await asyncio.gather(*answers)]
+        assert gate.entered == 3
+        assert sorted(statuses) == [200] * 3 + [503] * 17
+        places += 3
+        for reader, writer in clients[:3]:
+            writer.write(post(path="/gate"))
+            assert await answer(reader) == (200, b"x")
+
+
+async def test_a_refused_connection_is_kept_like_an_answered_one() -> None:
+    """What was refused unread is idle after: no deadline of a request, the keep-alive's end."""
+    async with (
+        listening(app(), receive_timeout_s=600, keep_alive_s=3600, room=lambda: 0) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        writer.write(post())
+        assert await answer(reader) == (503, BUSY)
+        push(2 * 600)
+        await asyncio.sleep(0.02)
+        assert not reader.at_eof()
+        push(3600)
+        assert await rest(reader) == b""
+
+
+async def test_refusals_nobody_reads_do_not_pile_up() -> None:
+    """Busy or not, a client that takes no answers fills no memory of ours, and is cut off."""
+    async with listening(app(), receive_timeout_s=2, room=lambda: 0) as listener:
+        connections = listener._server.server_state.connections
+        # Little room on both sides, so that it is used up soon.
+        listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", listener.port))
+            deaf.setblocking(False)
+            most = 0
+
+            def is_cut_off() -> bool:
+                nonlocal most
+                held = (one.transport.get_write_buffer_size() for one in connections)
+                most = max([most, *held])
+                with contextlib.suppress(BlockingIOError):
+                    try:
+                        deaf.send(post())
+                    except ConnectionError:
+                        return True
+                return False
+
+            await until(is_cut_off)
+            await eventually(lambda: not connections)
+    assert 0 < most < 96 * 1024

@@ -1,0 +1,616 @@
+"""The laws of `events`: what is understood, what is ignored, and that a refusal holds no input."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import Rejected, RejectionReason
+from service.stripe.decoding import _fields
+from service.stripe.events import Event, EventRequest, Ignored, IgnoredBecause, Notification, parse
+from service.stripe.signatures import VerifiedPayload
+from tests.support.depth import searching
+from tests.support.programs import FIXTURES
+
+CANARY = "canary-66600666"
+TYPE = "identity.verification_session.processing"
+CREATED = 1_785_931_200
+BARE: dict[str, Any] = {
+    "id": "evt_1",
+    "type": TYPE,
+    "created": CREATED,
+    "data": {"object": {"id": "vs_1", "status": "processing"}},
+}
+
+
+def placed(path: str, value: Any) -> dict[str, Any]:
+    """Return the barest event with *value* at *path*."""
+    event: dict[str, Any] = json.loads(json.dumps(BARE))
+    *parents, last = path.split(".")
+    at = event
+    for name in parents:
+        at = at[name]
+    at[last] = value
+    return event
+
+
+def without(path: str) -> dict[str, Any]:
+    """Return the barest event without what is at *path*."""
+    event = placed(path, None)
+    *parents, last = path.split(".")
+    at = event
+    for name in parents:
+        at = at[name]
+    del at[last]
+    return event
+
+
+def understood(found: Any) -> Event | Notification | Ignored:
+    """Parse *found*: bytes as they are, anything else as JSON."""
+    body = found if isinstance(found, bytes) else json.dumps(found).encode()
+    return parse(VerifiedPayload(body, "fingerprint"))
+
+
+def event_of(found: Any) -> Event:
+    """Parse what must be an event."""
+    event = understood(found)
+    assert isinstance(event, Event)
+    return event
+
+
+def refusal(found: Any) -> tuple[str, str | None]:
+    """Return reason and field of the refusal, having searched the error for whatever it holds."""
+    with pytest.raises(Rejected) as refused:
+        understood(found)
+    error = refused.value
+    assert (error.__context__, error.__cause__) == (None, None)
+    assert vars(error) == {"reason": error.reason, "field": error.field}
+    assert error.args == (" ".join(filter(None, (error.reason, error.field))),)
+    assert CANARY not in ascii((error.args, vars(error)))
+    return error.reason, error.field
+
+
+@pytest.mark.parametrize(
+    "path", sorted(FIXTURES.glob("*identity.*.json")), ids=lambda path: path.stem
+)
+def test_recorded_events_are_understood(path: Path) -> None:
+    """Every field of a recorded event that is for us comes out as it went in."""
+    found = json.loads(path.read_bytes())
+
+    event = event_of(path.read_bytes())
+
+    plain = ("id", "type", "created", "livemode", "api_version", "pending_webhooks")
+    assert {name: getattr(event, name) for name in plain} == {name: found[name] for name in plain}
+    assert event.request == EventRequest(**found["request"])
+    assert event.session is event.data.object
+    assert event.session.id == found["data"]["object"]["id"]
+
+
+def test_the_barest_event() -> None:
+    """Five fields make an event; whatever else is missing is None."""
+    event = event_of(BARE)
+
+    assert (event.id, event.type, event.created) == ("evt_1", TYPE, CREATED)
+    assert (event.session.id, event.session.status) == ("vs_1", "processing")
+    optional = ("livemode", "account", "context", "api_version", "pending_webhooks", "request")
+    assert {getattr(event, name) for name in optional} == {None}
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("id", "id"),
+        ("type", "type"),
+        ("created", "created"),
+        ("data", "data"),
+        ("data.object", "data.object"),
+        ("data.object.id", "data.object.id"),
+        ("data.object.status", "data.object.status"),
+    ],
+)
+def test_required_fields(path: str, field: str) -> None:
+    """Without any one of the five an event is refused as incomplete, and null does not fill it."""
+    assert refusal(without(path)) == (RejectionReason.FIELD_MISSING, field)
+    assert refusal(placed(path, None)) == (RejectionReason.FIELD_MISTYPED, field)
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (None, None),
+        ("req_1", "req_1"),
+        ({}, EventRequest()),
+        ({"id": None, "idempotency_key": None}, EventRequest()),
+        ({"id": "req_1", "new": 1}, EventRequest(id="req_1")),
+    ],
+    ids=["null", "bare", "empty", "nulls", "object"],
+)
+def test_requests(request_: Any, expected: object) -> None:
+    """The request may be an object, null, or a bare id as in old API versions."""
+    assert event_of(placed("request", request_)).request == expected
+
+
+def test_connect_and_context() -> None:
+    """An event of a connected account names it, and the context it came in."""
+    event = event_of(BARE | {"account": "acct_1", "context": "acct_2/acct_1"})
+
+    assert (event.account, event.context) == ("acct_1", "acct_2/acct_1")
+
+
+@pytest.mark.parametrize("path", ["new", "data.new", "data.object.new", "data.previous_attributes"])
+def test_unknown_fields_are_tolerated(path: str) -> None:
+    """Fields nobody declared, at any level, change nothing."""
+    assert understood(placed(path, {"deep": [CANARY]})) == understood(BARE)
+
+
+@pytest.mark.parametrize(
+    "event_type",
+    ["identity.verification_session.requires_action", "identity.verification_session."],
+)
+def test_unknown_words_after_the_prefix_are_ours(event_type: str) -> None:
+    """A new event of a session is an event, whatever its last word."""
+    assert event_of(BARE | {"type": event_type}).type == event_type
+
+
+@pytest.mark.parametrize(
+    ("found", "because"),
+    [
+        ({"type": "charge.succeeded"}, "other_type"),
+        ({"type": "identity.verification_report.created"}, "other_type"),
+        ({"type": "identity.verification_session"}, "other_type"),
+        ({"type": "Identity.Verification_Session.created"}, "other_type"),
+        ({"type": " identity.verification_session.created"}, "other_type"),
+        ({"type": ""}, "other_type"),
+        ({"type": "ping", "object": "event"}, "other_type"),
+        ({"type": "v2.core.event_destination.ping", "object": "v2.core.event"}, "thin"),
+        ({"type": "v1.identity.verification_report.created", "object": "v2.core.event"}, "thin"),
+        ({"type": "v1.identity.verification_session.verified", "object": "event"}, "other_type"),
+        ({"type": TYPE, "object": "v2.core.event"}, "thin"),
+        ({"type": "charge.succeeded", "data": CANARY, "created": CANARY}, "other_type"),
+    ],
+    ids=str,
+)
+def test_what_is_not_for_us(found: dict[str, Any], because: str) -> None:
+    """Other types, pings and their thin events are ignored by type, whatever else they hold."""
+    expected = Ignored(IgnoredBecause(because), "evt_1", found["type"])
+
+    assert understood({"id": "evt_1", **found}) == expected
+
+
+@pytest.mark.parametrize(("livemode", "is_live"), [(True, True), (False, False), (None, True)])
+@pytest.mark.parametrize(
+    "word", ["canceled", "created", "processing", "redacted", "requires_input", "verified", "new"]
+)
+def test_a_thin_event_of_a_session_is_for_us(
+    word: str, livemode: bool | None, is_live: bool
+) -> None:
+    """What it says is that something happened; the session, it leaves out."""
+    found = {
+        "id": "evt_1",
+        "object": "v2.core.event",
+        "type": f"v1.identity.verification_session.{word}",
+        "created": "2026-10-05T12:00:00.123Z",
+        "livemode": livemode,
+        "related_object": {"id": "vs_1", "type": "identity.verification_session", "url": CANARY},
+    }
+
+    assert understood(found) == Notification("evt_1", found["type"], is_live)  # type: ignore[arg-type]
+    assert understood(found | {"id": CANARY}) == Notification(None, found["type"], is_live)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "event_id", [None, 1, [CANARY], CANARY, "evt_", f"evt_1 {CANARY}"], ids=str
+)
+def test_an_ignored_event_tells_no_odd_id(event_id: object) -> None:
+    """What stands in the id's place but is none is not passed on."""
+    ignored = understood({"type": "charge.succeeded", "id": event_id})
+
+    assert ignored == Ignored(IgnoredBecause.OTHER_TYPE, None, "charge.succeeded")
+
+
+@pytest.mark.parametrize("event_type", [1, True, [CANARY], {CANARY: CANARY}, 1.5], ids=str)
+def test_mistyped_types(event_type: object) -> None:
+    """A type that is no text is mistyped."""
+    assert refusal({"id": "evt_1", "type": event_type}) == (RejectionReason.FIELD_MISTYPED, "type")
+
+
+@pytest.mark.parametrize(
+    ("created", "expected"),
+    [
+        (0, 0),
+        (CREATED, CREATED),
+        (10**11 - 1, 10**11 - 1),
+        (str(CREATED), CREATED),
+        (10**11, None),
+        (-1, None),
+        (2**64, None),
+        (float(CREATED), None),
+        (CREATED + 0.5, None),
+        (1e300, None),
+        (True, None),
+        (False, None),
+        ("", None),
+        (" 1", None),
+        ("1_0", None),
+        ("-1", None),
+        ("\u0661", None),
+        ("2026-08-05T12:00:00Z", None),
+        (CANARY, None),
+        ([CREATED], None),
+    ],
+    ids=repr,
+)
+def test_created(created: object, expected: int | None) -> None:
+    """Created is whole seconds within reason, as a number or as digits; no float, no boolean."""
+    found = placed("created", created)
+
+    if expected is None:
+        assert refusal(found) == (RejectionReason.FIELD_MISTYPED, "created")
+    else:
+        assert event_of(found).created == expected
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ["", "a\n", "\n", "a b", "a-b", "a}", "a:b", "é", "a" * 251, "\x00", "٣", 66600666, None],
+    ids=repr,
+)
+@pytest.mark.parametrize(("path", "prefix"), [("id", "evt_"), ("data.object.id", "vs_")])
+def test_ids_become_part_of_keys(path: str, prefix: str, rest: object) -> None:
+    """An id that does not match its pattern to the last character is refused by its path."""
+    found = placed(path, prefix + rest if isinstance(rest, str) else rest)
+
+    assert refusal(found) == (RejectionReason.FIELD_MISTYPED, path)
+
+
+@pytest.mark.parametrize(("path", "prefix"), [("id", "evt_"), ("data.object.id", "vs_")])
+def test_ids_have_their_own_prefix(path: str, prefix: str) -> None:
+    """An id needs its prefix, at its very beginning; up to 250 characters may follow it."""
+    for wrong in ("abc", prefix.upper() + "abc", f"\n{prefix}abc", f"x{prefix}abc"):
+        assert refusal(placed(path, wrong)) == (RejectionReason.FIELD_MISTYPED, path)
+    assert isinstance(understood(placed(path, prefix + "aZ09_" * 50)), Event)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        ("livemode", CANARY, "livemode"),
+        ("account", {CANARY: CANARY}, "account"),
+        ("data", CANARY, "data"),
+        ("data.object", [CANARY], "data.object"),
+        ("data.object.status", 66600666, "data.object.status"),
+        ("data.object.status", "", "data.object.status"),
+        ("data.object.livemode", [CANARY], "data.object.livemode"),
+        ("data.object.redaction", CANARY, "data.object.redaction"),
+        ("data.object.redaction", {"status": [CANARY]}, "data.object.redaction.status"),
+    ],
+)
+def test_what_decides_must_be_readable(path: str, value: object, field: str) -> None:
+    """What is needed, or would pass for its opposite, is refused by a path without any value."""
+    assert refusal(placed(path, value)) == (RejectionReason.FIELD_MISTYPED, field)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "unread"),
+    [
+        ("api_version", [CANARY], "api_version"),
+        ("request", 66600666, "request"),
+        ("request", {"id": [CANARY]}, "request.id"),
+        ("data.object.client_secret", [CANARY], "data.object.client_secret"),
+        ("data.object.url", {CANARY: CANARY}, "data.object.url"),
+        ("data.object.metadata", {CANARY: 66600666}, "data.object.metadata"),
+        ("data.object.last_error", {"reason": 66600666}, "data.object.last_error.reason"),
+        (
+            "data.object.verified_outputs",
+            {"address": {"line1": [CANARY]}},
+            "data.object.verified_outputs.address.line1",
+        ),
+        (
+            "data.object.options",
+            {"document": {"allowed_types": ["passport", {CANARY: CANARY}]}},
+            "data.object.options.document.allowed_types",
+        ),
+        ("data.object.last_verification_report", 66600666, "data.object.last_verification_report"),
+        (
+            "data.object.last_verification_report",
+            {"document": {"dob": CANARY}},
+            "data.object.last_verification_report.document.dob",
+        ),
+    ],
+)
+def test_what_nobody_needs_is_left_out(path: str, value: object, unread: str) -> None:
+    """A field that cannot be read costs no event: it is None, and told of by its path alone."""
+    event = event_of(placed(path, value))
+
+    assert event.unread == (unread,)
+    assert (event.id, event.created, event.session.status) == ("evt_1", CREATED, "processing")
+    assert CANARY not in repr(event)
+
+
+def test_beside_what_is_left_out_all_is_read() -> None:
+    """However many fields cannot be read, those beside them are, at every level."""
+    session = dict(BARE["data"]["object"])
+    session |= {"type": "document", "url": 1, "metadata": [], "options": CANARY}
+    session |= {"last_error": {"code": "abandoned", "reason": {}}, "client_reference_id": "user"}
+
+    event = event_of(BARE | {"pending_webhooks": CANARY, "data": {"object": session}})
+
+    assert sorted(event.unread) == [
+        "data.object.last_error.reason",
+        "data.object.metadata",
+        "data.object.options",
+        "data.object.url",
+        "pending_webhooks",
+    ]
+    assert event.session.last_error_code == "abandoned"
+    assert (event.session.type, event.session.client_reference_id) == ("document", "user")
+    assert (event.session.metadata, event.session.options, event.pending_webhooks) == (None,) * 3
+
+
+HALVES = (r"\ud800", r"\uDBFF", r"\udc00x", r"\uDfff\ud83d", r"\ud83d\ud83d\ude00", r"\\\ud800")
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize(
+    ("path", "value", "unread"),
+    [
+        ("api_version", "?", ("api_version",)),
+        ("request", {"id": "?", "idempotency_key": "key"}, ("request.id",)),
+        ("data.object.client_reference_id", "a?b", ("data.object.client_reference_id",)),
+        ("data.object.client_secret", "?", ("data.object.client_secret",)),
+        ("data.object.metadata", {"a": "?", "b": "kept"}, ("data.object.metadata",)),
+        ("data.object.metadata", {"a?": "x", "b": "kept"}, ("data.object.metadata",)),
+        (
+            "data.object.options",
+            {"document": {"allowed_types": ["passport", "?"]}},
+            ("data.object.options.document.allowed_types",),
+        ),
+        ("data.object.last_error", {"code": "abandoned", "reason": "?"}, None),
+        ("data.object.unheard_of", {"?": ["?"]}, ()),
+        ("unheard_of", "?", ()),
+    ],
+)
+def test_half_a_surrogate_pair_costs_no_event(
+    half: str, path: str, value: Any, unread: tuple[str, ...] | None
+) -> None:
+    """What JSON can escape and no text can hold is left out; whatever else there is, is read."""
+    found = json.loads(json.dumps(placed(path, value)))
+    found["data"]["object"] |= {"type": "document", "related_person": {"person": "\U0001f600"}}
+    event = event_of(json.dumps(found).replace("?", half).encode())
+
+    assert event.unread == (("data.object.last_error.reason",) if unread is None else unread)
+    session = event.session
+    assert (session.type, session.client_reference_id) == ("document", None)
+    assert session.related_person is not None
+    assert session.related_person.person == "\U0001f600"
+    assert session.metadata in (None, {"b": "kept"})
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("path", ["id", "type", "account", "data.object.id", "data.object.status"])
+def test_half_a_surrogate_pair_is_no_part_of_what_is_needed(half: str, path: str) -> None:
+    """Where a field decides, one that cannot be read is refused by its path."""
+    value = {"id": "evt_?", "type": f"{TYPE}?"}.get(path, "vs_?")
+    body = json.dumps(placed(path, value)).replace("?", half).encode()
+
+    assert refusal(body) == (RejectionReason.FIELD_MISTYPED, path)
+
+
+@pytest.mark.parametrize("text", ["\U0001f600", "\ufffd", r"\ud800", "\\", "\u2028"])
+def test_what_looks_like_half_a_pair_is_read(text: str) -> None:
+    """Whole pairs, the replacement character, and a backslash before a u are texts like any."""
+    event = event_of(placed("data.object.client_reference_id", text))
+
+    assert (event.session.client_reference_id, event.unread) == (text, ())
+
+
+@pytest.mark.parametrize("value", [66600666, None, True, [CANARY], {CANARY: CANARY}, 1.5])
+def test_of_metadata_only_what_is_no_text_is_left_out(value: object) -> None:
+    """One value that cannot be read costs no other, and is told of by the mapping's path."""
+    metadata = {"user": "7", CANARY: value, "tenant": "é"}
+    event = event_of(placed("data.object.metadata", metadata))
+
+    assert event.unread == ("data.object.metadata",)
+    assert event.session.metadata == {"user": "7", "tenant": "é"}
+
+
+def unreadable(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return an object in which no field holds what it should."""
+    return {
+        field.name: unreadable(field.struct) if field.struct else [{CANARY: 66600666}]
+        for field in _fields(kind)
+        if field.name not in {"livemode", "redaction", "unread"}
+    }
+
+
+def test_the_work_does_not_grow_with_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many fields cannot be read, the event is converted twice, and each of them once."""
+    found = unreadable(Event) | {"id": "evt_1", "type": TYPE, "created": CREATED}
+    del found["account"]
+    found["data"]["object"] |= {"id": "vs_1", "status": "processing"}
+    converted = []
+
+    def counting(source: Any, kind: Any, **options: Any) -> Any:
+        converted.append(kind)
+        return convert(source, kind, **options)
+
+    convert = msgspec.convert
+    monkeypatch.setattr(msgspec, "convert", counting)
+    event = event_of(found)
+
+    assert len(event.unread) > 90
+    assert converted.count(Event) == 2
+    assert len(converted) < 3 * len(event.unread)
+
+
+def test_what_was_unread_is_ours_to_say() -> None:
+    """A field of that name in what was sent counts for nothing."""
+    assert understood(BARE | {"unread": [CANARY]}) == understood(BARE)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    {
+        "empty": (b"", "body_not_json"),
+        "cut off": (b'{"id": "canary-66600666', "body_not_json"),
+        "not UTF-8": (b'{"id": "canary-66600666\xff"}', "body_not_json"),
+        "UTF-16": ('{"id": "canary-66600666"}'.encode("utf-16"), "body_not_json"),
+        "byte order mark": (b"\xef\xbb\xbf{}", "body_not_json"),
+        "two documents": (b"{}{}", "body_not_json"),
+        "comment": (b"{} // canary-66600666", "body_not_json"),
+        "single quotes": (b"{'canary-66600666': 1}", "body_not_json"),
+        "NaN": (b'{"created": NaN}', "body_not_json"),
+        "Infinity": (b'{"created": -Infinity}', "body_not_json"),
+        "400 digits": (b'{"created": %b}' % (b"9" * 400), "body_not_json"),
+        "400 digits after the point": (b'{"created": 1e400}', "body_not_json"),
+        "half a pair, not JSON": (rb'{"id": "canary-66600666\ud800}', "body_not_json"),
+        "half a pair, out of a text": (rb'{"id": \ud800}', "body_not_json"),
+        "half a pair, not escaped": (b'{"id": "canary-66600666\xed\xa0\x80"}', "body_not_json"),
+        "2,000 arrays": (b"[" * 2000 + b"]" * 2000, "body_not_json"),
+        "2,000 objects": (b'{"a":' * 2000 + b"1" + b"}" * 2000, "body_not_json"),
+        "list": (b"[]", "body_not_an_event"),
+        "null": (b"null", "body_not_an_event"),
+        "text": (b'"canary-66600666"', "body_not_an_event"),
+        "number": (b"66600666", "body_not_an_event"),
+        "false": (b"false", "body_not_an_event"),
+    }.values(),
+    ids=str,
+)
+def test_what_is_no_event(body: bytes, reason: str) -> None:
+    """What is not a JSON object in UTF-8 is refused in a word, and the decoder's error dropped."""
+    assert refusal(body) == (reason, None)
+
+
+def test_an_empty_object_is_an_incomplete_event() -> None:
+    """An object without anything lacks a type first."""
+    assert refusal(b"{}") == (RejectionReason.FIELD_MISSING, "type")
+
+
+def test_of_duplicate_keys_the_last_counts() -> None:
+    """Where a key stands twice, even escaped, the last one counts."""
+    body = json.dumps(BARE)[:-1] + r', "created": 1, "cr\u0065ated": 2}'
+
+    assert event_of(body.encode()).created == 2
+
+
+def test_depth_within_reason_is_tolerated() -> None:
+    """Nesting the decoder takes is no trouble, in a field we know or one we do not."""
+    deep: Any = CANARY
+    for _ in range(900):
+        deep = [deep]
+
+    assert understood(placed("data.object.new", deep)) == understood(BARE)
+    assert event_of(placed("data.object.url", deep)).unread == ("data.object.url",)
+
+
+def test_an_event_shows_nothing_personal() -> None:
+    """The repr of an event tells nothing of its session's secrets, metadata or error texts."""
+    session = dict(BARE["data"]["object"])
+    session |= {"client_secret": CANARY, "url": CANARY, "metadata": {CANARY: CANARY}}
+    session |= {"last_error": {"code": "abandoned", "reason": CANARY}}
+
+    event = event_of(BARE | {"data": {"object": session}})
+
+    assert CANARY not in repr(event)
+
+
+NAMES = (
+    "id type created data object status livemode account request metadata last_error code reason "
+    "client_secret url options document allowed_types redaction verified_outputs dob year "
+    "last_verification_report provided_details related_person"
+)
+KEYS = st.sampled_from(NAMES.split())
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5).map(CANARY.__add__)
+    | st.sampled_from(["evt_1", "vs_1", TYPE, "1785931200"])
+)
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.just(CANARY), inner, max_size=6)
+    ),
+    max_leaves=25,
+)
+ENVELOPES = st.builds(
+    lambda top, session: {**BARE, **top, "data": {"object": {"id": "vs_1", **session}}},
+    st.dictionaries(KEYS, TREES, max_size=3),
+    st.dictionaries(KEYS, TREES, max_size=4),
+)
+
+
+@searching(150)
+@given(TREES | ENVELOPES)
+def test_anything_is_understood_ignored_or_refused(found: Any) -> None:
+    """Any JSON at all is an event, is ignored, or is refused without any of it."""
+    with suppress(Rejected):
+        event = understood(found)
+        assert not isinstance(event, Event) or CANARY not in repr((event.unread, event.session))
+        return
+    refusal(found)
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_refused_quietly(body: bytes) -> None:
+    """Any bytes at all are refused with one of the words."""
+    assert refusal(body)[0] in set(RejectionReason)
+
+
+ODD = [None, True, 0, 1.0, -1, 10**18, "", "1", "evt_1", "verified", [], ["a"], {}, {"id": 1}]
+
+
+def paths_of(found: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of everything in *found*."""
+    inside = found.items() if isinstance(found, dict) else enumerate(found)
+    return [
+        path
+        for key, value in inside
+        for path in [
+            (*before, key),
+            *(paths_of(value, (*before, key)) if isinstance(value, dict | list) else ()),
+        ]
+    ]
+
+
+@searching(300)
+@given(st.data())
+def test_how_an_event_is_read_makes_no_difference(data: st.DataObject) -> None:
+    """Text beyond ASCII, which is read another way, changes nothing about the rest."""
+    name = data.draw(st.sampled_from(sorted(FIXTURES.glob("*identity.*.json"))))
+    found = json.loads(name.read_text())
+    for _ in range(data.draw(st.integers(0, 2))):
+        *parents, last = data.draw(st.sampled_from(paths_of(found)))
+        at = found
+        for parent in parents:
+            at = at[parent]
+        at[last] = data.draw(st.sampled_from(ODD))
+    assert told(found) == told(found | {"unheard_of": "é"})
+
+
+def told(found: Any) -> Event | Notification | Ignored | tuple[str, str | None]:
+    """Return what is understood of *found*, sent as it is and not in ASCII's letters alone."""
+    try:
+        return parse(VerifiedPayload(json.dumps(found, ensure_ascii=False).encode(), ""))
+    except Rejected as refused:
+        return refused.reason, refused.field
+
+
+def test_nobody_else_says_what_is_unread() -> None:
+    """A field of ours that is sent is nothing."""
+    assert event_of(BARE | {"unread": ["data.object.id"]}).unread == ()
+
+
+def test_letters_are_letters_everywhere() -> None:
+    """Bytes that are no UTF-8 are no JSON, needed or not."""
+    body = json.dumps(BARE | {"unheard_of": "é"}, ensure_ascii=False).encode()
+    assert refusal(body.replace("é".encode(), b"\xff")) == ("body_not_json", None)

@@ -1,0 +1,391 @@
+"""What the tests of the outside share: signed events, raw sockets, real processes.
+
+Holds no test and no fixture; `conftest` has those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+from unittest import mock
+
+import httpx2
+import orjson
+import pytest
+import redis
+import structlog.testing
+from click.testing import CliRunner
+from starlette.applications import Starlette
+
+import service
+from service.cli.main import main
+from service.config import describe
+from service.runtime.embedded_redis import EmbeddedServer, find_server
+from service.secret import Secret
+from service.server.listener import Listener
+from service.stripe.signatures import sign
+from service.telemetry import logs
+from tests.support import roles
+from tests.support.servers import PATIENCE_S
+
+Found = TypeVar("Found")
+
+PACKAGE = Path(service.__file__).parent
+# What takes more of a machine than everyday tests may: fail-overs under load, for the most part.
+takes_long = pytest.mark.skipif(
+    not os.environ.get("TEST_LONG"), reason="takes long: set TEST_LONG=1, as .ci/run does"
+)
+DEADLINE_S = 2 * PATIENCE_S
+# A dozen processes that start at once on a busy machine.
+PROCESS_DEADLINE_S = 3 * PATIENCE_S
+NOW = int(time.time())
+PREFIX = "identity.verification_session."
+WEBHOOK = "/webhooks/stripe"
+SECRET = Secret(b"whsec_tests")
+# `python -m service`, but patient with Redis: what a busy machine delays is no failure.
+PATIENT = f"""
+from service.storage import connections
+from service.cli import main
+for name in ("CALL_TIMEOUT_S", "CONNECT_TIMEOUT_S", "POOL_WAIT_S"):
+    setattr(connections, name, {PATIENCE_S})
+main()
+"""
+SESSION_URL = "https://verify.stripe.com/start/test_x"
+
+
+def event(
+    word: str = "created",
+    *,
+    id: str = "evt_1",
+    session: str = "vs_1",
+    status: str = "requires_input",
+    created: int | None = None,
+    envelope: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> bytes:
+    """Return the body of an event about a session, created at `NOW` unless told."""
+    return orjson.dumps(
+        {
+            "id": id,
+            "object": "event",
+            "type": word if "." in word else PREFIX + word,
+            "created": NOW if created is None else created,
+            "livemode": False,
+            "data": {"object": {"id": session, "status": status, **fields}},
+            **(envelope or {}),
+        }
+    )
+
+
+def signed(body: bytes, secret: Secret[bytes] = SECRET, *, age_s: float = 0) -> dict[str, str]:
+    """Return the headers that make *body* genuine."""
+    return {"Stripe-Signature": sign(body, secret, int(time.time() - age_s))}
+
+
+def request(
+    body: bytes, headers: Mapping[str, str], *, path: str = WEBHOOK, close: bool = True
+) -> bytes:
+    """Return a whole POST as it goes over the wire."""
+    lines = {"Host": "tests", "Content-Length": str(len(body)), **headers}
+    if close:
+        lines["Connection"] = "close"
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+@asynccontextmanager
+async def listening(app: Starlette, **changes: Any) -> AsyncIterator[Listener]:
+    """Serve *app* on a port of the system's choice."""
+    defaults = {
+        "max_connections": 1000,
+        "receive_timeout_s": 10.0,
+        "keep_alive_s": 60,
+        "grace_s": 5.0,
+    }
+    listener = Listener(app, host="127.0.0.1", port=0, **{**defaults, **changes})
+    serving = asyncio.create_task(listener.run())
+    try:
+        yield listener
+    finally:
+        listener.stop()
+        await serving
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Yield a raw connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def rest(reader: asyncio.StreamReader) -> bytes:
+    """Return what still comes until the other side closes."""
+    try:
+        return await asyncio.wait_for(reader.read(), DEADLINE_S)
+    except ConnectionError:
+        return b""
+
+
+async def talk(port: int, *pieces: bytes) -> bytes:
+    """Send *pieces* and return all that is answered until the connection is closed."""
+    async with connected(port) as (reader, writer):
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+        return await rest(reader)
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Read one answer off a connection that stays open."""
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+    fields = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:-2])
+    body = await reader.readexactly(int(fields[b"content-length"]))
+    return int(head.split(b" ")[1]), body
+
+
+async def eventually(ask: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
+    """Return what *ask* says once it is true."""
+    ends = time.monotonic() + deadline_s
+    while not (found := ask()):
+        assert time.monotonic() < ends, "waited in vain"
+        await asyncio.sleep(0.02)
+    return found
+
+
+def soon(ask: Callable[[], Found], deadline_s: float = DEADLINE_S) -> Found:
+    """Return what *ask* says once it is true."""
+    ends = time.monotonic() + deadline_s
+    while not (found := ask()):
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def cost(call: Callable[[], object], *, times: int = 1) -> float:
+    """Return what *call* takes of the processor, at its best: to be held against another's."""
+    found = []
+    for _ in range(7):
+        began = time.thread_time()
+        for _ in range(times):
+            call()
+        found.append(time.thread_time() - began)
+    return min(found)
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Return this process's environment with no settings but *settings*."""
+    names = {row.name for row in describe()}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name.removesuffix("_FILE") not in names and not name.startswith("STRIPE_")
+    }
+    # Processes run the same code as the tests, wherever either was started.
+    path = os.pathsep.join(filter(None, [settings.pop("PYTHONPATH", ""), str(PACKAGE.parent)]))
+    return {**kept, "COLUMNS": "200", "PYTHONPATH": path, **settings}
+
+
+class Process:
+    """One `python -m service …`, or another *program*, with everything it writes.
+
+    Attributes:
+        started: The fields of its `process.started` line, once `ready` has seen it.
+    """
+
+    def __init__(
+        self, *arguments: str, directory: Path, program: str = PATIENT, **settings: str
+    ) -> None:
+        start = ["-c", program] if program else ["-m", "service"]
+        self._paths = [
+            directory / f"{time.monotonic_ns()}-{arguments[0]}.{end}" for end in ("out", "err")
+        ]
+        out, err = (path.open("wb") for path in self._paths)
+        with out, err:
+            self.popen = subprocess.Popen(
+                [sys.executable, *start, *arguments],
+                cwd=directory,
+                env=environment(**settings),
+                stdin=subprocess.DEVNULL,
+                stdout=self._stdout(out),
+                stderr=err,
+            )
+        self.started: dict[str, Any] = {}
+
+    def _stdout(self, out: BinaryIO) -> int:
+        """Return where standard output goes, of which *out* has everything in the end."""
+        return out.fileno()
+
+    @property
+    def out(self) -> bytes:
+        """Standard output so far."""
+        return self._paths[0].read_bytes()
+
+    @property
+    def err(self) -> bytes:
+        """Standard error so far."""
+        return self._paths[1].read_bytes()
+
+    def lines(self, event: str | None = None) -> list[dict[str, Any]]:
+        """Return its JSON log lines so far, or those of one event."""
+        whole = self.out.rpartition(b"\n")[0]
+        found = [orjson.loads(line) for line in whole.split(b"\n") if line.startswith(b"{")]
+        return [line for line in found if event in (None, line["event"])]
+
+    def ready(self) -> Process:
+        """Wait until it listens."""
+
+        def ask() -> list[dict[str, Any]]:
+            assert self.popen.poll() is None, (self.out, self.err)
+            return self.lines("process.started")
+
+        [self.started] = soon(ask, PROCESS_DEADLINE_S)
+        return self
+
+    @property
+    def port(self) -> int:
+        """Its port for webhooks."""
+        return int(self.started["port"])
+
+    @property
+    def admin(self) -> str:
+        """The address of its admin port."""
+        return f"http://127.0.0.1:{self.started['admin_port']}"
+
+    @property
+    def url(self) -> str:
+        """The address of its webhook endpoint."""
+        return f"http://127.0.0.1:{self.port}{WEBHOOK}"
+
+    def wait(self, deadline_s: float = PROCESS_DEADLINE_S) -> int:
+        """Return its exit code."""
+        return self.popen.wait(deadline_s)
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.popen.terminate()
+        return self.wait()
+
+    def end(self) -> None:
+        """Make sure that it is gone."""
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait()
+
+
+class Typed(NamedTuple):
+    """What came of a command: its exit code, what it wrote, and what it logged."""
+
+    code: int
+    out: bytes
+    err: bytes
+    logged: list[MutableMapping[str, Any]]
+
+
+class Processes:
+    """Starts processes on one Redis, and leaves none behind."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        self.url = url
+        self.directory = directory
+        self._processes: list[Process] = []
+
+    def start(self, *arguments: str, program: str = PATIENT, **settings: str) -> Process:
+        """Start `python -m service *arguments*`; ports are the system's choice."""
+        process = Process(
+            *arguments,
+            directory=self.directory,
+            program=program,
+            **{**self._defaults(arguments[0]), **settings},
+        )
+        self._processes.append(process)
+        return process
+
+    def _defaults(self, command: str) -> dict[str, str]:
+        url = self.url
+        if roles.are_wanted():
+            user = roles.by_command(command)
+            url = roles.as_user(url, user) if user else url
+        return {
+            "REDIS_URL": url,
+            "STRIPE_WEBHOOK_SECRETS": SECRET.reveal().decode(),
+            "HOST": "127.0.0.1",
+            "PORT": "0",
+            "ADMIN_PORT": "0",
+            "DRAIN_S": "0",
+            "PYTHONPATH": str(self.directory),
+        }
+
+    def typed(self, *arguments: str, answer: str = "", **settings: str) -> Typed:
+        """Do in this process what `python -m service *arguments*` does: it is there sooner.
+
+        Its logging is not taken over, which would be that of all tests from then on. To whatever it
+        asks, *answer* is typed.
+        """
+        environ = environment(**{**self._defaults(arguments[0]), **settings})
+        with (
+            # Where the tests are run, `dev` may have left its own secret.
+            contextlib.chdir(self.directory),
+            mock.patch.dict(os.environ, environ, clear=True),
+            mock.patch.object(sys, "argv", ["service", *arguments]),
+            mock.patch.object(logs, "configure"),
+            structlog.testing.capture_logs() as logged,
+            CliRunner().isolation(answer) as (out, err, _),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
+        return Typed(int(ended.value.code or 0), out.getvalue(), err.getvalue(), logged)
+
+    def run(self, *arguments: str, program: str = PATIENT, **settings: str) -> Process:
+        """Start a command and wait for its end."""
+        process = self.start(*arguments, program=program, **settings)
+        process.wait()
+        return process
+
+    def close(self) -> None:
+        """End whatever still runs."""
+        for process in self._processes:
+            process.end()
+
+
+class Yard(Processes):
+    """The same, on a server of their own."""
+
+    def __init__(self, server: EmbeddedServer, directory: Path) -> None:
+        super().__init__(server.url, directory)
+        self.server = server
+
+
+@contextmanager
+def yard(directory: Path) -> Iterator[Yard]:
+    """Yield a yard with a server of its own."""
+    with (
+        EmbeddedServer.start(find_server(os.environ), directory=directory / "redis") as server,
+        contextlib.closing(Yard(server, directory)) as opened,
+    ):
+        if roles.are_wanted():
+            with redis.Redis.from_url(server.url) as client:
+                roles.grant(client)
+        yield opened
+
+
+async def post_all(
+    client: httpx2.AsyncClient, url: str, bodies: Iterable[bytes]
+) -> list[httpx2.Response]:
+    """Post all *bodies*, signed, at once."""
+    return await asyncio.gather(
+        *(client.post(url, content=body, headers=signed(body)) for body in bodies)
+    )

@@ -1,0 +1,149 @@
+"""The users of deploy/redis/users.acl on a test's server, and clients that speak as them.
+
+With TEST_REDIS_ACL=1 every test speaks as these users: a process as the user of its command, and,
+inside a test, each module of the service as the user of the command that runs it. Only what a test
+does itself, to look or to break something, it does as the administrator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import redis
+
+from service.secret import Secret
+from service.storage.connections import Connections, connect
+
+USERS = Path(__file__).parents[2] / "deploy" / "redis" / "users.acl"
+RECEIVER, WORKER, OPERATOR = ROLES = ("receiver", "worker", "operator")
+PLACEHOLDER = re.compile(r"#[A-Z]+_PASSWORD_SHA256")
+
+# `dev` is receiver and worker at once: no user of the file is both.
+_BY_COMMAND = {"serve": RECEIVER, "work": WORKER, "dev": ""}
+_BY_MODULE = {
+    "inbox.admission": RECEIVER,
+    "inbox.headroom": RECEIVER,
+    "inbox.session_record": OPERATOR,
+    # Its groups are the worker's alone; the receiver's part is what `test_users` runs.
+    "storage.layout": WORKER,
+    "storage.health": OPERATOR,
+    # What only health asks of it.
+    "storage.connections": OPERATOR,
+    "storage.script_batches": WORKER,
+    "delivery.consumer": WORKER,
+    "delivery.stream_watcher": WORKER,
+    "delivery.leases": WORKER,
+    "delivery.upkeep": WORKER,
+    "delivery.dead_letter_expiry": WORKER,
+    "delivery.worker": WORKER,
+    "delivery.lag": WORKER,
+    "delivery.retention": WORKER,
+    "delivery.dead_letters": OPERATOR,
+    "operations.check": OPERATOR,
+    "operations.selftest_redis": OPERATOR,
+    "cli.dead_letters": OPERATOR,
+}
+# The janitor's other half, which only commands call.
+_COMMANDS_OF_THE_JANITOR = {"works", "retire", "groups"}
+
+
+def are_wanted() -> bool:
+    """Say whether all tests shall speak as these users."""
+    return os.environ.get("TEST_REDIS_ACL") == "1"
+
+
+def rules() -> dict[str, list[str]]:
+    """Return what is said of each user, without its password."""
+    lines = [PLACEHOLDER.sub("", line).split() for line in USERS.read_text().splitlines()]
+    return {name: granted for _, name, *granted in lines}
+
+
+def grant(client: redis.Redis) -> None:
+    """Make the users known to a server; the name of each is its password."""
+    for name, granted in rules().items():
+        if name != "default":
+            whole = " ".join(granted)
+            # Each selector is one argument.
+            words = re.findall(r"\([^)]*\)|\S+", whole)
+            client.execute_command(  # type: ignore[no-untyped-call]
+                "ACL", "SETUSER", name, "reset", f">{name}", *words
+            )
+
+
+def as_user(url: str, name: str) -> str:
+    """Return the address of a server for one of the users."""
+    return url.replace("://", f"://{name}:{name}@", 1)
+
+
+def by_command(command: str) -> str:
+    """Return the user that a command of the service speaks as; empty for the administrator."""
+    return _BY_COMMAND.get(command, OPERATOR)
+
+
+@asynccontextmanager
+async def connect_as_users(url: str) -> AsyncIterator[Connections]:
+    """Yield clients that speak as the user of whichever module uses them."""
+    with redis.Redis.from_url(url) as client:
+        grant(client)
+    async with AsyncExitStack() as opened:
+        inner = await opened.enter_async_context(connect(Secret(url)))
+        roles = {
+            role: await opened.enter_async_context(connect(Secret(as_user(url, role))))
+            for role in ROLES
+        }
+        yield _AsUsers(inner, roles)
+
+
+class _AsUsers(Connections):
+    """Clients of all users at once; who calls decides which it gets."""
+
+    def __init__(self, own: Connections, roles: dict[str, Connections]) -> None:
+        self.is_cluster = own.is_cluster
+        self._term = own._term
+        self._own = own
+        self._roles = roles
+
+    @property
+    def client(self) -> Any:
+        """The caller's client."""
+        return self._of(sys._getframe(1)).client
+
+    @property
+    def blocking_client(self) -> Any:
+        """The caller's client for blocking reads."""
+        return self._of(sys._getframe(1)).blocking_client
+
+    def run(self, *arguments: Any, **options: Any) -> Any:
+        """Run scripts as the caller's user."""
+        return self._of(sys._getframe(1)).run(*arguments, **options)
+
+    def run_one(self, *arguments: Any, **options: Any) -> Any:
+        """Run a script as the caller's user."""
+        return self._of(sys._getframe(1)).run_one(*arguments, **options)
+
+    def _of(self, caller: FrameType) -> Connections:
+        package, _, module = caller.f_globals["__name__"].partition(".")
+        if package != "service":
+            return self._own
+        if caller.f_code.co_name in _COMMANDS_OF_THE_JANITOR:
+            return self._roles[OPERATOR]
+        return self._roles[_BY_MODULE[module]]
+
+
+def write_acl(path: Path) -> Path:
+    """Write the file as an operator would: with a password for each user, here its name."""
+
+    def hashed(found: re.Match[str]) -> str:
+        name = found[0][1:].partition("_")[0].lower()
+        return f"#{hashlib.sha256(name.encode()).hexdigest()}"
+
+    path.write_text(PLACEHOLDER.sub(hashed, USERS.read_text()))
+    return path

@@ -1,0 +1,222 @@
+"""Private servers on loopback TCP, for what one server on a socket cannot show.
+
+Replicas, Sentinel and Cluster need ports; the plain tests use the server of `conftest`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import redis
+
+from service.runtime import embedded_redis
+from service.runtime.parent_death import tethered
+from service.storage.connections import Connections
+from service.storage.health import probe
+
+# So long everything that must come is waited for: a busy machine is slow, and no test measures it.
+PATIENCE_S = 30.0
+START_DEADLINE_S = PATIENCE_S
+
+
+class Server(NamedTuple):
+    """A running server, and who its administrator is, where it has users."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    user: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Its address, for nobody in particular."""
+        return f"redis://127.0.0.1:{self.port}"
+
+    def client(self) -> redis.Redis:
+        """Return a plain client of it, for its administrator."""
+        return redis.Redis(
+            port=self.port,
+            username=self.user,
+            password=self.user,
+            socket_timeout=PATIENCE_S,
+        )
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop its process for the length of the block, as a hung machine would."""
+        with frozen(self.process.pid):
+            yield
+
+
+_ports_given: set[int] = set()
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Stop a process of ours for the length of the block."""
+    os.kill(pid, signal.SIGSTOP)
+    # The signal is there at once, but a thread stops only where it next looks.
+    deadline = time.monotonic() + PATIENCE_S
+    while not _stands(pid):
+        assert time.monotonic() < deadline, "the process did not stop"
+        time.sleep(0.001)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _stands(pid: int) -> bool:
+    """Say whether every thread of a process has stopped."""
+    states = [
+        path.read_text().rpartition(")")[2].split()[0]
+        for path in Path(f"/proc/{pid}/task").glob("*/stat")
+    ]
+    return set(states) <= {"T", "t"}
+
+
+async def until(met: Callable[[], bool | Awaitable[bool]], deadline_s: float = PATIENCE_S) -> None:
+    """Wait until a condition is met, looking again and again, or fail at the deadline."""
+    async with asyncio.timeout(deadline_s):
+        while True:
+            found = met()
+            if found if isinstance(found, bool) else await found:
+                return
+            await asyncio.sleep(0.002)
+
+
+async def until_answers(connections: Connections) -> None:
+    """Wait until Redis answers, be it that it takes no writes."""
+
+    async def answers() -> bool:
+        try:
+            await probe(connections)
+            if connections.is_cluster:
+                await connections.blocking_client.initialize()
+        except (redis.RedisError, OSError):
+            return False
+        return True
+
+    await until(answers)
+
+
+def binary() -> Path:
+    """Return the server under test: the embedded one, or TEST_REDIS_SERVER."""
+    chosen = os.environ.get("TEST_REDIS_SERVER", "")
+    return embedded_redis.find_server({**os.environ, "REDIS_SERVER": chosen})
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, below those the system gives to clients.
+
+    Test processes take from ports of their own, and none twice: between the asking and the
+    listening nobody else comes.
+    """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = random.randrange(10_000 + process % 16, 32_000, 16)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _ports_given:
+                _ports_given.add(port)
+                return port
+
+
+@contextmanager
+def server(
+    directory: Path,
+    *options: str,
+    port: int | None = None,
+    user: str | None = None,
+    program: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Run a server on *directory* until the block is left.
+
+    Args:
+        directory: Where its files are.
+        options: `--name value` pairs, maybe with the path of a configuration before them.
+        port: Its port; else any that is free.
+        user: Its administrator, whose name is the password.
+        program: The server, where it must not be the one under test.
+        environ: What its environment has beside ours.
+    """
+    port = port or free_port()
+    before = [option for option in options[:1] if not option.startswith("--")]
+    ours = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", "")
+    command = [str(program or binary()), *before, *ours, *options[len(before) :]]
+    with running(command, port, directory, user, environ or {}) as started:
+        yield started
+
+
+@contextmanager
+def sentinel(directory: Path, *, service: str, primary: Server) -> Iterator[Server]:
+    """Run one Sentinel that watches *primary* as *service*."""
+    directory.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    settings = directory / "sentinel.conf"
+    settings.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
+        f"sentinel monitor {service} 127.0.0.1 {primary.port} 1\n"
+    )
+    with running([str(binary()), str(settings), "--sentinel"], port, directory) as started:
+        yield started
+
+
+@contextmanager
+def running(
+    command: list[str],
+    port: int,
+    directory: Path,
+    user: str | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Server]:
+    """Run *command*, a server on *port*, until the block is left."""
+    directory.mkdir(parents=True, exist_ok=True)
+    started = Server(port, _tethered(command, directory, environ), user)
+    process = started.process
+    try:
+        _await_answer(started, directory)
+        yield started
+    finally:
+        process.kill()
+        process.wait(START_DEADLINE_S)
+
+
+def _tethered(
+    command: list[str], directory: Path, environ: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a server that ends with us, even if we are killed."""
+    with (directory / "server.log").open("wb") as log:
+        return subprocess.Popen(
+            tethered(command),
+            env={**os.environ, **environ},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _await_answer(started: Server, directory: Path) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    with started.client() as client:
+        while True:
+            try:
+                client.ping()
+            except redis.RedisError:
+                ended = started.process.poll() is not None
+                if ended or time.monotonic() > deadline:
+                    raise AssertionError((directory / "server.log").read_text()) from None
+                time.sleep(0.01)
+            else:
+                return

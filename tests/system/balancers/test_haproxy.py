@@ -1,0 +1,91 @@
+"""HAProxy, with the file that is shipped, in front of two real receivers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support.harness import DEADLINE_S
+from tests.support.programs import ROOT
+from tests.support.servers import free_port
+from tests.system.balancers import balancer
+from tests.system.balancers.balancer import Balancer, Laws, Site, secured
+
+
+class HAProxy(Balancer):
+    """Debian's HAProxy."""
+
+    shipped = ROOT / "deploy" / "haproxy.cfg"
+    name = "haproxy"
+
+    def checked(self, configuration: Path) -> Sequence[str | Path]:
+        """Check, and take warnings for faults."""
+        return ("-c", "-dW", "-f", configuration)
+
+    def run(self, configuration: Path) -> Sequence[str | Path]:
+        """Stay in the foreground."""
+        return ("-db", "-f", configuration)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Run it in front of two receivers."""
+    with balancer.site(HAProxy(), tmp_path_factory.mktemp("haproxy")) as running:
+        yield running
+
+
+class Numbered(HAProxy):
+    """The same, but each rule that denies says which it is."""
+
+    def adapted(self, directory: Path, addresses: Sequence[str], port: int) -> Path:
+        """Number the rules."""
+        configuration = super().adapted(directory, addresses, port)
+        numbers = itertools.count()
+        configuration.write_text(
+            re.sub(
+                r"http-request deny deny_status (\d+)",
+                lambda found: f"http-request return status {found[1]} hdr Rule {next(numbers)}",
+                configuration.read_text(),
+            )
+        )
+        return configuration
+
+
+LARGE = b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 262145\r\n\r\n"
+# One request for each rule, in the order of the file.
+DENIED = {
+    b"404": b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"413": LARGE + b"x" * 262_145,
+}
+
+
+class TestHAProxy(Laws):
+    """The laws of balancers."""
+
+    async def test_every_rule_that_denies_is_of_use(self, site: Site) -> None:
+        """For each of them there is a request that it denies, and that nothing else does."""
+        directory = site.ground.directory / "numbered"
+        directory.mkdir()
+        rules = len(re.findall("http-request deny", HAProxy.shipped.read_text()))
+        running = Numbered().running(directory, [f"127.0.0.1:{free_port()}"] * 2)
+        url = await asyncio.to_thread(running.__enter__)
+        try:
+            told = [await denied(url, request) for request in DENIED.values()]
+        finally:
+            await asyncio.to_thread(running.__exit__, None, None, None)
+        assert told == [(status, number) for number, status in enumerate(DENIED)]
+        assert len(told) == rules
+
+
+async def denied(url: str, request: bytes) -> tuple[bytes, int]:
+    """Return with which status a request is denied, and by which rule."""
+    async with secured(url) as (reader, writer):
+        writer.write(request)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+    [rule] = re.findall(rb"(?i)\r\nrule: (\d+)", head)
+    return head.split(b" ")[1], int(rule)

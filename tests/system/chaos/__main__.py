@@ -1,0 +1,162 @@
+"""Chaos runs of real processes on a real Redis: `python -m tests.system.chaos --help`.
+
+Loopback only, everything in a directory of its own, and nothing is left running. Exit code 1 when
+any promise was broken.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from random import Random
+
+import click
+import uvloop
+
+from service.cli import terminal
+from tests.system.chaos.faults import FAULTS
+from tests.system.chaos.mixes import LONG, SHORT
+from tests.system.chaos.needs import ConflictError, combined
+from tests.system.chaos.torment import Outcome, Plan, torment
+
+MAX_SHOWN_PER_LAW = 5
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--short", is_flag=True, help="The mix for every change: the same runs each time.")
+@click.option("--fault", "faults", multiple=True, type=click.Choice([*FAULTS]),
+              help="Only this fault; may be repeated, also with the same one.")  # fmt: skip
+@click.option("--seed", type=int, help="Make the same choices again.")
+@click.option("--runs", default=1, show_default=True, type=click.IntRange(1, 10_000),
+              help="Runs of each mix, each with the next seed.")  # fmt: skip
+@click.option("--rate", default=110.0, show_default=True, type=click.FloatRange(1, 2000),
+              help="Events per second.")  # fmt: skip
+@click.option("--seconds", default=30.0, show_default=True, type=click.FloatRange(1, 3600),
+              help="How long the load of a run lasts at least.")  # fmt: skip
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path),
+              help="Keep logs, journals and Redis's files there.")  # fmt: skip
+@terminal.json_option
+def main(
+    *,
+    short: bool,
+    faults: tuple[str, ...],
+    seed: int | None,
+    runs: int,
+    rate: float,
+    seconds: float,
+    keep: Path | None,
+    as_json: bool,
+) -> None:
+    """Torment the service, and say which promises held. Without options: the long mix, once."""
+    # Told to end, it ends what it started first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    first = Random().randrange(10**6) if seed is None else seed
+    mixes = {"chosen": faults} if faults else (SHORT if short else LONG)
+    outcomes = []
+    possible = {name: _possible(mix) for name, mix in mixes.items()}
+    for number in range(runs):
+        for name, mix in possible.items():
+            if not mix:
+                continue
+            plan = Plan(first + number, rate, seconds, tuple(mix))
+            outcomes.append((name, _run(name, plan, keep)))
+    if as_json:
+        terminal.print_json([_summary(*one) for one in outcomes])
+    else:
+        _print_table(outcomes)
+    if any(outcome.judgement.violations for _, outcome in outcomes):
+        sys.exit(1)
+
+
+def _possible(mix: Sequence[str]) -> tuple[str, ...]:
+    """Return the faults of a mix that can be had on this machine; say why the others cannot."""
+    try:
+        combined(FAULTS[name].needs for name in mix)
+    except ConflictError as error:
+        raise click.UsageError(f"These faults need different deployments: {error}") from None
+    for name in mix:
+        if reason := FAULTS[name].needs.missing:
+            click.echo(f"skipped {name}: {reason}", err=True)
+    return tuple(name for name in mix if not FAULTS[name].needs.missing)
+
+
+def _run(name: str, plan: Plan, keep: Path | None) -> Outcome:
+    """Make one run, and say on the way what came of it."""
+    click.echo(f"{name}, seed {plan.seed}: {', '.join(plan.faults)}", err=True)
+    with tempfile.TemporaryDirectory(prefix="chaos-") as made:
+        if keep:
+            keep.mkdir(parents=True, exist_ok=True)
+        directory = tempfile.mkdtemp(prefix=f"{name}-{plan.seed}-", dir=keep) if keep else made
+        outcome = uvloop.run(torment(plan, Path(directory)))
+    for law, violations in groupby(outcome.judgement.violations, key=lambda one: one.law):
+        found = [violation.what for violation in violations]
+        click.echo(f"BROKEN {law}, {len(found)} times:", err=True)
+        for what in found[:MAX_SHOWN_PER_LAW]:
+            click.echo(f"  {what}", err=True)
+    if outcome.judgement.violations:
+        click.echo(f"again with: {_again(plan)}", err=True)
+    return outcome
+
+
+def _again(plan: Plan) -> str:
+    faults = [f"--fault={name}" for name in plan.faults]
+    numbers = [f"--seed={plan.seed}", f"--rate={plan.rate:g}", f"--seconds={plan.seconds:g}"]
+    return shlex.join(["python", "-m", "tests.system.chaos", *numbers, *faults])
+
+
+def _summary(name: str, outcome: Outcome) -> dict[str, object]:
+    return {
+        "mix": name,
+        **outcome.plan._asdict(),
+        "load_s": round(outcome.load_s, 1),
+        "events_per_s": round(outcome.rate, 1),
+        "longest_until_acknowledged_s": round(outcome.longest_s, 1),
+        "restarts": outcome.restarts,
+        "counts": outcome.judgement.counts,
+        "violations": [violation._asdict() for violation in outcome.judgement.violations],
+        "again": _again(outcome.plan),
+    }
+
+
+def _print_table(outcomes: Sequence[tuple[str, Outcome]]) -> None:
+    columns = (
+        "mix seed faults events /s longest requests none 503 handed repeats dead lost restarts"
+    )
+    rows = [columns.split(), *([str(cell) for cell in _row(*one)] for one in outcomes)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        click.echo("  ".join([cells[0].strip().ljust(widths[0]), *cells[1:]]))
+
+
+def _row(name: str, outcome: Outcome) -> tuple[object, ...]:
+    counts = outcome.judgement.counts
+
+    def total(prefix: str) -> int:
+        return sum(count for what, count in counts.items() if what.startswith(prefix))
+
+    return (
+        name,
+        outcome.plan.seed,
+        len(outcome.plan.faults),
+        counts["events"],
+        round(outcome.rate),
+        f"{outcome.longest_s:.1f}s",
+        counts["requests"],
+        counts.get("answered none", 0),
+        counts.get("answered unavailable", 0),
+        total("delivered"),
+        total("repeats"),
+        total("dead letters"),
+        counts["forgotten"] + counts["deleted before delivery"],
+        outcome.restarts,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Gathers what a finished run has left: journals, dead letters, the ledger, logs, readings."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import redis
+
+from service.storage.layout import Keys
+from tests.system.chaos.evidence import (
+    Call,
+    DeadLetter,
+    Mark,
+    Place,
+    Record,
+    Remembered,
+    Transition,
+)
+
+Fields = Mapping[bytes, bytes]
+
+OUTCOMES = {"a": "admitted", "l": "late", "u": "unchanged"}
+
+
+def transition_of(entry: Fields) -> Transition:
+    """Return the transition in a stream's entry, or in a dead letter."""
+    change = orjson.loads(entry[b"change"])
+    place = Place(change["session_id"], int(entry[b"epoch"]), int(entry[b"sequence"]))
+    return Transition(place, change["event_id"], change["current"])
+
+
+def transitions(client: redis.Redis, keys: Keys) -> list[Transition]:
+    """Return what the streams hold."""
+    streams = map(keys.transitions, range(keys.partitions))
+    return [transition_of(entry) for stream in streams for entry in _entries(client, stream)]
+
+
+def taken(journals: Mapping[str, Sequence[Call]]) -> set[Transition]:
+    """Return what any handler took."""
+    calls = (call for each in journals.values() for call in each)
+    return {call.transition for call in calls if call.mark is Mark.TOOK}
+
+
+def letters(client: redis.Redis, keys: Keys, handler: str) -> list[DeadLetter]:
+    """Return a handler's dead letters."""
+    streams = [keys.dead(partition, handler) for partition in range(keys.partitions)]
+    return [
+        DeadLetter(
+            transition_of(entry), entry[b"reason"].decode(), int(entry[b"attempts"].decode())
+        )
+        for stream in streams
+        for entry in _entries(client, stream)
+    ]
+
+
+def unsettled(client: redis.Redis, keys: Keys, handler: str) -> int:
+    """Return how many transitions a handler has not settled, those it has not read included."""
+    return sum(_unsettled(client, keys.transitions(p), handler) for p in range(keys.partitions))
+
+
+def _unsettled(client: redis.Redis, stream: str, handler: str) -> int:
+    groups: list[Any] = []
+    with contextlib.suppress(redis.ResponseError):  # there is no such stream, and nothing in it
+        groups = client.xinfo_groups(stream)
+    for group in groups:
+        if group["name"] == handler.encode():
+            unread: Any = client.xrange(stream, "(" + group["last-delivered-id"].decode())
+            return len(unread) + int(group["pending"])
+    entries: Any = client.exists(stream) and client.xlen(stream)
+    return int(entries)
+
+
+def records(client: redis.Redis) -> dict[str, Record]:
+    """Return the whole ledger, by session."""
+    found = {}
+    keys = client.scan_iter("idv:*:session:*", count=1000)
+    while batch := list(itertools.islice(keys, 500)):
+        pipeline = client.pipeline(transaction=False)
+        for key in batch:
+            pipeline.hgetall(key)
+        for key, fields in zip(batch, pipeline.execute(), strict=True):
+            found[key.decode().rpartition(":")[2]] = _record(fields)
+    return found
+
+
+def _record(fields: Fields) -> Record:
+    events = {}
+    for name, value in fields.items():
+        if name.startswith(b"evt_"):
+            letter, number, _ = value.decode().split(" ", 2)
+            events[name.decode()] = Remembered(OUTCOMES[letter], int(number))
+    sequence, epoch, _, _, _ = fields.get(b"state", b"0 0 - - -").split()
+    _, latest, latest_id = fields.get(b"latest", b"- 0 -").split()
+    length, words = fields.get(b"status", b"0 ").split(b" ", 1)
+    return Record(
+        status=words[: int(length)].decode(),
+        order_key=int(latest),
+        latest_id=latest_id.decode(),
+        sequence=int(sequence),
+        epoch=int(epoch),
+        events=events,
+    )
+
+
+def journal(path: Path) -> list[Call]:
+    """Return what a sink wrote down; the last line may have been cut off with its writer."""
+    if not path.exists():
+        return []
+    calls = []
+    for line in path.read_bytes().splitlines():
+        told = orjson.loads(line)
+        place = Place(told["session_id"], told["epoch"], told["sequence"])
+        transition = Transition(place, told["event_id"], told["current"])
+        calls.append(Call(Mark(told["mark"]), transition, told["at"]))
+    return calls
+
+
+def texts(directory: Path, answers: Sequence[bytes]) -> dict[str, bytes]:
+    """Return everything that was written anywhere, by where."""
+    found = {"answers": b"\n".join(answers)}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            where = path.relative_to(directory).parts[0]
+            kind = "log" if where == "logs" else "redis" if where[:6] == "redis-" else "journal"
+            found[f"{kind} {path.relative_to(directory)}"] = path.read_bytes()
+    return found
+
+
+def _entries(client: redis.Redis, stream: str) -> list[Fields]:
+    found: Any = client.xrange(stream)
+    return [entry for _, entry in found]

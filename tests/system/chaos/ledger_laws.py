@@ -1,0 +1,196 @@
+"""The laws of the way in: what Stripe was told, what the ledger holds, and in which order.
+
+Each yields what breaks it. What Redis was allowed to forget is excused, and counted elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
+
+from tests.system.chaos import ordering
+from tests.system.chaos.evidence import Event, Place, Remembered, Transition
+from tests.system.chaos.facts import PASSED_BY, Facts
+from tests.system.chaos.ordering import State
+
+# A server may admit for a moment after it was said to have ended.
+SLACK_S = 1.0
+
+
+def unacknowledged(facts: Facts) -> Iterator[str]:
+    """Sent again for long enough, every event is acknowledged."""
+    yield from facts.run.events.keys() - facts.acknowledged.keys()
+
+
+def refused(facts: Facts) -> Iterator[str]:
+    """Nobody but a receiver with a wrong clock refuses what is genuine."""
+    for answer in facts.run.answers:
+        status = answer.status or 0
+        is_refusal = 300 <= status < 500
+        if is_refusal and answer.receiver not in facts.run.skewed:
+            yield f"{answer.event_id} {status} {answer.word} by {answer.receiver}"
+
+
+def broke_down(facts: Facts) -> Iterator[str]:
+    """Of all answers above 499 there is 503 only, and nothing is ever traced back in a log."""
+    for answer in facts.run.answers:
+        status = answer.status or 0
+        if status >= 500 and status != 503:
+            yield f"{answer.event_id} {status} by {answer.receiver}"
+    for where, text in facts.run.texts.items():
+        if where.startswith("log") and b"Traceback" in text:
+            yield f"a traceback in {where}"
+
+
+def lost(facts: Facts) -> Iterator[str]:
+    """What was acknowledged is in the ledger."""
+    yield from (event.id for event in facts.kept() if not facts.is_known(event))
+
+
+def not_durable(facts: Facts) -> Iterator[str]:
+    """What was acknowledged before Redis ended is there when Redis is back."""
+    for crash in facts.run.crashes:
+        for event in facts.kept():
+            earliest = min(answer.answered_at for answer in facts.acknowledged[event.id])
+            if earliest < crash.at and event.id not in crash.survived:
+                yield event.id
+
+
+def admitted_twice(facts: Facts) -> Iterator[str]:
+    """Of all copies of an event one at most is not called a duplicate."""
+    for event in facts.events():
+        words = [word for word in facts.words(event) if word not in PASSED_BY]
+        if len(words) > 1:
+            yield f"{event.id} {' '.join(words)}"
+
+
+def wrong_verdict(facts: Facts) -> Iterator[str]:
+    """What was said is what the ledger holds, and what the rules of ordering allow."""
+    for event in facts.events():
+        words, right = {*facts.words(event)}, _right_word(facts, event)
+        if right is not None and words - {right}:
+            yield f"{event.id} was called {' '.join(sorted(words))}, not {right}"
+    for session_id, record in facts.run.records.items():
+        if session_id not in facts.excused:
+            sent = {one: said for one, said in record.events.items() if one in facts.run.events}
+            yield from (f"{one} was never sent" for one in record.events.keys() - sent.keys())
+            told = [(facts.run.events[one], said) for one, said in sent.items()]
+            if not _explained(told):
+                verdicts = " ".join(
+                    f"{one.id}={said.outcome},{said.sequence}" for one, said in told
+                )
+                yield f"no order of arrival explains {verdicts} in the ledger of {session_id}"
+
+
+def _right_word(facts: Facts, event: Event) -> str | None:
+    """Return the only word, but for duplicate, that may have been said to an event."""
+    if not ordering.is_ours(event):
+        return "ignored"
+    first = min((answer.asked_at for answer in facts.answers[event.id]), default=0.0)
+    if event.created < first - facts.run.horizon_s:
+        return "expired"
+    record = facts.run.records.get(event.session_id)
+    remembered = record.events.get(event.id) if record else None
+    return remembered.outcome if remembered else None
+
+
+def _explained(
+    told: Sequence[tuple[Event, Remembered]], state: State | None = None, sequence: int = 0
+) -> bool:
+    """Say whether in some order of arrival the rules say what the ledger says they said.
+
+    A number is one more than the last, or the first of an epoch that began meanwhile.
+    """
+    # What is late changes nothing, so it may have come as soon as it would have been.
+    late = Remembered("late", sequence)
+    left = [
+        (event, said)
+        for event, said in told
+        if said != late or ordering.verdict(state, event) != "late"
+    ]
+    if not left:
+        return True
+    for number, (event, said) in enumerate(left):
+        expected = {"admitted": {1, sequence + 1}, "unchanged": {sequence}}.get(said.outcome, set())
+        if said.sequence in expected and ordering.verdict(state, event) == said.outcome:
+            rest = left[:number] + left[number + 1 :]
+            if _explained(rest, ordering.after(state, event), said.sequence):
+                return True
+    return False
+
+
+def gap(facts: Facts) -> Iterator[str]:
+    """Within an epoch transitions count 1, 2, 3 …, on the streams and in the ledger alike."""
+    streamed: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for one in facts.transitions:
+        streamed[one.place.session_id][one.place.epoch].append(one.place.sequence)
+    for session_id, record in facts.run.records.items():
+        epochs = streamed.pop(session_id, {})
+        if session_id in facts.excused:
+            continue
+        for epoch, found in epochs.items():
+            if sorted(found) != [*range(1, len(found) + 1)]:
+                yield f"{session_id} has {sorted(found)} on the streams in epoch {epoch}"
+        now = (max(epochs, default=0), len(epochs[max(epochs)]) if epochs else 0)
+        if now != (record.epoch, record.sequence):
+            yield f"{session_id} is at {now} on the streams, not {record.epoch, record.sequence}"
+        admitted = [one.sequence for one in record.events.values() if one.outcome == "admitted"]
+        if sorted(admitted) != sorted(chain.from_iterable(epochs.values())):
+            yield f"{session_id} has {sorted(admitted)} in the ledger"
+    yield from (f"{one} is on the streams only" for one in streamed.keys() - facts.excused)
+
+
+def needless_epoch(facts: Facts) -> Iterator[str]:
+    """A session's epoch ends only where Redis ended, or another took over."""
+    ends = [crash.at for crash in facts.run.crashes]
+    ends += [window.until for window in facts.run.rollbacks]
+    epochs: dict[str, set[int]] = defaultdict(set)
+    for one in facts.transitions:
+        epochs[one.place.session_id].add(one.place.epoch)
+    for session_id, began in epochs.items():
+        for before, after in pairwise(sorted(began)):
+            if not any(before / 1000 - SLACK_S <= end <= after / 1000 for end in ends):
+                yield f"{session_id} from {before} to {after}"
+
+
+def shared_sequence(facts: Facts) -> Iterator[str]:
+    """A place in a session's life is one event's, and an event's place is one, for everybody."""
+    places: dict[str, set[Place]] = defaultdict(set)
+    events: dict[Place, set[str]] = defaultdict(set)
+    for one in facts.ways_out():
+        places[one.event_id].add(one.place)
+        events[one.place].add(one.event_id)
+    yield from (f"{one} at {len(at)} places" for one, at in places.items() if len(at) > 1)
+    yield from (f"{place} of {' '.join(sorted(of))}" for place, of in events.items() if len(of) > 1)
+
+
+def not_newest(facts: Facts) -> Iterator[str]:
+    """In the end a session is what its events say in the order in which they were created.
+
+    Whatever their order of arrival: a life ends with a result.
+    """
+    last: dict[str, Transition] = {}
+    for one in sorted(facts.transitions, key=lambda one: one.place):
+        last[one.place.session_id] = one
+    for session_id, record in facts.run.records.items():
+        events = [facts.run.events[one] for one in record.events if one in facts.run.events]
+        if session_id in facts.excused or not events:
+            continue
+        right = _lived(events)
+        if record.status != right.status:
+            yield f"{session_id} is {record.status} in the ledger, not {right.status}"
+        keys = {(one.order_key, one.event_id) for one in map(ordering.position, events)}
+        if (record.order_key, record.latest_id) not in keys:
+            yield f"{session_id} has {record.order_key} of {record.latest_id} as its latest event"
+        if session_id in last and last[session_id].current != right.status:
+            yield f"{session_id} ends as {last[session_id].current}, not {right.status}"
+
+
+def _lived(events: Sequence[Event]) -> State:
+    state = None
+    for event in sorted(events, key=ordering.position):
+        if ordering.verdict(state, event) != "late":
+            state = ordering.after(state, event)
+    assert state
+    return state

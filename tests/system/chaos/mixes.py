@@ -1,0 +1,49 @@
+"""Which faults come together in one run."""
+
+from __future__ import annotations
+
+from tests.system.chaos.faults import ANYWHERE, FAULTS, WIRED
+
+_ANYWHERE = tuple(name for name, fault in FAULTS.items() if fault.needs == ANYWHERE)
+_WIRED = tuple(name for name, fault in FAULTS.items() if fault.needs == WIRED)
+
+# The same few runs for every change, in about two minutes.
+SHORT = {
+    "processes": (
+        *("worker-killed", "worker-stopped", "worker-rolled"),
+        *("receiver-killed", "receivers-rolled", "clock-skewed"),
+        *("redis-killed", "scripts-flushed", "redis-stopped", "redis-filled"),
+        *("sink-down", "sink-refuses-oddly", "sink-hangs", "sink-fails-in-groups"),
+    ),
+    "wire": (
+        *("replies-lost", "connections-reset", "failed-over", "demoted"),
+        *("worker-killed", "receiver-killed"),
+        *("sink-exits", "sink-lags"),
+    ),
+    "disk, clock, strangers": (
+        *("slow-disk", "redis-clock-days-ahead"),
+        *("output-stalled", "strangers", "sink-refuses"),
+    ),
+}
+
+LONG = {
+    "everything": _ANYWHERE,
+    "wire": (*_WIRED, *_WIRED, "redis-killed", "worker-stopped", "receiver-killed", "sink-lags"),
+    "failed over": (
+        *("failed-over", "demoted", "failed-over", "demoted"),
+        *("worker-killed", "receiver-killed", "sink-down"),
+    ),
+    "failed over, unwaited": ("failed-over-unwaited", "worker-killed", "sink-lags"),
+    "two replicas": ("less-current-promoted", "worker-killed", "receiver-killed", "sink-lags"),
+    "older copy": (*["redis-restored"] * 4, "worker-killed", "sink-lags"),
+    "slow disk": ("slow-disk", "slow-disk", "worker-killed", "receiver-killed", "sink-lags"),
+    "busy disk": ("busy-disk", "worker-killed", "sink-lags"),
+    "Redis's clock": (
+        *("redis-clock-stepped", "redis-clock-days-ahead", "redis-clock-stepped"),
+        *("receiver-killed", "sink-lags"),
+    ),
+    "full streams": ("streams-filled", "worker-killed", "receiver-killed"),
+    "failing sessions": ("sessions-fail",),
+    "strangers": ("strangers", "strangers", "output-stalled", "sink-lags"),
+    "poison": ("sink-poisoned", "worker-stopped", "receiver-killed"),
+}

@@ -1,0 +1,114 @@
+"""Libraries that Redis is started with: a disk that can be slow, a clock that can be stepped.
+
+Both are told what to do by a file, so that a run can change it while Redis works.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Protocol
+
+from tests.support.clocks import LIBRARIES
+
+SLOW_DISK_SOURCE = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+static void wait_as_told(void) {
+    char milliseconds[16] = {0};
+    int file = open(getenv("SLOW_DISK_FILE"), O_RDONLY);
+    if (file < 0) return;
+    ssize_t size = read(file, milliseconds, sizeof milliseconds - 1);
+    close(file);
+    long wait = size > 0 ? atol(milliseconds) : 0;
+    struct timespec time = {wait / 1000, wait % 1000 * 1000000};
+    nanosleep(&time, NULL);
+}
+
+int fdatasync(int file) {
+    wait_as_told();
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(file);
+}
+
+int fsync(int file) {
+    wait_as_told();
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(file);
+}
+"""
+
+
+class Preload(Protocol):
+    """A library for LD_PRELOAD, and the variables that it reads."""
+
+    library: Path
+    variables: dict[str, str]
+
+
+class SlowDisk:
+    """Makes each fsync() and fdatasync() of a program last longer."""
+
+    def __init__(self, directory: Path) -> None:
+        self.library = directory / "slow_disk.so"
+        self._file = directory / "slow_disk.milliseconds"
+        self.variables = {"SLOW_DISK_FILE": str(self._file)}
+        self.delay(0)
+        compiler = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(self.library), "-ldl"]
+        subprocess.run(compiler, input=SLOW_DISK_SOURCE.encode(), check=True)
+
+    @staticmethod
+    def missing() -> str:
+        """Why it cannot be had, or nothing."""
+        return "" if shutil.which("gcc") else "gcc is not installed"
+
+    def delay(self, seconds: float) -> None:
+        """Let each call from now on last at least *seconds*."""
+        _replace(self._file, f"{seconds * 1000:.0f}")
+
+
+class Clock:
+    """Steps the wall clock of a program; its monotonic clock goes on."""
+
+    def __init__(self, directory: Path) -> None:
+        self.library = LIBRARIES[0]
+        self._file = directory / "clock.step"
+        self.variables = {
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_DISABLE_SHM": "1",
+        }
+        self.step(0)
+
+    @staticmethod
+    def missing() -> str:
+        """Why it cannot be had, or nothing."""
+        return "" if LIBRARIES else "libfaketime is not installed"
+
+    def step(self, seconds: float) -> None:
+        """Let the clock be *seconds* ahead of the true time from now on."""
+        _replace(self._file, f"{seconds:+.0f}")
+
+
+def launcher(directory: Path, program: Path, loaded: list[Preload]) -> Path:
+    """Return an executable that starts *program* with these libraries loaded."""
+    variables = {"LD_PRELOAD": ":".join(str(one.library) for one in loaded)}
+    for one in loaded:
+        variables |= one.variables
+    lines = [f"export {name}='{value}'" for name, value in variables.items()]
+    made = directory / "launcher"
+    made.write_text("\n".join(["#!/bin/sh", *lines, f"exec '{program}' \"$@\"\n"]))
+    made.chmod(0o700)
+    return made
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new one."""
+    made = path.with_suffix(".new")
+    made.write_text(text)
+    made.replace(path)

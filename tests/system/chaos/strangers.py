@@ -1,0 +1,198 @@
+"""Clients that are not Stripe: slow, tiny, lazy, malformed and forged requests, side by side.
+
+Each does what it does to one receiver, over and over until it is canceled, and yields the status of
+every response that it got. Every body and header of its own holds a word that may be nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from itertools import cycle
+
+import orjson
+
+from service.secret import Secret
+from tests.support.harness import PREFIX, SECRET, WEBHOOK, signed
+
+CANARY = "stranger0"
+WRONG = Secret(b"whsec_strangers")
+READ_BYTES = 65536
+SILENCE_S, BYTE_PAUSE_S, LAZY_PAUSE_S = 2.0, 0.2, 0.1
+TINY_CHUNKS, LAZY_REQUESTS = 20_000, 200
+ENDED = (OSError, EOFError, TimeoutError)
+
+Heard = Callable[[int], None]
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+# Behind each of these heads stands what a second request would be, if the first were misread.
+SMUGGLED = f"GET /livez HTTP/1.1\r\nHost: {CANARY}\r\n\r\n".encode()
+LENGTH = b"Content-Length: 5\r\n"
+AMBIGUOUS = [
+    LENGTH + b"Transfer-Encoding: chunked\r\n",
+    LENGTH + b"Transfer-Encoding\x0b: chunked\r\n",
+    LENGTH + b"Transfer-Encoding : chunked\r\n",
+    LENGTH + b"Transfer-Encoding:\x0bchunked\r\n",
+    LENGTH + b"X-A: b\r\n Transfer-Encoding: chunked\r\n",
+    LENGTH + b"X-A: b\nTransfer-Encoding: chunked\r\n",
+    LENGTH + b"X-A: b\x00\r\n",
+    LENGTH + b": nameless\r\n",
+    LENGTH + b"Content-Length: 44\r\n",
+    b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+    b"Transfer-Encoding: xchunked\r\n",
+    b"Content-Length: +5\r\n",
+    b"Content-Length: 0x5\r\n",
+    b"Content-Length : 5\r\n",
+    b"X-A: b\r\n Content-Length: 5\r\n",
+    b"X-A: b\nContent-Length: 5\r\n",
+]
+
+
+def forged_event() -> bytes:
+    """Return the body of an event that Stripe never sent."""
+    session = {"id": f"vs_{CANARY}", "object": "identity.verification_session"}
+    told = {"id": f"evt_{CANARY}", "object": "event", "type": PREFIX + "verified", "created": 1}
+    return orjson.dumps(told | {"data": {"object": {**session, "status": "verified"}}})
+
+
+async def slow_body(connection: Connection, heard: Heard) -> None:
+    """Send a body of which a byte comes now and then."""
+    reader, writer = connection
+    writer.write(_head(b"Content-Length: 2000\r\n"))
+    listening = asyncio.ensure_future(_statuses(reader, heard))
+    try:
+        while not listening.done():
+            writer.write(b"x")
+            await asyncio.sleep(BYTE_PAUSE_S)
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+
+async def tiny_chunks(connection: Connection, heard: Heard) -> None:
+    """Send a body in chunks of one byte."""
+    reader, writer = connection
+    writer.write(_head(b"Transfer-Encoding: chunked\r\n"))
+    for _ in range(TINY_CHUNKS // 100):
+        writer.write(b"1\r\nx\r\n" * 100)
+        await writer.drain()
+    writer.write(b"0\r\n\r\n")
+    await _statuses(reader, heard)
+
+
+async def lazy_reader(connection: Connection, heard: Heard) -> None:
+    """Ask for many answers at once and read them hardly faster than not at all."""
+    reader, writer = connection
+    transport: socket.socket = writer.get_extra_info("socket")
+    transport.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    body = forged_event()
+    writer.write((_head(b"Content-Length: %d\r\n" % len(body)) + body) * LAZY_REQUESTS)
+    found = b""
+    while chunk := await reader.read(40):
+        found += chunk
+        await asyncio.sleep(LAZY_PAUSE_S)
+    for status in _found(found):
+        heard(status)
+
+
+def malformed() -> Callable[[Connection, Heard], Awaitable[None]]:
+    """Return what sends ambiguous requests, each with another request in what may be its body."""
+    heads = cycle(AMBIGUOUS)
+
+    async def send(connection: Connection, heard: Heard) -> None:
+        reader, writer = connection
+        writer.write(_head(next(heads)) + b"0\r\n\r\n" + SMUGGLED)
+        await _statuses(reader, heard)
+
+    return send
+
+
+def forged() -> Callable[[Connection, Heard], Awaitable[None]]:
+    """Return what sends whole requests that are not genuine, each in another way."""
+    body = forged_event()
+    headers = cycle(
+        [
+            {},
+            signed(body, WRONG),
+            signed(body, SECRET, age_s=3600),
+            signed(body, SECRET, age_s=-3600),
+            signed(body + b" ", SECRET),
+            {"Stripe-Signature": f"t={CANARY},v1={CANARY}"},
+        ]
+    )
+
+    async def send(connection: Connection, heard: Heard) -> None:
+        reader, writer = connection
+        fields = {"Content-Length": str(len(body)), **next(headers)}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        writer.write(_head(lines.encode()) + body)
+        await _statuses(reader, heard)
+
+    return send
+
+
+KINDS: dict[str, tuple[int, Callable[[Connection, Heard], Awaitable[None]]]] = {
+    "slow body": (48, slow_body),
+    "tiny chunks": (2, tiny_chunks),
+    "lazy reader": (12, lazy_reader),
+    "malformed": (8, malformed()),
+    "forged": (4, forged()),
+}
+
+
+@contextlib.asynccontextmanager
+async def besieging(port: int, heard: Callable[[str, int], None]) -> AsyncIterator[None]:
+    """Let strangers of every kind come to *port* for the length of the block."""
+    tasks = [
+        asyncio.create_task(_again_and_again(port, send, partial(heard, kind)))
+        for kind, (count, send) in KINDS.items()
+        for _ in range(count)
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _again_and_again(
+    port: int, send: Callable[[Connection, Heard], Awaitable[None]], heard: Heard
+) -> None:
+    while True:
+        with contextlib.suppress(*ENDED):
+            connection = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                await send(connection, heard)
+            finally:
+                connection[1].transport.abort()
+        await asyncio.sleep(0.05)
+
+
+async def _statuses(reader: asyncio.StreamReader, heard: Heard) -> None:
+    """Tell the status of each response, until the connection is closed or silent."""
+    found = b""
+    with contextlib.suppress(*ENDED):
+        # Not `wait_for`: in Python 3.11 it can swallow the request to end.
+        while chunk := await _next(reader):
+            found += chunk
+    for status in _found(found):
+        heard(status)
+
+
+async def _next(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(SILENCE_S):
+        return await reader.read(READ_BYTES)
+
+
+def _found(text: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3})", text)]
+
+
+def _head(fields: bytes) -> bytes:
+    start = f"POST {WEBHOOK} HTTP/1.1\r\nHost: tests\r\nX-{CANARY}: {CANARY}\r\n"
+    return start.encode() + fields + b"\r\n"

@@ -1,0 +1,277 @@
+"""The law of secrecy: what is secret or personal leaves no trace outside of process memory."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import httpx2
+import orjson
+import pytest
+import redis
+
+from service.secret import Secret
+from tests.support.harness import PREFIX, Process, Yard, signed, soon, takes_long, yard
+from tests.support.programs import FIXTURES
+
+SECRET = Secret(b"whsec_canary0secret0")
+# Words that are secret anywhere, and those that may be published but never logged.
+CANARY, PUBLISHED = "canary0", "published0"
+# Numbers that stand for days, months and years of a person's life.
+NUMBERS = range(48_151_600, 48_151_700)
+
+HANDLERS = """
+from contextlib import asynccontextmanager
+from service.errors import Undeliverable
+
+@asynccontextmanager
+async def raising(environ):
+    async def handle(transition):
+        local = [transition, environ]
+        raise RuntimeError(f"{transition} {transition.metadata}", local)
+    yield handle
+
+@asynccontextmanager
+async def refusing(environ):
+    async def handle(transition):
+        try:
+            raise ValueError(str(transition.metadata))
+        except ValueError:
+            raise Undeliverable("message_too_large")
+    yield handle
+"""
+
+
+def _poisoned(found: Any, count: list[int]) -> Any:
+    """Return *found* with a canary in every leaf."""
+    if isinstance(found, dict):
+        return {key: _poisoned(value, count) for key, value in found.items()}
+    if isinstance(found, list):
+        return [_poisoned(value, count) for value in found]
+    if isinstance(found, bool) or found is None:
+        return found
+    count[0] += 1
+    return NUMBERS[count[0] % 100] if isinstance(found, int) else f"{CANARY}leaf{count[0]}"
+
+
+def _fixture(name: str, *, id: str, session: str) -> dict[str, Any]:
+    found: dict[str, Any] = orjson.loads((FIXTURES / f"{name}.json").read_bytes())
+    found |= {"id": id, "created": int(time.time())}
+    found["data"]["object"] |= {"id": session, "metadata": {"user": PUBLISHED, PUBLISHED: "x"}}
+    return found
+
+
+def expanded() -> dict[str, Any]:
+    """Return an event with everything Stripe can expand, and a canary in each personal leaf."""
+    found = _fixture(f"expanded_report.{PREFIX}verified", id="evt_expanded", session="vs_expanded")
+    count = [0]
+    session = found["data"]["object"]
+    for name in ("verified_outputs", "provided_details"):
+        session[name] = _poisoned(session[name], count)
+    report = session["last_verification_report"]
+    kept = {name: report[name] for name in ("id", "object", "created", "livemode", "options")}
+    session["last_verification_report"] = _poisoned(report, count) | kept
+    session["a_field_of_next_year"] = {"passport": f"{CANARY}next"}
+    found["request"] = {"id": f"req_{CANARY}", "idempotency_key": f"{CANARY}key"}
+    assert count[0] > 60
+    return found
+
+
+def waiting() -> dict[str, Any]:
+    """Return an event of an open session: its client secret, its link, and why it failed."""
+    found = _fixture(f"{PREFIX}requires_input", id="evt_waiting", session="vs_waiting")
+    found["data"]["object"] |= {
+        "client_secret": f"vs_waiting_secret_{CANARY}",
+        "url": f"https://verify.stripe.com/start/{CANARY}",
+    }
+    found["data"]["object"]["last_error"]["reason"] = f"{CANARY} is not the holder"
+    return found
+
+
+def _broken() -> Iterator[bytes]:
+    """Yield genuine bodies that are refused, each for a leaf that holds a canary."""
+    yield orjson.dumps(waiting())[:-30]
+    yield f'["{CANARY}"]'.encode()
+    yield f"{CANARY}".encode()
+    for path, value in (
+        (("id",), CANARY + "!"),
+        (("created",), CANARY),
+        (("livemode",), CANARY),
+        (("data", "object", "id"), CANARY + "!"),
+        (("data", "object", "status"), {CANARY: CANARY}),
+        (("data", "object", "metadata"), {CANARY: [CANARY]}),
+        (("data", "object", "client_secret"), [CANARY]),
+        (("data", "object", "verified_outputs"), {"dob": {"day": CANARY}}),
+        (("data", "object", "last_verification_report"), {"document": {"files": CANARY}}),
+    ):
+        found = waiting()
+        inner = found
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        yield orjson.dumps(found)
+
+
+class Run(NamedTuple):
+    """All that could be seen from outside during one run."""
+
+    answers: bytes
+    output: bytes
+    metrics: bytes
+    redis: bytes
+
+
+def _free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def _answers(port: str) -> Iterator[bytes]:
+    """Send everything there is to send; yield all answers, headers included."""
+    url = f"http://127.0.0.1:{port}/webhooks/stripe"
+    hostile = {
+        "X-Request-Id": f"{CANARY}\t<script>",
+        "traceparent": f"00-{CANARY}",
+        "User-Agent": CANARY,
+        "Cookie": CANARY,
+        "Authorization": f"Bearer {CANARY}",
+    }
+    genuine = [orjson.dumps(expanded()), orjson.dumps(waiting())]
+    genuine += genuine
+    with httpx2.Client() as client:
+        for body in (*genuine, *_broken()):
+            said = client.post(url, content=body, headers={**hostile, **signed(body, SECRET)})
+            assert said.status_code in (200, 400)
+            yield b"%r %r" % (dict(said.headers), said.content)
+        for path in ("", f"?{CANARY}={CANARY}", f"/{CANARY}", f"/../{CANARY}", f"/{CANARY}/"):
+            forged = signed(genuine[0], Secret(b"whsec_forged"))["Stripe-Signature"]
+            for header in (f"t=1,v1={CANARY}", CANARY, SECRET.reveal().decode(), forged):
+                headers = {**hostile, "Stripe-Signature": header}
+                said = client.post(url + path, content=genuine[0], headers=headers)
+                assert said.status_code in (400, 404)
+                yield b"%r %r" % (dict(said.headers), said.content)
+    for raw in (
+        f"{CANARY}\r\n\r\n",
+        f"GET /{CANARY} HTTP/1.1\r\n{CANARY}\r\n\r\n",
+        f"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{CANARY}",
+        f"GET / HTTP/1.1\r\nHost: x\r\nX: {CANARY * 9000}\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", int(port))) as stranger:
+            stranger.sendall(raw.encode())
+            stranger.shutdown(socket.SHUT_WR)
+            stranger.settimeout(10)
+            try:
+                yield stranger.recv(65_536)
+            except ConnectionError:
+                yield b""
+
+
+def _everything_in(server_url: str) -> bytes:
+    """Return each key of a server with all it holds."""
+    readers: dict[str, Callable[[redis.Redis, str], Any]] = {
+        "string": lambda client, key: client.get(key),
+        "hash": lambda client, key: client.hgetall(key),
+        "stream": lambda client, key: [client.xrange(key), client.xinfo_stream(key, full=True)],
+        "zset": lambda client, key: client.zrange(key, 0, -1, withscores=True),
+        "set": lambda client, key: client.smembers(key),
+        "list": lambda client, key: client.lrange(key, 0, -1),
+    }
+    with redis.Redis.from_url(server_url) as client:
+        found = [
+            (key, readers[client.type(key).decode()](client, key)) for key in client.scan_iter()
+        ]
+    return repr(found).encode()
+
+
+def _delivered(port: str) -> bool:
+    shown = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+    return all(
+        f'idv_deliveries_total{{handler="{handler}",outcome="{outcome}"}} 2.0' in shown
+        for handler, outcome in (
+            ("log", "delivered"),
+            ("failing:raising", "dead_lettered"),
+            ("failing:refusing", "dead_lettered"),
+        )
+    )
+
+
+def _started(opened: Yard, command: str, log_format: str, port: str, admin: str) -> Process:
+    return opened.start(
+        command,
+        PORT=port,
+        ADMIN_PORT=admin,
+        LOG_FORMAT=log_format,
+        LOG_LEVEL="debug",
+        STRIPE_WEBHOOK_SECRETS=SECRET.reveal().decode(),
+        HANDLERS="log,failing:raising,failing:refusing",
+        RETRY_MAX_ATTEMPTS="2",
+        RETRY_INITIAL_DELAY_S="0.01",
+        RETRY_MAX_DELAY_S="0.02",
+    )
+
+
+@pytest.fixture(scope="module", params=["json", pytest.param("console", marks=takes_long)])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run a receiver and a worker with failing handlers on a diet of canaries; keep all traces."""
+    directory = tmp_path_factory.mktemp("canaries")
+    (directory / "failing.py").write_text(HANDLERS)
+    port, *admins = (_free_port() for _ in range(3))
+    with yard(directory) as opened:
+        processes = [
+            _started(opened, command, request.param, port, admin)
+            for command, admin in zip(("serve", "work"), admins, strict=True)
+        ]
+        for process in processes:
+            soon(lambda process=process: b"process.started" in process.out)  # type: ignore[misc]
+        answers = b"\n".join(_answers(port))
+        soon(lambda: _delivered(admins[1]))
+        shown = b"".join(
+            httpx2.get(f"http://127.0.0.1:{admin}/metrics").content for admin in admins
+        )
+        looked = [opened.run("session", "vs_expanded", *json) for json in ([], ["--json"])]
+        assert [process.wait() for process in looked] == [0, 0]
+        dump = _everything_in(opened.server.url)
+        assert [process.stop() for process in processes] == [0, 0]
+        written = b"".join(path.read_bytes() for path in directory.rglob("redis/**/*.aof"))
+        output = b"".join(process.out + process.err for process in (*processes, *looked))
+    assert len(written) > 2000
+    return Run(answers, output, shown, dump + written)
+
+
+def _hits(traces: bytes, *words: str) -> list[bytes]:
+    """Return the surroundings of each of *words*, and of each number of a life."""
+    wanted = "|".join([*words, *(rf"\b{number}\b" for number in NUMBERS)])
+    return [
+        traces[max(0, hit.start() - 80) : hit.end() + 40]
+        for hit in re.finditer(wanted.encode(), traces, re.IGNORECASE)
+    ]
+
+
+def test_secrets_leave_no_trace(run: Run) -> None:
+    """No canary in an answer, a log line, a metric, a key, a dead letter or Redis's own file."""
+    for traces in run:
+        assert _hits(traces, CANARY, "whsec_") == []
+
+
+def test_metadata_is_published_and_never_logged(run: Run) -> None:
+    """Metadata travels in Redis to the handlers, and appears in no log, metric or answer."""
+    assert _hits(run.redis, PUBLISHED)
+    for traces in (run.answers, run.output, run.metrics):
+        assert _hits(traces, PUBLISHED) == []
+
+
+def test_the_run_was_worth_looking_at(run: Run) -> None:
+    """What may be seen is seen: outcomes, dead letters, sessions; and nobody fell over."""
+    for word in (b"admitted", b"duplicate", b"signature_mismatch", b"field_mistyped"):
+        assert word in run.answers
+    plain = re.sub(rb"\x1b\[[0-9;]*m", b"", run.output)
+    for word in (b"delivery.retried", b"delivery.dead_lettered", b"event.rejected", b"vs_expanded"):
+        assert word in plain
+    assert b"message_too_large" in run.redis
+    assert b"RuntimeError" in run.redis
+    assert b"Traceback" not in plain
+    assert b"HTTP/1.1 5" not in run.answers

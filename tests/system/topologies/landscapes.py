@@ -1,0 +1,315 @@
+"""Servers that replace each other: three Sentinels over a pair, and a Cluster of pairs.
+
+Holds no test. All on loopback; everything started ends with the block.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from tests.support.servers import Server, binary, free_port, running, server
+
+SERVICE = "main"
+# Long enough that a busy machine is not taken for a dead one.
+DOWN_AFTER_MS = 1500
+DEADLINE_S = 60.0
+_KEPT = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
+
+
+def wait_for(met: Callable[[], Any], what: str) -> Any:
+    """Wait until *met* says something true, and return it; a server that is gone says nothing."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        with suppress(redis.RedisError):
+            if found := met():
+                return found
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def command(server_: Server, *words: str | int) -> Any:
+    """Send one command to a server."""
+    with server_.client() as client:
+        return client.execute_command(*words)
+
+
+class Pair:
+    """A primary, its replica, and three Sentinels that watch over them.
+
+    Args:
+        directory: Where their files are.
+        stack: Ends them.
+        acl: Their users, if they have any.
+        priorities: The `replica-priority` of each replica, where there is more than one.
+
+    Attributes:
+        servers: Those that run, by port.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        stack: ExitStack,
+        acl: Path | None,
+        priorities: Sequence[int] = (100,),
+    ) -> None:
+        self._directory = directory
+        self._stack = stack
+        self._options: tuple[str, ...] = _KEPT
+        self._administrator: str | None = None
+        self._for_sentinels = ""
+        if acl:
+            known = ("--aclfile", str(acl), "--masteruser", "replica", "--masterauth", "replica")
+            self._options = (*_KEPT, *known)
+            self._administrator = "administrator"
+            self._for_sentinels = (
+                f"sentinel auth-user {SERVICE} sentinel\nsentinel auth-pass {SERVICE} sentinel\n"
+            )
+        self.servers: dict[int, Server] = {}
+        self._replicas = len(priorities)
+        primary = self._start(free_port())
+        for priority in priorities:
+            of = ("--replicaof", f"127.0.0.1 {primary.port}")
+            self._start(free_port(), *of, "--replica-priority", str(priority))
+        wait_for(lambda: self._info(primary)["connected_slaves"] == self._replicas, "the replicas")
+        wait_for(lambda: all(map(self._follows, self.replicas())), "the links")
+        self._sentinels = [self._watch(n, primary) for n in range(3)]
+        wait_for(lambda: all(map(self._is_whole, self._sentinels)), "the Sentinels")
+
+    @property
+    def url(self) -> str:
+        """What REDIS_URL says."""
+        hosts = ",".join(f"127.0.0.1:{one.port}" for one in self._sentinels)
+        return f"redis+sentinel://{hosts}/{SERVICE}/0"
+
+    def primary(self) -> Server:
+        """Return the server that the Sentinels call the primary."""
+        found = wait_for(lambda: self._asked(self._sentinels[0]), "an answer")
+        return self.servers[int(found[1])]
+
+    def replicas(self) -> list[Server]:
+        """Return the servers that follow another, as they were started."""
+        return [one for one in self.servers.values() if self._info(one)["role"] == "slave"]
+
+    def kill(self) -> Server:
+        """Kill the primary, and return the one that took its place."""
+        killed = self.primary()
+        killed.process.kill()
+        self._replaced(killed)
+        del self.servers[killed.port]
+        self._killed = killed.port
+        return self.primary()
+
+    def revive(self) -> None:
+        """Start the killed primary again, which the Sentinels make a replica."""
+        revived = self._start(self._killed)
+        wait_for(lambda: self._info(revived)["role"] == "slave", "the old primary to follow")
+        wait_for(lambda: self._info(revived).get("master_link_status") == "up", "the link")
+
+    def switch(self) -> Server:
+        """Make the replica the primary as an operator does, and return it."""
+        before = self.primary()
+        command(self._sentinels[0], "SENTINEL", "FAILOVER", SERVICE)
+        self._replaced(before)
+        wait_for(lambda: self._info(before).get("master_link_status") == "up", "the link")
+        return self.primary()
+
+    def _follows(self, replica: Server) -> bool:
+        return bool(self._info(replica).get("master_link_status") == "up")
+
+    def _replaced(self, before: Server) -> None:
+        def agree() -> bool:
+            found = {int(self._asked(one)[1]) for one in self._sentinels}
+            return len(found) == 1 and before.port not in found
+
+        wait_for(agree, "another primary")
+        wait_for(lambda: self._info(self.primary())["role"] == "master", "its promotion")
+
+    def _start(self, port: int, *more: str) -> Server:
+        started = server(
+            self._directory / str(port),
+            *self._options,
+            *more,
+            port=port,
+            user=self._administrator,
+        )
+        self.servers[port] = self._stack.enter_context(started)
+        return self.servers[port]
+
+    def _watch(self, number: int, primary: Server) -> Server:
+        directory = self._directory / f"sentinel-{number}"
+        directory.mkdir(parents=True)
+        port = free_port()
+        configuration = directory / "sentinel.conf"
+        configuration.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
+            f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} 2\n"
+            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\n"
+            f"sentinel failover-timeout {SERVICE} 4000\n{self._for_sentinels}"
+        )
+        started = [str(binary()), str(configuration), "--sentinel"]
+        return self._stack.enter_context(running(started, port, directory))
+
+    def _is_whole(self, sentinel: Server) -> bool:
+        with sentinel.client() as client:
+            state = client.sentinel_masters()[SERVICE]
+        return bool(state["num-other-sentinels"] == 2 and state["num-slaves"] == self._replicas)
+
+    def _asked(self, sentinel: Server) -> Any:
+        return command(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+
+    def _info(self, asked: Server) -> Any:
+        with asked.client() as client:
+            return client.info("replication")
+
+
+@contextmanager
+def watched_pair(
+    directory: Path, acl: Path | None = None, *, priorities: Sequence[int] = (100,)
+) -> Iterator[Pair]:
+    """Run a primary and its replicas under three Sentinels; the arguments are those of `Pair`."""
+    with ExitStack() as stack:
+        yield Pair(directory, stack, acl, priorities)
+
+
+class Cluster:
+    """Three primaries that share the slots, with a replica each.
+
+    Attributes:
+        servers: Those that run, by port.
+    """
+
+    def __init__(self, directory: Path, stack: ExitStack, options: tuple[str, ...]) -> None:
+        self._directory = directory
+        self._stack = stack
+        self._options = options
+        self._buses: dict[int, int] = {}
+        self.servers: dict[int, Server] = {}
+        for _ in range(6):
+            port = free_port()
+            self._buses[port] = free_port()
+            self._start(port)
+        self._ports = [*self.servers]
+        self._meet()
+
+    @property
+    def url(self) -> str:
+        """What REDIS_URL says."""
+        hosts = ",".join(f"127.0.0.1:{port}" for port in self._ports)
+        return f"redis+cluster://{hosts}"
+
+    def home(self, slot: int) -> Server:
+        """Return the primary of a slot."""
+        found: Server = wait_for(lambda: self._home(slot), "the slot's primary")
+        return found
+
+    def other(self, slot: int) -> Server:
+        """Return a primary that does not have a slot."""
+        homes = {int(row[2][1]) for row in self._slots()}
+        return self.servers[min(homes - {self.home(slot).port})]
+
+    def replica_of(self, primary: Server) -> Server:
+        """Return the replica of a primary."""
+        [(_, port, *_)] = command(primary, "ROLE")[2]
+        return self.servers[int(port)]
+
+    def kill(self, slot: int) -> Server:
+        """Kill the primary of a slot, and return the one that took its place."""
+        killed = self.home(slot)
+        killed.process.kill()
+        del self.servers[killed.port]
+        self._killed = killed.port
+        return self.home(slot)
+
+    def revive(self) -> None:
+        """Start the killed server again, which then follows the one that took its place."""
+        revived = self._start(self._killed)
+        wait_for(lambda: command(revived, "ROLE")[0] == b"slave", "the old primary to follow")
+        wait_for(lambda: command(revived, "ROLE")[3] == b"connected", "the link")
+
+    @contextmanager
+    def moving(self, slot: int, pause_s: float = 0.0) -> Iterator[Server]:
+        """Begin to move a slot to another primary; at the end of the block, finish it.
+
+        Args:
+            slot: The slot.
+            pause_s: Seconds between two keys, in which the slot's keys lie on either side.
+        """
+        source, target = self.home(slot), self.other(slot)
+        ids = {one.port: command(one, "CLUSTER", "MYID").decode() for one in (source, target)}
+        command(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source.port])
+        command(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target.port])
+        yield target
+        while keys := command(source, "CLUSTER", "GETKEYSINSLOT", slot, 1):
+            command(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+            time.sleep(pause_s)
+        for one in (target, source):
+            command(one, "CLUSTER", "SETSLOT", slot, "NODE", ids[target.port])
+
+    def move(self, slot: int, pause_s: float) -> None:
+        """Move a slot to another primary."""
+        with self.moving(slot, pause_s):
+            pass
+
+    def _home(self, slot: int) -> Server | None:
+        for first, last, primary, *_ in self._slots():
+            if first <= slot <= last:
+                return self.servers.get(int(primary[1]))
+        return None
+
+    def _slots(self) -> Any:
+        asked = next(iter(self.servers.values()))
+        return command(asked, "CLUSTER", "SLOTS")
+
+    def _start(self, port: int) -> Server:
+        ours = ("--cluster-enabled", "yes", "--cluster-port", str(self._buses[port]),
+                "--cluster-node-timeout", "2000")  # fmt: skip
+        started = server(self._directory / str(port), *ours, *_KEPT, *self._options, port=port)
+        self.servers[port] = self._stack.enter_context(started)
+        return self.servers[port]
+
+    def _meet(self) -> None:
+        servers = [*self.servers.values()]
+        for n, one in enumerate(servers):
+            command(one, "CLUSTER", "SET-CONFIG-EPOCH", n + 1)
+            if n:
+                first = servers[0]
+                command(first, "CLUSTER", "MEET", "127.0.0.1", one.port, self._buses[one.port])
+        for n, one in enumerate(servers[:3]):
+            slots = n * 16384 // 3, (n + 1) * 16384 // 3 - 1
+            command(one, "CLUSTER", "ADDSLOTSRANGE", *slots)
+        for primary, replica in zip(servers[:3], servers[3:], strict=True):
+            name = command(primary, "CLUSTER", "MYID").decode()
+            wait_for(partial(_follow, replica, name), "the replica to know its primary")
+        wait_for(lambda: all(map(_is_whole, servers)), "the Cluster")
+        for replica in servers[3:]:
+            wait_for(partial(_is_linked, replica), "its link")
+
+
+def _is_linked(replica: Server) -> bool:
+    return bool(command(replica, "ROLE")[3] == b"connected")
+
+
+def _follow(replica: Server, primary: str) -> bool:
+    return bool(command(replica, "CLUSTER", "REPLICATE", primary))
+
+
+def _is_whole(one: Server) -> bool:
+    state = command(one, "CLUSTER INFO")
+    nodes = command(one, "CLUSTER NODES")
+    linked = sum(node["connected"] for node in nodes.values())
+    return bool(state["cluster_state"] == "ok" and len(nodes) == 6 and linked == 6)
+
+
+@contextmanager
+def cluster(directory: Path, *options: str) -> Iterator[Cluster]:
+    """Run a Cluster of three primaries with a replica each."""
+    with ExitStack() as stack:
+        yield Cluster(directory, stack, options)

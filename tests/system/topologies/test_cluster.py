@@ -1,0 +1,162 @@
+"""Laws of a Cluster: slots that move and primaries that die, under load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+import structlog.testing
+from redis.exceptions import RedisError, TryAgainError
+
+from service.config import Settings
+from service.delivery.worker import Worker
+from service.errors import UnavailableReason
+from service.secret import Secret
+from service.storage.connections import Connections, Script, ScriptCall, connect, shortage
+from service.storage.layout import Keys, open_groups
+from service.storage.pipeline import Needs, NotReplicatedError
+from service.transitions.transition import StatusTransition
+from tests.support.harness import takes_long
+from tests.support.servers import free_port, until
+from tests.system.topologies.landscapes import Cluster, cluster, command
+from tests.system.topologies.traffic import AFTER, BEFORE, deployment, during, remembered
+
+pytestmark = [pytest.mark.timeout(400), takes_long]
+
+RELEASE = Script("service.delivery", "lua/release.lua")
+# The crc16 of a partition's tag, modulo 16384: where all of the partition lies.
+SLOT_OF_PARTITION_3 = 1584
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Yield three primaries with a replica each."""
+    with cluster(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+@pytest.fixture
+async def connections(nodes: Cluster) -> AsyncIterator[Connections]:
+    """Yield clients of the Cluster."""
+    async with connect(Secret(nodes.url)) as opened:
+        yield opened
+
+
+def call(key: str) -> ScriptCall:
+    """Return a call that deletes a key which holds `x`."""
+    return ScriptCall(RELEASE, [key], ["x"])
+
+
+async def test_a_slot_on_its_way_is_found(nodes: Cluster, connections: Connections) -> None:
+    """While a slot moves, each call reaches the node that has its key, on busy connections too."""
+    slot = SLOT_OF_PARTITION_3
+    assert int(command(nodes.home(slot), "CLUSTER", "KEYSLOT", "{3}")) == slot
+    # Many connections to either node: ASKING on one of them says nothing to the others.
+    await asyncio.gather(*(connections.run([call(f"{{{n}}}:a")] * 8) for n in range(8)))
+    with nodes.moving(slot) as target:
+        for _ in range(20):
+            assert await connections.run([call("{3}:gone")] * 8) == [0] * 8
+    assert nodes.home(slot).port == target.port
+    assert await connections.run([call("{3}:gone")] * 8) == [0] * 8
+
+
+async def test_keys_on_both_sides_are_refused_until_all_have_moved(
+    nodes: Cluster, connections: Connections
+) -> None:
+    """A new session's event is put off while its partition's slot moves, then taken."""
+    both = ScriptCall(RELEASE, ["{3}:there", "{3}:new"], ["y"])
+    await connections.client.set("{3}:there", "x")
+    with nodes.moving(SLOT_OF_PARTITION_3):
+        [reply] = await connections.run([both])
+        assert isinstance(reply, TryAgainError)
+        assert shortage(reply) is UnavailableReason.REDIS_REFUSED
+    assert await connections.run([both]) == [0]
+
+
+async def test_hundreds_of_calls_at_once_find_their_nodes(
+    nodes: Cluster, connections: Connections
+) -> None:
+    """More calls than there are connections are answered, also while a slot is on its way."""
+    many = [call(f"{{{n % 256}}}:a{n}") for n in range(1024)]
+    for made in many:
+        await connections.client.set(made.keys[0], "x")
+    with nodes.moving(SLOT_OF_PARTITION_3):
+        assert await connections.run(many) == [1] * 1024
+    assert await connections.run(many) == [0] * 1024
+
+
+async def test_a_worker_takes_hundreds_of_partitions(nodes: Cluster) -> None:
+    """256 partitions of two handlers are leased and worked, and no lease is lost."""
+    settings = Settings(redis_url=Secret(nodes.url), partitions=256, handlers=("log", "other"))
+    keys = Keys("hundreds", 256)
+    taken: Counter[str] = Counter()
+
+    async def handle(transition: StatusTransition) -> None:
+        taken[transition.session_id] += 1
+
+    async with connect(settings.redis_url) as connections:
+        await open_groups(connections, keys, settings.handlers)
+        handlers = dict.fromkeys(settings.handlers, handle)
+        stopping = asyncio.Event()
+        with structlog.testing.capture_logs() as logs:
+            one = Worker(connections, keys, settings, handlers)
+            work = asyncio.create_task(one.run(stopping))
+            await until(lambda: len(one._tenures) == 512)
+            for n in range(1000):
+                change = {
+                    "event_id": f"evt_{n}",
+                    "event_type": "identity.verification_session.processing",
+                    "occurred_at": "2026-01-01T00:00:00Z",
+                    "session_id": f"vs_{n}",
+                    "current": "processing",
+                }
+                fields = {"change": orjson.dumps(change), "previous": "", "sequence": 1, "epoch": 1}
+                await connections.client.xadd(keys.transitions(n % 256), fields)
+            await until(lambda: taken.total() >= 2000)
+            stopping.set()
+            await work
+    assert {*taken.values()} == {2}
+    lost = {"dispatcher.ended", "worker.rebalance_failed", "partitions.taken_over"}
+    assert not [line for line in logs if line["event"] in lost]
+
+
+async def test_a_replica_confirms(nodes: Cluster, connections: Connections) -> None:
+    """WAIT speaks of the primary that ran the script, and of nobody else's replicas."""
+    await connections.client.set("{3}:a", "x")
+    await connections.client.set("{3}:b", "x")
+    assert await connections.run([call("{3}:a")], needs=Needs(replicas=1)) == [1]
+    home = nodes.home(SLOT_OF_PARTITION_3)
+    with nodes.replica_of(home).frozen():
+        [reply] = await connections.run([call("{3}:b")], needs=Needs(replicas=1))
+        assert isinstance(reply, NotReplicatedError)
+
+
+async def test_a_cluster_out_of_reach_is_an_error_of_redis() -> None:
+    """Without any node, every call fails like any other on a Redis that is gone."""
+    url = Secret(f"redis+cluster://127.0.0.1:{free_port()}")
+    async with connect(url) as connections:
+        with pytest.raises(RedisError):
+            await connections.client.ping()
+        [reply] = await connections.run([call("{3}:a")])
+    assert shortage(reply) is UnavailableReason.REDIS_UNREACHABLE
+
+
+async def test_a_slot_that_moves_and_a_primary_that_dies_cost_nothing(
+    nodes: Cluster, tmp_path: Path
+) -> None:
+    """With DURABILITY=replica every 200 outlives both, and all goes on by itself."""
+    async with deployment(nodes.url, tmp_path, DURABILITY="replica") as deployed:
+        await deployed.load.answered(BEFORE)
+        await during(lambda: nodes.move(SLOT_OF_PARTITION_3, 0.05))
+        await deployed.load.answered(BEFORE)
+        await during(lambda: nodes.kill(SLOT_OF_PARTITION_3))
+        await during(nodes.revive)
+        await deployed.load.answered(AFTER)
+        deployed.load.stop()
+        await deployed.settled({*deployed.load.outcomes})
+    primaries = {nodes.home(slot).port: nodes.home(slot) for slot in range(0, 16384, 1024)}
+    deployed.assert_nothing_lost(remembered(primaries.values()))

@@ -1,0 +1,166 @@
+"""Laws of one address behind which the primary changes: a managed endpoint, a balancer of TCP.
+
+The old primary becomes a replica of the new one and keeps every connection that it has; only new
+connections reach the new primary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from redis.exceptions import ReadOnlyError, RedisError
+
+from service.delivery.stream_watcher import Arrivals
+from service.secret import Secret
+from service.storage.connections import Connections, Script, ScriptCall, connect
+from service.storage.layout import Keys, open_groups
+from tests.support.harness import soon, takes_long
+from tests.support.proxy import Proxy, proxy_to
+from tests.support.servers import PATIENCE_S, Server, until
+from tests.system.topologies.landscapes import command
+from tests.system.topologies.traffic import AFTER, BEFORE, deployment, during, remembered
+
+pytestmark = pytest.mark.timeout(200)
+
+RELEASE = Script("service.delivery", "lua/release.lua")
+CALL = ScriptCall(RELEASE, ["key"], ["token"])
+
+
+def demote(pair: tuple[Server, Server]) -> None:
+    """Let both servers change places; whoever is connected to the old primary stays so."""
+    old, new = pair
+    command(new, "REPLICAOF", "NO", "ONE")
+    command(old, "REPLICAOF", "127.0.0.1", new.port)
+
+
+@asynccontextmanager
+async def behind_one_address(
+    pair: tuple[Server, Server],
+) -> AsyncIterator[tuple[Proxy, Connections]]:
+    """Yield what carries connections to the first of *pair*, and clients that use it."""
+    async with proxy_to(pair[0].url) as proxy, connect(Secret(proxy.url)) as connections:
+        yield proxy, connections
+
+
+async def test_scripts_reach_the_new_primary(pair: tuple[Server, Server]) -> None:
+    """After one answer of a server that is no primary any more, the next call is at another."""
+    async with behind_one_address(pair) as (proxy, connections):
+        assert await connections.run([CALL] * 2) == [0, 0]
+        demote(pair)
+        proxy.aim(pair[1].url)
+        refused = await connections.run([CALL] * 2)
+        assert all(isinstance(reply, ReadOnlyError) for reply in refused)
+        assert await connections.run([CALL] * 2) == [0, 0]
+
+
+async def test_one_refusal_is_enough_for_every_connection(pair: tuple[Server, Server]) -> None:
+    """Ten connections made before need not each be refused once, whoever is refused first."""
+    async with behind_one_address(pair) as (proxy, connections):
+        client = connections.client
+        await asyncio.gather(*(connections.run([CALL]) for _ in range(10)))
+        demote(pair)
+        proxy.aim(pair[1].url)
+        with pytest.raises(RedisError, match="read only"):
+            await client.set("key", "value")
+        await asyncio.gather(*(client.set("key", n) for n in range(10)))
+        assert await asyncio.gather(*(connections.run([CALL]) for _ in range(10))) == [[0]] * 10
+
+
+async def test_a_link_that_is_down_is_left_too(pair: tuple[Server, Server]) -> None:
+    """MASTERDOWN, of a demoted server that may not even be read, leads away as well."""
+    old, new = pair
+    async with behind_one_address(pair) as (proxy, connections):
+        await connections.client.ping()
+        command(old, "CONFIG", "SET", "replica-serve-stale-data", "no")
+        command(new, "REPLICAOF", "NO", "ONE")
+        command(old, "REPLICAOF", "127.0.0.1", 1)
+        proxy.aim(new.url)
+        [refused] = await connections.run([CALL])
+        assert isinstance(refused, RedisError)
+        assert await connections.run([CALL]) == [0]
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["refused", "reset"])
+async def test_a_reader_that_is_not_refused_is_led_away(
+    pair: tuple[Server, Server], is_reset: bool
+) -> None:
+    """A replica may be read: who waits for arrivals there is led away with everybody else.
+
+    The old primary has lost sight of the new one, so what is written is never seen there. Others
+    are refused, or their connections reset, so that they find the new one unrefused.
+    """
+    old, new = pair
+    keys = Keys("idv", 1)
+    async with behind_one_address(pair) as (proxy, connections):
+        await open_groups(connections, keys, ["log"])
+        soon(lambda: command(new, "EXISTS", keys.transitions(0)))
+        arrivals = Arrivals(connections, 0)
+        command(new, "REPLICAOF", "NO", "ONE")
+        command(old, "REPLICAOF", "127.0.0.1", 1)
+        # Demoted already, and not yet left: whoever blocked before would have been sent away.
+        waiting = asyncio.create_task(arrivals.after({keys.transitions(0): "0"}))
+        await until(lambda: _blocked(old) == 1)
+        proxy.aim(new.url)
+        command(new, "XADD", keys.transitions(0), "*", "field", "value")
+        if is_reset:
+            _reset_the_idle(old)
+        else:
+            [refused] = await connections.run([CALL])
+            assert isinstance(refused, ReadOnlyError)
+        await until(lambda: _answers(connections))
+        async with asyncio.timeout(PATIENCE_S):
+            await waiting
+        await arrivals.close()
+
+
+def _reset_the_idle(server: Server) -> None:
+    with server.client() as client:
+        own = client.client_id()
+        for one in client.client_list(_type="normal"):
+            if "b" not in one["flags"] and int(one["id"]) != own:
+                client.client_kill_filter(_id=one["id"])
+
+
+async def _answers(connections: Connections) -> bool:
+    return await connections.run([CALL]) == [0]
+
+
+def _blocked(server: Server) -> int:
+    with server.client() as client:
+        return int(client.info("clients")["blocked_clients"])
+
+
+async def test_refused_credentials_do_not_keep_a_connection(redis_url: str) -> None:
+    """What a user was not allowed is asked for on another connection the next time."""
+    async with connect(Secret(redis_url)) as admin:
+        await admin.client.execute_command(
+            *("ACL", "SETUSER", "limited", "on", ">pass", "~*", "+@all", "-set")
+        )
+        limited = redis_url.replace("unix://", "unix://limited:pass@")
+        async with connect(Secret(limited)) as connections:
+            first = await connections.client.client_id()
+            with pytest.raises(RedisError):
+                await connections.client.set("key", "value")
+            assert await connections.client.client_id() != first
+        await admin.client.execute_command("ACL", "DELUSER", "limited")
+
+
+@takes_long
+async def test_receivers_and_workers_follow(pair: tuple[Server, Server], tmp_path: Any) -> None:
+    """Under load, there and back: what was answered 200 is kept and handed over, without gaps."""
+    for one in pair:
+        command(one, "CONFIG", "SET", "appendonly", "yes")
+    async with proxy_to(pair[0].url) as proxy:
+        async with deployment(proxy.url, tmp_path, DURABILITY="replica") as deployed:
+            for there in (pair, pair[::-1]):
+                await deployed.load.answered(BEFORE)
+                await during(lambda: demote(there))  # noqa: B023 - awaited
+                proxy.aim(there[1].url)
+            await deployed.load.answered(AFTER)
+            deployed.load.stop()
+            await deployed.settled({*deployed.load.outcomes})
+        deployed.assert_nothing_lost(remembered([pair[0]]))

@@ -1,0 +1,186 @@
+"""Laws of TLS to Redis: both sides prove who they are, or nothing is said."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+import pytest
+
+from tests.support.harness import Process, Processes, event, signed
+from tests.support.servers import binary, free_port, server
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Papers:
+    """A directory of certificates, each `<name>.crt` with its `<name>.key`.
+
+    Those of `ca` and `stranger` are authorities of their own; `server` and `client` are of the
+    former, and so are `elsewhere`, which is for another host, and `lax`, which is for ours but does
+    not name the key of its authority.
+    """
+
+    directory: Path
+
+    def __getitem__(self, name: str) -> str:
+        return str(self.directory / name)
+
+
+def _openssl(*words: str) -> None:
+    subprocess.run(
+        [shutil.which("openssl") or "", *words], check=True, capture_output=True, timeout=60
+    )
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    """Make the certificates."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not on this machine")
+    made = Papers(directory=tmp_path_factory.mktemp("papers"))
+    key = ("-newkey", "rsa:2048", "-nodes", "-sha256")
+    for name in ("ca", "stranger"):
+        # Python 3.13 wants of an authority that it says what its key is for.
+        _openssl("req", "-x509", *key, "-days", "2", "-subj", f"/CN={name}",
+                 "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+                 "-keyout", made[f"{name}.key"], "-out", made[f"{name}.crt"])  # fmt: skip
+    names = {"server": "IP:127.0.0.1", "elsewhere": "DNS:elsewhere.example", "client": "DNS:us",
+             "lax": "IP:127.0.0.1"}  # fmt: skip
+    for name, host in names.items():
+        extensions = made.directory / f"{name}.ext"
+        named = "none" if name == "lax" else "keyid"
+        extensions.write_text(f"subjectAltName={host}\nauthorityKeyIdentifier={named}\n")
+        _openssl("req", *key, "-subj", f"/CN={name}",
+                 "-keyout", made[f"{name}.key"], "-out", made[f"{name}.csr"])  # fmt: skip
+        _openssl("x509", "-req", "-in", made[f"{name}.csr"], "-CA", made["ca.crt"],
+                 "-CAkey", made["ca.key"], "-CAcreateserial", "-days", "2", "-sha256",
+                 "-extfile", str(extensions), "-out", made[f"{name}.crt"])  # fmt: skip
+    return made
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """Return a server that speaks TLS: the one under test, or the system's."""
+    found = shutil.which("redis-server")
+    for candidate in (binary(), Path(found or "/nowhere")):
+        asked = [str(candidate), "--port", "0", "--tls-port", str(free_port())]
+        with contextlib.suppress(OSError):
+            said = subprocess.run(asked, capture_output=True, timeout=60, check=False, cwd="/")
+            if b"tls-cert-file" in said.stdout + said.stderr:
+                return candidate
+    pytest.skip("no server here speaks TLS: neither the one under test nor a redis-server on PATH")
+
+
+class Place(NamedTuple):
+    """A server that speaks TLS, and where commands are run."""
+
+    port: int
+    papers: Papers
+    processes: Processes
+
+    def url(self, ca: str, own: str = "", *, form: str = "rediss://{}/0") -> str:
+        """Return the address for a client that trusts *ca* and shows its *own* certificate."""
+        url = f"{form.format(f'127.0.0.1:{self.port}')}?ssl_ca_certs={self.papers[ca]}"
+        if own:
+            crt, key = self.papers[f"{own}.crt"], self.papers[f"{own}.key"]
+            url += f"&ssl_certfile={crt}&ssl_keyfile={key}"
+        return url
+
+    def check(self, url: str) -> Process:
+        """Run `check`."""
+        return self.processes.run("check", REDIS_URL=url, DURABILITY="none")
+
+
+@contextlib.contextmanager
+def _place(
+    program: Path, papers: Papers, tmp_path: Path, *, name: str, ask: str
+) -> Iterator[Place]:
+    port = free_port()
+    options = ("--tls-port", str(port), "--tls-cert-file", papers[f"{name}.crt"],
+               "--tls-key-file", papers[f"{name}.key"], "--tls-ca-cert-file", papers["ca.crt"],
+               "--tls-auth-clients", ask)  # fmt: skip
+    with (
+        server(tmp_path / "redis", *options, program=program),
+        contextlib.closing(Processes("", tmp_path)) as processes,
+    ):
+        yield Place(port, papers, processes)
+
+
+def assert_untrusted(process: Process, *, by_server: bool = False) -> None:
+    """Assert one line that says so, and exit code 3.
+
+    Who is refused *by the server* has sent something when it is: the server's word may be lost with
+    the connection, and then nothing but that end is known.
+    """
+    assert process.wait() == 3
+    [line] = process.err.decode().splitlines()
+    words = ["redis_untrusted", "redis_unreachable"] if by_server else ["redis_untrusted"]
+    assert any(f"({word})" in line for word in words)
+    assert line.startswith("error: Redis at 127.0.0.1:")
+
+
+def test_who_is_trusted_is_spoken_to(program: Path, papers: Papers, tmp_path: Path) -> None:
+    """A receiver that trusts the authority of Redis's certificate admits events over TLS."""
+    with _place(program, papers, tmp_path, name="server", ask="no") as place:
+        receiver = place.processes.start("serve", REDIS_URL=place.url("ca.crt")).ready()
+        body = event()
+        answer = httpx2.post(receiver.url, content=body, headers=signed(body))
+        assert answer.json() == {"outcome": "admitted"}
+        assert place.check(place.url("ca.crt")).wait() == 0
+        for form in ("rediss://{}/0", "rediss+sentinel://{}/main/0", "rediss+cluster://{}"):
+            assert_untrusted(place.check(place.url("stranger.crt", form=form)))
+
+
+def test_another_host_s_certificate_is_refused(
+    program: Path, papers: Papers, tmp_path: Path
+) -> None:
+    """A genuine certificate of another host is none."""
+    with _place(program, papers, tmp_path, name="elsewhere", ask="no") as place:
+        assert_untrusted(place.check(place.url("ca.crt")))
+
+
+def test_redis_may_ask_for_a_certificate(program: Path, papers: Papers, tmp_path: Path) -> None:
+    """Where Redis asks for certificates, only who shows one of its authority's gets in."""
+    with _place(program, papers, tmp_path, name="server", ask="yes") as place:
+        assert place.check(place.url("ca.crt", "client")).wait() == 0
+        assert_untrusted(place.check(place.url("ca.crt")), by_server=True)
+        assert_untrusted(place.check(place.url("ca.crt", "stranger")), by_server=True)
+
+
+def test_a_certificate_must_name_the_key_of_its_authority(
+    program: Path, papers: Papers, tmp_path: Path
+) -> None:
+    """Since Python 3.13 one that does not is refused, as the README says of private authorities."""
+    with _place(program, papers, tmp_path, name="lax", ask="no") as place:
+        checked = place.check(place.url("ca.crt"))
+        if sys.version_info >= (3, 13):
+            assert_untrusted(checked)
+        else:
+            assert checked.wait() == 0
+
+
+def test_a_certificate_of_its_own_making_can_be_let_pass(
+    program: Path, papers: Papers, tmp_path: Path
+) -> None:
+    """Told so in the URL, nobody asks who Redis is; what is said is encrypted all the same."""
+    with _place(program, papers, tmp_path, name="elsewhere", ask="no") as place:
+        url = f"rediss://127.0.0.1:{place.port}/0?ssl_cert_reqs=none"
+        assert place.check(url).wait() == 0
+
+
+def test_a_file_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
+    """A URL that names a file nobody can find is exit code 2, and says which option."""
+    with contextlib.closing(Processes("", tmp_path)) as processes:
+        url = f"rediss://127.0.0.1:1/0?ssl_ca_certs={tmp_path}/none.crt"
+        process = processes.run("check", REDIS_URL=url)
+    assert process.wait() == 2
+    assert process.err.decode().splitlines() == ["error: REDIS_URL: ssl_ca_certs names no file"]

@@ -1,0 +1,188 @@
+"""A steady stream of events to real receivers, and what became of each. Holds no test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import redis
+
+from tests.support.harness import Process, Processes, event, eventually, signed
+from tests.support.servers import Server
+
+# Events before and after whatever happens.
+BEFORE = 150
+AFTER = 250
+SESSIONS = 20
+PER_SECOND = 100
+# Stripe comes again hours later; here, as soon as a person would lose patience.
+AGAIN_AFTER_S = 0.3
+DEADLINE_S = 90.0
+
+
+class Load:
+    """Sends, for each of some sessions, one event after the other, each until it is answered 200.
+
+    Attributes:
+        outcomes: What was said to each event in the end, by event id.
+        statuses: How often each HTTP status was answered; 0 where nothing was.
+    """
+
+    def __init__(self, receivers: list[Process]) -> None:
+        self.outcomes: dict[str, str] = {}
+        self.statuses: Counter[int] = Counter()
+        self.words: Counter[str] = Counter()
+        self._urls = [one.url for one in receivers]
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Send until stopped; then send what has no answer yet until it has one."""
+        async with httpx2.AsyncClient(timeout=10) as client, asyncio.TaskGroup() as sessions:
+            for n in range(SESSIONS):
+                sessions.create_task(self._session(client, n))
+
+    def stop(self) -> None:
+        """Begin no more events."""
+        self._stopping.set()
+
+    async def answered(self, count: int) -> None:
+        """Wait until so many more events have been answered 200."""
+        until = len(self.outcomes) + count
+        await eventually(lambda: len(self.outcomes) >= until, DEADLINE_S)
+
+    async def _session(self, client: httpx2.AsyncClient, number: int) -> None:
+        began = int(time.time()) - 20_000
+        count = 0
+        while not self._stopping.is_set():
+            word, status = ("processing", "processing")
+            if count % 2:
+                word, status = ("requires_input", "requires_input")
+            name = f"evt_{number}_{count}"
+            body = event(
+                word, id=name, session=f"vs_{number}", status=status, created=began + 10 * count
+            )
+            await self._until_taken(client, name, body, self._urls[count % len(self._urls)])
+            count += 1
+            await asyncio.sleep(SESSIONS / PER_SECOND)
+
+    async def _until_taken(
+        self, client: httpx2.AsyncClient, name: str, body: bytes, url: str
+    ) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while name not in self.outcomes:
+                try:
+                    answer = await client.post(url, content=body, headers=signed(body))
+                except httpx2.TransportError:
+                    self.statuses[0] += 1
+                else:
+                    self.statuses[answer.status_code] += 1
+                    if answer.status_code == 200:
+                        self.outcomes[name] = answer.json()["outcome"]
+                        return
+                    assert answer.status_code == 503
+                    assert answer.headers["Retry-After"]
+                    self.words[answer.json()["error"]] += 1
+                await asyncio.sleep(AGAIN_AFTER_S)
+
+
+def remembered(servers: Iterable[Server]) -> dict[str, str]:
+    """Return what the ledgers on some servers say of each event id: a letter for its outcome."""
+    found: dict[str, str] = {}
+    for one in servers:
+        with redis.Redis(port=one.port, decode_responses=True) as client:
+            for key in client.scan_iter("idv:*:session:*"):
+                fields: Any = client.hgetall(key)
+                found |= {
+                    name: value.partition(" ")[0]
+                    for name, value in fields.items()
+                    if name.startswith("evt_")
+                }
+    return found
+
+
+def handed_over(workers: list[Process]) -> list[dict[str, Any]]:
+    """Return what all workers' log handlers wrote, in the order of time."""
+    lines = [line for worker in workers for line in worker.lines("transition")]
+    return sorted(lines, key=lambda line: str(line["timestamp"]))
+
+
+def first_deliveries(workers: list[Process]) -> dict[str, list[tuple[int, int, str]]]:
+    """Return, for each session, (epoch, sequence, event id) as first handed over, in order."""
+    found: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    for line in handed_over(workers):
+        place = (line["epoch"], line["sequence"], line["event_id"])
+        journal = found[line["session_id"]]
+        if place not in journal:
+            journal.append(place)
+    return found
+
+
+class Deployment:
+    """Receivers and workers under load.
+
+    Attributes:
+        receivers: Two of them.
+        workers: Two of them.
+        load: What is sent, and what was answered.
+    """
+
+    def __init__(self, processes: Processes, settings: Mapping[str, str]) -> None:
+        self.receivers = [processes.start("serve", **settings).ready() for _ in range(2)]
+        self.workers = [processes.start("work", **settings).ready() for _ in range(2)]
+        self.load = Load(self.receivers)
+
+    async def settled(self, expected: set[str]) -> None:
+        """Wait until all events of *expected* have been handed over."""
+        await eventually(
+            lambda: expected <= {line["event_id"] for line in handed_over(self.workers)},
+            DEADLINE_S,
+        )
+
+    def assert_nothing_lost(self, ledger: dict[str, str]) -> None:
+        """Assert the promises of all that was answered 200: kept, handed over in order, no gap.
+
+        How often which status was answered is printed, to be read with -s.
+        """
+        print(f"{len(ledger)} events, answers: {dict(self.load.statuses)}")  # noqa: T201 - as said
+        assert self.load.outcomes.keys() == ledger.keys()
+        assert set(ledger.values()) == {"a"}
+        journals = first_deliveries(self.workers)
+        assert {name for journal in journals.values() for *_, name in journal} == ledger.keys()
+        for journal in journals.values():
+            assert journal == sorted(journal)
+            for _, places in itertools.groupby(journal, key=lambda place: place[0]):
+                numbers = [sequence for _, sequence, _ in places]
+                assert numbers == [*range(1, len(numbers) + 1)]
+
+
+@asynccontextmanager
+async def deployment(url: str, directory: Path, **settings: str) -> AsyncIterator[Deployment]:
+    """Run two receivers and two workers on a Redis; load them until the block is left.
+
+    At its end every process must stop with exit code 0, and none may have written a traceback.
+    """
+    quick = {"LEASE_TTL_S": "3", **settings}
+    with contextlib.closing(Processes(url, directory)) as processes:
+        started = await asyncio.to_thread(Deployment, processes, quick)
+        loading = asyncio.create_task(started.load.run())
+        try:
+            yield started
+        finally:
+            started.load.stop()
+            await loading
+        for process in [*started.receivers, *started.workers]:
+            assert await asyncio.to_thread(process.stop) == 0
+            assert b"Traceback" not in process.out + process.err
+
+
+async def during(act: Callable[[], Any]) -> Any:
+    """Do something slow to the servers while the load goes on."""
+    return await asyncio.to_thread(act)

@@ -1,0 +1,684 @@
+"""The laws of `logs`: one format for everybody's lines, and none tells what it must not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from service.config import LogFormat, LogLevel
+from service.handlers import log as log_handler
+from service.secret import MASK, Secret
+from service.telemetry import log_writer, logs, metrics
+from service.telemetry.log_throttle import MAX_PER_WINDOW
+from service.transitions.transition import StatusTransition
+from tests.support.harness import Process, cost
+
+CANARY = "canary-66600666"
+FORMATS = pytest.mark.parametrize("log_format", [LogFormat.JSON, LogFormat.CONSOLE])
+
+
+class Out(io.BytesIO):
+    """Where lines go in these tests; a terminal when told so."""
+
+    def __init__(self, *, is_terminal: bool = False) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        """Tell whether this is a terminal."""
+        return self._is_terminal
+
+    @property
+    def text(self) -> str:
+        """Everything logged so far."""
+        logs.flush()
+        return self.getvalue().decode()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Everything written so far, where that is JSON."""
+        return [json.loads(line) for line in self.text.split("\n")[:-1]]
+
+
+Configure = Callable[..., Out]
+TRANSITION = StatusTransition(
+    event_id="evt_1",
+    event_type="identity.verification_session.processing",
+    occurred_at=datetime(2026, 1, 2, tzinfo=UTC),
+    session_id="vs_1",
+    current="processing",
+    previous=None,
+    sequence=1,
+    epoch=1,
+    expected=True,
+)
+
+
+@pytest.fixture(name="configure")
+def _configure() -> Iterator[Configure]:
+    """Yield what configures logging for one test; everything is as before afterwards."""
+    root = logging.getLogger()
+    loggers = [logging.getLogger(name) for name in logs.LIBRARIES]
+    state = [(each, each.level, each.propagate, list(each.handlers)) for each in [root, *loggers]]
+    hooks = sys.unraisablehook, threading.excepthook
+    root.handlers.clear()  # configuring closes whatever handlers it finds there
+    before = structlog.get_config() if structlog.is_configured() else None
+
+    def configure(
+        log_format: LogFormat = LogFormat.JSON,
+        level: LogLevel = LogLevel.INFO,
+        out: Out | None = None,
+    ) -> Out:
+        out = out or Out()
+        logs.configure(level, log_format, out)
+        return out
+
+    yield configure
+    for sink in logs._sinks:
+        sink.close()
+    logs._sinks.clear()
+    logging.captureWarnings(capture=False)
+    sys.unraisablehook, threading.excepthook = hooks
+    if before is None:
+        structlog.reset_defaults()
+    else:
+        structlog.configure(**before)
+    for logger, level, propagate, handlers in state:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
+
+
+def logger() -> Any:
+    """Return a logger that nobody has used yet: a used one keeps its configuration."""
+    return structlog.get_logger()
+
+
+def fail() -> None:
+    """Raise with secrets in locals, messages, notes, and the causes of causes."""
+    body = secret = CANARY
+    try:
+        try:
+            int(body)
+        except ValueError as error:
+            error.add_note(secret)
+            raise KeyError(CANARY) from error
+    except KeyError:
+        raise ExceptionGroup(CANARY, [OSError(CANARY), RuntimeError(CANARY)])  # noqa: B904
+
+
+def test_a_line_is_an_object(configure: Configure) -> None:
+    """A line is one JSON object: what happened, how bad it is, when, and the fields as named."""
+    out = configure()
+
+    logger().info("event.admitted", event_id="evt_1", sequence=3, livemode=None)
+
+    [line] = out.lines
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "event": "event.admitted",
+        "level": "info",
+        "event_id": "evt_1",
+        "sequence": 3,
+        "livemode": None,
+    }
+    assert out.text.endswith("}\n")
+
+
+@pytest.mark.parametrize("log_format", [LogFormat.JSON, LogFormat.CONSOLE])
+def test_fields_made_beforehand_are_a_line_s_own(
+    configure: Configure, log_format: LogFormat
+) -> None:
+    """Handed over as one they stand and are masked as if each had been named."""
+    out = configure(log_format)
+    fields = {"event_id": "evt_1", "email": CANARY, "field": f"x whsec_{CANARY}"}
+
+    logger().info("event.admitted", **fields, more=1)
+    logger().info("event.admitted", _fields=fields, more=1)
+
+    named, together = (re.sub(r"\d+:\d+:[\d.]+", "", line) for line in out.text.splitlines())
+    assert named == together
+    assert "evt_1" in named
+    assert CANARY not in out.text
+
+
+@pytest.mark.parametrize(
+    ("log_format", "is_terminal", "is_json", "is_colored"),
+    [
+        (LogFormat.AUTO, False, True, False),
+        (LogFormat.AUTO, True, False, True),
+        (LogFormat.JSON, True, True, False),
+        (LogFormat.CONSOLE, True, False, True),
+        (LogFormat.CONSOLE, False, False, False),
+    ],
+)
+def test_formats(
+    configure: Configure, log_format: LogFormat, is_terminal: bool, is_json: bool, is_colored: bool
+) -> None:
+    """A terminal has coloured text, anything else JSON, unless told; a file never has colours."""
+    out = configure(log_format, out=Out(is_terminal=is_terminal))
+
+    logger().info("event.admitted")
+
+    assert "event.admitted" in out.text
+    assert out.text.startswith("{") is is_json
+    assert ("\x1b[" in out.text) is is_colored
+
+
+def test_standard_output_is_the_default(
+    configure: Configure, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Unless told otherwise, lines go to standard output."""
+    configure()
+    logs.configure(LogLevel.INFO, LogFormat.JSON)
+
+    logger().info("event.admitted")
+    logs.flush()
+
+    assert b"event.admitted" in capfdbinary.readouterr().out
+
+
+@FORMATS
+def test_an_exception_tells_class_and_place_only(
+    configure: Configure, log_format: LogFormat
+) -> None:
+    """Of an exception the classes and places are told, never a message, note, local or source."""
+    out = configure(log_format)
+
+    for write in (logger().exception, logging.getLogger("uvicorn.error").exception):
+        try:
+            fail()
+        except ExceptionGroup:
+            write("turn.failed")
+
+    assert CANARY not in out.text
+    assert "add_note" not in out.text
+    for name in ("ExceptionGroup", "KeyError", "ValueError", "OSError", "RuntimeError"):
+        assert out.text.count(f"builtins.{name}") == 2
+    assert out.text.count(f"{__file__}:") >= 4
+    assert " fail" in out.text
+
+
+def test_exceptions_are_structured(configure: Configure) -> None:
+    """In JSON an exception is a list, itself first and then its causes, frames innermost last."""
+    out = configure()
+    error = ValueError(CANARY)
+    error.__cause__ = error
+
+    logger().error("turn.failed", exc_info=error)
+
+    assert out.lines[0]["exception"] == [{"class": "builtins.ValueError", "frames": []}]
+
+
+def test_a_deep_traceback_is_cut(configure: Configure) -> None:
+    """Of a deep traceback the innermost frames are told."""
+    out = configure()
+
+    def dive(depth: int) -> None:
+        if depth == 0:
+            raise ValueError
+        dive(depth - 1)
+
+    try:
+        dive(100)
+    except ValueError:
+        logger().exception("turn.failed")
+
+    [raised] = out.lines[0]["exception"]
+    assert len(raised["frames"]) == logs.MAX_FRAMES
+    assert raised["frames"][-1].endswith(" dive")
+
+
+@FORMATS
+@pytest.mark.parametrize("name", ["uvicorn", "uvicorn.error", "redis", "redis.x", "asyncio", "new"])
+def test_libraries_log_the_same_way(configure: Configure, log_format: LogFormat, name: str) -> None:
+    """Lines of the standard library's loggers come out in the same format, with their name."""
+    library = logging.getLogger(name)
+    library.addHandler(logging.NullHandler())
+    out = configure(log_format)
+
+    library.warning("lost %s", "redis://u:canary66600666@h", extra={"body": CANARY})
+    library.info("chatter")
+
+    assert out.text.count("\n") == 1
+    assert "66600666" not in out.text
+    assert name in out.text
+    if log_format is LogFormat.JSON:
+        [line] = out.lines
+        del line["timestamp"]
+        said = f"lost redis://{MASK}@h"
+        assert line == {"event": said, "logger": name, "level": "warning"}
+
+
+def test_asyncio_does_not_quote_exceptions(configure: Configure) -> None:
+    """What asyncio says of an exception nobody fetched holds the class, not the message."""
+    out = configure()
+
+    async def lose() -> None:
+        async def fail_alone() -> None:
+            raise ValueError(CANARY)
+
+        asyncio.get_running_loop().set_exception_handler(None)
+        task = asyncio.create_task(fail_alone())
+        await asyncio.wait({task})
+        del task
+
+    asyncio.run(lose())
+
+    [line] = out.lines
+    assert line["event"] == "Task exception was never retrieved"
+    assert line["exception"][0]["class"] == "builtins.ValueError"
+    assert CANARY not in out.text
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "character",
+    [
+        *("\r", "\n", "\x0b", "\x0c", "\x1c", "\x1b[2J", "\x1b]0;t\x07", "\x9b", "\x85", "\x7f"),
+        *("\b\b\b", "\u2028", "\u2029", "\u202e", "\u2066", "\u200f"),
+    ],
+    ids=ascii,
+)
+def test_no_line_can_be_forged(configure: Configure, log_format: LogFormat, character: str) -> None:
+    """No value, message or name can end a line, start another, or command a terminal."""
+    out = configure(log_format)
+    forged = f'x{character}{{"event":"forged"}}'
+
+    logger().info(forged, value=forged, nested={forged: [forged]}, **{forged: 1})
+    logging.getLogger("redis").warning("%s", forged)
+
+    assert len(out.text.splitlines()) == 2
+    assert character not in out.text.replace("\n", "")
+
+
+@FORMATS
+@pytest.mark.parametrize("name", ["event", "reason", "logger", "level", "timestamp"])
+def test_no_field_of_ours_is_an_exception(
+    configure: Configure, log_format: LogFormat, name: str
+) -> None:
+    """The fields that renderers treat in their own ways hold hostile text as tamely as any."""
+    out = configure(log_format)
+    hostile = 'x\n\x1b[31m{"event":"forged"}\u2028y'
+
+    logger().warning(**{"event": "event.rejected", name: hostile})
+
+    assert len(out.text.splitlines()) == 1
+    assert not {"\x1b", "\u2028"} & {*out.text}
+
+
+def test_floods_are_held_back(configure: Configure) -> None:
+    """A fault that repeats is written a few times and counted; what was decided always is."""
+    out = configure()
+    log = logger()
+    for _ in range(3 * MAX_PER_WINDOW):
+        log.warning("event.rejected", reason="signature_mismatch")
+        log.warning("event.late", contradicts=True)
+        logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+
+    said = [line["event"] for line in out.lines]
+    assert said.count("event.rejected") == MAX_PER_WINDOW
+    assert said.count("Invalid HTTP request received.") == MAX_PER_WINDOW
+    assert said.count("event.late") == 3 * MAX_PER_WINDOW
+
+
+def test_what_was_held_back_is_told(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next line of a kind, a library's too, says how many before it were not written."""
+    monkeypatch.setattr("service.telemetry.log_throttle.WINDOW_S", 0.0)
+    monkeypatch.setattr("service.telemetry.log_throttle.MAX_PER_WINDOW", 0)
+    out = configure()
+    log, library = logger(), logging.getLogger("redis")
+
+    def write() -> None:
+        log.warning("event.unavailable", reason="busy")
+        library.warning("lost")
+
+    write()
+    write()
+    monkeypatch.setattr("service.telemetry.log_throttle.MAX_PER_WINDOW", 1)
+    for _ in range(2):
+        write()
+
+    assert [line.get("suppressed") for line in out.lines] == [2, 2, None, None]
+
+
+def test_warnings_take_the_same_way(configure: Configure) -> None:
+    """What Python or a library warns of is one line, without the source it quotes."""
+    out = configure()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=False)
+        logging.captureWarnings(capture=True)
+        warnings.warn(f"old whsec_{CANARY}", DeprecationWarning, stacklevel=1)
+
+    [line] = out.lines
+    assert line["logger"] == "py.warnings"
+    assert line["event"].endswith(f": DeprecationWarning: old {MASK}")
+
+
+def test_faults_nobody_can_catch_are_reported(
+    configure: Configure, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What ends a thread, or fails in a finalizer, is a line with its class, not its message."""
+    out = configure()
+    logs.report_faults()
+
+    class Fragile:
+        def __del__(self) -> None:
+            raise ValueError(CANARY)
+
+    def fail_in_thread() -> None:
+        raise LookupError(CANARY)
+
+    Fragile()
+    thread = threading.Thread(target=fail_in_thread)
+    thread.start()
+    thread.join()
+
+    assert [(line["event"], line["exception"][0]["class"]) for line in out.lines] == [
+        ("process.fault_ignored", "builtins.ValueError"),
+        ("thread.failed", "builtins.LookupError"),
+    ]
+    assert CANARY not in out.text + capfd.readouterr().err
+
+
+@FORMATS
+def test_secrets_are_scrubbed(configure: Configure, log_format: LogFormat) -> None:
+    """Whatever field a secret strayed into, and even the message itself, it is masked."""
+    out = configure(log_format)
+    stray = 'whsec_canary"66600666'
+
+    logger().info(stray, a=stray, b=[{"c": stray}], client_secret=CANARY, d=Secret(CANARY))
+
+    assert "66600666" not in out.text
+    assert out.text.count(MASK) >= 5
+
+
+@pytest.mark.parametrize("level", LogLevel)
+def test_levels(configure: Configure, level: LogLevel) -> None:
+    """What is less severe than the level is not written; libraries' chatter never is."""
+    out = configure(level=level)
+
+    for each in LogLevel:
+        getattr(logger(), each)("ours")
+        getattr(logging.getLogger("redis"), each)("theirs")
+
+    severities = list(LogLevel)
+    ours = [line["level"] for line in out.lines if line["event"] == "ours"]
+    theirs = [line["level"] for line in out.lines if line["event"] == "theirs"]
+    assert ours == severities[severities.index(level) :]
+    assert theirs == [each for each in ours if each in {"warning", "error"}]
+
+
+class Odd:
+    """Cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError(CANARY)
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "value",
+    [Odd(), {1: {2}}, "\ud800", 10**5000, float("nan"), b"\xff", ValueError(CANARY)],
+    ids=type,
+)
+def test_no_value_breaks_logging(
+    configure: Configure, log_format: LogFormat, value: object
+) -> None:
+    """A value that cannot be serialised, or even shown, costs neither the line nor the caller."""
+    out = configure(log_format)
+
+    logger().info("odd.seen", value=value)
+
+    assert "odd.seen" in out.text
+    assert CANARY not in out.text
+
+
+def test_a_message_that_does_not_fit_is_not_quoted(
+    configure: Configure, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A library's message that does not fit its arguments is one line without either."""
+    out = configure()
+
+    logging.getLogger("redis").error(f"%d {CANARY}", CANARY)  # noqa: G004 - that is the fault
+
+    assert out.lines[0]["event"] == "log.unreadable"
+    assert CANARY not in out.text + capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, OSError, ValueError])
+def test_a_broken_stream_breaks_nothing_else(
+    configure: Configure, error: type[Exception], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk or a closed pipe does not stop what was being reported on."""
+
+    class Broken(Out):
+        def write(self, line: object, /) -> int:
+            raise error
+
+        def flush(self) -> None:
+            raise error
+
+    configure(out=Broken())
+
+    logger().info("event.admitted")
+    logging.getLogger("redis").error("lost")
+
+    assert capfd.readouterr().err == ""
+
+
+def test_a_line_costs_little(configure: Configure) -> None:
+    """A line costs about what it does bare; one below the level is dropped before it is made."""
+    configure()
+    log = logger()
+    fields = {f"field_{n}": f"evt_{n:024d}" for n in range(16)}
+    out = io.StringIO()
+    bare = logging.getLogger("bare")
+    bare.propagate = False
+    bare.handlers[:] = [logging.StreamHandler(out)]
+
+    written = cost(lambda: log.info("e", **fields), times=200)
+    dropped = cost(lambda: log.debug("e", **fields), times=200)
+
+    assert written < 8 * cost(lambda: bare.info(json.dumps({"event": "e", **fields})), times=200)
+    assert dropped < written / 2
+
+
+async def test_whoever_must_know_hears_that_a_line_was_not_written(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is told to who waits for his line, and forgotten once there is room again."""
+    is_full = True
+
+    class Disk(Out):
+        def write(self, line: Any, /) -> int:
+            if is_full:
+                raise OSError
+            return super().write(line)
+
+    out = configure(out=Disk())
+    monkeypatch.setattr(log_handler, "log", logger())
+    async with log_handler.open({}) as handle:
+        with pytest.raises(ConnectionError):
+            await handle(TRANSITION)
+        is_full = False
+        await handle(TRANSITION)
+    assert [line["event"] for line in out.lines] == ["transition", "log.lines_dropped"]
+    assert out.lines[1]["lines"] == 1
+
+
+class Pipe:
+    """A pipe that is read only when the test says so."""
+
+    def __init__(self) -> None:
+        self._reading, writing = os.pipe()
+        self.out = os.fdopen(writing, "wb")
+        self._found: list[bytes] = []
+        self._reader = threading.Thread(target=self._read)
+
+    def drain(self) -> None:
+        """Begin to read."""
+        self._reader.start()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Read everything that was logged; nothing can be logged any more."""
+        if not self._reader.is_alive():
+            self.drain()
+        logs.flush()
+        self.out.close()
+        self._reader.join()
+        os.close(self._reading)
+        return [json.loads(line) for line in b"".join(self._found).splitlines()]
+
+    def _read(self) -> None:
+        while some := os.read(self._reading, 65536):
+            self._found.append(some)
+
+
+async def test_a_reader_that_stalls_stops_nothing(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines that find no room are dropped and counted; when the reader is back one line says so."""
+    monkeypatch.setattr(log_writer, "MAX_QUEUED_BYTES", 100_000)
+    pipe = Pipe()
+    configure(out=pipe.out)
+    log = logger()
+    before = _dropped()
+    for number in range(1000):
+        log.info("event.admitted", number_of_this=number, text="x" * 500)
+        await asyncio.sleep(0)
+    dropped = _dropped() - before
+    *written, last = await asyncio.to_thread(pipe.lines)
+
+    assert 100 < len(written) < 600
+    assert [line["number_of_this"] for line in written] == [*range(len(written))]
+    assert len(written) + dropped == 1000
+    assert (last["event"], last["level"], last["lines"]) == ("log.lines_dropped", "error", dropped)
+
+
+def _dropped() -> float:
+    return float(metrics.LOG_LINES_DROPPED._value.get())
+
+
+async def test_whoever_needs_its_line_waits_for_a_reader_that_stalls(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log handler fails while its line is not out; the next attempt, once it is, succeeds."""
+    monkeypatch.setattr(log_writer, "MAX_QUEUED_BYTES", 1000)
+    pipe = Pipe()
+    configure(out=pipe.out)
+    log = logger()
+    monkeypatch.setattr(log_handler, "log", log)
+    async with log_handler.open({"HANDLER_TIMEOUT_S": "0.1"}) as handle:
+        for _ in range(200):
+            log.info("event.admitted", text="x" * 500)
+        await asyncio.sleep(0)
+        # The pipe and the queue are full: the first finds room no more, nor do those after it.
+        for attempt in (handle(TRANSITION), handle(TRANSITION)):
+            with pytest.raises(ConnectionError):
+                await asyncio.wait_for(attempt, 30)
+        pipe.drain()
+        async with asyncio.timeout(30):
+            while True:
+                with contextlib.suppress(ConnectionError):
+                    await handle(TRANSITION)
+                    break
+        lines = await asyncio.to_thread(pipe.lines)
+    assert "transition" in [line["event"] for line in lines]
+
+
+async def test_a_line_that_comes_late_is_not_taken_for_lost(configure: Configure) -> None:
+    """Whoever stops waiting disturbs nobody else who waits for a line of the same turn."""
+    pipe = Pipe()
+    configure(out=pipe.out)
+    log = logger()
+    log.info("event.admitted", text="x" * 100_000)
+    log.info("transition")
+    waiting = [asyncio.create_task(logs.written(30)) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    waiting[0].cancel()
+    lines = await asyncio.to_thread(pipe.lines)
+    await waiting[1]
+    assert [line["event"] for line in lines] == ["event.admitted", "transition"]
+
+
+async def test_an_output_that_does_not_block_gets_every_line(configure: Configure) -> None:
+    """Where whoever started us has made the output non-blocking, nothing is torn or lost."""
+    pipe = Pipe()
+    os.set_blocking(pipe.out.fileno(), False)
+    configure(out=pipe.out)
+    log = logger()
+    for number in range(1000):
+        log.info("event.admitted", number_of_this=number, text="x" * 500)
+    await asyncio.sleep(0.05)
+    lines = await asyncio.to_thread(pipe.lines)
+    assert [line["number_of_this"] for line in lines] == [*range(1000)]
+
+
+def test_threads_log_at_once(configure: Configure) -> None:
+    """What threads log, with loops of their own or without, arrives whole, each thread in order."""
+    out = configure()
+    log = logger()
+
+    async def in_a_loop(name: str) -> None:
+        for number in range(200):
+            log.info("event.admitted", thread=name, number_of_this=number)
+            if number % 7 == 0:
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    def without(name: str) -> None:
+        for number in range(200):
+            log.info("event.admitted", thread=name, number_of_this=number)
+
+    threads = [threading.Thread(target=asyncio.run, args=[in_a_loop(f"a{n}")]) for n in range(4)]
+    threads += [threading.Thread(target=without, args=[f"b{n}"]) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = out.lines
+    for name in {line["thread"] for line in lines}:
+        found = [line["number_of_this"] for line in lines if line["thread"] == name]
+        assert found == [*range(200)]
+    assert len(lines) == 1600
+
+
+def test_a_process_ends_though_nobody_reads(tmp_path: Path) -> None:
+    """At the end what is still queued gets a moment, and is given up where the reader stalls."""
+    program = """
+import os, structlog
+from service.telemetry import log_writer
+from service.telemetry import logs
+from service.config import LogFormat, LogLevel
+log_writer.FLUSH_DEADLINE_S = 0.2
+reading, writing = os.pipe()
+out = os.fdopen(writing, "wb")
+logs.configure(LogLevel.INFO, LogFormat.JSON, out)
+for _ in range(1000):
+    structlog.get_logger().info("event.admitted", text="x" * 500)
+print("done", flush=True)
+"""
+    process = Process("own", directory=tmp_path, program=program)
+    try:
+        assert process.wait() == 0
+        assert (process.out, process.err) == (b"done\n", b"")
+    finally:
+        process.end()

@@ -1,0 +1,178 @@
+"""Laws of the series: all explained, all labels from closed lists, all counting what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+
+import httpx2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.core import Sample
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.config import Settings
+from service.errors import RejectionReason, UnavailableReason
+from service.inbox.admission import Inbox, Outcome
+from service.inbox.receiver import Receiver
+from service.secret import Secret
+from service.storage.connections import Connections
+from service.storage.health import Health
+from service.storage.layout import Keys
+from service.stripe.events import EVENT_TYPE_PREFIX
+from service.stripe.signatures import fingerprint
+from service.telemetry import metrics
+from service.transitions.lifecycle import STEP_RANKS
+from service.web.app import create_app
+from tests.generate import series
+from tests.support.harness import event, signed
+
+SERIES = series()
+TYPES = {name.removeprefix(EVENT_TYPE_PREFIX) for name in STEP_RANKS} | {"other"}
+WORDS = {*Outcome, *RejectionReason, *UnavailableReason, "client_left"}
+LABELS = {
+    "setting",
+    "place",
+    "outcome",
+    "type",
+    "secret_fingerprint",
+    "reason",
+    "handler",
+    "finding",
+    "version",
+}
+OLD = Secret(b"whsec_old")
+
+
+@pytest.mark.parametrize("series", SERIES, ids=lambda one: str(one._name))
+def test_each_series_explains_itself(series: Counter | Gauge | Histogram) -> None:
+    """A series is named idv_<noun>, has a sentence of help, and labels from the known few."""
+    [family] = series.collect()
+    assert re.fullmatch(r"idv_[a-z_]+", family.name)
+    assert re.fullmatch(r"[A-Z0-9].*\.", family.documentation)
+    assert set(series._labelnames) <= LABELS
+    assert f"# HELP {family.name}" in metrics.exposition().decode()
+
+
+def test_every_series_is_in_the_one_registry() -> None:
+    """What is exposed is what is listed in `metrics`, and the process's own."""
+    shown = {family.name for family in text_string_to_metric_families(_exposition())}
+    ours = {name for name in shown if re.fullmatch(r"idv_.*(?<!_created)", name)}
+    assert ours == {one._name for one in SERIES}
+    assert all(name.startswith(("idv_", "process_", "python_")) for name in shown)
+
+
+def _exposition() -> str:
+    return metrics.exposition().decode()
+
+
+def _samples() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(_exposition())
+        for sample in family.samples
+    }
+
+
+@given(st.lists(st.floats(0, 20) | st.sampled_from([0.001, 0.5, 10.0, 0, 1])))
+def test_many_values_at_once_are_those_values(amounts: list[float]) -> None:
+    """A histogram told of all at once says what one says that was told one by one."""
+    at_once = metrics.BulkHistogram("at", "At once.", buckets=(0.001, 0.5, 1, 10), registry=None)
+    one_by_one = Histogram("at", "One by one.", buckets=(0.001, 0.5, 1, 10), registry=None)
+    at_once.observe_all(amounts)
+    for amount in amounts:
+        one_by_one.observe(amount)
+    [told], [expected] = at_once.collect(), one_by_one.collect()
+    assert {_place(one): pytest.approx(one.value) for one in told.samples} == {
+        _place(one): one.value for one in expected.samples
+    }
+
+
+def _place(sample: Sample) -> tuple[str, str]:
+    return sample.name, sample.labels.get("le", "")
+
+
+async def test_the_counters_say_what_happened(
+    connections: Connections, settings: Settings, keys: Keys
+) -> None:
+    """After a scripted run each outcome, type and secret is counted, once for each request."""
+    secrets = {"": (*settings.secrets[""], OLD)}
+    inbox = Inbox(connections, keys, settings)
+    receiver = Receiver(inbox, tolerance_s=300, livemode=settings.livemode)
+    app = create_app(
+        receiver, Health(connections, settings), Settings(secrets=secrets, max_body_bytes=4096)
+    )
+    now = int(time.time())
+    done = event("verified", id="evt_2", status="verified", created=now - 50)
+    after = event("processing", id="evt_3", status="processing", created=now - 10)
+    hostile = event("canary.4711", id="evt_4")
+    before = _samples()
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=app), base_url="http://tests"
+    ) as client:
+        for body in (event(created=now - 100), event(created=now - 100), done, after, hostile):
+            await client.post("/webhooks/stripe", content=body, headers=signed(body))
+        await client.post("/webhooks/stripe", content=done, headers=signed(done, OLD))
+        await client.post("/webhooks/stripe", content=b"canary-4711")
+        await client.post("/webhooks/stripe", content=b" " * 5000)
+        await client.post("/webhooks/stripe/canary-4711", content=b"")
+    # The journal takes down what was answered when the loop turn is over.
+    await asyncio.sleep(0)
+    changed = {
+        (name, *sorted(value for _, value in labels)): value - before.get((name, labels), 0)
+        for (name, labels), value in _samples().items()
+        if value != before.get((name, labels), 0) and "_bucket" not in name
+    }
+    counted = {
+        key: value
+        for key, value in changed.items()
+        if key[0]
+        in ("idv_events_total", "idv_secret_matches_total", "idv_events_after_final_total")
+    }
+    assert counted == {
+        ("idv_events_total", "admitted", "created"): 1,
+        ("idv_events_total", "admitted", "verified"): 1,
+        ("idv_events_total", "created", "duplicate"): 1,
+        ("idv_events_total", "duplicate", "verified"): 1,
+        ("idv_events_total", "late", "processing"): 1,
+        ("idv_events_total", "ignored", "other"): 1,
+        ("idv_events_total", "other", "signature_missing"): 1,
+        ("idv_events_total", "body_too_large", "other"): 1,
+        ("idv_events_total", "endpoint_unknown", "other"): 1,
+        ("idv_secret_matches_total", fingerprint(settings.secrets[""][0])): 5,
+        ("idv_secret_matches_total", fingerprint(OLD)): 1,
+        ("idv_events_after_final_total",): 1,
+    }
+    assert changed["idv_receive_seconds_count",] == 9
+    assert changed["idv_body_bytes_count",] == 6
+    assert changed["idv_event_age_seconds_count",] == 5
+    assert "canary" not in _exposition()
+
+
+def test_only_secrets_in_use_are_told() -> None:
+    """What is taken out of use is no longer told as in use, whatever is put in its place."""
+    metrics.secrets_loaded([("aaaaaaaa", "current"), ("bbbbbbbb", "old")])
+    metrics.secrets_loaded([("cccccccc", "current"), ("aaaaaaaa", "old")])
+    told = {
+        tuple(sorted(value for _, value in labels))
+        for (name, labels), value in _samples().items()
+        if name == "idv_secret_loaded" and value
+    }
+    assert told == {("cccccccc", "current"), ("aaaaaaaa", "old")}
+    metrics.secrets_loaded([])
+
+
+def test_label_values_are_from_closed_lists() -> None:
+    """Whatever was received in this process so far, no label holds a word nobody listed."""
+    for name, labels in _samples():
+        said = dict(labels)
+        if name.startswith("idv_events_total"):
+            assert said["outcome"] in WORDS
+            assert said["type"] in TYPES
+        if name.startswith("idv_redis_errors"):
+            assert said["reason"] in set(UnavailableReason)
+        if name.startswith("idv_secret_matches"):
+            assert re.fullmatch(r"[0-9a-f]{8}", said["secret_fingerprint"])

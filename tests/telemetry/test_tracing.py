@@ -1,0 +1,340 @@
+"""Laws of traces: one from the POST to each handler, telling ids and words; none when not asked."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import orjson
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from service.config import Settings
+from service.delivery import dead_letters
+from service.delivery.dead_letters import Wanted
+from service.delivery.worker import Worker
+from service.errors import Undeliverable
+from service.handlers import Handler
+from service.inbox.admission import Inbox
+from service.inbox.receiver import Receiver
+from service.runtime.traced import TracedReceiver, traced_handlers
+from service.storage.connections import Connections
+from service.storage.health import Health
+from service.storage.layout import Keys
+from service.telemetry import tracing
+from service.telemetry.tracing import Tracing
+from service.transitions.cloudevents import message
+from service.transitions.transition import StatusTransition
+from service.web.app import create_app
+from tests.support.harness import PACKAGE, event, eventually, signed, soon, takes_long, yard
+from tests.support.servers import until
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+PARENT = f"00-{TRACE}-{SPAN}-01"
+CANARY = "canary66600666"
+ALLOWED = {
+    *("outcome", "event_id", "event_type", "session_id"),
+    *("handler", "sequence", "error"),
+}
+
+
+class Spans:
+    """What was traced so far."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracing = Tracing(provider)
+
+    @property
+    def all(self) -> list[ReadableSpan]:
+        """Every span that has ended."""
+        return list(self._exporter.get_finished_spans())
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        """Return those of one name."""
+        return [span for span in self.all if span.name == name]
+
+
+@pytest.fixture
+def spans() -> Spans:
+    """Return an empty collector."""
+    return Spans()
+
+
+@asynccontextmanager
+async def receiving(
+    connections: Connections, settings: Settings, keys: Keys, traced: Tracing | None
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """Yield a client of a receiver."""
+    inbox = Inbox(connections, keys, settings)
+    how: Any = {"tolerance_s": 300, "livemode": settings.livemode}
+    receiver = TracedReceiver(traced, inbox, **how) if traced else Receiver(inbox, **how)
+    app = create_app(receiver, Health(connections, settings), settings)
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://tests") as client:
+        yield client
+
+
+@asynccontextmanager
+async def working(
+    connections: Connections, settings: Settings, keys: Keys, handler: Handler
+) -> AsyncIterator[None]:
+    """Run a worker for the length of the block."""
+    stopping = asyncio.Event()
+    worker = Worker(connections, keys, settings, {"log": handler})
+    task = asyncio.create_task(worker.run(stopping))
+    try:
+        yield
+    finally:
+        stopping.set()
+        await task
+
+
+class Taking:
+    """A handler that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.taken: list[StatusTransition] = []
+
+    async def __call__(self, transition: StatusTransition, /) -> None:
+        """Keep it."""
+        self.taken.append(transition)
+
+
+def told(span: ReadableSpan) -> Mapping[str, Any]:
+    """Return a span's attributes."""
+    return dict(span.attributes or {})
+
+
+async def test_one_trace_from_the_post_to_the_handler(
+    connections: Connections, settings: Settings, keys: Keys, spans: Spans
+) -> None:
+    """The receiver goes on from the header, the handler's call from the receiver, in one trace."""
+    body, taking = event(id="evt_traced"), Taking()
+    following = traced_handlers(spans.tracing, {"log": taking})["log"]
+    async with (
+        receiving(connections, settings, keys, spans.tracing) as client,
+        working(connections, settings, keys, following),
+    ):
+        headers = {**signed(body), "traceparent": PARENT}
+        await client.post("/webhooks/stripe", content=body, headers=headers)
+        await eventually(lambda: spans.named("handle log"))
+
+    [received], [handled] = spans.named("receive"), spans.named("handle log")
+    assert received.parent is not None
+    assert handled.parent is not None
+    assert f"{received.parent.span_id:016x}" == SPAN
+    assert {f"{span.context.trace_id:032x}" for span in spans.all} == {TRACE}
+    assert handled.parent.span_id == received.context.span_id
+    ids = {"event_id": "evt_traced", "session_id": "vs_1"}
+    assert ids.items() <= told(received).items()
+    assert ids.items() <= told(handled).items()
+    assert told(received)["outcome"] == "admitted"
+    assert told(handled)["handler"] == "log"
+
+    [transition] = taking.taken
+    place = f"00-{TRACE}-{received.context.span_id:016x}-01"
+    assert transition.traceparent == place
+    sent = message(transition)
+    assert orjson.loads(sent.body)["traceparent"] == sent.headers["traceparent"] == place
+
+
+@pytest.mark.parametrize("is_traced", [True, False])
+async def test_dead_letters_and_replays_stay_in_the_trace(
+    connections: Connections, settings: Settings, keys: Keys, spans: Spans, is_traced: bool
+) -> None:
+    """What is buried, and what is replayed, carries on what came in; untraced as well."""
+    body = event(id="evt_dead")
+    refused: list[StatusTransition] = []
+
+    async def refuse_once(transition: StatusTransition) -> None:
+        refused.append(transition)
+        if len(refused) == 1:
+            raise Undeliverable("never")
+
+    async with (
+        receiving(connections, settings, keys, spans.tracing if is_traced else None) as client,
+        working(connections, settings, keys, refuse_once),
+    ):
+        headers = {**signed(body), "traceparent": PARENT}
+        await client.post("/webhooks/stripe", content=body, headers=headers)
+
+        dead: list[dead_letters.Entry] = []
+
+        async def is_buried() -> bool:
+            dead[:] = [
+                one async for one in dead_letters.letters(connections, keys, "log", Wanted())
+            ]
+            return bool(dead)
+
+        await until(is_buried)
+        assert dead[0].transition is not None
+        buried = dead[0].transition.traceparent
+        await dead_letters.replay(connections, keys, "log", dead, name="again")
+        await eventually(lambda: len(refused) == 2)
+
+    assert {one.traceparent for one in refused} == {buried}
+    assert (buried == PARENT) is not is_traced
+    assert f"-{TRACE}-" in str(buried)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "garbage",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"{PARENT}-{CANARY}",
+    ],
+)
+async def test_what_is_no_traceparent_is_not_carried(
+    connections: Connections, settings: Settings, keys: Keys, header: str | None
+) -> None:
+    """Without a valid header nothing is stored or made up, and a message says nothing of it."""
+    body, taking = event(id="evt_none"), Taking()
+    async with (
+        receiving(connections, settings, keys, None) as client,
+        working(connections, settings, keys, taking),
+    ):
+        headers = signed(body) | ({} if header is None else {"traceparent": header})
+        answer = await client.post("/webhooks/stripe", content=body, headers=headers)
+        assert answer.status_code == 200
+        [entry] = await connections.client.xrange(keys.transitions(keys.partition("vs_1")))
+        assert b"traceparent" not in entry[1][b"change"]
+        await eventually(lambda: taking.taken)
+    [transition] = taking.taken
+    assert transition.traceparent is msgspec.UNSET
+    assert b"traceparent" not in message(transition).body
+    assert "traceparent" not in message(transition).headers
+
+
+async def test_spans_tell_ids_and_words_only(
+    connections: Connections, settings: Settings, keys: Keys, spans: Spans
+) -> None:
+    """No header, query, body or exception is in a span: attributes are from an allow list."""
+    secret: dict[str, Any] = {
+        "client_secret": f"vs_1_secret_{CANARY}",
+        "metadata": {"user": CANARY},
+    }
+    genuine = event(id="evt_canary", **secret, verified_outputs={"first_name": CANARY})
+    path = f"/webhooks/stripe?token={CANARY}"
+
+    async def fail(transition: StatusTransition) -> None:
+        raise ValueError(CANARY)
+
+    hostile = {"user-agent": CANARY, "tracestate": f"a={CANARY}", "x-forwarded-for": CANARY}
+    async with receiving(connections, settings, keys, spans.tracing) as client:
+        for body in (genuine, event(id=CANARY), b"{}" + CANARY.encode(), genuine):
+            headers = {**hostile, **signed(body), "traceparent": PARENT}
+            await client.post(path, content=body, headers=headers)
+        await client.post(path, content=genuine, headers=hostile)
+    async with working(
+        connections, settings, keys, traced_handlers(spans.tracing, {"log": fail})["log"]
+    ):
+        await eventually(lambda: spans.named("handle log"))
+
+    for span in spans.all:
+        assert told(span).keys() <= ALLOWED
+        assert not span.events
+        assert CANARY not in span.to_json()
+    outcomes = [told(span)["outcome"] for span in spans.named("receive")]
+    assert outcomes == [
+        *("admitted", "field_mistyped", "body_not_json", "duplicate", "signature_missing"),
+    ]
+    assert told(spans.named("handle log")[0])["error"] == "ValueError"
+
+
+def test_it_is_off_unless_asked_for() -> None:
+    """Without a collector's address, or with the SDK disabled, there is nothing to trace with."""
+    address = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    for environ in ({}, {**address, "OTEL_SDK_DISABLED": "true"}):
+        with tracing.opened(environ) as traced:
+            assert traced is None
+    # redis-py looks for the extra on its own account, but makes no spans.
+    names = "[name for name in sys.modules if 'opentelemetry.sdk.trace' in name]"
+    program = f"import sys, service.cli; print({names})"
+    said = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, cwd=PACKAGE.parent
+    )
+    assert said.stdout == b"[]\n"
+
+
+def test_without_the_extra_it_is_off_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collector's address alone, without the extra, is a warning and no reason not to start."""
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    with tracing.opened({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}) as traced:
+        assert traced is None
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """Run a collector of sorts; yield its address and what was sent to it."""
+    sent: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            """Be quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", sent
+        server.shutdown()
+        thread.join()
+
+
+@takes_long
+def test_real_processes_send_their_spans(
+    collector: tuple[str, list[tuple[str, bytes]]], tmp_path: Path
+) -> None:
+    """`serve` and `work` send what they traced to the collector, at the latest when they stop."""
+    address, sent = collector
+    with yard(tmp_path) as ground:
+        settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": address}
+        serve, work = (ground.start(each, **settings).ready() for each in ("serve", "work"))
+        body = event(id="evt_exported")
+        headers = {**signed(body), "traceparent": PARENT}
+        assert httpx2.post(serve.url, content=body, headers=headers).is_success
+        soon(lambda: work.lines("transition"))
+        assert [serve.stop(), work.stop()] == [0, 0]
+    traces = b"".join(body for path, body in sent if path == "/v1/traces")
+    for word in (b"receive", b"handle log", b"evt_exported", bytes.fromhex(TRACE)):
+        assert word in traces
+    assert b"identity-webhooks" in traces
+
+
+@takes_long
+def test_a_collector_that_is_gone_costs_nothing_but_spans(tmp_path: Path) -> None:
+    """Out of reach or silent, a collector neither loses an event nor holds up the stop for long."""
+    with yard(tmp_path) as ground, socket.create_server(("127.0.0.1", 0)) as silent:
+        for port in (1, silent.getsockname()[1]):
+            address = f"http://127.0.0.1:{port}"
+            serve = ground.start("serve", OTEL_EXPORTER_OTLP_ENDPOINT=address).ready()
+            body = event(id=f"evt_unsent{port}")
+            assert httpx2.post(serve.url, content=body, headers=signed(body)).is_success
+            # Were it waited for as its client would, that would be for longer than we wait.
+            assert serve.stop() == 0
+            assert b"Traceback" not in serve.out + serve.err

@@ -1,0 +1,269 @@
+"""The laws of messages: a CloudEvent that others can read, and nothing in it but the transition."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+import pytest
+from cloudevents.core.formats.json import JSONFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.secret import Secret
+from service.stripe.verification_session import RelatedPerson
+from service.transitions import cloudevents
+from service.transitions.lifecycle import Status
+from service.transitions.transition import Origin, StatusTransition
+
+TEXT = st.text(max_size=20)
+WORD = st.text(min_size=1, max_size=20)
+MAYBE = st.none() | TEXT
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+TRANSITIONS = st.builds(
+    StatusTransition,
+    event_id=WORD,
+    event_type=WORD,
+    occurred_at=st.integers(0, 10**11 - 1).map(lambda at: datetime.fromtimestamp(at, UTC)),
+    livemode=st.none() | st.booleans(),
+    account=st.none() | WORD,
+    account_name=st.none() | WORD,
+    context=MAYBE,
+    origin=st.sampled_from(Origin) | WORD,
+    endpoint=MAYBE,
+    session_id=WORD,
+    session_type=MAYBE,
+    current=st.sampled_from(Status) | WORD,
+    stripe_status=MAYBE,
+    last_error_code=MAYBE,
+    redaction_status=MAYBE,
+    report_id=MAYBE,
+    client_reference_id=MAYBE,
+    related_customer=MAYBE,
+    related_customer_account=MAYBE,
+    related_person=st.none() | st.builds(RelatedPerson, account=MAYBE, person=MAYBE),
+    metadata=st.none() | st.dictionaries(TEXT, TEXT, max_size=4),
+    traceparent=st.just(msgspec.UNSET) | st.just(TRACEPARENT),
+    previous=st.none() | WORD,
+    sequence=st.integers(1, 2**53),
+    epoch=st.integers(1, 2**53),
+    expected=st.booleans(),
+    reversal=st.booleans(),
+)
+TRANSITION = StatusTransition(
+    event_id="evt_1",
+    event_type="identity.verification_session.verified",
+    occurred_at=datetime(2026, 8, 5, 12, tzinfo=UTC),
+    livemode=True,
+    account="acct_1",
+    session_id="vs_1",
+    session_type="document",
+    current="verified",
+    stripe_status="verified",
+    endpoint="acme",
+    metadata={"order": "6735"},
+    previous="processing",
+    sequence=3,
+    epoch=1_790_000_000_000,
+    expected=True,
+)
+
+
+def test_the_message_is_exactly_this() -> None:
+    """The envelope, the key and the headers of one known transition, to the last field."""
+    message = cloudevents.message(TRANSITION)
+
+    assert json.loads(message.body) == {
+        "specversion": "1.0",
+        "id": "evt_1",
+        "source": "/stripe/identity/live/acct_1",
+        "type": "com.stripe.identity.verification_session.verified",
+        "subject": "vs_1",
+        "time": "2026-08-05T12:00:00Z",
+        "datacontenttype": "application/json",
+        "dataschema": "urn:identity-webhooks:status-transition:2",
+        "partitionkey": "vs_1",
+        "sessionepoch": "1790000000000",
+        "sessionsequence": "3",
+        "data": {
+            "event_id": "evt_1",
+            "event_type": "identity.verification_session.verified",
+            "occurred_at": "2026-08-05T12:00:00Z",
+            "livemode": True,
+            "account": "acct_1",
+            "account_name": None,
+            "context": None,
+            "origin": "webhook",
+            "endpoint": "acme",
+            "session_id": "vs_1",
+            "session_type": "document",
+            "current": "verified",
+            "stripe_status": "verified",
+            "last_error_code": None,
+            "redaction_status": None,
+            "report_id": None,
+            "client_reference_id": None,
+            "related_customer": None,
+            "related_customer_account": None,
+            "related_person": None,
+            "metadata": {"order": "6735"},
+            "previous": "processing",
+            "sequence": 3,
+            "epoch": 1_790_000_000_000,
+            "expected": True,
+            "reversal": False,
+            "replay": None,
+        },
+    }
+    assert message.id == message.deduplication_id == "evt_1"
+    assert message.key == "vs_1"
+    assert message.content_type == "application/cloudevents+json"
+    assert message.headers == {
+        "content-type": "application/cloudevents+json",
+        "id": "evt_1",
+        "type": "com.stripe.identity.verification_session.verified",
+        "subject": "vs_1",
+        "sessionepoch": "1790000000000",
+        "sessionsequence": "3",
+    }
+
+
+def test_a_replay_says_so() -> None:
+    """A replayed message keeps its id and names its replay; queues do not take it for a repeat."""
+    message = cloudevents.message(msgspec.structs.replace(TRANSITION, replay="20260101T0000-ab"))
+    found = json.loads(message.body)
+
+    assert message.id == found["id"] == "evt_1"
+    assert found["replay"] == found["data"]["replay"] == "20260101T0000-ab"
+    assert message.deduplication_id == "evt_1.20260101T0000-ab"
+
+
+@given(transition=TRANSITIONS)
+def test_an_independent_reader_accepts_every_message(transition: StatusTransition) -> None:
+    """CloudEvents' own library reads each message, and finds in it what went in."""
+    message = cloudevents.message(transition)
+    found = JSONFormat().read(None, message.body)
+
+    assert found.get_specversion() == "1.0"
+    assert found.get_id() == transition.event_id
+    assert found.get_type() == message.type == f"com.stripe.{transition.event_type}"
+    assert found.get_subject() == transition.session_id
+    assert found.get_time() == transition.occurred_at
+    assert found.get_datacontenttype() == "application/json"
+    assert found.get_dataschema() == cloudevents.SCHEMA
+    assert found.get_extension("partitionkey") == transition.session_id
+    assert found.get_extension("sessionsequence") == str(transition.sequence)
+    assert found.get_extension("sessionepoch") == str(transition.epoch)
+    assert "sequence" not in found.get_attributes()
+    assert msgspec.convert(found.get_data(), StatusTransition) == transition
+
+
+@given(transition=TRANSITIONS)
+def test_headers_repeat_the_body(transition: StatusTransition) -> None:
+    """What a router reads without parsing is what a consumer reads after it."""
+    message = cloudevents.message(transition)
+    found = json.loads(message.body)
+    repeated = {name: found[name] for name in message.headers if name != "content-type"}
+
+    assert message.headers == {"content-type": cloudevents.CONTENT_TYPE, **repeated}
+    assert (message.id, message.type, message.key) == (
+        found["id"],
+        found["type"],
+        found["partitionkey"],
+    )
+
+
+@given(transition=TRANSITIONS, replay=st.none() | WORD)
+def test_attributes_are_those_cloudevents_allows(
+    transition: StatusTransition, replay: str | None
+) -> None:
+    """Names are lower-case letters and digits, at most twenty; values are never null or empty."""
+    found = json.loads(cloudevents.message(msgspec.structs.replace(transition, replay=replay)).body)
+    attributes = {name: value for name, value in found.items() if name != "data"}
+
+    assert all(re.fullmatch(r"[a-z0-9]{1,20}", name) for name in attributes)
+    assert all(value and isinstance(value, str) for value in attributes.values())
+    assert ("replay" in attributes) == (replay is not None)
+
+
+@given(
+    transition=TRANSITIONS, replays=st.lists(st.none() | WORD, min_size=2, max_size=2, unique=True)
+)
+def test_repeats_are_told_from_replays(
+    transition: StatusTransition, replays: list[str | None]
+) -> None:
+    """Two replays of one event are not dropped as repeats of it or of each other."""
+    one, other = (
+        cloudevents.message(msgspec.structs.replace(transition, replay=replay))
+        for replay in replays
+    )
+
+    assert one.id == other.id
+    assert one.deduplication_id != other.deduplication_id
+
+
+@given(transition=TRANSITIONS)
+def test_time_is_utc_to_the_second_and_ends_in_z(transition: StatusTransition) -> None:
+    """`time` has the one form that every reader of RFC 3339 knows."""
+    sent = json.loads(cloudevents.message(transition).body)
+
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", sent["time"])
+    assert sent["data"]["occurred_at"] == sent["time"]
+
+
+@given(transition=TRANSITIONS)
+def test_source_is_a_valid_reference_that_tells_accounts_apart(
+    transition: StatusTransition,
+) -> None:
+    """Whatever an account is called, `source` is a URI reference that the name can be read from."""
+    source = json.loads(cloudevents.message(transition).body)["source"]
+
+    assert re.fullmatch(r"(/([A-Za-z0-9._~-]|%[0-9A-F]{2})+)+", source)
+    assert urlsplit(source).path == source
+    _, stripe, identity, world, *account = source.split("/")
+    assert (stripe, identity) == ("stripe", "identity")
+    assert world == ("test" if transition.livemode is False else "live")
+    name = transition.account or transition.account_name
+    assert [unquote(part) for part in account] == ([name] if name else [])
+
+
+@given(transition=TRANSITIONS)
+def test_a_message_is_the_same_every_time(transition: StatusTransition) -> None:
+    """The same transition makes the same bytes, whichever worker hands it over."""
+    again = msgspec.convert(msgspec.to_builtins(transition), StatusTransition)
+
+    assert cloudevents.message(again) == cloudevents.message(transition)
+
+
+def test_no_secret_can_be_reached_from_what_is_sent() -> None:
+    """No field of a transition, at any depth, is of the type that secrets have."""
+    seen: set[Any] = set()
+
+    def visit(kind: Any) -> None:
+        if kind in seen:
+            return
+        seen.add(kind)
+        assert kind is not Secret
+        assert typing.get_origin(kind) is not Secret
+        for part in typing.get_args(kind):
+            visit(part)
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            for part in typing.get_type_hints(kind).values():
+                visit(part)
+
+    visit(StatusTransition)
+    assert RelatedPerson in seen
+
+
+def test_a_secret_would_be_refused() -> None:
+    """Should one get there all the same, there is no message."""
+    smuggled = msgspec.structs.replace(TRANSITION, current=Secret("canary"))
+
+    with pytest.raises(TypeError) as raised:
+        cloudevents.message(smuggled)
+    assert "canary" not in str(raised.value)

@@ -1,0 +1,253 @@
+"""The laws of `wire`: what is packed comes out the same, and never held a secret."""
+
+from __future__ import annotations
+
+import copy
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.stripe.events import Event, parse
+from service.stripe.signatures import VerifiedPayload
+from service.stripe.verification_session import RelatedPerson
+from service.transitions.lifecycle import Status
+from service.transitions.stream_entry import pack, unpack
+from service.transitions.transition import Origin, SessionChange, StatusTransition, change_of
+from tests.support.programs import FIXTURES
+
+CANARY = "canary-66600666"
+
+TEXT = st.text(max_size=20)
+MAYBE = st.none() | TEXT
+CHANGES = st.builds(
+    SessionChange,
+    event_id=TEXT,
+    event_type=TEXT,
+    occurred_at=st.integers(0, 10**11 - 1).map(lambda at: datetime.fromtimestamp(at, UTC)),
+    livemode=st.none() | st.booleans(),
+    account=MAYBE,
+    account_name=MAYBE,
+    context=MAYBE,
+    origin=st.sampled_from(Origin) | TEXT,
+    endpoint=MAYBE,
+    session_id=TEXT,
+    session_type=MAYBE,
+    current=st.sampled_from(Status) | TEXT,
+    stripe_status=MAYBE,
+    last_error_code=MAYBE,
+    redaction_status=MAYBE,
+    report_id=MAYBE,
+    client_reference_id=MAYBE,
+    related_customer=MAYBE,
+    related_customer_account=MAYBE,
+    related_person=st.none() | st.builds(RelatedPerson, account=MAYBE, person=MAYBE),
+    metadata=st.none() | st.dictionaries(TEXT, TEXT, max_size=4),
+)
+CHANGE = SessionChange(
+    event_id="evt_1",
+    event_type="identity.verification_session.verified",
+    occurred_at=datetime(2026, 8, 5, 12, tzinfo=UTC),
+    session_id="vs_1",
+    current="verified",
+)
+
+
+def entry(change: bytes = pack(CHANGE), **fields: bytes) -> dict[bytes, bytes]:
+    """Return a stream entry as the script writes it."""
+    found = {"change": change, "previous": b"processing", "sequence": b"3", "epoch": b"1000"}
+    return {name.encode(): value for name, value in (found | fields).items()}
+
+
+@given(
+    change=CHANGES,
+    previous=st.none() | st.text(min_size=1, max_size=20),
+    sequence=st.integers(1, 2**53),
+    epoch=st.integers(1, 2**53),
+)
+def test_round_trip(change: SessionChange, previous: str | None, sequence: int, epoch: int) -> None:
+    """What was packed comes out field for field, joined with what the ledger knew."""
+    transition = unpack(
+        entry(
+            pack(change),
+            previous=(previous or "").encode(),
+            sequence=str(sequence).encode(),
+            epoch=str(epoch).encode(),
+        )
+    )
+
+    found = msgspec.structs.asdict(transition)
+    known = [found.pop(name) for name in ("previous", "sequence", "epoch", "replay")]
+    del found["expected"], found["reversal"]
+    assert isinstance(transition, StatusTransition)
+    assert found == msgspec.structs.asdict(change)
+    assert known == [previous, sequence, epoch, None]
+
+
+def test_a_copy_says_which_replay_it_is_of() -> None:
+    """An entry that was copied for a handler comes out as part of its replay."""
+    assert unpack(entry(replay=b"20260101T0000-ab")).replay == "20260101T0000-ab"
+
+
+@pytest.mark.parametrize(
+    ("previous", "expected"), [(b"processing", True), (b"requires_input", False), (b"", False)]
+)
+def test_whether_a_step_was_expected_is_said(previous: bytes, expected: bool) -> None:
+    """A transition says whether the table lists the step from the status before."""
+    assert unpack(entry(previous=previous)).expected is expected
+
+
+@pytest.mark.parametrize(
+    ("previous", "reversal"), [(b"processing", False), (b"canceled", True), (b"verified", False)]
+)
+def test_whether_a_final_status_was_reversed_is_said(previous: bytes, reversal: bool) -> None:
+    """A transition says whether it takes back what was final."""
+    assert unpack(entry(previous=previous)).reversal is reversal
+
+
+def test_packed_form() -> None:
+    """The form on our streams is JSON, with fields by their names: later versions read it.
+
+    What is not there takes no room.
+    """
+    assert json.loads(pack(CHANGE)) == {
+        "event_id": "evt_1",
+        "event_type": "identity.verification_session.verified",
+        "occurred_at": "2026-08-05T12:00:00Z",
+        "session_id": "vs_1",
+        "current": "verified",
+    }
+    assert json.loads(pack(msgspec.structs.replace(CHANGE, metadata={}))) == {
+        **json.loads(pack(CHANGE)),
+        "metadata": {},
+    }
+
+
+def test_entries_of_other_versions_are_read() -> None:
+    """A field this version does not know is ignored; an optional one that is missing is None."""
+    older = {name: value for name, value in json.loads(pack(CHANGE)).items() if value is not None}
+
+    assert unpack(entry(json.dumps(older | {"new": 1}).encode())) == unpack(entry())
+
+
+def broken(**fields: Any) -> bytes:
+    """Return a packed change with some fields wrong."""
+    return json.dumps(json.loads(pack(CHANGE)) | fields).encode()
+
+
+UNREADABLE: dict[str, dict[bytes, bytes]] = {
+    "nothing": {},
+    "no change": {k: v for k, v in entry().items() if k != b"change"},
+    "no previous": {k: v for k, v in entry().items() if k != b"previous"},
+    "no sequence": {k: v for k, v in entry().items() if k != b"sequence"},
+    "no epoch": {k: v for k, v in entry().items() if k != b"epoch"},
+    "not JSON": entry(CANARY.encode()),
+    "cut off": entry(b'{"event_id": "canary-66600666'),
+    "not UTF-8": entry(b'{"event_id": "canary-66600666\xff"}'),
+    "no object": entry(b'["canary-66600666"]'),
+    "empty object": entry(b"{}"),
+    "mistyped": entry(broken(event_id=[CANARY])),
+    "no moment": entry(broken(occurred_at=CANARY)),
+    "metadata mistyped": entry(broken(metadata={CANARY: 66600666})),
+    "sequence no number": entry(sequence=CANARY.encode()),
+    "epoch empty": entry(epoch=b""),
+    "previous not UTF-8": entry(previous=b"canary-66600666\xff"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unreadable_entries(name: str) -> None:
+    """An entry that is not ours is refused in one word, and no error keeps anything of it."""
+    with pytest.raises(ValueError, match=r"^unreadable$") as refused:
+        unpack(UNREADABLE[name])
+
+    assert (refused.value.__context__, refused.value.__cause__) == (None, None)
+
+
+@given(st.dictionaries(st.sampled_from(list(entry())), st.binary(max_size=30)))
+def test_anything_is_read_or_unreadable(fields: dict[bytes, bytes]) -> None:
+    """Whatever stands in a stream, it is a transition or it is unreadable; nothing else happens."""
+    try:
+        assert isinstance(unpack(entry() | fields), StatusTransition)
+    except ValueError as error:
+        assert error.args == ("unreadable",)  # noqa: PT017 - either way is right
+
+
+# What of a session may stand in the packed form; every other text leaf is a canary.
+SHOWN = {
+    "id",
+    "status",
+    "type",
+    "client_reference_id",
+    "metadata",
+    "related_customer",
+    "related_customer_account",
+    "related_person",
+    "last_error.code",
+    "redaction.status",
+    "last_verification_report.id",
+}
+
+
+def planted(value: Any, path: str = "") -> Any:
+    """Return a session's JSON with a canary in every leaf that may not leave the process."""
+    if path in SHOWN:
+        return value
+    if isinstance(value, dict):
+        return {k: planted(v, f"{path}.{k}".removeprefix(".")) for k, v in value.items()}
+    if isinstance(value, list):
+        return [planted(each, path) for each in value]
+    if isinstance(value, str):
+        return CANARY
+    return 66600666 if type(value) is int else value
+
+
+def test_secrets_are_never_packed() -> None:
+    """With a canary in every secret place of a session with its report, none is packed."""
+    path = FIXTURES / "expanded_report.identity.verification_session.verified.json"
+    found = json.loads(path.read_bytes())
+    session = planted(found["data"]["object"])
+    session |= {"client_secret": CANARY, "url": CANARY}
+    session["last_error"] = {"code": "abandoned", "reason": CANARY}
+    session["provided_details"] = {"email": CANARY, "phone": CANARY}
+    found["data"]["object"] = session
+    found["request"] = {"id": CANARY, "idempotency_key": CANARY}
+    event = parse(VerifiedPayload(json.dumps(found).encode(), ""))
+    assert isinstance(event, Event)
+    assert json.dumps(found).count("66600666") > 30
+
+    packed = pack(change_of(event))
+
+    assert b"66600666" not in packed
+    assert json.loads(packed)["last_error_code"] == "abandoned"
+
+
+CHANGES_OF_METADATA: dict[str, tuple[Any, ...]] = {
+    "__setitem__": ("order", "2"),
+    "__delitem__": ("order",),
+    "__ior__": ({"order": "2"},),
+    "update": ({"order": "2"},),
+    "setdefault": ("new", "1"),
+    "pop": ("order",),
+    "popitem": (),
+    "clear": (),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_METADATA)
+def test_a_handler_cannot_change_what_the_next_attempt_sees(change: str) -> None:
+    """Metadata refuses every change; a copy of it is an ordinary dict."""
+    sent = msgspec.structs.replace(CHANGE, metadata={"order": "1"})
+    metadata = unpack(entry(pack(sent))).metadata
+
+    assert metadata is not None
+    with pytest.raises(TypeError, match="cannot be changed"):
+        getattr(metadata, change)(*CHANGES_OF_METADATA[change])
+    assert metadata == {"order": "1"}
+    for copied in (dict(metadata), copy.copy(metadata), copy.deepcopy(metadata)):
+        copied["order"] = "2"
+    assert json.loads(msgspec.json.encode(metadata)) == {"order": "1"}
