@@ -23,6 +23,7 @@ SUITE = [
     and path.name not in {*CLOCKS, Path(__file__).name, "mutants.py"}
 ]
 MIN_PATIENCE_S = 10
+VIRTUAL = "from tests.support import virtual_time\n"
 LIMITS = {"timeout", "wait_for"}
 
 
@@ -107,8 +108,7 @@ def test_what_is_timed_is_found(timed: str) -> None:
     [
         "async def f(): await asyncio.wait_for(g(), PATIENCE_S)",
         "async def f():\n with pytest.raises(TimeoutError): await asyncio.wait_for(g(), 0.1)",
-        "from tests.support import virtual_time\n"
-        "async def f():\n async with asyncio.timeout(1): await g()",
+        VIRTUAL + "async def f():\n async with asyncio.timeout(1): await g()",
     ],
 )
 def test_what_is_not_timed_passes(steady: str) -> None:
