@@ -38,7 +38,7 @@ _MAY_TAKE = (
 _LATE = "  if record.latest and is_late(event, record) then\n"
 _SETTLED = "      or result and event.created <= created_in(result.key) + skew_s\n"
 _WAITED = "    if isinstance(confirmed, Exception) or confirmed < needed:\n"
-_CALLED = "            error = await self._attempts.call(transition)\n"
+_CALLED = "            error = await self._calls.call(transition)\n"
 _ENOUGH = "        if failed >= self._policy.attempts:\n"
 _AWAITED = "        return await reply\n"
 _GUESSED = (

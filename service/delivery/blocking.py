@@ -20,7 +20,7 @@ from typing import NamedTuple
 import structlog
 
 from ..telemetry.loop_lag import LAG, TICK_S
-from .attempts import call_handler
+from .calls import call_handler
 
 # So many looks without a tick of the loop in between. Counted, not timed: while the whole process
 # is suspended nobody blocks it.

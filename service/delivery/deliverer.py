@@ -20,8 +20,8 @@ from ..handlers import Handler, destination_of
 from ..handlers.failures import class_name, place, unreachable
 from ..telemetry import metrics
 from ..transitions.transition import StatusTransition, is_selftest
-from .attempts import Attempts
 from .backlog import Letter, Session
+from .calls import HandlerCalls
 from .circuit import Circuit, Circuits
 from .consumer import Delivery, LeaseLostError, Missing, Tries
 from .retries import RetryPolicy
@@ -115,7 +115,7 @@ class Deliverer:
         self._circuits = circuits
         self._destination = destination_of(handler)
         self._suspects = suspects
-        self._attempts = Attempts(name, handler, policy.timeout_s)
+        self._calls = HandlerCalls(name, handler, policy.timeout_s)
         self._slots = asyncio.Semaphore(policy.concurrency)
         self._delivered, self._failed, self._retried, self._dead_lettered, self._selftest = (
             metrics.DELIVERIES.labels(name, outcome)
@@ -144,7 +144,7 @@ class Deliverer:
 
     async def end(self) -> None:
         """End every call of the handler."""
-        await self._attempts.end()
+        await self._calls.end()
 
     async def _deliver(self, session: Session) -> Pause | None:
         delivery = session.first
@@ -189,7 +189,7 @@ class Deliverer:
                 failed, started = delivery.tries
                 await self._mail.count(delivery, Tries(failed, started + 1))
             succeeded_before = circuit.succeeded
-            error = await self._attempts.call(transition)
+            error = await self._calls.call(transition)
         if error is None:
             self._delivered.inc()
             circuit.succeed()

@@ -12,7 +12,7 @@ import structlog.testing
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.delivery import blocking
-from service.delivery.attempts import Attempts
+from service.delivery.calls import HandlerCalls
 from service.errors import UnavailableReason
 from service.storage.connections import shortage
 from service.telemetry import loop_lag, metrics
@@ -62,7 +62,7 @@ async def handler(_: StatusTransition) -> None:
 async def test_a_handler_that_blocks_is_named_with_its_place() -> None:
     """The line tells the handler, and where in its own code the loop stood still."""
     with structlog.testing.capture_logs() as lines:
-        assert await Attempts("own:open", handler, 10).call(TRANSITION) is None
+        assert await HandlerCalls("own:open", handler, 10).call(TRANSITION) is None
         await eventually(lambda: bool(lines))
 
     [line] = lines
@@ -74,7 +74,7 @@ async def test_a_handler_that_blocks_is_named_with_its_place() -> None:
 async def test_who_is_not_in_a_handler_is_not_called_one() -> None:
     """What blocks outside of any handler makes no such line, also while one is waiting."""
     call = asyncio.create_task(
-        Attempts("own:open", lambda _: asyncio.sleep(2), 10).call(TRANSITION)
+        HandlerCalls("own:open", lambda _: asyncio.sleep(2), 10).call(TRANSITION)
     )
     await asyncio.sleep(0)
     with structlog.testing.capture_logs() as lines:

@@ -18,7 +18,7 @@ from ..transitions.transition import StatusTransition
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class Attempts:
+class HandlerCalls:
     """Calls a handler, and says how that ended.
 
     Args:
