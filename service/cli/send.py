@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ..operations import sender
-from ..operations.synthetic_events import LIFECYCLES, SimulatedEvent, lifecycle_events
+from ..operations.synthetic_events import LIFECYCLES, SyntheticEvent, lifecycle_events
 from ..runtime import signals
 from ..secret import Secret
 from . import send_target, terminal
@@ -62,23 +62,23 @@ def send(
         raise click.UsageError("name either lifecycles or --file")
     random = Random(secrets.randbits(64) if seed is None else seed)  # noqa: S311 - invented sessions
     events = _lives(lifecycles, count, random)
-    deliveries = [sender.Delivery(body=path.read_bytes()) for path in files] or sender.plan(
+    requests = [sender.WebhookRequest(body=path.read_bytes()) for path in files] or sender.plan(
         events, duplicates=duplicates, shuffle=shuffle, random=random
     )
     answers: list[sender.Answer] = []
-    summary = _sent(deliveries, answers, send_target.signing_secret(secret_file), **how)
+    summary = _sent(requests, answers, send_target.signing_secret(secret_file), **how)
     terminal.print_rows(("outcome", "answers"), sorted(summary.counts.items()), as_json=as_json)
     if not as_json:
         _print_hints(events, answers)
-    is_whole = summary.total == len(deliveries)
+    is_whole = summary.total == len(requests)
     if not is_whole:
-        terminal.note(f"interrupted after {summary.total} of {len(deliveries)} events")
+        terminal.note(f"interrupted after {summary.total} of {len(requests)} events")
     if not (is_whole and summary.ok):
         sys.exit(terminal.FOUND_WRONG)
 
 
 def _sent(
-    deliveries: Sequence[sender.Delivery],
+    requests: Sequence[sender.WebhookRequest],
     answers: list[sender.Answer],
     secret: Secret[bytes],
     *,
@@ -86,7 +86,7 @@ def _sent(
     rate: float | None,
 ) -> sender.Summary:
     """Send, and note each answer as it comes; SIGINT and SIGTERM end it between two events."""
-    with terminal.bar("sending", total=len(deliveries)) as (progress, bar):
+    with terminal.bar("sending", total=len(requests)) as (progress, bar):
 
         def note(answer: sender.Answer) -> None:
             answers.append(answer)
@@ -94,7 +94,7 @@ def _sent(
 
         async def work() -> sender.Summary:
             return await sender.send(
-                deliveries,
+                requests,
                 to=to or send_target.default_address(),
                 secret=secret,
                 rate=rate,
@@ -105,15 +105,15 @@ def _sent(
         return asyncio.run(work())
 
 
-def _print_hints(events: Sequence[SimulatedEvent], answers: Sequence[sender.Answer]) -> None:
+def _print_hints(events: Sequence[SyntheticEvent], answers: Sequence[sender.Answer]) -> None:
     """Say how to look at the first of those sessions that the ledger knows now."""
-    known = {answer.delivery.body for answer in answers if answer.outcome in _REMEMBERED}
+    known = {answer.request.body for answer in answers if answer.outcome in _REMEMBERED}
     sessions = dict.fromkeys(event.session_id for event in events if event.body in known)
     for session_id in [*sessions][:MAX_HINTS]:
         terminal.note(f"look at it with: {terminal.invoked()} session {session_id}", "dim")
 
 
-def _lives(lifecycles: Sequence[str], count: int, random: Random) -> list[SimulatedEvent]:
+def _lives(lifecycles: Sequence[str], count: int, random: Random) -> list[SyntheticEvent]:
     began_at = int(time.time()) - LIFE_BEGAN_BEFORE_S
     return [
         event

@@ -22,8 +22,8 @@ from ..secret import Secret
 from ..stripe.signatures import sign
 from ..transitions.lifecycle import Status
 from ..transitions.transition import SELFTEST_PREFIX
-from .sender import Answer, Delivery, plan, send
-from .synthetic_events import LIFECYCLES, SimulatedEvent, lifecycle_events
+from .sender import Answer, WebhookRequest, plan, send
+from .synthetic_events import LIFECYCLES, SyntheticEvent, lifecycle_events
 
 COPIES_AT_ONCE = 8
 DUPLICATES = 0.5
@@ -115,7 +115,9 @@ async def silent(subject: Subject) -> list[str]:
         ConfigError: There is no HTTP client, or an address is none.
     """
     counts = [
-        (await send([Delivery(body=b"{}", signature="")], to=url, secret=subject.secret)).counts
+        (
+            await send([WebhookRequest(body=b"{}", signature="")], to=url, secret=subject.secret)
+        ).counts
         for url in subject.urls
     ]
     return [
@@ -124,11 +126,11 @@ async def silent(subject: Subject) -> list[str]:
 
 
 class _Case(NamedTuple):
-    """One delivery and the one word that answers it, or the balancer's own answer instead."""
+    """One request and the one word that answers it, or the balancer's own answer instead."""
 
     promise: str
     expected: str
-    delivery: Delivery
+    request: WebhookRequest
     of_balancer: str = ""
 
 
@@ -138,8 +140,8 @@ class _Examination:
         self._random = random
         self._now = now
         self._answers: dict[bytes, list[Answer]] = {}
-        self._lives: list[list[SimulatedEvent]] = []
-        self._verified: list[SimulatedEvent] = []
+        self._lives: list[list[SyntheticEvent]] = []
+        self._verified: list[SyntheticEvent] = []
 
     async def run(self) -> Trial:
         refusals = self._refusals(stranger := self._life("verified")[0])
@@ -150,7 +152,7 @@ class _Examination:
         rows.append(await self._set_back())
         return Trial(rows, [self._lived(life) for life in self._lives], [stranger.session_id])
 
-    def _life(self, name: str, age_s: int = BEGAN_BEFORE_S) -> list[SimulatedEvent]:
+    def _life(self, name: str, age_s: int = BEGAN_BEFORE_S) -> list[SyntheticEvent]:
         return lifecycle_events(
             name,
             random=self._random,
@@ -159,7 +161,7 @@ class _Examination:
             livemode=self._subject.settings.livemode is Livemode.LIVE,
         )
 
-    def _refusals(self, event: SimulatedEvent) -> list[_Case]:
+    def _refusals(self, event: SyntheticEvent) -> list[_Case]:
         """Return what must be refused, each for its own reason."""
         body, now, settings = event.body, self._now, self._subject.settings
         oversized = body.ljust(settings.max_body_bytes + 1)
@@ -171,8 +173,8 @@ class _Examination:
         def case(
             expected: str, what: str, signature: str | None, body: bytes = body, instead: str = ""
         ) -> _Case:
-            delivery = Delivery(body=body, signature=signature)
-            return _Case(f"{what} is refused", expected, delivery, instead)
+            request = WebhookRequest(body=body, signature=signature)
+            return _Case(f"{what} is refused", expected, request, instead)
 
         return [
             case("signature_mismatch", "a forged signature", signed(now, SOMEBODY_ELSE)),
@@ -196,12 +198,14 @@ class _Examination:
         [other, *_], [expired, *_] = self._life("verified"), self._life("canceled", too_old)
         body = _changed(other.body, type="account.updated")
         return [
-            _Case("an event of another type is ignored", "ignored", Delivery(body=body)),
-            _Case("what is too old to judge is expired", "expired", Delivery(body=expired.body)),
+            _Case("an event of another type is ignored", "ignored", WebhookRequest(body=body)),
+            _Case(
+                "what is too old to judge is expired", "expired", WebhookRequest(body=expired.body)
+            ),
         ]
 
     async def _case(self, case: _Case) -> Row:
-        answers = [await self._send([case.delivery], url) for url in self._subject.urls]
+        answers = [await self._send([case.request], url) for url in self._subject.urls]
         seen = Counter(answer.outcome for each in answers for answer in each)
         kept = seen.keys() <= {case.expected, case.of_balancer}
         return _row(case.promise, case.expected, seen, kept=kept)
@@ -215,7 +219,11 @@ class _Examination:
         answers = await asyncio.gather(
             *(
                 self._send(
-                    [Delivery(body=event.body, lane=event.session_id) for event in life], url
+                    [
+                        WebhookRequest(body=event.body, ordering_key=event.session_id)
+                        for event in life
+                    ],
+                    url,
                 )
                 for life, url in zip(lives, urls, strict=False)
             )
@@ -227,7 +235,7 @@ class _Examination:
         """Send one event to every receiver at once, many times."""
         life = self._life("canceled")[:1]
         self._lives.append(life)
-        copies = [Delivery(body=life[0].body)] * COPIES_AT_ONCE
+        copies = [WebhookRequest(body=life[0].body)] * COPIES_AT_ONCE
         answers = await asyncio.gather(*(self._send(copies, url) for url in self._subject.urls))
         seen = Counter(answer.outcome for each in answers for answer in each)
         expected = {_ADMITTED: 1, _DUPLICATE: COPIES_AT_ONCE * len(self._subject.urls) - 1}
@@ -260,21 +268,21 @@ class _Examination:
         id_ = f"{processing.id}again"
         before = replace(processing, id=id_, body=_changed(processing.body, id=id_))
         self._verified.insert(0, before)
-        [answer] = await self._send([Delivery(body=before.body)], self._subject.urls[0])
+        [answer] = await self._send([WebhookRequest(body=before.body)], self._subject.urls[0])
         kept = answer.outcome == _LATE
         return _row("a verified session is not set back", _LATE, {answer.outcome: 1}, kept=kept)
 
-    async def _send(self, deliveries: Sequence[Delivery], url: str) -> list[Answer]:
+    async def _send(self, requests: Sequence[WebhookRequest], url: str) -> list[Answer]:
         answers: list[Answer] = []
-        await send(deliveries, to=url, secret=self._subject.secret, progress=answers.append)
+        await send(requests, to=url, secret=self._subject.secret, progress=answers.append)
         for answer in answers:
-            self._answers.setdefault(answer.delivery.body, []).append(answer)
+            self._answers.setdefault(answer.request.body, []).append(answer)
         return answers
 
-    def _said(self, event: SimulatedEvent) -> list[str]:
+    def _said(self, event: SyntheticEvent) -> list[str]:
         return [answer.outcome for answer in self._answers.get(event.body, ()) if answer.ok]
 
-    def _lived(self, life: Sequence[SimulatedEvent]) -> Lived:
+    def _lived(self, life: Sequence[SyntheticEvent]) -> Lived:
         last = life[-1]
         ended = orjson.loads(last.body)["data"]["object"]["status"]
         return Lived(
@@ -286,8 +294,8 @@ class _Examination:
         )
 
 
-def _in_order(life: Iterable[SimulatedEvent]) -> list[Delivery]:
-    return [Delivery(body=event.body, lane=event.session_id) for event in life]
+def _in_order(life: Iterable[SyntheticEvent]) -> list[WebhookRequest]:
+    return [WebhookRequest(body=event.body, ordering_key=event.session_id) for event in life]
 
 
 def _row(promise: str, expected: str, seen: Mapping[str, int], *, kept: bool) -> Row:
@@ -306,7 +314,7 @@ def _redated(signature: str, at: int) -> str:
     return f"t={at},{signature.partition(',')[2]}"
 
 
-def _secrets(life: Iterable[SimulatedEvent]) -> Iterable[bytes]:
+def _secrets(life: Iterable[SyntheticEvent]) -> Iterable[bytes]:
     """Yield what must not leave the process that received it."""
     for event in life:
         session = orjson.loads(event.body)["data"]["object"]

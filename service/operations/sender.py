@@ -19,7 +19,7 @@ import orjson
 from ..errors import ConfigError
 from ..secret import Secret
 from ..stripe.signatures import sign
-from .synthetic_events import SimulatedEvent
+from .synthetic_events import SyntheticEvent
 
 if TYPE_CHECKING:
     import httpx2
@@ -35,33 +35,33 @@ _OK: Final = range(200, 300)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delivery:
+class WebhookRequest:
     """One body to sign and send.
 
     Attributes:
         body: The raw bytes.
-        lane: Deliveries of one lane go one after the other, each when the one before is answered;
-            None is a lane of its own.
+        ordering_key: Requests with the same key are sent one after the other, each after the answer
+            to the one before; those without a key wait for none.
         signature: The header to send instead of a genuine one; empty for none at all.
     """
 
     body: bytes = field(repr=False)
-    lane: str | None = None
+    ordering_key: str | None = None
     signature: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came of one delivery.
+    """What came of one request.
 
     Attributes:
-        delivery: What was sent.
+        request: What was sent.
         outcome: The JSON answer's `outcome` or `error`, else `http_<status>`, or `unreachable`.
         status: The HTTP status; None when there was no answer.
         elapsed_s: Seconds from sending to the end of the answer.
     """
 
-    delivery: Delivery
+    request: WebhookRequest
     outcome: str
     status: int | None
     elapsed_s: float
@@ -83,9 +83,9 @@ class Summary:
 
 
 def plan(
-    events: Iterable[SimulatedEvent], *, duplicates: float, shuffle: bool, random: Random
-) -> list[Delivery]:
-    """Return the deliveries of *events*, in the order in which they are to start.
+    events: Iterable[SyntheticEvent], *, duplicates: float, shuffle: bool, random: Random
+) -> list[WebhookRequest]:
+    """Return the requests of *events*, in the order in which they are to start.
 
     Args:
         events: What to send; the events of one session in their order.
@@ -93,21 +93,22 @@ def plan(
         shuffle: Whether to mix everything. If not, each session's events keep their order.
         random: Where every choice comes from.
     """
-    deliveries = [
-        Delivery(body=event.body, lane=None if shuffle else event.session_id) for event in events
+    requests = [
+        WebhookRequest(body=event.body, ordering_key=None if shuffle else event.session_id)
+        for event in events
     ]
     if shuffle:
-        random.shuffle(deliveries)
+        random.shuffle(requests)
     # A place is a real number, so that any of them has room for a copy behind it.
-    count = len(deliveries)
+    count = len(requests)
     again = random.sample(range(count), round(duplicates * count))
     placed = [(float(index), index) for index in range(count)]
     placed += [(random.uniform(index, count), index) for index in again]
-    return [deliveries[index] for _, index in sorted(placed)]
+    return [requests[index] for _, index in sorted(placed)]
 
 
 async def send(
-    deliveries: Iterable[Delivery],
+    requests: Iterable[WebhookRequest],
     *,
     to: str,
     secret: Secret[bytes],
@@ -119,16 +120,16 @@ async def send(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Coroutine[None, None, None]] = asyncio.sleep,
 ) -> Summary:
-    """Sign and post *deliveries* to the address *to*, and return what was answered so far.
+    """Sign and post *requests* to the address *to*, and return what was answered so far.
 
     Args:
-        deliveries: In the order to start them; see `Delivery.lane` for what waits for what.
+        requests: In the order in which to start them, see also `WebhookRequest.ordering_key`.
         to: An http or https URL.
         secret: The whole signing secret, `whsec_` included.
         rate: At most so many per second; None for no limit.
         concurrency: At most so many under way at once.
         progress: Called with each answer as it comes.
-        stopping: Once set, no further delivery is started.
+        stopping: Once set, no further request is started.
         now: The wall clock that signatures carry, in Unix seconds.
         clock: What durations and the rate are measured by, in seconds.
         sleep: How the rate is waited for.
@@ -139,15 +140,16 @@ async def send(
     started_at = clock()
     stopping = stopping or asyncio.Event()
     pace = _Pace(rate, stopping, clock=clock, sleep=sleep)
-    lanes = iter(_lanes(deliveries))  # one iterator for all workers: each takes the next lane
+    # One iterator for all workers: each takes the next sequence.
+    sequences = iter(_by_ordering_key(requests))
     answers: list[Answer] = []
 
     async def work(endpoint: _Endpoint) -> None:
-        for delivery in (one for lane in lanes for one in lane):
+        for request in (one for sequence in sequences for one in sequence):
             await pace.turn()
             if stopping.is_set():
                 return
-            answer = await endpoint.deliver(delivery)
+            answer = await endpoint.deliver(request)
             answers.append(answer)
             progress(answer)
 
@@ -199,11 +201,13 @@ class _Pace:
         await self._stopping.wait()
 
 
-def _lanes(deliveries: Iterable[Delivery]) -> Iterable[list[Delivery]]:
-    lanes: dict[object, list[Delivery]] = {}
-    for index, delivery in enumerate(deliveries):
-        lanes.setdefault(index if delivery.lane is None else delivery.lane, []).append(delivery)
-    return lanes.values()
+def _by_ordering_key(requests: Iterable[WebhookRequest]) -> Iterable[list[WebhookRequest]]:
+    """Return the requests of each key as one sequence; one without a key is a sequence alone."""
+    sequences: dict[object, list[WebhookRequest]] = {}
+    for index, request in enumerate(requests):
+        key = index if request.ordering_key is None else request.ordering_key
+        sequences.setdefault(key, []).append(request)
+    return sequences.values()
 
 
 def _client(to: str, concurrency: int) -> httpx2.AsyncClient:
@@ -232,15 +236,15 @@ class _Endpoint:
     now: Callable[[], float]
     clock: Callable[[], float]
 
-    async def deliver(self, delivery: Delivery) -> Answer:
-        """Sign *delivery* as of now, post it and read the answer."""
+    async def deliver(self, request: WebhookRequest) -> Answer:
+        """Sign *request* as of now, post it and read the answer."""
         started_at = self.clock()
-        signature = delivery.signature
+        signature = request.signature
         if signature is None:
-            signature = sign(delivery.body, self.secret, int(self.now()))
-        response = await self._post(delivery.body, signature)
+            signature = sign(request.body, self.secret, int(self.now()))
+        response = await self._post(request.body, signature)
         return Answer(
-            delivery=delivery,
+            request=request,
             outcome=_outcome(response) if response is not None else "unreachable",
             status=response.status_code if response is not None else None,
             elapsed_s=self.clock() - started_at,

@@ -85,7 +85,7 @@ LIFECYCLES: Final[Mapping[str, tuple[Step, ...]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulatedEvent:
+class SyntheticEvent:
     """One event, ready to be signed and sent; its body holds invented bearer secrets.
 
     Attributes:
@@ -110,7 +110,7 @@ def lifecycle_events(
     started_at: int,
     session_prefix: str = "vs_",
     livemode: bool = False,
-) -> list[SimulatedEvent]:
+) -> list[SyntheticEvent]:
     """Return the events of one new session living through lifecycle *name*, in their order.
 
     Args:
@@ -176,7 +176,7 @@ def _after(step: Step, session: Mapping[str, Any], random: Random) -> dict[str, 
     return {**session, **changed}
 
 
-def _event(step: Step, session: Mapping[str, Any], random: Random, created: int) -> SimulatedEvent:
+def _event(step: Step, session: Mapping[str, Any], random: Random, created: int) -> SyntheticEvent:
     """Wrap *session* in the envelope of https://docs.stripe.com/api/events/object."""
     event_id = f"evt_{_token(random)}"
     event_type = f"identity.verification_session.{step.event}"
@@ -194,7 +194,7 @@ def _event(step: Step, session: Mapping[str, Any], random: Random, created: int)
         },
         "type": event_type,
     }
-    return SimulatedEvent(
+    return SyntheticEvent(
         id=event_id,
         type=event_type,
         created=created,

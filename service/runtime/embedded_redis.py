@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
 from ..errors import ConfigError
-from .parent_death import tethered
+from .parent_death import bind_to_parent
 
 READY_DEADLINE_S: Final = 10.0
 STOP_DEADLINE_S: Final = 10.0
@@ -172,7 +172,7 @@ def _command(server: Path, sockets: Path, directory: Path, appendfsync: str) -> 
     command = [str(server.absolute())]
     for name, value in options.items():
         command += [f"--{name}", value]
-    return tethered(command)
+    return bind_to_parent(command)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Final
 # Asks the kernel for SIGTERM at the parent's death and becomes the program: the request survives
 # exec, and unlike a preexec_fn no Python runs between fork and exec of a threaded process.
 # A parent that died before the request was made is noticed by comparing its id.
-_TETHER: Final = """
+_BIND_TO_PARENT: Final = """
 import ctypes, os, signal, sys
 parent, *command = sys.argv[1:]
 PR_SET_PDEATHSIG = 1
@@ -24,7 +24,7 @@ if os.getppid() == int(parent):
 """
 
 
-def tethered(command: Sequence[str]) -> list[str]:
+def bind_to_parent(command: Sequence[str]) -> list[str]:
     """Return *command* so that what it starts gets SIGTERM when this process dies.
 
     To the kernel the "parent" is the thread that starts the child: it must live as long, and be
@@ -33,4 +33,4 @@ def tethered(command: Sequence[str]) -> list[str]:
     """
     if sys.platform != "linux":
         return list(command)
-    return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *command]
+    return [sys.executable, "-I", "-S", "-c", _BIND_TO_PARENT, str(os.getpid()), *command]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import uvloop
 
 from service.config import Settings
-from tests.support.harness import PROCESS_DEADLINE_S, Yard, yard
+from tests.support.harness import PROCESS_DEADLINE_S, Sandbox, open_sandbox
 
 CONNECTIONS = 1000
 BODY = Settings.max_body_bytes
@@ -67,12 +67,12 @@ def main() -> None:
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     )
-    with tempfile.TemporaryDirectory(prefix="memory-") as made, yard(Path(made)) as opened:
+    with tempfile.TemporaryDirectory(prefix="memory-") as made, open_sandbox(Path(made)) as opened:
         for number, attack in enumerate(ATTACKS):
             _measure(opened, number, attack)
 
 
-def _measure(opened: Yard, number: int, attack: Attack) -> None:
+def _measure(opened: Sandbox, number: int, attack: Attack) -> None:
     receiver = opened.start("serve", REDIS_PREFIX=f"m{number}", RECEIVE_TIMEOUT_S="120").ready()
     pid = receiver.popen.pid
     try:

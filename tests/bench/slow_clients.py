@@ -22,7 +22,7 @@ from typing import NamedTuple
 import httpx2
 import uvloop
 
-from tests.support.harness import event, signed, yard
+from tests.support.harness import event, open_sandbox, signed
 
 EVENTS_PER_S = 100
 TURN_S = 12
@@ -98,7 +98,7 @@ def main() -> None:
     """Measure in turns, and say each, then the ratio."""
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
-    with tempfile.TemporaryDirectory(prefix="slow-") as made, yard(Path(made)) as opened:
+    with tempfile.TemporaryDirectory(prefix="slow-") as made, open_sandbox(Path(made)) as opened:
         for turn, kind in enumerate(KINDS):
             receiver = opened.start("serve", MAX_CONNECTIONS=str(kind.connections)).ready()
             uvloop.run(_measure(receiver.url, receiver.port, kind, turn))

@@ -29,7 +29,7 @@ import redis
 import redis.asyncio
 import uvloop
 
-from service.operations.sender import Answer, Delivery, send
+from service.operations.sender import Answer, WebhookRequest, send
 from service.operations.synthetic_events import lifecycle_events
 from service.secret import Secret
 from service.storage.connections import connect
@@ -37,7 +37,7 @@ from service.storage.layout import Keys, open_groups
 from service.transitions import stream_entry
 from service.transitions.transition import SessionChange
 from tests.handlers.contract import Broker
-from tests.support.harness import SECRET, Process, Yard, soon, yard
+from tests.support.harness import SECRET, Process, Sandbox, open_sandbox, soon
 
 PARTITIONS = 8
 # How many each queue is given, so that each takes some seconds.
@@ -76,7 +76,7 @@ def main() -> None:
     """Measure everything and say it line by line."""
     with tempfile.TemporaryDirectory(prefix="way-out-") as made, ExitStack() as running:
         directory = Path(made)
-        opened = running.enter_context(yard(directory))
+        opened = running.enter_context(open_sandbox(directory))
         queues = dict(_queues(running, directory))
         _say("python, redis", f"{sys.version.split()[0]}, {_server(opened)}")
         _throughput(opened)
@@ -98,29 +98,29 @@ def _queues(running: ExitStack, directory: Path) -> Iterator[tuple[str, Broker]]
             yield name, broker
 
 
-def _server(yard: Yard) -> str:
-    with redis.Redis.from_url(yard.server.url) as client:
+def _server(sandbox: Sandbox) -> str:
+    with redis.Redis.from_url(sandbox.server.url) as client:
         described: Any = client.info("server")
     return str(described.get("valkey_version") or described["redis_version"])
 
 
-def _throughput(yard: Yard) -> None:
+def _throughput(sandbox: Sandbox) -> None:
     """Work off the same entries with a bare loop, with a worker, and with the loop again."""
-    bare = [_bare(yard, "bare0")]
-    worker = _drained(yard, "subjects:silent", THROUGHPUT_ENTRIES)
-    bare.append(_bare(yard, "bare1"))
+    bare = [_bare(sandbox, "bare0")]
+    worker = _drained(sandbox, "subjects:silent", THROUGHPUT_ENTRIES)
+    bare.append(_bare(sandbox, "bare1"))
     _say("worker, no-op handler", str(worker))
     _say("bare XREADGROUP + XACK", f"{bare[0]:,.0f}/s before, {bare[1]:,.0f}/s after")
     _say("ratio", f"{worker.per_s / statistics.mean(bare):.2f}")
 
 
-def _bare(yard: Yard, prefix: str) -> float:
+def _bare(sandbox: Sandbox, prefix: str) -> float:
     """Return the entries per second of a loop that only reads and acknowledges."""
-    keys = _filled(yard, prefix, "bare", THROUGHPUT_ENTRIES)
+    keys = _filled(sandbox, prefix, "bare", THROUGHPUT_ENTRIES)
 
     async def loop() -> float:
         begun = time.perf_counter()
-        client: Any = redis.asyncio.Redis.from_url(yard.server.url)
+        client: Any = redis.asyncio.Redis.from_url(sandbox.server.url)
         async with client:
             for stream in map(keys.transitions, range(PARTITIONS)):
                 while found := await client.xreadgroup("bare", "one", {stream: ">"}, count=100):
@@ -131,13 +131,13 @@ def _bare(yard: Yard, prefix: str) -> float:
 
 
 def _drained(
-    yard: Yard, handler: str, entries: int, settings: Mapping[str, str] | None = None
+    sandbox: Sandbox, handler: str, entries: int, settings: Mapping[str, str] | None = None
 ) -> Drained:
     """Let one worker hand *entries* that are already there to *handler*."""
     prefix = handler.rpartition(":")[2]
-    keys = _filled(yard, prefix, handler, entries)
-    worker = _worker(yard, prefix, handler, settings or {})
-    with redis.Redis.from_url(yard.server.url) as client:
+    keys = _filled(sandbox, prefix, handler, entries)
+    worker = _worker(sandbox, prefix, handler, settings or {})
+    with redis.Redis.from_url(sandbox.server.url) as client:
 
         def passed(share: float) -> tuple[float, float, int]:
             most = entries * (1 - share)
@@ -159,21 +159,21 @@ def _below(client: redis.Redis, keys: Keys, handler: str, most: float) -> tuple[
     return (left,) if left <= most else ()
 
 
-def _filled(yard: Yard, prefix: str, handler: str, entries: int) -> Keys:
+def _filled(sandbox: Sandbox, prefix: str, handler: str, entries: int) -> Keys:
     """Open the group of *handler* and append *entries* after it."""
     keys = Keys(prefix, PARTITIONS)
 
     async def open_them() -> None:
-        async with connect(Secret(yard.server.url)) as connections:
+        async with connect(Secret(sandbox.server.url)) as connections:
             await open_groups(connections, keys, [handler])
 
     asyncio.run(open_them())
-    _fill(yard, keys, entries)
+    _fill(sandbox, keys, entries)
     return keys
 
 
-def _fill(yard: Yard, keys: Keys, entries: int) -> None:
-    with redis.Redis.from_url(yard.server.url) as client:
+def _fill(sandbox: Sandbox, keys: Keys, entries: int) -> None:
+    with redis.Redis.from_url(sandbox.server.url) as client:
         pipeline = client.pipeline(transaction=False)
         for number in range(entries):
             session_id, entry = _entry(number)
@@ -203,22 +203,24 @@ def _entry(number: int) -> tuple[str, dict[Any, Any]]:
     return session_id, {"change": stream_entry.pack(change), **fields}
 
 
-def _latency(yard: Yard, directory: Path) -> None:
+def _latency(sandbox: Sandbox, directory: Path) -> None:
     """Post at an even rate, and compare when with when a worker's handler was called."""
     stamps = directory / "stamps"
     settings = {"WAY_STAMPS": str(stamps), "HANDLERS": "subjects:stamping"}
-    receiver = yard.start("serve", PYTHONPATH=str(BENCH), REDIS_PREFIX="late", **settings).ready()
-    worker = _worker(yard, "late", "subjects:stamping", settings)
+    receiver = sandbox.start(
+        "serve", PYTHONPATH=str(BENCH), REDIS_PREFIX="late", **settings
+    ).ready()
+    worker = _worker(sandbox, "late", "subjects:stamping", settings)
     answered: dict[str, tuple[int, float]] = {}
 
     def note(answer: Answer) -> None:
-        event_id = orjson.loads(answer.delivery.body)["id"]
+        event_id = orjson.loads(answer.request.body)["id"]
         answered[event_id] = time.time_ns(), answer.elapsed_s
         assert answer.outcome == "admitted"
 
     random, began = Random(1), int(time.time()) - 86_400
     lives = (lifecycle_events("verified", random=random, started_at=began) for _ in iter(int, 1))
-    posts = [Delivery(body=next(lives)[0].body) for _ in range(EVENTS_PER_S * LATENCY_S)]
+    posts = [WebhookRequest(body=next(lives)[0].body) for _ in range(EVENTS_PER_S * LATENCY_S)]
     asyncio.run(
         send(
             posts, to=receiver.url, secret=SECRET, rate=EVENTS_PER_S, concurrency=64, progress=note
@@ -240,21 +242,21 @@ def _spread(values_ms: list[float]) -> str:
     return f"p50 {cuts[49]:.1f} ms  p99 {cuts[98]:.1f} ms  max {most:.1f} ms  at {EVENTS_PER_S}/s"
 
 
-def _idle(yard: Yard, queues: Mapping[str, Broker]) -> None:
+def _idle(sandbox: Sandbox, queues: Mapping[str, Broker]) -> None:
     """Let a worker of five no-op handlers, and one of the real queues, do nothing side by side."""
     nothing = ",".join(f"subjects:{name}" for name in ("one", "two", "three", "four", "five"))
     settings: dict[str, str] = {}
     for broker in queues.values():
         settings |= broker.environ()
     workers = {
-        "idle, 8 partitions, 5 no-op handlers": _worker(yard, "idle", nothing, {}),
+        "idle, 8 partitions, 5 no-op handlers": _worker(sandbox, "idle", nothing, {}),
         f"idle, 8 partitions, {len(queues)} queues": _worker(
-            yard, "idle_queues", ",".join(queues), settings
+            sandbox, "idle_queues", ",".join(queues), settings
         ),
     }
     time.sleep(SETTLE_DOWN_S)
     pids = {what: worker.popen.pid for what, worker in workers.items()}
-    pids["the Redis of both"] = yard.server.pid
+    pids["the Redis of both"] = sandbox.server.pid
     before = {what: _cpu_s(pid) for what, pid in pids.items()}
     time.sleep(IDLE_S)
     for what, pid in pids.items():
@@ -262,18 +264,18 @@ def _idle(yard: Yard, queues: Mapping[str, Broker]) -> None:
     assert [worker.stop() for worker in workers.values()] == [0] * len(workers)
 
 
-def _memory(yard: Yard) -> None:
+def _memory(sandbox: Sandbox) -> None:
     """Watch two workers while their handlers get nothing away of what waits."""
     # Quick enough to try, fail and bury without a pause.
     hurry = {"RETRY_INITIAL_DELAY_S": "0.05", "RETRY_MAX_DELAY_S": "0.2", "RETRY_MAX_ATTEMPTS": "3"}
     workers = {
-        "unreachable": _worker(yard, "unreachable", "subjects:unreachable", {}),
-        "failing": _worker(yard, "failing", "subjects:failing", hurry),
+        "unreachable": _worker(sandbox, "unreachable", "subjects:unreachable", {}),
+        "failing": _worker(sandbox, "failing", "subjects:failing", hurry),
     }
     time.sleep(1)
     found = {name: [_resident_mib(worker)] for name, worker in workers.items()}
     for name in workers:
-        _fill(yard, Keys(name, PARTITIONS), WAITING_ENTRIES)
+        _fill(sandbox, Keys(name, PARTITIONS), WAITING_ENTRIES)
     for _ in range(3):
         time.sleep(MEMORY_STEP_S)
         for name, worker in workers.items():
@@ -282,14 +284,14 @@ def _memory(yard: Yard) -> None:
         steps = "  ".join(f"{mib:.1f}" for mib in found[name])
         _say(f"memory, handler {name}", f"{steps} MiB: empty, then every {MEMORY_STEP_S} s")
         assert worker.stop() == 0
-    with redis.Redis.from_url(yard.server.url) as client:
+    with redis.Redis.from_url(sandbox.server.url) as client:
         dead = sum(client.xlen(Keys("failing", 8).dead(n, "subjects:failing")) for n in range(8))
     _say("dead letters meanwhile", f"{dead:,} by the handler that fails")
 
 
-def _worker(yard: Yard, prefix: str, handlers: str, settings: Mapping[str, str]) -> Process:
+def _worker(sandbox: Sandbox, prefix: str, handlers: str, settings: Mapping[str, str]) -> Process:
     ours = {"REDIS_PREFIX": prefix, "HANDLERS": handlers, "PYTHONPATH": str(BENCH)}
-    return yard.start("work", **{**settings, **ours}).ready()
+    return sandbox.start("work", **{**settings, **ours}).ready()
 
 
 def _cpu_s(pid: int) -> float:

@@ -16,7 +16,7 @@ from service.cli import dead_letter_options, dead_letters
 from service.runtime.embedded_redis import EmbeddedServer
 from service.storage.layout import LAYOUT_VERSION, Keys
 from tests.support import roles
-from tests.support.harness import Yard, soon, yard
+from tests.support.harness import Sandbox, open_sandbox, soon
 from tests.support.servers import PATIENCE_S
 
 KEYS = Keys("idv", 8)
@@ -43,11 +43,11 @@ main()
 
 
 class Ground:
-    """A server with its yard, emptied for each test."""
+    """A server with its sandbox, emptied for each test."""
 
-    def __init__(self, yard: Yard) -> None:
-        self.yard = yard
-        self.server: EmbeddedServer = yard.server
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self.server: EmbeddedServer = sandbox.server
         self.client: Any = redis.Redis.from_url(self.server.url)
         self.client.flushall()
         self.client.hset(
@@ -58,7 +58,7 @@ class Ground:
 
     def run(self, *words: str, code: int = 0, answer: str = "", **settings: str) -> Any:
         """Type a command, check its exit code, and return what it printed."""
-        typed = self.yard.typed(*words, answer=answer, **settings)
+        typed = self.sandbox.invoke(*words, answer=answer, **settings)
         self.logged, self.err = typed.logged, typed.err
         assert typed.code == code, typed
         assert b"Traceback" not in typed.err
@@ -104,14 +104,14 @@ def fields(n: int, kind: str = "processing") -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
-    """Yield a yard for the tests of this module."""
-    with yard(tmp_path_factory.mktemp("mail")) as one:
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """Yield a sandbox for the tests of this module."""
+    with open_sandbox(tmp_path_factory.mktemp("mail")) as one:
         yield one
 
 
 @pytest.fixture
-def ground(opened: Yard) -> Iterator[Ground]:
+def ground(opened: Sandbox) -> Iterator[Ground]:
     """Yield an empty server; whatever still runs is ended."""
     one = Ground(opened)
     yield one
@@ -284,7 +284,7 @@ def test_a_handler_that_is_no_longer_configured_is_known_by_its_group(ground: Gr
 def test_a_replay_interrupted_is_continued(ground: Ground) -> None:
     """Of two thousand letters whose replay was cut off half-way each is delivered exactly once."""
     ground.bury(2_000)
-    process = ground.yard.run("dead", "replay", "log", "--all", program=INTERRUPTED)
+    process = ground.sandbox.run("dead", "replay", "log", "--all", program=INTERRUPTED)
     assert process.wait() == 1
     done = ground.length(KEYS.replays)
     assert 0 < done < 2_000
@@ -299,7 +299,7 @@ def test_a_replay_interrupted_is_continued(ground: Ground) -> None:
     assert ground.run("dead", "replay", "log", "--all", "--json")["replayed"] == 0
 
     # Nobody worked so far; now somebody does.
-    worker = ground.yard.start("work").ready()
+    worker = ground.sandbox.start("work").ready()
     soon(lambda: ground.length(KEYS.replays) == 0)
     assert worker.stop() == 0
     taken = Counter(line["event_id"] for line in worker.lines("transition"))
@@ -324,7 +324,7 @@ def test_the_past_is_handed_to_a_running_worker(ground: Ground) -> None:
     """`replay` hands over what the options cover, and leaves the streams as they were."""
     ground.admit(20)
     ground.admit(5, "verified")
-    worker = ground.yard.start("work").ready()
+    worker = ground.sandbox.start("work").ready()
     soon(lambda: len(worker.lines("transition")) == 25)
     soon(lambda: not ground.pending())
     verified = "identity.verification_session.verified"
@@ -375,7 +375,7 @@ def test_a_type_that_does_not_exist_is_an_error(ground: Ground, word: str) -> No
 def test_what_is_logged_of_a_change_is_a_line_on_standard_error(ground: Ground) -> None:
     """Who collects standard error knows what operators have done; standard output stays JSON."""
     ground.bury(2)
-    process = ground.yard.run("dead", "drop", "log", "--all", "--yes", "--json")
+    process = ground.sandbox.run("dead", "drop", "log", "--all", "--yes", "--json")
     assert process.wait() == 0
     assert orjson.loads(process.out) == {"dropped": 2}
     line = orjson.loads(process.err)

@@ -25,7 +25,15 @@ from service import __version__
 from service.cli.main import commands
 from service.operations.synthetic_events import LIFECYCLES, lifecycle_events
 from service.storage.layout import Keys
-from tests.support.harness import SECRET, Process, Yard, environment, soon, takes_long, yard
+from tests.support.harness import (
+    SECRET,
+    Process,
+    Sandbox,
+    environment,
+    open_sandbox,
+    soon,
+    takes_long,
+)
 from tests.support.servers import PATIENCE_S
 
 CANARY = "canary4711"
@@ -34,9 +42,9 @@ COMMANDS = ["dev", "serve", "work", "check", "send", "session", "selftest", "ver
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
-    """Yield a yard with a server for the tests of this module."""
-    with yard(tmp_path_factory.mktemp("cli")) as opened:
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """Yield a sandbox with a server for the tests of this module."""
+    with open_sandbox(tmp_path_factory.mktemp("cli")) as opened:
         yield opened
 
 
@@ -155,7 +163,7 @@ def test_dev_remembers(dev: Dev) -> None:
     assert second.stop() == 0
 
 
-def test_dev_takes_what_is_set(dev: Dev, ground: Yard) -> None:
+def test_dev_takes_what_is_set(dev: Dev, ground: Sandbox) -> None:
     """Whatever source names a secret or a Redis, `dev` takes it and makes none of its own."""
     (dev.directory / "secret").write_bytes(SECRET.reveal() + b"\n")
     running = dev.start(
@@ -177,10 +185,10 @@ def test_dev_without_a_place_to_write(dev: Dev) -> None:
     assert process.err.count(b"\n") == 1
 
 
-def test_every_problem_is_said_at_once(ground: Yard) -> None:
+def test_every_problem_is_said_at_once(ground: Sandbox) -> None:
     """Bad settings: exit 2, each by name on a line of its own, no value, nothing started."""
     bad = {"PORT": CANARY, "REDIS_URL": CANARY, "LIVEMODE": CANARY, "RETRY_MAX_ATTEMPTS": "-1"}
-    typed = ground.typed("serve", **bad, STRIPE_WEBHOOK_SECRETS=f"{CANARY} x")
+    typed = ground.invoke("serve", **bad, STRIPE_WEBHOOK_SECRETS=f"{CANARY} x")
     assert typed.code == 2
     said = typed.err.decode()
     assert {line.split(":")[1].strip() for line in said.splitlines()} == {
@@ -189,7 +197,7 @@ def test_every_problem_is_said_at_once(ground: Yard) -> None:
     }
     assert CANARY not in said
     assert typed.out == b""
-    missing = ground.typed("serve", STRIPE_WEBHOOK_SECRETS="")
+    missing = ground.invoke("serve", STRIPE_WEBHOOK_SECRETS="")
     assert (missing.code, missing.err.count(b"\n")) == (2, 1)
 
 
@@ -209,15 +217,15 @@ async def unset(environ):
 """
 
 
-def test_check_says_what_holds(ground: Yard) -> None:
+def test_check_says_what_holds(ground: Sandbox) -> None:
     """`check`: 0 when every promise can be kept, 1 when not, 2 for settings, 3 without Redis."""
     (ground.directory / "queues.py").write_text(HANDLERS)
     closed = ground.start("check", "--json", HANDLERS="log,queues:unreachable,queues:unset")
-    fine = ground.typed("check", "--json")
-    table = ground.typed("check")
-    fatal = ground.typed("check", "--json", DURABILITY="fsync")
-    wrong = ground.typed("check", HANDLERS="nobody")
-    gone = ground.typed("check", REDIS_URL=f"redis://{CANARY}:{CANARY}@127.0.0.1:1/0")
+    fine = ground.invoke("check", "--json")
+    table = ground.invoke("check")
+    fatal = ground.invoke("check", "--json", DURABILITY="fsync")
+    wrong = ground.invoke("check", HANDLERS="nobody")
+    gone = ground.invoke("check", REDIS_URL=f"redis://{CANARY}:{CANARY}@127.0.0.1:1/0")
     assert [one.code for one in (fine, table, fatal, wrong, gone)] == [0, 0, 1, 2, 3]
     assert closed.wait() == 1
     rows = {row["name"]: row for row in orjson.loads(fine.out)}
@@ -263,30 +271,30 @@ async def open(environ):
 """
 
 
-def test_send_says_what_it_lacks(ground: Yard) -> None:
+def test_send_says_what_it_lacks(ground: Sandbox) -> None:
     """No secret, no such address, nothing to send: exit 2 and one line; refused: 1."""
-    secret = ground.typed("send", "verified", STRIPE_WEBHOOK_SECRETS="")
-    address = ground.typed("send", "verified", "--to", f"ftp://{CANARY}")
-    nothing = ground.typed("send")
-    unknown = ground.typed("send", "verify")
+    secret = ground.invoke("send", "verified", STRIPE_WEBHOOK_SECRETS="")
+    address = ground.invoke("send", "verified", "--to", f"ftp://{CANARY}")
+    nothing = ground.invoke("send")
+    unknown = ground.invoke("send", "verify")
     # Bound and not listened on, so that nobody else can.
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         port = str(silent.getsockname()[1])
-        refused = ground.typed("send", "verified", "--json", PORT=port)
+        refused = ground.invoke("send", "verified", "--json", PORT=port)
     tries = (secret, address, nothing, unknown, refused)
     assert [one.code for one in tries] == [2, 2, 2, 2, 1]
     for one, said in ((secret, b"no signing secret"), (address, b"URL")):
         assert said in one.err
         assert one.err.count(b"\n") == 1
-        unheard = ground.typed("send", "verified", PORT=port)
+        unheard = ground.invoke("send", "verified", PORT=port)
     assert orjson.loads(refused.out) == [{"outcome": "unreachable", "answers": 3}]
     # Nobody has received the session, so nobody can be asked about it.
     assert unheard.err == b""
     assert CANARY.encode() not in address.err
 
 
-def test_send_sends_files(ground: Yard) -> None:
+def test_send_sends_files(ground: Sandbox) -> None:
     """`send --file` signs and posts the bytes of each file as they are."""
     serve = ground.start("serve").ready()
     body = lifecycle_events("verified", random=Random(5), started_at=1)[0].body
@@ -300,12 +308,12 @@ def test_send_sends_files(ground: Yard) -> None:
         {"outcome": "body_not_an_event", "answers": 1},
         {"outcome": "expired", "answers": 1},
     ]
-    unknown = ground.typed("session", "vs_nobody")
+    unknown = ground.invoke("session", "vs_nobody")
     assert unknown.code == 1
     assert unknown.err == b"error: the ledger has no memory of this session\n"
     with redis.Redis.from_url(ground.server.url) as client:
         client.hset(Keys("idv", 8).session("vs_spoiled"), "state", "?")
-    spoiled = ground.typed("session", "vs_spoiled")
+    spoiled = ground.invoke("session", "vs_spoiled")
     assert spoiled.code == 1
     assert spoiled.err == b"error: what stands there is no record of ours\n"
     assert serve.stop() == 0
@@ -334,7 +342,7 @@ server.serve_forever()
 
 
 @pytest.mark.parametrize("rate", ["5", "0.1"])
-def test_send_keeps_its_summary_when_it_is_interrupted(ground: Yard, rate: str) -> None:
+def test_send_keeps_its_summary_when_it_is_interrupted(ground: Sandbox, rate: str) -> None:
     """After Ctrl-C `send` says what was answered so far, however long the next one has to wait."""
     with subprocess.Popen(
         [sys.executable, "-c", SLOW], stdout=subprocess.PIPE, text=True
@@ -369,10 +377,10 @@ def test_the_version_is_printed() -> None:
         ("LEASE_TTL", "LEASE_TTL_S"),
     ],
 )
-def test_a_setting_that_is_nearly_ours_is_named(ground: Yard, name: str, meant: str) -> None:
+def test_a_setting_that_is_nearly_ours_is_named(ground: Sandbox, name: str, meant: str) -> None:
     """Who misspells a setting is told so, by every command, and never with the value."""
     for words in (("check", "--json"), ("handlers", "list"), ("serve",)):
-        typed = ground.typed(*words, STRIPE_WEBHOOK_SECRETS="", **{name: CANARY})
+        typed = ground.invoke(*words, STRIPE_WEBHOOK_SECRETS="", **{name: CANARY})
         line = f"warning: {name} is no setting, but {meant} is\n".encode()
         assert typed.err.startswith(line), typed
         assert CANARY.encode() not in typed.err + typed.out
@@ -420,7 +428,7 @@ def test_every_command_explains_itself(command: str) -> None:
     assert all(word in result.output for word in listed)
 
 
-def test_the_console_script_finds_handlers_of_the_folder(dev: Dev, ground: Yard) -> None:
+def test_the_console_script_finds_handlers_of_the_folder(dev: Dev, ground: Sandbox) -> None:
     """A handler in a file of the current folder is found by the script as by `python -m`."""
     (dev.directory / "bin").mkdir()
     (dev.directory / "bin" / "script").write_text("from service.cli import main\nmain()\n")
@@ -450,7 +458,7 @@ def test_dev_tries_a_handler_of_the_folder(dev: Dev) -> None:
     assert running.stop() == 0
 
 
-def test_the_module_is_a_program(ground: Yard) -> None:
+def test_the_module_is_a_program(ground: Sandbox) -> None:
     """`python -m service` without a command shows the help; so does the console script."""
     assert b"Usage: python -m service" in ground.run("--help", program="").out
     script = shutil.which("identity-webhooks", path=str(Path(sys.executable).parent))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import SECRET, Yard, environment, yard
+from tests.support.harness import SECRET, Sandbox, environment, open_sandbox
 from tests.support.programs import ROOT, missing, run, tool
 
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
@@ -107,7 +107,7 @@ def test_what_is_copied_is_all_that_is_sent() -> None:
 
 def test_health_is_asked_of_the_process(tmp_path: Path) -> None:
     """The health check says well of a running process and unwell of one that does not answer."""
-    with yard(tmp_path) as opened:
+    with open_sandbox(tmp_path) as opened:
         process = opened.start("serve").ready()
         port = {"ADMIN_PORT": str(process.started["admin_port"])}
         well = subprocess.run(health_check(), env={**os.environ, **port}, check=False)
@@ -128,7 +128,7 @@ def test_its_commands_make_what_runs(tmp_path: Path) -> None:
     modules = ["cli", *(f"handlers.{path.stem}" for path in QUEUES if path.stem != "__init__")]
     imports = ", ".join(f"service.{module}" for module in modules)
 
-    with yard(tmp_path) as opened:
+    with open_sandbox(tmp_path) as opened:
         checked = built(tmp_path, opened, "-m", "service", "check", "--json")
         built(tmp_path, opened, "-W", "error", "-c", f"import {EXPORTER}, {imports}")
 
@@ -175,7 +175,7 @@ def carry_out(command: str, directory: Path) -> None:
     )
 
 
-def built(directory: Path, opened: Yard, *arguments: str) -> str:
+def built(directory: Path, opened: Sandbox, *arguments: str) -> str:
     """Run what was built, with nothing else that is installed here in its way."""
     ours = environment(REDIS_URL=opened.server.url, STRIPE_WEBHOOK_SECRETS=SECRET.reveal().decode())
     ended = subprocess.run(

@@ -18,7 +18,7 @@ from service.errors import RejectionReason, UnavailableReason
 from service.inbox.admission import Outcome
 from service.telemetry import metrics
 from tests.generate import series, series_name
-from tests.support.harness import event, signed, soon, yard
+from tests.support.harness import event, open_sandbox, signed, soon
 from tests.support.programs import ROOT, documents, program, run
 
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
@@ -151,7 +151,7 @@ def test_the_dashboard_asks_for_what_there_is(query: str) -> None:
 
 def test_a_healthy_dashboard_shows_something(tmp_path: Path) -> None:
     """Where all is well each query has an answer, or its panel says that there is nothing."""
-    with yard(tmp_path) as opened:
+    with open_sandbox(tmp_path) as opened:
         receiver, worker = (opened.start(name).ready() for name in ("serve", "work"))
         body = event()
         httpx2.post(receiver.url, content=body, headers=signed(body)).raise_for_status()

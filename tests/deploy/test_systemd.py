@@ -13,7 +13,7 @@ import pytest
 
 from service.config import Settings
 from tests.deploy.settings_named import known_settings
-from tests.support.harness import yard
+from tests.support.harness import open_sandbox
 from tests.support.programs import ROOT, program, run
 from tests.support.servers import free_port
 
@@ -90,7 +90,7 @@ def test_both_run_on_one_machine(tmp_path: Path) -> None:
     lines = dict(re.findall(r"^([A-Z_]+)=(.*)$", told, re.MULTILINE))
     ports = {lines["ADMIN_PORT"]: receivers_admin, lines["PORT"]: web}
 
-    with yard(tmp_path) as opened, contextlib.ExitStack() as ending:
+    with open_sandbox(tmp_path) as opened, contextlib.ExitStack() as ending:
         for unit in UNITS:
             [command] = directives(unit)["ExecStart"]
             *prefix, _, _, _, verb = command.split()

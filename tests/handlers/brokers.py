@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from service.runtime.parent_death import tethered
+from service.runtime.parent_death import bind_to_parent
 from tests.support.programs import missing, program
 from tests.support.servers import free_port, frozen
 
@@ -88,7 +88,7 @@ class Process:
     def _started(self) -> subprocess.Popen[bytes]:
         with (self._directory / "output.log").open("ab") as log:
             return subprocess.Popen(
-                tethered(self._command),
+                bind_to_parent(self._command),
                 cwd=self._directory,
                 env=self._environ,
                 stdin=subprocess.DEVNULL,

@@ -24,11 +24,11 @@ import pytest
 import redis
 
 from service.operations.sender import Summary, plan, send
-from service.operations.synthetic_events import LIFECYCLES, SimulatedEvent, lifecycle_events
+from service.operations.synthetic_events import LIFECYCLES, SyntheticEvent, lifecycle_events
 from service.storage.layout import Keys
 from service.transitions import cloudevents, stream_entry
 from tests.handlers.contract import Broker, Received
-from tests.support.harness import SECRET, Process, Yard, eventually, soon, yard
+from tests.support.harness import SECRET, Process, Sandbox, eventually, open_sandbox, soon
 
 QUEUES = ("redis_stream", "rabbitmq", "nats", "kafka", "sqs")
 KEYS = Keys("idv", 8)
@@ -42,7 +42,7 @@ pytestmark = [
     pytest.mark.timeout(2 * DEADLINE_S),
 ]
 
-Lives = dict[str, list[SimulatedEvent]]
+Lives = dict[str, list[SyntheticEvent]]
 
 
 class Way(NamedTuple):
@@ -73,7 +73,7 @@ def way(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Way]:
     directory = tmp_path_factory.mktemp("everything")
     with ExitStack() as running:
         queues, absent = _queues(running, directory)
-        opened = running.enter_context(yard(directory))
+        opened = running.enter_context(open_sandbox(directory))
         yield _gone(opened, queues, absent)
 
 
@@ -93,23 +93,23 @@ def _queues(running: ExitStack, directory: Path) -> tuple[dict[str, Broker], dic
     return queues, absent
 
 
-def _gone(yard: Yard, queues: Mapping[str, Broker], absent: Mapping[str, str]) -> Way:
+def _gone(sandbox: Sandbox, queues: Mapping[str, Broker], absent: Mapping[str, str]) -> Way:
     random = Random(20)
     orderly, disorderly = (_lives(random, SESSIONS // 2) for _ in range(2))
     settings = {"HANDLERS": ",".join(queues), "LEASE_TTL_S": "1", "ADMIT_DEADLINE_S": "30"}
     for queue in queues.values():
         settings |= queue.environ()
-    receiver, killed = (yard.start(command, **settings) for command in ("serve", "work"))
+    receiver, killed = (sandbox.start(command, **settings) for command in ("serve", "work"))
     receiver.ready()
     killed.ready()
-    with redis.Redis.from_url(yard.server.url) as ledger:
+    with redis.Redis.from_url(sandbox.server.url) as ledger:
 
         async def posted() -> dict[str, int]:
             posting = _post(receiver.url, orderly, disorderly, random)
             return (await asyncio.gather(posting, _kill(killed, ledger, SESSIONS)))[0]
 
         answers = asyncio.run(posted())
-        worker = yard.start("work", **settings).ready()
+        worker = sandbox.start("work", **settings).ready()
         soon(lambda: _is_settled(ledger, len(queues)), DEADLINE_S)
         handed_over = _handed_over(ledger)
         dead = sum(ledger.xlen(KEYS.dead(n, name)) for n in range(8) for name in queues)

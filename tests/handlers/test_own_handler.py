@@ -29,13 +29,13 @@ from service.transitions.transition import StatusTransition
 from tests.support.harness import (
     DEADLINE_S,
     Process,
-    Yard,
+    Sandbox,
     environment,
     event,
     eventually,
+    open_sandbox,
     signed,
     soon,
-    yard,
 )
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -84,9 +84,9 @@ def importable(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
-    """Yield a yard with a server."""
-    with yard(tmp_path_factory.mktemp("yard")) as opened:
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """Yield a sandbox with a server."""
+    with open_sandbox(tmp_path_factory.mktemp("sandbox")) as opened:
         yield opened
 
 
@@ -160,7 +160,7 @@ def test_a_transition_for_tests_is_what_it_says() -> None:
 
 
 def test_check_says_what_is_loaded_and_from_where(
-    ground: Yard, installed: Path, tmp_path: Path
+    ground: Sandbox, installed: Path, tmp_path: Path
 ) -> None:
     """`check` names each handler, its module and what installed it; and whether it opens."""
 
@@ -333,7 +333,7 @@ async def test_what_opens_to_no_callable_is_fatal_in_check(
     assert "cannot be called" in found.meaning
 
 
-def test_a_bare_function_works_and_its_failures_are_shown(ground: Yard) -> None:
+def test_a_bare_function_works_and_its_failures_are_shown(ground: Sandbox) -> None:
     """`async def` and no more is a handler; in `dev` a failed call shows the whole traceback."""
     (ground.directory / "bare.py").write_text(
         "async def handle(transition):\n"
@@ -354,7 +354,7 @@ def test_a_bare_function_works_and_its_failures_are_shown(ground: Yard) -> None:
     assert b"somebody" not in dev.out
     assert dev.err.count(b"Traceback (most recent call last)") == 1
     assert b"LookupError: somebody" in dev.err
-    letters = ground.typed("dead", "list", "bare:handle", "--json", **settings)
+    letters = ground.invoke("dead", "list", "bare:handle", "--json", **settings)
     [letter] = orjson.loads(letters.out)
-    shown = ground.typed("dead", "show", "bare:handle", letter["id"], "--json", **settings)
+    shown = ground.invoke("dead", "show", "bare:handle", letter["id"], "--json", **settings)
     assert orjson.loads(shown.out)["place"] == place

@@ -32,7 +32,16 @@ from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload, verify
 from service.transitions.lifecycle import order_key
 from service.transitions.transition import SELFTEST_PREFIX, is_selftest
-from tests.support.harness import SECRET, WEBHOOK, Process, Yard, listening, soon, takes_long, yard
+from tests.support.harness import (
+    SECRET,
+    WEBHOOK,
+    Process,
+    Sandbox,
+    listening,
+    open_sandbox,
+    soon,
+    takes_long,
+)
 
 MAX_BYTES = Settings().max_body_bytes
 NOWHERE = Secret("redis://127.0.0.1:1/0")
@@ -328,24 +337,26 @@ async def test_another_deployment_is_said_and_held_against_nobody(
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
-    """Yield a yard with a handler that notes what it is shown."""
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """Yield a sandbox with a handler that notes what it is shown."""
     directory = tmp_path_factory.mktemp("selftest")
     (directory / "showing.py").write_text(HANDLER)
-    with yard(directory) as opened:
+    with open_sandbox(directory) as opened:
         yield opened
 
 
 HANDLERS = {"HANDLERS": "log,showing:open"}
 
 
-def _selftest(yard: Yard, *arguments: str, **settings: str) -> tuple[Process, list[dict[str, Any]]]:
-    command = yard.run("selftest", *arguments, "--json", **HANDLERS, **settings)
+def _selftest(
+    sandbox: Sandbox, *arguments: str, **settings: str
+) -> tuple[Process, list[dict[str, Any]]]:
+    command = sandbox.run("selftest", *arguments, "--json", **HANDLERS, **settings)
     return command, orjson.loads(command.out)
 
 
 @takes_long
-def test_a_deployment_behind_two_receivers_is_green(deployment: Yard) -> None:
+def test_a_deployment_behind_two_receivers_is_green(deployment: Sandbox) -> None:
     """Two receivers and a worker keep every promise; handlers see nothing unless asked to."""
     receivers = [deployment.start("serve", **HANDLERS).ready() for _ in range(2)]
     worker = deployment.start("work", **HANDLERS).ready()
@@ -368,17 +379,17 @@ def test_a_deployment_behind_two_receivers_is_green(deployment: Yard) -> None:
         assert b"Traceback" not in process.out + process.err
 
 
-def test_an_address_at_which_nothing_answers_is_one_line(deployment: Yard) -> None:
+def test_an_address_at_which_nothing_answers_is_one_line(deployment: Sandbox) -> None:
     """Exit code 1 and the address, without its password, rather than a row for each promise."""
     silent = f"http://user:canary@127.0.0.1:1{WEBHOOK}"
-    typed = deployment.typed("selftest", "--to", silent)
+    typed = deployment.invoke("selftest", "--to", silent)
 
     assert (typed.code, typed.out) == (1, b"")
     said = f"error: http://{MASK}@127.0.0.1:1{WEBHOOK}: no answer\n"
     assert typed.err == said.encode()
 
 
-def test_a_terminal_of_another_encoding_gets_the_rows(deployment: Yard) -> None:
+def test_a_terminal_of_another_encoding_gets_the_rows(deployment: Sandbox) -> None:
     """What an encoding lacks is printed as an escape."""
     dev = deployment.start("dev", **HANDLERS).ready()
     command = deployment.run("selftest", "--to", dev.url, PYTHONIOENCODING="latin-1", **HANDLERS)

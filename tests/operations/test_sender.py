@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from service.errors import ConfigError
 from service.operations import sender
-from service.operations.sender import Answer, Delivery, plan, send
-from service.operations.synthetic_events import SimulatedEvent, lifecycle_events
+from service.operations.sender import Answer, WebhookRequest, plan, send
+from service.operations.synthetic_events import SyntheticEvent, lifecycle_events
 from service.secret import Secret
 from tests.support.servers import PATIENCE_S
 
@@ -105,12 +105,12 @@ def closed_port() -> Iterator[str]:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
 
 
-def raw(*bodies: str, lane: str | None = None) -> list[Delivery]:
-    """Return deliveries of these very bodies."""
-    return [Delivery(body=body.encode(), lane=lane) for body in bodies]
+def raw(*bodies: str, ordering_key: str | None = None) -> list[WebhookRequest]:
+    """Return requests of these very bodies."""
+    return [WebhookRequest(body=body.encode(), ordering_key=ordering_key) for body in bodies]
 
 
-def told(count: int, seed: int = 0) -> list[SimulatedEvent]:
+def told(count: int, seed: int = 0) -> list[SyntheticEvent]:
     """Return the events of *count* sessions."""
     random = Random(seed)
     return [
@@ -133,7 +133,7 @@ def test_share_of_duplicates(count: int, duplicates: float, shuffle: bool, seed:
     """Every event is sent, the asked share of them twice, none three times."""
     events = told(count)
     planned = plan(events, duplicates=duplicates, shuffle=shuffle, random=Random(seed))
-    times = Counter(delivery.body for delivery in planned)
+    times = Counter(request.body for request in planned)
     assert set(times) == {event.body for event in events}
     assert sum(times.values()) == len(events) + round(duplicates * len(events))
     assert set(times.values()) <= {1, 2}
@@ -144,17 +144,17 @@ def test_unshuffled(count: int, duplicates: float, seed: int) -> None:
     """Unshuffled, events keep their order, and a copy comes after its original only."""
     events = told(count)
     planned = plan(events, duplicates=duplicates, shuffle=False, random=Random(seed))
-    firsts = dict.fromkeys(delivery.body for delivery in planned)
+    firsts = dict.fromkeys(request.body for request in planned)
     assert list(firsts) == [event.body for event in events]
     lanes = {event.body: event.session_id for event in events}
-    assert all(delivery.lane == lanes[delivery.body] for delivery in planned)
+    assert all(request.ordering_key == lanes[request.body] for request in planned)
 
 
 def test_copies_lie_scattered() -> None:
     """Copies go to all sorts of later places, not all behind their originals or at the end."""
     events = told(20)
     planned = plan(events, duplicates=0.5, shuffle=False, random=Random(1))
-    bodies = [delivery.body for delivery in planned]
+    bodies = [request.body for request in planned]
     gaps = {
         bodies.index(body, bodies.index(body) + 1) - bodies.index(body)
         for body, times in Counter(bodies).items()
@@ -170,7 +170,7 @@ def test_shuffled() -> None:
     assert [one.body for one in planned] != [event.body for event in events]
     assert planned == plan(events, duplicates=0, shuffle=True, random=Random(1))
     assert planned != plan(events, duplicates=0, shuffle=True, random=Random(2))
-    assert {one.lane for one in planned} == {None}
+    assert {one.ordering_key for one in planned} == {None}
 
 
 # What is sent
@@ -213,10 +213,10 @@ async def test_proxy_unused_on_loopback(
 
 async def test_session_order(endpoint: Endpoint) -> None:
     """The events of one session go one after the other, each after the answer to the last."""
-    deliveries = plan(told(6), duplicates=0.3, shuffle=False, random=Random(3))
-    await send(deliveries, to=endpoint.url, secret=SECRET, concurrency=8)
-    for lane in {delivery.lane for delivery in deliveries}:
-        own = [delivery.body.decode() for delivery in deliveries if delivery.lane == lane]
+    requests = plan(told(6), duplicates=0.3, shuffle=False, random=Random(3))
+    await send(requests, to=endpoint.url, secret=SECRET, concurrency=8)
+    for lane in {request.ordering_key for request in requests}:
+        own = [request.body.decode() for request in requests if request.ordering_key == lane]
         steps = [step for step in endpoint.steps if step[1] in own]
         assert steps == [(word, body) for body in own for word in ("begun", "ended")]
 
@@ -225,9 +225,9 @@ async def test_sessions_side_by_side(endpoint: Endpoint) -> None:
     """Different sessions do not wait for each other."""
     together = asyncio.Barrier(3)
     endpoint.hold = together.wait
-    deliveries = plan(told(3), duplicates=0, shuffle=False, random=Random(0))
+    requests = plan(told(3), duplicates=0, shuffle=False, random=Random(0))
     async with asyncio.timeout(PATIENCE_S):
-        await send(deliveries, to=endpoint.url, secret=SECRET, concurrency=3)
+        await send(requests, to=endpoint.url, secret=SECRET, concurrency=3)
     assert endpoint.most_at_once() == 3
 
 
@@ -242,13 +242,13 @@ async def test_concurrency(endpoint: Endpoint) -> None:
 
 async def test_planned_order(endpoint: Endpoint) -> None:
     """Deliveries that wait for nothing start in the planned order."""
-    deliveries = plan(told(4), duplicates=0.5, shuffle=True, random=Random(5))
-    await send(deliveries, to=endpoint.url, secret=SECRET, concurrency=1)
-    assert endpoint.bodies == [delivery.body for delivery in deliveries]
+    requests = plan(told(4), duplicates=0.5, shuffle=True, random=Random(5))
+    await send(requests, to=endpoint.url, secret=SECRET, concurrency=1)
+    assert endpoint.bodies == [request.body for request in requests]
 
 
 async def test_rate(endpoint: Endpoint) -> None:
-    """With a rate, deliveries start evenly: at most so many per second, no burst to catch up."""
+    """With a rate, requests start evenly: at most so many per second, no burst to catch up."""
     moment = 0.0
     starts = []
 
@@ -328,32 +328,32 @@ async def test_outcome(endpoint: Endpoint, status: int, reply: str, outcome: str
 
 async def test_one_refusal_spoils_all(endpoint: Endpoint) -> None:
     """A summary is good only when every single answer was."""
-    deliveries = raw("a", "b", "c", lane="one")
+    requests = raw("a", "b", "c", ordering_key="one")
 
     def progress(answer: Answer) -> None:
-        if answer.delivery is deliveries[0]:
+        if answer.request is requests[0]:
             endpoint.status, endpoint.reply = 503, b'{"error":"unavailable"}'
         else:
             endpoint.status, endpoint.reply = 200, b'{"outcome":"admitted"}'
 
-    summary = await send(deliveries, to=endpoint.url, secret=SECRET, progress=progress)
+    summary = await send(requests, to=endpoint.url, secret=SECRET, progress=progress)
     assert summary.counts == {"admitted": 2, "unavailable": 1}
     assert not summary.ok
 
 
 async def test_progress(endpoint: Endpoint) -> None:
     """Every answer is told as it comes, with what it answers."""
-    deliveries = raw("a", "b", "c", lane="one")
+    requests = raw("a", "b", "c", ordering_key="one")
     answers: list[Answer] = []
-    await send(deliveries, to=endpoint.url, secret=SECRET, progress=answers.append)
-    assert [answer.delivery for answer in answers] == deliveries
+    await send(requests, to=endpoint.url, secret=SECRET, progress=answers.append)
+    assert [answer.request for answer in answers] == requests
     assert {(answer.outcome, answer.status, answer.ok) for answer in answers} == {
         ("admitted", 200, True)
     }
 
 
 async def test_unreachable() -> None:
-    """Where nobody listens, every delivery is counted and none is tried again."""
+    """Where nobody listens, every request is counted and none is tried again."""
     answers: list[Answer] = []
     with closed_port() as url:
         summary = await send(raw("a", "b"), to=url, secret=SECRET, progress=answers.append)
@@ -405,5 +405,5 @@ async def test_no_address(to: str) -> None:
 
 
 def test_repr() -> None:
-    """A delivery's repr shows nothing of its body."""
+    """A request's repr shows nothing of its body."""
     assert "secret" not in repr(raw(json.dumps({"client_secret": "…"})))

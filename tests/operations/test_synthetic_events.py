@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.operations.synthetic_events import LIFECYCLES, SimulatedEvent, lifecycle_events
+from service.operations.synthetic_events import LIFECYCLES, SyntheticEvent, lifecycle_events
 from tests.support.programs import FIXTURES
 
 STARTED_AT = 1_785_931_200
@@ -63,7 +63,7 @@ EXPECTED = {
 }
 
 
-def told(name: str, seed: int = 7) -> list[SimulatedEvent]:
+def told(name: str, seed: int = 7) -> list[SyntheticEvent]:
     """Return the events of a lifecycle."""
     return lifecycle_events(name, random=Random(seed), started_at=STARTED_AT)
 

@@ -276,7 +276,7 @@ def test_started_from_a_thread(server: Path, tmp_path: Path) -> None:
 @on_linux
 def test_parent_gone_before_the_tether() -> None:
     """A tether whose parent is gone already starts nothing."""
-    command = [sys.executable, "-c", parent_death._TETHER, "0", "/does/not/exist"]
+    command = [sys.executable, "-c", parent_death._BIND_TO_PARENT, "0", "/does/not/exist"]
     assert subprocess.run(command, check=False).returncode == 0
 
 

@@ -25,17 +25,17 @@ from tests.support.harness import (
     SECRET,
     WEBHOOK,
     Process,
-    Yard,
+    Sandbox,
     answer,
     connected,
     event,
     eventually,
+    open_sandbox,
     post_all,
     request,
     signed,
     soon,
     takes_long,
-    yard,
 )
 from tests.support.servers import free_port, frozen, server
 
@@ -97,11 +97,11 @@ main()
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
-    """Yield a yard with a server for the tests of this module."""
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """Yield a sandbox with a server for the tests of this module."""
     directory = tmp_path_factory.mktemp("processes")
     (directory / "broken.py").write_text(BROKEN)
-    with yard(directory) as opened:
+    with open_sandbox(directory) as opened:
         yield opened
 
 
@@ -117,7 +117,7 @@ def assert_one_line(process: Process, code: int, *problems: str) -> None:
 
 
 @takes_long
-def test_what_cannot_start_says_so_in_one_line(ground: Yard) -> None:
+def test_what_cannot_start_says_so_in_one_line(ground: Sandbox) -> None:
     """What the operator got wrong is exit 2, and a line for each problem."""
     taken = ground.start("serve").ready()
     soon(lambda: taken.lines("redis.recovered"))
@@ -142,7 +142,7 @@ def test_what_cannot_start_says_so_in_one_line(ground: Yard) -> None:
     assert taken.stop() == 0
 
 
-def test_no_directory_for_temporary_files_is_needed(ground: Yard) -> None:
+def test_no_directory_for_temporary_files_is_needed(ground: Sandbox) -> None:
     """Where none can be written, receivers and workers run; `dev` needs one and says so."""
     started = [ground.start(command, program=WITHOUT_TMP) for command in ("serve", "work")]
     dev = ground.run("dev", program=WITHOUT_TMP, REDIS_URL="")
@@ -153,7 +153,7 @@ def test_no_directory_for_temporary_files_is_needed(ground: Yard) -> None:
 @pytest.mark.parametrize("variable", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
 @pytest.mark.parametrize("is_there", [True, False])
 def test_an_inherited_directory_of_metrics_is_not_used(
-    ground: Yard, variable: str, is_there: bool
+    ground: Sandbox, variable: str, is_there: bool
 ) -> None:
     """Metrics are those of this process alone, whatever another service left in the environment."""
     directory = ground.directory / f"{variable}_{is_there}"
@@ -167,7 +167,7 @@ def test_an_inherited_directory_of_metrics_is_not_used(
     assert not is_there or not [*directory.iterdir()]
 
 
-def test_a_handler_that_cannot_be_opened_is_one_line(ground: Yard) -> None:
+def test_a_handler_that_cannot_be_opened_is_one_line(ground: Sandbox) -> None:
     """It takes the process down, named with file and line, and without data."""
     place = f"{ground.directory}/broken.py:13 crashes"
     problem = f"HANDLERS: broken:crashes cannot be opened: RuntimeError ({place})"
@@ -181,7 +181,7 @@ def test_a_handler_that_cannot_be_opened_is_one_line(ground: Yard) -> None:
         assert ground.server.url.encode() not in process.out
 
 
-def test_a_fault_of_ours_ends_the_receiver_in_good_order(ground: Yard) -> None:
+def test_a_fault_of_ours_ends_the_receiver_in_good_order(ground: Sandbox) -> None:
     """A part that fails where nobody expected it takes the rest down as a signal would."""
     process = ground.run("serve", program=FAULTY)
     assert_one_line(process, 1, "failed with KeyError")
@@ -208,7 +208,7 @@ def not_ready(reason: str) -> tuple[int, Any]:
     return 503, {"ready": False, "reason": reason}
 
 
-def test_a_redis_that_refuses_is_waited_for(ground: Yard) -> None:
+def test_a_redis_that_refuses_is_waited_for(ground: Sandbox) -> None:
     """A Redis that forbids what we need is said at once, and its password is not."""
     with redis.Redis.from_url(ground.server.url) as client:
         client.acl_setuser(
@@ -223,7 +223,7 @@ def test_a_redis_that_refuses_is_waited_for(ground: Yard) -> None:
     assert CANARY.encode() not in process.out + process.err
 
 
-def test_a_redis_that_is_away_is_waited_for(ground: Yard) -> None:
+def test_a_redis_that_is_away_is_waited_for(ground: Sandbox) -> None:
     """Processes listen and say what they wait for; once Redis is there, they work."""
     port = free_port()
     settings = {"REDIS_URL": f"redis://127.0.0.1:{port}/0", "ADMIT_DEADLINE_S": "0.2"}
@@ -243,7 +243,7 @@ def test_a_redis_that_is_away_is_waited_for(ground: Yard) -> None:
         assert [serve.stop(), work.stop()] == [0, 0]
 
 
-def test_a_handler_that_does_not_open_leaves_no_group(ground: Yard) -> None:
+def test_a_handler_that_does_not_open_leaves_no_group(ground: Sandbox) -> None:
     """Groups are created only by a worker whose handlers have been opened."""
     process = ground.run("work", HANDLERS="log,broken:refuses", REDIS_PREFIX="unopened")
     assert process.wait() == 2
@@ -251,7 +251,7 @@ def test_a_handler_that_does_not_open_leaves_no_group(ground: Yard) -> None:
         assert not [*client.scan_iter("unopened:*transitions*")]
 
 
-def test_readiness_names_its_reason(ground: Yard) -> None:
+def test_readiness_names_its_reason(ground: Sandbox) -> None:
     """Draining, and a layout that another deployment has claimed, are said in a word."""
     serve = ground.start("serve", REDIS_PREFIX="reasons", DRAIN_S="5").ready()
     soon(lambda: readiness(serve) == (200, None))
@@ -265,7 +265,7 @@ def test_readiness_names_its_reason(ground: Yard) -> None:
     assert serve.wait() == 0
 
 
-def test_stopping_is_not_ready_then_closed_then_gone(ground: Yard) -> None:
+def test_stopping_is_not_ready_then_closed_then_gone(ground: Sandbox) -> None:
     """On SIGTERM: not ready at once, open for DRAIN_S more, then closed; exit code 0."""
     serve = ground.start("serve", DRAIN_S="5", KEEP_ALIVE_S="3600").ready()
     with httpx2.Client(base_url=f"http://127.0.0.1:{serve.port}") as client:
@@ -284,7 +284,7 @@ def test_stopping_is_not_ready_then_closed_then_gone(ground: Yard) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_every_command_well(ground: Yard, how: signal.Signals) -> None:
+def test_a_signal_ends_every_command_well(ground: Sandbox, how: signal.Signals) -> None:
     """SIGTERM and Ctrl-C end receiver and worker with exit code 0 and nothing on stderr."""
     started = [ground.start("serve"), ground.start("work")]
     for process in started:
@@ -293,7 +293,7 @@ def test_a_signal_ends_every_command_well(ground: Yard, how: signal.Signals) -> 
     assert [process.err for process in started] == [b"", b""]
 
 
-def test_a_second_signal_ends_it_at_once(ground: Yard) -> None:
+def test_a_second_signal_ends_it_at_once(ground: Sandbox) -> None:
     """Whoever does not want to wait for the drain sends SIGTERM twice."""
     serve = ground.start("serve", DRAIN_S="300").ready()
     serve.popen.terminate()
@@ -302,7 +302,7 @@ def test_a_second_signal_ends_it_at_once(ground: Yard) -> None:
     assert serve.wait() == -signal.SIGTERM
 
 
-async def test_a_stuck_client_does_not_hold_up_the_stop(ground: Yard) -> None:
+async def test_a_stuck_client_does_not_hold_up_the_stop(ground: Sandbox) -> None:
     """A client stuck in mid-body delays the stop by the grace time only, and hears 503."""
     serve = ground.start("serve", RECEIVE_TIMEOUT_S="300", SHUTDOWN_GRACE_S="1").ready()
     reader, writer = await asyncio.open_connection("127.0.0.1", serve.port)
@@ -321,7 +321,7 @@ async def test_a_stuck_client_does_not_hold_up_the_stop(ground: Yard) -> None:
     writer.close()
 
 
-async def test_too_many_are_turned_away_at_the_door(ground: Yard) -> None:
+async def test_too_many_are_turned_away_at_the_door(ground: Sandbox) -> None:
     """With MAX_IN_FLIGHT in hand a further POST is refused before anybody has looked into it."""
     process = ground.start(
         "serve", REDIS_PREFIX="door", MAX_IN_FLIGHT="1", ADMIT_DEADLINE_S="30"
@@ -349,7 +349,9 @@ def _metrics(process: Process) -> bytes:
 
 @pytest.mark.parametrize("command", ["serve", "work", "dev"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_while_starting_is_a_stop(ground: Yard, command: str, how: signal.Signals) -> None:
+def test_a_stop_while_starting_is_a_stop(
+    ground: Sandbox, command: str, how: signal.Signals
+) -> None:
     """Told to stop while it still waits for Redis, a process ends at once and well."""
     nowhere = f"unix://{ground.directory}/nowhere.sock"
     process = ground.start(command, REDIS_URL=nowhere, DRAIN_S="300").ready()
@@ -360,7 +362,7 @@ def test_a_stop_while_starting_is_a_stop(ground: Yard, command: str, how: signal
     assert command == "dev" or process.err == b""
 
 
-def test_a_stop_while_a_handler_opens_is_a_stop(ground: Yard) -> None:
+def test_a_stop_while_a_handler_opens_is_a_stop(ground: Sandbox) -> None:
     """A handler that is still being opened is given up, and closes in good order."""
     process = ground.start("work", HANDLERS="broken:slow").ready()
     soon(lambda: b"opening" in process.out)
@@ -385,7 +387,7 @@ def rotated(
     "asked", [True, pytest.param(False, marks=takes_long)], ids=["by signal", "by itself"]
 )
 @pytest.mark.parametrize("command", ["serve", "dev"])
-def test_secrets_follow_their_file(ground: Yard, command: str, asked: bool) -> None:
+def test_secrets_follow_their_file(ground: Sandbox, command: str, asked: bool) -> None:
     """A changed file, or SIGHUP, exchanges the secrets; a bad one keeps them and is said."""
     new = Secret(b"whsec_new_" + CANARY.encode())
     path = ground.directory / f"secrets_{command}_{asked}"
@@ -418,7 +420,7 @@ def test_secrets_follow_their_file(ground: Yard, command: str, asked: bool) -> N
 
 
 @takes_long
-def test_networks_follow_their_file(ground: Yard) -> None:
+def test_networks_follow_their_file(ground: Sandbox) -> None:
     """The allow list is read again when its file changes; a file that has gone changes nothing."""
     path = ground.directory / "networks"
     path.write_text("192.0.2.0/24\n2001:db8::/32\n")
@@ -442,7 +444,7 @@ def test_networks_follow_their_file(ground: Yard) -> None:
     assert serve.stop() == 0
 
 
-async def test_few_files_mean_few_connections(ground: Yard) -> None:
+async def test_few_files_mean_few_connections(ground: Sandbox) -> None:
     """Where few files may be open, connections are limited, and Redis has its own."""
     serve = ground.start("serve", program=POOR)
     await asyncio.to_thread(serve.ready)
@@ -459,7 +461,7 @@ async def test_few_files_mean_few_connections(ground: Yard) -> None:
     assert serve.err == b""
 
 
-def test_a_hangup_is_no_end(ground: Yard) -> None:
+def test_a_hangup_is_no_end(ground: Sandbox) -> None:
     """SIGHUP ends neither a worker nor a receiver that has nothing new to read."""
     started = [ground.start("serve"), ground.start("work")]
     for process in started:
@@ -468,7 +470,7 @@ def test_a_hangup_is_no_end(ground: Yard) -> None:
     assert [process.stop() for process in started] == [0, 0]
 
 
-def test_the_worker_is_watched_over_its_admin_port(ground: Yard) -> None:
+def test_the_worker_is_watched_over_its_admin_port(ground: Sandbox) -> None:
     """`work` serves probes and metrics on the admin port, and no webhooks anywhere."""
     work = ground.start("work").ready()
     with httpx2.Client(base_url=work.admin) as client:
@@ -500,7 +502,7 @@ main()
 """
 
 
-async def test_a_log_that_is_not_read_stops_nothing(ground: Yard) -> None:
+async def test_a_log_that_is_not_read_stops_nothing(ground: Sandbox) -> None:
     """With standard output full, probes and requests are answered; no transition's line is lost."""
     path = ground.directory / "pipe"
     os.mkfifo(path)

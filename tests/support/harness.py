@@ -286,7 +286,7 @@ class Process:
         self.popen.wait()
 
 
-class Typed(NamedTuple):
+class Invoked(NamedTuple):
     """What came of a command: its exit code, what it wrote, and what it logged."""
 
     code: int
@@ -329,7 +329,7 @@ class Processes:
             "PYTHONPATH": str(self.directory),
         }
 
-    def typed(self, *arguments: str, answer: str = "", **settings: str) -> Typed:
+    def invoke(self, *arguments: str, answer: str = "", **settings: str) -> Invoked:
         """Do in this process what `python -m service *arguments*` does: it is there sooner.
 
         Its logging is not taken over, which would be that of all tests from then on. To whatever it
@@ -347,7 +347,7 @@ class Processes:
             pytest.raises(SystemExit) as ended,
         ):
             main()
-        return Typed(int(ended.value.code or 0), out.getvalue(), err.getvalue(), logged)
+        return Invoked(int(ended.value.code or 0), out.getvalue(), err.getvalue(), logged)
 
     def run(self, *arguments: str, program: str = PATIENT, **settings: str) -> Process:
         """Start a command and wait for its end."""
@@ -361,7 +361,7 @@ class Processes:
             process.end()
 
 
-class Yard(Processes):
+class Sandbox(Processes):
     """The same, on a server of their own."""
 
     def __init__(self, server: EmbeddedServer, directory: Path) -> None:
@@ -370,11 +370,11 @@ class Yard(Processes):
 
 
 @contextmanager
-def yard(directory: Path) -> Iterator[Yard]:
-    """Yield a yard with a server of its own."""
+def open_sandbox(directory: Path) -> Iterator[Sandbox]:
+    """Yield a sandbox with a server of its own."""
     with (
         EmbeddedServer.start(find_server(os.environ), directory=directory / "redis") as server,
-        contextlib.closing(Yard(server, directory)) as opened,
+        contextlib.closing(Sandbox(server, directory)) as opened,
     ):
         if roles.are_wanted():
             with redis.Redis.from_url(server.url) as client:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import redis
 
 from service.runtime import embedded_redis
-from service.runtime.parent_death import tethered
+from service.runtime.parent_death import bind_to_parent
 from service.storage.connections import Connections
 from service.storage.health import probe
 
@@ -184,7 +184,7 @@ def running(
 ) -> Iterator[Server]:
     """Run *command*, a server on *port*, until the block is left."""
     directory.mkdir(parents=True, exist_ok=True)
-    started = Server(port, _tethered(command, directory, environ), user)
+    started = Server(port, _start_bound(command, directory, environ), user)
     process = started.process
     try:
         _await_answer(started, directory)
@@ -194,13 +194,13 @@ def running(
         process.wait(START_DEADLINE_S)
 
 
-def _tethered(
+def _start_bound(
     command: list[str], directory: Path, environ: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     """Start a server that ends with us, even if we are killed."""
     with (directory / "server.log").open("wb") as log:
         return subprocess.Popen(
-            tethered(command),
+            bind_to_parent(command),
             env={**os.environ, **environ},
             stdout=log,
             stderr=subprocess.STDOUT,

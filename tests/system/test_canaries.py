@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from service.secret import Secret
-from tests.support.harness import PREFIX, Process, Yard, signed, soon, takes_long, yard
+from tests.support.harness import PREFIX, Process, Sandbox, open_sandbox, signed, soon, takes_long
 from tests.support.programs import FIXTURES
 
 SECRET = Secret(b"whsec_canary0secret0")
@@ -199,7 +199,7 @@ def _delivered(port: str) -> bool:
     )
 
 
-def _started(opened: Yard, command: str, log_format: str, port: str, admin: str) -> Process:
+def _started(opened: Sandbox, command: str, log_format: str, port: str, admin: str) -> Process:
     return opened.start(
         command,
         PORT=port,
@@ -220,7 +220,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     directory = tmp_path_factory.mktemp("canaries")
     (directory / "failing.py").write_text(HANDLERS)
     port, *admins = (_free_port() for _ in range(3))
-    with yard(directory) as opened:
+    with open_sandbox(directory) as opened:
         processes = [
             _started(opened, command, request.param, port, admin)
             for command, admin in zip(("serve", "work"), admins, strict=True)

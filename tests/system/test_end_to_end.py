@@ -14,18 +14,18 @@ import orjson
 import pytest
 import redis
 
-from service.operations.synthetic_events import LIFECYCLES, SimulatedEvent, Step, lifecycle_events
+from service.operations.synthetic_events import LIFECYCLES, Step, SyntheticEvent, lifecycle_events
 from service.storage.layout import Keys
 from tests.support.harness import (
     NOW,
     Process,
-    Yard,
+    Sandbox,
     event,
     eventually,
+    open_sandbox,
     post_all,
     signed,
     soon,
-    yard,
 )
 
 KEYS = Keys("idv", 8)
@@ -36,7 +36,7 @@ COPIES = 50
 class Deployment(NamedTuple):
     """Three receivers and a worker on one server."""
 
-    yard: Yard
+    sandbox: Sandbox
     receivers: list[Process]
     worker: Process
 
@@ -57,7 +57,7 @@ class Deployment(NamedTuple):
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Start everything once; at the end all must stop with exit code 0 and without a traceback."""
-    with yard(tmp_path_factory.mktemp("deployment")) as opened:
+    with open_sandbox(tmp_path_factory.mktemp("deployment")) as opened:
         processes = [opened.start(command) for command in ("serve", "serve", "serve", "work")]
         for process in processes:
             process.ready()
@@ -72,10 +72,10 @@ def _status(step: Step) -> str:
     return "redacted" if step.redaction == "redacted" else step.status
 
 
-def _sent(seed: int, count: int, names: tuple[str, ...]) -> dict[str, list[list[SimulatedEvent]]]:
+def _sent(seed: int, count: int, names: tuple[str, ...]) -> dict[str, list[list[SyntheticEvent]]]:
     """Return the sessions that `send --seed` makes, by lifecycle; only times may differ."""
     random = Random(seed)
-    made: dict[str, list[list[SimulatedEvent]]] = defaultdict(list)
+    made: dict[str, list[list[SyntheticEvent]]] = defaultdict(list)
     for _ in range(count):
         for name in names:
             made[name].append(lifecycle_events(name, random=random, started_at=0))
@@ -84,7 +84,7 @@ def _sent(seed: int, count: int, names: tuple[str, ...]) -> dict[str, list[list[
 
 def _send(deployment: Deployment, *arguments: str, seed: int) -> dict[str, int]:
     port = str(deployment.receivers[seed % 3].port)
-    sent = deployment.yard.run("send", *arguments, "--seed", str(seed), "--json", PORT=port)
+    sent = deployment.sandbox.run("send", *arguments, "--seed", str(seed), "--json", PORT=port)
     assert sent.wait() == 0, sent.err
     return {row["outcome"]: row["answers"] for row in orjson.loads(sent.out)}
 
@@ -132,7 +132,7 @@ def test_disorder_ends_in_the_same_states(deployment: Deployment) -> None:
         places = [order[line["event_id"]] for line in written]
         assert places == sorted(places)
     assert sum(map(len, moves.values())) == counts["admitted"]
-    with redis.Redis.from_url(deployment.yard.server.url, decode_responses=True) as client:
+    with redis.Redis.from_url(deployment.sandbox.server.url, decode_responses=True) as client:
         for name, events in lives:
             ledger = client.hgetall(KEYS.session(events[0].session_id))
             length, words = ledger["status"].split(" ", 1)
@@ -164,7 +164,7 @@ async def test_of_many_copies_one_is_admitted(deployment: Deployment) -> None:
 
 async def test_what_was_acknowledged_survives_kill_9(deployment: Deployment) -> None:
     """A receiver killed under load has acknowledged nothing that Redis does not hold."""
-    victim = deployment.yard.start("serve").ready()
+    victim = deployment.sandbox.start("serve").ready()
     acknowledged: list[tuple[str, str]] = []
     limits = httpx2.Limits(max_connections=16)
 
@@ -182,7 +182,7 @@ async def test_what_was_acknowledged_survives_kill_9(deployment: Deployment) -> 
         victim.popen.kill()
         ended = await asyncio.gather(*lanes, return_exceptions=True)
     assert all(isinstance(one, httpx2.RequestError) for one in ended)
-    with redis.Redis.from_url(deployment.yard.server.url) as asked:
+    with redis.Redis.from_url(deployment.sandbox.server.url) as asked:
         missing = [
             event_id
             for session, event_id in acknowledged
@@ -221,7 +221,7 @@ async def test_what_came_before_the_first_worker_is_handed_over(tmp_path: Path) 
     """A receiver that knows of no handler, or of another, takes nothing from the worker's."""
     (tmp_path / "mine.py").write_text(MINE)
     taken = tmp_path / "taken"
-    with yard(tmp_path) as ground:
+    with open_sandbox(tmp_path) as ground:
         receiver = ground.start("serve", HANDLERS="log").ready()
         bodies = [event(id=f"evt_{n}", session=f"vs_{n}") for n in range(100)]
         async with httpx2.AsyncClient(timeout=20) as client:

@@ -38,7 +38,7 @@ from service.telemetry.tracing import Tracing
 from service.transitions.cloudevents import message
 from service.transitions.transition import StatusTransition
 from service.web.app import create_app
-from tests.support.harness import PACKAGE, event, eventually, signed, soon, takes_long, yard
+from tests.support.harness import PACKAGE, event, eventually, open_sandbox, signed, soon, takes_long
 from tests.support.servers import until
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -312,7 +312,7 @@ def test_real_processes_send_their_spans(
 ) -> None:
     """`serve` and `work` send what they traced to the collector, at the latest when they stop."""
     address, sent = collector
-    with yard(tmp_path) as ground:
+    with open_sandbox(tmp_path) as ground:
         settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": address}
         serve, work = (ground.start(each, **settings).ready() for each in ("serve", "work"))
         body = event(id="evt_exported")
@@ -329,7 +329,7 @@ def test_real_processes_send_their_spans(
 @takes_long
 def test_a_collector_that_is_gone_costs_nothing_but_spans(tmp_path: Path) -> None:
     """Out of reach or silent, a collector neither loses an event nor holds up the stop for long."""
-    with yard(tmp_path) as ground, socket.create_server(("127.0.0.1", 0)) as silent:
+    with open_sandbox(tmp_path) as ground, socket.create_server(("127.0.0.1", 0)) as silent:
         for port in (1, silent.getsockname()[1]):
             address = f"http://127.0.0.1:{port}"
             serve = ground.start("serve", OTEL_EXPORTER_OTLP_ENDPOINT=address).ready()

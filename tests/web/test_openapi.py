@@ -20,7 +20,7 @@ from service.web import app
 from tests.fuzz import targets
 from tests.generate import DEPLOY
 from tests.support.depth import DEPTH
-from tests.support.harness import SECRET, Process, yard
+from tests.support.harness import SECRET, Process, open_sandbox
 from tests.support.programs import FIXTURES, ROOT
 
 HERE = Path(__file__).parent
@@ -111,7 +111,7 @@ judged = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """Serve on ports of the system's choice, with a second endpoint."""
-    with yard(tmp_path_factory.mktemp("served")) as opened:
+    with open_sandbox(tmp_path_factory.mktemp("served")) as opened:
         secret = SECRET.reveal().decode()
         yield opened.start("serve", STRIPE_WEBHOOK_SECRETS_CONNECT=secret).ready()
 

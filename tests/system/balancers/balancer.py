@@ -24,13 +24,13 @@ from tests.support.harness import (
     DEADLINE_S,
     WEBHOOK,
     Process,
-    Yard,
+    Sandbox,
     event,
     eventually,
+    open_sandbox,
     rest,
     signed,
     soon,
-    yard,
 )
 from tests.support.programs import program, run
 from tests.support.servers import free_port
@@ -127,7 +127,7 @@ def trusting() -> ssl.SSLContext:
     return context
 
 
-def receivers(opened: Yard, **settings: str) -> list[Process]:
+def receivers(opened: Sandbox, **settings: str) -> list[Process]:
     """Start two receivers on ports of their own, at once, and wait for both."""
     # Behind either of them 127.0.0.1 is the client, and a proxy whose word counts.
     ours = {"ALLOWED_NETWORKS": "127.0.0.1", "FORWARDED_ALLOW_IPS": "127.0.0.1", **settings}
@@ -194,7 +194,7 @@ class Site(NamedTuple):
     """A balancer that runs, with two receivers behind it."""
 
     balancer: Balancer
-    ground: Yard
+    ground: Sandbox
     pair: list[Process]
     url: str
 
@@ -203,7 +203,7 @@ class Site(NamedTuple):
 def site(balancer: Balancer, directory: Path) -> Iterator[Site]:
     """Run a balancer and two receivers."""
     program(balancer.name, balancer.name)
-    with yard(directory) as ground:
+    with open_sandbox(directory) as ground:
         pair = receivers(ground)
         addresses = [f"127.0.0.1:{process.port}" for process in pair]
         with balancer.running(directory, addresses) as url:

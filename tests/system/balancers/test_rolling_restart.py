@@ -16,12 +16,12 @@ from tests.support.harness import (
     NOW,
     WEBHOOK,
     Process,
-    Yard,
+    Sandbox,
     event,
     eventually,
+    open_sandbox,
     signed,
     takes_long,
-    yard,
 )
 from tests.system.balancers.balancer import receivers, trusting
 from tests.system.balancers.test_haproxy import HAProxy
@@ -98,13 +98,13 @@ def delivered(workers: list[Process]) -> dict[str, set[int]]:
 
 
 @pytest.fixture
-def ground(tmp_path: Path) -> Iterator[Yard]:
-    """Yield a yard."""
-    with yard(tmp_path) as opened:
+def ground(tmp_path: Path) -> Iterator[Sandbox]:
+    """Yield a sandbox."""
+    with open_sandbox(tmp_path) as opened:
         yield opened
 
 
-async def replaced(ground: Yard, old: Process, command: str, **settings: str) -> Process:
+async def replaced(ground: Sandbox, old: Process, command: str, **settings: str) -> Process:
     """Stop a process in good order and start another in its place."""
     assert await asyncio.to_thread(old.stop) == 0
     return await asyncio.to_thread(ground.start(command, **settings).ready)
@@ -112,7 +112,7 @@ async def replaced(ground: Yard, old: Process, command: str, **settings: str) ->
 
 @takes_long
 @pytest.mark.timeout(180)
-async def test_a_rolling_restart_loses_nothing(ground: Yard) -> None:
+async def test_a_rolling_restart_loses_nothing(ground: Sandbox) -> None:
     """At 50 events/s both receivers and both workers are replaced: only 200s, and no gap."""
     fronts = receivers(ground, DRAIN_S=str(DRAIN_S))
     workers = [ground.start("work", LEASE_TTL_S="2") for _ in range(2)]
