@@ -1,8 +1,8 @@
-"""Writes anew what is told elsewhere too: `python -m tests.generate`, from the root.
+"""Writes the generated files and tables: `python -m tests.generate`, from the root.
 
-The schemas in deploy/, .env.example, and the README's tables of settings and of metrics, all from
-the types and declarations. Holds no test; `test_generated` fails while a file is not what this
-would write.
+The schemas in deploy/, .env.example, and the tables of settings and metrics in the documents, all
+from the types and declarations. Holds no test; `test_generated` fails while a file is not what
+this would write.
 """
 
 from __future__ import annotations
@@ -25,8 +25,15 @@ from service.telemetry import metrics
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 README = ROOT / "README.md"
+HANDLERS = ROOT / "service" / "handlers" / "README.md"
+RUNBOOK = DEPLOY / "prometheus" / "runbook.md"
 ENV_EXAMPLE = ROOT / ".env.example"
 
+# The settings that a newcomer needs; .env.example lists all.
+FIRST_SETTINGS = {
+    *("STRIPE_WEBHOOK_SECRETS", "REDIS_URL", "PARTITIONS", "DURABILITY", "LIVEMODE", "PORT"),
+    *("ADMIN_PORT", "SESSION_RETENTION_DAYS", "HANDLERS", "HANDLER_CONCURRENCY"),
+}
 QUEUES = (RabbitmqSettings, NatsSettings, KafkaSettings, SqsSettings, RedisStreamSettings)
 
 
@@ -48,16 +55,15 @@ def series_name(one: Counter | Gauge | Histogram) -> str:
 
 def generated() -> dict[Path, str]:
     """Return the text of every generated file by its path."""
-    readme = README.read_text(encoding="utf-8")
-    readme = _with_table(readme, "settings", _settings(config.describe()))
-    readme = _with_table(readme, "queues", _settings(queue_settings()))
-    readme = _with_table(readme, "metrics", _metrics())
+    first = [row for row in config.describe() if row.name in FIRST_SETTINGS]
     return {
         DEPLOY / "asyncapi.yaml": _json(schema.asyncapi()),
         DEPLOY / "openapi.yaml": _json(openapi.openapi()),
         DEPLOY / "status-transition.schema.json": _json(schema.transition_schema()),
         ENV_EXAMPLE: environment.example([*config.describe(), *queue_settings()]),
-        README: readme,
+        README: _with_table(README, "settings", _settings(first)),
+        HANDLERS: _with_table(HANDLERS, "queues", _settings(queue_settings())),
+        RUNBOOK: _with_table(RUNBOOK, "metrics", _metrics()),
     }
 
 
@@ -79,13 +85,14 @@ def _metrics() -> list[str]:
     return ["| series | kind | labels | meaning |", "|---|---|---|---|", *lines]
 
 
-def _with_table(text: str, name: str, lines: list[str]) -> str:
-    """Put a table between the marks of its name."""
+def _with_table(document: Path, name: str, lines: list[str]) -> str:
+    """Return the text of a document with the table between the marks of its name."""
     table = "\n".join(lines)
     marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    text = document.read_text(encoding="utf-8")
     found, count = marked.subn(lambda mark: f"{mark[1]}{table}\n{mark[2]}", text)
     if count != 1:
-        raise ValueError(f"the README needs the marks of {name} once")
+        raise ValueError(f"{document.name} needs the marks of {name} once")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The README's promises about itself: its commands exist and are taken."""
+"""The documents hold what they say: commands parse, links lead somewhere, files named exist."""
 
 from __future__ import annotations
 
@@ -13,15 +13,31 @@ from service import __version__
 from service.cli.main import commands
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-CONSOLE = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-COMMANDS = [line for block in CONSOLE for line in block.splitlines()]
+README = ROOT / "README.md"
+DOCUMENTS = [
+    path
+    for part in (".", ".github", "deploy", "service", "tests")
+    for path in sorted((ROOT / part).glob("*.md" if part == "." else "**/*.md"))
+]
+TEXTS = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+PROSE = {path: re.sub(r"```.*?```", "", text, flags=re.DOTALL) for path, text in TEXTS.items()}
+COMMANDS = {
+    path: [
+        line
+        for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    for path, text in TEXTS.items()
+}
+MAX_README_BYTES = 14_000
+every_document = pytest.mark.parametrize(
+    "path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
+)
 
 
 def test_two_commands_set_everything_up() -> None:
     """Exactly two commands install, one to run and one to test, from files that exist."""
-    installing = [line for line in COMMANDS if line.startswith("python3 -m venv")]
+    installing = [line for line in COMMANDS[README] if line.startswith("python3 -m venv")]
 
     assert [line.rpartition(" && ")[2] for line in installing] == [
         ".venv/bin/python -m service dev",
@@ -34,9 +50,12 @@ def test_two_commands_set_everything_up() -> None:
         assert (ROOT / required[1]).is_file()
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if "-m service " in line])
+@pytest.mark.parametrize(
+    "line",
+    [line for lines in COMMANDS.values() for line in lines if "-m service " in line],
+)
 def test_every_command_parses(line: str) -> None:
-    """Each command of the README is one the command line takes, options and all."""
+    """The command line takes each command in the documents, options and all."""
     words = shlex.split(line.rpartition("-m service ")[2])
 
     command: click.Command = commands
@@ -46,33 +65,37 @@ def test_every_command_parses(line: str) -> None:
     assert isinstance(command.make_context(command.name, words), click.Context)
 
 
-def anchors() -> set[str]:
-    """Return what a link within the README may point to: headings, and anchors of their own."""
-    headings = re.findall(r"^#+ (.*)$", PROSE, re.MULTILINE)
+def anchors(path: Path) -> set[str]:
+    """Return what a link into a document may point to: headings, and anchors of their own."""
+    headings = re.findall(r"^#+ (.*)$", PROSE[path], re.MULTILINE)
     slugs = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-    return slugs | set(re.findall(r'<a id="([^"]+)">', PROSE))
+    return slugs | set(re.findall(r'<a id="([^"]+)">', PROSE[path]))
 
 
-def test_every_link_leads_somewhere() -> None:
-    """A link within the README has its anchor, a link to a file has its file."""
-    links = re.findall(r"\]\(([^)\s]+)\)", PROSE)
-    inner = {link.removeprefix("#") for link in links if link.startswith("#")}
-    files = {link for link in links if not link.startswith(("#", "https://"))}
+@every_document
+def test_every_link_leads_somewhere(path: Path) -> None:
+    """A relative link names a file that exists, and an anchor that the document has."""
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", PROSE[path]):
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.append(link)
 
-    assert links
-    assert inner <= anchors()
-    assert [file for file in files if not (ROOT / file).exists()] == []
-
-
-def test_every_file_named_exists() -> None:
-    """A path into the project that the README names, in prose or in a command, is there."""
-    named = re.findall(r"(?<![\w/])(?:deploy|service|tests)(?:/[\w.-]+)+/?", README)
-    alone = re.findall(r"`(Procfile|LICENSE|\.[a-z]+\.example|\.ci/\w+)`", PROSE)
-
-    assert {"deploy/Dockerfile", "tests/stripe/test_signatures.py"} <= set(named)
-    assert [path for path in {*named, *alone} if not (ROOT / path).exists()] == []
+    assert dead == []
 
 
-def test_this_version_is_told_of() -> None:
-    """The changes say what the present version is to its users."""
-    assert f"\n**{__version__}**" in PROSE.partition("\n## Changes\n")[2]
+@every_document
+def test_every_file_named_exists(path: Path) -> None:
+    """A path into the project that a document names, in prose or in a command, is there."""
+    named = re.findall(r"(?<![\w/.])(?:deploy|service|tests)(?:/[\w.-]+)+/?", TEXTS[path])
+    alone = re.findall(r"`(Procfile|LICENSE|\.[a-z]+\.example|\.ci/\w+)`", PROSE[path])
+
+    assert [name for name in {*named, *alone} if not (ROOT / name).exists()] == []
+
+
+def test_the_changelog_has_this_version() -> None:
+    """The changelog says what the present version brings to its users."""
+    assert f"\n**{__version__}**" in PROSE[README].partition("\n## Changes\n")[2]

@@ -168,7 +168,7 @@ def test_schemas_are_made_anew() -> None:
     assert schema.transition_schema()["properties"]
 
 
-@pytest.mark.parametrize("path", generated(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", generated(), ids=str)
 def test_files_are_current(path: Path) -> None:
     """The files in `deploy` are what `python -m tests.generate` would write."""
     assert path.read_text(encoding="utf-8") == generated()[path]

@@ -17,7 +17,7 @@ IDLE = 50 << 20
 WORST = {
     # Every connection holds the largest body but its last byte, and 64 KiB beside it.
     "receiver": IDLE + Settings.max_connections * (Settings.max_body_bytes + (64 << 10)),
-    # As measured with 200,000 transitions waiting and every call failing: see the README.
+    # As measured with 200,000 transitions waiting and every call failing (tests/bench/README.md).
     "worker": 70 << 20,
 }
 MARGIN = 1.3
@@ -51,4 +51,4 @@ def test_limits_are_alike_and_enough(process: str) -> None:
 
     assert len(set(given.values())) == 1, given
     assert min(given.values()) >= MARGIN * WORST[process]
-    assert f"{min(given.values()) >> 20} MiB" in (ROOT / "README.md").read_text()
+    assert f"{min(given.values()) >> 20} MiB" in (DEPLOY / "README.md").read_text()

@@ -13,12 +13,12 @@ from tests.support.programs import ROOT, run, tool
 
 DEPLOY = ROOT / "deploy"
 GENERATED = generated().keys()
-# Neither what is generated, nor pins, nor what an operator keeps there are ours to judge.
+# Not the generated files, the pins, or an operator's secrets.
 TEXTS = [
     path
     for path in [ROOT / "Procfile", *sorted(DEPLOY.rglob("*"))]
     if path.is_file()
-    and path not in GENERATED
+    and (path.suffix == ".md" or path not in GENERATED)
     and not {"requirements", "secrets"} & set(path.parts)
 ]
 # Names in capitals that are not settings of the service, each somebody else's.
@@ -26,6 +26,8 @@ FOREIGN = {
     "CREDENTIALS_DIRECTORY": "systemd's, which the service reads too",
     **dict.fromkeys(("AF_INET", "AF_INET6", "AF_UNIX"), "the kernel's families of addresses"),
     "STRIPE_WEBHOOK_SECRETS_FILE": "ours with the suffix that every setting may have",
+    "NAME_FILE": "any setting with that suffix",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "OpenTelemetry's, which its exporter reads",
 }
 YAML_RULES = (
     "{extends: default, rules: {document-start: disable, line-length: {max: 120},"

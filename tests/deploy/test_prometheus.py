@@ -23,6 +23,7 @@ from tests.support.programs import ROOT, documents, program, run
 
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
 TESTS = RULES.with_name("tests.yml")
+RUNBOOK = RULES.with_name("runbook.md")
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
 PACKAGE = "prometheus"
 ENDINGS = ("_bucket", "_sum", "_count")
@@ -99,15 +100,15 @@ def test_each_alert_fires_when_it_should() -> None:
 
 
 def test_each_alert_says_what_to_do() -> None:
-    """An alert has a severity, a summary, what to do, and where to read on: in the README."""
-    readme = (ROOT / "README.md").read_text()
+    """An alert has a severity, a summary, what to do, and its entry in the runbook."""
+    runbook = RUNBOOK.read_text()
     for alert in alerts():
         anchor = "alert" + re.sub(r"([A-Z])", r"-\1", alert["alert"]).lower()
         assert alert["labels"]["severity"] in {"critical", "warning", "info"}
         assert set(alert["annotations"]) == {"summary", "description", "runbook"}
         assert alert["annotations"]["description"].endswith(".")
-        assert alert["annotations"]["runbook"] == f"README.md#{anchor}"
-        assert f'<a id="{anchor}"></a>' in readme
+        assert alert["annotations"]["runbook"] == f"deploy/prometheus/runbook.md#{anchor}"
+        assert f'<a id="{anchor}"></a>' in runbook
 
 
 def test_rules_ask_for_what_there_is() -> None:

@@ -44,7 +44,7 @@ NAMES = ("audit", "own_audit:open")
 
 def blocks() -> list[str]:
     """Return the README's examples about handlers of one's own: the handler, and its test."""
-    section = README.partition("\n**Your own**")[2].partition("\n### ")[0]
+    section = README.partition("\n## A handler of your own\n")[2].partition("\n## ")[0]
     found = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(found) == 2
     return found

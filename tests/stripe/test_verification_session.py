@@ -273,8 +273,8 @@ def test_whatever_holds_a_session_reads_alike(read: Callable[[Any], Any]) -> Non
 
 
 def test_the_readmes_example() -> None:
-    """What the README shows of sessions by themselves works as it stands."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    """What service/README.md shows of sessions by themselves works as it stands."""
+    readme = (Path(__file__).parents[2] / "service" / "README.md").read_text()
     [example] = [
         code
         for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
