@@ -39,7 +39,7 @@ _LATE = "  if record.latest and is_late(event, record) then\n"
 _SETTLED = "      or result and event.created <= created_in(result.key) + skew_s\n"
 _WAITED = "    if isinstance(confirmed, Exception) or confirmed < needed:\n"
 _CALLED = "            error = await self._calls.call(transition)\n"
-_ENOUGH = "        if failed >= self._policy.attempts:\n"
+_ENOUGH = "        if failed >= self._policy.max_attempts:\n"
 _AWAITED = "        return await reply\n"
 _GUESSED = (
     "        try:\n            return await reply\n        except Unavailable:\n"
@@ -613,7 +613,7 @@ MUTANTS = (
     ),
     Mutant(
         "dead letters are kept for ever",
-        "service/delivery/upkeep.py",
+        "service/delivery/maintenance.py",
         "        await self._letter_expiry.turn(places)\n",
         "",
         "delivery/test_dead_letter_expiry.py",
@@ -662,10 +662,10 @@ MUTANTS = (
     ),
     Mutant(
         "what ends a dispatcher is told each time",
-        "service/delivery/endings.py",
+        "service/delivery/failure_log.py",
         "        elif is_over:\n",
         "        else:\n",
-        "delivery/test_endings.py",
+        "delivery/test_failure_log.py",
     ),
     Mutant(
         "starts that nobody saw the end of are not counted",
@@ -803,10 +803,10 @@ MUTANTS = (
     ),
     Mutant(
         "a stopping dispatcher keeps the turn to probe",
-        "service/delivery/circuit.py",
-        "self._turn.owner is owner and not self._turn.has_begun:\n",
-        "False:\n",
-        "delivery/test_circuit.py",
+        "service/delivery/retries.py",
+        "if turn is not None and turn.scheduler is scheduler and not turn.has_begun:\n",
+        "if False:\n",
+        "delivery/test_retries.py",
     ),
     Mutant(
         "a call that ends keeps the turn to probe",
@@ -817,17 +817,17 @@ MUTANTS = (
     ),
     Mutant(
         "a session that never reaches the queue is probed for ever",
-        "service/delivery/circuit.py",
-        "        if self.succeeded > since and not",
+        "service/delivery/retries.py",
+        "        if self.successes > since and not",
         "        if False and not",
         "delivery/test_dispatcher.py",
     ),
     Mutant(
         "the most probed is next",
-        "service/delivery/circuit.py",
-        "        heapq.heappush(self._waiting, (caller.probes,",
-        "        heapq.heappush(self._waiting, (-caller.probes,",
-        "delivery/test_circuit.py",
+        "service/delivery/retries.py",
+        "        heapq.heappush(self._waiting, (session.probes,",
+        "        heapq.heappush(self._waiting, (-session.probes,",
+        "delivery/test_retries.py",
     ),
     Mutant(
         "what cannot be read is looked for in the wrong stream",

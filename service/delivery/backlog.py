@@ -9,8 +9,8 @@ from __future__ import annotations
 import heapq
 from typing import NamedTuple
 
-from .circuit import Caller
 from .consumer import Delivery
+from .retries import CircuitSession
 
 # Of one session, so that no session fills what is there for all. The rest is kept by id.
 MAX_LOADED_PER_SESSION = 16
@@ -25,7 +25,7 @@ class Letter(NamedTuple):
     attempts: int
 
 
-class Session(Caller):
+class Session(CircuitSession):
     """The entries of one session, the oldest first.
 
     `key` is the session id, or the entry id of an entry that cannot be read.
@@ -97,7 +97,7 @@ class Backlog:
             self.loaded -= 1
         else:
             self.parked -= 1
-        session.begin()
+        session.reset()
         session.letter = None
         if not session.deliveries:
             del self.sessions[session.key]

@@ -22,19 +22,18 @@ from ..telemetry import metrics
 from ..transitions.transition import StatusTransition, is_selftest
 from .backlog import Letter, Session
 from .calls import HandlerCalls
-from .circuit import Circuit, Circuits
 from .consumer import Delivery, LeaseLostError, Missing, Tries
-from .retries import RetryPolicy
+from .retries import CircuitBreaker, CircuitBreakers, RetryPolicy
 
 # A handler that takes the whole process down is not given the same entry more often than this.
-STARTS_WITHOUT_OUTCOME = 5
+MAX_DELIVERIES_WITHOUT_OUTCOME = 5
 
 _NOT_ALONE = contextlib.nullcontext()
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class Burial(StrEnum):
+class DeadLetterReason(StrEnum):
     """Why a delivery became a dead letter, where the handler gave no word of its own."""
 
     EXHAUSTED = "exhausted"
@@ -53,7 +52,7 @@ class Pause(NamedTuple):
     seconds: float | None
 
 
-class Mail(Protocol):
+class PartitionConsumer(Protocol):
     """What is needed of a mailbox."""
 
     def is_ours(self) -> bool:
@@ -92,7 +91,7 @@ class Deliverer:
         mail: The mailbox; its lease is held.
         policy: Concurrency, time limit and retries.
         circuits: Whether the handler reaches its destinations.
-        suspects: Held while a delivery that may have killed a worker is tried.
+        quarantine: Held while a delivery that may have killed a worker is tried.
 
     Attributes:
         is_stopping: Set to start no further call.
@@ -102,11 +101,11 @@ class Deliverer:
         self,
         name: str,
         handler: Handler,
-        mail: Mail,
+        mail: PartitionConsumer,
         policy: RetryPolicy,
         *,
-        circuits: Circuits,
-        suspects: asyncio.Lock,
+        circuits: CircuitBreakers,
+        quarantine: asyncio.Lock,
     ) -> None:
         self.is_stopping = False
         self._name = name
@@ -114,7 +113,7 @@ class Deliverer:
         self._policy = policy
         self._circuits = circuits
         self._destination = destination_of(handler)
-        self._suspects = suspects
+        self._quarantine = quarantine
         self._calls = HandlerCalls(name, handler, policy.timeout_s)
         self._slots = asyncio.Semaphore(policy.concurrency)
         self._delivered, self._failed, self._retried, self._dead_lettered, self._selftest = (
@@ -139,7 +138,9 @@ class Deliverer:
             # same entry would come again.
             log.exception("delivery.broken", **self._described(session))
             attempts = session.first.tries.failed
-            letter = Letter(Burial.INTERNAL_ERROR, class_name(error), place(error), attempts)
+            letter = Letter(
+                DeadLetterReason.INTERNAL_ERROR, class_name(error), place(error), attempts
+            )
             return await self._bury(session, letter)
 
     async def end(self) -> None:
@@ -156,7 +157,7 @@ class Deliverer:
                 await self._mail.settle(delivery)
                 return None
             if isinstance(found, Missing):
-                return await self._bury(session, Letter(Burial.UNREADABLE, "", "", 0))
+                return await self._bury(session, Letter(DeadLetterReason.UNREADABLE, "", "", 0))
             delivery.transition = transition = found
         if session.letter is not None:
             return await self._bury(session, session.letter)
@@ -165,8 +166,8 @@ class Deliverer:
             await self._mail.settle(delivery)
             return None
         failed, started = delivery.tries
-        if started > STARTS_WITHOUT_OUTCOME:
-            return await self._bury(session, Letter(Burial.KILLED_WORKER, "", "", failed))
+        if started > MAX_DELIVERIES_WITHOUT_OUTCOME:
+            return await self._bury(session, Letter(DeadLetterReason.KILLED_WORKER, "", "", failed))
         return await self._try(session, delivery, transition)
 
     async def _try(
@@ -178,37 +179,39 @@ class Deliverer:
         except Exception as raised:  # noqa: BLE001 - `destination` is the handler's, too
             self._failed.inc()
             return await self._count_failure(session, delivery, raised)
-        async with self._suspects if delivery.tries.is_suspect else _NOT_ALONE, self._slots:
+        async with self._quarantine if delivery.tries.is_suspect else _NOT_ALONE, self._slots:
             if self.is_stopping:
                 raise StoppedError
             if not self._mail.is_ours():
                 raise LeaseLostError
-            if not circuit.enter(session):
+            if not circuit.begin_call(session):
                 return Pause(None)
             if delivery.tries.is_suspect:
                 failed, started = delivery.tries
                 await self._mail.count(delivery, Tries(failed, started + 1))
-            succeeded_before = circuit.succeeded
+            successes_before = circuit.successes
             error = await self._calls.call(transition)
         if error is None:
             self._delivered.inc()
-            circuit.succeed()
+            circuit.record_success()
             await self._mail.settle(delivery)
             return None
         self._failed.inc()
         if (word := unreachable(error)) is not None:
-            if circuit.fail(session, word, succeeded_before=succeeded_before):
+            if circuit.record_unreachable(session, word, successes_before=successes_before):
                 return Pause(None)
         else:
-            session.seen = circuit.succeeded
+            session.successes_seen = circuit.successes
             if isinstance(error, TimeoutError):
                 circuit.end_probe(session)
             else:
-                circuit.answer()
+                circuit.record_response()
         return await self._count_failure(session, delivery, error)
 
-    def _circuit_for(self, transition: StatusTransition) -> Circuit:
-        return self._circuits.of(self._destination(transition) if self._destination else "")
+    def _circuit_for(self, transition: StatusTransition) -> CircuitBreaker:
+        return self._circuits.for_destination(
+            self._destination(transition) if self._destination else ""
+        )
 
     async def _count_failure(
         self, session: Session, delivery: Delivery, error: BaseException
@@ -218,11 +221,13 @@ class Deliverer:
         if isinstance(error, Undeliverable):
             reason = word_of(error.reason, UNDELIVERABLE)
             return await self._bury(session, Letter(reason, word, where, failed))
-        if failed >= self._policy.attempts:
-            return await self._bury(session, Letter(Burial.EXHAUSTED, word, where, failed))
+        if failed >= self._policy.max_attempts:
+            return await self._bury(
+                session, Letter(DeadLetterReason.EXHAUSTED, word, where, failed)
+            )
         delivery.tries = Tries(failed, 1)
         await self._mail.count(delivery, delivery.tries)
-        pause_s = self._policy.pause_s(failed)
+        pause_s = self._policy.delay_s(failed)
         self._retried.inc()
         log.warning(
             "delivery.retried",
@@ -251,7 +256,7 @@ class Deliverer:
             # Nothing is dropped to make room: an operator has to.
             log.error("delivery.dead_letters_full", **told)
             session.letter = letter
-            return Pause(self._policy.ceiling_s)
+            return Pause(self._policy.max_delay_s)
         self._dead_lettered.inc()
         log.error("delivery.dead_lettered", **told, dead_letters=held)
         return None

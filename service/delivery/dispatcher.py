@@ -23,10 +23,9 @@ import structlog
 from .. import cancellation
 from ..handlers import Handler, destination_of
 from .backlog import Backlog, Session
-from .circuit import Caller, Circuits
 from .consumer import Delivery
-from .deliverer import Deliverer, Mail, Pause, StoppedError
-from .retries import RetryPolicy
+from .deliverer import Deliverer, PartitionConsumer, Pause, StoppedError
+from .retries import CircuitBreakers, CircuitSession, RetryPolicy
 
 # Transitions in memory per handler and partition: back-pressure takes what comes above. What is
 # claimed may exceed it by one batch, and sessions that go on after a rest by one entry each.
@@ -49,7 +48,7 @@ class Dispatcher:
         mail: The mailbox; its lease is held.
         policy: Concurrency, time limit and retries.
         circuits: Whether the handler reaches its destinations; one for all its dispatchers.
-        suspects: Held while a delivery that may have killed a worker is tried, so that what
+        quarantine: Held while a delivery that may have killed a worker is tried, so that what
             else runs in the process is not counted together with it.
 
     Attributes:
@@ -60,18 +59,18 @@ class Dispatcher:
         self,
         name: str,
         handler: Handler,
-        mail: Mail,
+        mail: PartitionConsumer,
         policy: RetryPolicy,
         *,
-        circuits: Circuits,
-        suspects: asyncio.Lock,
+        circuits: CircuitBreakers,
+        quarantine: asyncio.Lock,
     ) -> None:
         self.is_full = False
         self._name = name
         self._mail = mail
         self._circuits = circuits
         self._deliverer = Deliverer(
-            name, handler, mail, policy, circuits=circuits, suspects=suspects
+            name, handler, mail, policy, circuits=circuits, quarantine=quarantine
         )
         self._backlog = Backlog()
         self._waiting = 0
@@ -105,7 +104,7 @@ class Dispatcher:
         try:
             await self._tasks.until_over()
         finally:
-            self._circuits.leave(self)
+            self._circuits.remove_waiting(self)
             if self._alarm is not None:
                 self._alarm.cancel()
             await self._deliverer.end()
@@ -116,9 +115,9 @@ class Dispatcher:
         self._deliverer.is_stopping = True
         if self._feeding is not None:
             self._tasks.dismiss(self._feeding)
-        self._circuits.leave(self)
+        self._circuits.remove_waiting(self)
 
-    def resume(self, caller: Caller) -> None:
+    def resume(self, caller: CircuitSession) -> None:
         """Let a session go on that waited at the circuit."""
         self._waiting -= self._place_of_one_waiting
         self._rest(self._backlog.sessions[caller.key], 0.0)
@@ -220,10 +219,10 @@ class Dispatcher:
         self._backlog.park(session)
         self._waiting += self._place_of_one_waiting
         self._room.set()
-        session.circuit.wait(session, self)
+        session.circuit.add_waiting(session, self)
 
     async def _give_back(self) -> None:
-        """Write down that what is left in hand was not started, so that nobody suspects it."""
+        """Write down that what is left in hand was not started, so that nobody quarantine it."""
         left = [
             delivery
             for session in self._backlog.sessions.values()

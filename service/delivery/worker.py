@@ -30,22 +30,21 @@ from ..storage.connections import Connections, shortage
 from ..storage.layout import Keys, exists, guard, open_groups
 from ..storage.script_batches import ScriptBatches
 from ..telemetry import metrics
-from .circuit import Circuits
 from .consumer import LeaseLostError, Mailbox, Place
 from .dispatcher import Dispatcher
-from .endings import Endings
+from .failure_log import FailureLog
 from .leases import Heartbeats, LeaseWatch, lease
-from .retries import RetryPolicy
+from .maintenance import PartitionMaintenance
+from .retries import CircuitBreakers, RetryPolicy
 from .stream_watcher import Arrivals
-from .upkeep import Upkeep
 
 RENEWALS_PER_TTL = 3
 # So soon a lease that was given up is found by who may take it.
-LONGEST_TURN_S = 1.0
-SHORTEST_TURN_S = 0.02
+MAX_INTERVAL_S = 1.0
+MIN_INTERVAL_S = 0.02
 # A silent worker stops counting a little before its leases run out, so nobody waits for both.
-ANNOUNCED_PER_TTL = 2 / 3
-RESTART_PAUSE_S = 1.0
+HEARTBEAT_TTL_FRACTION = 2 / 3
+MAX_RESTART_DELAY_S = 1.0
 # What is canceled at the end of the grace time may still say goodbye.
 CANCEL_GRACE_S = 2.0
 
@@ -70,56 +69,58 @@ class Worker:
         handlers: Mapping[str, Handler],
     ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.endings = Endings()
+        self.failure_log = FailureLog()
         self._connections = connections
         self._batches = ScriptBatches(connections)
         self._keys = keys
         self._settings = settings
         self._handlers = handlers
-        self._suspects = asyncio.Lock()
+        self._quarantine = asyncio.Lock()
         self._circuits = {
-            handler: Circuits(handler, first_s=settings.retry_initial_delay_s)
+            handler: CircuitBreakers(handler, initial_delay_s=settings.retry_initial_delay_s)
             for handler in handlers
         }
-        self._upkeep = Upkeep(connections, keys, settings, self.name, self._circuits)
+        self._maintenance = PartitionMaintenance(
+            connections, keys, settings, self.name, self._circuits
+        )
         self._arrivals = [Arrivals(connections, p) for p in range(keys.partitions)]
-        self._tenures: dict[Place, _PartitionTask] = {}
-        self._turn_s = min(LONGEST_TURN_S, settings.lease_ttl_s / RENEWALS_PER_TTL)
+        self._partition_tasks: dict[Place, _PartitionTask] = {}
+        self._interval_s = min(MAX_INTERVAL_S, settings.lease_ttl_s / RENEWALS_PER_TTL)
         self._watch = LeaseWatch(settings.lease_ttl_s)
         self._heartbeats = Heartbeats(
             connections,
             keys,
             worker=self.name,
-            ttl_s=settings.lease_ttl_s * ANNOUNCED_PER_TTL,
+            ttl_s=settings.lease_ttl_s * HEARTBEAT_TTL_FRACTION,
         )
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until *stopping* is set; then settle what is in hand and give everything up."""
         turns = [
             asyncio.create_task(self._repeat(turn, stopping))
-            for turn in (self._renew, self._rebalance, self._keep_up)
+            for turn in (self._renew, self._rebalance, self._maintain)
         ]
         try:
             await asyncio.gather(*turns)
         finally:
             for turn in turns:
                 await cancellation.end(turn)
-            await self._leave()
+            await self._shut_down()
 
     async def _repeat(self, turn: Callable[[], Awaitable[float]], stopping: asyncio.Event) -> None:
         """Take one turn after the other; each says in how many seconds the next one is due."""
         while not stopping.is_set():
-            pause_s = self._turn_s
+            pause_s = self._interval_s
             try:
                 pause_s = await turn()
             except (RedisError, OSError) as error:
                 metrics.REDIS_ERRORS.labels(shortage(error)).inc()
                 log.warning("worker.rebalance_failed", reason=shortage(error))
-            await _wait(stopping, max(SHORTEST_TURN_S, pause_s))
+            await _wait(stopping, max(MIN_INTERVAL_S, pause_s))
 
     async def _renew(self) -> float:
         """Renew every lease; drop what is done under one that is not ours any more."""
-        tenures = [tenure for tenure in self._tenures.values() if not tenure.abandoned]
+        tenures = [tenure for tenure in self._partition_tasks.values() if not tenure.abandoned]
         waits: list[float | Exception] = []
         if tenures:
             mailboxes = [tenure.mailbox for tenure in tenures]
@@ -129,17 +130,19 @@ class Worker:
                     tenure.abandon()
         for handler in self._handlers:
             metrics.LEASES_HELD.labels(handler).set(len(self._held(handler)))
-            dispatchers = [one.dispatcher for (h, _), one in self._tenures.items() if h == handler]
+            dispatchers = [
+                one.dispatcher for (h, _), one in self._partition_tasks.items() if h == handler
+            ]
             metrics.PARKED_ENTRIES.labels(handler).set(sum(one.parked for one in dispatchers))
             metrics.READING_PAUSED.labels(handler).set(sum(one.is_full for one in dispatchers))
         _raise_first(waits)
-        return self._turn_s
+        return self._interval_s
 
     async def _rebalance(self) -> float:
         """Say that we live, and take and give up leases until we hold our share."""
         await self._watch_layout()
         living = await self._heartbeats.beat([*self._handlers])
-        return min([await self._take_share(each, living[each]) for each in self._handlers])
+        return min([await self._rebalance_handler(each, living[each]) for each in self._handlers])
 
     async def _watch_layout(self) -> None:
         """Claim the layout anew where Redis has lost it.
@@ -150,12 +153,12 @@ class Worker:
         if not await exists(self._connections, self._keys):
             await guard(self._connections, self._keys)
 
-    async def _keep_up(self) -> float:
+    async def _maintain(self) -> float:
         """Measure, trim, and tell of what is wrong."""
-        await self._upkeep.turn([*self._tenures])
-        return self._turn_s
+        await self._maintenance.turn([*self._partition_tasks])
+        return self._interval_s
 
-    async def _take_share(self, handler: str, living: int) -> float:
+    async def _rebalance_handler(self, handler: str, living: int) -> float:
         """Hold our count of one handler's partitions; return the seconds until the next look."""
         share = math.ceil(self._keys.partitions / max(1, living))
         held = self._held(handler)
@@ -165,10 +168,12 @@ class Worker:
 
     async def _take(self, handler: str, most: int) -> float:
         """Take up to *most* free partitions; return the seconds until another may be free."""
-        free = [p for p in range(self._keys.partitions) if (handler, p) not in self._tenures]
+        free = [
+            p for p in range(self._keys.partitions) if (handler, p) not in self._partition_tasks
+        ]
         # Workers that start together should not all reach for the same partition first.
         random.shuffle(free)
-        soonest_s = self._turn_s
+        soonest_s = self._interval_s
         while free and most > 0:
             tried = [self._mailbox(handler, free.pop()) for _ in range(min(most, len(free)))]
             owners = [self._watch.owner(mailbox.place) for mailbox in tried]
@@ -194,8 +199,8 @@ class Worker:
         )
 
     def _begin(self, mailbox: Mailbox) -> None:
-        self._tenures[mailbox.place] = tenure = _PartitionTask(self, mailbox)
-        tenure.task.add_done_callback(lambda _: self._tenures.pop(mailbox.place))
+        self._partition_tasks[mailbox.place] = tenure = _PartitionTask(self, mailbox)
+        tenure.task.add_done_callback(lambda _: self._partition_tasks.pop(mailbox.place))
 
     def dispatcher(self, mailbox: Mailbox) -> Dispatcher:
         """Return a fresh dispatcher for a mailbox."""
@@ -203,9 +208,9 @@ class Worker:
         policy = RetryPolicy(
             concurrency=settings.handler_concurrency,
             timeout_s=settings.handler_timeout_s,
-            first_s=settings.retry_initial_delay_s,
-            ceiling_s=settings.retry_max_delay_s,
-            attempts=settings.retry_max_attempts,
+            initial_delay_s=settings.retry_initial_delay_s,
+            max_delay_s=settings.retry_max_delay_s,
+            max_attempts=settings.retry_max_attempts,
         )
         return Dispatcher(
             mailbox.handler,
@@ -213,7 +218,7 @@ class Worker:
             mailbox,
             policy,
             circuits=self._circuits[mailbox.handler],
-            suspects=self._suspects,
+            quarantine=self._quarantine,
         )
 
     async def open_groups(self) -> None:
@@ -224,35 +229,37 @@ class Worker:
     def _held(self, handler: str) -> list[_PartitionTask]:
         return [
             tenure
-            for (name, _), tenure in self._tenures.items()
+            for (name, _), tenure in self._partition_tasks.items()
             if name == handler and not tenure.is_stopping
         ]
 
-    async def _leave(self) -> None:
+    async def _shut_down(self) -> None:
         """Say goodbye, finish within the grace time, and give everything up."""
-        for tenure in self._tenures.values():
+        for tenure in self._partition_tasks.values():
             tenure.stop()
         with contextlib.suppress(RedisError, OSError):
             # First, so that the others take over each lease as soon as it is free.
             await self._heartbeats.end([*self._handlers])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.shutdown_grace_s):
-                while self._tenures:
-                    await self._until_ended(self._turn_s)
+                while self._partition_tasks:
+                    await self._until_ended(self._interval_s)
                     with contextlib.suppress(RedisError, OSError):
                         await self._renew()
-        for tenure in self._tenures.values():
+        for tenure in self._partition_tasks.values():
             tenure.abandon()
         await self._until_ended(CANCEL_GRACE_S)
-        for handler, partition in self._tenures:
+        for handler, partition in self._partition_tasks:
             log.error("handler.stuck", handler=handler, partition=partition)
         for arrivals in self._arrivals:
             await arrivals.close()
-        self.endings.close()
+        self.failure_log.close()
 
     async def _until_ended(self, most_s: float) -> None:
-        if self._tenures:
-            await asyncio.wait([tenure.task for tenure in self._tenures.values()], timeout=most_s)
+        if self._partition_tasks:
+            await asyncio.wait(
+                [tenure.task for tenure in self._partition_tasks.values()], timeout=most_s
+            )
 
 
 class _PartitionTask:
@@ -312,14 +319,14 @@ class _PartitionTask:
             handler, partition = self.mailbox.place
             log.exception("dispatcher.failed", handler=handler, partition=partition)
         if reason:
-            self._worker.endings.note(reason, self.mailbox.place)
+            self._worker.failure_log.note(reason, self.mailbox.place)
             await self._recover(reason)
 
     async def _recover(self, reason: str) -> None:
         """Rest a little, in case the lease is still ours, and make ready to begin again."""
         if not self.mailbox.is_ours():
             return
-        await _wait(self._stopping, random.uniform(0, RESTART_PAUSE_S))  # noqa: S311 - jitter
+        await _wait(self._stopping, random.uniform(0, MAX_RESTART_DELAY_S))  # noqa: S311 - jitter
         if reason == UnavailableReason.REDIS_REFUSED:
             with contextlib.suppress(RedisError, OSError):
                 await self._worker.open_groups()

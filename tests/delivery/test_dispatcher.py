@@ -8,8 +8,7 @@ import errno
 import socket
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable, Coroutine
 from enum import Enum
 from itertools import pairwise
 from random import Random
@@ -22,159 +21,22 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from service.delivery import dispatcher as dispatcher_module
-from service.delivery.circuit import PROBE_CEILING_S, Circuits
 from service.delivery.consumer import SUSPECT, Delivery, LeaseLostError, Missing, Tries
-from service.delivery.deliverer import STARTS_WITHOUT_OUTCOME, Burial
+from service.delivery.deliverer import MAX_DELIVERIES_WITHOUT_OUTCOME, DeadLetterReason
 from service.delivery.dispatcher import MAX_PER_READ, WINDOW, Dispatcher
-from service.delivery.retries import RetryPolicy
+from service.delivery.retries import MAX_PROBE_DELAY_S, CircuitBreakers, RetryPolicy
 from service.errors import Undeliverable, Unreachable
 from service.telemetry import metrics
 from service.transitions.transition import StatusTransition
 from tests.support import virtual_time
+from tests.support.fake_consumer import Entry, FakeConsumer, entry
 from tests.support.harness import takes_long
 
-POLICY = RetryPolicy(concurrency=4, timeout_s=10, first_s=1, ceiling_s=8, attempts=4)
+POLICY = RetryPolicy(concurrency=4, timeout_s=10, initial_delay_s=1, max_delay_s=8, max_attempts=4)
 # What has failed rests for longer than anybody waits.
-PATIENT = POLICY._replace(first_s=10**6, ceiling_s=10**6)
+PATIENT = POLICY._replace(initial_delay_s=10**6, max_delay_s=10**6)
 
 Handle = Callable[[StatusTransition], Coroutine[Any, Any, None]]
-Entry = tuple[str, int]
-
-
-def transition(session: str, sequence: int) -> StatusTransition:
-    """Return the *sequence*-th transition of a session."""
-    return StatusTransition(
-        event_id=f"evt_{session}_{sequence}",
-        event_type="identity.verification_session.processing",
-        occurred_at=datetime(2026, 1, 1, tzinfo=UTC),
-        session_id=f"vs_{session}",
-        current="processing",
-        sequence=sequence,
-        epoch=1,
-        expected=True,
-    )
-
-
-def entry(taken: StatusTransition) -> Entry:
-    """Return a transition as the entries of these tests are written: session and sequence."""
-    return taken.session_id.removeprefix("vs_"), taken.sequence
-
-
-class FakeMail:
-    """A mailbox in memory that remembers everything, and fails when told to.
-
-    Attributes:
-        pending: What was read and is neither settled nor buried, with the tries written down.
-        missing: Entries that cannot be read, or are gone, by their place in the stream.
-        room: How many dead letters there may be.
-        places: Where the errors of those were raised.
-        faulty: Asked before every call with its name; raises, to let it fail.
-    """
-
-    def __init__(
-        self, entries: Iterable[Entry] = (), *, pending: dict[int, Tries] | None = None
-    ) -> None:
-        self.stream = [transition(*one) for one in entries]
-        self.pending: dict[int, Tries] = dict(pending or {})
-        self.at = max(self.pending, default=-1) + 1
-        self.ours = True
-        self.settled: list[Entry] = []
-        self.buried: list[tuple[Entry, str, str, int]] = []
-        self.counts: list[tuple[Entry, Tries]] = []
-        self.reads: list[int] = []
-        self.latency_s = 0.0
-        self.missing: dict[int, Missing] = {}
-        self.room = 10**9
-        self.places: list[str] = []
-        self.faulty: Callable[[str], None] = lambda _: None
-        self.grown = asyncio.Event()
-
-    def add(self, *entries: Entry) -> None:
-        """Append to the stream."""
-        self.stream += [transition(*one) for one in entries]
-        self.grown.set()
-
-    def is_ours(self) -> bool:
-        """Say what the test has decided."""
-        return self.ours
-
-    async def take_over(self) -> AsyncIterator[list[Delivery]]:
-        """Yield what pends."""
-        await self._call("take_over")
-        found = [self._delivery(i) for i in sorted(self.pending)]
-        for i in range(0, len(found), MAX_PER_READ):
-            yield found[i : i + MAX_PER_READ]
-
-    async def read(self, most: int) -> list[Delivery]:
-        """Return what is new."""
-        await self._call("read")
-        assert most > 0
-        new = range(self.at, min(self.at + most, len(self.stream)))
-        self.at = new.stop
-        self.pending |= dict.fromkeys(new, Tries(0, 1))
-        self.reads.append(len(new))
-        return [self._delivery(i) for i in new]
-
-    async def load(self, delivery: Delivery) -> StatusTransition | Missing:
-        """Return what an entry holds."""
-        await self._call("load")
-        return self._content(delivery)
-
-    async def settle(self, delivery: Delivery) -> None:
-        """Settle, and perhaps lose the reply."""
-        await self._call("settle")
-        self._take_off(delivery)
-        self.settled.append(self._entry(delivery))
-        await self._reply("settle")
-
-    async def count(self, delivery: Delivery, tries: Tries) -> None:
-        """Write tries down."""
-        await self._call("count")
-        self.pending[int(delivery.entry_id)] = tries
-        self.counts.append((self._entry(delivery), tries))
-
-    async def bury(
-        self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
-    ) -> int | None:
-        """Bury, if there is room."""
-        await self._call("bury")
-        if len(self.buried) >= self.room:
-            return None
-        self._take_off(delivery)
-        self.buried.append((self._entry(delivery), reason, error, attempts))
-        self.places.append(place)
-        return len(self.buried)
-
-    async def arrival(self) -> None:
-        """Wait until the stream has grown past what was read."""
-        self.grown.clear()
-        if self.at >= len(self.stream):
-            await self.grown.wait()
-
-    def _take_off(self, delivery: Delivery) -> None:
-        assert int(delivery.entry_id) in self.pending, "settled or buried twice"
-        del self.pending[int(delivery.entry_id)]
-
-    def _delivery(self, i: int) -> Delivery:
-        transition = None if i in self.missing else self.stream[i]
-        return Delivery(str(i), transition, self.pending[i])
-
-    def _content(self, delivery: Delivery) -> StatusTransition | Missing:
-        i = int(delivery.entry_id)
-        return self.missing.get(i) or self.stream[i]
-
-    def _entry(self, delivery: Delivery) -> Entry:
-        return entry(self.stream[int(delivery.entry_id)])
-
-    async def _call(self, name: str) -> None:
-        await asyncio.sleep(self.latency_s)
-        if not self.ours:
-            raise LeaseLostError
-        self.faulty(name)
-
-    async def _reply(self, name: str) -> None:
-        """Lose the reply of a call that was executed."""
-        self.faulty(f"{name}_reply")
 
 
 class Journal:
@@ -214,15 +76,17 @@ class Journal:
 
 
 def dispatcher(
-    mail: FakeMail,
+    mail: FakeConsumer,
     handler: Handle,
     policy: RetryPolicy = POLICY,
     *,
-    circuits: Circuits | None = None,
+    circuits: CircuitBreakers | None = None,
 ) -> Dispatcher:
-    """Return a dispatcher with a lock of its own for suspects, and a circuit unless given some."""
-    circuits = circuits or Circuits("journal", first_s=policy.first_s)
-    return Dispatcher("journal", handler, mail, policy, circuits=circuits, suspects=asyncio.Lock())
+    """Return a dispatcher with its own quarantine, and circuit breakers unless given."""
+    circuits = circuits or CircuitBreakers("journal", initial_delay_s=policy.initial_delay_s)
+    return Dispatcher(
+        "journal", handler, mail, policy, circuits=circuits, quarantine=asyncio.Lock()
+    )
 
 
 async def until(condition: Callable[[], bool], *, within_s: float = 10_000) -> None:
@@ -232,7 +96,7 @@ async def until(condition: Callable[[], bool], *, within_s: float = 10_000) -> N
             await asyncio.sleep(0.1)
 
 
-async def work_off(mail: FakeMail, handler: Handle, policy: RetryPolicy = POLICY) -> None:
+async def work_off(mail: FakeConsumer, handler: Handle, policy: RetryPolicy = POLICY) -> None:
     """Dispatch until everything is settled or buried, then stop."""
     dispatching = dispatcher(mail, handler, policy)
     running = asyncio.create_task(dispatching.run())
@@ -277,7 +141,7 @@ def sleeping(seconds: float) -> Handle:
 @in_virtual_time
 async def test_one_session_is_delivered_in_order_one_at_a_time() -> None:
     """A session's transitions are handed over in order, each after the one before is settled."""
-    mail = FakeMail(("a", n) for n in range(1, 301))
+    mail = FakeConsumer(("a", n) for n in range(1, 301))
     journal = Journal(sleeping(1))
     await work_off(mail, journal)
 
@@ -289,7 +153,9 @@ async def test_one_session_is_delivered_in_order_one_at_a_time() -> None:
 @in_virtual_time
 async def test_sessions_of_a_selftest_are_settled_and_shown_to_no_handler() -> None:
     """What is a self-test's is settled without a call, and counted; everybody else's is handed."""
-    mail = FakeMail([("a", 1), ("selftest_x", 1), ("selftestx", 1), ("selftest_x", 2), ("a", 2)])
+    mail = FakeConsumer(
+        [("a", 1), ("selftest_x", 1), ("selftestx", 1), ("selftest_x", 2), ("a", 2)]
+    )
     before = metrics.DELIVERIES.labels("journal", "selftest")._value.get()
     journal = Journal(sleeping(1))
     await work_off(mail, journal)
@@ -302,7 +168,7 @@ async def test_sessions_of_a_selftest_are_settled_and_shown_to_no_handler() -> N
 @in_virtual_time
 async def test_sessions_run_side_by_side_up_to_the_concurrency() -> None:
     """Different sessions are delivered at the same time, but never more than `concurrency`."""
-    mail = FakeMail((str(n), 1) for n in range(40))
+    mail = FakeConsumer((str(n), 1) for n in range(40))
     journal = Journal(sleeping(1))
     await work_off(mail, journal)
 
@@ -313,7 +179,7 @@ async def test_sessions_run_side_by_side_up_to_the_concurrency() -> None:
 @in_virtual_time
 async def test_pending_entries_come_before_new_ones() -> None:
     """What a predecessor left pending is delivered before anything new of the same session."""
-    mail = FakeMail([("a", 1), ("a", 2), ("a", 3)], pending={0: Tries(0, 2), 1: Tries(0, 1)})
+    mail = FakeConsumer([("a", 1), ("a", 2), ("a", 3)], pending={0: Tries(0, 2), 1: Tries(0, 1)})
     journal = Journal()
     await work_off(mail, journal)
 
@@ -323,9 +189,9 @@ async def test_pending_entries_come_before_new_ones() -> None:
 @in_virtual_time
 async def test_a_failure_is_retried_after_a_pause_within_bounds() -> None:
     """Each retry comes after a random pause that doubles its bound and stays under the ceiling."""
-    mail = FakeMail((str(n), 1) for n in range(50))
+    mail = FakeConsumer((str(n), 1) for n in range(50))
     journal = Journal(failing(ValueError()))
-    await work_off(mail, journal, POLICY._replace(concurrency=1000, attempts=6))
+    await work_off(mail, journal, POLICY._replace(concurrency=1000, max_attempts=6))
 
     longest = [0.0] * 5
     for n in range(50):
@@ -339,7 +205,7 @@ async def test_a_failure_is_retried_after_a_pause_within_bounds() -> None:
 @in_virtual_time
 async def test_a_failure_is_written_down_before_the_retry() -> None:
     """The count of failures is in Redis before the pause begins, so that a restart keeps it."""
-    mail = FakeMail([("a", 1)])
+    mail = FakeConsumer([("a", 1)])
     seen: list[list[tuple[Entry, Tries]]] = []
 
     async def act(_: StatusTransition) -> None:
@@ -350,14 +216,14 @@ async def test_a_failure_is_written_down_before_the_retry() -> None:
 
     counts = [(("a", 1), Tries(n, 1)) for n in (1, 2, 3)]
     assert seen == [counts[:n] for n in range(4)]
-    assert mail.buried == [(("a", 1), Burial.EXHAUSTED, "ValueError", 4)]
+    assert mail.buried == [(("a", 1), DeadLetterReason.EXHAUSTED, "ValueError", 4)]
 
 
 @in_virtual_time
 async def test_a_failure_is_written_down_before_the_pause() -> None:
     """A worker killed while an entry rests before its retry leaves the failure counted."""
-    mail = FakeMail([("a", 1)])
-    slow = POLICY._replace(first_s=10**6, ceiling_s=10**6)
+    mail = FakeConsumer([("a", 1)])
+    slow = POLICY._replace(initial_delay_s=10**6, max_delay_s=10**6)
     running = asyncio.create_task(dispatcher(mail, failing(ValueError()), slow).run())
     await asyncio.sleep(1)
     running.cancel()
@@ -370,18 +236,18 @@ async def test_a_failure_is_written_down_before_the_pause() -> None:
 @in_virtual_time
 async def test_failures_of_a_predecessor_count() -> None:
     """Attempts made before a restart are not made again."""
-    mail = FakeMail([("a", 1)], pending={0: Tries(3, 1)})
+    mail = FakeConsumer([("a", 1)], pending={0: Tries(3, 1)})
     journal = Journal(failing(ValueError()))
     await work_off(mail, journal)
 
     assert len(journal.starts) == 1
-    assert mail.buried == [(("a", 1), Burial.EXHAUSTED, "ValueError", 4)]
+    assert mail.buried == [(("a", 1), DeadLetterReason.EXHAUSTED, "ValueError", 4)]
 
 
 @in_virtual_time
 async def test_undeliverable_is_buried_at_once_with_its_word() -> None:
     """`Undeliverable` is never retried; its word is the dead letter's, and the next one follows."""
-    mail = FakeMail([("a", 1), ("a", 2)])
+    mail = FakeConsumer([("a", 1), ("a", 2)])
     with structlog.testing.capture_logs() as logs:
         await work_off(mail, failing(Undeliverable("message_too_large"), 1))
 
@@ -407,7 +273,7 @@ def test_whatever_a_handler_raises_is_a_failure(error: BaseException) -> None:
     """An error of any kind, a cancellation of its own making included, is retried like another."""
 
     async def law() -> None:
-        mail = FakeMail([("a", 1), ("b", 1)])
+        mail = FakeConsumer([("a", 1), ("b", 1)])
         await work_off(mail, failing(error, 2, only="a"))
 
         assert sorted(mail.settled) == [("a", 1), ("b", 1)]
@@ -419,20 +285,22 @@ def test_whatever_a_handler_raises_is_a_failure(error: BaseException) -> None:
 @in_virtual_time
 async def test_a_slow_call_is_ended_and_retried() -> None:
     """A call that takes longer than the time limit is canceled and counts as a failure."""
-    mail = FakeMail([("a", 1), ("b", 1)])
+    mail = FakeConsumer([("a", 1), ("b", 1)])
     journal = Journal(sleeping(10.5))
     await work_off(mail, journal)
 
-    assert {one[1:] for one in mail.buried} == {(Burial.EXHAUSTED, "TimeoutError", 4)}
+    assert {one[1:] for one in mail.buried} == {(DeadLetterReason.EXHAUSTED, "TimeoutError", 4)}
     assert all(start % 10 != 0 or start == 0 for start in journal.times(("a", 1)))
 
 
 @in_virtual_time
 async def test_retrying_sessions_hold_no_slot() -> None:
     """More sessions than slots may rest before a retry, and the others go on meanwhile."""
-    mail = FakeMail([*((f"bad{n}", 1) for n in range(20)), *((f"good{n}", 1) for n in range(20))])
+    mail = FakeConsumer(
+        [*((f"bad{n}", 1) for n in range(20)), *((f"good{n}", 1) for n in range(20))]
+    )
     journal = Journal(failing(ValueError(), only="bad"))
-    dispatching = dispatcher(mail, journal, POLICY._replace(first_s=1000, ceiling_s=1000))
+    dispatching = dispatcher(mail, journal, POLICY._replace(initial_delay_s=1000, max_delay_s=1000))
     running = asyncio.create_task(dispatching.run())
     await until(lambda: len(mail.settled) == 20, within_s=1)
     dispatching.stop()
@@ -442,7 +310,7 @@ async def test_retrying_sessions_hold_no_slot() -> None:
 
 
 async def others_are_delivered(
-    mail: FakeMail, act: Handle, policy: RetryPolicy = PATIENT, *, count: int = 25
+    mail: FakeConsumer, act: Handle, policy: RetryPolicy = PATIENT, *, count: int = 25
 ) -> None:
     """Assert that *count* further sessions are delivered soon, behind what is in *mail*."""
     good = [(f"good{n}", 1) for n in range(count)]
@@ -469,7 +337,7 @@ def test_what_fails_takes_no_place_of_what_does_not(bad: str, is_pending: bool) 
     async def law() -> None:
         entries = BEHIND[bad]
         pending = dict.fromkeys(range(len(entries) + 25), Tries(0, 1)) if is_pending else {}
-        mail = FakeMail(entries, pending=pending)
+        mail = FakeConsumer(entries, pending=pending)
         await others_are_delivered(mail, failing(ValueError(), only="bad"))
 
     virtual_time.run(law())
@@ -478,7 +346,7 @@ def test_what_fails_takes_no_place_of_what_does_not(bad: str, is_pending: bool) 
 @in_virtual_time
 async def test_a_session_that_rested_goes_on_in_order_and_whole() -> None:
     """Of a session that rests nothing is kept but ids: it goes on with every entry, in order."""
-    mail = FakeMail(("a", n) for n in range(1, 601))
+    mail = FakeConsumer(("a", n) for n in range(1, 601))
     journal = Journal(failing(ValueError(), 3))
     await work_off(mail, journal)
 
@@ -489,9 +357,9 @@ async def test_a_session_that_rested_goes_on_in_order_and_whole() -> None:
 @in_virtual_time
 async def test_what_comes_to_a_session_that_rests_waits_behind_it() -> None:
     """An entry that arrives while its session rests is not delivered before those of before."""
-    mail = FakeMail([("a", 1), ("a", 2)])
+    mail = FakeConsumer([("a", 1), ("a", 2)])
     journal = Journal(failing(ValueError(), 1))
-    dispatching = dispatcher(mail, journal, PATIENT._replace(first_s=1000))
+    dispatching = dispatcher(mail, journal, PATIENT._replace(initial_delay_s=1000))
     running = asyncio.create_task(dispatching.run())
     await until(lambda: bool(mail.counts))
     mail.add(("a", 3), ("b", 1))
@@ -505,7 +373,7 @@ async def test_what_comes_to_a_session_that_rests_waits_behind_it() -> None:
 @in_virtual_time
 async def test_retries_leave_half_of_the_slots_to_others() -> None:
     """However many retries are due, others do not wait for them."""
-    mail = FakeMail((f"bad{n}", 1) for n in range(100))
+    mail = FakeConsumer((f"bad{n}", 1) for n in range(100))
     loop = asyncio.get_running_loop()
     tried: set[Entry] = set()
 
@@ -520,7 +388,7 @@ async def test_retries_leave_half_of_the_slots_to_others() -> None:
     dispatching = dispatcher(mail, act)
     running = asyncio.create_task(dispatching.run())
     await until(lambda: len(tried) == 100)
-    await asyncio.sleep(POLICY.first_s)
+    await asyncio.sleep(POLICY.initial_delay_s)
     for n in range(10):
         begun = loop.time()
         mail.add((f"good{n}", 1))
@@ -533,7 +401,7 @@ async def test_retries_leave_half_of_the_slots_to_others() -> None:
 @in_virtual_time
 async def test_what_is_kept_by_id_is_bounded_and_said() -> None:
     """At the bound reading stops, with an error line, until there is room again."""
-    mail = FakeMail((f"bad{n}", 1) for n in range(300))
+    mail = FakeConsumer((f"bad{n}", 1) for n in range(300))
     gate = True
 
     async def act(taken: StatusTransition) -> None:
@@ -560,7 +428,7 @@ async def test_what_is_kept_by_id_is_bounded_and_said() -> None:
 @in_virtual_time
 async def test_what_is_parked_is_given_back() -> None:
     """After a stop the entries that rest, and those behind them, are marked as not started."""
-    mail = FakeMail(("a", n) for n in range(1, 101))
+    mail = FakeConsumer(("a", n) for n in range(1, 101))
     dispatching = dispatcher(mail, failing(ValueError()), PATIENT)
     running = asyncio.create_task(dispatching.run())
     await until(lambda: bool(mail.counts))
@@ -576,7 +444,7 @@ async def test_what_was_given_back_already_is_not_given_back_twice() -> None:
 
     One less would be read as nearly a thousand starts, and be the mark of a killed worker.
     """
-    mail = FakeMail([("a", 1), ("a", 2)], pending={0: Tries(2, 0), 1: Tries(0, 0)})
+    mail = FakeConsumer([("a", 1), ("a", 2)], pending={0: Tries(2, 0), 1: Tries(0, 0)})
     dispatching = dispatcher(mail, failing(ValueError()), PATIENT)
     mail.latency_s = 1.0
     running = asyncio.create_task(dispatching.run())
@@ -619,7 +487,7 @@ def careless(reason: object) -> Undeliverable:
 
 REASONS: dict[str, tuple[Callable[[], Undeliverable], str]] = {
     "member": (lambda: Undeliverable(Reason.GOOD), "no_user"),
-    "text member": (lambda: Undeliverable(Burial.EXHAUSTED), "exhausted"),
+    "text member": (lambda: Undeliverable(DeadLetterReason.EXHAUSTED), "exhausted"),
     "number": (lambda: Undeliverable(Reason.NUMBER), "undeliverable"),
     "nothing": (lambda: Undeliverable(None), "undeliverable"),
     "mapping": (lambda: Undeliverable({"user": "canary"}), "undeliverable"),
@@ -631,7 +499,7 @@ REASONS: dict[str, tuple[Callable[[], Undeliverable], str]] = {
     "no parent": (Careless, "undeliverable"),
     "set by hand": (lambda: careless(None), "undeliverable"),
     "mapping by hand": (lambda: careless({}), "undeliverable"),
-    "unaskable": (Broken, Burial.INTERNAL_ERROR),
+    "unaskable": (Broken, DeadLetterReason.INTERNAL_ERROR),
 }
 
 
@@ -645,7 +513,7 @@ def test_a_wrong_reason_is_one_entrys_trouble(case: str) -> None:
             if entry(taken) == ("bad", 1):
                 raise error()
 
-        mail = FakeMail([("bad", 1), ("bad", 2)])
+        mail = FakeConsumer([("bad", 1), ("bad", 2)])
         mail.add(*[(f"good{n}", 1) for n in range(200)])
         await work_off(mail, act)
         assert [(one, reason) for one, reason, *_ in mail.buried] == [(("bad", 1), word)]
@@ -659,7 +527,7 @@ def test_our_own_trouble_with_one_entry_is_that_entrys(method: str) -> None:
     """What goes wrong in our own work on one entry makes a dead letter, a line, and no more."""
 
     async def law() -> None:
-        mail = FakeMail([("bad", 1), *((f"good{n}", 1) for n in range(50))])
+        mail = FakeConsumer([("bad", 1), *((f"good{n}", 1) for n in range(50))])
         left = 1
 
         def faulty(name: str) -> None:
@@ -669,11 +537,11 @@ def test_our_own_trouble_with_one_entry_is_that_entrys(method: str) -> None:
                 raise TypeError("ours")
 
         mail.faulty = faulty
-        policy = POLICY._replace(attempts=1 if method == "bury" else 4)
+        policy = POLICY._replace(max_attempts=1 if method == "bury" else 4)
         with structlog.testing.capture_logs() as lines:
             await work_off(mail, failing(ValueError(), only="bad"), policy)
         assert [one[:3] for one in mail.buried] == [
-            (("bad", 1), Burial.INTERNAL_ERROR, "TypeError")
+            (("bad", 1), DeadLetterReason.INTERNAL_ERROR, "TypeError")
         ]
         assert len(mail.settled) == 50
         assert [one["event"] for one in lines if one["log_level"] == "error"] == [
@@ -722,7 +590,7 @@ def test_what_a_handler_does_to_its_task_stays_there(act: Handle) -> None:
     """Sessions whose handler leaves its task half canceled are delivered, or retried and buried."""
 
     async def law() -> None:
-        mail = FakeMail([("a", 1), ("a", 2), ("a", 3)])
+        mail = FakeConsumer([("a", 1), ("a", 2), ("a", 3)])
         mail.latency_s = 0.1
         await work_off(mail, act)
         fails = act is half_canceled
@@ -742,9 +610,9 @@ async def test_many_half_canceled_calls_stop_nobody() -> None:
             failed.add(entry(taken))
             await half_canceled(taken)
 
-    mail = FakeMail((f"bad{n}", 1) for n in range(600))
+    mail = FakeConsumer((f"bad{n}", 1) for n in range(600))
     await others_are_delivered(mail, act, count=20)
-    mail = FakeMail((f"bad{n}", 1) for n in range(600))
+    mail = FakeConsumer((f"bad{n}", 1) for n in range(600))
     failed.clear()
     await work_off(mail, act)
     assert len(mail.settled) == 600
@@ -753,7 +621,7 @@ async def test_many_half_canceled_calls_stop_nobody() -> None:
 @in_virtual_time
 async def test_a_call_that_will_not_end_is_said_and_not_overlapped() -> None:
     """A handler that goes on after its time is said to be stuck; its session waits for it."""
-    mail = FakeMail([("deaf", 1), ("deaf", 2), ("good", 1)])
+    mail = FakeConsumer([("deaf", 1), ("deaf", 2), ("good", 1)])
     leave = asyncio.Event()
 
     async def act(taken: StatusTransition) -> None:
@@ -779,19 +647,19 @@ async def test_a_call_that_will_not_end_is_said_and_not_overlapped() -> None:
 @in_virtual_time
 async def test_unreadable_entries_are_treated_as_any_dead_letter() -> None:
     """An entry that cannot be read is buried, with a line and a count; one that is gone passes."""
-    mail = FakeMail([("a", 1), ("b", 1), ("c", 1), ("c", 2)])
+    mail = FakeConsumer([("a", 1), ("b", 1), ("c", 1), ("c", 2)])
     mail.missing = {1: Missing.UNREADABLE, 2: Missing.GONE}
     before = metrics.DELIVERIES.labels("journal", "dead_lettered")._value.get()
     journal = Journal()
     with structlog.testing.capture_logs() as lines:
         await work_off(mail, journal)
 
-    assert mail.buried == [(("b", 1), Burial.UNREADABLE, "", 0)]
+    assert mail.buried == [(("b", 1), DeadLetterReason.UNREADABLE, "", 0)]
     assert sorted(mail.settled) == [("a", 1), ("c", 1), ("c", 2)]
     assert sorted(journal.entries) == [("a", 1), ("c", 2)]
     assert metrics.DELIVERIES.labels("journal", "dead_lettered")._value.get() == before + 1
     said = {one["event"]: one for one in lines}
-    assert said["delivery.dead_lettered"]["reason"] == Burial.UNREADABLE
+    assert said["delivery.dead_lettered"]["reason"] == DeadLetterReason.UNREADABLE
     assert said["delivery.gone"]["entry_id"] == "2"
 
 
@@ -800,7 +668,7 @@ def test_what_finds_no_room_among_the_dead_letters_stops_nobody(fault: str) -> N
     """At the bound an entry rests, said each time, and is buried once there is room; not tried."""
 
     async def law() -> None:
-        mail = FakeMail([("bad", 1), ("bad", 2), ("good", 1)])
+        mail = FakeConsumer([("bad", 1), ("bad", 2), ("good", 1)])
         mail.room = 0
         if fault == "unreadable":
             mail.missing = {0: Missing.UNREADABLE}
@@ -808,7 +676,7 @@ def test_what_finds_no_room_among_the_dead_letters_stops_nobody(fault: str) -> N
         dispatching = dispatcher(mail, journal)
         running = asyncio.create_task(dispatching.run())
         with structlog.testing.capture_logs() as lines:
-            await asyncio.sleep(3 * POLICY.ceiling_s)
+            await asyncio.sleep(3 * POLICY.max_delay_s)
             assert ("good", 1) in mail.settled
             mail.room = 1
             await until(lambda: len(mail.buried) == 1 and len(mail.settled) == 2)
@@ -823,7 +691,7 @@ def test_what_finds_no_room_among_the_dead_letters_stops_nobody(fault: str) -> N
 @in_virtual_time
 async def test_dead_letters_that_redis_refuses_stop_nobody() -> None:
     """When Redis answers with an error to a dead letter, as when its key is no stream, it rests."""
-    mail = FakeMail([("bad", 1), ("good", 1)])
+    mail = FakeConsumer([("bad", 1), ("good", 1)])
     is_refusing = True
 
     def faulty(name: str) -> None:
@@ -844,7 +712,7 @@ async def test_dead_letters_that_redis_refuses_stop_nobody() -> None:
 @in_virtual_time
 async def test_entries_in_hand_are_bounded() -> None:
     """No more than the window is read while nothing is settled, and reading goes on after."""
-    mail = FakeMail((str(n), 1) for n in range(3 * WINDOW))
+    mail = FakeConsumer((str(n), 1) for n in range(3 * WINDOW))
     gate = asyncio.Event()
 
     async def act(_: StatusTransition) -> None:
@@ -866,7 +734,7 @@ async def test_entries_in_hand_are_bounded() -> None:
 async def test_what_is_taken_over_waits_for_room_too() -> None:
     """A large remainder of a predecessor exceeds the window by no more than one batch."""
     entries = [(str(n), 1) for n in range(3 * WINDOW)]
-    mail = FakeMail(entries, pending=dict.fromkeys(range(3 * WINDOW), Tries(0, 1)))
+    mail = FakeConsumer(entries, pending=dict.fromkeys(range(3 * WINDOW), Tries(0, 1)))
     dispatching = dispatcher(mail, sleeping(10**6), POLICY._replace(timeout_s=10**7))
     running = asyncio.create_task(dispatching.run())
     await asyncio.sleep(1000)
@@ -880,11 +748,13 @@ async def test_what_is_taken_over_waits_for_room_too() -> None:
 @in_virtual_time
 async def test_an_entry_that_kills_the_process_is_buried_before_it_runs_again() -> None:
     """Too many starts without an outcome bury an entry without another call; innocents follow."""
-    mail = FakeMail([("a", 1), ("a", 2)], pending={0: Tries(0, STARTS_WITHOUT_OUTCOME + 1)})
+    mail = FakeConsumer(
+        [("a", 1), ("a", 2)], pending={0: Tries(0, MAX_DELIVERIES_WITHOUT_OUTCOME + 1)}
+    )
     journal = Journal()
     await work_off(mail, journal)
 
-    assert mail.buried == [(("a", 1), Burial.KILLED_WORKER, "", 0)]
+    assert mail.buried == [(("a", 1), DeadLetterReason.KILLED_WORKER, "", 0)]
     assert journal.entries == [("a", 2)]
 
 
@@ -892,7 +762,7 @@ async def test_an_entry_that_kills_the_process_is_buried_before_it_runs_again() 
 async def test_suspects_run_alone_and_their_start_is_written_down() -> None:
     """Entries that two processes ended with are tried one at a time, each start counted first."""
     entries = [(str(n), 1) for n in range(10)]
-    mail = FakeMail(entries, pending=dict.fromkeys(range(10), Tries(1, SUSPECT)))
+    mail = FakeConsumer(entries, pending=dict.fromkeys(range(10), Tries(1, SUSPECT)))
     journal = Journal(sleeping(1))
     await work_off(mail, journal)
 
@@ -904,7 +774,7 @@ async def test_suspects_run_alone_and_their_start_is_written_down() -> None:
 @in_virtual_time
 async def test_an_outage_burns_no_attempts_and_is_probed_by_one_call_at_a_time() -> None:
     """While every call ends in ConnectionError nothing is counted or buried; then all follows."""
-    mail = FakeMail([(str(n), sequence) for sequence in (1, 2) for n in range(100)])
+    mail = FakeConsumer([(str(n), sequence) for sequence in (1, 2) for n in range(100)])
     loop = asyncio.get_running_loop()
 
     async def act(_: StatusTransition) -> None:
@@ -912,7 +782,7 @@ async def test_an_outage_burns_no_attempts_and_is_probed_by_one_call_at_a_time()
             raise ConnectionRefusedError
 
     journal = Journal(act)
-    await work_off(mail, journal, POLICY._replace(ceiling_s=300))
+    await work_off(mail, journal, POLICY._replace(max_delay_s=300))
 
     assert not mail.buried
     assert not mail.counts
@@ -926,7 +796,7 @@ async def test_an_outage_burns_no_attempts_and_is_probed_by_one_call_at_a_time()
 @in_virtual_time
 async def test_an_outage_of_one_session_is_its_own() -> None:
     """A ConnectionError while others reach the queue is a failure like another, and buried."""
-    mail = FakeMail([("bad", 1), ("bad", 2)])
+    mail = FakeConsumer([("bad", 1), ("bad", 2)])
 
     async def act(taken: StatusTransition) -> None:
         if entry(taken) == ("bad", 1):
@@ -940,7 +810,7 @@ async def test_an_outage_of_one_session_is_its_own() -> None:
     dispatching.stop()
     await running
 
-    assert mail.buried == [(("bad", 1), Burial.EXHAUSTED, "ConnectionResetError", 4)]
+    assert mail.buried == [(("bad", 1), DeadLetterReason.EXHAUSTED, "ConnectionResetError", 4)]
     assert len(mail.settled) == 401
 
 
@@ -956,7 +826,7 @@ class Routing(Journal):
 async def test_a_destination_that_is_away_stops_no_other() -> None:
     """More sessions than the window holds wait for one destination; others are served meanwhile."""
     loop = asyncio.get_running_loop()
-    mail = FakeMail((f"x{n}", sequence) for sequence in (1, 2) for n in range(700))
+    mail = FakeConsumer((f"x{n}", sequence) for sequence in (1, 2) for n in range(700))
 
     async def act(taken: StatusTransition) -> None:
         if entry(taken)[0].startswith("x") and loop.time() < 600:
@@ -984,7 +854,7 @@ async def test_a_destination_that_is_away_stops_no_other() -> None:
 @in_virtual_time
 async def test_a_success_elsewhere_says_nothing_about_a_destination() -> None:
     """What waits for its destination is not to blame because sessions of others get through."""
-    mail = FakeMail([("x", 1)])
+    mail = FakeConsumer([("x", 1)])
     loop = asyncio.get_running_loop()
 
     async def act(taken: StatusTransition) -> None:
@@ -1010,17 +880,17 @@ async def test_a_destination_that_cannot_be_told_is_an_attempt() -> None:
         def destination(self, _: StatusTransition) -> str:
             raise LookupError
 
-    mail = FakeMail([("a", 1)])
+    mail = FakeConsumer([("a", 1)])
     journal = Lost()
     await work_off(mail, journal)
-    assert mail.buried == [(("a", 1), Burial.EXHAUSTED, "LookupError", 4)]
+    assert mail.buried == [(("a", 1), DeadLetterReason.EXHAUSTED, "LookupError", 4)]
     assert not journal.starts
 
 
 @in_virtual_time
 async def test_every_failed_call_tells_its_place() -> None:
     """The line of a retry, that of a dead letter, and the letter itself name file and function."""
-    mail = FakeMail([("a", 1), ("b", 1)])
+    mail = FakeConsumer([("a", 1), ("b", 1)])
 
     async def act(taken: StatusTransition) -> None:
         if entry(taken)[0] == "a":
@@ -1028,7 +898,7 @@ async def test_every_failed_call_tells_its_place() -> None:
         raise ValueError("canary")
 
     with structlog.testing.capture_logs() as lines:
-        await work_off(mail, act, POLICY._replace(attempts=2))
+        await work_off(mail, act, POLICY._replace(max_attempts=2))
     places = {(one["event"], one["error"]): one["place"] for one in lines}
     assert places.keys() == {
         ("delivery.retried", "ValueError"),
@@ -1053,7 +923,7 @@ def test_what_counts_as_unreachable_is_waited_for(error: Exception) -> None:
     """Whatever means that the destination is away costs no attempt, for as long as it lasts."""
 
     async def law() -> None:
-        mail = FakeMail([("a", 1), ("b", 1)])
+        mail = FakeConsumer([("a", 1), ("b", 1)])
         loop = asyncio.get_running_loop()
 
         async def act(_: StatusTransition) -> None:
@@ -1070,7 +940,7 @@ def test_what_counts_as_unreachable_is_waited_for(error: Exception) -> None:
 @in_virtual_time
 async def test_a_call_out_of_time_closes_no_circuit() -> None:
     """A probe that hangs is a failed attempt of its session, and proves nothing about the queue."""
-    mail = FakeMail((str(n), 1) for n in range(20))
+    mail = FakeConsumer((str(n), 1) for n in range(20))
     loop = asyncio.get_running_loop()
 
     async def act(taken: StatusTransition) -> None:
@@ -1090,14 +960,14 @@ async def test_a_call_out_of_time_closes_no_circuit() -> None:
     # Those that did not hang took turns: no burst of calls followed any of the hanging ones.
     assert sum(1 for at, _ in journal.starts if 0 < at < 600) < 200
     assert len(mail.settled) == 19
-    assert mail.buried == [(("7", 1), Burial.EXHAUSTED, "TimeoutError", 4)]
+    assert mail.buried == [(("7", 1), DeadLetterReason.EXHAUSTED, "TimeoutError", 4)]
 
 
 class Rival:
     """A second dispatcher on the same circuit, with one session that waits for its turn."""
 
-    def __init__(self, circuits: Circuits) -> None:
-        self.mail = FakeMail([("rival", 1)])
+    def __init__(self, circuits: CircuitBreakers) -> None:
+        self.mail = FakeConsumer([("rival", 1)])
         self.journal = Journal(self._act)
         self.is_away = True
         self.dispatcher = dispatcher(self.mail, self.journal, circuits=circuits)
@@ -1110,7 +980,7 @@ class Rival:
     async def is_served(self) -> None:
         """Assert that it has its turn to probe, soon, and everything after it."""
         self.is_away = False
-        await until(lambda: bool(self.mail.settled), within_s=2 * PROBE_CEILING_S)
+        await until(lambda: bool(self.mail.settled), within_s=2 * MAX_PROBE_DELAY_S)
         self.dispatcher.stop()
         await self.running
 
@@ -1121,8 +991,8 @@ def test_the_turn_to_probe_is_not_kept(moment: str, end: str) -> None:
     """Whenever and however a dispatcher ends, another's sessions probe, and the circuit closes."""
 
     async def law() -> None:
-        circuits = Circuits("journal", first_s=1)
-        circuit = circuits.of("")
+        circuits = CircuitBreakers("journal", initial_delay_s=1)
+        circuit = circuits.for_destination("")
         is_slow = False
 
         async def act(_: StatusTransition) -> None:
@@ -1130,7 +1000,7 @@ def test_the_turn_to_probe_is_not_kept(moment: str, end: str) -> None:
                 await asyncio.sleep(9)
             raise ConnectionRefusedError
 
-        mail = FakeMail([("a", 1)])
+        mail = FakeConsumer([("a", 1)])
         journal = Journal(act)
         dispatching = dispatcher(mail, journal, circuits=circuits)
         running = asyncio.create_task(dispatching.run())
@@ -1158,7 +1028,7 @@ def test_the_turn_to_probe_is_not_kept(moment: str, end: str) -> None:
 @in_virtual_time
 async def test_a_poison_that_looks_like_an_outage_is_buried_and_delays_nobody() -> None:
     """One session that never reaches the queue, alone for long, is not probed for ever."""
-    mail = FakeMail([("poison", 1), ("poison", 2)])
+    mail = FakeConsumer([("poison", 1), ("poison", 2)])
     loop = asyncio.get_running_loop()
 
     async def act(taken: StatusTransition) -> None:
@@ -1172,11 +1042,11 @@ async def test_a_poison_that_looks_like_an_outage_is_buried_and_delays_nobody() 
         begun = loop.time()
         mail.add((f"good{n}", 1))
         await until(lambda n=n: (f"good{n}", 1) in mail.settled)  # type: ignore[misc]
-        assert loop.time() <= begun + POLICY.first_s + 0.2
+        assert loop.time() <= begun + POLICY.initial_delay_s + 0.2
     dispatching.stop()
     await running
 
-    assert mail.buried == [(("poison", 1), Burial.EXHAUSTED, "ConnectionResetError", 4)]
+    assert mail.buried == [(("poison", 1), DeadLetterReason.EXHAUSTED, "ConnectionResetError", 4)]
     assert ("poison", 2) in mail.settled
 
 
@@ -1188,7 +1058,7 @@ def test_an_error_of_the_mailbox_ends_everything(method: str, error: Exception) 
     """Any failing call to the mailbox ends the run with that error, and no handler runs on."""
 
     async def law() -> None:
-        mail = FakeMail([("slow", 1), ("retried", 1), ("settled", 1), ("refused", 1)])
+        mail = FakeConsumer([("slow", 1), ("retried", 1), ("settled", 1), ("refused", 1)])
 
         def faulty(name: str) -> None:
             if name == method:
@@ -1218,7 +1088,7 @@ def test_an_error_of_the_mailbox_ends_everything(method: str, error: Exception) 
 @in_virtual_time
 async def test_no_call_begins_without_the_lease() -> None:
     """The lease is looked at before every call of the handler, a retry included."""
-    mail = FakeMail([("a", 1)])
+    mail = FakeConsumer([("a", 1)])
 
     def lost_in_the_pause(name: str) -> None:
         if name == "count":
@@ -1236,7 +1106,7 @@ async def test_no_call_begins_without_the_lease() -> None:
 @in_virtual_time
 async def test_no_call_that_waited_for_a_slot_begins_without_the_lease() -> None:
     """A lease that ran out by our own clock stops what is already in memory, too."""
-    mail = FakeMail([("a", 1), ("b", 1)])
+    mail = FakeConsumer([("a", 1), ("b", 1)])
     mail.latency_s = 1.0
 
     async def act(_: StatusTransition) -> None:
@@ -1258,7 +1128,7 @@ async def test_a_mailbox_that_cancels_itself_is_noticed() -> None:
         if name == "settle":
             raise asyncio.CancelledError
 
-    mail = FakeMail([("a", 1), ("a", 2)])
+    mail = FakeConsumer([("a", 1), ("a", 2)])
     mail.faulty = canceled
     with pytest.raises(ExceptionGroup):
         await dispatcher(mail, Journal()).run()
@@ -1268,7 +1138,7 @@ async def test_a_mailbox_that_cancels_itself_is_noticed() -> None:
 async def test_a_mailbox_that_keeps_a_cancellation_to_itself_starts_nothing() -> None:
     """A read that ends well although it was canceled brings nothing into a run that is ending."""
 
-    class Deaf(FakeMail):
+    class Deaf(FakeConsumer):
         async def read(self, most: int) -> list[Delivery]:
             if self.reads:
                 with contextlib.suppress(asyncio.CancelledError):
@@ -1302,7 +1172,7 @@ async def test_cancellation_ends_handlers_that_keep_it_to_themselves() -> None:
             if entry(taken)[0] == "a":
                 raise ValueError from None
 
-    mail = FakeMail([("a", 1), ("a", 2), ("b", 1), ("b", 2)])
+    mail = FakeConsumer([("a", 1), ("a", 2), ("b", 1), ("b", 2)])
     journal = Journal(act)
     running = asyncio.create_task(dispatcher(mail, journal).run())
     await until(lambda: len(journal.running) == 2)
@@ -1317,10 +1187,10 @@ async def test_cancellation_ends_handlers_that_keep_it_to_themselves() -> None:
 
 def test_system_exit_ends_the_process() -> None:
     """A handler that exits is not swallowed: the loop ends, and the entry stays pending."""
-    mail: list[FakeMail] = []
+    mail: list[FakeConsumer] = []
 
     async def law() -> None:
-        mail.append(FakeMail([("a", 1)]))
+        mail.append(FakeConsumer([("a", 1)]))
         await dispatcher(mail[0], failing(SystemExit(3))).run()
 
     with pytest.raises(SystemExit):
@@ -1331,12 +1201,12 @@ def test_system_exit_ends_the_process() -> None:
 @in_virtual_time
 async def test_stop_before_run_and_during_take_over_ends_at_once() -> None:
     """Told to stop before it runs, while it takes over, or while it waits, a run ends."""
-    stopped = dispatcher(FakeMail([("a", 1)]), Journal())
+    stopped = dispatcher(FakeConsumer([("a", 1)]), Journal())
     stopped.stop()
     await stopped.run()
 
     for delay_s in (0, 0.5, 1.5, 2.5, 3.5):
-        mail = FakeMail([("a", 1), ("a", 2)], pending={0: Tries(0, 1)})
+        mail = FakeConsumer([("a", 1), ("a", 2)], pending={0: Tries(0, 1)})
         mail.latency_s = 1.0
         dispatching = dispatcher(mail, Journal())
         running = asyncio.create_task(dispatching.run())
@@ -1349,7 +1219,7 @@ async def test_stop_before_run_and_during_take_over_ends_at_once() -> None:
 @in_virtual_time
 async def test_stop_finishes_what_is_started_and_starts_nothing() -> None:
     """After stop the running calls end and are settled; what waits, rests or queues is left."""
-    mail = FakeMail(
+    mail = FakeConsumer(
         [("resting", 1), *((str(n), sequence) for n in range(9) for sequence in (1, 2))]
     )
     fail = failing(ValueError(), only="resting")
@@ -1359,7 +1229,7 @@ async def test_stop_finishes_what_is_started_and_starts_nothing() -> None:
         await asyncio.sleep(5)
 
     journal = Journal(act)
-    dispatching = dispatcher(mail, journal, POLICY._replace(first_s=1000, ceiling_s=1000))
+    dispatching = dispatcher(mail, journal, POLICY._replace(initial_delay_s=1000, max_delay_s=1000))
     running = asyncio.create_task(dispatching.run())
     await asyncio.sleep(1)
     started = [one for one in journal.entries if one[0] != "resting"]
@@ -1374,8 +1244,8 @@ async def test_stop_finishes_what_is_started_and_starts_nothing() -> None:
 
 @in_virtual_time
 async def test_what_is_left_unstarted_is_given_back_without_suspicion() -> None:
-    """After a stop what was not started is marked so, its failures kept; suspects stay."""
-    mail = FakeMail([("a", 1), ("a", 2), ("b", 1)], pending={2: Tries(2, SUSPECT)})
+    """After a stop what was not started is marked so, its failures kept; quarantine stay."""
+    mail = FakeConsumer([("a", 1), ("a", 2), ("b", 1)], pending={2: Tries(2, SUSPECT)})
     mail.pending |= {0: Tries(1, 2), 1: Tries(0, 1)}
     dispatching = dispatcher(mail, sleeping(5), POLICY._replace(concurrency=1))
     running = asyncio.create_task(dispatching.run())
@@ -1390,8 +1260,10 @@ async def test_what_is_left_unstarted_is_given_back_without_suspicion() -> None:
 @in_virtual_time
 async def test_stop_during_an_outage_ends_at_once() -> None:
     """Neither the probing call nor those behind it outlast a stop."""
-    mail = FakeMail([(str(n), 1) for n in range(30)])
-    dispatching = dispatcher(mail, failing(ConnectionError()), POLICY._replace(first_s=1000))
+    mail = FakeConsumer([(str(n), 1) for n in range(30)])
+    dispatching = dispatcher(
+        mail, failing(ConnectionError()), POLICY._replace(initial_delay_s=1000)
+    )
     running = asyncio.create_task(dispatching.run())
     await asyncio.sleep(100)
     dispatching.stop()
@@ -1418,7 +1290,7 @@ class Simulation:
             if sequence < sessions[name]:
                 waiting.append((name, sequence + 1))
         self.entries = entries
-        self.mail = FakeMail()
+        self.mail = FakeConsumer()
         self.mail.latency_s = self.random.choice([0, 0.01, 0.5])
         self.mail.faulty = self._faulty
         self.calm = False

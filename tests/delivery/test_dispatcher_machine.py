@@ -25,20 +25,19 @@ from hypothesis.stateful import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.delivery.circuit import Circuits
 from service.delivery.consumer import SUSPECT, Delivery, LeaseLostError, Missing, Tries
-from service.delivery.deliverer import STARTS_WITHOUT_OUTCOME, Burial
+from service.delivery.deliverer import MAX_DELIVERIES_WITHOUT_OUTCOME, DeadLetterReason
 from service.delivery.dispatcher import Dispatcher
-from service.delivery.retries import RetryPolicy
+from service.delivery.retries import CircuitBreakers, RetryPolicy
 from service.errors import Undeliverable
 from service.transitions.transition import StatusTransition
-from tests.delivery.test_dispatcher import Entry, entry, transition
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
+from tests.support.fake_consumer import Entry, entry, transition
 from tests.support.virtual_time import VirtualTimeLoop
 
 Found = TypeVar("Found")
 
-POLICY = RetryPolicy(concurrency=3, timeout_s=10, first_s=1, ceiling_s=8, attempts=3)
+POLICY = RetryPolicy(concurrency=3, timeout_s=10, initial_delay_s=1, max_delay_s=8, max_attempts=3)
 TTL_S = 10.0
 BATCH = 2
 LATENCY_S = 0.01
@@ -214,11 +213,11 @@ class Box:
 
         def act() -> int:
             world.hold("only what was tried is buried", holds=world.calls[one] > 0)
-            if reason == Burial.EXHAUSTED:
-                enough = attempts == POLICY.attempts <= world.failures[one]
+            if reason == DeadLetterReason.EXHAUSTED:
+                enough = attempts == POLICY.max_attempts <= world.failures[one]
                 world.hold("exhausted means that all attempts were made", holds=enough)
-            if reason == Burial.KILLED_WORKER:
-                enough = world.interruptions >= STARTS_WITHOUT_OUTCOME
+            if reason == DeadLetterReason.KILLED_WORKER:
+                enough = world.interruptions >= MAX_DELIVERIES_WITHOUT_OUTCOME
                 world.hold("a killer has killed", holds=enough)
             if store.pending.pop(int(delivery.entry_id), None) is not None:
                 store.buried.append(one)
@@ -265,8 +264,8 @@ class Worker:
         self.world = store.world
         self.is_stopping = False
         self._running = 0
-        self._circuits = Circuits("journal", first_s=POLICY.first_s)
-        self._suspects = asyncio.Lock()
+        self._circuits = CircuitBreakers("journal", initial_delay_s=POLICY.initial_delay_s)
+        self._quarantine = asyncio.Lock()
         self._dispatching: asyncio.Task[None] | None = None
         self._dispatcher: Dispatcher | None = None
         self.task = self.world.loop.create_task(self._live())
@@ -307,7 +306,12 @@ class Worker:
     async def _dispatch(self, box: Box) -> None:
         """Dispatch until stopped or until an error, which has to be one that is meant."""
         self._dispatcher = Dispatcher(
-            "journal", self._handle, box, POLICY, circuits=self._circuits, suspects=self._suspects
+            "journal",
+            self._handle,
+            box,
+            POLICY,
+            circuits=self._circuits,
+            quarantine=self._quarantine,
         )
         self._dispatching = asyncio.create_task(self._dispatcher.run())
         await asyncio.wait([self._dispatching])
@@ -471,7 +475,7 @@ class Dispatching(RuleBasedStateMachine):
         self.pass_time(minutes * 60)
         self.world.outage = False
         after = {entry(store.stream[i]): tries.failed for i, tries in store.pending.items()}
-        after |= dict.fromkeys(store.buried[buried:], POLICY.attempts)
+        after |= dict.fromkeys(store.buried[buried:], POLICY.max_attempts)
         most = len(self.workers) + self.world.interruptions - interrupted
         assert all(failed - before.get(one, 0) <= most for one, failed in after.items())
 
@@ -480,7 +484,7 @@ class Dispatching(RuleBasedStateMachine):
         """Order, fencing, honest counts, and no more attempts than the policy has."""
         assert not self.world.violations
         world = self.world
-        most = POLICY.attempts * (1 + world.copies) + world.interruptions
+        most = POLICY.max_attempts * (1 + world.copies) + world.interruptions
         for one, failures in world.failures.items():
             assert failures - world.refusals[one] <= most
 

@@ -23,8 +23,8 @@ import redis
 import structlog.testing
 
 from service.config import Settings
-from service.delivery import retention, stream_watcher, upkeep, worker
-from service.delivery.deliverer import STARTS_WITHOUT_OUTCOME, Burial
+from service.delivery import maintenance, retention, stream_watcher, worker
+from service.delivery.deliverer import MAX_DELIVERIES_WITHOUT_OUTCOME, DeadLetterReason
 from service.delivery.worker import Worker
 from service.errors import ConfigError
 from service.handlers import Handler
@@ -66,7 +66,7 @@ from service.secret import Secret
 from service.delivery.worker import Worker
 
 connections.CALL_TIMEOUT_S = connections.CONNECT_TIMEOUT_S = {PATIENCE_S}
-worker.LONGEST_TURN_S = {TURN_S}
+worker.MAX_INTERVAL_S = {TURN_S}
 url, journal, name, held_from, ttl_s = sys.argv[1:]
 out = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -229,7 +229,7 @@ class Site:
 
     async def is_leaving(self, one: Worker) -> None:
         """Wait until a worker that was told to stop prolongs the leases it still needs."""
-        tenures = one._tenures
+        tenures = one._partition_tasks
         await until(lambda: all(tenure.is_stopping for tenure in tenures.values()))
         leases = [
             self.keys.lease(partition, handler)
@@ -245,10 +245,10 @@ class Site:
         task, stopping = self._tasks.pop(one)
         # A client of Redis may keep a cancellation to itself.
         stopping.set()
-        for tenure in one._tenures.values():
+        for tenure in one._partition_tasks.values():
             tenure.mailbox.release = _nothing  # type: ignore[method-assign]
             tenure.abandon()
-        one._leave = _nothing  # type: ignore[method-assign]
+        one._shut_down = _nothing  # type: ignore[method-assign]
         task.cancel()
 
     async def close(self) -> None:
@@ -294,7 +294,7 @@ async def site(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Site]:
     """Yield an empty site, where nobody polls for mail; its workers are stopped at the end."""
-    monkeypatch.setattr(worker, "LONGEST_TURN_S", TURN_S)
+    monkeypatch.setattr(worker, "MAX_INTERVAL_S", TURN_S)
     monkeypatch.setattr(stream_watcher, "BLOCK_S", 10 * PATIENCE_S)
     settings = make_settings(**WORK)
     with redis.Redis.from_url(settings.redis_url.reveal()) as client:
@@ -353,7 +353,7 @@ async def test_pending_is_what_is_in_hand(site: Site, connections: Connections) 
     one = site.start(connections, {"log": Journal().handler(lambda _: gate.wait())})  # type: ignore[arg-type,return-value]
 
     def in_hand() -> int:
-        return sum(tenure.dispatcher.in_hand for tenure in one._tenures.values())
+        return sum(tenure.dispatcher.in_hand for tenure in one._partition_tasks.values())
 
     await until(lambda: in_hand() == 600)
     assert site.pending() == 600
@@ -498,10 +498,10 @@ async def test_a_lost_lease_ends_the_work_and_begins_again(
     journal = Journal()
     one = site.start(connections, {"log": journal.handler()})
     await until(lambda: held(one) == site.keys.partitions)
-    before = set(one._tenures.values())
+    before = set(one._partition_tasks.values())
     for partition in range(site.keys.partitions):
         site.client.delete(site.keys.lease(partition, "log"))
-    await until(lambda: held(one) == 8 and before.isdisjoint(one._tenures.values()))
+    await until(lambda: held(one) == 8 and before.isdisjoint(one._partition_tasks.values()))
     site.admit(20)
     await until(lambda: len(journal.returned) == 20)
 
@@ -563,7 +563,7 @@ async def test_far_from_redis_with_many_partitions_nothing_is_lost_or_repeated(
     """
     monkeypatch.setattr(clients, "POOL_WAIT_S", 0.25)
     monkeypatch.setattr(retention, "TIDY_EVERY_S", 0.0)
-    monkeypatch.setattr(upkeep, "MEASURE_EVERY_S", 0.0)
+    monkeypatch.setattr(maintenance, "MEASURE_EVERY_S", 0.0)
     async with proxy_to(redis_server.url) as proxy:
         settings = make_settings(
             **{**WORK, "redis_url": Secret(proxy.url), "partitions": 256},
@@ -597,10 +597,10 @@ async def test_a_turn_is_few_round_trips_however_many_partitions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Renewing, counting the living, measuring and trimming do not ask once for each partition."""
-    monkeypatch.setattr(worker, "LONGEST_TURN_S", 10 * PATIENCE_S)
+    monkeypatch.setattr(worker, "MAX_INTERVAL_S", 10 * PATIENCE_S)
     monkeypatch.setattr(stream_watcher, "BLOCK_S", 10 * PATIENCE_S)
     monkeypatch.setattr(retention, "TIDY_EVERY_S", 0.0)
-    monkeypatch.setattr(upkeep, "MEASURE_EVERY_S", 0.0)
+    monkeypatch.setattr(maintenance, "MEASURE_EVERY_S", 0.0)
     async with proxy_to(redis_server.url) as proxy:
         settings = make_settings(
             **{**WORK, "redis_url": Secret(proxy.url), "partitions": 256, "lease_ttl_s": 3600}
@@ -613,13 +613,13 @@ async def test_a_turn_is_few_round_trips_however_many_partitions(
                 blocked = partial(client.info, "clients")
                 await until(lambda: blocked()["blocked_clients"] == 256)
                 before = proxy.requests
-                for turn in (one._renew, one._rebalance, one._keep_up):
+                for turn in (one._renew, one._rebalance, one._maintain):
                     await turn()
                 assert proxy.requests - before < 20
                 await site.stop(one)
 
 
-@pytest.mark.parametrize("hanging", ["_rebalance", "_keep_up"])
+@pytest.mark.parametrize("hanging", ["_rebalance", "_maintain"])
 async def test_leases_are_renewed_whatever_else_hangs(
     site: Site, connections: Connections, monkeypatch: pytest.MonkeyPatch, hanging: str
 ) -> None:
@@ -635,9 +635,9 @@ async def test_leases_are_renewed_whatever_else_hangs(
         raise redis.TimeoutError
 
     # The turn is looked up once, so what it calls is replaced.
-    inner = {"_rebalance": one._heartbeats, "_keep_up": one._upkeep}[hanging]
-    monkeypatch.setattr(inner, {"_rebalance": "beat", "_keep_up": "turn"}[hanging], hang)
-    before = set(one._tenures.values())
+    inner = {"_rebalance": one._heartbeats, "_maintain": one._maintenance}[hanging]
+    monkeypatch.setattr(inner, {"_rebalance": "beat", "_maintain": "turn"}[hanging], hang)
+    before = set(one._partition_tasks.values())
     await hangs.wait()
     with structlog.testing.capture_logs() as logs:
         for _ in range(3):
@@ -645,7 +645,7 @@ async def test_leases_are_renewed_whatever_else_hangs(
             await until(lambda: all(map(operator.lt, ends, site.ends())))  # noqa: B023
         site.admit(20)
         await until(lambda: len(journal.returned) == 20)
-    assert set(one._tenures.values()) == before
+    assert set(one._partition_tasks.values()) == before
     assert not troubles(logs)
     is_over.set()
 
@@ -679,7 +679,7 @@ async def test_lag_is_measured(site: Site, connections: Connections) -> None:
 
     gate.set()
     await until(lambda: site.pending() == 0)
-    one._upkeep._measured_at = float("-inf")
+    one._maintenance._measured_at = float("-inf")
     await until(lambda: entries.get() == 0)
     assert metrics.OLDEST_SECONDS.labels("log")._value.get() == 0
 
@@ -747,7 +747,7 @@ async def test_a_handler_deaf_to_cancellation_does_not_hold_the_worker(
         await site.stop(one)
     assert [line["handler"] for line in logs if line["event"] == "handler.stuck"] == ["log"]
     deaf = False
-    await until(lambda: not one._tenures)
+    await until(lambda: not one._partition_tasks)
 
 
 async def test_stopping_without_redis_ends(site: Site, tmp_path: Path) -> None:
@@ -792,7 +792,7 @@ async def test_a_worker_outlives_its_redis(tmp_path: Path, waits: list[float]) -
                 await until(lambda: len(waits) > idle + 3)
             # The last of each kind of turn, and of each reason, may be told of before their rest.
             assert len(logs) <= len(waits) - rested + 3 + 2
-            assert set(waits[idle:]) == {one._turn_s}
+            assert set(waits[idle:]) == {one._interval_s}
             ended = [line for line in logs if line["event"] == "dispatcher.ended"]
             assert len(ended) == len({line["reason"] for line in ended})
             assert max(line["dispatchers"] for line in ended) == 8
@@ -922,7 +922,7 @@ async def test_an_entry_that_kills_is_buried_and_innocents_are_not(
         nonlocal deaths, child
         if child.poll() is not None:
             deaths += 1
-            assert deaths <= STARTS_WITHOUT_OUTCOME
+            assert deaths <= MAX_DELIVERIES_WITHOUT_OUTCOME
             # A process manager would start it again; its leases are freed to save the test time.
             site.client.delete(*(site.keys.lease(p, "log") for p in range(8)))
             site.client.delete(site.keys.workers("log"))
@@ -932,5 +932,5 @@ async def test_an_entry_that_kills_is_buried_and_innocents_are_not(
     await until(is_over, deadline_s=4 * PATIENCE_S)
 
     check([one for one in journal.calls() if one in set(good)], good)
-    assert site.dead() == [("vs_killer0", Burial.KILLED_WORKER)]
-    assert deaths == STARTS_WITHOUT_OUTCOME
+    assert site.dead() == [("vs_killer0", DeadLetterReason.KILLED_WORKER)]
+    assert deaths == MAX_DELIVERIES_WITHOUT_OUTCOME

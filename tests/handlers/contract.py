@@ -33,14 +33,13 @@ import pytest
 import structlog.testing
 
 from service import handlers
-from service.delivery.circuit import Circuits
 from service.delivery.dispatcher import Dispatcher
-from service.delivery.retries import RetryPolicy
+from service.delivery.retries import CircuitBreakers, RetryPolicy
 from service.errors import ConfigError, Undeliverable, Unreachable
 from service.handlers import Handler, shared_connection
 from service.transitions.cloudevents import Message, message
 from service.transitions.transition import StatusTransition
-from tests.delivery.test_dispatcher import FakeMail
+from tests.support.fake_consumer import FakeConsumer
 from tests.support.harness import takes_long
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.servers import PATIENCE_S, free_port, until
@@ -54,7 +53,9 @@ PATIENT_LIMITS = {
     "PUBLISH_TIMEOUT_S": PATIENCE_S,
     "REQUEST_TIMEOUT_MS": int(PATIENCE_S * 500),
 }
-POLICY = RetryPolicy(concurrency=32, timeout_s=30, first_s=0.2, ceiling_s=1.0, attempts=3)
+POLICY = RetryPolicy(
+    concurrency=32, timeout_s=30, initial_delay_s=0.2, max_delay_s=1.0, max_attempts=3
+)
 
 
 class Received(NamedTuple):
@@ -396,11 +397,11 @@ class QueueLaws:
     @pytest.mark.usefixtures("own_limits")
     async def test_a_broker_that_crashes_loses_nothing(self, broker: Broker) -> None:
         """Killed under load and away for a while: no dead letters, order kept, all caught up."""
-        mail = FakeMail()
+        mail = FakeConsumer()
         async with self.opened(broker.environ()) as handler:
-            circuits = Circuits("queue", first_s=POLICY.first_s)
+            circuits = CircuitBreakers("queue", initial_delay_s=POLICY.initial_delay_s)
             dispatcher = Dispatcher(
-                "queue", handler, mail, POLICY, circuits=circuits, suspects=asyncio.Lock()
+                "queue", handler, mail, POLICY, circuits=circuits, quarantine=asyncio.Lock()
             )
             working = asyncio.create_task(dispatcher.run())
             mail.add(*((f"k{n}", 1) for n in range(40)))
@@ -476,24 +477,24 @@ class QueueLaws:
 
     async def test_a_queue_that_is_gone_for_a_while_loses_nothing(self, broker: Broker) -> None:
         """Deleted and made anew: the circuit opens with its word; no attempt is counted."""
-        mail = FakeMail()
-        circuits = Circuits("queue", first_s=0.05)
+        mail = FakeConsumer()
+        circuits = CircuitBreakers("queue", initial_delay_s=0.05)
         with structlog.testing.capture_logs() as lines:
             async with self.opened(broker.environ()) as handler:
                 dispatcher = Dispatcher(
                     "queue",
                     handler,
                     mail,
-                    POLICY._replace(attempts=1),
+                    POLICY._replace(max_attempts=1),
                     circuits=circuits,
-                    suspects=asyncio.Lock(),
+                    quarantine=asyncio.Lock(),
                 )
                 working = asyncio.create_task(dispatcher.run())
                 async with broker.away() as word:
                     if not word:
                         pytest.skip("this stand-in cannot lose its queue")
                     mail.add(*((f"g{n}", sequence) for sequence in (1, 2) for n in range(20)))
-                    await until(lambda: circuits.of("").probes >= 3)
+                    await until(lambda: circuits.for_destination("").probes >= 3)
                 await until(lambda: len(mail.settled) == 40)
                 dispatcher.stop()
                 await asyncio.wait_for(working, PATIENCE_S)

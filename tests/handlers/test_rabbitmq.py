@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import structlog.testing
 
-from service.delivery.circuit import Circuits
 from service.delivery.dispatcher import Dispatcher
+from service.delivery.retries import CircuitBreakers
 from service.errors import Unreachable
 from service.transitions.cloudevents import message
-from tests.delivery.test_dispatcher import FakeMail
 from tests.handlers import brokers
 from tests.handlers.contract import (
     POLICY,
@@ -28,6 +27,7 @@ from tests.handlers.contract import (
     in_order,
     transition,
 )
+from tests.support.fake_consumer import FakeConsumer
 from tests.support.harness import takes_long
 from tests.support.servers import PATIENCE_S, free_port, until
 
@@ -206,7 +206,7 @@ async def test_a_queue_whose_node_restarts_loses_nothing(tmp_path: Path) -> None
     """
     ports = [free_port(), free_port()]
     epmd, *nodes = brokers.rabbitmq_cluster(tmp_path / "pair", ports, most_bytes=MAX_BYTES)
-    mail, circuits = FakeMail(), Circuits("queue", first_s=0.2)
+    mail, circuits = FakeConsumer(), CircuitBreakers("queue", initial_delay_s=0.2)
     with brokers.running(epmd, *nodes), structlog.testing.capture_logs() as lines:
         first, second = (
             RabbitmqBroker(port, node) for port, node in zip(ports, nodes, strict=True)
@@ -217,16 +217,16 @@ async def test_a_queue_whose_node_restarts_loses_nothing(tmp_path: Path) -> None
                 "queue",
                 handler,
                 mail,
-                POLICY._replace(attempts=1),
+                POLICY._replace(max_attempts=1),
                 circuits=circuits,
-                suspects=asyncio.Lock(),
+                quarantine=asyncio.Lock(),
             )
             working = asyncio.create_task(dispatcher.run())
             mail.add(*((f"n{n}", 1) for n in range(20)))
             await until(lambda: len(mail.settled) == 20)
             await asyncio.to_thread(second.kill)
             mail.add(*((f"n{n}", sequence) for sequence in (2, 3) for n in range(20)))
-            await until(lambda: circuits.of("").probes >= 3)
+            await until(lambda: circuits.for_destination("").probes >= 3)
             await asyncio.to_thread(second.start)
             await until(lambda: len(mail.settled) == 60, deadline_s=2 * PATIENCE_S)
             dispatcher.stop()

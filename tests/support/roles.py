@@ -41,7 +41,7 @@ _BY_MODULE = {
     "delivery.consumer": WORKER,
     "delivery.stream_watcher": WORKER,
     "delivery.leases": WORKER,
-    "delivery.upkeep": WORKER,
+    "delivery.maintenance": WORKER,
     "delivery.dead_letter_expiry": WORKER,
     "delivery.worker": WORKER,
     "delivery.lag": WORKER,

@@ -105,7 +105,7 @@ async def test_a_worker_takes_hundreds_of_partitions(nodes: Cluster) -> None:
         with structlog.testing.capture_logs() as logs:
             one = Worker(connections, keys, settings, handlers)
             work = asyncio.create_task(one.run(stopping))
-            await until(lambda: len(one._tenures) == 512)
+            await until(lambda: len(one._partition_tasks) == 512)
             for n in range(1000):
                 change = {
                     "event_id": f"evt_{n}",

@@ -10,8 +10,13 @@ import pytest
 import structlog.testing
 
 from service.config import Settings
-from service.delivery import circuit as circuit_module
-from service.delivery.circuit import MAX_DESTINATIONS, PROBE_CEILING_S, Caller, Circuits
+from service.delivery import retries
+from service.delivery.retries import (
+    MAX_DESTINATIONS,
+    MAX_PROBE_DELAY_S,
+    CircuitBreakers,
+    CircuitSession,
+)
 from service.delivery.worker import Worker
 from service.operations import check
 from service.storage.assessment import Severity
@@ -33,18 +38,20 @@ class Callers:
     """An owner of callers that remembers whom it was told to resume, and when."""
 
     def __init__(self) -> None:
-        self.circuit = Circuits("one", first_s=1).of("")
+        self.circuit = CircuitBreakers("one", initial_delay_s=1).for_destination("")
         self.resumed: list[tuple[float, str]] = []
 
-    def resume(self, caller: Caller) -> None:
+    def resume(self, caller: CircuitSession) -> None:
         """Remember."""
         self.resumed.append((asyncio.get_running_loop().time(), caller.key))
 
-    def lose(self, caller: Caller) -> bool:
+    def lose(self, caller: CircuitSession) -> bool:
         """Let a call fail to reach the queue, and its caller wait if the queue is to blame."""
-        is_queues = self.circuit.fail(caller, "away", succeeded_before=self.circuit.succeeded)
+        is_queues = self.circuit.record_unreachable(
+            caller, "away", successes_before=self.circuit.successes
+        )
         if is_queues:
-            self.circuit.wait(caller, self)
+            self.circuit.add_waiting(caller, self)
         return is_queues
 
     async def probing(self) -> str:
@@ -75,13 +82,13 @@ def test_an_outage_opens_and_any_answer_closes(lines: list[structlog.typing.Even
         circuit = callers.circuit
         assert (circuit.is_open, gauge()) == (False, 0)
         for name in "abc":
-            assert callers.lose(Caller(name))
+            assert callers.lose(CircuitSession(name))
         assert (circuit.is_open, gauge()) == (True, 1)
-        assert not circuit.enter(Caller("d"))
+        assert not circuit.begin_call(CircuitSession("d"))
         for _ in range(3):
-            circuit.answer()
+            circuit.record_response()
         assert (circuit.is_open, gauge()) == (False, 0)
-        assert circuit.enter(Caller("d"))
+        assert circuit.begin_call(CircuitSession("d"))
         assert [name for _, name in callers.resumed] == ["a", "b", "c"]
         assert [line["event"] for line in lines] == ["circuit.opened", "circuit.closed"]
 
@@ -93,18 +100,18 @@ def test_a_success_of_another_makes_it_an_attempt() -> None:
 
     async def law() -> None:
         callers = Callers()
-        circuit, poison, other = callers.circuit, Caller("poison"), Caller("other")
-        before = circuit.succeeded
-        circuit.succeed()
-        assert not circuit.fail(poison, "away", succeeded_before=before)
+        circuit, poison, other = callers.circuit, CircuitSession("poison"), CircuitSession("other")
+        before = circuit.successes
+        circuit.record_success()
+        assert not circuit.record_unreachable(poison, "away", successes_before=before)
         assert not circuit.is_open
         assert callers.lose(poison)
-        circuit.succeed()
+        circuit.record_success()
         assert callers.lose(other)
         # Open now by another's word; but this one has failed before and after a success.
-        assert not circuit.fail(poison, "away", succeeded_before=circuit.succeeded)
-        poison.begin()
-        assert circuit.fail(poison, "away", succeeded_before=circuit.succeeded)
+        assert not circuit.record_unreachable(poison, "away", successes_before=circuit.successes)
+        poison.reset()
+        assert circuit.record_unreachable(poison, "away", successes_before=circuit.successes)
 
     virtual_time.run(law())
 
@@ -114,10 +121,12 @@ def test_a_first_try_that_meets_an_outage_does_not_count() -> None:
 
     async def law() -> None:
         callers = Callers()
-        before = callers.circuit.succeeded
-        callers.circuit.succeed()
-        callers.lose(Caller("first"))
-        assert callers.circuit.fail(Caller("second"), "away", succeeded_before=before)
+        before = callers.circuit.successes
+        callers.circuit.record_success()
+        callers.lose(CircuitSession("first"))
+        assert callers.circuit.record_unreachable(
+            CircuitSession("second"), "away", successes_before=before
+        )
 
     virtual_time.run(law())
 
@@ -126,10 +135,10 @@ def test_what_an_outage_is_called_is_told(lines: list[structlog.typing.EventDict
     """The word is in the line that opens; another word while open has a line, and no more."""
 
     async def law() -> None:
-        circuit = Circuits("one", first_s=1).of("there")
+        circuit = CircuitBreakers("one", initial_delay_s=1).for_destination("there")
         for reason in ("refused", "refused", "unroutable", "unroutable"):
-            circuit.fail(Caller(reason), reason, succeeded_before=0)
-        circuit.answer()
+            circuit.record_unreachable(CircuitSession(reason), reason, successes_before=0)
+        circuit.record_response()
         told = [(one["event"], one["log_level"], one.get("reason")) for one in lines]
         assert told == [
             ("circuit.opened", "error", "refused"),
@@ -145,17 +154,19 @@ def test_each_destination_has_a_circuit_of_its_own() -> None:
     """One that is away does not stop the others; the metric counts the open ones; bounded."""
 
     async def law() -> None:
-        circuits = Circuits("one", first_s=1)
+        circuits = CircuitBreakers("one", initial_delay_s=1)
         for name in ("a", "b"):
-            circuits.of(name).fail(Caller(name), "away", succeeded_before=0)
+            circuits.for_destination(name).record_unreachable(
+                CircuitSession(name), "away", successes_before=0
+            )
         assert (circuits.is_open, gauge()) == (True, 2)
-        assert not circuits.of("a").enter(Caller("x"))
-        assert circuits.of("c").enter(Caller("x"))
-        circuits.of("a").answer()
+        assert not circuits.for_destination("a").begin_call(CircuitSession("x"))
+        assert circuits.for_destination("c").begin_call(CircuitSession("x"))
+        circuits.for_destination("a").record_response()
         assert (circuits.is_open, gauge()) == (True, 1)
-        circuits.of("b").answer()
+        circuits.for_destination("b").record_response()
         assert (circuits.is_open, gauge()) == (False, 0)
-        many = {circuits.of(f"d{n}") for n in range(2 * MAX_DESTINATIONS)}
+        many = {circuits.for_destination(f"d{n}") for n in range(2 * MAX_DESTINATIONS)}
         assert len(many) <= MAX_DESTINATIONS
 
     virtual_time.run(law())
@@ -167,20 +178,20 @@ def test_the_least_probed_is_next() -> None:
     async def law() -> None:
         callers = Callers()
         loop = asyncio.get_running_loop()
-        known = {name: Caller(name) for name in "abc"}
+        known = {name: CircuitSession(name) for name in "abc"}
         for caller in known.values():
             callers.lose(caller)
         turns = []
         for _ in range(30):
             turns.append(await callers.probing())
-            assert callers.circuit.enter(known[turns[-1]])
-            assert sum(map(callers.circuit.enter, known.values())) == 1
+            assert callers.circuit.begin_call(known[turns[-1]])
+            assert sum(map(callers.circuit.begin_call, known.values())) == 1
             callers.lose(known[turns[-1]])
         assert [sorted(turns[n : n + 3]) for n in range(0, 30, 3)] == [["a", "b", "c"]] * 10
 
         begun = loop.time()
-        newcomer = Caller("newcomer")
-        callers.circuit.wait(newcomer, callers)
+        newcomer = CircuitSession("newcomer")
+        callers.circuit.add_waiting(newcomer, callers)
         assert await callers.probing() == "newcomer"
         assert loop.time() <= begun + 1.1
 
@@ -193,15 +204,15 @@ def test_pauses_grow_to_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def law() -> None:
         callers = Callers()
-        alone = Caller("alone")
+        alone = CircuitSession("alone")
         callers.lose(alone)
         for _ in range(40):
             await callers.probing()
             callers.lose(alone)
         times = [0.0, *(at for at, _ in callers.resumed)]
         pauses = [round(after - before) for before, after in pairwise(times)]
-        assert pauses[:7] == [1, 2, 4, 8, 16, PROBE_CEILING_S, 30]
-        assert max(pauses) == PROBE_CEILING_S
+        assert pauses[:7] == [1, 2, 4, 8, 16, MAX_PROBE_DELAY_S, 30]
+        assert max(pauses) == MAX_PROBE_DELAY_S
 
     virtual_time.run(law())
 
@@ -213,14 +224,14 @@ def test_who_leaves_takes_no_turn_along() -> None:
         leaving, staying = Callers(), Callers()
         staying.circuit = leaving.circuit
         circuit = leaving.circuit
-        leaver = Caller("leaver")
+        leaver = CircuitSession("leaver")
         leaving.lose(leaver)
         assert await leaving.probing() == "leaver"
-        circuit.wait(Caller("waits"), leaving)
-        circuit.wait(Caller("stays"), staying)
-        await asyncio.sleep(2 * PROBE_CEILING_S)
+        circuit.add_waiting(CircuitSession("waits"), leaving)
+        circuit.add_waiting(CircuitSession("stays"), staying)
+        await asyncio.sleep(2 * MAX_PROBE_DELAY_S)
         assert not staying.resumed
-        circuit.leave(leaving)
+        circuit.remove_waiting(leaving)
         assert await staying.probing() == "stays"
         assert [name for _, name in leaving.resumed] == ["leaver"]
 
@@ -234,7 +245,7 @@ async def test_an_outage_is_seen_and_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While every call fails to connect nothing is buried, `check` warns, and then all is taken."""
-    monkeypatch.setattr(circuit_module, "PROBE_CEILING_S", 0.02)
+    monkeypatch.setattr(retries, "MAX_PROBE_DELAY_S", 0.02)
     settings = make_settings(
         lease_ttl_s=1.0, retry_initial_delay_s=0.01, retry_max_delay_s=0.02, retry_max_attempts=1
     )

@@ -12,17 +12,17 @@ from ..config import DAY_S, Settings
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from ..telemetry import metrics
-from .circuit import Circuits
 from .dead_letter_expiry import LetterExpiry
 from .lag import Lag, lags
 from .retention import Janitor
+from .retries import CircuitBreakers
 
 MEASURE_EVERY_S = 15.0
 # Said again every turn, forgotten when no worker says it any more.
 CIRCUIT_TTL_S = 5
 
 
-class Upkeep:
+class PartitionMaintenance:
     """Sets the gauges of one worker's lag, keeps its open circuits known in Redis, and trims.
 
     Args:
@@ -39,7 +39,7 @@ class Upkeep:
         keys: Keys,
         settings: Settings,
         worker: str,
-        circuits: Mapping[str, Circuits],
+        circuits: Mapping[str, CircuitBreakers],
     ) -> None:
         self._connections = connections
         self._keys = keys

@@ -17,7 +17,7 @@ QUIET_S = 10.0
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class Endings:
+class FailureLog:
     """Gathers the ends of dispatchers by their reason, and logs each cause once."""
 
     def __init__(self) -> None:
