@@ -21,16 +21,16 @@ from . import environment
 from .environment import (
     REDIS_URL,
     RUN_SECRETS,
-    Kind,
-    Row,
-    Sources,
-    decimal,
-    hidden,
-    many,
+    EnvironmentReader,
+    Parser,
+    SettingRow,
+    choice,
+    comma_separated,
+    integer,
     matching,
+    number,
+    secret,
     setting,
-    whole,
-    word,
 )
 from .errors import ConfigError
 from .secret import Secret
@@ -44,7 +44,7 @@ DAY_S = 86_400
 MAX_CLOCK_DIFFERENCE_S = 300
 
 
-def network(text: str) -> Network:
+def parse_network(text: str) -> Network:
     """Read one network in CIDR notation, or one address.
 
     Raises:
@@ -103,12 +103,14 @@ _SIGNING = matching(
     r"(?![\"'])[!-~]{1,256}(?<![\"'])",
     "1 to 256 visible ASCII characters, no whitespace, without quotation marks around",
 )
-_SIGNING_BYTES = Kind(expected=_SIGNING.expected, read=lambda text: _SIGNING.read(text).encode())
-_SECRETS = many(hidden(_SIGNING_BYTES), 1, 16, "secrets")
+_SIGNING_BYTES = Parser(
+    expected=_SIGNING.expected, parse=lambda text: _SIGNING.parse(text).encode()
+)
+_SECRETS = comma_separated(secret(_SIGNING_BYTES), 1, 16, "secrets")
 _ENDPOINT = "an ENDPOINT of 1 to 64 of A-Z, 0-9 and _ that is not FILE and does not end in _FILE"
-_NETWORKS = Kind(
+_NETWORKS = Parser(
     expected="IP addresses or networks such as 192.0.2.0/24, by commas or line breaks",
-    read=lambda text: tuple(network(part) for part in re.split(r"[,\s]+", text.strip())),
+    parse=lambda text: tuple(parse_network(part) for part in re.split(r"[,\s]+", text.strip())),
 )
 _LOCAL_REDIS = Secret("redis://127.0.0.1:6379/0")
 # A record that ended with the age limit would be gone one second before its events are expired.
@@ -127,81 +129,83 @@ class Settings:
     """
 
     secrets: Mapping[str, tuple[Secret[bytes], ...]] = field(default_factory=dict)
-    redis_url: Secret[str] = setting(_LOCAL_REDIS, hidden(REDIS_URL), "Redis or Valkey")
+    redis_url: Secret[str] = setting(_LOCAL_REDIS, secret(REDIS_URL), "Redis or Valkey")
     redis_prefix: str = setting("idv", _PREFIX, "What every key begins with")
-    partitions: int = whole(8, 1, 256, "Partitions of the ledger, fixed once in use")
-    durability: Durability = word(
+    partitions: int = integer(8, 1, 256, "Partitions of the ledger, fixed once in use")
+    durability: Durability = choice(
         Durability.NONE, "What Redis confirms before an event is acknowledged"
     )
-    livemode: Livemode = word(Livemode.BOTH, "Events to accept")
+    livemode: Livemode = choice(Livemode.BOTH, "Events to accept")
     account_name: str = setting("", _ACCOUNT, "Name of your Stripe account in each message")
 
     host: str = setting("0.0.0.0", _HOST, "Address to listen on")  # noqa: S104 (in a container)
-    port: int = whole(8000, 0, 65535, "Port for webhooks and probes")
-    admin_port: int = whole(8001, 0, 65535, "Port for metrics and probes")
-    max_body_bytes: int = whole(262144, 1024, 16777216, "Largest body of a request")
-    signature_tolerance_s: int = whole(300, 1, 3600, "Seconds a signature may be old, or ahead")
+    port: int = integer(8000, 0, 65535, "Port for webhooks and probes")
+    admin_port: int = integer(8001, 0, 65535, "Port for metrics and probes")
+    max_body_bytes: int = integer(262144, 1024, 16777216, "Largest body of a request")
+    signature_tolerance_s: int = integer(300, 1, 3600, "Seconds a signature may be old, or ahead")
     forwarded_allow_ips: tuple[Network, ...] = setting(
-        (network("127.0.0.1"), network("::1")),
+        (parse_network("127.0.0.1"), parse_network("::1")),
         _NETWORKS,
         "Proxies whose X-Forwarded-For is believed",
     )
     allowed_networks: tuple[Network, ...] = setting(
         (), _NETWORKS, "Where webhooks may come from; empty for anywhere"
     )
-    max_connections: int = whole(
+    max_connections: int = integer(
         1024, 1, 100000, "Open connections before the slowest, or else a newcomer, gets a 503"
     )
-    max_in_flight: int = whole(512, 1, 100000, "Whole requests in hand before a 503")
-    receive_timeout_s: float = decimal(
+    max_in_flight: int = integer(512, 1, 100000, "Whole requests in hand before a 503")
+    receive_timeout_s: float = number(
         10.0, 0.1, 300, "Seconds a client has for a whole request, and to take its answer"
     )
-    keep_alive_s: int = whole(
+    keep_alive_s: int = integer(
         75, 1, 3600, "Seconds an idle connection stays, more than the balancer's"
     )
-    drain_s: float = decimal(5.0, 0, 300, "Seconds between not ready and closing the listeners")
-    shutdown_grace_s: float = decimal(
+    drain_s: float = number(5.0, 0, 300, "Seconds between not ready and closing the listeners")
+    shutdown_grace_s: float = number(
         15.0, 0.1, 600, "Seconds to finish what is in hand when stopping"
     )
-    admit_deadline_s: float = decimal(
+    admit_deadline_s: float = number(
         5.0, 0.1, 30, "Seconds to try Redis within one request before a 503"
     )
 
-    max_event_age_days: int = whole(35, 31, 3649, "Days after which an event is too old to admit")
-    session_retention_days: int = whole(
+    max_event_age_days: int = integer(35, 31, 3649, "Days after which an event is too old to admit")
+    session_retention_days: int = integer(
         400,
         32,
         3650,
         "Days a session is remembered after its last event, more than MAX_EVENT_AGE_DAYS",
     )
-    stream_max_entries: int = whole(
+    stream_max_entries: int = integer(
         1000000,
         1,
         10**12,
         "Transitions a partition holds; above, settled ones go early, and unsettled ones are a 503",
     )
 
-    stream_retention_days: int = whole(7, 0, 3650, "Days a settled transition is kept, for replays")
-    dead_letter_retention_days: int = whole(90, 0, 3650, "Days a dead letter is kept; 0 for ever")
+    stream_retention_days: int = integer(
+        7, 0, 3650, "Days a settled transition is kept, for replays"
+    )
+    dead_letter_retention_days: int = integer(90, 0, 3650, "Days a dead letter is kept; 0 for ever")
 
     handlers: tuple[str, ...] = setting(
-        ("log",), many(_HANDLER, 1, 64, "handlers"), "Who is handed each transition"
+        ("log",), comma_separated(_HANDLER, 1, 64, "handlers"), "Who is handed each transition"
     )
-    handler_concurrency: int = whole(
+    handler_concurrency: int = integer(
         16, 1, 1024, "Sessions side by side, per handler and partition"
     )
-    handler_timeout_s: float = decimal(10.0, 0.1, 600, "Seconds for one attempt")
-    retry_initial_delay_s: float = decimal(1.0, 0.01, 3600, "Seconds of the first back-off")
-    retry_max_delay_s: float = decimal(300.0, 0.01, 86400, "Seconds of the longest back-off")
-    retry_max_attempts: int = whole(10, 1, 1000, "Attempts before the dead letter")
-    lease_ttl_s: float = decimal(
+    handler_timeout_s: float = number(10.0, 0.1, 600, "Seconds for one attempt")
+    retry_initial_delay_s: float = number(1.0, 0.01, 3600, "Seconds of the first back-off")
+    retry_max_delay_s: float = number(300.0, 0.01, 86400, "Seconds of the longest back-off")
+    retry_max_attempts: int = integer(10, 1, 1000, "Attempts before the dead letter")
+    lease_ttl_s: float = number(
         10.0, 1, 300, "Seconds until another worker takes over from a dead one"
     )
 
-    log_level: LogLevel = word(LogLevel.INFO, "Least severity to log")
-    log_format: LogFormat = word(LogFormat.AUTO, "Look of the log")
+    log_level: LogLevel = choice(LogLevel.INFO, "Least severity to log")
+    log_format: LogFormat = choice(LogFormat.AUTO, "Look of the log")
     log_metadata_keys: tuple[str, ...] = setting(
-        (), many(_LOG_KEY, 0, 64, "keys"), "Metadata of Stripe's that may be logged"
+        (), comma_separated(_LOG_KEY, 0, 64, "keys"), "Metadata of Stripe's that may be logged"
     )
 
     @classmethod
@@ -212,13 +216,13 @@ class Settings:
         require_secrets: bool = False,
         run_secrets: Path = RUN_SECRETS,
     ) -> Settings:
-        """Read every setting from its first source, as `variables.Sources` describes them.
+        """Read every setting from its first source, as `EnvironmentReader` describes them.
 
         Raises:
             ConfigError: with every problem, each by name; also where `require_secrets` and no
                 endpoint has any.
         """
-        sources = Sources(environ, run_secrets)
+        sources = EnvironmentReader(environ, run_secrets)
         values = {"secrets": _secrets(sources), **sources.values(cls)}
         problems = sources.problems
         for low, is_right, expected, high in _ASCENDING:
@@ -233,13 +237,13 @@ class Settings:
         return cls(**values)
 
 
-def signing_secrets(environ: Mapping[str, str]) -> Mapping[str, tuple[Secret[bytes], ...]]:
+def read_signing_secrets(environ: Mapping[str, str]) -> Mapping[str, tuple[Secret[bytes], ...]]:
     """Read the signing secrets alone.
 
     Raises:
         ConfigError: With every problem, each by name; also where there are none.
     """
-    sources = Sources(environ)
+    sources = EnvironmentReader(environ)
     secrets = _secrets(sources)
     if sources.problems or not secrets:
         none = f"{SECRETS}: expected {_SECRETS.expected}"
@@ -247,13 +251,13 @@ def signing_secrets(environ: Mapping[str, str]) -> Mapping[str, tuple[Secret[byt
     return secrets
 
 
-def allowed_networks(environ: Mapping[str, str]) -> tuple[Network, ...]:
+def read_allowed_networks(environ: Mapping[str, str]) -> tuple[Network, ...]:
     """Read the networks that webhooks may come from alone.
 
     Raises:
         ConfigError: They are not valid, or not there.
     """
-    sources = Sources(environ)
+    sources = EnvironmentReader(environ)
     networks = sources.value("ALLOWED_NETWORKS", _NETWORKS)
     if networks is None:
         none = f"ALLOWED_NETWORKS: expected {_NETWORKS.expected}"
@@ -261,11 +265,11 @@ def allowed_networks(environ: Mapping[str, str]) -> tuple[Network, ...]:
     return networks
 
 
-def misspelt(environ: Mapping[str, str]) -> dict[str, str]:
+def find_misspelled(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that are no setting but nearly, each with the setting it is near to."""
     singular = SECRETS.removesuffix("S")
     others = {name: value for name, value in environ.items() if not name.startswith(singular)}
-    found = environment.misspelt(others, [row.name for row in describe()])
+    found = environment.find_misspelled(others, [row.name for row in describe()])
     for name in environ:
         rest = name.removeprefix(singular)
         if rest != name and (not rest or rest.startswith("_")):
@@ -273,13 +277,13 @@ def misspelt(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def describe() -> list[Row]:
+def describe() -> list[SettingRow]:
     """Return a row for every setting, in the order of their declarations."""
     about = f"Signing secrets; {SECRETS}_{{ENDPOINT}} for further endpoints ({_SECRETS.expected})"
-    return [Row(SECRETS, "", about), *environment.describe(Settings)]
+    return [SettingRow(SECRETS, "", about), *environment.describe(Settings)]
 
 
-def _secrets(sources: Sources) -> Mapping[str, tuple[Secret[bytes], ...]]:
+def _secrets(sources: EnvironmentReader) -> Mapping[str, tuple[Secret[bytes], ...]]:
     """Return the secrets of every endpoint that any source names."""
     found = {}
     if (secrets := sources.value(SECRETS, _SECRETS)) is not None:

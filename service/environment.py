@@ -28,14 +28,14 @@ SIMILARITY, MIN_LENGTH = 0.88, 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind(Generic[T]):
-    """What a text may be: `read` raises ValueError on anything but what `expected` says."""
+class Parser(Generic[T]):
+    """What a text may be: `parse` raises ValueError on anything but what `expected` says."""
 
     expected: str
-    read: Callable[[str], T]
+    parse: Callable[[str], T]
 
 
-def matching(pattern: str, expected: str) -> Kind[str]:
+def matching(pattern: str, expected: str) -> Parser[str]:
     """Return the kind of texts that *pattern* matches as a whole."""
 
     def read(text: str) -> str:
@@ -43,25 +43,25 @@ def matching(pattern: str, expected: str) -> Kind[str]:
             raise ValueError(expected)
         return text
 
-    return Kind(expected=expected, read=read)
+    return Parser(expected=expected, parse=read)
 
 
-def many(item: Kind[T], least: int, most: int, what: str) -> Kind[tuple[T, ...]]:
+def comma_separated(item: Parser[T], least: int, most: int, what: str) -> Parser[tuple[T, ...]]:
     """Return the kind of *least* to *most* different items, parted by commas."""
     expected = f"{least} to {most} different {what}, separated by commas only: {item.expected}"
 
     def read(text: str) -> tuple[T, ...]:
-        items = tuple(item.read(part) for part in text.split(",")) if text else ()
+        items = tuple(item.parse(part) for part in text.split(",")) if text else ()
         if not least <= len(items) <= most or len(set(items)) < len(items):
             raise ValueError(expected)
         return items
 
-    return Kind(expected=expected, read=read)
+    return Parser(expected=expected, parse=read)
 
 
-def hidden(kind: Kind[T]) -> Kind[Secret[T]]:
+def secret(kind: Parser[T]) -> Parser[Secret[T]]:
     """Return *kind* with what it reads kept secret."""
-    return Kind(expected=kind.expected, read=lambda text: Secret(kind.read(text)))
+    return Parser(expected=kind.expected, parse=lambda text: Secret(kind.parse(text)))
 
 
 REDIS_URL = matching(
@@ -70,30 +70,30 @@ REDIS_URL = matching(
 )
 
 
-def setting(default: T, kind: Kind[T], description: str) -> T:
+def setting(default: T, kind: Parser[T], description: str) -> T:
     """Declare a setting. Its variable is the field's name in capitals."""
-    return field(default=default, metadata={"kind": kind, "description": description})
+    return field(default=default, metadata={"parser": kind, "description": description})
 
 
-def whole(default: int, low: int, high: int, description: str) -> int:
+def integer(default: int, low: int, high: int, description: str) -> int:
     """Declare a setting that is a whole number from *low* to *high*."""
     kind = _between(matching(r"[0-9]+", "a whole number"), int, low, high)
     return setting(default, kind, description)
 
 
-def decimal(default: float, low: float, high: float, description: str) -> float:
+def number(default: float, low: float, high: float, description: str) -> float:
     """Declare a setting that is a number from *low* to *high*."""
     kind = _between(matching(r"[0-9]+(\.[0-9]+)?", "a number"), float, low, high)
     return setting(default, kind, description)
 
 
-def word(default: E, description: str) -> E:
+def choice(default: E, description: str) -> E:
     """Declare a setting that is one word of its default's enum."""
     words = type(default)
-    return setting(default, Kind(expected=f"one of {', '.join(words)}", read=words), description)
+    return setting(default, Parser(expected=f"one of {', '.join(words)}", parse=words), description)
 
 
-class Row(NamedTuple):
+class SettingRow(NamedTuple):
     """One setting as the documents show it."""
 
     name: str
@@ -101,7 +101,7 @@ class Row(NamedTuple):
     description: str
 
 
-class Sources:
+class EnvironmentReader:
     """The places a setting may stand in, and by name what is wrong with what stands there.
 
     The sources of `NAME` are `NAME`, the file at `NAME_FILE`, and the files `NAME` or `name` in
@@ -114,11 +114,11 @@ class Sources:
         self._environ = environ
         self._directories = [_listing(environ.get("CREDENTIALS_DIRECTORY")), _listing(run_secrets)]
 
-    def value(self, name: str, kind: Kind[T]) -> T | None:
+    def value(self, name: str, kind: Parser[T]) -> T | None:
         """Return what is set, or None where nothing is set or a problem was noted."""
         try:
             text = self._text(name)
-            return None if text is None else kind.read(text)
+            return None if text is None else kind.parse(text)
         except ConfigError as error:
             self.problems[name] = str(error)
         except ValueError:
@@ -129,7 +129,7 @@ class Sources:
         """Return every setting that *declared* declares, its default where nothing is set."""
         found: dict[str, Any] = {}
         for item in _declarations(declared):
-            value = self.value(item.name.upper(), item.metadata["kind"])
+            value = self.value(item.name.upper(), item.metadata["parser"])
             found[item.name] = item.default if value is None else value
         return found
 
@@ -161,14 +161,14 @@ def read(declared: type[S], environ: Mapping[str, str]) -> S:
     Raises:
         ConfigError: With every problem, each by name.
     """
-    sources = Sources(environ)
+    sources = EnvironmentReader(environ)
     values = sources.values(declared)
     if sources.problems:
         raise ConfigError(tuple(sources.problems.values()))
     return declared(**values)
 
 
-def misspelt(environ: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+def find_misspelled(environ: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
     """Return the variables that are no setting but nearly, each with the setting it is near to."""
     found = {}
     long = [name for name in names if len(name) >= MIN_LENGTH]
@@ -179,37 +179,37 @@ def misspelt(environ: Mapping[str, str], names: Collection[str]) -> dict[str, st
     return found
 
 
-def describe(declared: type[Any]) -> list[Row]:
+def describe(declared: type[Any]) -> list[SettingRow]:
     """Return a row for every setting *declared* declares, in that order."""
     return [
-        Row(
+        SettingRow(
             name=item.name.upper(),
             default=_shown(item.default),
-            description=f"{item.metadata['description']} ({item.metadata['kind'].expected})",
+            description=f"{item.metadata['description']} ({item.metadata['parser'].expected})",
         )
         for item in _declarations(declared)
     ]
 
 
-def example(rows: list[Row]) -> str:
+def example(rows: list[SettingRow]) -> str:
     """Return the text of an environment file that sets every row to its default."""
     return "\n".join(f"# {row.description}\n{row.name}={row.default}\n" for row in rows)
 
 
-def _between(numeral: Kind[str], convert: Callable[[str], N], low: N, high: N) -> Kind[N]:
+def _between(numeral: Parser[str], convert: Callable[[str], N], low: N, high: N) -> Parser[N]:
     expected = f"{numeral.expected} from {low} to {high}"
 
     def read(text: str) -> N:
-        number = convert(numeral.read(text))
+        number = convert(numeral.parse(text))
         if not low <= number <= high:
             raise ValueError(expected)
         return number
 
-    return Kind(expected=expected, read=read)
+    return Parser(expected=expected, parse=read)
 
 
 def _declarations(declared: type[Any]) -> list[Field[Any]]:
-    return [item for item in fields(declared) if "kind" in item.metadata]
+    return [item for item in fields(declared) if "parser" in item.metadata]
 
 
 def _listing(directory: str | Path | None) -> Mapping[str, Path]:

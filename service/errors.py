@@ -106,7 +106,7 @@ class Undeliverable(ServiceError):
     reason: str = UNDELIVERABLE
 
     def __init__(self, reason: object = UNDELIVERABLE) -> None:
-        self.reason = word_of(reason, UNDELIVERABLE)
+        self.reason = reason_word(reason, UNDELIVERABLE)
         super().__init__(self.reason)
 
 
@@ -120,11 +120,11 @@ class Unreachable(ServiceError, ConnectionError):
     reason: str = UNREACHABLE
 
     def __init__(self, reason: object = UNREACHABLE) -> None:
-        self.reason = word_of(reason, UNREACHABLE)
+        self.reason = reason_word(reason, UNREACHABLE)
         super().__init__(self.reason)
 
 
-def word_of(reason: object, default: str) -> str:
+def reason_word(reason: object, default: str) -> str:
     """Return *reason* if it is one short word, else *default*."""
     value = reason.value if isinstance(reason, Enum) else reason
     is_word = isinstance(value, str) and _WORD.fullmatch(value)

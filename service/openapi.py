@@ -227,7 +227,7 @@ def _structs() -> dict[str, dict[str, Any]]:
                 _complete(schema["properties"][field], hint)
     event, session = found[Event.__name__]["properties"], found["VerificationSession"]["properties"]
     # What could not be read is ours to say.
-    del event["unread"]
+    del event["skipped_fields"]
     event["id"]["pattern"] = "^evt_[A-Za-z0-9_]{1,250}$"
     event["type"]["pattern"] = _OURS
     session["id"]["pattern"] = "^vs_[A-Za-z0-9_]{1,250}$"

@@ -14,7 +14,7 @@ from pathlib import Path
 from prometheus_client import Counter, Gauge, Histogram
 
 from service import config, environment, openapi, schema
-from service.environment import Row
+from service.environment import SettingRow
 from service.handlers.kafka import KafkaSettings
 from service.handlers.nats import NatsSettings
 from service.handlers.rabbitmq import RabbitmqSettings
@@ -37,7 +37,7 @@ FIRST_SETTINGS = {
 QUEUES = (RabbitmqSettings, NatsSettings, KafkaSettings, SqsSettings, RedisStreamSettings)
 
 
-def queue_settings() -> list[Row]:
+def queue_settings() -> list[SettingRow]:
     """Return every setting of every queue's handler."""
     return [row for declared in QUEUES for row in environment.describe(declared)]
 
@@ -71,7 +71,7 @@ def _json(document: object) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def _settings(rows: list[Row]) -> list[str]:
+def _settings(rows: list[SettingRow]) -> list[str]:
     lines = [f"| `{row.name}` | {row.default} | {row.description} |" for row in rows]
     return ["| variable | default | meaning |", "|---|---|---|", *lines]
 

@@ -43,12 +43,12 @@ _ENOUGH = "        if failed >= self._policy.max_attempts:\n"
 _AWAITED = "        return await reply\n"
 _GUESSED = (
     "        try:\n            return await reply\n        except Unavailable:\n"
-    "            return Admission(Outcome.DUPLICATE, 0, None, contradicts=False)\n"
+    "            return Admission(Outcome.DUPLICATE, 0, None, after_final=False)\n"
 )
 _ADMITTED = "        admission = await self._inbox.admit(event, change)\n"
 _UNAWAITED = (
     "        __import__('asyncio').ensure_future(self._inbox.admit(event, change))\n"
-    "        admission = Admission(Outcome.ADMITTED, 1, None, contradicts=False)\n"
+    "        admission = Admission(Outcome.ADMITTED, 1, None, after_final=False)\n"
 )
 
 MUTANTS = (
@@ -487,7 +487,7 @@ MUTANTS = (
         "a thin event of a session is forgotten",
         "service/inbox/receiver.py",
         "            raise Unavailable(UnavailableReason.API_KEY_MISSING)\n",
-        "            ignored = Ignored(IgnoredBecause.THIN, None, event.event_type)\n"
+        "            ignored = Ignored(IgnoredReason.THIN, None, event.event_type)\n"
         "            return Receipt(Outcome.IGNORED, payload.secret_fingerprint, ignored)\n",
         "inbox/test_receiver.py web/test_app.py",
     ),
@@ -797,7 +797,7 @@ MUTANTS = (
     Mutant(
         "a session whose task was canceled is held back in silence",
         "service/cancellation.py",
-        "            if not self.is_ending and task not in self._dismissed:\n",
+        "            if not self.is_ending and task not in self._canceled:\n",
         "            if False:\n",
         "delivery/test_dispatcher.py",
     ),

@@ -22,6 +22,6 @@ async def test_a_lost_cancellation_is_sent_again() -> None:
     task = asyncio.create_task(deaf())
     await asyncio.sleep(0)
 
-    await cancellation.end(task)
+    await cancellation.cancel_and_wait(task)
 
     assert heard == 3

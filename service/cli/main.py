@@ -56,7 +56,7 @@ def commands() -> None:
 
     Settings come from the environment; .env.example lists them all.
     """
-    for name, meant in config.misspelt(os.environ).items():
+    for name, meant in config.find_misspelled(os.environ).items():
         terminal.note(f"warning: {name} is no setting, but {meant} is")
 
 
@@ -220,6 +220,6 @@ def _settings(*, require_secrets: bool = False) -> Settings:
 def _log(settings: Settings) -> None:
     """Log for as long as this process runs, its faults included."""
     logs.configure(settings.log_level, settings.log_format)
-    logs.report_faults()
+    logs.log_unhandled_errors()
     # A crash of the interpreter itself leaves no line; where it was goes to standard error.
     faulthandler.enable()

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import structlog
 
-from ..telemetry.loop_lag import LAG, TICK_S
+from ..telemetry.loop_lag import LOOP_LAG, TICK_S
 from .calls import call_handler
 
 # So many looks without a tick of the loop in between. Counted, not timed: while the whole process
@@ -51,8 +51,8 @@ def _look_on(loop: asyncio.AbstractEventLoop, thread_id: int, over: threading.Ev
     """Look regularly whether the loop has ticked; where it has not, once into its stack."""
     seen, missed = -1, 0
     while not over.wait(TICK_S):
-        missed = missed + 1 if seen == LAG.ticks else 0
-        seen = LAG.ticks
+        missed = missed + 1 if seen == LOOP_LAG.ticks else 0
+        seen = LOOP_LAG.ticks
         if missed == MISSED_TICKS:
             found = _blocking(sys._current_frames().get(thread_id))  # noqa: SLF001 - no other way
             if found is not None:

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from ..errors import UNDELIVERABLE, Undeliverable, word_of
+from ..errors import UNDELIVERABLE, Undeliverable, reason_word
 from ..handlers import Handler, destination_of
 from ..handlers.failures import class_name, place, unreachable
 from ..telemetry import metrics
@@ -219,7 +219,7 @@ class Deliverer:
         failed, word = delivery.tries.failed + 1, class_name(error)
         where = place(error)
         if isinstance(error, Undeliverable):
-            reason = word_of(error.reason, UNDELIVERABLE)
+            reason = reason_word(error.reason, UNDELIVERABLE)
             return await self._bury(session, Letter(reason, word, where, failed))
         if failed >= self._policy.max_attempts:
             return await self._bury(

@@ -79,7 +79,7 @@ class Dispatcher:
         self._resumed, self._max_resumed = 0, max(1, policy.concurrency // 2)
         self._alarm: asyncio.TimerHandle | None = None
         self._room = asyncio.Event()
-        self._tasks = cancellation.Group()
+        self._tasks = cancellation.TaskGroup()
         self._feeding: asyncio.Task[None] | None = None
 
     @property
@@ -102,7 +102,7 @@ class Dispatcher:
             return
         self._feeding = self._tasks.start(self._feed())
         try:
-            await self._tasks.until_over()
+            await self._tasks.wait()
         finally:
             self._circuits.remove_waiting(self)
             if self._alarm is not None:
@@ -114,7 +114,7 @@ class Dispatcher:
         """Read no more and start no more."""
         self._deliverer.is_stopping = True
         if self._feeding is not None:
-            self._tasks.dismiss(self._feeding)
+            self._tasks.cancel(self._feeding)
         self._circuits.remove_waiting(self)
 
     def resume(self, caller: CircuitSession) -> None:

@@ -48,7 +48,7 @@ class Arrivals:
     async def close(self) -> None:
         """Stop watching; whoever still waits is on his own."""
         if self._watch is not None:
-            await cancellation.end(self._watch)
+            await cancellation.cancel_and_wait(self._watch)
 
     async def _watch_while_waited_for(self) -> None:
         try:

@@ -104,7 +104,7 @@ class Worker:
             await asyncio.gather(*turns)
         finally:
             for turn in turns:
-                await cancellation.end(turn)
+                await cancellation.cancel_and_wait(turn)
             await self._shut_down()
 
     async def _repeat(self, turn: Callable[[], Awaitable[float]], stopping: asyncio.Event) -> None:

@@ -13,7 +13,7 @@ import traceback
 from itertools import dropwhile
 from pathlib import Path
 
-from ..errors import UNREACHABLE, Unreachable, word_of
+from ..errors import UNREACHABLE, Unreachable, reason_word
 
 MAX_CLASS_NAME = 100
 MAX_PLACE = 600
@@ -58,7 +58,7 @@ def unreachable(error: BaseException) -> str | None:
         words = [unreachable(each) for each in error.exceptions]
         return None if None in words else words[0]
     if isinstance(error, Unreachable):
-        return word_of(error.reason, UNREACHABLE)
+        return reason_word(error.reason, UNREACHABLE)
     for kind, word in _CLASSES:
         if isinstance(error, kind):
             return word

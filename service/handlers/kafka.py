@@ -61,7 +61,7 @@ class KafkaSettings:
 
     kafka_url: Secret[str] = environment.setting(
         Secret("kafka://127.0.0.1:9092"),
-        environment.hidden(
+        environment.secret(
             environment.matching(_URL, "kafka:// or kafkas:// and hosts, user and password escaped")
         ),
         "Its brokers by commas, with user:password@ for SASL; kafkas for TLS",

@@ -58,7 +58,7 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
             **{f"metadata.{key}": metadata[key] for key in metadata_keys if key in metadata},
         )
         try:
-            await logs.written(patience_s)
+            await logs.wait_until_written(patience_s)
         except ConnectionError:
             raise Unreachable("log_not_written") from None
 

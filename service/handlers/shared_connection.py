@@ -171,7 +171,7 @@ class _Life(Generic[Connection]):
                 limit.reschedule(asyncio.get_running_loop().time())
 
 
-def url(*schemes: str, many: bool = False) -> environment.Kind[Secret[str]]:
+def url(*schemes: str, many: bool = False) -> environment.Parser[Secret[str]]:
     """Return the kind of URLs with a host and one of *schemes*, or of several, by commas.
 
     What a client library would say of a wrong URL might quote the password in it.
@@ -187,7 +187,7 @@ def url(*schemes: str, many: bool = False) -> environment.Kind[Secret[str]]:
                 raise ValueError(expected)
         return Secret(text)
 
-    return environment.Kind(expected=expected, read=read)
+    return environment.Parser(expected=expected, parse=read)
 
 
 def silence(*loggers: str) -> None:

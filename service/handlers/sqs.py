@@ -101,7 +101,7 @@ class SqsSettings:
         "", environment.matching(r"\w{1,128}", "a key's id"), "Access key; empty for AWS's own ways"
     )
     sqs_secret_access_key: Secret[str] = environment.setting(
-        Secret(""), environment.hidden(environment.matching(r"[!-~]+", "a key")), "Its secret"
+        Secret(""), environment.secret(environment.matching(r"[!-~]+", "a key")), "Its secret"
     )
 
 

@@ -66,14 +66,14 @@ class Admission(msgspec.Struct, frozen=True, gc=False):
         outcome: The verdict.
         sequence: The session's sequence number after it; 0 when it has none.
         previous: The status before; None when the ledger had no memory. Also None for a duplicate.
-        contradicts: The event is late, although it was created after what the session already
+        after_final: The event is late, although it was created after what the session already
             is: something began after a final status.
     """
 
     outcome: Outcome
     sequence: int
     previous: str | None
-    contradicts: bool
+    after_final: bool
 
 
 class _Request(msgspec.Struct, frozen=True, gc=False):
@@ -241,5 +241,5 @@ def _admission(answer: bytes, request: _Request) -> Admission | Unavailable:
         outcome=_OUTCOMES[outcome],
         sequence=int(sequence),
         previous=previous or None,
-        contradicts=outcome == Outcome.LATE and request.created > created_at(int(before)) + SKEW_S,
+        after_final=outcome == Outcome.LATE and request.created > created_at(int(before)) + SKEW_S,
     )

@@ -12,9 +12,9 @@ import msgspec
 from ..config import Livemode
 from ..errors import Unavailable, UnavailableReason
 from ..secret import Secret
-from ..stripe.events import Event, Ignored, IgnoredBecause, Notification, parse
+from ..stripe.events import Event, Ignored, IgnoredReason, Notification, parse
 from ..stripe.signatures import verify
-from ..transitions.transition import SessionChange, change_of
+from ..transitions.transition import SessionChange, make_change
 from .admission import Admission, Inbox, Outcome
 
 
@@ -62,7 +62,7 @@ class Receiver:
         *,
         now: float,
         endpoint: str = "",
-        others: Iterable[Secret[bytes]] = (),
+        other_secrets: Iterable[Secret[bytes]] = (),
         traceparent: str | None = None,
     ) -> Receipt:
         """Return what became of *body*.
@@ -73,7 +73,7 @@ class Receiver:
             secrets: The endpoint's signing secrets.
             now: Unix time in seconds.
             endpoint: The endpoint's name, empty for the default one; it is handed on.
-            others: The signing secrets of all other endpoints, tried where none matches.
+            other_secrets: The signing secrets of all other endpoints, tried where none matches.
             traceparent: Where in a trace this was received; it is handed on.
 
         Raises:
@@ -81,7 +81,12 @@ class Receiver:
             Unavailable: Nothing is decided; the same bytes may come again.
         """
         payload = verify(
-            body, signature, secrets, now=now, tolerance_s=self._tolerance_s, others=others
+            body,
+            signature,
+            secrets,
+            now=now,
+            tolerance_s=self._tolerance_s,
+            other_secrets=other_secrets,
         )
         event = self._relevant(parse(payload))
         if isinstance(event, Ignored):
@@ -89,7 +94,7 @@ class Receiver:
         if isinstance(event, Notification):
             # Answered 200, Stripe would never send it again. Its session has to be fetched.
             raise Unavailable(UnavailableReason.API_KEY_MISSING)
-        change = change_of(
+        change = make_change(
             event,
             endpoint=endpoint or None,
             account_name=self._account_name,
@@ -105,5 +110,5 @@ class Receiver:
         if event.is_live == (self._livemode is Livemode.LIVE):
             return event
         if isinstance(event, Notification):
-            return Ignored(IgnoredBecause.LIVEMODE, event.event_id, event.event_type)
-        return Ignored(IgnoredBecause.LIVEMODE, event.id, event.type)
+            return Ignored(IgnoredReason.LIVEMODE, event.event_id, event.event_type)
+        return Ignored(IgnoredReason.LIVEMODE, event.id, event.type)

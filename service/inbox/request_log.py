@@ -138,7 +138,7 @@ class Journal:
     def _ignored(self, receipt: Receipt, event: Ignored, entry: Entry) -> None:
         self._log.info(
             "event.ignored",
-            because=event.because,
+            reason=event.reason,
             event_id=event.event_id,
             event_type=event.event_type,
             **_told(entry),
@@ -156,7 +156,7 @@ class Journal:
             "session_id": change.session_id,
             **_statuses(admission, change),
             "sequence": admission.sequence,
-            "contradicts": admission.contradicts,
+            "after_final": admission.after_final,
             "last_error_code": change.last_error_code,
             "redaction_status": change.redaction_status,
             "report_id": change.report_id,
@@ -167,11 +167,11 @@ class Journal:
             "secret_fingerprint": receipt.secret_fingerprint,
         }
         write = self._log.info
-        if event.unread:
-            metrics.SKIPPED_FIELDS.inc(len(event.unread))
-            fields["unread"] = event.unread
+        if event.skipped_fields:
+            metrics.SKIPPED_FIELDS.inc(len(event.skipped_fields))
+            fields["skipped_fields"] = event.skipped_fields
             write = self._log.warning
-        if admission.contradicts:
+        if admission.after_final:
             metrics.EVENTS_AFTER_FINAL.inc()
             write = self._log.warning
         if fields.get("reversal"):

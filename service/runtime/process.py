@@ -36,7 +36,7 @@ from ..storage.health import Health
 from ..storage.layout import Keys
 from ..stripe.signing_secrets import SigningSecrets
 from ..telemetry import metrics, tracing
-from ..telemetry.loop_lag import LAG
+from ..telemetry.loop_lag import LOOP_LAG
 from ..telemetry.tracing import Tracing
 from ..web.allow_list import AllowList
 from ..web.app import create_admin_app, create_app
@@ -96,7 +96,7 @@ def run(
         Exception: Whatever else ended the process; it has been logged.
     """
     try:
-        with tracing.opened(environ) as traced:
+        with tracing.open_tracing(environ) as traced:
             uvloop.run(
                 _run(
                     settings,
@@ -141,7 +141,7 @@ async def _run(
         if work:
             parts.append(asyncio.create_task(_work(ground, chosen, environ, stopping, shown)))
         follows = [reloader.follow() for reloader in reloaders]
-        watches = [health.watch(), LAG.watch(), *follows]
+        watches = [health.watch(), LOOP_LAG.watch(), *follows]
         watching = [asyncio.create_task(watch) for watch in watches]
         ports = Ports(listeners[0].port if receive else None, admin.port)
         _spare_the_collector(often=bool(work))
@@ -158,7 +158,7 @@ async def _run(
         stopping.set()
         await _stop(ground, listeners, receives=receive)
         for task in watching:
-            await cancellation.end(task)
+            await cancellation.cancel_and_wait(task)
         ended = await asyncio.gather(*parts, *watching, return_exceptions=True)
     for outcome in ended:
         if isinstance(outcome, Exception):
@@ -174,9 +174,9 @@ def _receiver(
     ground: _Ground, environ: Mapping[str, str], reloaders: list[Reloader[Any]]
 ) -> Listener:
     settings = ground.settings
-    keyring = SigningSecrets(settings.secrets)
-    metrics.secrets_loaded(keyring.places())
-    reloaders.append(_reloading_secrets(keyring, environ))
+    signing_secrets = SigningSecrets(settings.secrets)
+    metrics.set_loaded_secrets(signing_secrets.places())
+    reloaders.append(_reloading_secrets(signing_secrets, environ))
     allow_list = None
     if settings.allowed_networks:
         allow_list = AllowList(settings.allowed_networks, proxies=settings.forwarded_allow_ips)
@@ -189,18 +189,25 @@ def _receiver(
         livemode=settings.livemode,
         account_name=settings.account_name,
     )
-    app = create_app(receiver, ground.health, replace(settings, secrets=keyring), allow_list)
+    app = create_app(
+        receiver, ground.health, replace(settings, secrets=signing_secrets), allow_list
+    )
     return _listener(ground, app, settings.port, settings.max_connections, room=app.room)
 
 
-def _reloading_secrets(keyring: SigningSecrets, environ: Mapping[str, str]) -> Reloader[Any]:
+def _reloading_secrets(
+    signing_secrets: SigningSecrets, environ: Mapping[str, str]
+) -> Reloader[Any]:
     def use(secrets: Mapping[str, Any]) -> dict[str, Any]:
-        keyring.exchange(secrets)
-        metrics.secrets_loaded(keyring.places())
-        return {"fingerprints": keyring.fingerprints()}
+        signing_secrets.replace(secrets)
+        metrics.set_loaded_secrets(signing_secrets.places())
+        return {"fingerprints": signing_secrets.fingerprints()}
 
     return Reloader(
-        "secrets", dict(keyring), read=lambda: dict(config.signing_secrets(environ)), use=use
+        "secrets",
+        dict(signing_secrets),
+        read=lambda: dict(config.read_signing_secrets(environ)),
+        use=use,
     )
 
 
@@ -211,7 +218,9 @@ def _reloading_networks(
         allow_list.exchange(networks)
         return {"networks": len(networks)}
 
-    return Reloader("networks", networks, read=lambda: config.allowed_networks(environ), use=use)
+    return Reloader(
+        "networks", networks, read=lambda: config.read_allowed_networks(environ), use=use
+    )
 
 
 def _admin(ground: _Ground) -> Listener:
@@ -266,9 +275,9 @@ async def _work(
     waits = [asyncio.create_task(event.wait()) for event in (stopping, opened)]
     await _first_of(working, *waits)
     if stopping.is_set() and not opened.is_set():
-        await cancellation.end(working)
+        await cancellation.cancel_and_wait(working)
     for wait in waits:
-        await cancellation.end(wait)
+        await cancellation.cancel_and_wait(wait)
     await asyncio.wait({working})
     if not working.cancelled():
         await working

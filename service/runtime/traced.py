@@ -28,18 +28,18 @@ class TracedReceiver(Receiver):
         *,
         now: float,
         endpoint: str = "",
-        others: Iterable[Secret[bytes]] = (),
+        other_secrets: Iterable[Secret[bytes]] = (),
         traceparent: str | None = None,
     ) -> Receipt:
         """Return what became of *body*; what is handed over goes on from this span."""
-        with self._tracing.receiving(traceparent) as (span, told):
+        with self._tracing.receive_span(traceparent) as (span, told):
             receipt = await super().receive(
                 body,
                 signature,
                 secrets,
                 now=now,
                 endpoint=endpoint,
-                others=others,
+                other_secrets=other_secrets,
                 traceparent=told,
             )
             span.set_attribute("outcome", receipt.outcome)
@@ -66,7 +66,7 @@ def _traced(tracing: Tracing, name: str, handler: Handler) -> Handler:
             "session_id": transition.session_id,
             "sequence": transition.sequence,
         }
-        with tracing.handling(name, transition.traceparent or None, attributes):
+        with tracing.handler_span(name, transition.traceparent or None, attributes):
             await handler(transition)
 
     return wrapped(handler, handle)

@@ -62,7 +62,7 @@ class Batcher(Generic[Item, Reply]):
         """
         self._is_closed = True
         if self._flights is not None:
-            await cancellation.end(self._flights)
+            await cancellation.cancel_and_wait(self._flights)
         for _, reply in self._waiting:
             reply.cancel()
         self._waiting.clear()

@@ -42,7 +42,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from ..errors import ConfigError, UnavailableReason
 from ..secret import Secret
-from ..telemetry.loop_lag import LAG
+from ..telemetry.loop_lag import LOOP_LAG
 from . import urls
 from .cluster import ClusterClient
 from .pipeline import NOTHING, Exchanger, Needs, NotKeptError, NotReplicatedError
@@ -242,7 +242,7 @@ def shortage(error: BaseException) -> UnavailableReason:
     for kinds, word in _SHORTAGES:
         if isinstance(error, kinds):
             # While we stood still ourselves, a time-out says nothing about Redis.
-            is_ours = word is UnavailableReason.REDIS_SLOW and LAG.was_blocked()
+            is_ours = word is UnavailableReason.REDIS_SLOW and LOOP_LAG.was_blocked()
             return UnavailableReason.EVENT_LOOP_BLOCKED if is_ours else word
     return UnavailableReason.REDIS_REFUSED
 

@@ -37,7 +37,7 @@ _NEEDED = frozenset(
 )
 
 
-class IgnoredBecause(StrEnum):
+class IgnoredReason(StrEnum):
     """Why a genuine event is nothing for us: the closed list that logs share."""
 
     OTHER_TYPE = "other_type"
@@ -48,7 +48,7 @@ class IgnoredBecause(StrEnum):
 class Ignored(NamedTuple):
     """A genuine notification that nobody here waits for."""
 
-    because: IgnoredBecause
+    reason: IgnoredReason
     event_id: str | None
     event_type: str
 
@@ -93,7 +93,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         api_version: The version that rendered the session.
         pending_webhooks: Endpoints still undelivered; differs between copies.
         request: The API request behind it; a bare id in very old API versions.
-        unread: Paths of fields that nobody needs, and that are not what they used to be.
+        skipped_fields: Paths of fields that nobody needs, and that are not what they used to be.
     """
 
     id: EventId
@@ -107,7 +107,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     api_version: str | None = None
     pending_webhooks: int | None = None
     request: EventRequest | str | None = None
-    unread: tuple[str, ...] = ()
+    skipped_fields: tuple[str, ...] = ()
 
     @property
     def session(self) -> VerificationSession:
@@ -138,7 +138,7 @@ def _documented(body: bytes) -> Event | None:
     """Return an event that is as Stripe documents it, without a tree of everything in between.
 
     What `_whatever` would refuse or mend is left to it, and so is what the decoder does not look
-    at where nobody needs it: text that may be no UTF-8, and an `unread` of the sender's.
+    at where nobody needs it: text that may be no UTF-8, and an `skipped_fields` of the sender's.
     """
     if not body.isascii():
         return None
@@ -147,7 +147,11 @@ def _documented(body: bytes) -> Event | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     session = event.data.object
-    is_ours = event.type.startswith(EVENT_TYPE_PREFIX) and event.object != THIN and not event.unread
+    is_ours = (
+        event.type.startswith(EVENT_TYPE_PREFIX)
+        and event.object != THIN
+        and not event.skipped_fields
+    )
     return event if is_ours and session.status and _SESSION_ID.fullmatch(session.id) else None
 
 
@@ -176,8 +180,8 @@ def _without_session(found: dict[str, Any]) -> Notification | Ignored | None:
     event_id = sent_id if is_id else None
     if is_thin and event_type.startswith(THIN_TYPE_PREFIX):
         return Notification(event_id, event_type, found.get("livemode") is not False)
-    because = IgnoredBecause.THIN if is_thin else IgnoredBecause.OTHER_TYPE
-    return Ignored(because, event_id, event_type)
+    why = IgnoredReason.THIN if is_thin else IgnoredReason.OTHER_TYPE
+    return Ignored(why, event_id, event_type)
 
 
 def _event(found: dict[str, Any], *, has_half_pairs: bool) -> Event:
@@ -188,11 +192,11 @@ def _event(found: dict[str, Any], *, has_half_pairs: bool) -> Event:
     """
     if isinstance(found.get("created"), float):
         raise Rejected(RejectionReason.FIELD_MISTYPED, "created")
-    found["unread"] = ()
+    found["skipped_fields"] = ()
     event = None if has_half_pairs else convert(found, Event)
     if event is None:
         left_out = leave_out(found, Event, _NEEDED, has_half_pairs=has_half_pairs)
-        found["unread"] = tuple(left_out)
+        found["skipped_fields"] = tuple(left_out)
         event = convert(found, Event)
     if event is None:
         raise Rejected(RejectionReason.BODY_NOT_AN_EVENT)

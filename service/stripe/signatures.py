@@ -53,7 +53,7 @@ def verify(
     *,
     now: float,
     tolerance_s: float,
-    others: Iterable[Secret[bytes]] = (),
+    other_secrets: Iterable[Secret[bytes]] = (),
 ) -> VerifiedPayload:
     """Return *body* as proven, when *header* holds a fresh signature by one of *secrets*.
 
@@ -63,8 +63,8 @@ def verify(
         secrets: Whole signing secrets, `whsec_` included; any match suffices.
         now: Unix time in seconds.
         tolerance_s: How far the timestamp may lie from *now*, on either side.
-        others: Secrets of other endpoints, tried where none of *secrets* matches. A sender that
-            signed with one of them gets a word of its own; without one, nothing can be learned.
+        other_secrets: Secrets of the other endpoints, tried when none of *secrets* matches: a
+            sender that signed with one of them gets a reason of its own.
 
     Raises:
         Rejected: With `signature_missing`, `signature_malformed`, `signature_mismatch`,
@@ -77,7 +77,7 @@ def verify(
     signed = timestamp + b"." + body
     matched = _match(signed, signatures, secrets)
     if matched is None:
-        tried = list(islice(others, OTHER_SECRETS_LOOKED_AT))
+        tried = list(islice(other_secrets, OTHER_SECRETS_LOOKED_AT))
         is_others = _match(signed, signatures, tried) is not None
         raise Rejected(
             RejectionReason.SIGNATURE_OF_OTHER_ENDPOINT

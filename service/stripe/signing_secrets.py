@@ -26,7 +26,7 @@ class SigningSecrets(Mapping[str, tuple[Secret[bytes], ...]]):
     def __len__(self) -> int:
         return len(self._secrets)
 
-    def exchange(self, secrets: Mapping[str, tuple[Secret[bytes], ...]]) -> None:
+    def replace(self, secrets: Mapping[str, tuple[Secret[bytes], ...]]) -> None:
         """Use *secrets* from the next request on, and none of those before."""
         self._secrets = secrets
 

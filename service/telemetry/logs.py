@@ -25,7 +25,7 @@ from structlog.typing import EventDict, Processor
 from ..config import LogFormat, LogLevel
 from .log_throttle import LogThrottle
 from .log_writer import LogSink
-from .redaction import harmless, is_harmless
+from .redaction import is_clean, sanitize
 
 LIBRARY_LEVEL = logging.WARNING
 LIBRARIES = ("asyncio", "py.warnings", "redis", "uvicorn", "uvicorn.error")
@@ -60,7 +60,7 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
     _configure_libraries(_Handler(sink, processors, floods), max(least, LIBRARY_LEVEL))
 
 
-async def written(within_s: float) -> None:
+async def wait_until_written(within_s: float) -> None:
     """Wait until what was logged in this loop turn is out, where it goes through `configure`.
 
     Raises:
@@ -78,7 +78,7 @@ def flush() -> None:
         sink.flush()
 
 
-def report_faults() -> None:
+def log_unhandled_errors() -> None:
     """Write a line about what ends a thread, or fails where nothing could be raised.
 
     Python would print both to standard error, message and all. Whoever calls this has configured
@@ -210,20 +210,20 @@ def _json(_: Any, __: str, fields: EventDict) -> bytes:
         line = orjson.dumps(fields, option=orjson.OPT_UTC_Z)
     except TypeError:
         line = b""
-    if is_harmless(line, tuple(fields)):
+    if is_clean(line, tuple(fields)):
         return line
-    return orjson.dumps(harmless(fields), option=orjson.OPT_UTC_Z)
+    return orjson.dumps(sanitize(fields), option=orjson.OPT_UTC_Z)
 
 
 def _as_text(*, colors: bool) -> list[Processor]:
     console = structlog.dev.ConsoleRenderer(
         colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
     )
-    return [_harmless, _exception_as_text, console, _encode]
+    return [_sanitize, _exception_as_text, console, _encode]
 
 
-def _harmless(_: Any, __: str, fields: EventDict) -> EventDict:
-    return harmless(fields)
+def _sanitize(_: Any, __: str, fields: EventDict) -> EventDict:
+    return sanitize(fields)
 
 
 def _exception_as_text(_: Any, __: str, fields: EventDict) -> EventDict:

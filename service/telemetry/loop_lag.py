@@ -47,4 +47,4 @@ class LoopLag:
 
 
 # Of the process: it has one loop.
-LAG = LoopLag()
+LOOP_LAG = LoopLag()

@@ -264,7 +264,7 @@ def secret_matches(fingerprint: str) -> Counter:
     return SECRET_MATCHES.labels(fingerprint)
 
 
-def secrets_loaded(found: Collection[tuple[str, str]]) -> None:
+def set_loaded_secrets(found: Collection[tuple[str, str]]) -> None:
     """Tell which signing secrets are in use, by fingerprint and place, and no longer any other."""
     for labels in _loaded - {*found}:
         SECRET_LOADED.labels(*labels).set(0)

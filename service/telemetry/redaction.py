@@ -61,7 +61,7 @@ _DEEPEST = 12
 _MOST_CHARACTERS = 1000
 
 
-def harmless(fields: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
+def sanitize(fields: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
     """Return *fields* fit for any renderer: names, numbers and short one-line texts only.
 
     Fields whose name says that they are secret or personal are masked; texts are scrubbed. Of an
@@ -70,12 +70,12 @@ def harmless(fields: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
     found = {}
     for key, value in fields.items():
         name, is_forbidden = _name(str(key))
-        found[name] = MASK if is_forbidden else _harmless(value, depth + 1)
+        found[name] = MASK if is_forbidden else _sanitize_value(value, depth + 1)
     return found
 
 
-def is_harmless(line: bytes, keys: tuple[Any, ...]) -> bool:
-    """Say whether a flat JSON object is what `harmless` would make of it: the usual case.
+def is_clean(line: bytes, keys: tuple[Any, ...]) -> bool:
+    """Say whether a flat JSON object is what `sanitize` would make of it: the usual case.
 
     Args:
         line: The object, encoded.
@@ -123,7 +123,7 @@ def _name(key: str) -> tuple[str, bool]:
     return _text(key), key.lower().replace("-", "_") in FORBIDDEN_KEYS
 
 
-def _harmless(value: object, depth: int) -> Any:
+def _sanitize_value(value: object, depth: int) -> Any:
     if isinstance(value, str):
         return _text(value)
     if value is None or isinstance(value, bool | float | datetime):
@@ -131,9 +131,9 @@ def _harmless(value: object, depth: int) -> Any:
     if isinstance(value, int):
         return value if value.bit_length() < 64 else f"{value.bit_length()} bits"  # noqa: PLR2004
     if isinstance(value, dict) and depth < _DEEPEST:
-        return harmless(value, depth)
+        return sanitize(value, depth)
     if (type(value) is list or type(value) is tuple) and depth < _DEEPEST:
-        return [_harmless(each, depth + 1) for each in value]
+        return [_sanitize_value(each, depth + 1) for each in value]
     return _described(value)
 
 

@@ -43,7 +43,7 @@ class Tracing:
         self._form = TraceContextTextMapPropagator()
 
     @contextmanager
-    def receiving(self, traceparent: str | None) -> Iterator[tuple[Span, str | None]]:
+    def receive_span(self, traceparent: str | None) -> Iterator[tuple[Span, str | None]]:
         """Be in a span of the receiver's; yield it, and how it is told to whoever comes after."""
         with self._span("receive", self._kinds.SERVER, traceparent) as span:
             carrier: dict[str, str] = {}
@@ -51,7 +51,7 @@ class Tracing:
             yield span, carrier.get("traceparent")
 
     @contextmanager
-    def handling(
+    def handler_span(
         self, name: str, traceparent: str | None, attributes: Mapping[str, str | int]
     ) -> Iterator[None]:
         """Be in a span of a handler's call, which goes on from the receiver's."""
@@ -82,7 +82,7 @@ class Tracing:
 
 
 @contextmanager
-def opened(environ: Mapping[str, str]) -> Iterator[Tracing | None]:
+def open_tracing(environ: Mapping[str, str]) -> Iterator[Tracing | None]:
     """Yield what makes spans and sends them where OpenTelemetry's variables say, or nothing."""
     is_off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if is_off or not any(environ.get(name) for name in COLLECTORS):

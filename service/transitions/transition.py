@@ -127,7 +127,7 @@ class StatusTransition(SessionChange, frozen=True, kw_only=True, gc=False, omit_
             msgspec.structs.force_setattr(self, "metadata", ReadOnlyDict(self.metadata))
 
 
-def change_of(
+def make_change(
     event: Event,
     *,
     origin: Origin = Origin.WEBHOOK,

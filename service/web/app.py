@@ -200,7 +200,7 @@ class _Webhook:
                     self._secrets.get(endpoint, ()),
                     now=time.time(),
                     endpoint=endpoint,
-                    others=self._secrets_beside(endpoint),
+                    other_secrets=self._secrets_beside(endpoint),
                     traceparent=headers.traceparent,
                 )
             finally:

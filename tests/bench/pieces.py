@@ -22,7 +22,7 @@ from service.inbox.request_log import Entry, Journal
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload, sign, verify
 from service.telemetry import logs
-from service.transitions.transition import change_of
+from service.transitions.transition import make_change
 from tests.bench.load import layouts
 from tests.support.harness import SECRET
 
@@ -44,7 +44,7 @@ def table(body: bytes) -> str:
     rows = {
         f"verify a signature over {len(body):,} bytes": _cost_us(checked),
         f"parse {len(body):,} bytes into the typed session": _cost_us(partial(parse, payload)),
-        "make of it what may leave the process": _cost_us(partial(change_of, _parsed(payload))),
+        "make of it what may leave the process": _cost_us(partial(make_change, _parsed(payload))),
         "one log line, written to a file": _line_us(),
         "the same with its metrics": _record_us(payload),
     }
@@ -91,7 +91,7 @@ def _line_us() -> float:
         "previous": "processing",
         "current": "verified",
         "sequence": 3,
-        "contradicts": False,
+        "after_final": False,
         "last_error_code": None,
         "redaction_status": None,
         "report_id": "vr_1NuN4zLkdIwHu7ixleE6XvTz",
@@ -112,8 +112,8 @@ def _line_us() -> float:
 
 def _record_us(payload: VerifiedPayload) -> float:
     event = _parsed(payload)
-    admission = Admission(Outcome.ADMITTED, 1, None, contradicts=False)
-    receipt = Receipt(Outcome.ADMITTED, "01234567", event, change_of(event), admission)
+    admission = Admission(Outcome.ADMITTED, 1, None, after_final=False)
+    receipt = Receipt(Outcome.ADMITTED, "01234567", event, make_change(event), admission)
     turn = [Entry(receipt, "0a1b2c3d00000001", len(payload.body), 0.001)] * 25
     return _in_a_loop(lambda: partial(Journal().take_down, turn), lines=25)
 

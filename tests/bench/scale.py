@@ -25,7 +25,7 @@ from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.transitions.lifecycle import FINAL, SKEW_S, is_step, order_key, state_hash
 from service.transitions.stream_entry import pack
-from service.transitions.transition import change_of
+from service.transitions.transition import make_change
 from tests.bench.candidates import ALL, OTHERS_CORE, Running, cpu_s, on_core, resident_mib, running
 from tests.bench.load import STEPS, Load, bodies
 from tests.support.harness import SECRET, Process
@@ -177,7 +177,7 @@ def _arguments(body: bytes) -> tuple[bytes, tuple[Any, ...]]:
     """Return what differs from step to step: the packed change, and what the event is judged by."""
     event = parse(VerifiedPayload(body, "01234567"))
     assert isinstance(event, Event)
-    change = change_of(event)
+    change = make_change(event)
     key = order_key(event.type, event.created, event.session)
     kind = "s" if is_step(event.type, event.session.status) else "r"
     kind = kind.upper() if change.current in FINAL else kind

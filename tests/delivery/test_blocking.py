@@ -16,7 +16,7 @@ from service.delivery.calls import HandlerCalls
 from service.errors import UnavailableReason
 from service.storage.connections import shortage
 from service.telemetry import loop_lag, metrics
-from service.telemetry.loop_lag import LAG
+from service.telemetry.loop_lag import LOOP_LAG
 from service.transitions.transition import StatusTransition
 from tests.support.harness import eventually
 
@@ -40,8 +40,8 @@ async def _measured(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     for module in (blocking, loop_lag):
         monkeypatch.setattr(module, "TICK_S", TICK_S)
     monkeypatch.setattr(loop_lag, "BLOCKED_S", BLOCK_S / 2)
-    monkeypatch.setattr(LAG, "_blocked_at", float("-inf"))
-    measuring = asyncio.create_task(LAG.watch())
+    monkeypatch.setattr(LOOP_LAG, "_blocked_at", float("-inf"))
+    measuring = asyncio.create_task(LOOP_LAG.watch())
     with blocking.watched():
         await asyncio.sleep(0)
         yield

@@ -24,7 +24,7 @@ from service.stripe.verification_report import VerificationReport
 from service.stripe.verification_session import VerificationSession
 from service.transitions import cloudevents, stream_entry
 from service.transitions.lifecycle import created_at, order_key, state_hash
-from service.transitions.transition import SessionChange, change_of
+from service.transitions.transition import SessionChange, make_change
 from tests.support.programs import FIXTURES
 
 KEY = b"whsec_tests"
@@ -79,13 +79,13 @@ def body(found: bytes) -> None:
     if isinstance(event, Ignored | Notification):
         assert event.event_id is None or re.fullmatch(r"evt_[A-Za-z0-9_]{1,250}", event.event_id)
         return
-    assert DECLARED.issuperset(name for path in event.unread for name in path.split("."))
+    assert DECLARED.issuperset(name for path in event.skipped_fields for name in path.split("."))
     _hold_handed_over(event)
 
 
 def _hold_handed_over(event: Event) -> None:
     """Hold that an event has its place, and that what it says survives the way to a handler."""
-    change = change_of(event)
+    change = make_change(event)
     key = order_key(event.type, event.created, event.session)
     assert 0 <= key < 2**53
     assert created_at(key) == event.created

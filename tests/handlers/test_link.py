@@ -300,7 +300,7 @@ def test_an_unusable_url_is_refused_without_being_shown(wrong: str) -> None:
 @pytest.mark.parametrize("right", ["amqp://host", "amqps://user:p%2Fw@[::1]:5671/a?b=c"])
 def test_a_usable_url_is_kept_secret(right: str) -> None:
     """A URL that can be used is read as a secret."""
-    read = shared_connection.url("amqp", "amqps").read(right)
+    read = shared_connection.url("amqp", "amqps").parse(right)
 
     assert read.reveal() == right
     assert right not in repr(read)
@@ -309,7 +309,7 @@ def test_a_usable_url_is_kept_secret(right: str) -> None:
 def test_several_urls_are_read_where_allowed() -> None:
     """Servers by commas, each a URL of its own."""
     text = "nats://a:b@one:4222,tls://two"
-    assert shared_connection.url("nats", "tls", many=True).read(text).reveal() == text
+    assert shared_connection.url("nats", "tls", many=True).parse(text).reveal() == text
 
 
 def test_silenced_loggers_say_nothing() -> None:

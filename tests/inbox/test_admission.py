@@ -27,7 +27,7 @@ from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.telemetry import metrics
 from service.transitions import stream_entry
-from service.transitions.transition import StatusTransition, change_of
+from service.transitions.transition import StatusTransition, make_change
 from tests.support import session_record_model
 from tests.support.depth import searching
 from tests.support.proxy import Fault, proxy_to
@@ -97,12 +97,13 @@ class Ledger(NamedTuple):
 
     async def admit(self, *events: Event) -> list[Admission]:
         """Admit *events* one after the other."""
-        return [await self.inbox.admit(event, change_of(event)) for event in events]
+        return [await self.inbox.admit(event, make_change(event)) for event in events]
 
     async def together(self, *events: Event) -> list[Admission | BaseException]:
         """Admit *events* in one loop turn."""
         return await asyncio.gather(
-            *(self.inbox.admit(event, change_of(event)) for event in events), return_exceptions=True
+            *(self.inbox.admit(event, make_change(event)) for event in events),
+            return_exceptions=True,
         )
 
     async def record(self, session: str = SESSION_ID) -> dict[str, str]:
@@ -186,7 +187,7 @@ class TestVerdicts:
         event = make_event(id=EVENT_ID)
         [answer] = await ledger.admit(event)
 
-        assert answer == Admission(Outcome.ADMITTED, 1, None, contradicts=False)
+        assert answer == Admission(Outcome.ADMITTED, 1, None, after_final=False)
         record = await ledger.record()
         words = record.pop(EVENT_ID).split(" ")
         assert words[:3] == ["a", "1", str(NOW)]
@@ -207,7 +208,7 @@ class TestVerdicts:
         assert 400 * DAY_S - 60 < ttl <= 400 * DAY_S
         [entry] = await ledger.entries()
         assert entry == {
-            b"change": stream_entry.pack(change_of(event)),
+            b"change": stream_entry.pack(make_change(event)),
             b"previous": b"",
             b"sequence": b"1",
             b"epoch": str(epoch).encode(),
@@ -219,7 +220,7 @@ class TestVerdicts:
         before = await ledger.record()
         answers = await ledger.admit(CREATED, CREATED)
 
-        assert answers == [Admission(Outcome.DUPLICATE, 1, None, contradicts=False)] * 2
+        assert answers == [Admission(Outcome.DUPLICATE, 1, None, after_final=False)] * 2
         assert await ledger.record() == before | {"duplicates": "2"}
         assert len(await ledger.entries()) == 2
 
@@ -229,7 +230,7 @@ class TestVerdicts:
         before = await ledger.record()
         [answer] = await ledger.admit(CREATED)
 
-        assert answer == Admission(Outcome.LATE, 1, "processing", contradicts=False)
+        assert answer == Admission(Outcome.LATE, 1, "processing", after_final=False)
         after = await ledger.record()
         assert after.pop(CREATED.id).startswith(f"l 1 {NOW} ")
         assert after == before
@@ -241,7 +242,7 @@ class TestVerdicts:
         after = make_event("processing", "processing", at=50)
         answers = await ledger.admit(VERIFIED, after)
 
-        assert answers[1] == Admission(Outcome.LATE, 1, "verified", contradicts=True)
+        assert answers[1] == Admission(Outcome.LATE, 1, "verified", after_final=True)
 
     async def test_an_event_that_changes_nothing_is_unchanged(self, ledger: Ledger) -> None:
         """A second Event object for one change is remembered, and moves only the order key up."""
@@ -250,7 +251,7 @@ class TestVerdicts:
         before = await ledger.record()
         [answer] = await ledger.admit(twin)
 
-        assert answer == Admission(Outcome.UNCHANGED, 1, "requires_input", contradicts=False)
+        assert answer == Admission(Outcome.UNCHANGED, 1, "requires_input", after_final=False)
         after = await ledger.record()
         assert after.pop("evt_twin").startswith(f"u 1 {NOW + 7} ")
         assert after == before | {"latest": f"s {NOW + 7}0 evt_twin"}
@@ -277,7 +278,7 @@ class TestVerdicts:
         old = make_event(at=-36 * DAY_S)
         [answer] = await ledger.admit(old)
 
-        assert answer == Admission(Outcome.EXPIRED, 0, None, contradicts=False)
+        assert answer == Admission(Outcome.EXPIRED, 0, None, after_final=False)
         assert await ledger.record() == {}
         assert await ledger.entries() == []
 
@@ -700,7 +701,7 @@ class TestGroupCommit:
         for n in range(20):
             event = make_event(session=f"vs_{n}", id=f"evt_{n}")
             answers = await asyncio.gather(
-                *(replicas[i % 3].inbox.admit(event, change_of(event)) for i in range(50))
+                *(replicas[i % 3].inbox.admit(event, make_change(event)) for i in range(50))
             )
             assert sorted(outcomes(answers)) == ["admitted"] + ["duplicate"] * 49
         assert len(await replicas[0].entries()) == 20
@@ -730,7 +731,7 @@ class TestLostReplies:
             [answer] = await ledger.admit(PROCESSING)
 
             assert proxy.happened == [Fault.LOSE_REPLY] * 3
-            assert answer == Admission(Outcome.ADMITTED, 2, "requires_input", contradicts=False)
+            assert answer == Admission(Outcome.ADMITTED, 2, "requires_input", after_final=False)
             assert len(await ledger.entries()) == 2
             assert "duplicates" not in await ledger.record()
 
@@ -754,8 +755,8 @@ class TestLostReplies:
             assert outcomes(answers) == [
                 *("duplicate", "late", "unchanged", "admitted", "late", "duplicate"),
             ]
-            assert answers[3] == Admission(Outcome.ADMITTED, 2, "processing", contradicts=False)
-            assert answers[4] == Admission(Outcome.LATE, 2, "verified", contradicts=True)
+            assert answers[3] == Admission(Outcome.ADMITTED, 2, "processing", after_final=False)
+            assert answers[4] == Admission(Outcome.LATE, 2, "verified", after_final=True)
             assert len(await ledger.entries()) == 2
 
     async def test_a_request_that_never_arrived_is_sent_again(

@@ -16,7 +16,7 @@ import pytest
 
 from service.config import Settings
 from service.transitions import stream_entry
-from service.transitions.transition import change_of
+from service.transitions.transition import make_change
 from tests.inbox.test_admission import Ledger, ledger_at, parsed
 from tests.support import session_record_model
 from tests.support.session_record_model import DAY_S
@@ -170,7 +170,7 @@ async def arrive(ledger: Ledger, arrivals: list[list[Any]]) -> list[list[tuple[s
     for events in zip(*arrivals, strict=True):
         found = [parsed(orjson.dumps(event)) for event in events]
         admissions = await asyncio.gather(
-            *(ledger.inbox.admit(one, change_of(one)) for one in found)
+            *(ledger.inbox.admit(one, make_change(one)) for one in found)
         )
         for said, admission in zip(answers, admissions, strict=True):
             said.append((str(admission.outcome), admission.sequence))

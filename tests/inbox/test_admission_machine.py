@@ -37,7 +37,7 @@ from service.storage.layout import Keys, guard
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.transitions import stream_entry
-from service.transitions.transition import change_of
+from service.transitions.transition import make_change
 from tests.support import session_record_model
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
 from tests.support.session_record_model import DAY_S, PRUNED_EVERY, Answer, Entry, Epoch, Record
@@ -147,7 +147,7 @@ class Reception(RuleBasedStateMachine):
         inbox = self.inboxes[name]
 
         async def together() -> list[Admission | BaseException]:
-            admissions = [inbox.admit(one, change_of(one)) for one in map(parsed, events)]
+            admissions = [inbox.admit(one, make_change(one)) for one in map(parsed, events)]
             return await asyncio.gather(*admissions, return_exceptions=True)
 
         answers = self.bench.run(together())
@@ -186,7 +186,7 @@ class Reception(RuleBasedStateMachine):
         if isinstance(answer, Unavailable):
             return Answer({"backlog_full": "full"}.get(str(answer), str(answer)))
         assert isinstance(answer, Admission), answer
-        return Answer(str(answer.outcome), answer.sequence, answer.previous, answer.contradicts)
+        return Answer(str(answer.outcome), answer.sequence, answer.previous, answer.after_final)
 
     @rule(target=events, shape=SHAPES, name=INBOXES, faults=FAULTS)
     def arrive(self, shape: dict[str, Any], name: str, faults: list[str]) -> Any:
@@ -252,7 +252,7 @@ class Reception(RuleBasedStateMachine):
         before = len(self.admissions())
 
         async def at_once() -> list[Admission]:
-            return await asyncio.gather(*(one.admit(found, change_of(found)) for one in two))
+            return await asyncio.gather(*(one.admit(found, make_change(found)) for one in two))
 
         found = parsed(event)
         answers = [self.words(answer) for answer in self.bench.run(at_once())]

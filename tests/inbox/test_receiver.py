@@ -12,9 +12,9 @@ from service.errors import Rejected, RejectionReason, Unavailable, UnavailableRe
 from service.inbox.admission import Admission, Inbox, Outcome
 from service.inbox.receiver import Receipt, Receiver
 from service.secret import Secret
-from service.stripe.events import Event, Ignored, IgnoredBecause
+from service.stripe.events import Event, Ignored, IgnoredReason
 from service.stripe.signatures import fingerprint, sign
-from service.transitions.transition import SessionChange, change_of
+from service.transitions.transition import SessionChange, make_change
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +26,7 @@ BARE = {
     "created": NOW,
     "data": {"object": {"id": "vs_1", "status": "verified", "metadata": {"a": "b"}}},
 }
-ADMITTED = Admission(Outcome.ADMITTED, 3, "processing", contradicts=False)
+ADMITTED = Admission(Outcome.ADMITTED, 3, "processing", after_final=False)
 
 
 class FakeInbox(Inbox):
@@ -72,7 +72,7 @@ async def test_what_becomes_of_an_event() -> None:
 
     [(event, change)] = inbox.admitted
     assert receipt == Receipt(Outcome.ADMITTED, fingerprint(SECRET), event, change, ADMITTED)
-    assert change == change_of(event, endpoint="acme", account_name="shop")
+    assert change == make_change(event, endpoint="acme", account_name="shop")
     assert (change.origin, change.endpoint, change.account_name) == ("webhook", "acme", "shop")
     assert (change.session_id, change.current, change.metadata) == ("vs_1", "verified", {"a": "b"})
 
@@ -80,7 +80,7 @@ async def test_what_becomes_of_an_event() -> None:
 @pytest.mark.parametrize("outcome", [each for each in Outcome if each is not Outcome.IGNORED])
 async def test_the_ledgers_verdict_is_the_outcome(outcome: Outcome) -> None:
     """Whatever the ledger says becomes the outcome."""
-    admission = Admission(outcome, 1, None, contradicts=False)
+    admission = Admission(outcome, 1, None, after_final=False)
 
     receipt = await receive(FakeInbox(admission), body())
 
@@ -139,7 +139,7 @@ async def test_what_is_not_for_us_is_not_admitted() -> None:
 
     receipt = await receive(inbox, body(type="charge.succeeded"))
 
-    ignored = Ignored(IgnoredBecause.OTHER_TYPE, "evt_1", "charge.succeeded")
+    ignored = Ignored(IgnoredReason.OTHER_TYPE, "evt_1", "charge.succeeded")
     assert receipt == Receipt(Outcome.IGNORED, fingerprint(SECRET), ignored)
     assert inbox.admitted == []
 
@@ -178,7 +178,7 @@ async def test_thin_events_of_the_other_world_are_ignored(
     receipt = await receive(FakeInbox(), thin("verified", livemode=is_live), livemode=livemode)
 
     event_type = "v1.identity.verification_session.verified"
-    assert receipt.event == Ignored(IgnoredBecause.LIVEMODE, "evt_t", event_type)
+    assert receipt.event == Ignored(IgnoredReason.LIVEMODE, "evt_t", event_type)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ async def test_livemode(livemode: Livemode, said: dict[str, Any], listened: bool
 
     assert len(inbox.admitted) == listened
     if not listened:
-        assert receipt.event == Ignored(IgnoredBecause.LIVEMODE, "evt_1", BARE["type"])  # type: ignore[arg-type]
+        assert receipt.event == Ignored(IgnoredReason.LIVEMODE, "evt_1", BARE["type"])  # type: ignore[arg-type]
         assert receipt.outcome is Outcome.IGNORED
 
 

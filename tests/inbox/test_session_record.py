@@ -11,7 +11,7 @@ from service.inbox import session_record
 from service.inbox.admission import Inbox
 from service.storage.connections import Connections
 from service.storage.layout import Keys
-from service.transitions.transition import change_of
+from service.transitions.transition import make_change
 from tests.inbox.test_admission import CREATED, NOW, PROCESSING, SESSION_ID, VERIFIED, make_event
 
 
@@ -30,7 +30,7 @@ async def test_what_an_operator_made_of_a_record_is_no_record(
     spoiled: dict[str, str], connections: Connections, keys: Keys, settings: Settings
 ) -> None:
     """A record that cannot be read is said to be none of ours, and nothing of it is told."""
-    await Inbox(connections, keys, settings).admit(CREATED, change_of(CREATED))
+    await Inbox(connections, keys, settings).admit(CREATED, make_change(CREATED))
     await connections.client.hset(keys.session(SESSION_ID), mapping=spoiled)
     with pytest.raises(ValueError, match=r"^unreadable$"):
         await session_record.read(connections, keys, SESSION_ID)
@@ -42,7 +42,7 @@ async def test_a_record_tells_its_story(
     """Status, numbers and every remembered event are told, oldest event first."""
     inbox = Inbox(connections, keys, settings)
     for event in (PROCESSING, CREATED, VERIFIED, VERIFIED):
-        await inbox.admit(event, change_of(event))
+        await inbox.admit(event, make_change(event))
     record = await session_record.read(connections, keys, SESSION_ID)
 
     assert record is not None
@@ -72,7 +72,7 @@ async def test_words_of_any_letters_are_told_whole(
     inbox = Inbox(connections, keys, settings)
     for step, status in (("created", "überprüft 7 "), ("processing", "à revoir")):
         event = make_event(step, status, at=0 if step == "created" else 10)
-        await inbox.admit(event, change_of(event))
+        await inbox.admit(event, make_change(event))
     record = await session_record.read(connections, keys, SESSION_ID)
 
     assert record is not None
@@ -83,7 +83,7 @@ async def test_a_first_status_has_no_previous(
     connections: Connections, keys: Keys, settings: Settings
 ) -> None:
     """After one event there is a status and none before it."""
-    await Inbox(connections, keys, settings).admit(CREATED, change_of(CREATED))
+    await Inbox(connections, keys, settings).admit(CREATED, make_change(CREATED))
     record = await session_record.read(connections, keys, SESSION_ID)
 
     assert record is not None
@@ -101,7 +101,7 @@ async def test_changes_are_found_where_they_should_be(
         if keys.partition(name := f"vs_{n}") == keys.partition(SESSION_ID)
     ]
     for event in (PROCESSING, CREATED, *others, VERIFIED):
-        await inbox.admit(event, change_of(event))
+        await inbox.admit(event, make_change(event))
     record = await session_record.read(connections, keys, SESSION_ID)
     assert record is not None
 
@@ -126,7 +126,7 @@ async def test_looking_for_changes_has_an_end(
     monkeypatch.setattr(session_record, "MAX_ENTRIES_LOOKED_AT", 3)
     for n in range(3):
         await connections.client.xadd(stream, {"n": n})
-    await inbox.admit(PROCESSING, change_of(PROCESSING))
+    await inbox.admit(PROCESSING, make_change(PROCESSING))
     record = await session_record.read(connections, keys, SESSION_ID)
     assert record is not None
     assert await session_record.changes(connections, keys, record) == {}

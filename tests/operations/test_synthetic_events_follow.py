@@ -17,7 +17,7 @@ from service.transitions.lifecycle import (
     order_key,
     state_hash,
 )
-from service.transitions.transition import change_of
+from service.transitions.transition import make_change
 
 SEEDS = range(20)
 
@@ -38,7 +38,7 @@ def test_every_step_is_expected(name: str, seed: int) -> None:
 
     But for an approval on review: it looks like a check whose `processing` was missed.
     """
-    statuses = [change_of(event).current for event in life(name, seed)]
+    statuses = [make_change(event).current for event in life(name, seed)]
     first: list[str | None] = [None]
     steps = list(zip([*first, *statuses], statuses, strict=False))
     if name == "approved-on-review":
@@ -62,7 +62,7 @@ def test_every_step_moves_on(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", LIFECYCLES)
 def test_only_a_rejection_on_review_is_a_reversal(name: str) -> None:
     """Of all steps the one by which staff take a verification back is a reversal."""
-    statuses = [change_of(event).current for event in life(name, 0)]
+    statuses = [make_change(event).current for event in life(name, 0)]
     reversals = [is_reversal(*step) for step in pairwise(statuses)]
 
     assert reversals == [False] * (len(reversals) - 1) + [name == "rejected-on-review"]

@@ -112,11 +112,11 @@ async def test_what_is_wrong_for_a_moment_is_not_said(log: Log) -> None:
 
 def test_a_keyring_is_exchanged_whole() -> None:
     """After an exchange only the new secrets count, and are known by their fingerprints."""
-    keyring = SigningSecrets({"": OLD, "eu": OLD})
-    before = keyring[""]
-    keyring.exchange({"": (*NEW, *OLD), "us": NEW})
+    signing_secrets = SigningSecrets({"": OLD, "eu": OLD})
+    before = signing_secrets[""]
+    signing_secrets.replace({"": (*NEW, *OLD), "us": NEW})
     assert before == OLD
-    assert dict(keyring) == {"": (*NEW, *OLD), "us": NEW}
-    assert len(keyring) == 2
-    assert keyring.get("eu") is None
-    assert keyring.fingerprints() == sorted({fingerprint(OLD[0]), fingerprint(NEW[0])})
+    assert dict(signing_secrets) == {"": (*NEW, *OLD), "us": NEW}
+    assert len(signing_secrets) == 2
+    assert signing_secrets.get("eu") is None
+    assert signing_secrets.fingerprints() == sorted({fingerprint(OLD[0]), fingerprint(NEW[0])})

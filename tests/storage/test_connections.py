@@ -37,7 +37,7 @@ from service.storage.pipeline import NotKeptError, NotReplicatedError
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.telemetry import metrics
-from service.transitions.transition import change_of
+from service.transitions.transition import make_change
 from tests.support.harness import soon
 from tests.support.proxy import Fault, proxy_to
 from tests.support.servers import (
@@ -362,7 +362,7 @@ async def test_too_few_replicas_are_not_durable(
     before = failures.get()
     await connections.client.config_set("min-replicas-to-write", 1)
     try:
-        admission = asyncio.create_task(inbox.admit(event, change_of(event)))
+        admission = asyncio.create_task(inbox.admit(event, make_change(event)))
         await until(lambda: failures.get() > before)
         push(600)
         with pytest.raises(Unavailable) as refused:
@@ -388,8 +388,8 @@ async def test_behind_sentinel_everything_works(
             await open_groups(connections, keys, settings.handlers)
             inbox = Inbox(connections, keys, settings)
             event = first_event("vs_1")
-            assert (await inbox.admit(event, change_of(event))).outcome is Outcome.ADMITTED
-            assert (await inbox.admit(event, change_of(event))).outcome is Outcome.DUPLICATE
+            assert (await inbox.admit(event, make_change(event))).outcome is Outcome.ADMITTED
+            assert (await inbox.admit(event, make_change(event))).outcome is Outcome.DUPLICATE
             assert not connections.is_cluster
 
 
@@ -461,7 +461,7 @@ async def test_in_cluster_everything_works(
         inbox = Inbox(connections, keys, settings)
 
         async def admitted() -> set[Outcome]:
-            answers = await asyncio.gather(*(inbox.admit(one, change_of(one)) for one in events))
+            answers = await asyncio.gather(*(inbox.admit(one, make_change(one)) for one in events))
             return {answer.outcome for answer in answers}
 
         assert await admitted() == {Outcome.ADMITTED}
@@ -540,7 +540,7 @@ async def test_one_failing_primary_does_not_hold_up_the_others(
 
         async def outcome(event: Event) -> str:
             try:
-                return str((await inbox.admit(event, change_of(event))).outcome)
+                return str((await inbox.admit(event, make_change(event))).outcome)
             except Unavailable as error:
                 return str(error)
 

@@ -261,7 +261,7 @@ async def watched(
             one = Health(connections, make_settings(redis_url=Secret(proxy.url)))
             task = asyncio.create_task(one.watch())
             yield one, proxy, lines
-            await cancellation.end(task)
+            await cancellation.cancel_and_wait(task)
 
 
 class TestReadiness:
@@ -463,7 +463,7 @@ async def test_a_redis_that_answers_and_takes_nothing_leaves_us_ready(
                 assert one.ready
                 assert await probe(connections) == word
             await until(lambda: not any(each.severity is FATAL for each in one._findings))
-            await cancellation.end(watching)
+            await cancellation.cancel_and_wait(watching)
     assert not [line for line in lines if line["event"] == "redis.lost"]
 
 
@@ -535,4 +535,4 @@ class TestStart:
             watching = asyncio.create_task(one.watch())
             await until(one.usable.is_set)
             await until(lambda: one.ready)
-            await cancellation.end(watching)
+            await cancellation.cancel_and_wait(watching)

@@ -20,7 +20,7 @@ from service.storage.layout import Keys, guard, open_groups
 from service.storage.pipeline import Needs, NotReplicatedError
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
-from service.transitions.transition import change_of
+from service.transitions.transition import make_change
 from tests.support.harness import soon
 from tests.support.proxy import proxy_to
 from tests.support.servers import Server, free_port, sentinel, server, until, until_answers
@@ -73,7 +73,7 @@ def admit(make_settings: Callable[..., Settings]) -> Admit:
         try:
             # Sooner than any deadline: what cannot be kept is said at once.
             async with asyncio.timeout(settings.admit_deadline_s / 2):
-                return (await inboxes[connections].admit(one, change_of(one))).outcome
+                return (await inboxes[connections].admit(one, make_change(one))).outcome
         except Unavailable as error:
             return error.reason
 
@@ -195,11 +195,11 @@ async def test_a_redis_that_drops_keys_is_given_none(
     await connections.client.config_set("maxmemory-policy", "allkeys-lru")
     try:
         with pytest.raises(Unavailable) as refused:
-            await inbox.admit(one, change_of(one))
+            await inbox.admit(one, make_change(one))
         assert refused.value.reason is UnavailableReason.NOT_DURABLE
     finally:
         await connections.client.config_set("maxmemory-policy", "noeviction")
-    assert (await inbox.admit(one, change_of(one))).outcome is Outcome.ADMITTED
+    assert (await inbox.admit(one, make_change(one))).outcome is Outcome.ADMITTED
 
 
 class Family:

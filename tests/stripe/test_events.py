@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from service.errors import Rejected, RejectionReason
 from service.stripe.decoding import _fields
-from service.stripe.events import Event, EventRequest, Ignored, IgnoredBecause, Notification, parse
+from service.stripe.events import Event, EventRequest, Ignored, IgnoredReason, Notification, parse
 from service.stripe.signatures import VerifiedPayload
 from tests.support.depth import searching
 from tests.support.programs import FIXTURES
@@ -179,7 +179,7 @@ def test_unknown_words_after_the_prefix_are_ours(event_type: str) -> None:
 )
 def test_what_is_not_for_us(found: dict[str, Any], because: str) -> None:
     """Other types, pings and their thin events are ignored by type, whatever else they hold."""
-    expected = Ignored(IgnoredBecause(because), "evt_1", found["type"])
+    expected = Ignored(IgnoredReason(because), "evt_1", found["type"])
 
     assert understood({"id": "evt_1", **found}) == expected
 
@@ -212,7 +212,7 @@ def test_an_ignored_event_tells_no_odd_id(event_id: object) -> None:
     """What stands in the id's place but is none is not passed on."""
     ignored = understood({"type": "charge.succeeded", "id": event_id})
 
-    assert ignored == Ignored(IgnoredBecause.OTHER_TYPE, None, "charge.succeeded")
+    assert ignored == Ignored(IgnoredReason.OTHER_TYPE, None, "charge.succeeded")
 
 
 @pytest.mark.parametrize("event_type", [1, True, [CANARY], {CANARY: CANARY}, 1.5], ids=str)
@@ -298,7 +298,7 @@ def test_what_decides_must_be_readable(path: str, value: object, field: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "unread"),
+    ("path", "value", "skipped_fields"),
     [
         ("api_version", [CANARY], "api_version"),
         ("request", 66600666, "request"),
@@ -325,11 +325,11 @@ def test_what_decides_must_be_readable(path: str, value: object, field: str) -> 
         ),
     ],
 )
-def test_what_nobody_needs_is_left_out(path: str, value: object, unread: str) -> None:
+def test_what_nobody_needs_is_left_out(path: str, value: object, skipped_fields: str) -> None:
     """A field that cannot be read costs no event: it is None, and told of by its path alone."""
     event = event_of(placed(path, value))
 
-    assert event.unread == (unread,)
+    assert event.skipped_fields == (skipped_fields,)
     assert (event.id, event.created, event.session.status) == ("evt_1", CREATED, "processing")
     assert CANARY not in repr(event)
 
@@ -342,7 +342,7 @@ def test_beside_what_is_left_out_all_is_read() -> None:
 
     event = event_of(BARE | {"pending_webhooks": CANARY, "data": {"object": session}})
 
-    assert sorted(event.unread) == [
+    assert sorted(event.skipped_fields) == [
         "data.object.last_error.reason",
         "data.object.metadata",
         "data.object.options",
@@ -359,7 +359,7 @@ HALVES = (r"\ud800", r"\uDBFF", r"\udc00x", r"\uDfff\ud83d", r"\ud83d\ud83d\ude0
 
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize(
-    ("path", "value", "unread"),
+    ("path", "value", "skipped_fields"),
     [
         ("api_version", "?", ("api_version",)),
         ("request", {"id": "?", "idempotency_key": "key"}, ("request.id",)),
@@ -378,14 +378,16 @@ HALVES = (r"\ud800", r"\uDBFF", r"\udc00x", r"\uDfff\ud83d", r"\ud83d\ud83d\ude0
     ],
 )
 def test_half_a_surrogate_pair_costs_no_event(
-    half: str, path: str, value: Any, unread: tuple[str, ...] | None
+    half: str, path: str, value: Any, skipped_fields: tuple[str, ...] | None
 ) -> None:
     """What JSON can escape and no text can hold is left out; whatever else there is, is read."""
     found = json.loads(json.dumps(placed(path, value)))
     found["data"]["object"] |= {"type": "document", "related_person": {"person": "\U0001f600"}}
     event = event_of(json.dumps(found).replace("?", half).encode())
 
-    assert event.unread == (("data.object.last_error.reason",) if unread is None else unread)
+    assert event.skipped_fields == (
+        ("data.object.last_error.reason",) if skipped_fields is None else skipped_fields
+    )
     session = event.session
     assert (session.type, session.client_reference_id) == ("document", None)
     assert session.related_person is not None
@@ -408,7 +410,7 @@ def test_what_looks_like_half_a_pair_is_read(text: str) -> None:
     """Whole pairs, the replacement character, and a backslash before a u are texts like any."""
     event = event_of(placed("data.object.client_reference_id", text))
 
-    assert (event.session.client_reference_id, event.unread) == (text, ())
+    assert (event.session.client_reference_id, event.skipped_fields) == (text, ())
 
 
 @pytest.mark.parametrize("value", [66600666, None, True, [CANARY], {CANARY: CANARY}, 1.5])
@@ -417,7 +419,7 @@ def test_of_metadata_only_what_is_no_text_is_left_out(value: object) -> None:
     metadata = {"user": "7", CANARY: value, "tenant": "é"}
     event = event_of(placed("data.object.metadata", metadata))
 
-    assert event.unread == ("data.object.metadata",)
+    assert event.skipped_fields == ("data.object.metadata",)
     assert event.session.metadata == {"user": "7", "tenant": "é"}
 
 
@@ -426,7 +428,7 @@ def unreadable(kind: type[msgspec.Struct]) -> dict[str, Any]:
     return {
         field.name: unreadable(field.struct) if field.struct else [{CANARY: 66600666}]
         for field in _fields(kind)
-        if field.name not in {"livemode", "redaction", "unread"}
+        if field.name not in {"livemode", "redaction", "skipped_fields"}
     }
 
 
@@ -445,14 +447,14 @@ def test_the_work_does_not_grow_with_what_cannot_be_read(monkeypatch: pytest.Mon
     monkeypatch.setattr(msgspec, "convert", counting)
     event = event_of(found)
 
-    assert len(event.unread) > 90
+    assert len(event.skipped_fields) > 90
     assert converted.count(Event) == 2
-    assert len(converted) < 3 * len(event.unread)
+    assert len(converted) < 3 * len(event.skipped_fields)
 
 
 def test_what_was_unread_is_ours_to_say() -> None:
     """A field of that name in what was sent counts for nothing."""
-    assert understood(BARE | {"unread": [CANARY]}) == understood(BARE)
+    assert understood(BARE | {"skipped_fields": [CANARY]}) == understood(BARE)
 
 
 @pytest.mark.parametrize(
@@ -507,7 +509,7 @@ def test_depth_within_reason_is_tolerated() -> None:
         deep = [deep]
 
     assert understood(placed("data.object.new", deep)) == understood(BARE)
-    assert event_of(placed("data.object.url", deep)).unread == ("data.object.url",)
+    assert event_of(placed("data.object.url", deep)).skipped_fields == ("data.object.url",)
 
 
 def test_an_event_shows_nothing_personal() -> None:
@@ -555,7 +557,9 @@ def test_anything_is_understood_ignored_or_refused(found: Any) -> None:
     """Any JSON at all is an event, is ignored, or is refused without any of it."""
     with suppress(Rejected):
         event = understood(found)
-        assert not isinstance(event, Event) or CANARY not in repr((event.unread, event.session))
+        assert not isinstance(event, Event) or CANARY not in repr(
+            (event.skipped_fields, event.session)
+        )
         return
     refusal(found)
 
@@ -607,7 +611,7 @@ def told(found: Any) -> Event | Notification | Ignored | tuple[str, str | None]:
 
 def test_nobody_else_says_what_is_unread() -> None:
     """A field of ours that is sent is nothing."""
-    assert event_of(BARE | {"unread": ["data.object.id"]}).unread == ()
+    assert event_of(BARE | {"skipped_fields": ["data.object.id"]}).skipped_fields == ()
 
 
 def test_letters_are_letters_everywhere() -> None:

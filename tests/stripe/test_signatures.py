@@ -54,7 +54,7 @@ def judge(
     secrets = [Secret(key) for key in keys]
     beside = map(Secret, others)
     try:
-        payload = verify(body, signature, secrets, now=now, tolerance_s=300, others=beside)
+        payload = verify(body, signature, secrets, now=now, tolerance_s=300, other_secrets=beside)
     except Rejected as error:
         return error.reason if (error.field, error.__context__) == (None, None) else "leaky"
     assert payload.body is body
@@ -338,10 +338,10 @@ def test_other_secrets_are_looked_at_only_where_none_matches() -> None:
             looked_at.append(number)
             yield Secret(b"whsec_%d" % number)
 
-    verify(BODY, header(), [Secret(KEY)], now=NOW, tolerance_s=300, others=others())
+    verify(BODY, header(), [Secret(KEY)], now=NOW, tolerance_s=300, other_secrets=others())
     assert looked_at == []
     with pytest.raises(Rejected):
-        verify(BODY, header(), [Secret(b"?")], now=NOW, tolerance_s=300, others=others())
+        verify(BODY, header(), [Secret(b"?")], now=NOW, tolerance_s=300, other_secrets=others())
     assert len(looked_at) == OTHER_SECRETS_LOOKED_AT
 
 

@@ -75,7 +75,7 @@ class Answer(NamedTuple):
     outcome: str
     sequence: int = 0
     previous: str | None = None
-    contradicts: bool = False
+    after_final: bool = False
 
 
 class Seen(NamedTuple):
@@ -199,10 +199,10 @@ class Ledger:
         if event["created"] < oldest:
             return Answer("expired")
         story, before = story_of(event), record.status
-        contradicts = False
+        after_final = False
         if record.rejects(event):
             outcome = "late"
-            contradicts = event["created"] > record.latest["created"] + SKEW_S
+            after_final = event["created"] > record.latest["created"] + SKEW_S
         elif story == record.story:
             outcome = "unchanged"
             record.move_up(event)
@@ -221,7 +221,7 @@ class Ledger:
         if record.fields % PRUNED_EVERY == 0:
             spared = oldest - 2 * CLOCKS_DIFFER_S
             record.seen = {i: one for i, one in record.seen.items() if one.created >= spared}
-        return Answer(outcome, record.sequence, before, contradicts)
+        return Answer(outcome, record.sequence, before, after_final)
 
     @staticmethod
     def _known(record: Record, event: Any, nonce: str) -> Answer:
@@ -231,8 +231,8 @@ class Ledger:
             record.duplicates += 1
             return Answer("duplicate", seen.sequence)
         late = seen.outcome == "late"
-        contradicts = late and event["created"] > record.latest["created"] + SKEW_S
+        after_final = late and event["created"] > record.latest["created"] + SKEW_S
         if seen.outcome != "admitted":
-            return Answer(seen.outcome, seen.sequence, record.status, contradicts)
+            return Answer(seen.outcome, seen.sequence, record.status, after_final)
         newest = seen.sequence == record.sequence
         return Answer("admitted", seen.sequence, record.previous if newest else None)

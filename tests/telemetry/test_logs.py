@@ -328,7 +328,7 @@ def test_floods_are_held_back(configure: Configure) -> None:
     log = logger()
     for _ in range(3 * MAX_PER_WINDOW):
         log.warning("event.rejected", reason="signature_mismatch")
-        log.warning("event.late", contradicts=True)
+        log.warning("event.late", after_final=True)
         logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
 
     said = [line["event"] for line in out.lines]
@@ -377,7 +377,7 @@ def test_faults_nobody_can_catch_are_reported(
 ) -> None:
     """What ends a thread, or fails in a finalizer, is a line with its class, not its message."""
     out = configure()
-    logs.report_faults()
+    logs.log_unhandled_errors()
 
     class Fragile:
         def __del__(self) -> None:
@@ -611,7 +611,7 @@ async def test_a_line_that_comes_late_is_not_taken_for_lost(configure: Configure
     log = logger()
     log.info("event.admitted", text="x" * 100_000)
     log.info("transition")
-    waiting = [asyncio.create_task(logs.written(30)) for _ in range(2)]
+    waiting = [asyncio.create_task(logs.wait_until_written(30)) for _ in range(2)]
     await asyncio.sleep(0.05)
     waiting[0].cancel()
     lines = await asyncio.to_thread(pipe.lines)

@@ -154,15 +154,15 @@ async def test_the_counters_say_what_happened(
 
 def test_only_secrets_in_use_are_told() -> None:
     """What is taken out of use is no longer told as in use, whatever is put in its place."""
-    metrics.secrets_loaded([("aaaaaaaa", "current"), ("bbbbbbbb", "old")])
-    metrics.secrets_loaded([("cccccccc", "current"), ("aaaaaaaa", "old")])
+    metrics.set_loaded_secrets([("aaaaaaaa", "current"), ("bbbbbbbb", "old")])
+    metrics.set_loaded_secrets([("cccccccc", "current"), ("aaaaaaaa", "old")])
     told = {
         tuple(sorted(value for _, value in labels))
         for (name, labels), value in _samples().items()
         if name == "idv_secret_loaded" and value
     }
     assert told == {("cccccccc", "current"), ("aaaaaaaa", "old")}
-    metrics.secrets_loaded([])
+    metrics.set_loaded_secrets([])
 
 
 def test_label_values_are_from_closed_lists() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.secret import MASK, Secret
 from service.telemetry import redaction
-from service.telemetry.redaction import FORBIDDEN_KEYS, harmless, one_line, scrub
+from service.telemetry.redaction import FORBIDDEN_KEYS, one_line, sanitize, scrub
 from tests.support.harness import cost
 
 CANARY = "canary-66600666"
@@ -111,7 +111,7 @@ def test_only_the_beginning_of_a_long_text_is_looked_at(monkeypatch: pytest.Monk
         return scrub(text)
 
     monkeypatch.setattr(redaction, "scrub", spy)
-    harmless({"a": "://" * 2**18})
+    sanitize({"a": "://" * 2**18})
 
     assert max(lengths) == 2 * redaction._MOST_CHARACTERS
 
@@ -122,9 +122,9 @@ def test_forbidden_keys_are_masked(key: str, value: object) -> None:
     """A field named like something secret or personal is masked, whatever and wherever it is."""
     spelled = key.upper().replace("_", "-")
 
-    assert harmless({key: value, "kept": 1}) == {key: MASK, "kept": 1}
-    assert harmless({spelled: value}) == {spelled: MASK}
-    assert harmless({"a": [{"b": ({key: value},)}]}) == {"a": [{"b": [{key: MASK}]}]}
+    assert sanitize({key: value, "kept": 1}) == {key: MASK, "kept": 1}
+    assert sanitize({spelled: value}) == {spelled: MASK}
+    assert sanitize({"a": [{"b": ({key: value},)}]}) == {"a": [{"b": [{key: MASK}]}]}
 
 
 def test_everything_personal_is_forbidden() -> None:
@@ -189,15 +189,15 @@ ODD: dict[str, tuple[object, object]] = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_values(name: str) -> None:
-    """What is no plain value is told in a few harmless words."""
+    """What is no plain value is told in a few sanitize words."""
     value, expected = ODD[name]
 
-    assert harmless({"a": value}) == {"a": expected}
+    assert sanitize({"a": value}) == {"a": expected}
 
 
 def test_a_long_secret_is_masked_before_it_is_cut() -> None:
     """Cutting long texts never leaves half a secret that no longer looks like one."""
-    assert "canary" not in harmless({"a": "a" * 985 + "redis://u:canary@h"})["a"]
+    assert "canary" not in sanitize({"a": "a" * 985 + "redis://u:canary@h"})["a"]
 
 
 VALUES = st.recursive(
@@ -223,7 +223,7 @@ VALUES = st.recursive(
 @given(st.dictionaries(st.text(), VALUES, max_size=5))
 def test_anything_can_be_written(fields: dict[str, Any]) -> None:
     """Whatever is logged, what is left of it is JSON, of one line, and without a secret."""
-    line = orjson.dumps(harmless(fields)).decode()
+    line = orjson.dumps(sanitize(fields)).decode()
 
     assert isinstance(json.loads(line), dict)
     assert len(line.splitlines()) == 1

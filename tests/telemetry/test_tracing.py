@@ -266,7 +266,7 @@ def test_it_is_off_unless_asked_for() -> None:
     """Without a collector's address, or with the SDK disabled, there is nothing to trace with."""
     address = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
     for environ in ({}, {**address, "OTEL_SDK_DISABLED": "true"}):
-        with tracing.opened(environ) as traced:
+        with tracing.open_tracing(environ) as traced:
             assert traced is None
     # redis-py looks for the extra on its own account, but makes no spans.
     names = "[name for name in sys.modules if 'opentelemetry.sdk.trace' in name]"
@@ -280,7 +280,7 @@ def test_it_is_off_unless_asked_for() -> None:
 def test_without_the_extra_it_is_off_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A collector's address alone, without the extra, is a warning and no reason not to start."""
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    with tracing.opened({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}) as traced:
+    with tracing.open_tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}) as traced:
         assert traced is None
 
 

@@ -17,7 +17,7 @@ from service.stripe.signatures import VerifiedPayload
 from service.stripe.verification_session import RelatedPerson
 from service.transitions.lifecycle import Status
 from service.transitions.stream_entry import pack, unpack
-from service.transitions.transition import Origin, SessionChange, StatusTransition, change_of
+from service.transitions.transition import Origin, SessionChange, StatusTransition, make_change
 from tests.support.programs import FIXTURES
 
 CANARY = "canary-66600666"
@@ -220,7 +220,7 @@ def test_secrets_are_never_packed() -> None:
     assert isinstance(event, Event)
     assert json.dumps(found).count("66600666") > 30
 
-    packed = pack(change_of(event))
+    packed = pack(make_change(event))
 
     assert b"66600666" not in packed
     assert json.loads(packed)["last_error_code"] == "abandoned"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from service.config import network
+from service.config import parse_network
 from service.web.allow_list import AllowList, client_address
 
-PROXIES = [network("10.0.0.0/8"), network("fd00::/8"), network("127.0.0.1")]
-STRIPE = [network("3.18.12.63"), network("54.187.174.0/24"), network("2001:db8::/32")]
+PROXIES = [parse_network("10.0.0.0/8"), parse_network("fd00::/8"), parse_network("127.0.0.1")]
+STRIPE = [
+    parse_network("3.18.12.63"),
+    parse_network("54.187.174.0/24"),
+    parse_network("2001:db8::/32"),
+]
 
 TOLD: dict[str, tuple[str, list[bytes], str | None]] = {
     "nobody between": ("3.18.12.63", [], "3.18.12.63"),
@@ -66,7 +70,7 @@ def test_who_may_come_in(peer: str) -> None:
 def test_networks_are_exchanged_whole() -> None:
     """After an exchange only the new networks count."""
     door = AllowList(STRIPE, proxies=[])
-    door.exchange([network("192.0.2.0/24")])
+    door.exchange([parse_network("192.0.2.0/24")])
     assert door.admits("192.0.2.7", [])
     assert not door.admits("3.18.12.63", [])
 
@@ -77,4 +81,4 @@ def test_networks_are_exchanged_whole() -> None:
 def test_what_is_no_network_is_refused(text: str) -> None:
     """Anything but an address or a network without further bits is an error, not a guess."""
     with pytest.raises(ValueError, match=r"."):
-        network(text)
+        parse_network(text)

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from service import cancellation
-from service.config import Livemode, Settings, network
+from service.config import Livemode, Settings, parse_network
 from service.errors import Rejected, RejectionReason, Unavailable, UnavailableReason
 from service.inbox import request_log
 from service.inbox.admission import Inbox
@@ -295,7 +295,7 @@ async def test_what_nobody_needs_costs_no_event(open_app: Open, log: Log) -> Non
         assert_answer(await post(client, event(options="canary")), 200, outcome="admitted")
         assert_answer(await post(client, event(id="evt_2")), 200, outcome="unchanged")
     assert sample("idv_skipped_fields_total") == before + 1
-    assert [line.get("unread") for line in log.lines] == [("data.object.options",), None]
+    assert [line.get("skipped_fields") for line in log.lines] == [("data.object.options",), None]
     assert "canary" not in str(log.lines)
 
 
@@ -772,7 +772,7 @@ async def test_redis_may_go_and_come(
             assert await ready()
             assert_answer(await post(client, late), 200, outcome="admitted")
             assert_answer(await post(client, event()), 200, outcome="duplicate")
-        await cancellation.end(watching)
+        await cancellation.cancel_and_wait(watching)
     await line.cut()
 
 
@@ -784,7 +784,7 @@ async def test_only_who_is_on_the_list_may_come_in(
     settings = make_settings(secrets=BOTH_SECRETS)
     inbox = Inbox(connections, Keys(settings.redis_prefix, settings.partitions), settings)
     receiver = Receiver(inbox, tolerance_s=300, livemode=Livemode.BOTH)
-    door = AllowList([network("3.18.12.63")], proxies=[network("127.0.0.1")])
+    door = AllowList([parse_network("3.18.12.63")], proxies=[parse_network("127.0.0.1")])
     app = create_app(receiver, Health(connections, settings), settings, door)
     body = event()
     async with client_of(app) as client:
@@ -820,7 +820,7 @@ async def test_probes_say_ready_or_not(connections: Connections, settings: Setti
             shown = await client.get("/metrics")
             assert shown.status_code == (404 if one is app else 200)
     assert shown.headers["content-type"] == metrics.CONTENT_TYPE
-    await cancellation.end(watching)
+    await cancellation.cancel_and_wait(watching)
 
 
 TRACE = "00-" + "a1" * 16 + "-00f067aa0ba902b7-01"
@@ -880,11 +880,11 @@ async def test_one_line_for_each_delivery(open_app: Open, log: Log) -> None:
         "event", "event_id", "event_type", "session_id", "previous", "current", "reversal",
         "status", "ignored_status", "sequence", "endpoint", "last_error_code",
         "redaction_status", "report_id", "livemode", "account", "reason",
-        "because", "field", "contradicts", "secret_fingerprint", "duration_ms", "body_bytes",
+        "field", "after_final", "secret_fingerprint", "duration_ms", "body_bytes",
         "request_id",
     }  # fmt: skip
     assert all(line.keys() <= allowed for line in log.lines)
-    assert [line.get("contradicts") for line in log.lines[6:8]] == [False, True]
+    assert [line.get("after_final") for line in log.lines[6:8]] == [False, True]
 
 
 async def test_a_line_says_what_the_session_is(open_app: Open, log: Log) -> None:

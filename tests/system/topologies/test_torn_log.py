@@ -29,7 +29,7 @@ from service.storage.connections import Connections, connect
 from service.storage.layout import Keys, guard, open_groups
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
-from service.transitions.transition import change_of
+from service.transitions.transition import make_change
 from tests.support.harness import event
 from tests.support.servers import server
 
@@ -71,7 +71,7 @@ async def _work(connections: Connections) -> None:
         events = [_event(session, step) for session in range(SESSIONS)]
         # A copy, and one that is late.
         events += [events[0], _event(1, 0, "late_")]
-        await asyncio.gather(*(inbox.admit(one, change_of(one)) for one in events))
+        await asyncio.gather(*(inbox.admit(one, make_change(one)) for one in events))
         for mailbox in mailboxes:
             for delivery in await mailbox.read(SESSIONS - 1):
                 if mailbox.handler == SETTLES:
