@@ -297,7 +297,7 @@ MUTANTS = (
     Mutant(
         "a body is believed to be as long as it says",
         "service/web/app.py",
-        "            if size > self._most_bytes:\n",
+        "            if size > self._max_body_bytes:\n",
         "            if False:\n",
         "web/test_app.py",
     ),
@@ -508,8 +508,8 @@ MUTANTS = (
     Mutant(
         "named endpoints are open to everybody",
         "service/web/app.py",
-        '            Route(WEBHOOK_PATH + "/{endpoint:path}", inside, methods=["POST"]),\n',
-        '            Route(WEBHOOK_PATH + "/{endpoint:path}", webhook, methods=["POST"]),\n',
+        '                Route(WEBHOOK_PATH + "/{endpoint:path}", endpoint, methods=["POST"]),\n',
+        '                Route(WEBHOOK_PATH + "/{endpoint:path}", webhook, methods=["POST"]),\n',
         "web/test_app.py",
     ),
     # The way out: leases, fences, counts.

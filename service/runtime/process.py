@@ -192,7 +192,9 @@ def _receiver(
     app = create_app(
         receiver, ground.health, replace(settings, secrets=signing_secrets), allow_list
     )
-    return _listener(ground, app, settings.port, settings.max_connections, room=app.room)
+    return _listener(
+        ground, app, settings.port, settings.max_connections, available_slots=app.available_slots
+    )
 
 
 def _reloading_secrets(
@@ -215,7 +217,7 @@ def _reloading_networks(
     allow_list: AllowList, networks: Sequence[Network], environ: Mapping[str, str]
 ) -> Reloader[Any]:
     def use(networks: Sequence[Network]) -> dict[str, Any]:
-        allow_list.exchange(networks)
+        allow_list.replace(networks)
         return {"networks": len(networks)}
 
     return Reloader(
@@ -234,7 +236,7 @@ def _listener(
     port: int,
     max_connections: int,
     *,
-    room: Callable[[], float] = lambda: math.inf,
+    available_slots: Callable[[], float] = lambda: math.inf,
 ) -> Listener:
     settings = ground.settings
     return Listener(
@@ -245,7 +247,7 @@ def _listener(
         receive_timeout_s=settings.receive_timeout_s,
         keep_alive_s=settings.keep_alive_s,
         grace_s=settings.shutdown_grace_s,
-        room=room,
+        available_slots=available_slots,
     )
 
 

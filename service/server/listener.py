@@ -49,13 +49,13 @@ class Listener:
         receive_timeout_s: float,
         keep_alive_s: int,
         grace_s: float,
-        room: Callable[[], float] = lambda: math.inf,
+        available_slots: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._socket = _bound(host, port, stalled_after_s=receive_timeout_s)
         self._terms = ListenerState(
             receive_timeout_s=receive_timeout_s,
             most_connections=_affordable(max_connections),
-            room=room,
+            available_slots=available_slots,
         )
         self._server = _Server(
             uvicorn.Config(

@@ -20,7 +20,7 @@ class ListenerState:
     Attributes:
         receive_timeout_s: Seconds a client has for a whole request.
         most_connections: How many may be open at once.
-        room: Says how many more requests can be taken in hand.
+        available_slots: Says how many more requests can be taken in hand.
         draining: Whether each answer is its connection's last.
         lingering: How many have been answered for the last time, and wait to be closed.
         shed: How many requests were answered 503 unread, and are not counted and logged yet.
@@ -29,7 +29,7 @@ class ListenerState:
 
     receive_timeout_s: float
     most_connections: int
-    room: Callable[[], float]
+    available_slots: Callable[[], float]
     draining: bool = False
     lingering: int = 0
     shed: int = 0
@@ -37,7 +37,7 @@ class ListenerState:
 
     def is_busy(self) -> bool:
         """Say whether all places are taken, or will be when this loop turn is over."""
-        return self.come >= self.room()
+        return self.come >= self.available_slots()
 
     def end_turn(self) -> None:
         """Count from nothing again: whoever has come is in hand by now, or answered."""

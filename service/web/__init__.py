@@ -1,1 +1,1 @@
-"""HTTP: routes, bodies, and which status code answers what."""
+"""What is answered: routes, bodies, status codes."""

@@ -1,6 +1,6 @@
-"""Where a request comes from, and whether it may: addresses and networks. Pure.
+"""The IP allow list: which client a request comes from, and whether its network is allowed. Pure.
 
-Nothing else in the service decides by an address: whoever has a signing secret is who it is.
+Nothing else in the service decides by an address: authenticity comes from the signature alone.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ MAX_FORWARDED = 64
 
 
 class AllowList:
-    """The networks that may come in, which may be exchanged while requests do.
+    """The networks that requests may come from; they can be replaced while requests are served.
 
     Args:
-        networks: Who may come in.
-        proxies: Whose word counts about where a request came from.
+        networks: The allowed networks.
+        proxies: The proxies whose X-Forwarded-For is trusted.
     """
 
     def __init__(self, networks: Sequence[Network], *, proxies: Sequence[Network]) -> None:
         self._networks = networks
         self._proxies = proxies
 
-    def exchange(self, networks: Sequence[Network]) -> None:
-        """Let in *networks* from the next request on, and none of those before."""
+    def replace(self, networks: Sequence[Network]) -> None:
+        """Allow *networks* from the next request on, instead of those before."""
         self._networks = networks
 
     def admits(self, peer: str, forwarded_for: Iterable[bytes]) -> bool:
@@ -46,16 +46,16 @@ class AllowList:
 def client_address(
     peer: str, forwarded_for: Iterable[bytes], proxies: Sequence[Network]
 ) -> Address | None:
-    """Return the last address on the way to us that is no proxy of ours; None where none is told.
+    """Return the client's address; None if a trusted proxy forwards something else.
 
-    Each proxy appends whom it heard: from the right, addresses are believed as far as the one who
-    wrote them is.
+    Each proxy appends the address it was called from. So walk X-Forwarded-For from the right and
+    skip trusted proxies: the first other address is the client.
     """
     address = _address(peer.encode())
-    told = b",".join(forwarded_for).split(b",")[-MAX_FORWARDED:]
-    while told and address is not None and _is_in(address, proxies):
-        last = told.pop().strip()
-        if not last and not told:
+    forwarded = b",".join(forwarded_for).split(b",")[-MAX_FORWARDED:]
+    while forwarded and address is not None and _is_in(address, proxies):
+        last = forwarded.pop().strip()
+        if not last and not forwarded:
             break
         address = _address(last)
     return address
@@ -66,7 +66,7 @@ def _is_in(address: Address, networks: Sequence[Network]) -> bool:
 
 
 def _address(text: bytes) -> Address | None:
-    """Read an address, with a port or without; one of IPv4 in IPv6's clothes is one of IPv4."""
+    """Parse an address, with or without a port; an IPv4-mapped IPv6 address is its IPv4 one."""
     try:
         address = ip_address(_without_port(text.decode("ascii")))
     except ValueError:

@@ -1,6 +1,7 @@
-"""The few headers of a request that anybody here looks at, each only if it is as it should be.
+"""The request headers that the service reads, each only if it is valid.
 
-What they mean is decided by who reads them.
+It does not know what they mean: signatures are verified in `stripe`, traces continued in
+`telemetry`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ _TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
 
-# What is made here is unique among processes, and cheap.
-_PROCESS = secrets.token_hex(4)
+# Our own request ids: unique among processes, and cheaper than a UUID for each request.
+_PROCESS_ID = secrets.token_hex(4)
 _NUMBERS = itertools.count()
 
 
@@ -25,21 +26,21 @@ class Headers:
     """What a request's headers say.
 
     Attributes:
-        signature: Stripe's, all lines of it.
-        declared_bytes: How large the body is said to be; 0 when nothing is said.
-        body_bytes: How large it was, once it is here.
-        traceparent: Where in a trace the request was sent; None without a valid one.
+        signature: Stripe-Signature, all lines of it.
+        content_length: The declared size of the body; 0 without a valid one.
+        body_bytes: The actual size of the body, once it has been read.
+        traceparent: The trace that the request belongs to; None without a valid one.
     """
 
-    def __init__(self, sent: Sequence[tuple[bytes, bytes]]) -> None:
-        found = _joined(sent)
-        length = found.get(b"content-length", b"")
-        request_id = found.get(b"x-request-id")
-        parent = found.get(b"traceparent")
+    def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
+        values = _joined(raw)
+        length = values.get(b"content-length", b"")
+        request_id = values.get(b"x-request-id")
+        parent = values.get(b"traceparent")
         traced = _TRACEPARENT.fullmatch(parent) if parent else None
-        self.signature = found.get(b"stripe-signature")
-        # Twenty digits tell too large from not; int() refuses thousands of them.
-        self.declared_bytes = int(length[:20]) if length.isdigit() else 0
+        self.signature = values.get(b"stripe-signature")
+        # Twenty digits are enough to see that it is too large; int() refuses thousands of them.
+        self.content_length = int(length[:20]) if length.isdigit() else 0
         self.body_bytes = 0
         self.traceparent = traced[0].decode() if traced else None
         self._request_id: str | None = None
@@ -50,17 +51,17 @@ class Headers:
 
     @property
     def request_id(self) -> str:
-        """The id given by whoever stands before us, else one made here."""
+        """The load balancer's id of the request, else one of our own."""
         if self._request_id is None:
-            self._request_id = f"{_PROCESS}{next(_NUMBERS):08x}"
+            self._request_id = f"{_PROCESS_ID}{next(_NUMBERS):08x}"
         return self._request_id
 
 
-def _joined(sent: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Return headers by name; sent in several lines, one means those joined (RFC 9110, 5.3)."""
-    found = dict(sent)
-    if len(found) < len(sent):
-        found.clear()
-        for name, value in sent:
-            found[name] = found[name] + b"," + value if name in found else value
-    return found
+def _joined(raw: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return header values by name; several lines of one name are joined (RFC 9110, 5.3)."""
+    values = dict(raw)
+    if len(values) < len(raw):
+        values.clear()
+        for name, value in raw:
+            values[name] = values[name] + b"," + value if name in values else value
+    return values

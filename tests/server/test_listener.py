@@ -10,23 +10,21 @@ from typing import Any
 
 import pytest
 import uvloop
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service.errors import ConfigError
 from service.server.framing import MAX_HEADER_BYTES
 from service.server.listener import SOCKET_BUFFER_BYTES, Listener
 from service.server.protocol import GuardedProtocol
+from tests.support.apps import INCOMPLETE, Gate, echo_app, post
 from tests.support.harness import (
     DEADLINE_S,
     answer,
     connected,
     eventually,
     listening,
-    request,
     rest,
     talk,
 )
@@ -35,45 +33,6 @@ from tests.support.virtual_time import push
 # Longer than anything here takes: they pass when a test pushes the clock.
 TIMEOUT_S = 600.0
 LONGER_S = 3600
-
-
-async def _echo(read: Request) -> Response:
-    return Response(await read.body())
-
-
-async def _unread(read: Request) -> Response:
-    return Response(b"unread")
-
-
-class Gate:
-    """An endpoint that reads its request and answers when it is opened."""
-
-    def __init__(self) -> None:
-        self.entered = 0
-        self.opened = asyncio.Event()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with what was posted."""
-        body = await Request(scope, receive).body()
-        self.entered += 1
-        await self.opened.wait()
-        await Response(body)(scope, receive, send)
-
-
-def app(gate: Gate | None = None) -> Starlette:
-    """Return an application that echoes, one that does not read, and one that waits."""
-    return Starlette(
-        routes=[
-            Route("/echo", _echo, methods=["POST"]),
-            Route("/unread", _unread, methods=["POST"]),
-            Route("/gate", gate or Gate(), methods=["POST"]),
-        ]
-    )
-
-
-def post(body: bytes = b"x", *, path: str = "/echo", close: bool = False) -> bytes:
-    """Return a whole request."""
-    return request(body, {}, path=path, close=close)
 
 
 Heard = Callable[[Listener, bytes], Awaitable[None]]
@@ -98,27 +57,17 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
     return wait
 
 
-SLOW = {
-    "no byte": b"",
-    "half a request line": b"POST /ec",
-    "half a header": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Le",
-    "no body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n",
-    "half a body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab",
-    "half a large body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nab",
-    "half a chunk": b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
-    "empty lines": b"\r\n\r\n",
-}
-
-
 # No byte after a request is no slow request but an idle connection.
-TRIES = [(b"", sent) for sent in SLOW.values()] + [(post(), sent) for sent in SLOW.values() if sent]
+TRIES = [(b"", sent) for sent in INCOMPLETE.values()] + [
+    (post(), sent) for sent in INCOMPLETE.values() if sent
+]
 
 
 @pytest.mark.parametrize(("before", "sent"), TRIES)
 async def test_a_request_has_a_deadline(before: bytes, sent: bytes, heard: Heard) -> None:
     """Whoever does not send a whole request in time is cut off, on a used connection too."""
     async with (
-        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
+        listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
     ):
         if before:
@@ -133,11 +82,13 @@ async def test_a_request_has_a_deadline(before: bytes, sent: bytes, heard: Heard
         assert await rest(reader) == b""
 
 
-@pytest.mark.parametrize("start", [SLOW["half a header"], SLOW["half a large body"], b"\r\n"])
+@pytest.mark.parametrize(
+    "start", [INCOMPLETE["half a header"], INCOMPLETE["half a large body"], b"\r\n"]
+)
 async def test_dripping_does_not_move_the_deadline(start: bytes, heard: Heard) -> None:
     """A byte now and then buys no time: the deadline is for the whole request."""
     async with (
-        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
+        listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
     ):
         sent = start
@@ -157,7 +108,7 @@ async def test_dripping_does_not_move_the_deadline(start: bytes, heard: Heard) -
 async def test_an_idle_connection_may_stay() -> None:
     """Between requests the receive deadline does not count: only the keep-alive time does."""
     async with (
-        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
+        listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
     ):
         for body in (b"1", b"2", b"3"):
@@ -171,7 +122,7 @@ async def test_an_idle_connection_may_stay() -> None:
 async def test_idle_time_is_counted_from_the_last_answer() -> None:
     """A connection that is used stays, however old it is; one that is not used any more ends."""
     async with (
-        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
+        listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
     ):
         for body in (b"1", b"2", b"3", b"4"):
@@ -189,7 +140,7 @@ async def test_a_slow_answer_is_not_cut_off() -> None:
     """The deadline is the client's: how long the answer takes is no part of it."""
     gate = Gate()
     async with (
-        listening(app(gate), receive_timeout_s=TIMEOUT_S) as listener,
+        listening(echo_app(gate), receive_timeout_s=TIMEOUT_S) as listener,
         connected(listener.port) as (reader, writer),
     ):
         writer.write(post(path="/gate"))
@@ -203,7 +154,7 @@ async def test_a_slow_answer_is_not_cut_off() -> None:
 async def test_an_unread_body_leaves_no_connection_without_a_clock(heard: Heard) -> None:
     """A connection whose request was answered before its body came is not held for ever."""
     async with (
-        listening(app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
+        listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
     ):
         whole = post(b"y" * 10, path="/unread")
@@ -222,7 +173,7 @@ async def test_headers_in_pieces_are_capped() -> None:
     """Headers that grow beyond the cap end the connection before they end."""
     pieces = [b"POST /echo HTTP/1.1\r\nHost: x\r\n"] + [b"X-Long: " + b"a" * 999 + b"\r\n"] * 400
     async with (
-        listening(app(), receive_timeout_s=60) as listener,
+        listening(echo_app(), receive_timeout_s=60) as listener,
         connected(listener.port) as (reader, writer),
     ):
         with contextlib.suppress(ConnectionError):
@@ -243,7 +194,7 @@ async def test_headers_in_pieces_are_capped() -> None:
 )
 async def test_a_large_header_in_one_piece_is_refused(head: bytes) -> None:
     """A header beyond the cap that comes in one piece is refused, body or not."""
-    async with listening(app()) as listener:
+    async with listening(echo_app()) as listener:
         said = await talk(listener.port, head + b"Content-Length: 1\r\n\r\nx")
     assert said.startswith(b"HTTP/1.1 431 ")
     assert said.count(b"HTTP/1.1") == 1
@@ -252,7 +203,7 @@ async def test_a_large_header_in_one_piece_is_refused(head: bytes) -> None:
 async def test_headers_below_the_cap_pass() -> None:
     """Headers up to the cap are none of our business."""
     head = LONG.replace(b"a" * 100, b"", 1)
-    async with listening(app()) as listener:
+    async with listening(echo_app()) as listener:
         said = await talk(
             listener.port, post(close=True).replace(b"Host: tests\r\n", b"Host: tests\r\n" + head)
         )
@@ -262,7 +213,7 @@ async def test_headers_below_the_cap_pass() -> None:
 async def test_pipelined_requests_are_answered_in_order() -> None:
     """Requests sent without waiting are answered in order, large bodies before headers too."""
     bodies = [b"a", b"b" * 100_000, b"c", b"d" * 70_000, b"e"]
-    async with listening(app()) as listener, connected(listener.port) as (reader, writer):
+    async with listening(echo_app()) as listener, connected(listener.port) as (reader, writer):
         writer.write(b"".join(post(body) for body in bodies))
         for body in bodies:
             assert await answer(reader) == (200, body)
@@ -272,7 +223,7 @@ async def test_pipelined_requests_come_in_any_pieces() -> None:
     """Where the pieces of a stream begin and end changes nothing."""
     bodies = [b"a" * 40_000, b"b", b"c" * 40_000]
     stream = b"".join(post(body) for body in bodies)
-    async with listening(app()) as listener:
+    async with listening(echo_app()) as listener:
         for size in (1_000, 39_990, 40_100, 65_536):
             async with connected(listener.port) as (reader, writer):
                 for start in range(0, len(stream), size):
@@ -287,7 +238,7 @@ async def test_stopping_finishes_what_is_in_hand() -> None:
     """After stop nobody new gets in, idle connections close, and who is in hand is answered."""
     gate = Gate()
     async with (
-        listening(app(gate)) as listener,
+        listening(echo_app(gate)) as listener,
         connected(listener.port) as (idle, writer),
         connected(listener.port) as (
             busy,
@@ -307,7 +258,7 @@ async def test_stopping_finishes_what_is_in_hand() -> None:
         assert await rest(busy) == b""
 
 
-@pytest.mark.parametrize("sent", [b"", SLOW["half a header"], SLOW["half a body"]])
+@pytest.mark.parametrize("sent", [b"", INCOMPLETE["half a header"], INCOMPLETE["half a body"]])
 async def test_nobody_holds_up_a_stop(sent: bytes, heard: Heard) -> None:
     """A client stuck in mid-request delays a stop by the grace time and no more."""
     app: Any = Stuck()
@@ -319,7 +270,7 @@ async def test_nobody_holds_up_a_stop(sent: bytes, heard: Heard) -> None:
         async with connected(port) as (reader, writer):
             writer.write(sent)
             await heard(listener, sent)
-            is_in_hand = sent == SLOW["half a body"]
+            is_in_hand = sent == INCOMPLETE["half a body"]
             await eventually(lambda: app.entered == is_in_hand)
             listener.stop()
             await eventually(lambda: refuses(port))
@@ -389,7 +340,7 @@ async def test_one_read_brings_little(monkeypatch: pytest.MonkeyPatch) -> None:
         receive(self, received)
 
     monkeypatch.setattr(GuardedProtocol, "data_received", counting)
-    async with listening(app()) as listener, connected(listener.port) as (reader, writer):
+    async with listening(echo_app()) as listener, connected(listener.port) as (reader, writer):
         writer.write(post(b"y" * 2_000_000))
         assert await answer(reader) == (200, b"y" * 2_000_000)
     # Linux doubles what is asked for, to have room for its own.
@@ -398,7 +349,7 @@ async def test_one_read_brings_little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_answers_do_not_say_who_we_are() -> None:
     """No `server` header."""
-    async with listening(app()) as listener:
+    async with listening(echo_app()) as listener:
         said = await talk(listener.port, post(close=True))
     assert b"\r\nserver:" not in said.lower()
 
@@ -406,7 +357,7 @@ async def test_answers_do_not_say_who_we_are() -> None:
 def _listener(**changes: Any) -> Listener:
     defaults = {"host": "127.0.0.1", "port": 0, "max_connections": 9}
     return Listener(
-        app(),
+        echo_app(),
         receive_timeout_s=1,
         keep_alive_s=1,
         grace_s=1,

@@ -16,7 +16,7 @@ from service.server.closing import MAX_LINGERING
 from service.server.listener import Listener
 from service.storage.connections import Connections
 from service.telemetry import metrics
-from tests.server.test_listener import SLOW, Gate, app, post
+from tests.support.apps import INCOMPLETE, Gate, echo_app, post, webhook_app
 from tests.support.harness import (
     DEADLINE_S,
     answer,
@@ -30,7 +30,6 @@ from tests.support.harness import (
 from tests.support.harness import event as an_event
 from tests.support.servers import until
 from tests.support.virtual_time import push
-from tests.web.test_app import app_of
 
 BUSY = b'{"error":"unavailable"}'
 
@@ -62,7 +61,7 @@ async def test_beyond_the_limit_a_newcomer_is_refused_at_once() -> None:
     """Where all connections have a request in hand, the next hears 503; those in hand go on."""
     gate = Gate()
     async with (
-        listening(app(gate), max_connections=3) as listener,
+        listening(echo_app(gate), max_connections=3) as listener,
         opened(listener.port, 3) as busy,
     ):
         for _, writer in busy:
@@ -81,7 +80,7 @@ async def test_the_refused_are_not_kept_without_bound() -> None:
     """However many are refused and stay, few are held for their answer to arrive, and not long."""
     gate = Gate()
     async with (
-        listening(app(gate), max_connections=1) as listener,
+        listening(echo_app(gate), max_connections=1) as listener,
         connected(listener.port) as (busy, writer),
     ):
         writer.write(post(path="/gate"))
@@ -95,11 +94,11 @@ async def test_the_refused_are_not_kept_without_bound() -> None:
         assert await answer(busy) == (200, b"x")
 
 
-@pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
+@pytest.mark.parametrize("sent", INCOMPLETE.values(), ids=INCOMPLETE)
 async def test_the_slowest_gives_way(sent: bytes) -> None:
     """At the limit a newcomer takes the place of who has kept us waiting longest."""
     async with (
-        listening(app(), max_connections=3, receive_timeout_s=60) as listener,
+        listening(echo_app(), max_connections=3, receive_timeout_s=60) as listener,
         opened(listener.port, 3) as slow,
     ):
         for _, writer in slow:
@@ -116,7 +115,7 @@ async def test_the_slowest_gives_way(sent: bytes) -> None:
 async def test_idle_connections_give_way_in_silence() -> None:
     """A full pool of idle connections costs no newcomer its place, and nobody a stray answer."""
     async with (
-        listening(app(), max_connections=3) as listener,
+        listening(echo_app(), max_connections=3) as listener,
         opened(listener.port, 3) as pool,
     ):
         for reader, writer in pool:
@@ -133,7 +132,7 @@ async def test_idle_connections_give_way_in_silence() -> None:
 
 async def test_a_flood_of_connections_starves_nobody() -> None:
     """While strangers open connections without end, an honest request still gets through."""
-    async with listening(app(), max_connections=20, receive_timeout_s=60) as listener:
+    async with listening(echo_app(), max_connections=20, receive_timeout_s=60) as listener:
         stop = asyncio.Event()
 
         async def flood() -> None:
@@ -155,7 +154,7 @@ async def test_five_hundred_slow_clients_hold_up_nobody(
     connections: Connections, settings: Settings
 ) -> None:
     """500 who send nothing, half a header or half a body: all end in time, honest ones get 200."""
-    web, _ = app_of(connections, settings)
+    web, _ = webhook_app(connections, settings)
     half = [
         b"",
         b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-",
@@ -179,7 +178,7 @@ async def test_five_hundred_slow_clients_hold_up_nobody(
 
 async def test_who_takes_no_answers_is_cut_off() -> None:
     """A client that asks and asks and reads no answer is not waited for without end."""
-    async with listening(app(), receive_timeout_s=0.5, keep_alive_s=60) as listener:
+    async with listening(echo_app(), receive_timeout_s=0.5, keep_alive_s=60) as listener:
         connections = listener._server.server_state.connections
         with socket.create_connection(("127.0.0.1", listener.port)) as deaf:
             deaf.setblocking(False)
@@ -221,7 +220,7 @@ UNREAD = {"one large": post(b"y" * 60_000), "pipelined": post(b"y" * 7_000) * 8}
 )
 async def test_an_answer_has_a_deadline(sent: bytes, read: int) -> None:
     """A client that does not take an answer in time is cut off; a byte now and then buys none."""
-    async with listening(app(), receive_timeout_s=600, keep_alive_s=3600) as listener:
+    async with listening(echo_app(), receive_timeout_s=600, keep_alive_s=3600) as listener:
         connections = listener._server.server_state.connections
         with reading_slowly(listener) as slow:
             await asyncio.get_running_loop().sock_sendall(slow, sent)
@@ -237,7 +236,7 @@ async def test_an_answer_has_a_deadline(sent: bytes, read: int) -> None:
 
 async def test_a_client_that_reads_in_time_may_be_slow() -> None:
     """Once an answer has been taken nothing is left of its deadline, and the next has its own."""
-    async with listening(app(), receive_timeout_s=600, keep_alive_s=36_000) as listener:
+    async with listening(echo_app(), receive_timeout_s=600, keep_alive_s=36_000) as listener:
         loop = asyncio.get_running_loop()
         connections = listener._server.server_state.connections
         with reading_slowly(listener) as slow:
@@ -260,7 +259,7 @@ async def test_clients_that_do_not_read_give_way(sent: bytes) -> None:
     """At the limit a newcomer takes the place of a client that does not take its answers."""
     gate = Gate()
     async with (
-        listening(app(gate), max_connections=2, receive_timeout_s=600) as listener,
+        listening(echo_app(gate), max_connections=2, receive_timeout_s=600) as listener,
         connected(listener.port) as (busy, writer),
     ):
         writer.write(post(path="/gate"))
@@ -278,7 +277,7 @@ async def test_clients_that_do_not_read_give_way(sent: bytes) -> None:
 
 async def test_while_draining_each_answer_is_the_last() -> None:
     """Draining still answers everybody, and says that the connection closes."""
-    async with listening(app()) as listener, opened(listener.port, 2) as (used, new):
+    async with listening(echo_app()) as listener, opened(listener.port, 2) as (used, new):
         used[1].write(post())
         assert await answer(used[0]) == (200, b"x")
         listener.drain()
@@ -293,7 +292,7 @@ async def test_while_draining_each_answer_is_the_last() -> None:
 @pytest.mark.parametrize("cut", [10, 40, -1])
 async def test_what_has_begun_may_finish(before: bytes, cut: int) -> None:
     """A request of which a part has come when the listener closes is received and answered."""
-    async with listening(app()) as listener, connected(listener.port) as (reader, writer):
+    async with listening(echo_app()) as listener, connected(listener.port) as (reader, writer):
         if before:
             writer.write(before)
             await answer(reader)
@@ -317,7 +316,7 @@ def _has_begun(listener: Listener) -> bool:
 async def test_a_refusal_waits_for_those_before_it() -> None:
     """Garbage behind requests in hand is answered after them, whatever it is, and once."""
     gate = Gate()
-    async with listening(app(gate)) as listener, connected(listener.port) as (reader, writer):
+    async with listening(echo_app(gate)) as listener, connected(listener.port) as (reader, writer):
         writer.write(post(path="/gate") + post(b"y"))
         await eventually(lambda: gate.entered)
         writer.write(b"garbage\r\n\r\n" + post())
@@ -331,7 +330,7 @@ async def test_a_refusal_waits_for_those_before_it() -> None:
 
 async def test_an_answered_request_is_not_answered_again() -> None:
     """A body that turns out malformed after its answer has gone ends the connection in silence."""
-    async with listening(app()) as listener, connected(listener.port) as (reader, writer):
+    async with listening(echo_app()) as listener, connected(listener.port) as (reader, writer):
         writer.write(
             b"POST /unread HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
         )
@@ -345,7 +344,7 @@ async def test_while_busy_nothing_is_looked_into() -> None:
     gate, busy = Gate(), [True]
     before = metrics.events("busy", metrics.OTHER_TYPE)._value.get()
     async with (
-        listening(app(gate), room=lambda: 0 if busy[0] else 1) as listener,
+        listening(echo_app(gate), available_slots=lambda: 0 if busy[0] else 1) as listener,
         connected(listener.port) as (reader, writer),
     ):
         for _ in range(3):
@@ -367,7 +366,7 @@ async def test_who_comes_in_one_loop_turn_gets_no_more_places_than_there_are() -
     """Read before any of them is taken in hand, requests count against each other; then no more."""
     gate, places = Gate(), 3
     async with (
-        listening(app(gate), room=lambda: places - gate.entered) as listener,
+        listening(echo_app(gate), available_slots=lambda: places - gate.entered) as listener,
         opened(listener.port, 20) as clients,
     ):
         connections = listener._server.server_state.connections
@@ -389,7 +388,9 @@ async def test_who_comes_in_one_loop_turn_gets_no_more_places_than_there_are() -
 async def test_a_refused_connection_is_kept_like_an_answered_one() -> None:
     """What was refused unread is idle after: no deadline of a request, the keep-alive's end."""
     async with (
-        listening(app(), receive_timeout_s=600, keep_alive_s=3600, room=lambda: 0) as listener,
+        listening(
+            echo_app(), receive_timeout_s=600, keep_alive_s=3600, available_slots=lambda: 0
+        ) as listener,
         connected(listener.port) as (reader, writer),
     ):
         writer.write(post())
@@ -403,7 +404,7 @@ async def test_a_refused_connection_is_kept_like_an_answered_one() -> None:
 
 async def test_refusals_nobody_reads_do_not_pile_up() -> None:
     """Busy or not, a client that takes no answers fills no memory of ours, and is cut off."""
-    async with listening(app(), receive_timeout_s=2, room=lambda: 0) as listener:
+    async with listening(echo_app(), receive_timeout_s=2, available_slots=lambda: 0) as listener:
         connections = listener._server.server_state.connections
         # Little room on both sides, so that it is used up soon.
         listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

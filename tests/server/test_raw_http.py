@@ -21,9 +21,9 @@ from service.server.closing import MAX_LINGERING
 from service.server.framing import MAX_HEADER_BYTES, MAX_HEADERS, MAX_SMALL_CHUNKS, MIN_CHUNK_BYTES
 from service.server.protocol import MAX_PIPELINED
 from service.storage.connections import Connections
+from tests.support.apps import webhook_app
 from tests.support.harness import WEBHOOK, event, listening, signed, talk
 from tests.support.mutating_client import ANSWER, Attempt, Mutations, exchange
-from tests.web.test_app import app_of
 
 DATE = re.compile(rb"date: [^\r]+\r\n")
 LAST = b"connection: close\r\n"
@@ -402,8 +402,10 @@ async def serving(connections: Connections, settings: Settings, state: str) -> A
     """Yield the port of the real application in this state."""
     if state == "overloaded":
         settings = replace(settings, max_in_flight=0)
-    app, _ = app_of(connections, settings)
-    async with listening(app, receive_timeout_s=1, keep_alive_s=1, room=app.room) as listener:
+    app, _ = webhook_app(connections, settings)
+    async with listening(
+        app, receive_timeout_s=1, keep_alive_s=1, available_slots=app.available_slots
+    ) as listener:
         if state == "draining":
             listener.drain()
         yield listener.port
@@ -481,7 +483,7 @@ async def test_the_signed_bytes_are_the_bodys(
     connections: Connections, settings: Settings, framed: Callable[[bytes], bytes]
 ) -> None:
     """However a body is framed, what is verified are its own bytes, and trailers are nothing."""
-    app, _ = app_of(connections, settings)
+    app, _ = webhook_app(connections, settings)
     body = event(metadata={"name": "Zoë Ωmega 🛂"})
     head = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nStripe-Signature: %b\r\n" % (
         WEBHOOK.encode(),

@@ -34,8 +34,8 @@ from service.server.listener import Listener
 from service.storage.connections import connect
 from service.storage.layout import Keys, open_groups
 from service.telemetry import logs
+from tests.support.apps import webhook_app
 from tests.support.harness import SECRET, event, listening, request, signed
-from tests.web.test_app import app_of
 
 MAX_CALLBACK_S = 0.05
 SIDE_BY_SIDE = 16
@@ -253,9 +253,12 @@ class Loop:
         keys = Keys(settings.redis_prefix, settings.partitions)
         async with connect(settings.redis_url) as connections:
             await open_groups(connections, keys, settings.handlers)
-            app, _ = app_of(connections, settings)
+            app, _ = webhook_app(connections, settings)
             async with listening(
-                app, receive_timeout_s=RECEIVE_TIMEOUT_S, keep_alive_s=1, room=app.room
+                app,
+                receive_timeout_s=RECEIVE_TIMEOUT_S,
+                keep_alive_s=1,
+                available_slots=app.available_slots,
             ) as listener:
                 self.port, self._listener = listener.port, listener
                 if self._state == "draining":

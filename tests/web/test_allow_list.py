@@ -70,7 +70,7 @@ def test_who_may_come_in(peer: str) -> None:
 def test_networks_are_exchanged_whole() -> None:
     """After an exchange only the new networks count."""
     door = AllowList(STRIPE, proxies=[])
-    door.exchange([parse_network("192.0.2.0/24")])
+    door.replace([parse_network("192.0.2.0/24")])
     assert door.admits("192.0.2.7", [])
     assert not door.admits("3.18.12.63", [])
 

@@ -17,8 +17,7 @@ from service import cancellation
 from service.config import Livemode, Settings, parse_network
 from service.errors import Rejected, RejectionReason, Unavailable, UnavailableReason
 from service.inbox import request_log
-from service.inbox.admission import Inbox
-from service.inbox.receiver import Receipt, Receiver
+from service.inbox.receiver import Receipt
 from service.runtime.embedded_redis import EmbeddedServer
 from service.secret import Secret
 from service.storage.connections import Connections, connect
@@ -28,6 +27,7 @@ from service.telemetry import metrics
 from service.transitions import stream_entry
 from service.web.allow_list import AllowList
 from service.web.app import create_admin_app, create_app
+from tests.support.apps import webhook_app
 from tests.support.harness import (
     DEADLINE_S,
     NOW,
@@ -80,16 +80,6 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return recorded
 
 
-def app_of(connections: Connections, settings: Settings) -> tuple[Any, Health]:
-    """Return the real application, and the health behind its probes."""
-    inbox = Inbox(connections, Keys(settings.redis_prefix, settings.partitions), settings)
-    receiver = Receiver(
-        inbox, tolerance_s=settings.signature_tolerance_s, livemode=settings.livemode
-    )
-    health = Health(connections, settings)
-    return create_app(receiver, health, settings), health
-
-
 @asynccontextmanager
 async def client_of(app: Any) -> AsyncIterator[httpx2.AsyncClient]:
     """Yield a client that calls *app* and raises what the application raises."""
@@ -106,7 +96,7 @@ def open_app(connections: Connections, make_settings: Callable[..., Settings]) -
 
     @asynccontextmanager
     async def opened(**changes: Any) -> AsyncIterator[httpx2.AsyncClient]:
-        app, _ = app_of(connections, make_settings(**changes))
+        app, _ = webhook_app(connections, make_settings(**changes))
         async with client_of(app) as client:
             yield client
 
@@ -431,7 +421,7 @@ async def test_a_crafted_length_is_no_length(
     connections: Connections, settings: Settings, length: bytes
 ) -> None:
     """A Content-Length that is no number is ignored: the bytes themselves are counted."""
-    app, _ = app_of(connections, settings)
+    app, _ = webhook_app(connections, settings)
     body = event()
     sent = await call(
         app,
@@ -449,14 +439,14 @@ async def test_a_declared_length_is_enough_for_a_413(
     connections: Connections, settings: Settings, length: bytes
 ) -> None:
     """What says of itself that it is too large is refused before a byte of it is read."""
-    app, _ = app_of(connections, settings)
+    app, _ = webhook_app(connections, settings)
     sent = await call(app, headers=[(b"content-length", length)])
     assert sent[0]["status"] == 413
 
 
 async def test_chunks_are_counted(connections: Connections, settings: Settings) -> None:
     """A body without a length is refused as soon as its chunks exceed the limit."""
-    app, _ = app_of(connections, settings)
+    app, _ = webhook_app(connections, settings)
     chunk = {"type": "http.request", "body": b" " * 131_072, "more_body": True}
     sent = await call(app, chunk, chunk, {**chunk, "body": b" "})
     assert (sent[0]["status"], sent[1]["body"]) == (413, b'{"error":"body_too_large"}')
@@ -466,7 +456,7 @@ async def test_an_endless_body_is_a_413_on_the_wire(
     connections: Connections, settings: Settings
 ) -> None:
     """A chunked body that never ends is answered when it exceeds the limit."""
-    app, _ = app_of(connections, settings)
+    app, _ = webhook_app(connections, settings)
     head = f"POST {WEBHOOK} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     async with listening(app) as listener, connected(listener.port) as (reader, writer):
         writer.write(head + b"10000\r\n" + b" " * 65_536 + b"\r\n")
@@ -477,7 +467,7 @@ async def test_an_endless_body_is_a_413_on_the_wire(
 
 async def test_a_client_may_leave(connections: Connections, settings: Settings, log: Log) -> None:
     """A client that leaves in mid-body is counted, not answered, and leaves no trace of data."""
-    app, _ = app_of(connections, settings)
+    app, _ = webhook_app(connections, settings)
     child = metrics.events("client_left", "other")
     before = child._value.get()
     async with listening(app) as listener:
@@ -645,7 +635,7 @@ async def test_who_still_sends_takes_nobodys_place(
     connections: Connections, make_settings: Callable[..., Settings]
 ) -> None:
     """A request counts as in hand when it is whole: slow strangers keep nobody waiting."""
-    app, _ = app_of(connections, make_settings(max_in_flight=1))
+    app, _ = webhook_app(connections, make_settings(max_in_flight=1))
     body = event()
     half = f"POST {WEBHOOK} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf".encode()
     async with listening(app) as listener, contextlib.AsyncExitStack() as slow:
@@ -677,7 +667,7 @@ async def test_a_refusal_keeps_nothing_of_what_was_refused(
     monkeypatch.setattr(request_log.Journal, "note", lambda _, entry: noted.append(entry))
     url = Secret("unix:///nowhere.sock")
     settings = make_settings(max_body_bytes=1024, admit_deadline_s=0.1, redis_url=url)
-    async with connect(url) as nowhere, client_of(app_of(nowhere, settings)[0]) as client:
+    async with connect(url) as nowhere, client_of(webhook_app(nowhere, settings)[0]) as client:
         await post(client, body, headers)
     [entry] = noted
     error = entry.outcome
@@ -747,7 +737,7 @@ async def test_redis_may_go_and_come(
     url = Secret(f"unix://{line.path}")
     settings = make_settings(redis_url=url, admit_deadline_s=600)
     async with connect(url) as through:
-        app, health = app_of(through, settings)
+        app, health = webhook_app(through, settings)
         watching = asyncio.create_task(health.watch())
         async with client_of(app) as client:
 
@@ -782,10 +772,8 @@ async def test_only_who_is_on_the_list_may_come_in(
 ) -> None:
     """With an allow list strangers hear 403 unread, are logged without address, and may probe."""
     settings = make_settings(secrets=BOTH_SECRETS)
-    inbox = Inbox(connections, Keys(settings.redis_prefix, settings.partitions), settings)
-    receiver = Receiver(inbox, tolerance_s=300, livemode=Livemode.BOTH)
-    door = AllowList([parse_network("3.18.12.63")], proxies=[parse_network("127.0.0.1")])
-    app = create_app(receiver, Health(connections, settings), settings, door)
+    allow_list = AllowList([parse_network("3.18.12.63")], proxies=[parse_network("127.0.0.1")])
+    app, _ = webhook_app(connections, settings, allow_list)
     body = event()
     async with client_of(app) as client:
         for forwarded in ({}, {"X-Forwarded-For": "3.18.12.63, 6.6.6.6"}):
@@ -950,7 +938,7 @@ async def test_whitespace_around_a_value_is_none_of_it(
     connections: Connections, settings: Settings, log: Log, space: bytes
 ) -> None:
     """Spaces and tabs around headers' values mean nothing (RFC 9110, 5.5)."""
-    app, _ = app_of(connections, settings)
+    app, _ = webhook_app(connections, settings)
     headers = {**signed(event()), "X-Request-Id": "0a1b2c3d", "traceparent": TRACE}
     sent = request(event(), headers)
     for value in (*headers.values(), str(len(event())), "tests", "close"):
@@ -982,7 +970,7 @@ async def test_acknowledged_means_admitted(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:
     """Before the first byte of a 200 goes out, Redis holds the event."""
-    app, _ = app_of(connections, settings)
+    app, _ = webhook_app(connections, settings)
     body, known = event(), []
 
     async def send(message: Any) -> None:
@@ -1010,7 +998,7 @@ async def test_ambiguous_framing_is_refused(
     connections: Connections, settings: Settings, log: Log, framing: str
 ) -> None:
     """Both lengths at once, or a coding nobody decodes, is a 400 and the end of the connection."""
-    app, _ = app_of(connections, settings)
+    app, _ = webhook_app(connections, settings)
     head = f"POST {WEBHOOK} HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode()
     smuggled = b"0\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
     async with listening(app) as listener:
@@ -1022,7 +1010,7 @@ async def test_ambiguous_framing_is_refused(
 
 async def test_garbage_is_never_a_5xx(connections: Connections, settings: Settings) -> None:
     """Whatever bytes arrive on the port, the answer is 4xx or a closed connection."""
-    app, _ = app_of(connections, settings)
+    app, _ = webhook_app(connections, settings)
     line = b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
     garbage = [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 50,
@@ -1052,7 +1040,7 @@ async def test_pipelined_strangers_are_answered_one_by_one(
     connections: Connections, settings: Settings
 ) -> None:
     """A refusal in front of a genuine request on one connection costs the latter nothing."""
-    app, _ = app_of(connections, settings)
+    app, _ = webhook_app(connections, settings)
     body = event()
     async with listening(app) as listener, connected(listener.port) as (reader, writer):
         writer.write(request(b"{}", {}, close=False) + request(body, signed(body), close=True))

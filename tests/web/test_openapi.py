@@ -60,7 +60,7 @@ def test_every_path_is_in_the_document() -> None:
     """The document has the paths that the two applications route, and no other."""
     nobody: Any = None
     entrance: Any = app.create_app(nobody, nobody, Settings())
-    routes: list[Any] = [*entrance._app.routes, *app.create_admin_app(nobody).routes]
+    routes: list[Any] = [*entrance.routes, *app.create_admin_app(nobody).routes]
 
     assert WHOLE["paths"].keys() == {route.path_format for route in routes}
 

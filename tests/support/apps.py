@@ -1,0 +1,85 @@
+"""Applications that tests put behind a listener: the real one, and one that echoes. No tests."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from service.config import Settings
+from service.inbox.admission import Inbox
+from service.inbox.receiver import Receiver
+from service.storage.connections import Connections
+from service.storage.health import Health
+from service.storage.layout import Keys
+from service.web.allow_list import AllowList
+from service.web.app import WebhookApp, create_app
+from tests.support.harness import request
+
+
+def webhook_app(
+    connections: Connections, settings: Settings, allow_list: AllowList | None = None
+) -> tuple[WebhookApp, Health]:
+    """Return the real application, and the health behind its probes."""
+    inbox = Inbox(connections, Keys(settings.redis_prefix, settings.partitions), settings)
+    receiver = Receiver(
+        inbox, tolerance_s=settings.signature_tolerance_s, livemode=settings.livemode
+    )
+    health = Health(connections, settings)
+    return create_app(receiver, health, settings, allow_list), health
+
+
+class Gate:
+    """An endpoint that reads its request, and responds once the gate is opened."""
+
+    def __init__(self) -> None:
+        self.entered = 0
+        self.opened = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Respond with what was posted."""
+        body = await Request(scope, receive).body()
+        self.entered += 1
+        await self.opened.wait()
+        await Response(body)(scope, receive, send)
+
+
+async def _echo(read: Request) -> Response:
+    return Response(await read.body())
+
+
+async def _unread(read: Request) -> Response:
+    return Response(b"unread")
+
+
+def echo_app(gate: Gate | None = None) -> Starlette:
+    """Return an application with three endpoints: `/echo`, `/unread` and `/gate`."""
+    return Starlette(
+        routes=[
+            Route("/echo", _echo, methods=["POST"]),
+            Route("/unread", _unread, methods=["POST"]),
+            Route("/gate", gate or Gate(), methods=["POST"]),
+        ]
+    )
+
+
+def post(body: bytes = b"x", *, path: str = "/echo", close: bool = False) -> bytes:
+    """Return a whole request to the echoing application."""
+    return request(body, {}, path=path, close=close)
+
+
+# Requests to the echoing application that are not complete.
+INCOMPLETE = {
+    "no byte": b"",
+    "half a request line": b"POST /ec",
+    "half a header": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Le",
+    "no body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n",
+    "half a body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab",
+    "half a large body": b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nab",
+    "half a chunk": b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+    "empty lines": b"\r\n\r\n",
+}
