@@ -661,9 +661,9 @@ MUTANTS = (
         "delivery/test_worker.py::test_a_turn_is_few_round_trips_however_many_partitions",
     ),
     Mutant(
-        "what ends a dispatcher is told each time",
+        "why a dispatcher ended is logged each time",
         "service/delivery/failure_log.py",
-        "        elif is_over:\n",
+        "        elif is_new:\n",
         "        else:\n",
         "delivery/test_failure_log.py",
     ),

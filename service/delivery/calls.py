@@ -1,8 +1,7 @@
-"""Calls of one handler: each in a task of its own, ended when its time is up. Counts nothing.
+"""Calls of one handler, each in its own task and with a time limit. Counts no attempts.
 
-A handler may cancel itself, swallow a cancellation, or leave its task half canceled, as the
-standard library's `TaskGroup` does before Python 3.13. In a task of its own it does that to
-nobody else.
+A handler may cancel its task, swallow a cancellation, or leave its task half canceled, as the
+standard library's `TaskGroup` does before Python 3.13. In its own task it harms nothing of ours.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class HandlerCalls:
-    """Calls a handler, and says how that ended.
+    """Calls a handler and returns how each call ended.
 
     Args:
         name: The handler's name.
-        handler: Takes a transition; returning means it is safe.
+        handler: Takes a transition; returning means that it has stored it safely.
         timeout_s: Seconds one call may take.
     """
 
@@ -35,19 +34,20 @@ class HandlerCalls:
         self._seconds = metrics.DELIVERY_SECONDS.labels(name)
 
     async def call(self, transition: StatusTransition) -> BaseException | None:
-        """Call the handler once; return what it raised, `TimeoutError` when its time was up."""
+        """Call the handler once; return what it raised, or `TimeoutError` after the time limit."""
         call = _Call(self._name, self._handler, transition, self._timeout_s)
         self._calls.add(call)
         try:
-            await call.over
+            await call.ended
         finally:
+            # Canceled while waiting, the call may run on: `cancel_all` still has to find it.
             if call.task.done():
                 self._calls.discard(call)
-        self._seconds.observe(asyncio.get_running_loop().time() - call.begun)
+        self._seconds.observe(asyncio.get_running_loop().time() - call.started_at)
         return call.outcome()
 
-    async def end(self) -> None:
-        """Cancel every call and wait until all are over."""
+    async def cancel_all(self) -> None:
+        """Cancel every call and wait until all have ended."""
         tasks = [call.task for call in self._calls]
         for task in tasks:
             task.cancel()
@@ -57,45 +57,57 @@ class HandlerCalls:
 
 
 class _Call:
-    """One call: a task, and the timer that ends it.
+    """One call: a task, and the timer that cancels it.
 
-    `asyncio.wait` does the same, at a third of what a call costs us.
+    `asyncio.wait` with a timeout does the same at three times the cost.
     """
 
-    __slots__ = ("_is_late", "_limit", "_name", "_timeout_s", "begun", "outcomes", "over", "task")
+    __slots__ = (
+        "_has_timed_out",
+        "_name",
+        "_timeout_s",
+        "_timer",
+        "ended",
+        "outcomes",
+        "started_at",
+        "task",
+    )
 
     def __init__(
         self, name: str, handler: Handler, transition: StatusTransition, timeout_s: float
     ) -> None:
         loop = asyncio.get_running_loop()
-        self.begun = loop.time()
+        self.started_at = loop.time()
         self.outcomes: list[BaseException | None] = []
-        self.over: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[None] = loop.create_future()
         self.task = loop.create_task(call_handler(name, handler, transition, self.outcomes))
         self.task.add_done_callback(self._end)
         self._name = name
         self._timeout_s = timeout_s
-        self._is_late = False
-        self._limit = loop.call_later(timeout_s, self._expire)
+        self._has_timed_out = False
+        self._timer = loop.call_later(timeout_s, self._time_out)
 
     def outcome(self) -> BaseException | None:
-        """Return what the handler raised."""
+        """Return what the handler raised; None if it returned."""
         error = self.outcomes[0] if self.outcomes else asyncio.CancelledError()
-        is_ours = self._is_late and isinstance(error, asyncio.CancelledError)
-        return TimeoutError() if is_ours else error
+        is_timeout = self._has_timed_out and isinstance(error, asyncio.CancelledError)
+        return TimeoutError() if is_timeout else error
 
-    def _expire(self) -> None:
-        """Cancel the call. Its session waits until it is over: the next must not overlap it."""
-        if self._is_late:
+    def _time_out(self) -> None:
+        """Cancel the task, and again after each further time limit.
+
+        The session waits until the task has ended, so that its next call does not overlap it.
+        """
+        if self._has_timed_out:
             log.error("handler.stuck", handler=self._name)
-        self._is_late = True
+        self._has_timed_out = True
         self.task.cancel()
-        self._limit = asyncio.get_running_loop().call_later(self._timeout_s, self._expire)
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._time_out)
 
     def _end(self, _: asyncio.Task[None]) -> None:
-        self._limit.cancel()
-        if not self.over.done():
-            self.over.set_result(None)
+        self._timer.cancel()
+        if not self.ended.done():
+            self.ended.set_result(None)
 
 
 async def call_handler(
@@ -104,9 +116,10 @@ async def call_handler(
     transition: StatusTransition,
     outcomes: list[BaseException | None],
 ) -> None:
-    """Call a handler, and note how it ended: what it made of its task says less.
+    """Call a handler and append to *outcomes* how it ended.
 
-    `blocking` finds this frame, and *name* in it, in the stack of a loop that stands still.
+    The task's own result is no outcome: the handler may have canceled its task and returned.
+    `blocking` looks for this frame, and for *name* in it, in the stack of a blocked event loop.
     """
     try:
         await handler(transition)

@@ -145,7 +145,7 @@ class Deliverer:
 
     async def end(self) -> None:
         """End every call of the handler."""
-        await self._calls.end()
+        await self._calls.cancel_all()
 
     async def _deliver(self, session: Session) -> Pause | None:
         delivery = session.first

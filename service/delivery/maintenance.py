@@ -1,6 +1,6 @@
-"""What a worker does for the partitions it works besides delivering: measure, tell, trim.
+"""Periodic work on a worker's partitions besides delivering: measure, publish, trim.
 
-Each look is one round trip, however many partitions there are.
+Each kind of work is one round trip, however many partitions there are.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .retention import Janitor
 from .retries import CircuitBreakers
 
 MEASURE_EVERY_S = 15.0
-# Said again every turn, forgotten when no worker says it any more.
+# Written again on each run; expires when no worker writes it any more.
 CIRCUIT_TTL_S = 5
 
 
 class PartitionMaintenance:
-    """Sets the gauges of one worker's lag, keeps its open circuits known in Redis, and trims.
+    """Measures a worker's lag, publishes its open circuits in Redis, trims streams.
 
     Args:
         connections: Open clients.
         keys: The layout.
-        settings: For how long what is kept, and the handlers of the deployment.
+        settings: Retention times, and the handlers of the deployment.
         worker: The worker's name.
-        circuits: The circuit of each handler the worker works for.
+        circuits: The circuit breakers of each handler that the worker runs.
     """
 
     def __init__(
@@ -56,30 +56,30 @@ class PartitionMaintenance:
             connections, keys, retention_s=settings.dead_letter_retention_days * DAY_S
         )
 
-    async def turn(self, places: Sequence[tuple[str, int]]) -> None:
-        """Do what is due for *places*, by handler and partition.
+    async def run_due(self, places: Sequence[tuple[str, int]]) -> None:
+        """Do what is due for these handlers' partitions.
 
         Raises:
-            RedisError: Redis did not answer; what was not done waits for the next turn.
+            RedisError: Redis did not answer; what was not done is due at the next run.
         """
-        await self._tell_of_circuits()
+        await self._publish_open_circuits()
         now = asyncio.get_running_loop().time()
         if now >= self._measured_at + MEASURE_EVERY_S:
-            # A worker that holds nothing yet is looked at again as soon as it does.
+            # A worker without partitions measures as soon as it has some.
             self._measured_at = now if places else float("-inf")
             await self._measure(places)
         await self._janitor.tidy({partition for _, partition in places})
         await self._letter_expiry.turn(places)
 
-    async def _tell_of_circuits(self) -> None:
-        """Let `check` see which queues cannot be reached from here."""
+    async def _publish_open_circuits(self) -> None:
+        """Write to Redis which destinations this worker cannot reach, for `check`."""
         for handler, circuit in self._circuits.items():
             if circuit.is_open:
                 key = self._keys.circuit(handler)
                 await self._connections.client.set(key, self._worker, ex=CIRCUIT_TTL_S)
 
     async def _measure(self, places: Sequence[tuple[str, int]]) -> None:
-        """Set the gauges of what is not settled."""
+        """Set the gauges of lag and dead letters."""
         found: dict[str, list[Lag]] = {handler: [] for handler in self._circuits}
         measured = await lags(self._connections, self._keys, places)
         for (handler, _), lag in zip(places, measured, strict=True):
@@ -90,6 +90,6 @@ class PartitionMaintenance:
             metrics.OLDEST_SECONDS.labels(handler).set(oldest_s)
             metrics.DEAD_LETTERS.labels(handler).set(sum(lag.dead for lag in each))
             entries = [lag.entries for lag in each if lag.entries is not None]
-            # Where Redis does not know, the last it knew says more than a wrong number.
+            # Redis cannot always count the lag: the last value says more than a partial sum.
             if len(entries) == len(each):
                 metrics.LAG_ENTRIES.labels(handler).set(sum(entries))

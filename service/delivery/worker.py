@@ -155,7 +155,7 @@ class Worker:
 
     async def _maintain(self) -> float:
         """Measure, trim, and tell of what is wrong."""
-        await self._maintenance.turn([*self._partition_tasks])
+        await self._maintenance.run_due([*self._partition_tasks])
         return self._interval_s
 
     async def _rebalance_handler(self, handler: str, living: int) -> float:
@@ -253,7 +253,7 @@ class Worker:
             log.error("handler.stuck", handler=handler, partition=partition)
         for arrivals in self._arrivals:
             await arrivals.close()
-        self.failure_log.close()
+        self.failure_log.flush()
 
     async def _until_ended(self, most_s: float) -> None:
         if self._partition_tasks:
@@ -319,7 +319,7 @@ class _PartitionTask:
             handler, partition = self.mailbox.place
             log.exception("dispatcher.failed", handler=handler, partition=partition)
         if reason:
-            self._worker.failure_log.note(reason, self.mailbox.place)
+            self._worker.failure_log.record(reason, self.mailbox.place)
             await self._recover(reason)
 
     async def _recover(self, reason: str) -> None:

@@ -270,7 +270,7 @@ async def _work(
             called = traced_handlers(ground.traced, ready) if ground.traced else ready
             if shown is not None:
                 called = {name: shown(handler) for name, handler in called.items()}
-            with blocking.watched():
+            with blocking.detecting():
                 await Worker(ground.connections, ground.keys, ground.settings, called).run(stopping)
 
     working = asyncio.create_task(open_and_work())

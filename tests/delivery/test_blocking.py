@@ -42,7 +42,7 @@ async def _measured(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     monkeypatch.setattr(loop_lag, "BLOCKED_S", BLOCK_S / 2)
     monkeypatch.setattr(LOOP_LAG, "_blocked_at", float("-inf"))
     measuring = asyncio.create_task(LOOP_LAG.watch())
-    with blocking.watched():
+    with blocking.detecting():
         await asyncio.sleep(0)
         yield
     measuring.cancel()

@@ -22,7 +22,7 @@ def told(
     async def play() -> None:
         failure_log = FailureLog()
         await scene(failure_log)
-        failure_log.close()
+        failure_log.flush()
 
     with structlog.testing.capture_logs() as lines:
         virtual_time.run(play())
@@ -36,7 +36,7 @@ def test_a_cause_is_told_once_with_all_that_it_ended() -> None:
     async def outage(failure_log: FailureLog) -> None:
         for _ in range(120):
             for place in PLACES:
-                failure_log.note("redis_unreachable", place)
+                failure_log.record("redis_unreachable", place)
             await asyncio.sleep(0.5)
 
     assert told(outage) == [("redis_unreachable", 16, ["log", "other"])]
@@ -46,13 +46,13 @@ def test_each_reason_and_each_outage_is_told() -> None:
     """Another reason is another line, and so is the same one after it has been quiet."""
 
     async def two_outages(failure_log: FailureLog) -> None:
-        failure_log.note("redis_unreachable", PLACES[0])
-        failure_log.note("redis_refused", PLACES[0])
-        failure_log.note("redis_refused", PLACES[8])
+        failure_log.record("redis_unreachable", PLACES[0])
+        failure_log.record("redis_refused", PLACES[0])
+        failure_log.record("redis_refused", PLACES[8])
         await asyncio.sleep(QUIET_S + GATHER_S)
-        failure_log.note("redis_unreachable", PLACES[1])
+        failure_log.record("redis_unreachable", PLACES[1])
         await asyncio.sleep(QUIET_S - GATHER_S)
-        failure_log.note("redis_unreachable", PLACES[2])
+        failure_log.record("redis_unreachable", PLACES[2])
 
     assert told(two_outages) == [
         ("redis_unreachable", 1, ["log"]),
@@ -65,9 +65,9 @@ def test_what_ends_late_in_its_cause_is_counted_and_a_stop_loses_nothing() -> No
     """All that end within the gathering time are counted; what is gathered is told at the end."""
 
     async def ends(failure_log: FailureLog) -> None:
-        failure_log.note("lease_lost", PLACES[0])
+        failure_log.record("lease_lost", PLACES[0])
         await asyncio.sleep(GATHER_S * 0.9)
-        failure_log.note("lease_lost", PLACES[1])
-        failure_log.note("unforeseen", PLACES[2])
+        failure_log.record("lease_lost", PLACES[1])
+        failure_log.record("unforeseen", PLACES[2])
 
     assert told(ends) == [("lease_lost", 2, ["log"]), ("unforeseen", 1, ["log"])]

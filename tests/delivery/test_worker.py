@@ -636,7 +636,7 @@ async def test_leases_are_renewed_whatever_else_hangs(
 
     # The turn is looked up once, so what it calls is replaced.
     inner = {"_rebalance": one._heartbeats, "_maintain": one._maintenance}[hanging]
-    monkeypatch.setattr(inner, {"_rebalance": "beat", "_maintain": "turn"}[hanging], hang)
+    monkeypatch.setattr(inner, {"_rebalance": "beat", "_maintain": "run_due"}[hanging], hang)
     before = set(one._partition_tasks.values())
     await hangs.wait()
     with structlog.testing.capture_logs() as logs:
