@@ -849,8 +849,15 @@ MUTANTS = (
     Mutant(
         "a dropped log line counts as written",
         "service/telemetry/log_writer.py",
-        "            done(False)",
+        "            done(not is_dropped)",
         "            done(True)",
+        "telemetry/test_logs.py",
+    ),
+    Mutant(
+        "log lines overtake those that are queued",
+        "service/telemetry/log_writer.py",
+        "            if not self._queued_bytes:\n",
+        "            if True:\n",
         "telemetry/test_logs.py",
     ),
     Mutant(

@@ -1,20 +1,23 @@
-"""Writes log lines in a thread of its own: a reader that stalls must not stop the event loop.
+"""Writes log lines so that a reader that stalls does not stop the event loop.
 
-The lines of one loop turn are handed to the thread together, at the turn's end, through a queue of
-bounded size. While the queue is full, lines are dropped and counted, and that lasts until it is
-empty: one gap, rather than many small ones. Then one line says how many are missing. Lines that
-could not be written (disk full, pipe closed) are counted the same way.
+The lines of one loop turn are written together, at the turn's end: at once as long as the output
+takes `PIPE_BUF` bytes without blocking, else by a thread, through a queue of bounded size. Until
+that queue is empty everything goes through it, so lines stay in order. While it is full, lines are
+dropped and counted, and that lasts until it is empty: one gap, rather than many small ones. Then
+one line says how many are missing. Lines that could not be written (disk full, pipe closed) are
+counted the same way.
+
+Writing everything in the thread costs a quarter more CPU per event.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
-from select import select
+from select import PIPE_BUF, POLLOUT, poll, select
 from threading import Event, Lock, Thread, local
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,8 +25,6 @@ from . import metrics
 
 # About 6,000 lines of requests.
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
-# Each write makes the event loop wait for the interpreter's lock: few large ones cost the least.
-COLLECT_S = 0.002
 # At the end of the process, when the log may not be read any more.
 FLUSH_DEADLINE_S = 2.0
 
@@ -125,12 +126,30 @@ class _Chunk(NamedTuple):
     done: Callable[[bool], None] | None
 
 
+def _readiness(out: Any) -> Callable[[], bool]:
+    """Return a function that says whether *out* takes `PIPE_BUF` bytes without blocking.
+
+    A terminal may take a few of them and be stopped then: it is never ready.
+    """
+    try:
+        descriptor = -1 if out.isatty() else out.fileno()
+    except (AttributeError, OSError, ValueError):
+        descriptor = -1
+    if descriptor < 0:
+        return lambda: False
+    polled = poll()
+    polled.register(descriptor, POLLOUT)
+    ready = [(descriptor, POLLOUT)]
+    return lambda: polled.poll(0) == ready
+
+
 class _Writer:
     """The queue, and the thread that empties it."""
 
     def __init__(self, out: BinaryIO, lines_dropped: Callable[[int], bytes]) -> None:
         # Below its buffer, whose lock a stalled write would hold until the interpreter's end.
         self._out: Any = getattr(out, "raw", out)
+        self._is_ready = _readiness(self._out)
         self._lines_dropped = lines_dropped
         self._queue: SimpleQueue[_Chunk | None] = SimpleQueue()
         self._lock = Lock()
@@ -140,20 +159,35 @@ class _Writer:
         Thread(target=self._run, name="log-writer", daemon=True).start()
 
     def put(self, lines: Sequence[bytes], done: Callable[[bool], None] | None) -> None:
-        """Queue *lines*, or drop them all; *done* hears, in some thread, what came of them."""
-        size = sum(map(len, lines))
+        """Write, queue or drop *lines*; *done* is called, in some thread, with the outcome."""
         with self._lock:
+            if not self._queued_bytes:
+                lines = self._write_at_once(lines)
+            size = sum(map(len, lines))
             # By one chunk too many rather than a chunk that never fits.
             self._is_full = self._is_full or self._queued_bytes > MAX_QUEUED_BYTES
-            is_accepted = not self._is_full
-            if is_accepted:
+            is_dropped = self._is_full and bool(lines)
+            if not is_dropped:
                 self._queued_bytes += size
-        if is_accepted:
-            self._queue.put(_Chunk(lines, size, done))
-        else:
+        if is_dropped:
             self._drop(len(lines))
-            if done:
-                done(False)  # noqa: FBT003 - what came of it
+        elif lines:
+            self._queue.put(_Chunk(lines, size, done))
+            return
+        if done:
+            done(not is_dropped)
+
+    def _write_at_once(self, lines: Sequence[bytes]) -> Sequence[bytes]:
+        """Write those of *lines* that the output takes without blocking; return the rest."""
+        begin = 0
+        while begin < len(lines):
+            end, size = begin, 0
+            while end < len(lines) and (size := size + len(lines[end]) + 1) <= PIPE_BUF:
+                end += 1
+            if end == begin or not self._is_ready() or not self._write(lines[begin:end]):
+                break
+            begin = end
+        return lines[begin:]
 
     def flush(self, within_s: float) -> None:
         reached = Event()
@@ -165,8 +199,6 @@ class _Writer:
 
     def _run(self) -> None:
         while (chunk := self._queue.get()) is not None:
-            if chunk.done is None:
-                time.sleep(COLLECT_S)
             chunks = [chunk, *self._waiting()]
             lines = [line for chunk in chunks for line in chunk.lines]
             is_written = self._write(lines)

@@ -619,6 +619,22 @@ async def test_a_line_that_comes_late_is_not_taken_for_lost(configure: Configure
     assert [line["event"] for line in lines] == ["event.admitted", "transition"]
 
 
+async def test_lines_do_not_overtake_those_that_are_queued(configure: Configure) -> None:
+    """While a reader that has stalled catches up, new lines stay behind the queued ones."""
+    pipe = Pipe()
+    configure(out=pipe.out)
+    log = logger()
+    for number in range(1000):
+        log.info("event.admitted", number_of_this=number, text="x" * 500)
+    await asyncio.sleep(0)
+    pipe.drain()
+    for number in range(1000, 3000):
+        log.info("event.admitted", number_of_this=number, text="x" * 500)
+        await asyncio.sleep(0)
+    lines = await asyncio.to_thread(pipe.lines)
+    assert [line["number_of_this"] for line in lines] == [*range(3000)]
+
+
 async def test_an_output_that_does_not_block_gets_every_line(configure: Configure) -> None:
     """Where whoever started us has made the output non-blocking, nothing is torn or lost."""
     pipe = Pipe()
