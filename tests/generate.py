@@ -1,19 +1,16 @@
-"""Writes the generated files and tables: `python -m tests.generate`, from the root.
+"""Writes .env.example and the tables of settings and metrics: `python -m tests.generate`.
 
-The schemas in deploy/, .env.example, and the tables of settings and metrics in the documents, all
-from the types and declarations. Holds no test; `test_generated` fails while a file is not what
-this would write.
+`test_schema` fails while a file differs from what this would write.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from service import config, environment, openapi, schema
+from service import config, environment
 from service.environment import SettingRow
 from service.handlers.kafka import KafkaSettings
 from service.handlers.nats import NatsSettings
@@ -23,10 +20,9 @@ from service.handlers.sqs import SqsSettings
 from service.telemetry import metrics
 
 ROOT = Path(__file__).parents[1]
-DEPLOY = ROOT / "deploy"
 README = ROOT / "README.md"
 HANDLERS = ROOT / "service" / "handlers" / "README.md"
-RUNBOOK = DEPLOY / "prometheus" / "runbook.md"
+RUNBOOK = ROOT / "deploy" / "prometheus" / "runbook.md"
 ENV_EXAMPLE = ROOT / ".env.example"
 
 # The settings that a newcomer needs; .env.example lists all.
@@ -57,18 +53,11 @@ def generated() -> dict[Path, str]:
     """Return the text of every generated file by its path."""
     first = [row for row in config.describe() if row.name in FIRST_SETTINGS]
     return {
-        DEPLOY / "asyncapi.yaml": _json(schema.asyncapi()),
-        DEPLOY / "openapi.yaml": _json(openapi.openapi()),
-        DEPLOY / "status-transition.schema.json": _json(schema.transition_schema()),
         ENV_EXAMPLE: environment.example([*config.describe(), *queue_settings()]),
         README: _with_table(README, "settings", _settings(first)),
         HANDLERS: _with_table(HANDLERS, "queues", _settings(queue_settings())),
         RUNBOOK: _with_table(RUNBOOK, "metrics", _metrics()),
     }
-
-
-def _json(document: object) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def _settings(rows: list[SettingRow]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The laws of what we promise readers: every message keeps it, and the files say it."""
+"""The message contracts in deploy/contracts against the messages that the service sends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import environment, handlers, schema
+from service import environment, handlers
 from service.handlers import kafka, nats, rabbitmq, redis_stream, sqs
-from service.secret import Secret
 from service.transitions import cloudevents
-from service.transitions.transition import StatusTransition
-from tests.generate import DEPLOY, generated
-from tests.transitions.test_cloudevents import TRACEPARENT, TRANSITION, TRANSITIONS, WORD
+from service.transitions.lifecycle import STEP_RANKS, Status
+from service.transitions.transition import Origin, StatusTransition
+from tests.generate import generated
+from tests.support.programs import CONTRACTS, documents
+from tests.support.transitions import TRACEPARENT, TRANSITION, TRANSITIONS, WORD
 
-PARSER = "@asyncapi/parser@3.6.3"
-NPM_TIMEOUT_S = 120
-PARSE = """
-const { Parser } = require('@asyncapi/parser');
-const text = require('fs').readFileSync(process.argv[2], 'utf8');
-new Parser().parse(text).then(({ document, diagnostics }) => {
-  const operations = document ? document.operations().all().map((one) => one.id()) : [];
-  console.log(JSON.stringify({ operations, diagnostics }));
-});
-"""
+SCHEMA: dict[str, Any] = json.loads((CONTRACTS / "status-transition.schema.json").read_text())
 SETTINGS: dict[str, Any] = {
     "kafka": kafka.KafkaSettings,
     "nats": nats.NatsSettings,
@@ -40,69 +33,117 @@ SETTINGS: dict[str, Any] = {
     "redis_stream": redis_stream.RedisStreamSettings,
     "sqs": sqs.SqsSettings,
 }
+PARSER = "@asyncapi/parser@3.6.3"
+NPM_TIMEOUT_S = 120
+PARSE = """
+const { Parser } = require('@asyncapi/parser');
+const source = process.argv[2];
+const text = require('fs').readFileSync(source, 'utf8');
+new Parser().parse(text, { source }).then(({ document, diagnostics }) => {
+  const operations = document ? document.operations().all().map((one) => one.id()) : [];
+  console.log(JSON.stringify({ operations, diagnostics }));
+});
+"""
 
-every_queue = pytest.mark.parametrize("name", schema.QUEUES)
+
+@cache
+def asyncapi() -> dict[str, Any]:
+    """Return the AsyncAPI document."""
+    [document] = documents(CONTRACTS / "asyncapi.yaml")
+    assert isinstance(document, dict)
+    return document
 
 
-def validator(part: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
-    """Return an independent reader of a schema, which may refer to that of a transition."""
-    registry = jsonschema_rs.Registry([(cloudevents.SCHEMA, schema.transition_schema())])
+@cache
+def validator(name: str) -> jsonschema_rs.Draft202012Validator:
+    """Return a validator of one schema of the AsyncAPI document."""
+    registry = jsonschema_rs.Registry([("urn:contracts:status-transition.schema.json", SCHEMA)])
+    components = json.dumps(asyncapi()["components"]).replace(
+        "./status-transition.schema.json", "urn:contracts:status-transition.schema.json"
+    )
+    part = {"$ref": f"#/components/schemas/{name}", "components": json.loads(components)}
     return jsonschema_rs.Draft202012Validator(part, registry=registry, validate_formats=True)
 
 
-WHOLE = validator(schema.message_schema())
-HEADERS = validator(schema.headers_schema())
-
-
 def sent(transition: StatusTransition) -> Any:
-    """Return a message's body as its readers see it."""
+    """Return the body of a message as a consumer decodes it."""
     return json.loads(cloudevents.message(transition).body)
+
+
+def plain(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema in one notation, without what it says in words."""
+    if "anyOf" in schema:
+        [schema] = [one for one in schema["anyOf"] if one != {"type": "null"}]
+        return {**plain(schema), "nullable": True}
+    found: dict[str, Any] = {}
+    kinds = schema["type"]
+    if isinstance(kinds, list):
+        found["nullable"] = True
+        [kinds] = [one for one in kinds if one != "null"]
+    found["type"] = kinds
+    if "properties" in schema:
+        found["properties"] = {name: plain(one) for name, one in schema["properties"].items()}
+        found["required"] = schema.get("required", [])
+    if "additionalProperties" in schema:
+        found["values"] = plain(schema["additionalProperties"])
+    return found
+
+
+def test_the_schema_has_the_fields_of_a_transition() -> None:
+    """Names, types and required fields are those of the class."""
+    _, components = msgspec.json.schema_components([StatusTransition], ref_template="{name}")
+    generated = components.pop("StatusTransition")
+    text = json.dumps(generated)
+    for name, part in components.items():
+        text = text.replace(f'{{"$ref": "{name}"}}', json.dumps(part))
+
+    assert plain(SCHEMA) == plain(json.loads(text))
+    assert SCHEMA["$id"] == cloudevents.SCHEMA
+    assert jsonschema_rs.meta.is_valid(SCHEMA)
+
+
+def test_the_schema_lists_the_known_words() -> None:
+    """The examples of each field with known words are those words; none of the lists is closed."""
+    examples = {
+        name: one["examples"] for name, one in SCHEMA["properties"].items() if "examples" in one
+    }
+
+    assert examples.pop("event_type") == [*STEP_RANKS]
+    assert examples.pop("origin") == [*Origin]
+    assert examples.pop("current") == examples.pop("previous") == [*Status]
+    assert examples.pop("stripe_status") == [one for one in Status if one is not Status.REDACTED]
+    assert examples.keys() == {"session_type", "redaction_status"}
 
 
 @given(transition=TRANSITIONS, replay=st.none() | WORD)
 def test_every_message_is_valid(transition: StatusTransition, replay: str | None) -> None:
-    """Whatever a transition holds, body and headers are what the schemas say."""
+    """Body and headers of any transition match the schemas."""
     changed = msgspec.structs.replace(transition, replay=replay)
 
-    WHOLE.validate(sent(changed))
-    HEADERS.validate(dict(cloudevents.message(changed).headers))
+    validator("Message").validate(sent(changed))
+    validator("Headers").validate(dict(cloudevents.message(changed).headers))
 
 
-@given(transition=TRANSITIONS)
-def test_every_field_sent_is_described(transition: StatusTransition) -> None:
-    """A message holds no attribute, field or header that the schemas do not name."""
-    transition = msgspec.structs.replace(transition, traceparent=TRACEPARENT)
-    body = sent(transition)
-    described = schema.transition_schema()
+def test_every_attribute_is_described() -> None:
+    """A message has no attribute and no header that the document does not name."""
+    full = msgspec.structs.replace(TRANSITION, traceparent=TRACEPARENT, replay="again")
+    schemas = asyncapi()["components"]["schemas"]
 
-    assert body.keys() <= schema.message_schema()["properties"].keys()
-    assert body["data"].keys() == described["properties"].keys()
-    assert (body["data"]["related_person"] or {}).keys() <= (
-        described["$defs"]["RelatedPerson"]["properties"].keys()
-    )
-    assert cloudevents.message(transition).headers.keys() == (
-        schema.headers_schema()["properties"].keys()
-    )
+    assert sent(full).keys() == schemas["Message"]["properties"].keys()
+    assert cloudevents.message(full).headers.keys() == schemas["Headers"]["properties"].keys()
+    required = {name: {*schemas[name]["required"]} for name in schemas}
+    assert required["Message"] == sent(TRANSITION).keys()
+    assert required["Headers"] == cloudevents.message(TRANSITION).headers.keys()
 
 
-@pytest.mark.parametrize(
-    "field",
-    ["current", "previous", "event_type", "session_type", "last_error_code", "redaction_status"],
-)
-def test_words_nobody_knows_yet_are_valid(field: str) -> None:
-    """No list of words is closed: what Stripe calls things tomorrow is valid today."""
+def test_new_words_and_fields_are_valid() -> None:
+    """A consumer that checks against today's schema accepts the messages of later releases."""
     body = sent(TRANSITION)
-    body["data"][field] = "a_word_of_tomorrow"
+    for field in ("current", "previous", "event_type", "session_type", "redaction_status"):
+        body["data"][field] = "a_new_word"
+    body["new"] = body["data"]["new"] = {"more": 1}
 
-    assert WHOLE.is_valid(body)
-
-
-def test_fields_nobody_knows_yet_are_valid() -> None:
-    """A reader that checks against today's schema takes the messages of tomorrow's release."""
-    body = sent(TRANSITION)
-    body["later"] = body["data"]["later"] = {"more": 1}
-
-    assert WHOLE.is_valid(body)
+    validator("Message").validate(body)
 
 
 @pytest.mark.parametrize(
@@ -124,106 +165,56 @@ def test_fields_nobody_knows_yet_are_valid() -> None:
     ],
     ids=lambda found: ".".join(found) if isinstance(found, tuple) else repr(found),
 )
-def test_what_is_wrong_is_invalid(path: tuple[str, ...], wrong: Any) -> None:
-    """The schemas refuse what no message of ours holds, so that being valid means something."""
+def test_wrong_messages_are_invalid(path: tuple[str, ...], wrong: Any) -> None:
+    """The schemas reject what no message of ours contains."""
     body = sent(TRANSITION)
     part = body if len(path) == 1 else body[path[0]]
     part[path[-1]] = wrong
 
-    assert not WHOLE.is_valid(body)
-
-
-@pytest.mark.parametrize("name", schema.message_schema()["required"])
-def test_what_is_required_is_required(name: str) -> None:
-    """A message without one of its attributes is invalid."""
-    body = sent(TRANSITION)
-    del body[name]
-
-    assert not WHOLE.is_valid(body)
-
-
-def test_schemas_are_schemas() -> None:
-    """Both are valid JSON Schema of the dialect they name, and bear the name messages give."""
-    found = schema.transition_schema()
-
-    assert found["$id"] == sent(TRANSITION)["dataschema"]
-    for part in (found, schema.message_schema(), schema.headers_schema()):
-        assert jsonschema_rs.meta.is_valid({"$schema": schema.DIALECT, **part})
-
-
-def test_every_field_is_described_in_words() -> None:
-    """Each field of a transition says what it is, in the words of its class."""
-    found = schema.transition_schema()
-
-    assert found["description"].startswith("One real change of one session")
-    assert "Attributes" not in json.dumps(found)
-    for name, part in found["properties"].items():
-        assert part["description"].endswith("."), name
-
-
-def test_schemas_are_made_anew() -> None:
-    """What one caller does to a schema, the next does not see."""
-    schema.transition_schema()["properties"].clear()
-
-    assert schema.transition_schema()["properties"]
-
-
-@pytest.mark.parametrize("path", generated(), ids=str)
-def test_files_are_current(path: Path) -> None:
-    """The files in `deploy` are what `python -m tests.generate` would write."""
-    assert path.read_text(encoding="utf-8") == generated()[path]
+    assert not validator("Message").is_valid(body)
 
 
 def test_every_queue_is_in_the_document() -> None:
-    """Each built-in handler but the log has a server, a channel, and an operation that sends."""
-    found = schema.asyncapi()
+    """Each built-in handler but the log has a server, a channel and an operation that sends."""
+    found = asyncapi()
 
     assert found["channels"].keys() == handlers.BUILT_IN.keys() - {"log"}
     assert found["servers"].keys() == found["channels"].keys()
-    assert {one["channel"]["$ref"] for one in found["operations"].values()} == {
-        f"#/channels/{name}" for name in found["channels"]
-    }
-    assert {one["action"] for one in found["operations"].values()} == {"send"}
+    assert found["operations"].keys() == {f"send_{name}" for name in found["channels"]}
+    for name, channel in found["channels"].items():
+        assert channel["servers"] == [{"$ref": f"#/servers/{name}"}]
+        operation = found["operations"][f"send_{name}"]
+        assert (operation["action"], operation["channel"]) == (
+            "send",
+            {"$ref": f"#/channels/{name}"},
+        )
 
 
-@every_queue
-def test_settings_are_those_of_the_handlers(name: str) -> None:
-    """The settings named in the document exist, with the defaults it tells."""
-    queue = schema.QUEUES[name]
-    found = environment.read(SETTINGS[name], {})
-    url = getattr(found, queue.url.lower())
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_are_those_of_the_handler(name: str) -> None:
+    """The settings that the document names exist, with the defaults that it gives."""
+    settings = environment.read(SETTINGS[name], {})
+    [(setting, parameter)] = asyncapi()["channels"][name]["parameters"].items()
+    host = asyncapi()["servers"][name]["variables"]["host"]
+    url = getattr(settings, host["description"].rpartition(" ")[2].rstrip(".").lower())
 
-    assert getattr(found, queue.setting.lower()) == (queue.address or "")
-    if isinstance(url, Secret):
-        assert f"//{queue.host}" in url.reveal()
-
-
-def test_references_lead_somewhere() -> None:
-    """Each reference in the document points at a part of it."""
-    document = schema.asyncapi()
-
-    def visit(part: Any) -> int:
-        if isinstance(part, list):
-            return sum(map(visit, part))
-        if not isinstance(part, dict):
-            return 0
-        if "$ref" not in part:
-            return sum(map(visit, part.values()))
-        target: Any = document
-        for step in part["$ref"].removeprefix("#/").split("/"):
-            target = target[step]
-        return 1
-
-    assert visit(document) > 3 * len(schema.QUEUES)
+    assert getattr(settings, setting.lower()) == parameter.get("default", "")
+    assert not url or f"//{host['default']}" in url.reveal()
 
 
 def test_the_example_is_a_message_of_ours() -> None:
-    """What the document shows could have been sent."""
-    (example,) = schema.asyncapi()["components"]["messages"]["transition"]["examples"]
+    """The document's example is exactly what its transition is sent as."""
+    [example] = asyncapi()["components"]["messages"]["transition"]["examples"]
     transition = msgspec.convert(example["payload"]["data"], StatusTransition)
 
     assert sent(transition) == example["payload"]
     assert cloudevents.message(transition).headers == example["headers"]
+
+
+@pytest.mark.parametrize("path", generated(), ids=str)
+def test_generated_files_are_current(path: Path) -> None:
+    """Each generated file is what `python -m tests.generate` would write."""
+    assert path.read_text(encoding="utf-8") == generated()[path]
 
 
 @pytest.mark.skipif(
@@ -231,28 +222,27 @@ def test_the_example_is_a_message_of_ours() -> None:
     reason="AsyncAPI's own parser comes from npm: set TEST_ASYNCAPI=1",
 )
 @pytest.mark.timeout(2 * NPM_TIMEOUT_S)
-def test_its_own_parser_accepts_the_document(tmp_path: Path) -> None:
+def test_the_parser_of_asyncapi_accepts_the_document(tmp_path: Path) -> None:
     """AsyncAPI's parser reads `asyncapi.yaml` without an error or a warning."""
     install(tmp_path)
     script = tmp_path / "parse.cjs"
     script.write_text(PARSE)
     node = shutil.which("node") or pytest.skip("there is no node")
     answer = subprocess.run(
-        [node, script, DEPLOY / "asyncapi.yaml"],
+        [node, script, CONTRACTS / "asyncapi.yaml"],
         cwd=tmp_path,
         capture_output=True,
         check=True,
         timeout=NPM_TIMEOUT_S / 2,
     )
     found = json.loads(answer.stdout)
-    problems = [one for one in found["diagnostics"] if one["severity"] < 2]
 
-    assert not problems
-    assert set(found["operations"]) == schema.asyncapi()["operations"].keys()
+    assert not [one for one in found["diagnostics"] if one["severity"] < 2]
+    assert {*found["operations"]} == asyncapi()["operations"].keys()
 
 
 def install(folder: Path) -> None:
-    """Install the parser into *folder*; skip, and say why, where that cannot be done."""
+    """Install the parser into *folder*, or skip with the reason."""
     npm = shutil.which("npm") or pytest.skip("there is no npm")
     try:
         subprocess.run(

@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
+CONTRACTS = ROOT / "deploy" / "contracts"
 # Where `.ci/run` puts what deploy/requirements/tools.txt pins.
 TOOLS = ROOT / ".venv-tools" / "bin"
 # And what it takes from a newer Debian.

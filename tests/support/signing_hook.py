@@ -1,7 +1,7 @@
-"""Makes what schemathesis generates Stripe's: `SCHEMATHESIS_HOOKS=signing_hook`, with `SIGN_WITH`.
+"""Signs the requests that schemathesis generates; see `SCHEMATHESIS_HOOKS` in `test_openapi`.
 
-Runs in schemathesis' own environment, so it knows nothing of the service. A request is signed
-exactly as it is sent. One that lacks the header, or whose header was made wrong, stays as it is.
+It runs in schemathesis' environment, so it does not import the service. A request without the
+signature header, or with one that is wrong on purpose, is not signed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ HEADER = "Stripe-Signature"
 
 
 def encoded(value: Any) -> bytes:
-    """Return the bytes of a body: the ones that are signed are the ones that are sent."""
+    """Return the bytes of a body, which are both signed and sent."""
     return value if isinstance(value, bytes) else json.dumps(_written(value)).encode()
 
 
 def _written(value: Any) -> Any:
-    """Write whole numbers as everybody does: 1.0 is an integer to a schema, to us it is none."""
+    """Write whole numbers without a fraction: JSON Schema takes 1.0 for an integer, we do not."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, dict):
@@ -40,7 +40,7 @@ def serialized(_: Any, value: Any) -> bytes:
 
 
 def before_call(_: Any, case: Any, kwargs: Any) -> None:
-    """Sign a request whose header is there, and is not wrong on purpose."""
+    """Sign a request that has the header, unless the header is wrong on purpose."""
     if case.method == "POST" and HEADER in case.headers and not _is_wrong(case):
         body = b"" if type(case.body).__name__ == "NotSet" else encoded(case.body)
         now = int(time.time())

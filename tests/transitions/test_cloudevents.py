@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import typing
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -18,60 +17,8 @@ from hypothesis import strategies as st
 from service.secret import Secret
 from service.stripe.verification_session import RelatedPerson
 from service.transitions import cloudevents
-from service.transitions.lifecycle import Status
-from service.transitions.transition import Origin, StatusTransition
-
-TEXT = st.text(max_size=20)
-WORD = st.text(min_size=1, max_size=20)
-MAYBE = st.none() | TEXT
-TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-TRANSITIONS = st.builds(
-    StatusTransition,
-    event_id=WORD,
-    event_type=WORD,
-    occurred_at=st.integers(0, 10**11 - 1).map(lambda at: datetime.fromtimestamp(at, UTC)),
-    livemode=st.none() | st.booleans(),
-    account=st.none() | WORD,
-    account_name=st.none() | WORD,
-    context=MAYBE,
-    origin=st.sampled_from(Origin) | WORD,
-    endpoint=MAYBE,
-    session_id=WORD,
-    session_type=MAYBE,
-    current=st.sampled_from(Status) | WORD,
-    stripe_status=MAYBE,
-    last_error_code=MAYBE,
-    redaction_status=MAYBE,
-    report_id=MAYBE,
-    client_reference_id=MAYBE,
-    related_customer=MAYBE,
-    related_customer_account=MAYBE,
-    related_person=st.none() | st.builds(RelatedPerson, account=MAYBE, person=MAYBE),
-    metadata=st.none() | st.dictionaries(TEXT, TEXT, max_size=4),
-    traceparent=st.just(msgspec.UNSET) | st.just(TRACEPARENT),
-    previous=st.none() | WORD,
-    sequence=st.integers(1, 2**53),
-    epoch=st.integers(1, 2**53),
-    expected=st.booleans(),
-    reversal=st.booleans(),
-)
-TRANSITION = StatusTransition(
-    event_id="evt_1",
-    event_type="identity.verification_session.verified",
-    occurred_at=datetime(2026, 8, 5, 12, tzinfo=UTC),
-    livemode=True,
-    account="acct_1",
-    session_id="vs_1",
-    session_type="document",
-    current="verified",
-    stripe_status="verified",
-    endpoint="acme",
-    metadata={"order": "6735"},
-    previous="processing",
-    sequence=3,
-    epoch=1_790_000_000_000,
-    expected=True,
-)
+from service.transitions.transition import StatusTransition
+from tests.support.transitions import TRANSITION, TRANSITIONS, WORD
 
 
 def test_the_message_is_exactly_this() -> None:
