@@ -17,7 +17,7 @@ from hypothesis import settings as examples
 from service.config import Settings
 from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.secret import Secret
-from service.storage import connections as clients
+from service.storage import clients
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys, open_groups
 from tests.support import roles

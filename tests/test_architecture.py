@@ -168,8 +168,8 @@ def test_one_owner_for_each_foreign_thing(library: str) -> None:
     assert {name for name in users if not {name, package(name)} & OWNERS[library]} == set()
 
 
-def test_only_connections_knows_the_client() -> None:
-    """Clients are built in `connections`; a few modules beside it mend them; others know errors."""
+def test_only_storage_knows_the_client() -> None:
+    """Clients are built in `clients`; a few modules beside it amend them; others know errors."""
     known = {
         (name, dotted)
         for name in TREES
@@ -177,7 +177,7 @@ def test_only_connections_knows_the_client() -> None:
         if top(dotted) == "redis" and not dotted.startswith("redis.exceptions.")
     }
 
-    modules = {"cluster", "connections", "redis_connection", "urls"}
+    modules = {"clients", "cluster", "redis_connection", "urls"}
     assert {name for name, _ in known} == {f"storage.{module}" for module in modules}
 
 
@@ -204,7 +204,7 @@ def test_only_web_knows_status_codes(name: str) -> None:
     assert "status_code" not in spoken or name in {
         "web.app",
         "operations.sender",
-        "storage.connections",
+        "storage.redis_errors",
     }
 
 

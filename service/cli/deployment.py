@@ -13,7 +13,7 @@ from ..config import Settings
 from ..delivery import retention
 from ..errors import ConfigError
 from ..storage import layout
-from ..storage.connections import Connections, connect, places
+from ..storage.connections import Connections, connect, display_address
 from ..storage.layout import Keys
 from . import defaults
 
@@ -32,8 +32,8 @@ async def opened(handler: str | None = None) -> AsyncIterator[tuple[Connections,
     settings = Settings.from_environ(defaults.environment())
     keys = Keys(settings.redis_prefix, settings.partitions)
     async with connect(settings.redis_url) as connections:
-        if not await layout.exists(connections, keys):
-            where = f"{settings.redis_prefix} at {places(settings.redis_url)}"
+        if not await layout.is_claimed(connections, keys):
+            where = f"{settings.redis_prefix} at {display_address(settings.redis_url)}"
             raise ConfigError([f"REDIS_PREFIX: nothing was ever stored under {where}"])
         if handler is not None and handler not in settings.handlers:
             names = await retention.group_names(connections, keys)

@@ -30,7 +30,8 @@ from rich.text import Text
 
 from ..errors import Unavailable, UnavailableReason
 from ..secret import Secret
-from ..storage.connections import places, shortage
+from ..storage.connections import display_address
+from ..storage.redis_errors import unavailable_reason
 
 Result = TypeVar("Result")
 
@@ -63,13 +64,13 @@ def asking_redis(ask: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     try:
         return asyncio.run(ask())
     except (RedisError, OSError) as error:
-        raise Unavailable(shortage(error)) from None
+        raise Unavailable(unavailable_reason(error)) from None
 
 
 def trouble(reason: UnavailableReason, url: Secret[str]) -> str:
     """Say in one line what is wrong with which Redis: its host and port, no user, no password."""
     said = _TROUBLES.get(reason, "does not answer")
-    return f"Redis at {places(url)} {said} ({reason}); REDIS_URL says where"
+    return f"Redis at {display_address(url)} {said} ({reason}); REDIS_URL says where"
 
 
 def print_rows(

@@ -14,11 +14,10 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..storage.batching import Batcher
-from ..storage.connections import Argument, Connections, Script, ScriptCall
+from ..storage.batching import Batcher, ScriptBatcher
+from ..storage.connections import Connections
 from ..storage.layout import Keys
-from ..storage.pipeline import Needs
-from ..storage.script_batches import ScriptBatches
+from ..storage.scripts import Argument, Needs, Script, ScriptCall
 from ..transitions import stream_entry
 from ..transitions.transition import StatusTransition
 from .stream_watcher import Arrivals
@@ -101,7 +100,7 @@ class Mailbox:
 
     def __init__(
         self,
-        connections: Connections | ScriptBatches,
+        connections: Connections | ScriptBatcher,
         keys: Keys,
         arrivals: Arrivals,
         *,
@@ -218,7 +217,7 @@ class _Fence:
     """Runs scripts that act only while a lease is ours."""
 
     def __init__(
-        self, connections: Connections | ScriptBatches, lease: str, token: str, replicas: int
+        self, connections: Connections | ScriptBatcher, lease: str, token: str, replicas: int
     ) -> None:
         self.connections = connections
         self.lease = lease
@@ -269,10 +268,10 @@ class _Pile:
     def __init__(self, fence: _Fence, stream: str, *, group: str, worker: str, goes: bool) -> None:
         self.stream = stream
         self._worker = worker
-        self.settling = Batcher(self._settle, most=MAX_PER_BATCH, patient=True)
-        self.counting = Batcher(self._count, most=MAX_PER_BATCH)
+        self.settling = Batcher(self._settle, max_items=MAX_PER_BATCH, waits_for_more=True)
+        self.counting = Batcher(self._count, max_items=MAX_PER_BATCH)
         self.loading: Batcher[str, StatusTransition | Missing]
-        self.loading = Batcher(self._load, most=MAX_LOADED_PER_CALL)
+        self.loading = Batcher(self._load, max_items=MAX_LOADED_PER_CALL)
         self._fence = fence
         self._group = group
         self._goes = int(goes)

@@ -15,8 +15,9 @@ from typing import Any
 import structlog
 
 from ..config import DAY_S, MAX_CLOCK_DIFFERENCE_S
-from ..storage.connections import Connections, Script, ScriptCall
+from ..storage.connections import Connections
 from ..storage.layout import Keys
+from ..storage.scripts import Script, ScriptCall
 from ..telemetry import metrics
 
 LOOK_EVERY_S = 60.0

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..storage.connections import Connections, Script
+from ..storage.connections import Connections
 from ..storage.layout import Keys
+from ..storage.scripts import Script
 from ..transitions import stream_entry
 from ..transitions.transition import StatusTransition
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..storage.connections import Connections, Script, ScriptCall
+from ..storage.connections import Connections
 from ..storage.layout import Keys
+from ..storage.scripts import Script, ScriptCall
 
 _LAG = Script(__package__, "lua/lag.lua")
 

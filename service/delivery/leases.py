@@ -13,8 +13,9 @@ import asyncio
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from ..storage.connections import Connections, Script, ScriptCall
+from ..storage.connections import Connections
 from ..storage.layout import Keys
+from ..storage.scripts import Script, ScriptCall
 from .consumer import Mailbox, Place
 
 _ANNOUNCE = Script(__package__, "lua/heartbeat.lua")

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import structlog
 from redis.exceptions import ResponseError
 
-from ..storage.connections import Connections, Script, ScriptCall
+from ..storage.connections import Connections
 from ..storage.layout import Keys
+from ..storage.scripts import Script, ScriptCall
 from ..telemetry import metrics
 from .lag import Lag, lags
 

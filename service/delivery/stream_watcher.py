@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Mapping
 
 from .. import cancellation
-from ..storage.connections import BLOCK_S, Connections
+from ..storage.clients import BLOCK_S
+from ..storage.connections import Connections
 
 
 class Arrivals:

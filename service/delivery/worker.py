@@ -26,9 +26,10 @@ from .. import cancellation
 from ..config import Settings
 from ..errors import UnavailableReason
 from ..handlers import Handler
-from ..storage.connections import Connections, shortage
-from ..storage.layout import Keys, exists, guard, open_groups
-from ..storage.script_batches import ScriptBatches
+from ..storage.batching import ScriptBatcher
+from ..storage.connections import Connections
+from ..storage.layout import Keys, claim, is_claimed, open_groups
+from ..storage.redis_errors import unavailable_reason
 from ..telemetry import metrics
 from .consumer import LeaseLostError, Mailbox, Place
 from .dispatcher import Dispatcher
@@ -71,7 +72,7 @@ class Worker:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.failure_log = FailureLog()
         self._connections = connections
-        self._batches = ScriptBatches(connections)
+        self._batches = ScriptBatcher(connections)
         self._keys = keys
         self._settings = settings
         self._handlers = handlers
@@ -114,8 +115,8 @@ class Worker:
             try:
                 pause_s = await turn()
             except (RedisError, OSError) as error:
-                metrics.REDIS_ERRORS.labels(shortage(error)).inc()
-                log.warning("worker.rebalance_failed", reason=shortage(error))
+                metrics.REDIS_ERRORS.labels(unavailable_reason(error)).inc()
+                log.warning("worker.rebalance_failed", reason=unavailable_reason(error))
             await _wait(stopping, max(MIN_INTERVAL_S, pause_s))
 
     async def _renew(self) -> float:
@@ -150,8 +151,8 @@ class Worker:
         Raises:
             ConfigError: Another process has claimed another layout since: this one has to end.
         """
-        if not await exists(self._connections, self._keys):
-            await guard(self._connections, self._keys)
+        if not await is_claimed(self._connections, self._keys):
+            await claim(self._connections, self._keys)
 
     async def _maintain(self) -> float:
         """Measure, trim, and tell of what is wrong."""
@@ -313,7 +314,7 @@ class _PartitionTask:
             self.mailbox.lost()
             reason = "lease_lost"
         except* (RedisError, OSError) as group:
-            reason = shortage(group.exceptions[0])
+            reason = unavailable_reason(group.exceptions[0])
         except* Exception:
             reason = "unforeseen"
             handler, partition = self.mailbox.place

@@ -30,7 +30,9 @@ from .. import environment
 from ..errors import ConfigError, Unreachable
 from ..secret import Secret
 from ..storage.batching import Batcher
-from ..storage.connections import Connections, Script, ScriptCall, connect, is_unauthorized, refusal
+from ..storage.connections import Connections, connect
+from ..storage.redis_errors import error_word, is_unauthorized
+from ..storage.scripts import Script, ScriptCall
 from ..transitions import cloudevents
 from ..transitions.transition import StatusTransition
 from . import Handler
@@ -122,10 +124,10 @@ class RedisStream:
         try:
             async with connect(self._settings.redis_stream_url) as connections:
 
-                async def fly(calls: list[ScriptCall]) -> Sequence[Any]:
+                async def flush(calls: list[ScriptCall]) -> Sequence[Any]:
                     return await connections.run(calls)
 
-                appends = Batcher(fly, most=MAX_PER_BATCH)
+                appends = Batcher(flush, max_items=MAX_PER_BATCH)
                 try:
                     yield _Line(connections, appends)
                 finally:
@@ -149,7 +151,7 @@ def _refused(error: ResponseError) -> Exception:
     """Tell what Redis has against everybody from what may be this one call's."""
     if is_unauthorized(error):
         return Unreachable("access_refused")
-    word = refusal(error)
+    word = error_word(error)
     if word == "WRONGTYPE":
         return Unreachable("not_a_stream")
     # As MISCONF, BUSY, LOADING or NOREPLICAS; what begins with ERR may be about our arguments.

@@ -22,11 +22,11 @@ from redis.exceptions import RedisError
 from ..config import DAY_S, MAX_CLOCK_DIFFERENCE_S, Durability, Settings
 from ..errors import ConfigError, Unavailable, UnavailableReason
 from ..storage import layout
-from ..storage.batching import Batcher
-from ..storage.connections import Connections, Script, ScriptCall, shortage
-from ..storage.deadlines import Deadlines
+from ..storage.batching import Batcher, Deadlines
+from ..storage.connections import Connections
 from ..storage.layout import Keys
-from ..storage.pipeline import Needs, NotKeptError
+from ..storage.redis_errors import unavailable_reason
+from ..storage.scripts import Needs, Script, ScriptCall, UnsafeConfigError
 from ..stripe.events import Event
 from ..telemetry import metrics
 from ..transitions import stream_entry
@@ -42,7 +42,7 @@ _ADMIT = Script(__package__, "admit.lua")
 _LAYOUT_DIFFERS = UnavailableReason.LAYOUT_DIFFERS.encode()
 _FULL = b"full "
 _REFUSALS = {"full": UnavailableReason.BACKLOG_FULL, "broken": UnavailableReason.REDIS_REFUSED}
-_LASTING = (NotKeptError, Unavailable)
+_LASTING = (UnsafeConfigError, Unavailable)
 
 
 class Outcome(StrEnum):
@@ -95,7 +95,7 @@ class Inbox:
         self._patience_s = settings.admit_deadline_s
         self._needs = Needs(
             settings.durability.replicas,
-            kept=True,
+            no_eviction=True,
             fsync=settings.durability is Durability.FSYNC,
         )
         self._max_age_s = settings.max_event_age_days * DAY_S
@@ -103,7 +103,7 @@ class Inbox:
         self._headroom = Headroom(connections, keys)
         # In Cluster a failing primary must not hold up the partitions of the others.
         lanes = keys.partitions if connections.is_cluster else 1
-        self._lanes = [Batcher(self._fly, most=MAX_EVENTS_PER_BATCH) for _ in range(lanes)]
+        self._lanes = [Batcher(self._fly, max_items=MAX_EVENTS_PER_BATCH) for _ in range(lanes)]
         self._deadlines = Deadlines(self._overdue)
         # What keeps Redis from answering now; that nothing was heard of yet means that it is slow.
         self._trouble = UnavailableReason.REDIS_SLOW
@@ -178,7 +178,7 @@ class Inbox:
         if reply == _LAYOUT_DIFFERS:
             try:
                 # Redis has lost our layout, or has another one: then nothing is admitted.
-                await layout.guard(self._connections, self._keys)
+                await layout.claim(self._connections, self._keys)
             except ConfigError:
                 return Unavailable(UnavailableReason.LAYOUT_DIFFERS)
             except (RedisError, OSError) as error:
@@ -224,7 +224,7 @@ def _kind(change: SessionChange, status: str) -> str:
 
 
 def _word(error: Exception) -> UnavailableReason:
-    return error.reason if isinstance(error, Unavailable) else shortage(error)
+    return error.reason if isinstance(error, Unavailable) else unavailable_reason(error)
 
 
 def _nonce() -> bytes:

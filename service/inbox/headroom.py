@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from ..storage.connections import Connections, Script, ScriptCall, shortage
+from ..storage.connections import Connections
 from ..storage.layout import Keys
+from ..storage.redis_errors import unavailable_reason
+from ..storage.scripts import Script, ScriptCall
 from ..telemetry import metrics
 
 MAX_LOOKED_AT_PER_CALL = 500
@@ -83,7 +85,7 @@ class Headroom:
         found: list[bool | None] = []
         for partition, reply in zip(partitions, await self._connections.run(calls), strict=True):
             if isinstance(reply, Exception):
-                metrics.REDIS_ERRORS.labels(shortage(reply)).inc()
+                metrics.REDIS_ERRORS.labels(unavailable_reason(reply)).inc()
                 self._rest(partition)
                 found.append(False)
             else:

@@ -16,8 +16,9 @@ from ..delivery.retention import Group
 from ..errors import ConfigError, Unreachable
 from ..storage import health, layout
 from ..storage.assessment import RANKS, Finding, Promise, Severity
-from ..storage.connections import Connections, Script, ScriptCall, connect
+from ..storage.connections import Connections, connect
 from ..storage.layout import Keys
+from ..storage.scripts import Script, ScriptCall
 
 CHECK_TIMEOUT_S = 15.0
 # As the alert has it.
@@ -41,7 +42,7 @@ async def findings(settings: Settings, environ: Mapping[str, str]) -> list[Findi
     async with connect(settings.redis_url) as connections:
         found = [*_settings(settings), *await health.inspect(connections, settings)]
         if _can_be_asked(found):
-            is_known = await layout.exists(connections, keys)
+            is_known = await layout.is_claimed(connections, keys)
             found.append(_layout(settings, is_known=is_known))
             found += await _groups(connections, keys, settings)
     return found + [await _handler(name, openers[name], environ) for name in openers]

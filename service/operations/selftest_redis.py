@@ -18,8 +18,9 @@ from ..config import Settings
 from ..errors import ConfigError
 from ..inbox import session_record
 from ..storage import layout
-from ..storage.connections import Connections, connect, shortage
+from ..storage.connections import Connections, connect
 from ..storage.layout import Keys
+from ..storage.redis_errors import unavailable_reason
 from ..transitions import stream_entry
 from ..transitions.transition import is_selftest
 from .selftest import Lived, Row, Trial
@@ -50,7 +51,7 @@ async def rows(settings: Settings, trial: Trial, *, since: float) -> list[Row]:
     keys = Keys(settings.redis_prefix, settings.partitions)
     try:
         async with connect(settings.redis_url) as connections:
-            if await layout.exists(connections, keys):
+            if await layout.is_claimed(connections, keys):
                 found = await _look(connections, keys, settings.handlers, trial, since)
                 await _forget(connections, keys, trial)
                 return found
@@ -58,7 +59,7 @@ async def rows(settings: Settings, trial: Trial, *, since: float) -> list[Row]:
     except ConfigError as error:
         seen = str(error)
     except (RedisError, OSError) as error:
-        seen = shortage(error)
+        seen = unavailable_reason(error)
     return [Row("what is left in Redis is as promised", "an answer", seen, kept=None)]
 
 

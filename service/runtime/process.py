@@ -31,9 +31,10 @@ from ..inbox.admission import Inbox
 from ..inbox.receiver import Receiver
 from ..server.listener import Listener
 from ..storage import layout
-from ..storage.connections import Connections, connect, shortage
+from ..storage.connections import Connections, connect
 from ..storage.health import Health
 from ..storage.layout import Keys
+from ..storage.redis_errors import unavailable_reason
 from ..stripe.signing_secrets import SigningSecrets
 from ..telemetry import metrics, tracing
 from ..telemetry.loop_lag import LOOP_LAG
@@ -302,7 +303,7 @@ async def _open_groups(ground: _Ground) -> None:
                 ground.connections, ground.keys, ground.settings.handlers
             )
         except (RedisError, OSError) as error:
-            log.warning("group.not_created", reason=shortage(error))
+            log.warning("group.not_created", reason=unavailable_reason(error))
             await asyncio.sleep(RETRY_S)
         else:
             break

@@ -59,7 +59,7 @@ _REFUSALS = {
 }
 
 
-def judge(
+def assess(
     described: Mapping[str, Any], *, skew_s: float, durability: Durability, refused: str = ""
 ) -> list[Finding]:
     """Say what one primary's state means for the promises.
@@ -76,7 +76,7 @@ def judge(
     return [
         _clock(skew_s),
         version,
-        writes(refused),
+        assess_writes(refused),
         _eviction(described.get("maxmemory_policy")),
         _memory(described),
         _role(described.get("role")),
@@ -87,7 +87,7 @@ def judge(
     ]
 
 
-def together(of_each: Sequence[Sequence[Finding]]) -> list[Finding]:
+def combine(of_each: Sequence[Sequence[Finding]]) -> list[Finding]:
     """Join the findings of all primaries: of each kind the worst, and on how many it is so."""
     kinds: dict[str, list[Finding]] = {}
     for found in of_each:
@@ -105,7 +105,7 @@ def together(of_each: Sequence[Sequence[Finding]]) -> list[Finding]:
     return joined
 
 
-def writes(refused: str) -> Finding:
+def assess_writes(refused: str) -> Finding:
     """Say what it means that Redis refuses a write with a word, or does not."""
     if not refused:
         return Finding("writes", Severity.FINE, (Promise.DURABLE,), "Redis takes writes")
@@ -118,7 +118,7 @@ def writes(refused: str) -> Finding:
     )
 
 
-def silent(reason: str) -> Finding:
+def unreachable_primary(reason: str) -> Finding:
     """Say what it means that one primary of a Cluster does not answer, while others do."""
     return Finding(
         "writes",

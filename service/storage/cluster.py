@@ -1,8 +1,8 @@
-"""redis-py's client of a Cluster, mended where it does what ours may not.
+"""redis-py's client of a Cluster, amended where it does what ours must not.
 
-Every failure is a `RedisError`, and several commands may go to one node in one breath. What is
-sent, and whether to ask again, is decided elsewhere: nothing is sent twice here but what a node has
-refused because another one holds the key.
+Every failure is a `RedisError`, and several commands may go to one node in one pipeline. Nothing is
+sent twice but what a node has refused because another node holds the key; whether to retry is
+decided elsewhere.
 """
 
 from __future__ import annotations
@@ -22,38 +22,40 @@ from redis.exceptions import (
     RedisError,
 )
 
-from .pipeline import NOTHING, Commands, Needs, exchange
-from .redis_connection import TcpConnection, Term, TlsConnection
+from .redis_connection import Generation, TcpConnection, TlsConnection
+from .scripts import NO_NEEDS, Command, Needs, run_pipeline
 
-# A slot that moves is at one of two nodes; more is a Cluster in disorder.
+# A slot that moves is at one of two nodes; more redirections mean that the nodes disagree.
 MAX_NODES_ASKED = 4
-# Finding the primaries again costs every connection, so not each of many failures may do it.
-SEARCH_EVERY_S = 0.5
+# Finding the primaries again replaces every connection, so not each of many failures may do it.
+REFRESH_EVERY_S = 0.5
 
 
 class ClusterClient(RedisCluster):
-    """A client that tells its failures like any other.
+    """A client whose failures are those of any other client.
 
     Args:
-        startup_nodes: Where it is asked which nodes there are. A Cluster that says of its nodes
-            only their ports (`cluster-preferred-endpoint-type unknown-endpoint`) is on the host of
-            the first.
-        term: What its connections share with those of other clients.
+        startup_nodes: The nodes that are asked which nodes there are. Where a Cluster announces
+            only the ports of its nodes (`cluster-preferred-endpoint-type unknown-endpoint`), their
+            host is that of the first.
+        generation: What its connections share with those of other clients.
         options: redis-py's.
     """
 
-    _searched_at = float("-inf")
+    _refreshed_at = float("-inf")
 
-    def __init__(self, startup_nodes: Sequence[ClusterNode], term: Term, **options: Any) -> None:
+    def __init__(
+        self, startup_nodes: Sequence[ClusterNode], generation: Generation, **options: Any
+    ) -> None:
         host = startup_nodes[0].host
         super().__init__(
             startup_nodes=[*startup_nodes],
             address_remap=lambda address: (address[0] or host, address[1]),
             **options,
         )
-        # redis-py lets nobody choose the class of connections, and has already made these nodes.
-        mended = TlsConnection if options.get("ssl") else TcpConnection
-        self.connection_kwargs.update(connection_class=mended, term=term)
+        # redis-py takes no connection class as an option, and has already made these nodes.
+        ours = TlsConnection if options.get("ssl") else TcpConnection
+        self.connection_kwargs.update(connection_class=ours, generation=generation)
         seeds = [ClusterNode(one.host, one.port, **self.connection_kwargs) for one in startup_nodes]
         self.nodes_manager.startup_nodes = {seed.name: seed for seed in seeds}
 
@@ -69,14 +71,14 @@ class ClusterClient(RedisCluster):
             cause = _cause(error)
         else:
             return self
-        # Outside of the block, so that what the cause itself came from stays with it.
+        # Outside of the block, so that the cause keeps its own context.
         raise cause
 
     async def execute_command(self, *arguments: Any, **options: Any) -> Any:
-        """Send one command where it belongs.
+        """Send one command to the node that it belongs to.
 
         Raises:
-            RedisError: It failed, or nobody knows whether it did.
+            RedisError: It failed, or it is unknown whether it did.
         """
         try:
             return await super().execute_command(*arguments, **options)
@@ -84,35 +86,37 @@ class ClusterClient(RedisCluster):
             cause = _cause(error)
         raise cause
 
-    async def speak(self, key: str, commands: Commands, needs: Needs = NOTHING) -> list[Any]:
+    async def run_pipeline(
+        self, key: str, commands: Sequence[Command], needs: Needs = NO_NEEDS
+    ) -> list[Any]:
         """Send *commands* on one connection to the primary that holds *key*; return the replies.
 
-        The first is about *key*: where the node says that another has it, all are sent there.
-        redis-py itself sends ASKING and the command on any two connections, where the one means
-        nothing to the other. Of *needs* speaks `exchange`.
+        The first command is about *key*: where the node replies that another node has it, all are
+        sent there. redis-py itself sends ASKING and the command on two connections, where ASKING
+        has no effect on the command. *needs* as for `scripts.run_pipeline`.
 
         Raises:
-            RedisError: Nobody knows whether they were executed.
+            RedisError: It is unknown whether they were executed.
         """
         await self.initialize()
         node, asking = self._primary(key), False
         for _ in range(MAX_NODES_ASKED):
-            replies = await self._speak_to(node, commands, needs, asking=asking)
-            elsewhere = replies[0]
-            if not isinstance(elsewhere, AskError):
+            replies = await self._run_on(node, commands, needs, asking=asking)
+            redirection = replies[0]
+            if not isinstance(redirection, AskError):
                 break
-            asking = not isinstance(elsewhere, MovedError)
+            asking = not isinstance(redirection, MovedError)
             if not asking:
-                await self.nodes_manager.move_slot(elsewhere)
-            found = self.get_node(elsewhere.host, elsewhere.port)
+                await self.nodes_manager.move_slot(redirection)
+            found = self.get_node(redirection.host, redirection.port)
             if found is None:
-                await self._search()
+                await self._refresh()
                 break
             node = found
         return replies
 
-    async def speak_all(
-        self, asked: Sequence[tuple[str, tuple[Any, ...]]], needs: Needs = NOTHING
+    async def run_commands(
+        self, keyed: Sequence[tuple[str, Command]], needs: Needs = NO_NEEDS
     ) -> list[Any]:
         """Send commands, each to the primary that holds its key; return a reply or error for each.
 
@@ -123,25 +127,26 @@ class ClusterClient(RedisCluster):
             RedisError: No node answers; nothing was sent.
         """
         await self.initialize()
-        by_place: dict[str, list[int]] = {}
-        for i, (key, _) in enumerate(asked):
-            by_place.setdefault(self.place(key), []).append(i)
-        replies: list[Any] = [None] * len(asked)
+        by_primary: dict[str, list[int]] = {}
+        for i, (key, _) in enumerate(keyed):
+            by_primary.setdefault(self.primary_of(key), []).append(i)
+        replies: list[Any] = [None] * len(keyed)
 
-        async def speak_to_one(these: list[int]) -> None:
-            commands = [asked[i][1] for i in these]
-            speaking = self._speak_to(self._primary(asked[these[0]][0]), commands, needs)
-            found = await self._found(speaking, len(these))
-            for i, reply in zip(these, found, strict=True):
+        async def run_on_one(indexes: list[int]) -> None:
+            commands = [keyed[i][1] for i in indexes]
+            running = self._run_on(self._primary(keyed[indexes[0]][0]), commands, needs)
+            found = await self._replies_or_errors(running, len(indexes))
+            for i, reply in zip(indexes, found, strict=True):
                 replies[i] = reply
 
-        await asyncio.gather(*map(speak_to_one, by_place.values()))
-        for i, (key, command) in enumerate(asked):
+        await asyncio.gather(*map(run_on_one, by_primary.values()))
+        for i, (key, command) in enumerate(keyed):
             if isinstance(replies[i], AskError):
-                [replies[i]] = await self._found(self.speak(key, [command], needs), 1)
+                running = self.run_pipeline(key, [command], needs)
+                [replies[i]] = await self._replies_or_errors(running, 1)
         return replies
 
-    def place(self, key: str) -> str:
+    def primary_of(self, key: str) -> str:
         """Return the name of the primary that holds *key*, as far as is known; empty for none."""
         try:
             return str(self._primary(key).name)
@@ -149,10 +154,10 @@ class ClusterClient(RedisCluster):
             return ""
 
     @staticmethod
-    async def _found(speaking: Awaitable[list[Any]], count: int) -> list[Any]:
-        """Return the replies of an exchange, or its error for each of *count* commands."""
+    async def _replies_or_errors(running: Awaitable[list[Any]], count: int) -> list[Any]:
+        """Return the replies of a pipeline, or its error for each of *count* commands."""
         try:
-            return await speaking
+            return await running
         except (RedisError, OSError) as error:
             return [error] * count
 
@@ -165,33 +170,33 @@ class ClusterClient(RedisCluster):
             raise _no_primary()
         return node
 
-    async def _speak_to(
-        self, node: ClusterNode, commands: Commands, needs: Needs, *, asking: bool = False
+    async def _run_on(
+        self, node: ClusterNode, commands: Sequence[Command], needs: Needs, *, asking: bool = False
     ) -> list[Any]:
-        asked = [("ASKING",), *commands] if asking else commands
+        sent = [("ASKING",), *commands] if asking else commands
         connection = node.acquire_connection()
         try:
-            # Not left to the first command: what is known of another server must not count.
+            # Before the pipeline: what was verified of an earlier server must not count.
             await connection.connect()  # type: ignore[no-untyped-call]
-            replies = await exchange(connection, asked, needs)
+            replies = await run_pipeline(connection, sent, needs)
         except (RedisError, OSError):
-            await self._search(node.name)
+            await self._refresh(node.name)
             raise
         finally:
             node.release(connection)
         return replies[asking:]
 
-    async def _search(self, but_last: str | None = None) -> None:
-        """Find the primaries again, now and then; a node that fails is asked last."""
+    async def _refresh(self, ask_last: str | None = None) -> None:
+        """Find the primaries again, but not too often; a node that fails is asked last."""
         now = time.monotonic()
-        if now >= self._searched_at + SEARCH_EVERY_S:
-            self._searched_at = now
+        if now >= self._refreshed_at + REFRESH_EVERY_S:
+            self._refreshed_at = now
             with contextlib.suppress(RedisError, RedisClusterException, OSError):
-                await self.nodes_manager.initialize(last_failed_node_name=but_last)
+                await self.nodes_manager.initialize(last_failed_node_name=ask_last)
 
 
 def _cause(error: RedisClusterException) -> RedisError:
-    """Return what a node said for which redis-py gave up, where any did."""
+    """Return the error of a node for which redis-py gave up, where there is one."""
     for inner in (error.__cause__, getattr(error.__cause__, "__context__", None)):
         if isinstance(inner, RedisError):
             return inner

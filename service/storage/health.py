@@ -19,13 +19,14 @@ from ..errors import ConfigError, UnavailableReason
 from ..telemetry import metrics
 from . import assessment, layout
 from .assessment import RANKS, Finding, Severity
-from .connections import Connections, Script, places, refusal, shortage
+from .connections import Connections, display_address
 from .layout import Keys
-from .pipeline import ON_DISK
+from .redis_errors import error_word, unavailable_reason
+from .scripts import FSYNC_SETTINGS, Script
 
 PROBE_EVERY_S = 1.0
 INSPECT_EVERY_S = 60.0
-ASKED_OF_THE_CONFIGURATION = (*ON_DISK, "min-replicas-to-write")
+ASKED_OF_THE_CONFIGURATION = (*FSYNC_SETTINGS, "min-replicas-to-write")
 # What is told by a server that lets us ask nothing is no answer.
 _SILENT = {UnavailableReason.REDIS_UNREACHABLE, UnavailableReason.REDIS_UNAUTHORIZED}
 
@@ -100,7 +101,7 @@ class Health:
                 await self._look_at_layout()
                 self._answered()
             except (RedisError, OSError) as error:
-                self._is_silent(shortage(error))
+                self._is_silent(unavailable_reason(error))
             metrics.READY.set(self.ready)
             await asyncio.sleep(PROBE_EVERY_S)
 
@@ -110,8 +111,8 @@ class Health:
             raise ConfigError(
                 [f"Redis is {one.meaning}" for one in self._findings if one.name == "version"]
             )
-        if not await layout.exists(self._connections, self._keys):
-            await layout.guard(self._connections, self._keys)
+        if not await layout.is_claimed(self._connections, self._keys):
+            await layout.claim(self._connections, self._keys)
         if self._connections.is_cluster:
             # Its first use must not be two uses at once.
             await self._connections.blocking_client.initialize()
@@ -120,7 +121,7 @@ class Health:
     async def _look_at_layout(self) -> None:
         problem = ""
         try:
-            await layout.exists(self._connections, self._keys)
+            await layout.is_claimed(self._connections, self._keys)
         except ConfigError as error:
             problem = str(error)
         except (RedisError, OSError):
@@ -139,7 +140,9 @@ class Health:
         metrics.REDIS_ERRORS.labels(reason).inc()
         if not self._lost or reason is not self._silence:
             self._silence, self._lost = reason, True
-            log.error("redis.lost", reason=reason, address=places(self._settings.redis_url))
+            log.error(
+                "redis.lost", reason=reason, address=display_address(self._settings.redis_url)
+            )
 
     def _note(self, found: list[Finding]) -> None:
         """Log what is new among findings, once each."""
@@ -155,7 +158,7 @@ class Health:
         changed = set(found) - set(self._findings)
         if any(_is_fatal(changed, name) for name in ("durability", "eviction")):
             # Connections that have seen better settings are asked again before the next write.
-            self._connections.renew()
+            self._connections.replace_all()
         self._findings = found
 
 
@@ -183,7 +186,7 @@ async def _refusal(
     try:
         await connections.client.execute_command("EVAL", _PROBE.source, 0, **target)
     except ResponseError as error:
-        return error if shortage(error) in _SILENT else refusal(error)
+        return error if unavailable_reason(error) in _SILENT else error_word(error)
     except (RedisError, OSError) as error:
         return error
     return ""
@@ -205,8 +208,8 @@ async def inspect(connections: Connections, settings: Settings) -> list[Finding]
             silences.append(error)
     if not of_each:
         raise silences[0]
-    of_each += [[assessment.silent(shortage(error))] for error in silences]
-    return assessment.together(of_each)
+    of_each += [[assessment.unreachable_primary(unavailable_reason(error))] for error in silences]
+    return assessment.combine(of_each)
 
 
 async def _judged(
@@ -222,8 +225,8 @@ async def _judged(
         described = await _described(connections, target)
     except ResponseError as error:
         # Busy, it answers nothing else.
-        return [assessment.writes(refused or refusal(error))]
-    return assessment.judge(
+        return [assessment.assess_writes(refused or error_word(error))]
+    return assessment.assess(
         described, skew_s=skew_s, durability=settings.durability, refused=refused
     )
 

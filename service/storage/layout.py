@@ -17,7 +17,8 @@ from typing import NamedTuple
 from zlib import crc32
 
 from ..errors import ConfigError
-from .connections import Connections, Script, ScriptCall
+from .connections import Connections
+from .scripts import Script, ScriptCall
 
 LAYOUT_VERSION = 3
 
@@ -82,7 +83,7 @@ class Keys(NamedTuple):
         return f"{LAYOUT_VERSION} {self.partitions}"
 
 
-async def exists(connections: Connections, keys: Keys) -> bool:
+async def is_claimed(connections: Connections, keys: Keys) -> bool:
     """Say whether a layout has been claimed; reads one key and claims nothing.
 
     Raises:
@@ -104,7 +105,7 @@ async def exists(connections: Connections, keys: Keys) -> bool:
     return True
 
 
-async def guard(connections: Connections, keys: Keys) -> None:
+async def claim(connections: Connections, keys: Keys) -> None:
     """Claim the layout on an empty server, or insist that it is the one we were made for.
 
     Raises:
@@ -113,12 +114,12 @@ async def guard(connections: Connections, keys: Keys) -> None:
     """
     while True:
         # Looked at first: a full server answers this, and its workers must be able to start.
-        while not await exists(connections, keys):
+        while not await is_claimed(connections, keys):
             for field, value in _fields(keys).items():
                 await connections.client.hsetnx(keys.layout, field, value)
         await _copy(connections, keys)
         # Redis may have lost the layout meanwhile, and another process have claimed another one.
-        if await exists(connections, keys):
+        if await is_claimed(connections, keys):
             return
 
 
@@ -148,7 +149,7 @@ async def open_groups(connections: Connections, keys: Keys, handlers: Sequence[s
         ConfigError: The layout in Redis is not ours; no group was created.
         RedisError: Redis did not answer; some groups may be missing still.
     """
-    await guard(connections, keys)
+    await claim(connections, keys)
     replies = await connections.run(
         [
             ScriptCall(_OPEN_GROUPS, [keys.transitions(partition)], handlers)

@@ -1,6 +1,6 @@
-"""What REDIS_URL may say: its forms, taken apart into hosts and options. Connects to nothing.
+"""The forms of REDIS_URL, taken apart into hosts and options. Connects to nothing.
 
-No error here says anything of the URL: a password may stand in it.
+No error here quotes the URL: it may hold a password.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _FILE_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 
 
 def topology(url: str) -> str:
-    """Return what stands behind the `+` of the scheme: `sentinel`, `cluster`, or nothing."""
+    """Return what follows the `+` of the scheme: `sentinel`, `cluster`, or nothing."""
     return url.partition("://")[0].partition("+")[2]
 
 
-def places(url: str) -> str:
+def display_address(url: str) -> str:
     """Return where a URL leads, as `host:port` or a path, with no user and no password."""
     scheme, _, rest = url.partition("://")
     if scheme == "unix":
         return unquote(urlsplit(url).path)
     authority, behind = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
     if "@" in behind:
-        # A password with a slash that is not escaped: what looks like a host is a part of it.
+        # A password with an unescaped slash: what looks like a host is a part of it.
         return "?"
     default_port = SENTINEL_PORT if topology(url) == "sentinel" else REDIS_PORT
     hosts = addresses(authority.rpartition("@")[2], default_port)
@@ -42,10 +42,10 @@ def places(url: str) -> str:
 
 
 def options(url: str, *, also: Collection[str] = ()) -> dict[str, Any]:
-    """Return what a URL of redis-py's says, refusing options that would undo our settings.
+    """Return the options of one of redis-py's URLs; refuse those that would undo our settings.
 
     Raises:
-        ConfigError: A file is not there.
+        ConfigError: A file that an option names does not exist.
         ValueError: The URL is not usable.
     """
     found = dict(parse_url(url))
@@ -60,12 +60,12 @@ def options(url: str, *, also: Collection[str] = ()) -> dict[str, Any]:
 
 
 def shared_options(parts: SplitResult, *, also: Collection[str] = ()) -> dict[str, Any]:
-    """Return user, password and TLS options of a URL that names several hosts.
+    """Return user, password and TLS options of a URL with several hosts.
 
     `ssl` is among them where the URL asks for TLS.
 
     Raises:
-        ConfigError: A file is not there.
+        ConfigError: A file that an option names does not exist.
         ValueError: The URL is not usable.
     """
     user, at, _ = parts.netloc.rpartition("@")
@@ -76,11 +76,11 @@ def shared_options(parts: SplitResult, *, also: Collection[str] = ()) -> dict[st
     return found
 
 
-def several(url: str) -> tuple[SplitResult, str]:
-    """Take the hosts out of a URL that names several, which `urlsplit` need not understand.
+def split_hosts(url: str) -> tuple[SplitResult, str]:
+    """Take the hosts out of a URL that may have several, which `urlsplit` does not support.
 
     Raises:
-        ValueError: It names none.
+        ValueError: It has none.
     """
     found = re.fullmatch(r"([^:/]+://(?:[^/?#]*@)?)([^/?#]+)(.*)", url)
     if found is None:
@@ -92,7 +92,7 @@ def addresses(hosts: str, default_port: int) -> list[tuple[str, int]]:
     """Return the addresses of hosts separated by commas.
 
     Raises:
-        ValueError: A host or a port is none.
+        ValueError: A host or a port is not valid.
     """
     single = [urlsplit(f"//{host}") for host in hosts.split(",")]
     return [(one.hostname or "127.0.0.1", one.port or default_port) for one in single]

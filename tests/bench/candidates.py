@@ -188,7 +188,7 @@ from service.inbox import admission
 from service.cli import main
 
 class Alone:
-    def __init__(self, fly, *, most):
+    def __init__(self, fly, *, max_items):
         self._fly = fly
 
     def submit(self, item):

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import redis
 
 from service.config import DAY_S
-from service.storage.connections import Script
 from service.storage.layout import Keys
+from service.storage.scripts import Script
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.transitions.lifecycle import FINAL, SKEW_S, is_step, order_key, state_hash

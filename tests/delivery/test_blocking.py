@@ -14,7 +14,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from service.delivery import blocking
 from service.delivery.calls import HandlerCalls
 from service.errors import UnavailableReason
-from service.storage.connections import shortage
+from service.storage.redis_errors import unavailable_reason
 from service.telemetry import loop_lag, metrics
 from service.telemetry.loop_lag import LOOP_LAG
 from service.transitions.transition import StatusTransition
@@ -85,10 +85,10 @@ async def test_who_is_not_in_a_handler_is_not_called_one() -> None:
 
 async def test_a_time_out_while_the_loop_stood_still_is_not_redis_own() -> None:
     """What ran out of time during a block, or just after one, says nothing about Redis."""
-    assert shortage(RedisTimeoutError()) is UnavailableReason.REDIS_SLOW
+    assert unavailable_reason(RedisTimeoutError()) is UnavailableReason.REDIS_SLOW
     before = metrics.LOOP_LAG_SECONDS._sum.get()
     await compute()
-    assert shortage(RedisTimeoutError()) is UnavailableReason.EVENT_LOOP_BLOCKED
+    assert unavailable_reason(RedisTimeoutError()) is UnavailableReason.EVENT_LOOP_BLOCKED
     await eventually(lambda: metrics.LOOP_LAG_SECONDS._sum.get() > before + BLOCK_S / 2)
-    assert shortage(TimeoutError()) is UnavailableReason.EVENT_LOOP_BLOCKED
-    assert shortage(ConnectionError()) is UnavailableReason.REDIS_UNREACHABLE
+    assert unavailable_reason(TimeoutError()) is UnavailableReason.EVENT_LOOP_BLOCKED
+    assert unavailable_reason(ConnectionError()) is UnavailableReason.REDIS_UNREACHABLE

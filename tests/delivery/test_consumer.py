@@ -28,7 +28,7 @@ from service.delivery.stream_watcher import Arrivals
 from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys, open_groups
-from service.storage.pipeline import NotReplicatedError
+from service.storage.scripts import NotReplicatedError
 from service.transitions import stream_entry
 from service.transitions.transition import SessionChange
 from tests.support.servers import PATIENCE_S, Server, until

@@ -30,7 +30,7 @@ from service.errors import ConfigError
 from service.handlers import Handler
 from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.secret import Secret
-from service.storage import connections as clients
+from service.storage import clients
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys, open_groups
 from service.telemetry import metrics
@@ -57,7 +57,7 @@ Entry = tuple[str, int]
 # one sequence number on it does not return before there is a file with the worker's name.
 CHILD = f"""
 import asyncio, os, signal, sys
-from service.storage import connections
+from service.storage import clients
 from service.delivery import worker
 from service.config import Settings
 from service.storage.connections import connect
@@ -65,7 +65,7 @@ from service.storage.layout import Keys
 from service.secret import Secret
 from service.delivery.worker import Worker
 
-connections.CALL_TIMEOUT_S = connections.CONNECT_TIMEOUT_S = {PATIENCE_S}
+clients.CALL_TIMEOUT_S = clients.CONNECT_TIMEOUT_S = {PATIENCE_S}
 worker.MAX_INTERVAL_S = {TURN_S}
 url, journal, name, held_from, ttl_s = sys.argv[1:]
 out = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

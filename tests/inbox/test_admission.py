@@ -21,8 +21,9 @@ from service.errors import Unavailable, UnavailableReason
 from service.inbox.admission import Admission, Inbox, Outcome
 from service.operations.synthetic_events import LIFECYCLES, lifecycle_events
 from service.secret import Secret
-from service.storage.connections import Connections, Script, connect
+from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
+from service.storage.scripts import Script
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.telemetry import metrics

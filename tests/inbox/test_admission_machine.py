@@ -32,8 +32,8 @@ from service.config import Settings
 from service.errors import Unavailable
 from service.inbox import admission as way_in
 from service.inbox.admission import Admission, Inbox
-from service.storage.connections import ScriptCall
-from service.storage.layout import Keys, guard
+from service.storage.layout import Keys, claim
+from service.storage.scripts import ScriptCall
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.transitions import stream_entry
@@ -130,7 +130,7 @@ class Reception(RuleBasedStateMachine):
         self.bench = bench
         self.client = bench.client
         bench.run(self.client.flushall())
-        bench.run(guard(bench.tap, KEYS))
+        bench.run(claim(bench.tap, KEYS))
         bench.tap.calls.clear()
         self.inboxes = {name: bench.inbox(name) for name in HORIZON_DAYS}
         self.model = session_record_model.Ledger(KEYS.partition)

@@ -19,8 +19,9 @@ from service.inbox import headroom as module
 from service.inbox.admission import Inbox, Outcome
 from service.inbox.headroom import LOOK_AGAIN_AFTER_S, Headroom
 from service.inbox.receiver import Receiver
-from service.storage.connections import Connections, ScriptCall
+from service.storage.connections import Connections
 from service.storage.layout import Keys, open_groups
+from service.storage.scripts import ScriptCall
 from service.telemetry import metrics
 from tests.support.harness import NOW, SECRET, event, signed
 from tests.support.virtual_time import push

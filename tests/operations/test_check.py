@@ -23,7 +23,7 @@ from service.operations import check
 from service.secret import Secret
 from service.storage.assessment import Finding, Promise, Severity
 from service.storage.connections import Connections
-from service.storage.layout import Keys, guard, open_groups
+from service.storage.layout import Keys, claim, open_groups
 from service.transitions.transition import StatusTransition
 from tests.support.harness import soon
 from tests.support.servers import server
@@ -256,7 +256,7 @@ async def test_another_layout_is_refused(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:
     """With a number of partitions that Redis was not made for nothing is looked at."""
-    await guard(connections, keys)
+    await claim(connections, keys)
     with pytest.raises(ConfigError, match="PARTITIONS is 16"):
         await check.findings(replace(settings, partitions=16), {})
 

@@ -1,208 +1,232 @@
-"""The laws of `coalesce`: one flight at a time, and everybody receives what is his."""
+"""`batching`: one batch at a time, each item its own reply, and no wait beyond a deadline."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from service.storage.batching import Batcher
+from service.storage.batching import DEADLINE_CHECK_EVERY_S, Batcher, Deadlines
+from tests.support import virtual_time
 
 pytestmark = pytest.mark.anyio
 
 
-class Carrier:
-    """Carries numbers, answers each with its double, and flies only when let."""
+class Doubler:
+    """Replies to each number with its double, as soon as it may."""
 
     def __init__(self) -> None:
-        self.flights: list[list[int]] = []
-        self.in_the_air = 0
-        self.may_land = asyncio.Event()
-        self.may_land.set()
+        self.batches: list[list[int]] = []
+        self.under_way = 0
+        self.may_reply = asyncio.Event()
+        self.may_reply.set()
         self.fails_on: dict[int, Exception] = {}
 
-    async def fly(self, items: list[int]) -> Sequence[int | Exception]:
-        """Carry one flight."""
-        self.flights.append(items)
-        self.in_the_air += 1
-        assert self.in_the_air == 1
+    async def flush(self, items: list[int]) -> Sequence[int | Exception]:
+        """Reply to one batch."""
+        self.batches.append(items)
+        self.under_way += 1
+        assert self.under_way == 1
         try:
-            await self.may_land.wait()
+            await self.may_reply.wait()
             await asyncio.sleep(0)
         finally:
-            self.in_the_air -= 1
+            self.under_way -= 1
         for item in items:
             if item in self.fails_on:
                 raise self.fails_on[item]
         return [item * 2 if item >= 0 else ValueError(str(item)) for item in items]
 
 
-async def turn() -> None:
+async def run_ready() -> None:
     """Let everything that is ready run."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-async def test_one_loop_turn_is_one_flight() -> None:
-    """What is submitted within one loop turn goes together, in order, each with its own reply."""
-    carrier = Carrier()
-    coalescer = Batcher(carrier.fly, most=100)
+async def test_one_loop_turn_is_one_batch() -> None:
+    """Items of one loop turn are sent together, in order, each with its own reply."""
+    doubler = Doubler()
+    batcher = Batcher(doubler.flush, max_items=100)
 
-    replies = await asyncio.gather(*(coalescer.submit(n) for n in range(50)))
+    replies = await asyncio.gather(*(batcher.submit(n) for n in range(50)))
 
     assert replies == [n * 2 for n in range(50)]
-    assert carrier.flights == [list(range(50))]
+    assert doubler.batches == [list(range(50))]
 
 
-async def test_a_patient_one_waits_while_more_comes() -> None:
-    """Items that come in one turn after the other go together, up to a whole flight."""
-    carrier = Carrier()
-    coalescer = Batcher(carrier.fly, most=100, patient=True)
+async def test_a_batch_may_wait_for_more() -> None:
+    """Items that come in one turn after the other are sent together, up to a full batch."""
+    doubler = Doubler()
+    batcher = Batcher(doubler.flush, max_items=100, waits_for_more=True)
     replies = []
     for n in range(150):
-        replies.append(coalescer.submit(n))
+        replies.append(batcher.submit(n))
         await asyncio.sleep(0)
 
     assert await asyncio.gather(*replies) == [n * 2 for n in range(150)]
-    assert [len(flight) for flight in carrier.flights] == [100, 50]
+    assert [len(batch) for batch in doubler.batches] == [100, 50]
 
 
-async def test_a_single_item_goes_at_once() -> None:
-    """A single item waits for nothing: no timer, just the next loop turn."""
-    carrier = Carrier()
-    coalescer = Batcher(carrier.fly, most=100)
-    reply = coalescer.submit(1)
-
+async def test_one_batch_at_a_time() -> None:
+    """A single item is sent in the next loop turn; while it is under way the next batch gathers."""
+    doubler = Doubler()
+    doubler.may_reply.clear()
+    batcher = Batcher(doubler.flush, max_items=100)
+    replies = [batcher.submit(1)]
     await asyncio.sleep(0)
-
-    assert carrier.flights == [[1]]
-    assert await reply == 2
-
-
-async def test_one_flight_at_a_time() -> None:
-    """While one flight is under way the next gathers; it goes in order when that has landed."""
-    carrier = Carrier()
-    carrier.may_land.clear()
-    coalescer = Batcher(carrier.fly, most=100)
-    replies = [coalescer.submit(1)]
+    assert doubler.batches == [[1]]
     for n in range(2, 6):
-        await turn()
-        replies.append(coalescer.submit(n))
-    assert carrier.flights == [[1]]
+        await run_ready()
+        replies.append(batcher.submit(n))
+    assert doubler.batches == [[1]]
 
-    carrier.may_land.set()
+    doubler.may_reply.set()
 
     assert await asyncio.gather(*replies) == [2, 4, 6, 8, 10]
-    assert carrier.flights == [[1], [2, 3, 4, 5]]
+    assert doubler.batches == [[1], [2, 3, 4, 5]]
 
 
-async def test_a_flight_takes_no_more_than_most() -> None:
-    """More than fit go in several flights, still in order."""
-    carrier = Carrier()
-    coalescer = Batcher(carrier.fly, most=4)
+async def test_a_batch_has_a_largest_size() -> None:
+    """More items make several batches, still in order."""
+    doubler = Doubler()
+    batcher = Batcher(doubler.flush, max_items=4)
 
-    replies = await asyncio.gather(*(coalescer.submit(n) for n in range(10)))
+    replies = await asyncio.gather(*(batcher.submit(n) for n in range(10)))
 
     assert replies == [n * 2 for n in range(10)]
-    assert carrier.flights == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert doubler.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-async def test_an_exception_is_its_own_items() -> None:
-    """An exception among the replies is raised to the one it is for."""
-    coalescer = Batcher(Carrier().fly, most=100)
+async def test_an_exception_among_the_replies_is_of_one_item() -> None:
+    """An exception among the replies is raised to the caller whose item it is for."""
+    batcher = Batcher(Doubler().flush, max_items=100)
 
-    replies = await asyncio.gather(
-        *(coalescer.submit(n) for n in (1, -2, 3)), return_exceptions=True
-    )
+    replies = await asyncio.gather(*(batcher.submit(n) for n in (1, -2, 3)), return_exceptions=True)
 
     assert [replies[0], replies[2]] == [2, 6]
     assert isinstance(replies[1], ValueError)
 
 
-async def test_a_failing_flight_fails_those_aboard() -> None:
-    """A flight that raises fails everybody aboard and nobody else; the next one goes."""
-    carrier = Carrier()
-    carrier.fails_on[2] = OSError("down")
-    coalescer = Batcher(carrier.fly, most=2)
+async def test_a_failing_flush_fails_its_own_batch() -> None:
+    """A flush that raises fails the items of its batch and no others; the next batch is sent."""
+    doubler = Doubler()
+    doubler.fails_on[2] = OSError("down")
+    batcher = Batcher(doubler.flush, max_items=2)
 
-    replies = await asyncio.gather(
-        *(coalescer.submit(n) for n in (1, 2, 3)), return_exceptions=True
-    )
+    replies = await asyncio.gather(*(batcher.submit(n) for n in (1, 2, 3)), return_exceptions=True)
 
     assert [type(reply) for reply in replies] == [OSError, OSError, int]
-    assert await coalescer.submit(4) == 8
+    assert await batcher.submit(4) == 8
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-async def test_a_flight_with_the_wrong_number_of_replies_leaves_nobody_waiting(count: int) -> None:
-    """Too few replies fail whoever went without; nobody waits for ever and flights go on."""
+async def test_too_few_replies_leave_no_item_waiting(count: int) -> None:
+    """Items without a reply fail, so that no caller waits for ever, and batches go on."""
 
-    async def fly(items: list[int]) -> list[int]:
+    async def flush(items: list[int]) -> list[int]:
         return items[:count]
 
-    coalescer = Batcher(fly, most=100)
+    batcher = Batcher(flush, max_items=100)
 
-    replies = await asyncio.gather(
-        *(coalescer.submit(n) for n in (1, 2, 3)), return_exceptions=True
-    )
+    replies = await asyncio.gather(*(batcher.submit(n) for n in (1, 2, 3)), return_exceptions=True)
 
     assert replies[:count] == [1, 2, 3][:count]
     assert all(isinstance(reply, ValueError) for reply in replies[count:])
 
 
-async def test_a_waiter_that_leaves_disturbs_nobody() -> None:
-    """A waiter that is cancelled, before or during the flight, changes nothing for the others."""
-    carrier = Carrier()
-    carrier.may_land.clear()
-    coalescer = Batcher(carrier.fly, most=100)
+async def test_a_canceled_caller_disturbs_no_other() -> None:
+    """A caller that is canceled, before or during its batch, changes nothing for the others."""
+    doubler = Doubler()
+    doubler.may_reply.clear()
+    batcher = Batcher(doubler.flush, max_items=100)
 
     async def wait_for(item: int) -> int:
-        return await coalescer.submit(item)
+        return await batcher.submit(item)
 
-    waiters = [asyncio.create_task(wait_for(n)) for n in (1, 2)]
-    await turn()
-    waiters += [asyncio.create_task(wait_for(n)) for n in (3, 4)]
-    await turn()
-    for left in (waiters[0], waiters[2]):
+    callers = [asyncio.create_task(wait_for(n)) for n in (1, 2)]
+    await run_ready()
+    callers += [asyncio.create_task(wait_for(n)) for n in (3, 4)]
+    await run_ready()
+    for left in (callers[0], callers[2]):
         left.cancel()
-    await turn()
-    carrier.may_land.set()
+    await run_ready()
+    doubler.may_reply.set()
 
-    assert await waiters[1] == 4
-    assert await waiters[3] == 8
-    assert waiters[0].cancelled()
-    assert waiters[2].cancelled()
-
-
-async def test_a_flight_cut_off_leaves_nobody_waiting() -> None:
-    """When the flight itself is cancelled, whoever is aboard is too."""
-    carrier = Carrier()
-    carrier.may_land.clear()
-    coalescer = Batcher(carrier.fly, most=100)
-    reply = coalescer.submit(1)
-    await turn()
-
-    assert coalescer._flights is not None
-    coalescer._flights.cancel()
-
-    await asyncio.wait({reply})
-    assert reply.cancelled()
+    assert await callers[1] == 4
+    assert await callers[3] == 8
+    assert callers[0].cancelled()
+    assert callers[2].cancelled()
 
 
-async def test_nobody_boards_what_is_closed() -> None:
-    """From the moment `close` begins nothing more is carried, and who asks for it hears so."""
-    carrier = Carrier()
-    carrier.may_land.clear()
-    coalescer = Batcher(carrier.fly, most=100)
-    coalescer.submit(1)
-    await turn()
-    closing = asyncio.create_task(coalescer.close())
+async def test_close_cancels_what_is_under_way_and_what_waits() -> None:
+    """From the moment `close` begins nothing more is sent, and every future is canceled."""
+    doubler = Doubler()
+    doubler.may_reply.clear()
+    batcher = Batcher(doubler.flush, max_items=100)
+    under_way = batcher.submit(1)
+    await run_ready()
+    waiting = batcher.submit(2)
+    closing = asyncio.create_task(batcher.close())
     while not closing.done():
-        assert coalescer.submit(2) is not None
+        assert batcher.submit(3) is not None
         await asyncio.sleep(0)
-    reply = coalescer.submit(3)
 
-    assert reply.cancelled()
-    assert coalescer._flights is None
-    assert carrier.flights == [[1]]
+    assert all(reply.cancelled() for reply in (under_way, waiting, batcher.submit(4)))
+    assert batcher._flushing is None
+    assert doubler.batches == [[1]]
+
+
+class OverdueError(Exception):
+    """The error of a future whose deadline has passed."""
+
+
+def test_each_future_fails_at_its_own_deadline() -> None:
+    """A future that is not resolved fails within one check after its deadline, and not before."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        deadlines = Deadlines(OverdueError)
+        failed_at: dict[int, float] = {}
+
+        async def wait(n: int) -> None:
+            future: asyncio.Future[Any] = loop.create_future()
+            deadlines.watch(loop.time() + 5, future)
+            try:
+                await future
+            except OverdueError:
+                failed_at[n] = loop.time()
+
+        async with asyncio.TaskGroup() as callers:
+            for n in range(4):
+                callers.create_task(wait(n))
+                await asyncio.sleep(1)
+        assert sorted(failed_at) == [0, 1, 2, 3]
+        for n, at in failed_at.items():
+            assert n + 5 <= at <= n + 5 + 2 * DEADLINE_CHECK_EVERY_S
+
+    virtual_time.run(main())
+
+
+def test_a_resolved_future_is_dropped() -> None:
+    """A result in time stays the result; once all are resolved no future or timer is held."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        deadlines = Deadlines(OverdueError)
+        for _ in range(3):
+            futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in range(9)]
+            for future in futures:
+                deadlines.watch(loop.time() + 5, future)
+            for n, future in enumerate(futures):
+                future.set_result(n)
+            await asyncio.sleep(2 * DEADLINE_CHECK_EVERY_S)
+            assert [future.result() for future in futures] == [*range(9)]
+            assert not deadlines._watched
+        # With a timer left over this would never end, and not be found out as a hang.
+        await loop.create_future()
+
+    with pytest.raises(RuntimeError, match="nothing will ever happen"):
+        virtual_time.run(main())

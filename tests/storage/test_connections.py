@@ -23,17 +23,11 @@ from service.inbox.admission import Inbox, Outcome
 from service.runtime.embedded_redis import EmbeddedServer
 from service.secret import Secret
 from service.storage import health
-from service.storage.connections import (
-    BLOCK_S,
-    Connections,
-    Script,
-    ScriptCall,
-    connect,
-    places,
-    shortage,
-)
-from service.storage.layout import Keys, guard, open_groups
-from service.storage.pipeline import NotKeptError, NotReplicatedError
+from service.storage.clients import BLOCK_S
+from service.storage.connections import Connections, connect, display_address
+from service.storage.layout import Keys, claim, open_groups
+from service.storage.redis_errors import unavailable_reason
+from service.storage.scripts import NotReplicatedError, Script, ScriptCall, UnsafeConfigError
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.telemetry import metrics
@@ -137,7 +131,7 @@ class TestUrls:
     )
     def test_where_it_leads_is_told_without_who(self, url: str, where: str) -> None:
         """Hosts and ports, or a path, are for people to read; user and password are not."""
-        assert places(Secret(url)) == where
+        assert display_address(Secret(url)) == where
 
     async def test_a_sentinel_url_says_everything(self) -> None:
         """Hosts, credentials of both kinds, service and database come from the URL."""
@@ -277,12 +271,12 @@ class TestPool:
         (exceptions.MasterDownError("MASTERDOWN"), UnavailableReason.REDIS_REFUSED),
         (exceptions.AuthenticationError("WRONGPASS"), UnavailableReason.REDIS_UNAUTHORIZED),
         (exceptions.NoPermissionError("NOPERM"), UnavailableReason.REDIS_UNAUTHORIZED),
-        (NotKeptError(), UnavailableReason.NOT_DURABLE),
+        (UnsafeConfigError(), UnavailableReason.NOT_DURABLE),
     ],
 )
 def test_every_failure_has_one_word(error: Exception, word: UnavailableReason) -> None:
     """What redis-py raises is called by one word of the closed list."""
-    assert shortage(error) is word
+    assert unavailable_reason(error) is word
 
 
 class TestRefused:
@@ -307,9 +301,9 @@ class TestRefused:
             for ask in (connections.client.ping, connections.blocking_client.ping):
                 with pytest.raises(exceptions.RedisError) as refused:
                     await ask()
-                assert shortage(refused.value) is UnavailableReason.REDIS_UNAUTHORIZED
+                assert unavailable_reason(refused.value) is UnavailableReason.REDIS_UNAUTHORIZED
             [reply] = await connections.run([ScriptCall(RELEASE, ["lease"], ["token"])])
-            assert shortage(reply) is UnavailableReason.REDIS_UNAUTHORIZED
+            assert unavailable_reason(reply) is UnavailableReason.REDIS_UNAUTHORIZED
 
     async def test_by_a_sentinel(self, tmp_path: Path) -> None:
         """So are those that a Sentinel refuses."""
@@ -323,7 +317,7 @@ class TestRefused:
             async with connect(Secret(url)) as connections:
                 with pytest.raises(exceptions.RedisError) as refused:
                     await connections.client.ping()
-        assert shortage(refused.value) is UnavailableReason.REDIS_UNAUTHORIZED
+        assert unavailable_reason(refused.value) is UnavailableReason.REDIS_UNAUTHORIZED
 
     async def test_within_a_script(self, guarded: Server) -> None:
         """So is a user who may run scripts, but not what one of them calls."""
@@ -333,7 +327,7 @@ class TestRefused:
             client.set("lease", "token")
         async with connect(Secret(f"redis://limited:pass@127.0.0.1:{guarded.port}")) as connections:
             [reply] = await connections.run([ScriptCall(RELEASE, ["lease"], ["token"])])
-        assert shortage(reply) is UnavailableReason.REDIS_UNAUTHORIZED
+        assert unavailable_reason(reply) is UnavailableReason.REDIS_UNAUTHORIZED
 
     async def test_a_user_whose_password_has_changed_is_told(self, guarded: Server) -> None:
         """What was let in and is not any more is refused by that word too."""
@@ -349,7 +343,7 @@ class TestRefused:
 
 async def _is_unauthorized(connections: Connections, call: ScriptCall) -> bool:
     [reply] = await connections.run([call])
-    return shortage(reply) is UnavailableReason.REDIS_UNAUTHORIZED
+    return unavailable_reason(reply) is UnavailableReason.REDIS_UNAUTHORIZED
 
 
 async def test_too_few_replicas_are_not_durable(
@@ -384,7 +378,7 @@ async def test_behind_sentinel_everything_works(
         settings = make_settings(redis_url=Secret(url))
         keys = Keys("idv", 8)
         async with connect(settings.redis_url) as connections:
-            await guard(connections, keys)
+            await claim(connections, keys)
             await open_groups(connections, keys, settings.handlers)
             inbox = Inbox(connections, keys, settings)
             event = first_event("vs_1")
@@ -427,7 +421,7 @@ async def test_a_cluster_that_is_silent_at_first_is_used_once_it_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Connecting waits no longer than for one call; the clients find the primaries later."""
-    monkeypatch.setattr("service.storage.connections.CALL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("service.storage.clients.CALL_TIMEOUT_S", 0.5)
     with server(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as node:
         with node.client() as client:
             client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
@@ -456,7 +450,7 @@ async def test_in_cluster_everything_works(
     async with connect(settings.redis_url) as connections:
         assert connections.is_cluster
         await until_answers(connections)
-        await guard(connections, keys)
+        await claim(connections, keys)
         assert await open_groups(connections, keys, settings.handlers) == ["log"]
         inbox = Inbox(connections, keys, settings)
 
@@ -532,7 +526,7 @@ async def test_one_failing_primary_does_not_hold_up_the_others(
     )
     keys = Keys("idv", 8)
     async with connect(settings.redis_url) as connections:
-        await guard(connections, keys)
+        await claim(connections, keys)
         inbox = Inbox(connections, keys, settings)
 
         def home(session: str) -> int:

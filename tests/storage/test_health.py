@@ -21,10 +21,18 @@ from service.config import Durability, Settings
 from service.errors import ConfigError, UnavailableReason
 from service.secret import Secret
 from service.storage import health
-from service.storage.assessment import Finding, Promise, Severity, judge, silent, together
-from service.storage.connections import Connections, connect, shortage
+from service.storage.assessment import (
+    Finding,
+    Promise,
+    Severity,
+    assess,
+    combine,
+    unreachable_primary,
+)
+from service.storage.connections import Connections, connect
 from service.storage.health import Health, inspect, probe
-from service.storage.layout import Keys, exists, guard
+from service.storage.layout import Keys, claim, is_claimed
+from service.storage.redis_errors import unavailable_reason
 from tests.support.harness import soon
 from tests.support.proxy import proxy_to
 from tests.support.servers import server, until
@@ -163,7 +171,7 @@ class TestFindings:
         self, told: dict[str, Any], name: str, severity: Severity, words: str
     ) -> None:
         """What a disk, a full memory, an old server or a lone primary means is said in words."""
-        findings = judge(HEALTHY | told, skew_s=0, durability=Durability.NONE)
+        findings = assess(HEALTHY | told, skew_s=0, durability=Durability.NONE)
         [found] = [one for one in findings if one.name == name]
         assert found.severity is severity
         assert words in found.meaning
@@ -174,7 +182,7 @@ class TestFindings:
     def test_of_a_server_that_is_too_old_nothing_else_is_said(self) -> None:
         """What it refuses it refuses because it is old."""
         told = HEALTHY | {"redis_version": "6.2.14"}
-        [found] = judge(told, skew_s=0, durability=Durability.NONE, refused="ERR")
+        [found] = assess(told, skew_s=0, durability=Durability.NONE, refused="ERR")
         assert (found.name, found.severity) == ("version", FATAL)
         assert "older than Redis 7.0" in found.meaning
 
@@ -189,7 +197,7 @@ class TestFindings:
     )
     def test_a_refused_write_is_fatal_with_its_word(self, refused: str, words: str) -> None:
         """What Redis answers to a write is told in its own word, and what that means."""
-        findings = judge(HEALTHY, skew_s=0, durability=Durability.NONE, refused=refused)
+        findings = assess(HEALTHY, skew_s=0, durability=Durability.NONE, refused=refused)
         [found] = [one for one in findings if one.name == "writes"]
         assert found.severity is FATAL
         assert refused in found.meaning
@@ -197,8 +205,8 @@ class TestFindings:
 
     def test_a_silent_primary_is_told_beside_what_others_tell(self) -> None:
         """What one primary of a Cluster does not tell is no reason to tell nothing."""
-        fine = judge(HEALTHY, skew_s=0, durability=Durability.NONE)
-        findings = together([fine, [silent("redis_slow")]])
+        fine = assess(HEALTHY, skew_s=0, durability=Durability.NONE)
+        findings = combine([fine, [unreachable_primary("redis_slow")]])
         assert [one.name for one in findings] == NAMES
         [told] = [one for one in findings if one.severity is not FINE]
         assert (told.name, told.severity) == ("writes", FATAL)
@@ -208,22 +216,22 @@ class TestFindings:
         """DURABILITY=replica can hold where a replica is connected, and nowhere else."""
         for connected, severity in ((1, FINE), (0, FATAL)):
             described = HEALTHY | {"connected_slaves": connected}
-            *_, found = judge(described, skew_s=0, durability=Durability.REPLICA)
+            *_, found = assess(described, skew_s=0, durability=Durability.REPLICA)
             assert found.severity is severity
 
     def test_of_several_primaries_the_worst_is_told(self) -> None:
         """In Cluster each primary counts: one that evicts breaks the promise for its sessions."""
 
         def judged(**told: Any) -> list[Finding]:
-            return judge(HEALTHY | told, skew_s=0, durability=Durability.NONE)
+            return assess(HEALTHY | told, skew_s=0, durability=Durability.NONE)
 
-        findings = together([judged(), judged(maxmemory_policy="allkeys-lru"), judged()])
+        findings = combine([judged(), judged(maxmemory_policy="allkeys-lru"), judged()])
         [eviction] = [one for one in findings if one.name == "eviction"]
         assert [one.name for one in findings] == NAMES
         assert eviction.severity is FATAL
         assert eviction.meaning.endswith("(on 1 of 3 primaries)")
         assert Promise.ONCE in eviction.promises
-        assert together([judged()] * 3) == judged()
+        assert combine([judged()] * 3) == judged()
 
     @pytest.mark.parametrize(
         ("ahead_s", "severity"),
@@ -320,7 +328,7 @@ class TestReadiness:
         """Where no event would be admitted, there is no traffic; told once."""
         one, _, lines = watched
         await until(lambda: one.ready)
-        await guard(connections, keys)
+        await claim(connections, keys)
         await connections.client.hset(keys.layout, "partitions", 16)
         await until(lambda: not one.ready)
         assert one.reason == "layout_differs"
@@ -479,7 +487,7 @@ async def test_a_redis_that_lets_us_ask_nothing_is_silent(redis_url: str) -> Non
                 async with connect(Secret(url)) as limited:
                     with pytest.raises(redis.RedisError) as refused:
                         await probe(limited)
-                    assert shortage(refused.value) is UnavailableReason.REDIS_UNAUTHORIZED
+                    assert unavailable_reason(refused.value) is UnavailableReason.REDIS_UNAUTHORIZED
         finally:
             await connections.client.execute_command("ACL", "DELUSER", "limited")
 
@@ -497,7 +505,7 @@ class TestStart:
         proxy.refusing = False
         await until(one.usable.is_set)
         await until(lambda: one.ready)
-        assert await exists(one._connections, one._keys)
+        assert await is_claimed(one._connections, one._keys)
         assert len([line for line in lines if line["event"] == "redis.lost"]) == 1
 
     async def test_a_server_too_old_ends_it(
@@ -520,7 +528,7 @@ class TestStart:
         self, connections: Connections, settings: Settings, keys: Keys
     ) -> None:
         """Two numbers of partitions on one server would admit each event twice."""
-        await guard(connections, keys)
+        await claim(connections, keys)
         await connections.client.hset(keys.layout, "partitions", 16)
         with pytest.raises(ConfigError, match="made for 16"):
             await Health(connections, settings).watch()
@@ -529,7 +537,7 @@ class TestStart:
         self, connections: Connections, settings: Settings, keys: Keys
     ) -> None:
         """Where the layout has been claimed, a start writes nothing."""
-        await guard(connections, keys)
+        await claim(connections, keys)
         async with configured(connections, min_replicas_to_write="1"):
             one = Health(connections, settings)
             watching = asyncio.create_task(one.watch())

@@ -9,7 +9,7 @@ import pytest
 from service.errors import ConfigError
 from service.storage import layout
 from service.storage.connections import Connections
-from service.storage.layout import LAYOUT_VERSION, Keys, exists, guard, open_groups
+from service.storage.layout import LAYOUT_VERSION, Keys, claim, is_claimed, open_groups
 from tests.support import roles
 
 TWO = Keys("idv", 2)
@@ -40,37 +40,37 @@ class TestGuard:
         self, connections: Connections, keys: Keys
     ) -> None:
         """An empty server takes the numbers of whoever comes first, once."""
-        await asyncio.gather(*(guard(connections, keys) for _ in range(5)))
+        await asyncio.gather(*(claim(connections, keys) for _ in range(5)))
         found = await connections.client.hgetall(keys.layout)
         assert found == {b"version": b"%d" % LAYOUT_VERSION, b"partitions": b"8"}
         copies = [await connections.client.get(keys.layout_in(each)) for each in range(8)]
         assert copies == [b"%d 8" % LAYOUT_VERSION] * 8
-        await guard(connections, keys)
+        await claim(connections, keys)
 
     async def test_a_look_claims_nothing(self, connections: Connections, keys: Keys) -> None:
-        """Whether a layout exists is said without claiming one; another's is refused."""
+        """Whether a layout is_claimed is said without claiming one; another's is refused."""
         await connections.client.flushall()
-        assert not await exists(connections, keys)
+        assert not await is_claimed(connections, keys)
         assert await connections.client.keys("*") == []
-        await guard(connections, keys)
-        assert await exists(connections, keys)
+        await claim(connections, keys)
+        assert await is_claimed(connections, keys)
         with pytest.raises(ConfigError, match="PARTITIONS is 16"):
-            await exists(connections, keys._replace(partitions=16))
+            await is_claimed(connections, keys._replace(partitions=16))
 
     async def test_a_lost_copy_is_written_again(self, connections: Connections, keys: Keys) -> None:
         """Where a partition has lost its copy the guard restores it."""
-        await guard(connections, keys)
+        await claim(connections, keys)
         await connections.client.delete(keys.layout_in(3))
-        await guard(connections, keys)
+        await claim(connections, keys)
         assert await connections.client.get(keys.layout_in(3)) == keys.layout_copy.encode()
 
     async def test_a_copy_of_another_layout_is_replaced(
         self, connections: Connections, keys: Keys
     ) -> None:
         """What has been claimed is right, whatever a slower process has left in a partition."""
-        await guard(connections, keys)
+        await claim(connections, keys)
         await connections.client.set(keys.layout_in(3), "3 16")
-        await guard(connections, keys)
+        await claim(connections, keys)
         assert await connections.client.get(keys.layout_in(3)) == keys.layout_copy.encode()
 
     async def test_a_layout_lost_while_it_is_claimed_is_claimed_again(
@@ -86,7 +86,7 @@ class TestGuard:
 
         monkeypatch.setattr(layout, "_copy", lost)
         with pytest.raises(ConfigError, match="PARTITIONS is 8"):
-            await guard(connections, keys)
+            await claim(connections, keys)
 
     @pytest.fixture(autouse=True)
     async def empty(self, connections: Connections) -> None:
@@ -97,9 +97,9 @@ class TestGuard:
         self, connections: Connections, keys: Keys
     ) -> None:
         """Sessions would be looked for in the wrong place: the start is refused, with both."""
-        await guard(connections, keys)
+        await claim(connections, keys)
         with pytest.raises(ConfigError) as refused:
-            await guard(connections, keys._replace(partitions=16))
+            await claim(connections, keys._replace(partitions=16))
         assert refused.value.problems == (
             "PARTITIONS is 16, but the layout in Redis was made for 8",
         )
@@ -109,15 +109,15 @@ class TestGuard:
         """A layout of another version, or one that cannot be read, is not touched."""
         await connections.client.hset(keys.layout, mapping={"version": "x", "partitions": 8})
         with pytest.raises(ConfigError, match="layout version"):
-            await guard(connections, keys)
+            await claim(connections, keys)
 
     @pytest.mark.skipif(roles.are_wanted(), reason="the users know one prefix only")
     async def test_another_prefix_is_another_layout(
         self, connections: Connections, keys: Keys
     ) -> None:
         """Two installations may share a server."""
-        await guard(connections, keys)
-        await guard(connections, Keys("other", 3))
+        await claim(connections, keys)
+        await claim(connections, Keys("other", 3))
 
     async def test_a_full_server_does_not_keep_workers_out(
         self, connections: Connections, keys: Keys
@@ -126,7 +126,7 @@ class TestGuard:
         await open_groups(connections, keys, ["log"])
         await connections.client.config_set("maxmemory", 1)
         try:
-            await guard(connections, keys)
+            await claim(connections, keys)
             assert await open_groups(connections, keys, ["log"]) == []
         finally:
             await connections.client.config_set("maxmemory", 0)
@@ -197,7 +197,7 @@ class TestGroups:
 
     async def test_no_group_on_another_layout(self, connections: Connections) -> None:
         """Where Redis holds another layout no group is created."""
-        await guard(connections, TWO._replace(partitions=3))
+        await claim(connections, TWO._replace(partitions=3))
         with pytest.raises(ConfigError, match="PARTITIONS is 2"):
             await open_groups(connections, TWO, ["log"])
         assert not await connections.client.exists(TWO.transitions(0))

@@ -52,10 +52,10 @@ WEBHOOK = "/webhooks/stripe"
 SECRET = Secret(b"whsec_tests")
 # `python -m service`, but patient with Redis: what a busy machine delays is no failure.
 PATIENT = f"""
-from service.storage import connections
+from service.storage import clients
 from service.cli import main
 for name in ("CALL_TIMEOUT_S", "CONNECT_TIMEOUT_S", "POOL_WAIT_S"):
-    setattr(connections, name, {PATIENCE_S})
+    setattr(clients, name, {PATIENCE_S})
 main()
 """
 SESSION_URL = "https://verify.stripe.com/start/test_x"

@@ -37,7 +37,7 @@ _BY_MODULE = {
     "storage.health": OPERATOR,
     # What only health asks of it.
     "storage.connections": OPERATOR,
-    "storage.script_batches": WORKER,
+    "storage.batching": WORKER,
     "delivery.consumer": WORKER,
     "delivery.stream_watcher": WORKER,
     "delivery.leases": WORKER,
@@ -107,7 +107,7 @@ class _AsUsers(Connections):
 
     def __init__(self, own: Connections, roles: dict[str, Connections]) -> None:
         self.is_cluster = own.is_cluster
-        self._term = own._term
+        self._generation = own._generation
         self._own = own
         self._roles = roles
 

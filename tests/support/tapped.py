@@ -15,8 +15,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.secret import Secret
-from service.storage.connections import Connections, ScriptCall, connect
-from service.storage.pipeline import NOTHING, Needs
+from service.storage.connections import Connections, connect
+from service.storage.scripts import NO_NEEDS, Needs, ScriptCall
 
 
 class Tapped(Connections):
@@ -28,11 +28,13 @@ class Tapped(Connections):
     """
 
     def __init__(self, opened: Connections) -> None:
-        super().__init__(opened.client, opened.blocking_client, opened._term, is_cluster=False)
+        super().__init__(
+            opened.client, opened.blocking_client, opened._generation, is_cluster=False
+        )
         self.calls: list[ScriptCall] = []
         self.faults: deque[str] = deque()
 
-    async def run(self, calls: Sequence[ScriptCall], *, needs: Needs = NOTHING) -> list[Any]:
+    async def run(self, calls: Sequence[ScriptCall], *, needs: Needs = NO_NEEDS) -> list[Any]:
         """Carry *calls*, or lose them, or their replies."""
         self.calls += calls
         fault = self.faults.popleft() if self.faults else ""

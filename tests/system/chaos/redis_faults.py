@@ -11,7 +11,7 @@ import signal
 import time
 from random import Random
 
-from service.storage.connections import Script
+from service.storage.scripts import Script
 from tests.support.proxy import Fault as WireFault
 from tests.support.servers import until
 from tests.system.chaos.collecting import transition_of

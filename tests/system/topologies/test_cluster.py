@@ -16,9 +16,10 @@ from service.config import Settings
 from service.delivery.worker import Worker
 from service.errors import UnavailableReason
 from service.secret import Secret
-from service.storage.connections import Connections, Script, ScriptCall, connect, shortage
+from service.storage.connections import Connections, connect
 from service.storage.layout import Keys, open_groups
-from service.storage.pipeline import Needs, NotReplicatedError
+from service.storage.redis_errors import unavailable_reason
+from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
 from service.transitions.transition import StatusTransition
 from tests.support.harness import takes_long
 from tests.support.servers import free_port, until
@@ -73,7 +74,7 @@ async def test_keys_on_both_sides_are_refused_until_all_have_moved(
     with nodes.moving(SLOT_OF_PARTITION_3):
         [reply] = await connections.run([both])
         assert isinstance(reply, TryAgainError)
-        assert shortage(reply) is UnavailableReason.REDIS_REFUSED
+        assert unavailable_reason(reply) is UnavailableReason.REDIS_REFUSED
     assert await connections.run([both]) == [0]
 
 
@@ -142,7 +143,7 @@ async def test_a_cluster_out_of_reach_is_an_error_of_redis() -> None:
         with pytest.raises(RedisError):
             await connections.client.ping()
         [reply] = await connections.run([call("{3}:a")])
-    assert shortage(reply) is UnavailableReason.REDIS_UNREACHABLE
+    assert unavailable_reason(reply) is UnavailableReason.REDIS_UNREACHABLE
 
 
 async def test_a_slot_that_moves_and_a_primary_that_dies_cost_nothing(

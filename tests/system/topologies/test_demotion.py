@@ -16,8 +16,9 @@ from redis.exceptions import ReadOnlyError, RedisError
 
 from service.delivery.stream_watcher import Arrivals
 from service.secret import Secret
-from service.storage.connections import Connections, Script, ScriptCall, connect
+from service.storage.connections import Connections, connect
 from service.storage.layout import Keys, open_groups
+from service.storage.scripts import Script, ScriptCall
 from tests.support.harness import soon, takes_long
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.servers import PATIENCE_S, Server, until

@@ -26,7 +26,7 @@ from service.delivery.stream_watcher import Arrivals
 from service.inbox.admission import Inbox
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, guard, open_groups
+from service.storage.layout import Keys, claim, open_groups
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.transitions.transition import make_change
@@ -61,7 +61,7 @@ async def _live(url: str) -> None:
 
 async def _work(connections: Connections) -> None:
     settings = Settings(secrets={}, max_event_age_days=3650)
-    await guard(connections, KEYS)
+    await claim(connections, KEYS)
     await open_groups(connections, KEYS, HANDLERS)
     inbox = Inbox(connections, KEYS, settings)
     arrivals = Arrivals(connections, 0)

@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, guard
+from service.storage.layout import Keys, claim
 from tests.support import roles
 from tests.support.harness import Processes, event, signed, soon, takes_long
 from tests.support.roles import OPERATOR, RECEIVER, WORKER
@@ -161,7 +161,7 @@ async def test_replicas_and_sentinels_have_users_too(tmp_path: Path) -> None:
 async def until_claimable(connections: Connections) -> None:
     """Wait until a layout can be claimed, which is a write."""
     await until_answers(connections)
-    await guard(connections, Keys("idv", 8))
+    await claim(connections, Keys("idv", 8))
 
 
 def _refused(guarded: Server) -> list[Any]:

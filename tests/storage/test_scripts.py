@@ -15,9 +15,9 @@ from service.config import Durability, Settings
 from service.errors import Unavailable, UnavailableReason
 from service.inbox.admission import Inbox, Outcome
 from service.secret import Secret
-from service.storage.connections import Connections, Script, ScriptCall, connect
-from service.storage.layout import Keys, guard, open_groups
-from service.storage.pipeline import Needs, NotReplicatedError
+from service.storage.connections import Connections, connect
+from service.storage.layout import Keys, claim, open_groups
+from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.transitions.transition import make_change
@@ -66,7 +66,7 @@ def admit(make_settings: Callable[..., Settings]) -> Admit:
     async def admitted(connections: Connections, session: str) -> str:
         if connections not in inboxes:
             keys = Keys("idv", 8)
-            await guard(connections, keys)
+            await claim(connections, keys)
             await open_groups(connections, keys, ["log"])
             inboxes[connections] = Inbox(connections, keys, settings)
         one = event(session)
@@ -174,7 +174,7 @@ class TestFsync:
                 client.config_set("appendfsync", "always")
                 assert await admit(connections, "vs_1") is Outcome.ADMITTED
                 client.config_set("appendfsync", "everysec")
-                connections.renew()
+                connections.replace_all()
                 assert await admit(connections, "vs_2") is UnavailableReason.NOT_DURABLE
                 client.config_set("appendfsync", "always")
                 assert await admit(connections, "vs_2") is Outcome.ADMITTED
