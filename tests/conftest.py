@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import settings as examples
 
 from service.config import Settings
+from service.delivery.consumer_groups import create_groups
 from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.secret import Secret
 from service.storage import clients
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, open_groups
+from service.storage.layout import Keys
 from tests.support import roles
 from tests.support.harness import soon
 from tests.support.servers import PATIENCE_S, Server, server
@@ -124,7 +125,7 @@ async def connections(settings: Settings, keys: Keys) -> AsyncIterator[Connectio
         else connect(settings.redis_url)
     )
     async with opening as opened:
-        await open_groups(opened, keys, settings.handlers)
+        await create_groups(opened, keys, settings.handlers)
         yield opened
 
 

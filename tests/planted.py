@@ -198,7 +198,7 @@ MUTANTS = (
         "a receiver decides where its worker begins",
         "service/runtime/process.py",
         "        _spare_the_collector(often=bool(work))\n",
-        "        _ = asyncio.create_task(_open_groups(ground))\n"
+        "        _ = asyncio.create_task(_create_groups(ground))\n"
         "        _spare_the_collector(often=bool(work))\n",
         "system/test_end_to_end.py",
     ),
@@ -551,8 +551,8 @@ MUTANTS = (
     Mutant(
         "the lease is counted from its answer",
         "service/delivery/leases.py",
-        "            mailbox.leased(before + ttl_s)\n",
-        "            mailbox.leased(asyncio.get_running_loop().time() + ttl_s)\n",
+        "            consumer.leased(before + ttl_s)\n",
+        "            consumer.leased(asyncio.get_running_loop().time() + ttl_s)\n",
         "delivery/test_leases.py",
     ),
     Mutant(
@@ -614,7 +614,7 @@ MUTANTS = (
     Mutant(
         "dead letters are kept for ever",
         "service/delivery/maintenance.py",
-        "        await self._letter_expiry.turn(places)\n",
+        "        await self._dead_letter_expiry.turn(assignments)\n",
         "",
         "delivery/test_dead_letter_expiry.py",
     ),
@@ -628,8 +628,8 @@ MUTANTS = (
     Mutant(
         "a lease outlives its owner when Redis's clock steps back",
         "service/delivery/leases.py",
-        "watch.last(place) if watch.is_dead(place) else b",
-        "watch.last(place) if False else b",
+        "watch.last(assignment) if watch.is_dead(assignment) else b",
+        "watch.last(assignment) if False else b",
         "delivery/test_leases.py",
     ),
     Mutant(
@@ -647,7 +647,7 @@ MUTANTS = (
         "delivery/test_leases.py",
     ),
     Mutant(
-        "each call of a mailbox waits for a connection of its own",
+        "each call of a consumer waits for a connection of its own",
         "service/storage/batching.py",
         "max_items=MAX_SCRIPT_CALLS)",
         "max_items=1)",
@@ -727,7 +727,7 @@ MUTANTS = (
     Mutant(
         "retries are not counted",
         "service/delivery/deliverer.py",
-        "        await self._mail.count(delivery, delivery.tries)\n",
+        "        await self._consumer.record_attempts(delivery, delivery.attempts)\n",
         "",
         "delivery/test_dispatcher.py",
     ),
@@ -735,14 +735,15 @@ MUTANTS = (
         "an entry is settled before its handler was called",
         "service/delivery/deliverer.py",
         _CALLED,
-        f"            await self._mail.settle(delivery)\n{_CALLED}",
+        f"            await self._consumer.ack(delivery)\n{_CALLED}",
         "delivery/test_dispatcher_machine.py",
     ),
     Mutant(
         "an entry is settled whether or not its handler has taken it",
         "service/delivery/deliverer.py",
         _ENOUGH,
-        f"        if failed >= 2:\n            return await self._mail.settle(delivery)\n{_ENOUGH}",
+        "        if failed >= 2:\n"
+        f"            return await self._consumer.ack(delivery)\n{_ENOUGH}",
         "delivery/test_dispatcher_machine.py",
     ),
     Mutant(
@@ -755,7 +756,7 @@ MUTANTS = (
     Mutant(
         "a handler is called without a look at the lease",
         "service/delivery/deliverer.py",
-        "            if not self._mail.is_ours():\n",
+        "            if not self._consumer.is_ours():\n",
         "            if False:\n",
         "delivery/test_dispatcher.py",
     ),
@@ -790,7 +791,7 @@ MUTANTS = (
     Mutant(
         "what was given back is given back again",
         "service/delivery/dispatcher.py",
-        "            if delivery.tries.started > 0 and not",
+        "            if delivery.attempts.deliveries > 0 and not",
         "            if not",
         "delivery/test_dispatcher.py",
     ),
@@ -841,7 +842,7 @@ MUTANTS = (
         "groups are created before their handlers are open",
         "service/runtime/process.py",
         "        async with handlers.open_all(openers, environ) as ready:\n",
-        "        await ground.health.usable.wait()\n        await _open_groups(ground)\n"
+        "        await ground.health.usable.wait()\n        await _create_groups(ground)\n"
         "        async with handlers.open_all(openers, environ) as ready:\n",
         "runtime/test_process.py::test_a_handler_that_does_not_open_leaves_no_group",
     ),

@@ -16,7 +16,7 @@ import click
 import structlog
 
 from ..config import Settings
-from ..delivery import dead_letters, retention
+from ..delivery import consumer_groups, dead_letters
 from ..delivery.dead_letters import Entry, Wanted
 from ..errors import ConfigError
 from ..runtime import signals
@@ -197,7 +197,7 @@ def replay(
     name = _name()
 
     async def find(connections: Connections, keys: Keys) -> AsyncIterator[Entry]:
-        if handler not in await retention.group_names(connections, keys):
+        if handler not in await consumer_groups.group_names(connections, keys):
             raise ConfigError([f"{handler} has no group yet: start its worker first"])
         async for entry in dead_letters.past(connections, keys, Wanted(**wanted)):
             yield entry

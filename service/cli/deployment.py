@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from ..config import Settings
-from ..delivery import retention
+from ..delivery import consumer_groups
 from ..errors import ConfigError
 from ..storage import layout
 from ..storage.connections import Connections, connect, display_address
@@ -36,7 +36,7 @@ async def opened(handler: str | None = None) -> AsyncIterator[tuple[Connections,
             where = f"{settings.redis_prefix} at {display_address(settings.redis_url)}"
             raise ConfigError([f"REDIS_PREFIX: nothing was ever stored under {where}"])
         if handler is not None and handler not in settings.handlers:
-            names = await retention.group_names(connections, keys)
+            names = await consumer_groups.group_names(connections, keys)
             if handler not in names:
                 known = ", ".join(sorted({*settings.handlers, *names}))
                 raise ConfigError([f"no handler is called {handler}; known here: {known}"])

@@ -8,7 +8,7 @@ import click
 import structlog
 
 from ..config import Settings
-from ..delivery import retention
+from ..delivery import consumer_groups
 from ..errors import ConfigError
 from ..telemetry import logs
 from . import defaults, deployment, terminal
@@ -28,10 +28,10 @@ def list_groups(*, as_json: bool) -> None:
 
     async def look() -> list[tuple[object, ...]]:
         async with deployment.opened() as (connections, keys):
-            return [(*group,) for group in await retention.groups(connections, keys)]
+            return [(*group,) for group in await consumer_groups.list_groups(connections, keys)]
 
     rows = terminal.asking_redis(look)
-    terminal.print_rows(retention.Group._fields, rows, as_json=as_json)
+    terminal.print_rows(consumer_groups.Group._fields, rows, as_json=as_json)
 
 
 @handlers.command()
@@ -45,13 +45,13 @@ def retire(handler: str, *, yes: bool) -> None:
 
     async def works() -> bool:
         async with deployment.opened(handler) as (connections, keys):
-            return await retention.works(
+            return await consumer_groups.is_worked(
                 connections, keys, handler, lease_ttl_s=settings.lease_ttl_s
             )
 
     async def forget() -> int:
         async with deployment.opened(handler) as (connections, keys):
-            return await retention.retire(connections, keys, handler)
+            return await consumer_groups.retire(connections, keys, handler)
 
     if terminal.asking_redis(works):
         terminal.fail(["a worker still works for it: stop it first"], terminal.FOUND_WRONG)

@@ -20,7 +20,7 @@ from ..storage.layout import Keys
 from ..storage.scripts import Argument, Needs, Script, ScriptCall
 from ..transitions import stream_entry
 from ..transitions.transition import StatusTransition
-from .stream_watcher import Arrivals
+from .stream_watcher import StreamWatcher
 
 MAX_PER_BATCH = 512
 # An entry may have tens of kilobytes.
@@ -29,16 +29,16 @@ MAX_CLAIMED_PER_CALL = 100
 # Per handler and partition. Where there is no room, what should be buried stays where it is.
 MAX_DEAD_LETTERS = 100_000
 # In the hands of a third process, since two have ended with it: from here on it is tried alone.
-SUSPECT = 3
+QUARANTINE_AFTER = 3
 
 _LEASE = Script(__package__, "lua/lease.lua")
 _RELEASE = Script(__package__, "lua/release.lua")
 _READ = Script(__package__, "lua/read.lua")
 _LOAD = Script(__package__, "lua/load.lua")
-_TAKE_OVER = Script(__package__, "lua/claim_pending.lua")
-_SETTLE = Script(__package__, "lua/ack.lua")
-_COUNT = Script(__package__, "lua/record_attempts.lua")
-_BURY = Script(__package__, "lua/dead_letter.lua")
+_CLAIM_PENDING = Script(__package__, "lua/claim_pending.lua")
+_ACK = Script(__package__, "lua/ack.lua")
+_RECORD_ATTEMPTS = Script(__package__, "lua/record_attempts.lua")
+_DEAD_LETTER = Script(__package__, "lua/dead_letter.lua")
 
 # Redis keeps one number per pending entry, the delivery count. Failures count in thousands, so
 # that a start without an outcome (the mark of a killed worker) can be told from a failure.
@@ -46,29 +46,29 @@ FAILURE = 1000
 
 
 # A handler and a partition.
-Place = tuple[str, int]
+Assignment = tuple[str, int]
 
 
 class LeaseLostError(Exception):
     """The partition is no longer ours, or may not be: everything in hand is void."""
 
 
-class Tries(NamedTuple):
+class Attempts(NamedTuple):
     """How often an entry was tried, as the group's pending list remembers it.
 
     Attributes:
         failed: Attempts that ended in an error.
-        started: How many processes have had it in hand since then, this one included, without
-            anybody seeing the end; from `SUSPECT` on, every single start counts.
+        deliveries: How many processes have had it in hand since then, this one included, without
+            anybody seeing the end; from `QUARANTINE_AFTER` on, every single start counts.
     """
 
     failed: int
-    started: int
+    deliveries: int
 
     @property
-    def is_suspect(self) -> bool:
+    def is_quarantined(self) -> bool:
         """Whether this may be what ended the processes that had it."""
-        return self.started >= SUSPECT
+        return self.deliveries >= QUARANTINE_AFTER
 
 
 class Missing(StrEnum):
@@ -85,33 +85,33 @@ class Delivery:
     Attributes:
         entry_id: Its id in its stream.
         transition: What it holds. None when it cannot be read, or when only the id is kept.
-        tries: How often it was tried.
+        attempts: How often it was tried.
         is_replay: Whether it is in the handler's stream of replays.
     """
 
     entry_id: str
     transition: StatusTransition | None
-    tries: Tries
+    attempts: Attempts
     is_replay: bool = False
 
 
-class Mailbox:
+class Consumer:
     """One handler's mail in one partition; its lease is taken and renewed by `leases`."""
 
     def __init__(
         self,
         connections: Connections | ScriptBatcher,
         keys: Keys,
-        arrivals: Arrivals,
+        stream_watcher: StreamWatcher,
         *,
         handler: str,
         worker: str,
         replicas: int = 0,
     ) -> None:
-        partition = arrivals.partition
+        partition = stream_watcher.partition
         self.partition = partition
         self.handler = handler
-        self._arrivals = arrivals
+        self._stream_watcher = stream_watcher
         self._worker = worker
         token = f"{worker}:{secrets.token_hex(16)}"
         self._fence = _Fence(connections, keys.lease(partition, handler), token, replicas)
@@ -126,7 +126,7 @@ class Mailbox:
         self._read: dict[str, str] = {}
 
     @property
-    def place(self) -> Place:
+    def assignment(self) -> Assignment:
         """The handler and the partition."""
         return self.handler, self.partition
 
@@ -154,12 +154,12 @@ class Mailbox:
         self.lost()
         await self._fence.connections.run_one(_RELEASE, [self._fence.lease], [self._fence.token])
 
-    async def take_over(self) -> AsyncIterator[list[Delivery]]:
+    async def claim_pending(self) -> AsyncIterator[list[Delivery]]:
         """Claim what was left pending by whoever had it, oldest first, in batches."""
         for pile in self._piles:
             first = "-"
             while first:
-                following, entries = await pile.take_over(first)
+                following, entries = await pile.claim_pending(first)
                 first = following.decode()
                 if entries:
                     yield [
@@ -184,21 +184,21 @@ class Mailbox:
         """Read again what an entry holds of which only the id was kept; loads travel together."""
         return await self._pile_of(delivery).loading.submit(delivery.entry_id)
 
-    async def arrival(self) -> None:
+    async def wait_for_entries(self) -> None:
         """Wait until there is something later than what was last read."""
-        await self._arrivals.after(self._read)
+        await self._stream_watcher.wait_after(self._read)
 
-    async def settle(self, delivery: Delivery) -> None:
+    async def ack(self, delivery: Delivery) -> None:
         """Settle a delivery its handler has taken; settlements travel together."""
         await self._pile_of(delivery).settling.submit(delivery.entry_id)
 
-    async def count(self, delivery: Delivery, tries: Tries) -> None:
+    async def record_attempts(self, delivery: Delivery, attempts: Attempts) -> None:
         """Write down how often a delivery was tried, where it survives us."""
-        number = tries.failed * FAILURE + tries.started
+        number = attempts.failed * FAILURE + attempts.deliveries
         counting = self._pile_of(delivery).counting
         await counting.submit((delivery.entry_id, number))
 
-    async def bury(
+    async def dead_letter(
         self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
     ) -> int | None:
         """Move a delivery to the dead letters and settle it.
@@ -207,7 +207,7 @@ class Mailbox:
         the delivery is where it was.
         """
         letter = (delivery.entry_id, reason, error, place, attempts)
-        return await self._pile_of(delivery).bury(self._dead, letter)
+        return await self._pile_of(delivery).dead_letter(self._dead, letter)
 
     def _pile_of(self, delivery: Delivery) -> _Pile:
         return self._replays if delivery.is_replay else self._new
@@ -282,18 +282,18 @@ class _Pile:
         return Delivery(
             entry_id.decode(),
             None if isinstance(transition, Missing) else transition,
-            _tries(count),
+            _attempts(count),
             is_replay=bool(self._goes),
         )
 
-    async def take_over(self, first: str) -> Any:
+    async def claim_pending(self, first: str) -> Any:
         most = MAX_CLAIMED_PER_CALL
-        arguments = (self._group, self._worker, most, first, FAILURE, SUSPECT, self._goes)
-        return await self._fence.take(_TAKE_OVER, [self.stream], *arguments)
+        arguments = (self._group, self._worker, most, first, FAILURE, QUARANTINE_AFTER, self._goes)
+        return await self._fence.take(_CLAIM_PENDING, [self.stream], *arguments)
 
-    async def bury(self, dead: str, letter: Sequence[Argument]) -> int | None:
+    async def dead_letter(self, dead: str, letter: Sequence[Argument]) -> int | None:
         arguments = (self._group, self._goes, MAX_DEAD_LETTERS, *letter)
-        held = int(await self._fence.run(_BURY, [self.stream, dead], *arguments))
+        held = int(await self._fence.run(_DEAD_LETTER, [self.stream, dead], *arguments))
         return held or None
 
     async def _load(self, entry_ids: list[str]) -> Sequence[StatusTransition | Missing]:
@@ -303,12 +303,12 @@ class _Pile:
         ]
 
     async def _settle(self, entry_ids: list[str]) -> Sequence[None]:
-        await self._fence.run(_SETTLE, [self.stream], self._group, self._goes, *entry_ids)
+        await self._fence.run(_ACK, [self.stream], self._group, self._goes, *entry_ids)
         return [None] * len(entry_ids)
 
     async def _count(self, counts: list[tuple[str, int]]) -> Sequence[None]:
         flat = [value for count in counts for value in count]
-        await self._fence.run(_COUNT, [self.stream], self._group, self._worker, *flat)
+        await self._fence.run(_RECORD_ATTEMPTS, [self.stream], self._group, self._worker, *flat)
         return [None] * len(counts)
 
 
@@ -320,6 +320,6 @@ def _transition(fields: list[bytes]) -> StatusTransition | Missing:
 
 
 @lru_cache(maxsize=1024)
-def _tries(count: int) -> Tries:
+def _attempts(count: int) -> Attempts:
     """Return what Redis's delivery count says; many entries share one."""
-    return Tries(*divmod(count, FAILURE))
+    return Attempts(*divmod(count, FAILURE))

@@ -31,7 +31,7 @@ _EXPIRE = Script(__package__, "lua/expire_dead_letters.lua")
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class LetterExpiry:
+class DeadLetterExpiry:
     """Deletes dead letters that are too old, and warns before.
 
     Args:
@@ -47,19 +47,19 @@ class LetterExpiry:
         self._looked_at = float("-inf")
         self._warned_at: dict[str, float] = {}
 
-    async def turn(self, places: Sequence[tuple[str, int]]) -> None:
-        """Do what is due for *places*, by handler and partition, in one round trip.
+    async def turn(self, assignments: Sequence[tuple[str, int]]) -> None:
+        """Do what is due for *assignments*, by handler and partition, in one round trip.
 
         Raises:
             RedisError: Redis did not answer; what was not done waits for the next turn.
         """
         now = asyncio.get_running_loop().time()
-        if not (places and self._retention_s) or now < self._looked_at + LOOK_EVERY_S:
+        if not (assignments and self._retention_s) or now < self._looked_at + LOOK_EVERY_S:
             return
         self._looked_at = now
         deleted: dict[str, int] = defaultdict(int)
         left_s: dict[str, float] = {}
-        for (handler, _), reply in zip(places, await self._expire(places), strict=True):
+        for (handler, _), reply in zip(assignments, await self._expire(assignments), strict=True):
             if isinstance(reply, Exception):
                 raise reply
             deleted[handler] += reply[0]
@@ -68,14 +68,14 @@ class LetterExpiry:
         for handler, expires_s in left_s.items():
             self._tell(handler, deleted[handler], expires_s)
 
-    async def _expire(self, places: Sequence[tuple[str, int]]) -> Sequence[Any]:
+    async def _expire(self, assignments: Sequence[tuple[str, int]]) -> Sequence[Any]:
         limits = (MAX_CLOCK_DIFFERENCE_S, self._retention_s, MAX_DELETED_PER_CALL)
         return await self._connections.run(
             [
                 ScriptCall(
                     _EXPIRE, [self._keys.dead(partition, handler)], [int(time.time()), *limits]
                 )
-                for handler, partition in places
+                for handler, partition in assignments
             ]
         )
 

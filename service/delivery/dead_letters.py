@@ -1,7 +1,7 @@
 """Dead letters and the past: found, handed to a handler again, or dropped.
 
-What is replayed goes onto a stream that the handler's worker reads beside the new mail, so order,
-retries and settling stay the worker's business. How letters come to be is in `mailbox`.
+What is replayed goes onto a stream that the handler's worker reads beside the new entries, so
+order, retries and settling stay the worker's business. How letters come to be is in `consumer`.
 """
 
 from __future__ import annotations

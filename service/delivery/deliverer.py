@@ -22,7 +22,7 @@ from ..telemetry import metrics
 from ..transitions.transition import StatusTransition, is_selftest
 from .backlog import Letter, Session
 from .calls import HandlerCalls
-from .consumer import Delivery, LeaseLostError, Missing, Tries
+from .consumer import Attempts, Delivery, LeaseLostError, Missing
 from .retries import CircuitBreaker, CircuitBreakers, RetryPolicy
 
 # A handler that takes the whole process down is not given the same entry more often than this.
@@ -53,12 +53,12 @@ class Pause(NamedTuple):
 
 
 class PartitionConsumer(Protocol):
-    """What is needed of a mailbox."""
+    """What is needed of a consumer."""
 
     def is_ours(self) -> bool:
         """Say whether the lease holds."""
 
-    def take_over(self) -> AsyncIterator[list[Delivery]]:
+    def claim_pending(self) -> AsyncIterator[list[Delivery]]:
         """Claim what was left pending, oldest first."""
 
     async def read(self, most: int) -> list[Delivery]:
@@ -67,18 +67,18 @@ class PartitionConsumer(Protocol):
     async def load(self, delivery: Delivery) -> StatusTransition | Missing:
         """Read again what an entry holds of which only the id was kept."""
 
-    async def settle(self, delivery: Delivery) -> None:
+    async def ack(self, delivery: Delivery) -> None:
         """Settle a delivery."""
 
-    async def count(self, delivery: Delivery, tries: Tries) -> None:
+    async def record_attempts(self, delivery: Delivery, attempts: Attempts) -> None:
         """Write down how often a delivery was tried."""
 
-    async def bury(
+    async def dead_letter(
         self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
     ) -> int | None:
         """Move a delivery to the dead letters; None when there is no room for it."""
 
-    async def arrival(self) -> None:
+    async def wait_for_entries(self) -> None:
         """Wait until there is something new to read."""
 
 
@@ -88,7 +88,7 @@ class Deliverer:
     Args:
         name: The handler's name.
         handler: Takes a transition; returning means it is safe.
-        mail: The mailbox; its lease is held.
+        consumer: The consumer; its lease is held.
         policy: Concurrency, time limit and retries.
         circuits: Whether the handler reaches its destinations.
         quarantine: Held while a delivery that may have killed a worker is tried.
@@ -101,7 +101,7 @@ class Deliverer:
         self,
         name: str,
         handler: Handler,
-        mail: PartitionConsumer,
+        consumer: PartitionConsumer,
         policy: RetryPolicy,
         *,
         circuits: CircuitBreakers,
@@ -109,7 +109,7 @@ class Deliverer:
     ) -> None:
         self.is_stopping = False
         self._name = name
-        self._mail = mail
+        self._consumer = consumer
         self._policy = policy
         self._circuits = circuits
         self._destination = destination_of(handler)
@@ -127,7 +127,7 @@ class Deliverer:
         Raises:
             StoppedError: It was not tried any more.
             LeaseLostError: Nor may it be.
-            RedisError: Of the mailbox.
+            RedisError: Of the consumer.
         """
         try:
             return await self._deliver(session)
@@ -137,11 +137,11 @@ class Deliverer:
             # Our own, about this one entry. Raised, it would end the work on all others, and the
             # same entry would come again.
             log.exception("delivery.broken", **self._described(session))
-            attempts = session.first.tries.failed
+            attempts = session.first.attempts.failed
             letter = Letter(
                 DeadLetterReason.INTERNAL_ERROR, class_name(error), place(error), attempts
             )
-            return await self._bury(session, letter)
+            return await self._dead_letter(session, letter)
 
     async def end(self) -> None:
         """End every call of the handler."""
@@ -151,23 +151,27 @@ class Deliverer:
         delivery = session.first
         transition = delivery.transition
         if transition is None:
-            found = await self._mail.load(delivery)
+            found = await self._consumer.load(delivery)
             if found is Missing.GONE:
                 log.warning("delivery.gone", **self._described(session))
-                await self._mail.settle(delivery)
+                await self._consumer.ack(delivery)
                 return None
             if isinstance(found, Missing):
-                return await self._bury(session, Letter(DeadLetterReason.UNREADABLE, "", "", 0))
+                return await self._dead_letter(
+                    session, Letter(DeadLetterReason.UNREADABLE, "", "", 0)
+                )
             delivery.transition = transition = found
         if session.letter is not None:
-            return await self._bury(session, session.letter)
+            return await self._dead_letter(session, session.letter)
         if is_selftest(transition.session_id):
             self._selftest.inc()
-            await self._mail.settle(delivery)
+            await self._consumer.ack(delivery)
             return None
-        failed, started = delivery.tries
-        if started > MAX_DELIVERIES_WITHOUT_OUTCOME:
-            return await self._bury(session, Letter(DeadLetterReason.KILLED_WORKER, "", "", failed))
+        failed, deliveries = delivery.attempts
+        if deliveries > MAX_DELIVERIES_WITHOUT_OUTCOME:
+            return await self._dead_letter(
+                session, Letter(DeadLetterReason.KILLED_WORKER, "", "", failed)
+            )
         return await self._try(session, delivery, transition)
 
     async def _try(
@@ -179,22 +183,25 @@ class Deliverer:
         except Exception as raised:  # noqa: BLE001 - `destination` is the handler's, too
             self._failed.inc()
             return await self._count_failure(session, delivery, raised)
-        async with self._quarantine if delivery.tries.is_suspect else _NOT_ALONE, self._slots:
+        async with (
+            self._quarantine if delivery.attempts.is_quarantined else _NOT_ALONE,
+            self._slots,
+        ):
             if self.is_stopping:
                 raise StoppedError
-            if not self._mail.is_ours():
+            if not self._consumer.is_ours():
                 raise LeaseLostError
             if not circuit.begin_call(session):
                 return Pause(None)
-            if delivery.tries.is_suspect:
-                failed, started = delivery.tries
-                await self._mail.count(delivery, Tries(failed, started + 1))
+            if delivery.attempts.is_quarantined:
+                failed, deliveries = delivery.attempts
+                await self._consumer.record_attempts(delivery, Attempts(failed, deliveries + 1))
             successes_before = circuit.successes
             error = await self._calls.call(transition)
         if error is None:
             self._delivered.inc()
             circuit.record_success()
-            await self._mail.settle(delivery)
+            await self._consumer.ack(delivery)
             return None
         self._failed.inc()
         if (word := unreachable(error)) is not None:
@@ -216,17 +223,17 @@ class Deliverer:
     async def _count_failure(
         self, session: Session, delivery: Delivery, error: BaseException
     ) -> Pause | None:
-        failed, word = delivery.tries.failed + 1, class_name(error)
+        failed, word = delivery.attempts.failed + 1, class_name(error)
         where = place(error)
         if isinstance(error, Undeliverable):
             reason = reason_word(error.reason, UNDELIVERABLE)
-            return await self._bury(session, Letter(reason, word, where, failed))
+            return await self._dead_letter(session, Letter(reason, word, where, failed))
         if failed >= self._policy.max_attempts:
-            return await self._bury(
+            return await self._dead_letter(
                 session, Letter(DeadLetterReason.EXHAUSTED, word, where, failed)
             )
-        delivery.tries = Tries(failed, 1)
-        await self._mail.count(delivery, delivery.tries)
+        delivery.attempts = Attempts(failed, 1)
+        await self._consumer.record_attempts(delivery, delivery.attempts)
         pause_s = self._policy.delay_s(failed)
         self._retried.inc()
         log.warning(
@@ -239,7 +246,7 @@ class Deliverer:
         )
         return Pause(pause_s)
 
-    async def _bury(self, session: Session, letter: Letter) -> Pause | None:
+    async def _dead_letter(self, session: Session, letter: Letter) -> Pause | None:
         """Make a session's first entry a dead letter; where there is no room, later."""
         told = {
             **self._described(session),
@@ -249,7 +256,7 @@ class Deliverer:
             "attempt": letter.attempts,
         }
         try:
-            held = await self._mail.bury(session.first, **letter._asdict())
+            held = await self._consumer.dead_letter(session.first, **letter._asdict())
         except ResponseError:
             held = None
         if held is None:

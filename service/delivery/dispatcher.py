@@ -1,7 +1,7 @@
 """The way out: which session is worked when, in order, within bounds. Knows no Redis and no queue.
 
 A `Dispatcher` works one handler's entries of one partition for as long as the lease holds. Which
-partitions are ours is decided in `worker`; how a mailbox keeps its word, in `mailbox`; what
+partitions are ours is decided in `worker`; how a consumer keeps its word, in `consumer`; what
 becomes of one entry, in `delivery`. Time is the event loop's alone. A session is in one of three
 states:
 
@@ -40,12 +40,12 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Dispatcher:
-    """Hands one mailbox's deliveries to one handler, in order per session.
+    """Hands one consumer's deliveries to one handler, in order per session.
 
     Args:
         name: The handler's name.
         handler: Takes a transition; returning means it is safe.
-        mail: The mailbox; its lease is held.
+        consumer: The consumer; its lease is held.
         policy: Concurrency, time limit and retries.
         circuits: Whether the handler reaches its destinations; one for all its dispatchers.
         quarantine: Held while a delivery that may have killed a worker is tried, so that what
@@ -59,7 +59,7 @@ class Dispatcher:
         self,
         name: str,
         handler: Handler,
-        mail: PartitionConsumer,
+        consumer: PartitionConsumer,
         policy: RetryPolicy,
         *,
         circuits: CircuitBreakers,
@@ -67,10 +67,10 @@ class Dispatcher:
     ) -> None:
         self.is_full = False
         self._name = name
-        self._mail = mail
+        self._consumer = consumer
         self._circuits = circuits
         self._deliverer = Deliverer(
-            name, handler, mail, policy, circuits=circuits, quarantine=quarantine
+            name, handler, consumer, policy, circuits=circuits, quarantine=quarantine
         )
         self._backlog = Backlog()
         self._waiting = 0
@@ -96,7 +96,7 @@ class Dispatcher:
         """Work until stopped; then finish what has been started and leave the rest pending.
 
         Raises:
-            BaseExceptionGroup: With `LeaseLostError`, or whatever the mailbox raised.
+            BaseExceptionGroup: With `LeaseLostError`, or whatever the consumer raised.
         """
         if self._deliverer.is_stopping:
             return
@@ -128,14 +128,14 @@ class Dispatcher:
 
     async def _feed(self) -> None:
         """Claim what is pending, then read what is new, for as long as there is room."""
-        async for deliveries in self._mail.take_over():
+        async for deliveries in self._consumer.claim_pending():
             self._accept(deliveries)
             await self._until_room()
         while True:
-            deliveries = await self._mail.read(min(MAX_PER_READ, self._places()))
+            deliveries = await self._consumer.read(min(MAX_PER_READ, self._places()))
             self._accept(deliveries)
             if not deliveries:
-                await self._mail.arrival()
+                await self._consumer.wait_for_entries()
             await self._until_room()
 
     def _places(self) -> int:
@@ -163,8 +163,8 @@ class Dispatcher:
 
     def _begin(self, session: Session) -> None:
         """Start a session. What failed before or is suspected goes with those that have rested."""
-        tries = session.first.tries
-        if not session.loaded or tries.failed or tries.is_suspect:
+        attempts = session.first.attempts
+        if not session.loaded or attempts.failed or attempts.is_quarantined:
             self._rest(session, 0.0)
         elif not self._is_ending:
             self._tasks.start(self._work(session))
@@ -222,17 +222,19 @@ class Dispatcher:
         session.circuit.add_waiting(session, self)
 
     async def _give_back(self) -> None:
-        """Write down that what is left in hand was not started, so that nobody quarantine it."""
+        """Write down that what is left in hand was not started, so that it is not quarantined."""
         left = [
             delivery
             for session in self._backlog.sessions.values()
             for delivery in session.deliveries
-            if delivery.tries.started > 0 and not delivery.tries.is_suspect
+            if delivery.attempts.deliveries > 0 and not delivery.attempts.is_quarantined
         ]
         for i in range(0, len(left), MAX_GIVEN_BACK_AT_ONCE):
             await asyncio.gather(
                 *(
-                    self._mail.count(one, one.tries._replace(started=one.tries.started - 1))
+                    self._consumer.record_attempts(
+                        one, one.attempts._replace(deliveries=one.attempts.deliveries - 1)
+                    )
                     for one in left[i : i + MAX_GIVEN_BACK_AT_ONCE]
                 )
             )

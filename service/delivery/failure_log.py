@@ -24,15 +24,15 @@ class FailureLog:
         self._gathered: dict[str, set[tuple[str, int]]] = {}
         self._last_at: dict[str, float] = {}
 
-    def record(self, reason: str, place: tuple[str, int]) -> None:
+    def record(self, reason: str, assignment: tuple[str, int]) -> None:
         """Record that the dispatcher of a handler and a partition has ended."""
         loop = asyncio.get_running_loop()
         is_new = loop.time() - self._last_at.get(reason, float("-inf")) > QUIET_S
         self._last_at[reason] = loop.time()
         if reason in self._gathered:
-            self._gathered[reason].add(place)
+            self._gathered[reason].add(assignment)
         elif is_new:
-            self._gathered[reason] = {place}
+            self._gathered[reason] = {assignment}
             loop.call_later(GATHER_S, self._log, reason)
 
     def flush(self) -> None:

@@ -16,9 +16,9 @@ from typing import Generic, TypeVar
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from ..storage.scripts import Script, ScriptCall
-from .consumer import Mailbox, Place
+from .consumer import Assignment, Consumer
 
-_ANNOUNCE = Script(__package__, "lua/heartbeat.lua")
+_HEARTBEAT = Script(__package__, "lua/heartbeat.lua")
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -63,25 +63,25 @@ class Watch(Generic[Key]):
         return [key for key in self._seen if self.is_dead(key)]
 
 
-class LeaseWatch(Watch[Place]):
+class LeaseWatch(Watch[Assignment]):
     """The same, of the leases of others."""
 
-    def owner(self, place: Place) -> str:
+    def owner(self, assignment: Assignment) -> str:
         """Return the name of the worker that was last seen to hold a lease; empty for none."""
-        return self.last(place).decode().rpartition(" ")[0].rpartition(":")[0]
+        return self.last(assignment).decode().rpartition(" ")[0].rpartition(":")[0]
 
 
 async def lease(
     connections: Connections,
-    mailboxes: Sequence[Mailbox],
+    consumers: Sequence[Consumer],
     ttl_s: float,
     watch: LeaseWatch | None = None,
 ) -> list[float | Exception]:
-    """Take or renew the leases of *mailboxes* in one round trip.
+    """Take or renew the leases of *consumers* in one round trip.
 
     Args:
         connections: Open clients.
-        mailboxes: One that never had its lease takes it, any other renews it.
+        consumers: One that never had its lease takes it, any other renews it.
         ttl_s: Seconds for which a lease is held from now on.
         watch: What is known of the leases of others; what this call sees of them is added.
 
@@ -92,21 +92,21 @@ async def lease(
     watch = watch or LeaseWatch(ttl_s)
     before = asyncio.get_running_loop().time()
     calls = [
-        mailbox.lease_call(ttl_s, watch.last(place) if watch.is_dead(place) else b"")
-        for mailbox in mailboxes
-        for place in [mailbox.place]
+        consumer.lease_call(ttl_s, watch.last(assignment) if watch.is_dead(assignment) else b"")
+        for consumer in consumers
+        for assignment in [consumer.assignment]
     ]
     waits: list[float | Exception] = []
-    for mailbox, reply in zip(mailboxes, await connections.run(calls), strict=True):
+    for consumer, reply in zip(consumers, await connections.run(calls), strict=True):
         if isinstance(reply, Exception):
             waits.append(reply)
             continue
         wait_ms, held = reply
         if wait_ms == 0:
-            mailbox.leased(before + ttl_s)
+            consumer.leased(before + ttl_s)
         else:
-            mailbox.lost()
-        watch.see(mailbox.place, held)
+            consumer.lost()
+        watch.see(consumer.assignment, held)
         waits.append(wait_ms / 1000)
     return waits
 
@@ -135,7 +135,7 @@ class Heartbeats:
             RedisError: Redis did not answer.
         """
         living = {}
-        for handler, found in (await self._announce(handlers, self._ttl_s)).items():
+        for handler, found in (await self._heartbeat(handlers, self._ttl_s)).items():
             watch = self._watches.setdefault(handler, Watch(self._ttl_s))
             watch.see_all(found)
             living[handler] = len(found.keys() - {*watch.dead()} | {self._worker})
@@ -147,12 +147,14 @@ class Heartbeats:
         Raises:
             RedisError: Redis did not answer.
         """
-        await self._announce(handlers, 0)
+        await self._heartbeat(handlers, 0)
 
-    async def _announce(self, handlers: Sequence[str], ttl_s: float) -> dict[str, dict[str, bytes]]:
+    async def _heartbeat(
+        self, handlers: Sequence[str], ttl_s: float
+    ) -> dict[str, dict[str, bytes]]:
         """Return for each handler the last sign of life of each worker, by Redis's clock."""
         arguments = (self._worker, int(ttl_s * 1000))
-        calls = [ScriptCall(_ANNOUNCE, [self._keys.workers(each)], arguments) for each in handlers]
+        calls = [ScriptCall(_HEARTBEAT, [self._keys.workers(each)], arguments) for each in handlers]
         found = {}
         for handler, reply in zip(handlers, await self._connections.run(calls), strict=True):
             if isinstance(reply, Exception):

@@ -12,9 +12,9 @@ from ..config import DAY_S, Settings
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from ..telemetry import metrics
-from .dead_letter_expiry import LetterExpiry
-from .lag import Lag, lags
-from .retention import Janitor
+from .consumer_groups import Lag, measure_lags
+from .dead_letter_expiry import DeadLetterExpiry
+from .retention import Retention
 from .retries import CircuitBreakers
 
 MEASURE_EVERY_S = 15.0
@@ -46,17 +46,17 @@ class PartitionMaintenance:
         self._worker = worker
         self._circuits = circuits
         self._measured_at = float("-inf")
-        self._janitor = Janitor(
+        self._retention = Retention(
             connections,
             keys,
             handlers=settings.handlers,
             retention_s=settings.stream_retention_days * DAY_S,
         )
-        self._letter_expiry = LetterExpiry(
+        self._dead_letter_expiry = DeadLetterExpiry(
             connections, keys, retention_s=settings.dead_letter_retention_days * DAY_S
         )
 
-    async def run_due(self, places: Sequence[tuple[str, int]]) -> None:
+    async def run_due(self, assignments: Sequence[tuple[str, int]]) -> None:
         """Do what is due for these handlers' partitions.
 
         Raises:
@@ -66,10 +66,10 @@ class PartitionMaintenance:
         now = asyncio.get_running_loop().time()
         if now >= self._measured_at + MEASURE_EVERY_S:
             # A worker without partitions measures as soon as it has some.
-            self._measured_at = now if places else float("-inf")
-            await self._measure(places)
-        await self._janitor.tidy({partition for _, partition in places})
-        await self._letter_expiry.turn(places)
+            self._measured_at = now if assignments else float("-inf")
+            await self._measure(assignments)
+        await self._retention.tidy({partition for _, partition in assignments})
+        await self._dead_letter_expiry.turn(assignments)
 
     async def _publish_open_circuits(self) -> None:
         """Write to Redis which destinations this worker cannot reach, for `check`."""
@@ -78,11 +78,11 @@ class PartitionMaintenance:
                 key = self._keys.circuit(handler)
                 await self._connections.client.set(key, self._worker, ex=CIRCUIT_TTL_S)
 
-    async def _measure(self, places: Sequence[tuple[str, int]]) -> None:
+    async def _measure(self, assignments: Sequence[tuple[str, int]]) -> None:
         """Set the gauges of lag and dead letters."""
         found: dict[str, list[Lag]] = {handler: [] for handler in self._circuits}
-        measured = await lags(self._connections, self._keys, places)
-        for (handler, _), lag in zip(places, measured, strict=True):
+        measured = await measure_lags(self._connections, self._keys, assignments)
+        for (handler, _), lag in zip(assignments, measured, strict=True):
             if not isinstance(lag, Exception):
                 found[handler].append(lag)
         for handler, each in found.items():

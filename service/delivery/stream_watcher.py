@@ -1,4 +1,4 @@
-"""Waiting for mail: one blocking read per partition, shared by all who work it.
+"""Waiting for consumer: one blocking read per partition, shared by all who work it.
 
 What has arrived is read elsewhere, under a lease; here it is only noticed.
 """
@@ -13,7 +13,7 @@ from ..storage.clients import BLOCK_S
 from ..storage.connections import Connections
 
 
-class Arrivals:
+class StreamWatcher:
     """Tells when streams of one partition have grown.
 
     Whoever waits says how far it has read each stream; anything later, in any stream that anybody
@@ -27,7 +27,7 @@ class Arrivals:
         self._watch: asyncio.Task[None] | None = None
         self._watched: Mapping[str, str] = {}
 
-    async def after(self, read: Mapping[str, str]) -> None:
+    async def wait_after(self, read: Mapping[str, str]) -> None:
         """Wait until one of the streams holds an entry later than the one named for it.
 
         Raises:

@@ -28,16 +28,17 @@ from ..errors import UnavailableReason
 from ..handlers import Handler
 from ..storage.batching import ScriptBatcher
 from ..storage.connections import Connections
-from ..storage.layout import Keys, claim, is_claimed, open_groups
+from ..storage.layout import Keys, claim, is_claimed
 from ..storage.redis_errors import unavailable_reason
 from ..telemetry import metrics
-from .consumer import LeaseLostError, Mailbox, Place
+from .consumer import Assignment, Consumer, LeaseLostError
+from .consumer_groups import create_groups
 from .dispatcher import Dispatcher
 from .failure_log import FailureLog
 from .leases import Heartbeats, LeaseWatch, lease
 from .maintenance import PartitionMaintenance
 from .retries import CircuitBreakers, RetryPolicy
-from .stream_watcher import Arrivals
+from .stream_watcher import StreamWatcher
 
 RENEWALS_PER_TTL = 3
 # So soon a lease that was given up is found by who may take it.
@@ -84,8 +85,8 @@ class Worker:
         self._maintenance = PartitionMaintenance(
             connections, keys, settings, self.name, self._circuits
         )
-        self._arrivals = [Arrivals(connections, p) for p in range(keys.partitions)]
-        self._partition_tasks: dict[Place, _PartitionTask] = {}
+        self._stream_watchers = [StreamWatcher(connections, p) for p in range(keys.partitions)]
+        self._partition_tasks: dict[Assignment, _PartitionTask] = {}
         self._interval_s = min(MAX_INTERVAL_S, settings.lease_ttl_s / RENEWALS_PER_TTL)
         self._watch = LeaseWatch(settings.lease_ttl_s)
         self._heartbeats = Heartbeats(
@@ -124,10 +125,10 @@ class Worker:
         tenures = [tenure for tenure in self._partition_tasks.values() if not tenure.abandoned]
         waits: list[float | Exception] = []
         if tenures:
-            mailboxes = [tenure.mailbox for tenure in tenures]
-            waits = await lease(self._connections, mailboxes, self._settings.lease_ttl_s)
+            consumers = [tenure.consumer for tenure in tenures]
+            waits = await lease(self._connections, consumers, self._settings.lease_ttl_s)
             for tenure in tenures:
-                if not tenure.mailbox.is_ours():
+                if not tenure.consumer.is_ours():
                     tenure.abandon()
         for handler in self._handlers:
             metrics.LEASES_HELD.labels(handler).set(len(self._held(handler)))
@@ -176,8 +177,8 @@ class Worker:
         random.shuffle(free)
         soonest_s = self._interval_s
         while free and most > 0:
-            tried = [self._mailbox(handler, free.pop()) for _ in range(min(most, len(free)))]
-            owners = [self._watch.owner(mailbox.place) for mailbox in tried]
+            tried = [self._consumer(handler, free.pop()) for _ in range(min(most, len(free)))]
+            owners = [self._watch.owner(consumer.assignment) for consumer in tried]
             waits = await lease(self._connections, tried, self._settings.lease_ttl_s, self._watch)
             taken = [i for i, wait_s in enumerate(waits) if wait_s == 0]
             most -= len(taken)
@@ -189,22 +190,22 @@ class Worker:
             soonest_s = min([soonest_s, *(w for w in waits if isinstance(w, float) and w)])
         return soonest_s
 
-    def _mailbox(self, handler: str, partition: int) -> Mailbox:
-        return Mailbox(
+    def _consumer(self, handler: str, partition: int) -> Consumer:
+        return Consumer(
             self._batches,
             self._keys,
-            self._arrivals[partition],
+            self._stream_watchers[partition],
             handler=handler,
             worker=self.name,
             replicas=self._settings.durability.replicas,
         )
 
-    def _begin(self, mailbox: Mailbox) -> None:
-        self._partition_tasks[mailbox.place] = tenure = _PartitionTask(self, mailbox)
-        tenure.task.add_done_callback(lambda _: self._partition_tasks.pop(mailbox.place))
+    def _begin(self, consumer: Consumer) -> None:
+        self._partition_tasks[consumer.assignment] = tenure = _PartitionTask(self, consumer)
+        tenure.task.add_done_callback(lambda _: self._partition_tasks.pop(consumer.assignment))
 
-    def dispatcher(self, mailbox: Mailbox) -> Dispatcher:
-        """Return a fresh dispatcher for a mailbox."""
+    def dispatcher(self, consumer: Consumer) -> Dispatcher:
+        """Return a fresh dispatcher for a consumer."""
         settings = self._settings
         policy = RetryPolicy(
             concurrency=settings.handler_concurrency,
@@ -214,17 +215,17 @@ class Worker:
             max_attempts=settings.retry_max_attempts,
         )
         return Dispatcher(
-            mailbox.handler,
-            self._handlers[mailbox.handler],
-            mailbox,
+            consumer.handler,
+            self._handlers[consumer.handler],
+            consumer,
             policy,
-            circuits=self._circuits[mailbox.handler],
+            circuits=self._circuits[consumer.handler],
             quarantine=self._quarantine,
         )
 
-    async def open_groups(self) -> None:
+    async def create_groups(self) -> None:
         """Create the groups again, if an operator deleted a stream."""
-        for handler in await open_groups(self._connections, self._keys, self._settings.handlers):
+        for handler in await create_groups(self._connections, self._keys, self._settings.handlers):
             log.warning("group.created", handler=handler)
 
     def _held(self, handler: str) -> list[_PartitionTask]:
@@ -252,8 +253,8 @@ class Worker:
         await self._until_ended(CANCEL_GRACE_S)
         for handler, partition in self._partition_tasks:
             log.error("handler.stuck", handler=handler, partition=partition)
-        for arrivals in self._arrivals:
-            await arrivals.close()
+        for stream_watcher in self._stream_watchers:
+            await stream_watcher.close()
         self.failure_log.flush()
 
     async def _until_ended(self, most_s: float) -> None:
@@ -266,12 +267,12 @@ class Worker:
 class _PartitionTask:
     """One lease held, and the work done under it."""
 
-    def __init__(self, worker: Worker, mailbox: Mailbox) -> None:
-        self.mailbox = mailbox
+    def __init__(self, worker: Worker, consumer: Consumer) -> None:
+        self.consumer = consumer
         self.abandoned = False
         self._worker = worker
         self._stopping = asyncio.Event()
-        self._dispatcher = worker.dispatcher(mailbox)
+        self._dispatcher = worker.dispatcher(consumer)
         self.task = asyncio.create_task(self._serve())
 
     @property
@@ -299,11 +300,11 @@ class _PartitionTask:
     async def _serve(self) -> None:
         """Dispatch while the lease holds; after any error begin again from taking over."""
         try:
-            while self.mailbox.is_ours() and not self.is_stopping:
+            while self.consumer.is_ours() and not self.is_stopping:
                 await self._dispatch_once()
         finally:
             with contextlib.suppress(RedisError, OSError):
-                await self.mailbox.release()
+                await self.consumer.release()
 
     async def _dispatch_once(self) -> None:
         reason = ""
@@ -311,28 +312,28 @@ class _PartitionTask:
             # A task of its own: before Python 3.13 a task group may leave its task half canceled.
             await asyncio.create_task(self._dispatcher.run())
         except* LeaseLostError:
-            self.mailbox.lost()
+            self.consumer.lost()
             reason = "lease_lost"
         except* (RedisError, OSError) as group:
             reason = unavailable_reason(group.exceptions[0])
         except* Exception:
             reason = "unforeseen"
-            handler, partition = self.mailbox.place
+            handler, partition = self.consumer.assignment
             log.exception("dispatcher.failed", handler=handler, partition=partition)
         if reason:
-            self._worker.failure_log.record(reason, self.mailbox.place)
+            self._worker.failure_log.record(reason, self.consumer.assignment)
             await self._recover(reason)
 
     async def _recover(self, reason: str) -> None:
         """Rest a little, in case the lease is still ours, and make ready to begin again."""
-        if not self.mailbox.is_ours():
+        if not self.consumer.is_ours():
             return
         await _wait(self._stopping, random.uniform(0, MAX_RESTART_DELAY_S))  # noqa: S311 - jitter
         if reason == UnavailableReason.REDIS_REFUSED:
             with contextlib.suppress(RedisError, OSError):
-                await self._worker.open_groups()
+                await self._worker.create_groups()
         if not self.is_stopping:
-            self._dispatcher = self._worker.dispatcher(self.mailbox)
+            self._dispatcher = self._worker.dispatcher(self.consumer)
 
 
 def _raise_first(waits: Collection[float | Exception]) -> None:

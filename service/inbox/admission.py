@@ -1,7 +1,7 @@
 """Redis, the way in: one atomic step that remembers an event, judges it and hands it over.
 
 Policy stays in `transitions`: the script only compares numbers and words. Reading what was
-handed over is `mailbox`'s business. Retrying is ours, not the client's, and bounded: a lost
+handed over is `consumer`'s business. Retrying is ours, not the client's, and bounded: a lost
 reply is asked for again under the same nonce, so the first answer is heard.
 """
 

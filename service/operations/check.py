@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from .. import handlers
 from ..config import SECRETS, Livemode, Settings
-from ..delivery import retention
+from ..delivery import consumer_groups
 from ..delivery.consumer import FAILURE
-from ..delivery.retention import Group
+from ..delivery.consumer_groups import Group
 from ..errors import ConfigError, Unreachable
 from ..storage import health, layout
 from ..storage.assessment import RANKS, Finding, Promise, Severity
@@ -105,7 +105,7 @@ async def _groups(connections: Connections, keys: Keys, settings: Settings) -> l
     """Say what waits for each handler, and for those that are no longer configured."""
     return [
         await _judged(connections, keys, settings, group)
-        for group in await retention.groups(connections, keys)
+        for group in await consumer_groups.list_groups(connections, keys)
     ]
 
 
@@ -123,7 +123,7 @@ async def _judged(
         problems.append("not among HANDLERS: it holds trimming until it works again or is retired")
     elif await connections.client.exists(keys.circuit(name)):
         problems.append("its worker cannot reach its queue and probes")
-    elif is_late and not await retention.works(
+    elif is_late and not await consumer_groups.is_worked(
         connections, keys, name, lease_ttl_s=settings.lease_ttl_s
     ):
         problems.append("no worker works for it")

@@ -25,12 +25,12 @@ from starlette.types import ASGIApp
 from .. import cancellation, config, handlers
 from ..config import Network, Settings
 from ..delivery import blocking
+from ..delivery.consumer_groups import create_groups
 from ..delivery.worker import Worker
 from ..errors import ServiceError, Unreachable
 from ..inbox.admission import Inbox
 from ..inbox.receiver import Receiver
 from ..server.listener import Listener
-from ..storage import layout
 from ..storage.connections import Connections, connect
 from ..storage.health import Health
 from ..storage.layout import Keys
@@ -266,7 +266,7 @@ async def _work(
         async with handlers.open_all(openers, environ) as ready:
             await _examine(ready)
             await ground.health.usable.wait()
-            await _open_groups(ground)
+            await _create_groups(ground)
             opened.set()
             called = traced_handlers(ground.traced, ready) if ground.traced else ready
             if shown is not None:
@@ -295,13 +295,11 @@ async def _examine(opened: Mapping[str, handlers.Handler]) -> None:
             log.warning("handler.unreachable", handler=name, reason=error.reason)
 
 
-async def _open_groups(ground: _Ground) -> None:
+async def _create_groups(ground: _Ground) -> None:
     """Create the groups that are missing; handlers that could not be opened leave none behind."""
     while True:
         try:
-            created = await layout.open_groups(
-                ground.connections, ground.keys, ground.settings.handlers
-            )
+            created = await create_groups(ground.connections, ground.keys, ground.settings.handlers)
         except (RedisError, OSError) as error:
             log.warning("group.not_created", reason=unavailable_reason(error))
             await asyncio.sleep(RETRY_S)

@@ -1,7 +1,7 @@
 """Where everything lies in Redis: the names of all keys, and the guard over their layout.
 
 Keys of one session share a partition tag, so one script may touch them all, in Cluster too. What
-the keys hold is in `inbox` and `mailbox`.
+the keys hold is in `inbox` and `consumer`.
 
 Two processes with different numbers of partitions would look for one session in two places, and
 admit its events twice. So the first process claims the layout, in one key. Whoever finds its own
@@ -12,7 +12,6 @@ admitted under the old one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 from zlib import crc32
 
@@ -23,7 +22,6 @@ from .scripts import Script, ScriptCall
 LAYOUT_VERSION = 3
 
 _COPY = Script(__package__, "copy_layout.lua")
-_OPEN_GROUPS = Script(__package__, "open_groups.lua")
 
 
 class Keys(NamedTuple):
@@ -134,31 +132,3 @@ async def _copy(connections: Connections, keys: Keys) -> None:
 
 def _fields(keys: Keys) -> dict[str, int]:
     return {"version": LAYOUT_VERSION, "partitions": keys.partitions}
-
-
-async def open_groups(connections: Connections, keys: Keys, handlers: Sequence[str]) -> list[str]:
-    """Create every handler's group on every partition's stream, where it is missing.
-
-    Only workers call this. A receiver need not know the right handlers: a group that it created
-    for a wrong one would let the right one's group begin after what has been admitted.
-
-    Returns the names of those that were missing anywhere. On a stream that others already read a
-    group begins at the end, else at the beginning.
-
-    Raises:
-        ConfigError: The layout in Redis is not ours; no group was created.
-        RedisError: Redis did not answer; some groups may be missing still.
-    """
-    await claim(connections, keys)
-    replies = await connections.run(
-        [
-            ScriptCall(_OPEN_GROUPS, [keys.transitions(partition)], handlers)
-            for partition in range(keys.partitions)
-        ]
-    )
-    created: set[str] = set()
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-        created.update(name.decode() for name in reply)
-    return sorted(created)

@@ -1,7 +1,7 @@
 """The forms a transition takes outside the process, and their version.
 
 `pack` and `unpack` are the form on our own streams. Which fields exist is decided in
-`transitions`; who reads and writes the bytes is decided in `inbox` and `mailbox`.
+`transitions`; who reads and writes the bytes is decided in `inbox` and `consumer`.
 """
 
 from __future__ import annotations

@@ -29,11 +29,12 @@ import redis
 import redis.asyncio
 import uvloop
 
+from service.delivery.consumer_groups import create_groups
 from service.operations.sender import Answer, WebhookRequest, send
 from service.operations.synthetic_events import lifecycle_events
 from service.secret import Secret
 from service.storage.connections import connect
-from service.storage.layout import Keys, open_groups
+from service.storage.layout import Keys
 from service.transitions import stream_entry
 from service.transitions.transition import SessionChange
 from tests.handlers.contract import Broker
@@ -165,7 +166,7 @@ def _filled(sandbox: Sandbox, prefix: str, handler: str, entries: int) -> Keys:
 
     async def open_them() -> None:
         async with connect(Secret(sandbox.server.url)) as connections:
-            await open_groups(connections, keys, [handler])
+            await create_groups(connections, keys, [handler])
 
     asyncio.run(open_them())
     _fill(sandbox, keys, entries)

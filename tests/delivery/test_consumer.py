@@ -1,4 +1,4 @@
-"""Laws of the mailbox: leases, fencing, taking over, counting, burying; on a real server."""
+"""Laws of the consumer: leases, fencing, taking over, counting, burying; on a real server."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import pytest
 from redis.exceptions import RedisError, ResponseError
 
 from service.config import Settings
-from service.delivery import stream_watcher as arrivals_module
+from service.delivery import stream_watcher as watcher_module
 from service.delivery.consumer import (
     MAX_CLAIMED_PER_CALL,
-    SUSPECT,
+    QUARANTINE_AFTER,
+    Attempts,
+    Consumer,
     Delivery,
     LeaseLostError,
-    Mailbox,
     Missing,
-    Tries,
 )
-from service.delivery.lag import Lag, lags
+from service.delivery.consumer_groups import Lag, create_groups, measure_lags
 from service.delivery.leases import Heartbeats, lease
-from service.delivery.stream_watcher import Arrivals
+from service.delivery.stream_watcher import StreamWatcher
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, open_groups
+from service.storage.layout import Keys
 from service.storage.scripts import NotReplicatedError
 from service.transitions import stream_entry
 from service.transitions.transition import SessionChange
@@ -49,22 +49,24 @@ class Post:
 
     connections: Connections
     keys: Keys
-    arrivals: Arrivals
+    stream_watcher: StreamWatcher
     client: Any
 
-    def mailbox(self, worker: str = "w1") -> Mailbox:
-        """Return a mailbox without a lease."""
-        return Mailbox(self.connections, self.keys, self.arrivals, handler=HANDLER, worker=worker)
+    def consumer(self, worker: str = "w1") -> Consumer:
+        """Return a consumer without a lease."""
+        return Consumer(
+            self.connections, self.keys, self.stream_watcher, handler=HANDLER, worker=worker
+        )
 
-    async def lags(self) -> list[Lag | Exception]:
+    async def measure_lags(self) -> list[Lag | Exception]:
         """Measure what the handler has not settled here."""
-        return await lags(self.connections, self.keys, [(HANDLER, 0)])
+        return await measure_lags(self.connections, self.keys, [(HANDLER, 0)])
 
-    async def leased(self, worker: str = "w1", *, ttl_s: float = 300) -> Mailbox:
-        """Return a mailbox that has the lease."""
-        mailbox = self.mailbox(worker)
-        assert await lease(self.connections, [mailbox], ttl_s) == [0]
-        return mailbox
+    async def leased(self, worker: str = "w1", *, ttl_s: float = 300) -> Consumer:
+        """Return a consumer that has the lease."""
+        consumer = self.consumer(worker)
+        assert await lease(self.connections, [consumer], ttl_s) == [0]
+        return consumer
 
     async def steal(self) -> None:
         """Let the lease pass to somebody else."""
@@ -118,10 +120,12 @@ async def post(
     connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Post]:
     """Yield partition 0, where a block outlasts every test; its watch is closed at the end."""
-    monkeypatch.setattr(arrivals_module, "BLOCK_S", 10 * PATIENCE_S)
-    arrivals = Arrivals(connections, 0)
-    yield Post(connections=connections, keys=keys, arrivals=arrivals, client=connections.client)
-    await arrivals.close()
+    monkeypatch.setattr(watcher_module, "BLOCK_S", 10 * PATIENCE_S)
+    stream_watcher = StreamWatcher(connections, 0)
+    yield Post(
+        connections=connections, keys=keys, stream_watcher=stream_watcher, client=connections.client
+    )
+    await stream_watcher.close()
 
 
 def test_the_stored_form_is_the_one_of_wire() -> None:
@@ -130,28 +134,32 @@ def test_the_stored_form_is_the_one_of_wire() -> None:
     assert isinstance(stream_entry.unpack(stored), SessionChange)
 
 
-@pytest.mark.parametrize("call", ["read", "load", "settle", "count", "bury", "take_over"])
+@pytest.mark.parametrize(
+    "call", ["read", "load", "ack", "record_attempts", "dead_letter", "claim_pending"]
+)
 async def test_everything_is_fenced(post: Post, call: str) -> None:
     """With a stolen lease nothing is read, settled, counted, buried or taken over."""
     await post.admit(1, 2)
-    mailbox = await post.leased()
-    [delivery] = await mailbox.read(1)
+    consumer = await post.leased()
+    [delivery] = await consumer.read(1)
     before = await post.pending()
     await post.steal()
-    assert mailbox.is_ours()
+    assert consumer.is_ours()
 
     calls: dict[str, Callable[[], Awaitable[object]]] = {
-        "read": lambda: mailbox.read(1),
-        "load": lambda: mailbox.load(delivery),
-        "settle": lambda: mailbox.settle(delivery),
-        "count": lambda: mailbox.count(delivery, Tries(3, 1)),
-        "bury": lambda: mailbox.bury(delivery, reason="exhausted", error="", attempts=3),
-        "take_over": lambda: anext(mailbox.take_over()),
+        "read": lambda: consumer.read(1),
+        "load": lambda: consumer.load(delivery),
+        "ack": lambda: consumer.ack(delivery),
+        "record_attempts": lambda: consumer.record_attempts(delivery, Attempts(3, 1)),
+        "dead_letter": lambda: consumer.dead_letter(
+            delivery, reason="exhausted", error="", attempts=3
+        ),
+        "claim_pending": lambda: anext(consumer.claim_pending()),
     }
     with pytest.raises(LeaseLostError):
         await calls[call]()
 
-    assert not mailbox.is_ours()
+    assert not consumer.is_ours()
     assert await post.pending() == before
     assert not await post.client.exists(DEAD)
     [group] = await post.client.xinfo_groups(STREAM)
@@ -161,14 +169,14 @@ async def test_everything_is_fenced(post: Post, call: str) -> None:
 async def test_reading_is_in_order_and_pending_until_settled(post: Post) -> None:
     """Deliveries come oldest first, at most as many as asked for, and pend until settled."""
     await post.admit(1, 2, 3)
-    mailbox = await post.leased()
-    first = await mailbox.read(2)
-    rest = await mailbox.read(2)
+    consumer = await post.leased()
+    first = await consumer.read(2)
+    rest = await consumer.read(2)
 
     assert sequences(first + rest) == [1, 2, 3]
-    assert {delivery.tries for delivery in first + rest} == {Tries(0, 1)}
-    assert await mailbox.read(2) == []
-    await asyncio.gather(*(mailbox.settle(delivery) for delivery in first))
+    assert {delivery.attempts for delivery in first + rest} == {Attempts(0, 1)}
+    assert await consumer.read(2) == []
+    await asyncio.gather(*(consumer.ack(delivery) for delivery in first))
     assert list(await post.pending()) == [rest[0].entry_id]
 
 
@@ -181,7 +189,7 @@ async def test_take_over_is_oldest_first_in_batches(post: Post) -> None:
         pass
     await dead.release()
     heir = await post.leased("heir")
-    batches = [batch async for batch in heir.take_over()]
+    batches = [batch async for batch in heir.claim_pending()]
 
     assert [len(batch) for batch in batches] == [100, 100, 50]
     assert sequences([delivery for batch in batches for delivery in batch]) == [
@@ -195,49 +203,51 @@ async def test_take_over_is_oldest_first_in_batches(post: Post) -> None:
 async def test_an_exact_number_of_batches_ends_too(post: Post) -> None:
     """A remainder that fills its last batch exactly is followed by the end."""
     await post.admit(*range(MAX_CLAIMED_PER_CALL))
-    mailbox = await post.leased()
-    await mailbox.read(MAX_CLAIMED_PER_CALL)
-    assert [len(batch) async for batch in mailbox.take_over()] == [MAX_CLAIMED_PER_CALL]
+    consumer = await post.leased()
+    await consumer.read(MAX_CLAIMED_PER_CALL)
+    assert [len(batch) async for batch in consumer.claim_pending()] == [MAX_CLAIMED_PER_CALL]
 
 
 async def test_failures_survive_and_foreign_starts_add_up(post: Post) -> None:
     """Failures are kept across owners; each owner that vanished adds a start, up to suspicion."""
     await post.admit(1, 2)
-    mailbox = await post.leased("w0")
-    failed, fresh = await mailbox.read(2)
-    await mailbox.count(failed, Tries(7, 1))
+    consumer = await post.leased("w0")
+    failed, fresh = await consumer.read(2)
+    await consumer.record_attempts(failed, Attempts(7, 1))
     seen = []
     for n in range(1, 5):
-        await mailbox.release()
-        mailbox = await post.leased(f"w{n}")
-        [batch] = [batch async for batch in mailbox.take_over()]
-        seen.append([delivery.tries for delivery in batch])
+        await consumer.release()
+        consumer = await post.leased(f"w{n}")
+        [batch] = [batch async for batch in consumer.claim_pending()]
+        seen.append([delivery.attempts for delivery in batch])
 
     assert seen == [
-        [Tries(7, 2), Tries(0, 2)],
-        [Tries(7, SUSPECT), Tries(0, SUSPECT)],
-        [Tries(7, SUSPECT), Tries(0, SUSPECT)],
-        [Tries(7, SUSPECT), Tries(0, SUSPECT)],
+        [Attempts(7, 2), Attempts(0, 2)],
+        [Attempts(7, QUARANTINE_AFTER), Attempts(0, QUARANTINE_AFTER)],
+        [Attempts(7, QUARANTINE_AFTER), Attempts(0, QUARANTINE_AFTER)],
+        [Attempts(7, QUARANTINE_AFTER), Attempts(0, QUARANTINE_AFTER)],
     ]
-    assert fresh.tries == Tries(0, 1)
+    assert fresh.attempts == Attempts(0, 1)
 
 
 async def test_taking_over_from_oneself_suspects_nobody(post: Post) -> None:
     """A process that begins again has not been killed: its own entries keep their count."""
     await post.admit(1)
-    mailbox = await post.leased()
-    await mailbox.read(1)
+    consumer = await post.leased()
+    await consumer.read(1)
     for _ in range(5):
-        [[delivery]] = [batch async for batch in mailbox.take_over()]
-    assert delivery.tries == Tries(0, 1)
+        [[delivery]] = [batch async for batch in consumer.claim_pending()]
+    assert delivery.attempts == Attempts(0, 1)
 
 
 async def test_counts_travel_together(post: Post) -> None:
     """Many counts written at once all arrive."""
     await post.admit(*range(300))
-    mailbox = await post.leased()
-    deliveries = [delivery for _ in range(3) for delivery in await mailbox.read(100)]
-    await asyncio.gather(*(mailbox.count(one, Tries(n, 1)) for n, one in enumerate(deliveries)))
+    consumer = await post.leased()
+    deliveries = [delivery for _ in range(3) for delivery in await consumer.read(100)]
+    await asyncio.gather(
+        *(consumer.record_attempts(one, Attempts(n, 1)) for n, one in enumerate(deliveries))
+    )
 
     assert [count for _, count in (await post.pending()).values()] == [
         n * 1000 + 1 for n in range(300)
@@ -247,10 +257,10 @@ async def test_counts_travel_together(post: Post) -> None:
 async def test_entries_gone_from_the_stream_are_passed_over(post: Post) -> None:
     """A pending entry that an operator deleted is neither delivered nor in the way."""
     first, _ = await post.admit(1, 2)
-    mailbox = await post.leased()
-    await mailbox.read(2)
+    consumer = await post.leased()
+    await consumer.read(2)
     await post.client.xdel(STREAM, first)
-    [batch] = [batch async for batch in mailbox.take_over()]
+    [batch] = [batch async for batch in consumer.claim_pending()]
 
     assert sequences(batch) == [2]
     assert len(await post.pending()) == 1
@@ -259,9 +269,9 @@ async def test_entries_gone_from_the_stream_are_passed_over(post: Post) -> None:
 async def test_burying_keeps_the_entry_and_settles_it(post: Post) -> None:
     """A dead letter holds every field of the entry and why, and the entry is settled with it."""
     [entry_id] = await post.admit(1)
-    mailbox = await post.leased()
-    [delivery] = await mailbox.read(1)
-    held = await mailbox.bury(
+    consumer = await post.leased()
+    [delivery] = await consumer.read(1)
+    held = await consumer.dead_letter(
         delivery, reason="exhausted", error="ValueError", place="own.py:1 handle", attempts=10
     )
 
@@ -284,11 +294,11 @@ async def test_burying_keeps_the_entry_and_settles_it(post: Post) -> None:
 async def test_burying_again_makes_no_second_letter(post: Post) -> None:
     """Whoever buries once more, because the reply was lost, finds the one letter there is."""
     await post.admit(1)
-    mailbox = await post.leased()
-    [delivery] = await mailbox.read(1)
+    consumer = await post.leased()
+    [delivery] = await consumer.read(1)
     letter = {"reason": "exhausted", "error": "ValueError"}
 
-    assert [await mailbox.bury(delivery, attempts=10, **letter) for _ in range(2)] == [1, 1]
+    assert [await consumer.dead_letter(delivery, attempts=10, **letter) for _ in range(2)] == [1, 1]
     assert await post.client.xlen(DEAD) == 1
 
 
@@ -301,13 +311,13 @@ async def test_what_is_kept_by_id_is_read_again(post: Post) -> None:
     entry = {"change": change(3), "previous": "", "sequence": 3, "epoch": 1, "replay": "r"}
     # Under the same id, so that only the stream tells them apart.
     await post.client.xadd(replays, entry, id=second)
-    mailbox = await post.leased()
-    deliveries = await mailbox.read(10)
+    consumer = await post.leased()
+    deliveries = await consumer.read(10)
     assert sequences(deliveries) == [3, 1, 2, None]
     assert [one.is_replay for one in deliveries] == [True, False, False, False]
     await post.client.xdel(STREAM, first)
 
-    found = await asyncio.gather(*map(mailbox.load, deliveries))
+    found = await asyncio.gather(*map(consumer.load, deliveries))
     assert found == [
         deliveries[0].transition,
         Missing.GONE,
@@ -324,14 +334,14 @@ async def test_unreadable_entries_are_handed_out_as_such(post: Post) -> None:
     await post.client.xadd(STREAM, {"nothing": "ours", "replay": "not one"})
     await post.client.xadd(replays, {"no": "replay"})
     await post.admit(1)
-    mailbox = await post.leased()
-    first = await mailbox.read(10)
+    consumer = await post.leased()
+    first = await consumer.read(10)
     assert sequences(first) == [None, None, None, 1]
 
-    again = [one async for batch in mailbox.take_over() for one in batch]
+    again = [one async for batch in consumer.claim_pending() for one in batch]
     assert sequences(again) == [None, None, 1, None]
     for delivery in first[:3]:
-        assert await mailbox.bury(delivery, reason=Missing.UNREADABLE, error="", attempts=0)
+        assert await consumer.dead_letter(delivery, reason=Missing.UNREADABLE, error="", attempts=0)
     assert list(await post.pending()) == [first[3].entry_id]
     assert await post.client.xlen(replays) == 0
     letters = [fields for _, fields in await post.client.xrange(DEAD)]
@@ -342,10 +352,12 @@ async def test_unreadable_entries_are_handed_out_as_such(post: Post) -> None:
 async def test_an_entry_of_very_many_fields_can_be_buried(post: Post) -> None:
     """What somebody else put there is no more than one call of a script can take."""
     await post.client.xadd(STREAM, {f"field{n}": "x" for n in range(10_000)})
-    mailbox = await post.leased()
-    [delivery] = await mailbox.read(1)
+    consumer = await post.leased()
+    [delivery] = await consumer.read(1)
 
-    assert await mailbox.bury(delivery, reason=Missing.UNREADABLE, error="", attempts=0) == 1
+    assert (
+        await consumer.dead_letter(delivery, reason=Missing.UNREADABLE, error="", attempts=0) == 1
+    )
     [(_, letter)] = await post.client.xrange(DEAD)
     assert letter[b"entry_id"].decode() == delivery.entry_id
     assert not await post.pending()
@@ -354,14 +366,14 @@ async def test_an_entry_of_very_many_fields_can_be_buried(post: Post) -> None:
 async def test_after_only_unreadable_entries_the_next_arrival_is_seen(post: Post) -> None:
     """A read that yields nothing readable is followed by one that knows where to wait."""
     await post.client.xadd(STREAM, {"nothing": "ours"})
-    mailbox = await post.leased()
-    assert sequences(await mailbox.read(10)) == [None]
-    assert await mailbox.read(10) == []
-    waiting = asyncio.create_task(mailbox.arrival())
+    consumer = await post.leased()
+    assert sequences(await consumer.read(10)) == [None]
+    assert await consumer.read(10) == []
+    waiting = asyncio.create_task(consumer.wait_for_entries())
     await post.admit(1)
     async with asyncio.timeout(PATIENCE_S):
         await waiting
-    assert sequences(await mailbox.read(10)) == [1]
+    assert sequences(await consumer.read(10)) == [1]
 
 
 async def test_settling_works_on_a_full_server(post: Post) -> None:
@@ -371,15 +383,15 @@ async def test_settling_works_on_a_full_server(post: Post) -> None:
     before = (await client.config_get("maxmemory"))["maxmemory"]
     await client.config_set("maxmemory", 1)
     try:
-        mailbox = await post.leased()
-        first, second = await mailbox.read(2)
-        await mailbox.settle(first)
-        await mailbox.count(second, Tries(1, 1))
-        assert await mailbox.load(second) == second.transition
-        await mailbox.bury(second, reason="exhausted", error="", attempts=1)
-        [lag] = await post.lags()
+        consumer = await post.leased()
+        first, second = await consumer.read(2)
+        await consumer.ack(first)
+        await consumer.record_attempts(second, Attempts(1, 1))
+        assert await consumer.load(second) == second.transition
+        await consumer.dead_letter(second, reason="exhausted", error="", attempts=1)
+        [lag] = await post.measure_lags()
         await Heartbeats(post.connections, post.keys, worker="w", ttl_s=5).beat([HANDLER])
-        await mailbox.release()
+        await consumer.release()
     finally:
         await client.config_set("maxmemory", before)
     assert lag == Lag(0, 0, oldest_s=0.0, dead=1)
@@ -388,21 +400,23 @@ async def test_settling_works_on_a_full_server(post: Post) -> None:
 async def test_an_arrival_wakes_everybody(post: Post) -> None:
     """All who wait for a partition wake at its next entry, whatever place they wait at."""
     [first] = await post.admit(1)
-    waiting = [asyncio.create_task(post.arrivals.after({STREAM: first})) for _ in range(3)]
-    await until(lambda: post.arrivals._watch is not None)
+    waiting = [
+        asyncio.create_task(post.stream_watcher.wait_after({STREAM: first})) for _ in range(3)
+    ]
+    await until(lambda: post.stream_watcher._watch is not None)
     await post.admit(2)
     async with asyncio.timeout(PATIENCE_S):
         await asyncio.gather(*waiting)
-    await until(lambda: post.arrivals._watch is None)
+    await until(lambda: post.stream_watcher._watch is None)
 
 
 async def test_nobody_waits_for_what_is_there(post: Post) -> None:
     """Waiting behind an entry that already exists ends at once, also beside a later watch."""
     first, second = await post.admit(1, 2)
-    later = asyncio.create_task(post.arrivals.after({STREAM: second}))
-    await until(lambda: post.arrivals._watched == {STREAM: second})
+    later = asyncio.create_task(post.stream_watcher.wait_after({STREAM: second}))
+    await until(lambda: post.stream_watcher._watched == {STREAM: second})
     async with asyncio.timeout(PATIENCE_S):
-        await post.arrivals.after({STREAM: first})
+        await post.stream_watcher.wait_after({STREAM: first})
     assert not later.done()
     await post.admit(3)
     async with asyncio.timeout(PATIENCE_S):
@@ -413,9 +427,9 @@ async def test_one_who_joins_behind_and_finds_nothing_wakes_with_the_rest(post: 
     """A place before the watch, whose successor was deleted, waits without turning in circles."""
     first, second = await post.admit(1, 2)
     await post.client.xdel(STREAM, second)
-    waiting = [asyncio.create_task(post.arrivals.after({STREAM: second}))]
-    await until(lambda: post.arrivals._watched == {STREAM: second})
-    waiting.append(asyncio.create_task(post.arrivals.after({STREAM: first})))
+    waiting = [asyncio.create_task(post.stream_watcher.wait_after({STREAM: second}))]
+    await until(lambda: post.stream_watcher._watched == {STREAM: second})
+    waiting.append(asyncio.create_task(post.stream_watcher.wait_after({STREAM: first})))
     await until(post.is_blocking)
     assert not any(task.done() for task in waiting)
     await post.admit(3)
@@ -425,49 +439,51 @@ async def test_one_who_joins_behind_and_finds_nothing_wakes_with_the_rest(post: 
 
 async def test_a_watch_nobody_waits_for_ends(post: Post) -> None:
     """After the last waiter is gone the blocking read is not repeated; close ends it at once."""
-    waiter = asyncio.create_task(post.arrivals.after({STREAM: "0-0"}))
-    await until(lambda: post.arrivals._watch is not None)
+    waiter = asyncio.create_task(post.stream_watcher.wait_after({STREAM: "0-0"}))
+    await until(lambda: post.stream_watcher._watch is not None)
     waiter.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await waiter
     async with asyncio.timeout(PATIENCE_S):
-        await post.arrivals.close()
-    assert post.arrivals._watch is None
+        await post.stream_watcher.close()
+    assert post.stream_watcher._watch is None
 
 
 async def test_a_failing_watch_fails_everybody(post: Post) -> None:
     """An error of the blocking read reaches all who wait, and the next one watches anew."""
-    waiting = [asyncio.create_task(post.arrivals.after({STREAM: "0-0"})) for _ in range(2)]
+    waiting = [
+        asyncio.create_task(post.stream_watcher.wait_after({STREAM: "0-0"})) for _ in range(2)
+    ]
     await until(post.is_blocking)
     await post.client.client_kill_filter(_type="normal", skipme=True)
     for result in await asyncio.gather(*waiting, return_exceptions=True):
         assert isinstance(result, RedisError)
     await post.admit(1)
     async with asyncio.timeout(PATIENCE_S):
-        await post.arrivals.after({STREAM: "0-0"})
+        await post.stream_watcher.wait_after({STREAM: "0-0"})
 
 
 async def test_lag_counts_what_is_not_settled(post: Post) -> None:
     """Lag is what is unread and what pends; its age is that of the oldest of either."""
-    mailbox = await post.leased()
-    assert await post.lags() == [Lag(0, 0, oldest_s=0.0, dead=0)]
+    consumer = await post.leased()
+    assert await post.measure_lags() == [Lag(0, 0, oldest_s=0.0, dead=0)]
 
     await post.admit(1, 2, 3)
     await asyncio.sleep(0.03)
-    [unread] = await post.lags()
+    [unread] = await post.measure_lags()
     assert isinstance(unread, Lag)
     assert unread.entries == 3
     assert 0.03 <= unread.oldest_s < 60
 
-    first, second = await mailbox.read(2)
-    await mailbox.settle(second)
+    first, second = await consumer.read(2)
+    await consumer.ack(second)
     await post.admit(4)
-    [mixed] = await post.lags()
+    [mixed] = await post.measure_lags()
     assert isinstance(mixed, Lag)
     assert mixed.entries == 3
     assert mixed.oldest_s >= unread.oldest_s
-    await mailbox.settle(first)
-    [after] = await post.lags()
+    await consumer.ack(first)
+    [after] = await post.measure_lags()
     assert isinstance(after, Lag)
     assert after.entries == 2
 
@@ -475,11 +491,11 @@ async def test_lag_counts_what_is_not_settled(post: Post) -> None:
 async def test_lag_that_redis_does_not_know_is_none(post: Post) -> None:
     """Where entries were deleted before they were read, the number is not guessed."""
     _, second, _ = await post.admit(1, 2, 3)
-    mailbox = await post.leased()
-    await mailbox.read(1)
+    consumer = await post.leased()
+    await consumer.read(1)
     await post.client.xdel(STREAM, second)
     await asyncio.sleep(0.005)
-    [lag] = await post.lags()
+    [lag] = await post.measure_lags()
     assert isinstance(lag, Lag)
     assert lag.entries is None
     assert lag.oldest_s > 0
@@ -489,30 +505,30 @@ async def test_lag_without_a_group_is_an_error(post: Post) -> None:
     """A deleted stream, or one without our group, is an error for that partition alone."""
     await post.leased()
     await post.client.xgroup_destroy(STREAM, HANDLER)
-    [missing] = await post.lags()
+    [missing] = await post.measure_lags()
     await post.client.delete(STREAM)
-    [deleted] = await post.lags()
+    [deleted] = await post.measure_lags()
     assert isinstance(missing, ResponseError)
     assert isinstance(deleted, ResponseError)
 
 
 async def test_reading_a_deleted_stream_is_an_error(post: Post) -> None:
     """Nothing is made up when the stream or its group is gone: the error says so."""
-    mailbox = await post.leased()
+    consumer = await post.leased()
     await post.client.delete(STREAM)
     with pytest.raises(ResponseError):
-        await mailbox.read(1)
+        await consumer.read(1)
     with pytest.raises(ResponseError):
-        await anext(mailbox.take_over())
-    await open_groups(post.connections, post.keys, [HANDLER])
-    assert await mailbox.read(1) == []
+        await anext(consumer.claim_pending())
+    await create_groups(post.connections, post.keys, [HANDLER])
+    assert await consumer.read(1) == []
 
 
 async def test_a_second_connection_changes_nothing(post: Post, settings: Settings) -> None:
-    """A lease belongs to a mailbox, not to a connection: over another one it holds too."""
-    mailbox = await post.leased()
+    """A lease belongs to a consumer, not to a connection: over another one it holds too."""
+    consumer = await post.leased()
     async with connect(settings.redis_url) as other:
-        assert await lease(other, [mailbox], 5) == [0]
+        assert await lease(other, [consumer], 5) == [0]
 
 
 async def test_replays_and_new_mail_share_a_read(post: Post) -> None:
@@ -523,38 +539,38 @@ async def test_replays_and_new_mail_share_a_read(post: Post) -> None:
     for n in range(11, 17):
         await post.client.xadd(replays, {"change": change(n), "sequence": n, **entry})
     await post.admit(*range(1, 7))
-    mailbox = await post.leased()
+    consumer = await post.leased()
 
-    assert sequences(await mailbox.read(4)) == [11, 12, 1, 2]
-    assert sequences(await mailbox.read(100)) == [13, 14, 15, 16, 3, 4, 5, 6]
-    assert await mailbox.read(100) == []
+    assert sequences(await consumer.read(4)) == [11, 12, 1, 2]
+    assert sequences(await consumer.read(100)) == [13, 14, 15, 16, 3, 4, 5, 6]
+    assert await consumer.read(100) == []
 
 
 async def test_nothing_is_handed_out_that_no_replica_has(pair: tuple[Server, Server]) -> None:
-    """Asked to wait for a replica, a mailbox gives out nothing a fail-over could take back."""
+    """Asked to wait for a replica, a consumer gives out nothing a fail-over could take back."""
     primary, replica = pair
     async with connect(Secret(primary.url)) as connections:
         keys = Keys("idv", 8)
-        await open_groups(connections, keys, [HANDLER])
+        await create_groups(connections, keys, [HANDLER])
         post = Post(
             connections=connections,
             keys=keys,
-            arrivals=Arrivals(connections, 0),
+            stream_watcher=StreamWatcher(connections, 0),
             client=connections.client,
         )
-        mailbox = Mailbox(
-            connections, keys, post.arrivals, handler=HANDLER, worker="w1", replicas=1
+        consumer = Consumer(
+            connections, keys, post.stream_watcher, handler=HANDLER, worker="w1", replicas=1
         )
-        assert await lease(connections, [mailbox], 300) == [0]
+        assert await lease(connections, [consumer], 300) == [0]
         await post.admit(1)
-        assert sequences(await mailbox.read(10)) == [1]
+        assert sequences(await consumer.read(10)) == [1]
         with replica.frozen():
             await post.admit(2)
             for _ in range(2):
                 with pytest.raises(NotReplicatedError):
-                    await mailbox.read(10)
+                    await consumer.read(10)
                 with pytest.raises(NotReplicatedError):
-                    await anext(mailbox.take_over())
-        [taken_over] = [batch async for batch in mailbox.take_over()]
+                    await anext(consumer.claim_pending())
+        [taken_over] = [batch async for batch in consumer.claim_pending()]
         assert sequences(taken_over) == [1, 2]
-        await post.arrivals.close()
+        await post.stream_watcher.close()

@@ -30,12 +30,13 @@ from redis.exceptions import RedisError
 
 from service.config import Settings
 from service.delivery import consumer as way_out
-from service.delivery.consumer import Delivery, LeaseLostError, Mailbox, Tries
+from service.delivery.consumer import Attempts, Consumer, Delivery, LeaseLostError
+from service.delivery.consumer_groups import create_groups, retire
 from service.delivery.dead_letters import Entry, Wanted, drop, letters, past, replay
 from service.delivery.leases import lease
-from service.delivery.retention import retire, trim
-from service.delivery.stream_watcher import Arrivals
-from service.storage.layout import Keys, open_groups
+from service.delivery.retention import trim
+from service.delivery.stream_watcher import StreamWatcher
+from service.storage.layout import Keys
 from tests.support.delivery_model import Box, Given, Id, Item, Letter, Partition, Pile
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
 from tests.support.tapped import Tapped, tapped
@@ -81,7 +82,7 @@ def text_of(entry: Id) -> str:
 
 
 class PartitionTask:
-    """A mailbox of one worker, and what it believes.
+    """A consumer of one worker, and what it believes.
 
     Attributes:
         fresh: Whether it still may take a lease: it never had one.
@@ -89,8 +90,8 @@ class PartitionTask:
         hand: All it was ever given.
     """
 
-    def __init__(self, mailbox: Mailbox, worker: str, handler: str) -> None:
-        self.mailbox = mailbox
+    def __init__(self, consumer: Consumer, worker: str, handler: str) -> None:
+        self.consumer = consumer
         self.worker = worker
         self.handler = handler
         self.fresh = True
@@ -108,13 +109,13 @@ class Delivering(RuleBasedStateMachine):
         self.run = runner.run
         self.tap = tap
         self.client = tap.client
-        self.arrivals = Arrivals(tap, 0)
+        self.stream_watcher = StreamWatcher(tap, 0)
         self.model = Partition()
         self.numbers = itertools.count(1)
         self.gone: set[int | None] = set()
         self.all: list[PartitionTask] = []
         self.run(self.client.flushall())
-        self.run(open_groups(tap, KEYS, HANDLERS))
+        self.run(create_groups(tap, KEYS, HANDLERS))
         self.model.open(*HANDLERS)
 
     @property
@@ -153,13 +154,13 @@ class Delivering(RuleBasedStateMachine):
     @precondition(lambda self: len(self.all) < MAX_PARTITION_TASKS)
     @rule(target=tenures, worker=st.sampled_from(WORKERS), handler=HANDLER)
     def begin(self, worker: str, handler: str) -> PartitionTask:
-        """A worker turns to a handler's mail, still without the lease."""
+        """A worker turns to a handler's consumer, still without the lease."""
         return self.tenure(worker, handler)
 
     def tenure(self, worker: str, handler: str) -> PartitionTask:
-        """Return a new mailbox."""
-        mailbox = Mailbox(self.tap, KEYS, self.arrivals, handler=handler, worker=worker)
-        self.all.append(PartitionTask(mailbox, worker, handler))
+        """Return a new consumer."""
+        consumer = Consumer(self.tap, KEYS, self.stream_watcher, handler=handler, worker=worker)
+        self.all.append(PartitionTask(consumer, worker, handler))
         return self.all[-1]
 
     @rule(tenure=tenures, fault=FAULTS)
@@ -168,7 +169,7 @@ class Delivering(RuleBasedStateMachine):
         box = self.box(tenure)
         if fault:
             self.tap.faults.append(fault)
-        [answer] = self.run(lease(self.tap, [tenure.mailbox], TTL_S))
+        [answer] = self.run(lease(self.tap, [tenure.consumer], TTL_S))
         ours = box.owner is tenure or (tenure.fresh and box.owner is None)
         if ours and fault != "request":
             box.owner = tenure
@@ -185,7 +186,7 @@ class Delivering(RuleBasedStateMachine):
         self.run_out(handler)
         tenure = self.tenure(worker, handler)
         self.lease(tenure, "")
-        self.take_over(tenure, "")
+        self.claim_pending(tenure, "")
         return tenure
 
     @rule(handler=HANDLER)
@@ -197,7 +198,7 @@ class Delivering(RuleBasedStateMachine):
     @rule(tenure=tenures)
     def release(self, tenure: PartitionTask) -> None:
         """A worker gives up the lease, if it is its own."""
-        self.run(tenure.mailbox.release())
+        self.run(tenure.consumer.release())
         box = self.box(tenure)
         box.owner = None if box.owner is tenure else box.owner
         tenure.fresh = tenure.believes = False
@@ -219,7 +220,7 @@ class Delivering(RuleBasedStateMachine):
             self.run_out(handler)
             tenure = self.tenure("w1", handler)
             self.lease(tenure, "")
-            self.take_over(tenure, "")
+            self.claim_pending(tenure, "")
             for _ in self.model.entries:
                 self.drop_letters(handler)
                 self.read(tenure, 4, "")
@@ -246,28 +247,28 @@ class Delivering(RuleBasedStateMachine):
     @rule(tenure=tenures, most=st.integers(1, 4), fault=FAULTS)
     def read(self, tenure: PartitionTask, most: int, fault: str) -> None:
         """A worker reads what is new."""
-        done, found = self.fenced(tenure, fault, tenure.mailbox.read(most))
+        done, found = self.fenced(tenure, fault, tenure.consumer.read(most))
         if done:
             box = self.box(tenure)
             given = box.read(most, tenure.worker, heard=not fault)
             self.give(tenure, found or [], given)
 
     @rule(tenure=tenures, fault=FAULTS)
-    def take_over(self, tenure: PartitionTask, fault: str) -> None:
+    def claim_pending(self, tenure: PartitionTask, fault: str) -> None:
         """A worker claims what is pending, whoever had it."""
 
         async def all_batches() -> list[Delivery]:
-            return [one async for batch in tenure.mailbox.take_over() for one in batch]
+            return [one async for batch in tenure.consumer.claim_pending() for one in batch]
 
         done, found = self.fenced(tenure, fault, all_batches())
         if done:
             box = self.box(tenure)
-            given = box.take_over(tenure.worker, batch=BATCH, heard=not fault)
+            given = box.claim_pending(tenure.worker, batch=BATCH, heard=not fault)
             self.give(tenure, found or [], given)
 
     def give(self, tenure: PartitionTask, found: list[Delivery], given: list[Given]) -> None:
         """Hold that a worker was given what the model says."""
-        assert [Given(pair(one.entry_id), read_as(one), *one.tries) for one in found] == given
+        assert [Given(pair(one.entry_id), read_as(one), *one.attempts) for one in found] == given
         tenure.hand += zip(found, given, strict=True)
 
     def chosen(self, which: int) -> tuple[PartitionTask, Delivery, Given, Pile]:
@@ -278,12 +279,12 @@ class Delivering(RuleBasedStateMachine):
 
     @precondition(lambda self: self.has_mail_in_hand)
     @rule(which=INDEX, fault=FAULTS)
-    def settle(self, which: int, fault: str) -> None:
+    def ack(self, which: int, fault: str) -> None:
         """A worker settles a delivery, perhaps not for the first time."""
         tenure, delivery, given, pile = self.chosen(which)
-        done, _ = self.fenced(tenure, fault, tenure.mailbox.settle(delivery))
+        done, _ = self.fenced(tenure, fault, tenure.consumer.ack(delivery))
         if done:
-            self.box(tenure).settle(pile, given.entry)
+            self.box(tenure).ack(pile, given.entry)
 
     @rule(tenure=tenures)
     def settle_all(self, tenure: PartitionTask) -> None:
@@ -293,36 +294,36 @@ class Delivering(RuleBasedStateMachine):
         box = self.box(tenure)
 
         async def all_at_once() -> None:
-            settling = [tenure.mailbox.settle(delivery) for delivery, _ in tenure.hand]
+            settling = [tenure.consumer.ack(delivery) for delivery, _ in tenure.hand]
             for answer in await asyncio.gather(*settling, return_exceptions=True):
                 if answer is not None:
                     raise answer
 
         done, _ = self.fenced(tenure, "", all_at_once())
         for _, given in tenure.hand if done else ():
-            box.settle(box.pile_of(given.item), given.entry)
+            box.ack(box.pile_of(given.item), given.entry)
 
     @precondition(lambda self: self.has_mail_in_hand)
     @rule(which=INDEX, failed=st.integers(0, 3), started=st.integers(0, 5), fault=FAULTS)
     def count(self, which: int, failed: int, started: int, fault: str) -> None:
         """A worker writes down how often a delivery was tried."""
         tenure, delivery, given, pile = self.chosen(which)
-        counting = tenure.mailbox.count(delivery, Tries(failed, started))
+        counting = tenure.consumer.record_attempts(delivery, Attempts(failed, started))
         done, _ = self.fenced(tenure, fault, counting)
         if done:
             self.box(tenure).count(pile, given.entry, failed * 1000 + started, tenure.worker)
 
     @precondition(lambda self: self.has_mail_in_hand)
     @rule(which=INDEX, attempts=st.integers(1, 9), fault=FAULTS)
-    def bury(self, which: int, attempts: int, fault: str) -> None:
+    def dead_letter(self, which: int, attempts: int, fault: str) -> None:
         """A worker buries a delivery, perhaps not for the first time, if there is room."""
         tenure, delivery, given, pile = self.chosen(which)
         words = {"reason": "exhausted", "error": "ValueError", "attempts": attempts}
-        burying = tenure.mailbox.bury(delivery, **words)  # type: ignore[arg-type]
+        burying = tenure.consumer.dead_letter(delivery, **words)  # type: ignore[arg-type]
         done, held = self.fenced(tenure, fault, burying)
         if done:
             letter = Letter(given.item, given.entry, "exhausted", "ValueError", attempts)
-            expected = self.box(tenure).bury(pile, given.entry, letter, ROOM)
+            expected = self.box(tenure).dead_letter(pile, given.entry, letter, ROOM)
             assert fault or held == expected
 
     @rule(handler=HANDLER, first=st.integers(0, 2), number=st.integers(1, 99))
@@ -406,7 +407,7 @@ class Delivering(RuleBasedStateMachine):
         """An operator retires a handler; named again, it begins at the end."""
         assert self.run(retire(self.tap, KEYS, "audit")) == 1
         del self.model.boxes["audit"]
-        assert self.run(open_groups(self.tap, KEYS, HANDLERS)) == ["audit"]
+        assert self.run(create_groups(self.tap, KEYS, HANDLERS)) == ["audit"]
         self.model.open("audit")
 
     @invariant()
@@ -438,7 +439,7 @@ class Delivering(RuleBasedStateMachine):
         """Hold that what Redis has of one handler is what the model has."""
         token, pending, replays, replayed, dead = found
         assert isinstance(box.owner, PartitionTask | None)
-        assert token == (box.owner and box.owner.mailbox._fence.token.encode())
+        assert token == (box.owner and box.owner.consumer._fence.token.encode())
         assert held(pending) == box.new.pending
         if box.replays is not None:
             assert held(replayed) == box.replays.pending
@@ -452,7 +453,7 @@ class Delivering(RuleBasedStateMachine):
         """A worker takes the lease for its own until it is told, and no longer."""
 
         async def told() -> list[bool]:
-            return [tenure.mailbox.is_ours() for tenure in self.all]
+            return [tenure.consumer.is_ours() for tenure in self.all]
 
         assert self.run(told()) == [tenure.believes for tenure in self.all]
 

@@ -15,16 +15,17 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.config import DAY_S, Settings
 from service.delivery import dead_letter_expiry as module
+from service.delivery.consumer_groups import create_groups
 from service.delivery.dead_letter_expiry import (
     LOOK_EVERY_S,
     WARN_BEFORE_S,
     WARN_EVERY_S,
-    LetterExpiry,
+    DeadLetterExpiry,
 )
 from service.delivery.worker import Worker
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, open_groups
+from service.storage.layout import Keys
 from service.telemetry import metrics
 from tests.support.clocks import clocked_server, needs_libfaketime
 from tests.support.servers import until
@@ -43,9 +44,9 @@ class Post:
     ) -> None:
         self.client: Any = connections.client
         self.keys = keys
-        self.expiry = LetterExpiry(connections, keys, retention_s=retention_s)
+        self.expiry = DeadLetterExpiry(connections, keys, retention_s=retention_s)
 
-    async def bury(self, age_s: float, handler: str = "log", partition: int = 0) -> str:
+    async def dead_letter(self, age_s: float, handler: str = "log", partition: int = 0) -> str:
         """Make a dead letter of some age; return its id."""
         entry_id = f"{(time.time() - age_s) * 1000:.0f}-0"
         await self.client.xadd(self.keys.dead(partition, handler), FIELDS, id=entry_id)
@@ -77,12 +78,12 @@ def expires_s(handler: str) -> float:
 
 async def test_what_is_too_old_goes_and_nothing_else(post: Post) -> None:
     """A dead letter is kept for as long as was asked for, in every partition, and no longer."""
-    await post.bury(RETENTION_S + DAY_S)
-    await post.bury(RETENTION_S + 1)
-    young = await post.bury(RETENTION_S - 60)
-    await post.bury(RETENTION_S + 1, partition=1)
-    others = await post.bury(WARN_BEFORE_S + 60, "other")
-    not_ours = await post.bury(RETENTION_S + 1, "other", partition=1)
+    await post.dead_letter(RETENTION_S + DAY_S)
+    await post.dead_letter(RETENTION_S + 1)
+    young = await post.dead_letter(RETENTION_S - 60)
+    await post.dead_letter(RETENTION_S + 1, partition=1)
+    others = await post.dead_letter(WARN_BEFORE_S + 60, "other")
+    not_ours = await post.dead_letter(RETENTION_S + 1, "other", partition=1)
 
     assert await post.turn() == [("dead_letters.expired", "log"), ("dead_letters.expiring", "log")]
     assert await post.letters() == [young]
@@ -98,7 +99,7 @@ async def test_a_week_before_it_is_said_once_a_day(
     post: Post, before_s: float, *, warns: bool
 ) -> None:
     """The warning comes in the last week, not before, and again on each day of it."""
-    await post.bury(RETENTION_S - WARN_BEFORE_S + before_s)
+    await post.dead_letter(RETENTION_S - WARN_BEFORE_S + before_s)
     warning = [("dead_letters.expiring", "log")] * warns
     assert await post.turn() == warning
     assert await post.turn() == []
@@ -116,7 +117,7 @@ async def test_without_letters_nothing_is_said(post: Post) -> None:
 async def test_a_limit_of_zero_keeps_all(connections: Connections, keys: Keys) -> None:
     """Whoever sets no limit keeps everything."""
     post = Post(connections, keys, retention_s=0)
-    old = await post.bury(3650 * DAY_S)
+    old = await post.dead_letter(3650 * DAY_S)
     assert await post.turn() == []
     assert await post.letters() == [old]
 
@@ -124,7 +125,7 @@ async def test_a_limit_of_zero_keeps_all(connections: Connections, keys: Keys) -
 async def test_many_go_bit_by_bit(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backlog of old letters is no long call: each look deletes so many, the oldest first."""
     monkeypatch.setattr(module, "MAX_DELETED_PER_CALL", 2)
-    entry_ids = [await post.bury(RETENTION_S + 10 - n) for n in range(5)]
+    entry_ids = [await post.dead_letter(RETENTION_S + 10 - n) for n in range(5)]
     for left in (3, 1, 0):
         await post.turn()
         assert await post.letters() == entry_ids[5 - left :]
@@ -133,7 +134,7 @@ async def test_many_go_bit_by_bit(post: Post, monkeypatch: pytest.MonkeyPatch) -
 async def test_looks_are_now_and_then(post: Post) -> None:
     """What was looked at is left alone for a while."""
     await post.turn()
-    old = await post.bury(RETENTION_S + 1)
+    old = await post.dead_letter(RETENTION_S + 1)
     await post.expiry.turn(PLACES)
     assert await post.letters() == [old]
 
@@ -158,7 +159,7 @@ async def test_a_wrong_clock_deletes_nothing(tmp_path: Path, keys: Keys, step_s:
     with clocked_server(tmp_path) as clocked:
         async with connect(Secret(clocked.server.url)) as connections:
             post = Post(connections, keys)
-            letter = await post.bury(0 if step_s > 0 else RETENTION_S + 1)
+            letter = await post.dead_letter(0 if step_s > 0 else RETENTION_S + 1)
             clocked.step(step_s)
             await post.turn()
             assert await post.letters() == [letter]
@@ -172,10 +173,10 @@ async def test_a_worker_deletes_what_is_too_old(
 ) -> None:
     """The limit that is set is the one that a handler's worker keeps."""
     settings = make_settings(dead_letter_retention_days=1)
-    await open_groups(connections, keys, settings.handlers)
+    await create_groups(connections, keys, settings.handlers)
     post = Post(connections, keys)
-    await post.bury(DAY_S + 60)
-    young = await post.bury(DAY_S - 600)
+    await post.dead_letter(DAY_S + 60)
+    young = await post.dead_letter(DAY_S - 600)
 
     async def handle(_: object) -> None:
         """Take it."""

@@ -16,11 +16,11 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from service.config import Livemode, Settings
 from service.delivery import consumer, dead_letters
-from service.delivery.consumer import Mailbox
+from service.delivery.consumer import Consumer
+from service.delivery.consumer_groups import Lag, measure_lags
 from service.delivery.dead_letters import Entry, Replayed, Wanted
-from service.delivery.lag import Lag, lags
 from service.delivery.leases import lease
-from service.delivery.stream_watcher import Arrivals
+from service.delivery.stream_watcher import StreamWatcher
 from service.delivery.worker import Worker
 from service.errors import Undeliverable
 from service.handlers import Handler
@@ -70,7 +70,9 @@ class Post:
         for n in sequences:
             await self.client.xadd(stream, fields(session, n, kind))
 
-    async def bury(self, session: str, n: int, *, reason: str = "exhausted", **more: str) -> None:
+    async def dead_letter(
+        self, session: str, n: int, *, reason: str = "exhausted", **more: str
+    ) -> None:
         """Make a dead letter."""
         stream = self.keys.dead(self.keys.partition(session), HANDLER)
         letter = {"entry_id": "1-0", "reason": reason, "error": "ValueError", "attempts": 3}
@@ -95,7 +97,7 @@ class Post:
             put, left_out = put + done.put, left_out + done.left_out
         return Replayed(put, left_out)
 
-    async def settle(self, count: int) -> None:
+    async def ack(self, count: int) -> None:
         """Read and settle so much in each partition as a worker would that took everything."""
         for partition in range(self.keys.partitions):
             stream = self.keys.transitions(partition)
@@ -168,7 +170,7 @@ async def post(
 
 async def test_a_replayed_letter_is_the_same_message_marked_as_a_replay(post: Post) -> None:
     """A dead letter goes through the running worker once, with its id, sequence and a mark."""
-    await post.bury("vs_a", 3)
+    await post.dead_letter("vs_a", 3)
     post.work()
     assert await post.replay(await post.letters(), "again") == (1, 0)
     await eventually(lambda: post.seen)
@@ -183,7 +185,7 @@ async def test_a_replayed_letter_is_the_same_message_marked_as_a_replay(post: Po
 async def test_a_replay_waits_for_its_worker(post: Post) -> None:
     """What is replayed while no worker works is done when one comes, and after a stop goes on."""
     for n in range(40):
-        await post.bury(f"vs_{n}", 1)
+        await post.dead_letter(f"vs_{n}", 1)
     assert await post.replay(await post.letters()) == (40, 0)
     assert await post.waiting() == 40
     stuck = True
@@ -239,7 +241,7 @@ async def test_chains_hold_replayed_and_new_together(post: Post) -> None:
 
     post._handler = lambda: handle  # type: ignore[method-assign]
     await post.admit("vs_a", *range(1, 11))
-    await post.bury("vs_a", 99)
+    await post.dead_letter("vs_a", 99)
     await post.replay(await post.letters())
     post.work()
     await eventually(lambda: len(post.taken) == 11)
@@ -252,7 +254,7 @@ async def test_a_replay_that_fails_again_is_a_dead_letter_again(post: Post) -> N
     def refuse(_: StatusTransition) -> None:
         raise Undeliverable("refused")
 
-    await post.bury("vs_a", 1)
+    await post.dead_letter("vs_a", 1)
     post.act = refuse
     post.work()
     for name in ("r1", "r2"):
@@ -266,13 +268,13 @@ async def test_a_replay_that_fails_again_is_a_dead_letter_again(post: Post) -> N
 
 
 async def test_failures_of_a_replay_are_counted_and_survive(post: Post) -> None:
-    """A replay is retried like new mail, up to the same number of attempts."""
+    """A replay is retried like new entries, up to the same number of attempts."""
 
     def fail(_: StatusTransition) -> None:
         raise ValueError
 
     post.act = fail
-    await post.bury("vs_a", 1)
+    await post.dead_letter("vs_a", 1)
     await post.replay(await post.letters())
     post.work()
     await until(lambda: post.has_letters(1))
@@ -283,7 +285,7 @@ async def test_failures_of_a_replay_are_counted_and_survive(post: Post) -> None:
 async def test_the_past_stays_and_comes_in_order(post: Post) -> None:
     """The past is copied, not moved: a handler may have it as often as it is asked for."""
     await post.admit("vs_a", 1, 2, 3)
-    await post.settle(3)
+    await post.ack(3)
     assert await post.replay(await post.past()) == (3, 0)
     assert await post.replay(await post.past()) == (3, 0)
     assert len(await post.past()) == 3
@@ -354,7 +356,7 @@ async def test_a_replay_differs_in_its_name_alone(
         for fields in written:
             letter = {"entry_id": "1-0", "reason": "exhausted", "error": "E", "attempts": 1}
             await post.client.xadd(post.keys.dead(partition, HANDLER), fields | letter)
-    await post.settle(3)
+    await post.ack(3)
     await post.replay(await (post.letters() if is_dead else post.past()), "again")
     copied = [
         fields for _, fields in await post.client.xrange(post.keys.replays(partition, HANDLER))
@@ -393,8 +395,8 @@ async def test_a_page_that_is_exactly_full_is_followed_by_the_next(post: Post, c
 
 async def test_only_what_is_wanted_is_found(post: Post) -> None:
     """Filters for session, type, reason and time cover exactly what they say, together."""
-    await post.bury("vs_a", 1)
-    await post.bury("vs_b", 1, reason="refused")
+    await post.dead_letter("vs_a", 1)
+    await post.dead_letter("vs_b", 1, reason="refused")
     await post.admit("vs_a", 1, 2)
     await post.admit("vs_a", 3, kind="verified")
     now = datetime.now(UTC)
@@ -427,7 +429,7 @@ async def test_what_cannot_be_read_is_shown_and_left(post: Post) -> None:
 async def test_a_letter_replayed_twice_at_once_goes_once(post: Post) -> None:
     """Two who replay the same letters at the same time put each of them there once."""
     for n in range(50):
-        await post.bury("vs_a", n + 1)
+        await post.dead_letter("vs_a", n + 1)
     found = await post.letters()
     done = await asyncio.gather(*(post.replay(found, f"r{n}") for n in range(4)))
     assert sum(one.put for one in done) == await post.waiting() == 50
@@ -437,9 +439,9 @@ async def test_a_full_server_refuses_replays_and_lets_the_way_out_work(post: Pos
     """On a full Redis a replay is refused whole, while leasing, settling and burying go on."""
     await post.admit("vs_a", 1)
     await post.admit("vs_a", 2)
-    await post.bury("vs_b", 1)
+    await post.dead_letter("vs_b", 1)
     await post.replay(await post.letters())
-    await post.bury("vs_c", 1)
+    await post.dead_letter("vs_c", 1)
 
     def refuse(transition: StatusTransition) -> None:
         if transition.sequence == 2:
@@ -467,7 +469,7 @@ async def test_at_the_bound_delivery_stays_until_there_is_room(
 ) -> None:
     """With no room for a dead letter nothing is dropped: it is said, and buried after a drop."""
     monkeypatch.setattr(consumer, "MAX_DEAD_LETTERS", 1)
-    await post.bury("vs_a", 1)
+    await post.dead_letter("vs_a", 1)
     await post.admit("vs_a", 2)
 
     def refuse(transition: StatusTransition) -> None:
@@ -493,12 +495,12 @@ async def test_at_the_bound_delivery_stays_until_there_is_room(
 
 async def test_replays_are_fenced(post: Post) -> None:
     """Whoever lost the lease can settle no replay, and the next owner takes it over."""
-    await post.bury("vs_a", 1)
+    await post.dead_letter("vs_a", 1)
     await post.replay(await post.letters())
     partition = post.keys.partition("vs_a")
-    arrivals = Arrivals(post.connections, partition)
+    stream_watcher = StreamWatcher(post.connections, partition)
     first, second = (
-        Mailbox(post.connections, post.keys, arrivals, handler=HANDLER, worker=name)
+        Consumer(post.connections, post.keys, stream_watcher, handler=HANDLER, worker=name)
         for name in ("w1", "w2")
     )
     await lease(post.connections, [first], 10)
@@ -506,20 +508,20 @@ async def test_replays_are_fenced(post: Post) -> None:
     await post.client.delete(post.keys.lease(partition, HANDLER))
     await lease(post.connections, [second], 10)
     with pytest.raises(consumer.LeaseLostError):
-        await first.settle(delivery)
+        await first.ack(delivery)
 
-    [[again]] = [batch async for batch in second.take_over()]
+    [[again]] = [batch async for batch in second.claim_pending()]
     assert again.transition == delivery.transition
-    await second.settle(again)
+    await second.ack(again)
     assert await post.waiting() == 0
 
 
 async def test_what_is_replayed_counts_as_unsettled(post: Post) -> None:
     """The lag of a handler holds what is replayed to it."""
-    await post.bury("vs_a", 1)
+    await post.dead_letter("vs_a", 1)
     await post.replay(await post.letters())
     place = (HANDLER, post.keys.partition("vs_a"))
-    [lag] = await lags(post.connections, post.keys, [place])
+    [lag] = await measure_lags(post.connections, post.keys, [place])
     assert isinstance(lag, Lag)
     assert (lag.entries, lag.dead) == (1, 0)
 

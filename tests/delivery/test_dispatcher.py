@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from service.delivery import dispatcher as dispatcher_module
-from service.delivery.consumer import SUSPECT, Delivery, LeaseLostError, Missing, Tries
+from service.delivery.consumer import QUARANTINE_AFTER, Attempts, Delivery, LeaseLostError, Missing
 from service.delivery.deliverer import MAX_DELIVERIES_WITHOUT_OUTCOME, DeadLetterReason
 from service.delivery.dispatcher import MAX_PER_READ, WINDOW, Dispatcher
 from service.delivery.retries import MAX_PROBE_DELAY_S, CircuitBreakers, RetryPolicy
@@ -76,7 +76,7 @@ class Journal:
 
 
 def dispatcher(
-    mail: FakeConsumer,
+    consumer: FakeConsumer,
     handler: Handle,
     policy: RetryPolicy = POLICY,
     *,
@@ -85,7 +85,7 @@ def dispatcher(
     """Return a dispatcher with its own quarantine, and circuit breakers unless given."""
     circuits = circuits or CircuitBreakers("journal", initial_delay_s=policy.initial_delay_s)
     return Dispatcher(
-        "journal", handler, mail, policy, circuits=circuits, quarantine=asyncio.Lock()
+        "journal", handler, consumer, policy, circuits=circuits, quarantine=asyncio.Lock()
     )
 
 
@@ -96,11 +96,15 @@ async def until(condition: Callable[[], bool], *, within_s: float = 10_000) -> N
             await asyncio.sleep(0.1)
 
 
-async def work_off(mail: FakeConsumer, handler: Handle, policy: RetryPolicy = POLICY) -> None:
+async def work_off(consumer: FakeConsumer, handler: Handle, policy: RetryPolicy = POLICY) -> None:
     """Dispatch until everything is settled or buried, then stop."""
-    dispatching = dispatcher(mail, handler, policy)
+    dispatching = dispatcher(consumer, handler, policy)
     running = asyncio.create_task(dispatching.run())
-    await until(lambda: running.done() or len(mail.settled) + len(mail.buried) == len(mail.stream))
+    await until(
+        lambda: (
+            running.done() or len(consumer.settled) + len(consumer.buried) == len(consumer.stream)
+        )
+    )
     dispatching.stop()
     async with asyncio.timeout(1000):
         await running
@@ -141,36 +145,36 @@ def sleeping(seconds: float) -> Handle:
 @in_virtual_time
 async def test_one_session_is_delivered_in_order_one_at_a_time() -> None:
     """A session's transitions are handed over in order, each after the one before is settled."""
-    mail = FakeConsumer(("a", n) for n in range(1, 301))
+    consumer = FakeConsumer(("a", n) for n in range(1, 301))
     journal = Journal(sleeping(1))
-    await work_off(mail, journal)
+    await work_off(consumer, journal)
 
     assert journal.entries == [("a", n) for n in range(1, 301)]
-    assert mail.settled == journal.entries
+    assert consumer.settled == journal.entries
     assert journal.most == 1
 
 
 @in_virtual_time
 async def test_sessions_of_a_selftest_are_settled_and_shown_to_no_handler() -> None:
     """What is a self-test's is settled without a call, and counted; everybody else's is handed."""
-    mail = FakeConsumer(
+    consumer = FakeConsumer(
         [("a", 1), ("selftest_x", 1), ("selftestx", 1), ("selftest_x", 2), ("a", 2)]
     )
     before = metrics.DELIVERIES.labels("journal", "selftest")._value.get()
     journal = Journal(sleeping(1))
-    await work_off(mail, journal)
+    await work_off(consumer, journal)
 
     assert journal.entries == [("a", 1), ("selftestx", 1), ("a", 2)]
-    assert sorted(mail.settled) == sorted(map(entry, mail.stream))
+    assert sorted(consumer.settled) == sorted(map(entry, consumer.stream))
     assert metrics.DELIVERIES.labels("journal", "selftest")._value.get() == before + 2
 
 
 @in_virtual_time
 async def test_sessions_run_side_by_side_up_to_the_concurrency() -> None:
     """Different sessions are delivered at the same time, but never more than `concurrency`."""
-    mail = FakeConsumer((str(n), 1) for n in range(40))
+    consumer = FakeConsumer((str(n), 1) for n in range(40))
     journal = Journal(sleeping(1))
-    await work_off(mail, journal)
+    await work_off(consumer, journal)
 
     assert journal.most == POLICY.concurrency
     assert asyncio.get_running_loop().time() < 40 / POLICY.concurrency + 1
@@ -179,9 +183,11 @@ async def test_sessions_run_side_by_side_up_to_the_concurrency() -> None:
 @in_virtual_time
 async def test_pending_entries_come_before_new_ones() -> None:
     """What a predecessor left pending is delivered before anything new of the same session."""
-    mail = FakeConsumer([("a", 1), ("a", 2), ("a", 3)], pending={0: Tries(0, 2), 1: Tries(0, 1)})
+    consumer = FakeConsumer(
+        [("a", 1), ("a", 2), ("a", 3)], pending={0: Attempts(0, 2), 1: Attempts(0, 1)}
+    )
     journal = Journal()
-    await work_off(mail, journal)
+    await work_off(consumer, journal)
 
     assert journal.entries == [("a", 1), ("a", 2), ("a", 3)]
 
@@ -189,9 +195,9 @@ async def test_pending_entries_come_before_new_ones() -> None:
 @in_virtual_time
 async def test_a_failure_is_retried_after_a_pause_within_bounds() -> None:
     """Each retry comes after a random pause that doubles its bound and stays under the ceiling."""
-    mail = FakeConsumer((str(n), 1) for n in range(50))
+    consumer = FakeConsumer((str(n), 1) for n in range(50))
     journal = Journal(failing(ValueError()))
-    await work_off(mail, journal, POLICY._replace(concurrency=1000, max_attempts=6))
+    await work_off(consumer, journal, POLICY._replace(concurrency=1000, max_attempts=6))
 
     longest = [0.0] * 5
     for n in range(50):
@@ -205,54 +211,54 @@ async def test_a_failure_is_retried_after_a_pause_within_bounds() -> None:
 @in_virtual_time
 async def test_a_failure_is_written_down_before_the_retry() -> None:
     """The count of failures is in Redis before the pause begins, so that a restart keeps it."""
-    mail = FakeConsumer([("a", 1)])
-    seen: list[list[tuple[Entry, Tries]]] = []
+    consumer = FakeConsumer([("a", 1)])
+    seen: list[list[tuple[Entry, Attempts]]] = []
 
     async def act(_: StatusTransition) -> None:
-        seen.append(list(mail.counts))
+        seen.append(list(consumer.counts))
         raise ValueError
 
-    await work_off(mail, act)
+    await work_off(consumer, act)
 
-    counts = [(("a", 1), Tries(n, 1)) for n in (1, 2, 3)]
+    counts = [(("a", 1), Attempts(n, 1)) for n in (1, 2, 3)]
     assert seen == [counts[:n] for n in range(4)]
-    assert mail.buried == [(("a", 1), DeadLetterReason.EXHAUSTED, "ValueError", 4)]
+    assert consumer.buried == [(("a", 1), DeadLetterReason.EXHAUSTED, "ValueError", 4)]
 
 
 @in_virtual_time
 async def test_a_failure_is_written_down_before_the_pause() -> None:
     """A worker killed while an entry rests before its retry leaves the failure counted."""
-    mail = FakeConsumer([("a", 1)])
+    consumer = FakeConsumer([("a", 1)])
     slow = POLICY._replace(initial_delay_s=10**6, max_delay_s=10**6)
-    running = asyncio.create_task(dispatcher(mail, failing(ValueError()), slow).run())
+    running = asyncio.create_task(dispatcher(consumer, failing(ValueError()), slow).run())
     await asyncio.sleep(1)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
 
-    assert mail.pending == {0: Tries(1, 1)}
+    assert consumer.pending == {0: Attempts(1, 1)}
 
 
 @in_virtual_time
 async def test_failures_of_a_predecessor_count() -> None:
     """Attempts made before a restart are not made again."""
-    mail = FakeConsumer([("a", 1)], pending={0: Tries(3, 1)})
+    consumer = FakeConsumer([("a", 1)], pending={0: Attempts(3, 1)})
     journal = Journal(failing(ValueError()))
-    await work_off(mail, journal)
+    await work_off(consumer, journal)
 
     assert len(journal.starts) == 1
-    assert mail.buried == [(("a", 1), DeadLetterReason.EXHAUSTED, "ValueError", 4)]
+    assert consumer.buried == [(("a", 1), DeadLetterReason.EXHAUSTED, "ValueError", 4)]
 
 
 @in_virtual_time
 async def test_undeliverable_is_buried_at_once_with_its_word() -> None:
     """`Undeliverable` is never retried; its word is the dead letter's, and the next one follows."""
-    mail = FakeConsumer([("a", 1), ("a", 2)])
+    consumer = FakeConsumer([("a", 1), ("a", 2)])
     with structlog.testing.capture_logs() as logs:
-        await work_off(mail, failing(Undeliverable("message_too_large"), 1))
+        await work_off(consumer, failing(Undeliverable("message_too_large"), 1))
 
-    assert mail.buried == [(("a", 1), "message_too_large", "Undeliverable", 1)]
-    assert mail.settled == [("a", 2)]
+    assert consumer.buried == [(("a", 1), "message_too_large", "Undeliverable", 1)]
+    assert consumer.settled == [("a", 2)]
     assert [(line["event"], line["reason"], line["attempt"]) for line in logs] == [
         ("delivery.dead_lettered", "message_too_large", 1)
     ]
@@ -273,11 +279,11 @@ def test_whatever_a_handler_raises_is_a_failure(error: BaseException) -> None:
     """An error of any kind, a cancellation of its own making included, is retried like another."""
 
     async def law() -> None:
-        mail = FakeConsumer([("a", 1), ("b", 1)])
-        await work_off(mail, failing(error, 2, only="a"))
+        consumer = FakeConsumer([("a", 1), ("b", 1)])
+        await work_off(consumer, failing(error, 2, only="a"))
 
-        assert sorted(mail.settled) == [("a", 1), ("b", 1)]
-        assert mail.counts == [(("a", 1), Tries(n, 1)) for n in (1, 2)]
+        assert sorted(consumer.settled) == [("a", 1), ("b", 1)]
+        assert consumer.counts == [(("a", 1), Attempts(n, 1)) for n in (1, 2)]
 
     virtual_time.run(law())
 
@@ -285,42 +291,44 @@ def test_whatever_a_handler_raises_is_a_failure(error: BaseException) -> None:
 @in_virtual_time
 async def test_a_slow_call_is_ended_and_retried() -> None:
     """A call that takes longer than the time limit is canceled and counts as a failure."""
-    mail = FakeConsumer([("a", 1), ("b", 1)])
+    consumer = FakeConsumer([("a", 1), ("b", 1)])
     journal = Journal(sleeping(10.5))
-    await work_off(mail, journal)
+    await work_off(consumer, journal)
 
-    assert {one[1:] for one in mail.buried} == {(DeadLetterReason.EXHAUSTED, "TimeoutError", 4)}
+    assert {one[1:] for one in consumer.buried} == {(DeadLetterReason.EXHAUSTED, "TimeoutError", 4)}
     assert all(start % 10 != 0 or start == 0 for start in journal.times(("a", 1)))
 
 
 @in_virtual_time
 async def test_retrying_sessions_hold_no_slot() -> None:
     """More sessions than slots may rest before a retry, and the others go on meanwhile."""
-    mail = FakeConsumer(
+    consumer = FakeConsumer(
         [*((f"bad{n}", 1) for n in range(20)), *((f"good{n}", 1) for n in range(20))]
     )
     journal = Journal(failing(ValueError(), only="bad"))
-    dispatching = dispatcher(mail, journal, POLICY._replace(initial_delay_s=1000, max_delay_s=1000))
+    dispatching = dispatcher(
+        consumer, journal, POLICY._replace(initial_delay_s=1000, max_delay_s=1000)
+    )
     running = asyncio.create_task(dispatching.run())
-    await until(lambda: len(mail.settled) == 20, within_s=1)
+    await until(lambda: len(consumer.settled) == 20, within_s=1)
     dispatching.stop()
     await running
 
-    assert all(session.startswith("good") for session, _ in mail.settled)
+    assert all(session.startswith("good") for session, _ in consumer.settled)
 
 
 async def others_are_delivered(
-    mail: FakeConsumer, act: Handle, policy: RetryPolicy = PATIENT, *, count: int = 25
+    consumer: FakeConsumer, act: Handle, policy: RetryPolicy = PATIENT, *, count: int = 25
 ) -> None:
-    """Assert that *count* further sessions are delivered soon, behind what is in *mail*."""
+    """Assert that *count* further sessions are delivered soon, behind what *consumer* has."""
     good = [(f"good{n}", 1) for n in range(count)]
-    mail.add(*good)
-    dispatching = dispatcher(mail, act, policy)
+    consumer.add(*good)
+    dispatching = dispatcher(consumer, act, policy)
     running = asyncio.create_task(dispatching.run())
-    await until(lambda: running.done() or {*good} <= {*mail.settled}, within_s=60)
+    await until(lambda: running.done() or {*good} <= {*consumer.settled}, within_s=60)
     dispatching.stop()
     await running
-    assert {*good} <= {*mail.settled}
+    assert {*good} <= {*consumer.settled}
 
 
 BEHIND = {
@@ -336,9 +344,9 @@ def test_what_fails_takes_no_place_of_what_does_not(bad: str, is_pending: bool) 
 
     async def law() -> None:
         entries = BEHIND[bad]
-        pending = dict.fromkeys(range(len(entries) + 25), Tries(0, 1)) if is_pending else {}
-        mail = FakeConsumer(entries, pending=pending)
-        await others_are_delivered(mail, failing(ValueError(), only="bad"))
+        pending = dict.fromkeys(range(len(entries) + 25), Attempts(0, 1)) if is_pending else {}
+        consumer = FakeConsumer(entries, pending=pending)
+        await others_are_delivered(consumer, failing(ValueError(), only="bad"))
 
     virtual_time.run(law())
 
@@ -346,34 +354,34 @@ def test_what_fails_takes_no_place_of_what_does_not(bad: str, is_pending: bool) 
 @in_virtual_time
 async def test_a_session_that_rested_goes_on_in_order_and_whole() -> None:
     """Of a session that rests nothing is kept but ids: it goes on with every entry, in order."""
-    mail = FakeConsumer(("a", n) for n in range(1, 601))
+    consumer = FakeConsumer(("a", n) for n in range(1, 601))
     journal = Journal(failing(ValueError(), 3))
-    await work_off(mail, journal)
+    await work_off(consumer, journal)
 
-    assert mail.settled == [("a", n) for n in range(1, 601)]
-    assert journal.entries == [("a", 1)] * 3 + mail.settled
+    assert consumer.settled == [("a", n) for n in range(1, 601)]
+    assert journal.entries == [("a", 1)] * 3 + consumer.settled
 
 
 @in_virtual_time
 async def test_what_comes_to_a_session_that_rests_waits_behind_it() -> None:
     """An entry that arrives while its session rests is not delivered before those of before."""
-    mail = FakeConsumer([("a", 1), ("a", 2)])
+    consumer = FakeConsumer([("a", 1), ("a", 2)])
     journal = Journal(failing(ValueError(), 1))
-    dispatching = dispatcher(mail, journal, PATIENT._replace(initial_delay_s=1000))
+    dispatching = dispatcher(consumer, journal, PATIENT._replace(initial_delay_s=1000))
     running = asyncio.create_task(dispatching.run())
-    await until(lambda: bool(mail.counts))
-    mail.add(("a", 3), ("b", 1))
-    await until(lambda: len(mail.settled) == 4)
+    await until(lambda: bool(consumer.counts))
+    consumer.add(("a", 3), ("b", 1))
+    await until(lambda: len(consumer.settled) == 4)
     dispatching.stop()
     await running
 
-    assert mail.settled == [("b", 1), ("a", 1), ("a", 2), ("a", 3)]
+    assert consumer.settled == [("b", 1), ("a", 1), ("a", 2), ("a", 3)]
 
 
 @in_virtual_time
 async def test_retries_leave_half_of_the_slots_to_others() -> None:
     """However many retries are due, others do not wait for them."""
-    mail = FakeConsumer((f"bad{n}", 1) for n in range(100))
+    consumer = FakeConsumer((f"bad{n}", 1) for n in range(100))
     loop = asyncio.get_running_loop()
     tried: set[Entry] = set()
 
@@ -385,14 +393,14 @@ async def test_retries_leave_half_of_the_slots_to_others() -> None:
         if one[0].startswith("bad"):
             await asyncio.sleep(9)
 
-    dispatching = dispatcher(mail, act)
+    dispatching = dispatcher(consumer, act)
     running = asyncio.create_task(dispatching.run())
     await until(lambda: len(tried) == 100)
     await asyncio.sleep(POLICY.initial_delay_s)
     for n in range(10):
         begun = loop.time()
-        mail.add((f"good{n}", 1))
-        await until(lambda n=n: (f"good{n}", 1) in mail.settled)  # type: ignore[misc]
+        consumer.add((f"good{n}", 1))
+        await until(lambda n=n: (f"good{n}", 1) in consumer.settled)  # type: ignore[misc]
         assert loop.time() < begun + 1
     dispatching.stop()
     await running
@@ -401,7 +409,7 @@ async def test_retries_leave_half_of_the_slots_to_others() -> None:
 @in_virtual_time
 async def test_what_is_kept_by_id_is_bounded_and_said() -> None:
     """At the bound reading stops, with an error line, until there is room again."""
-    mail = FakeConsumer((f"bad{n}", 1) for n in range(300))
+    consumer = FakeConsumer((f"bad{n}", 1) for n in range(300))
     gate = True
 
     async def act(taken: StatusTransition) -> None:
@@ -410,16 +418,16 @@ async def test_what_is_kept_by_id_is_bounded_and_said() -> None:
 
     small = mock.patch.multiple(dispatcher_module, MAX_PARKED=50, MAX_PER_READ=10, WINDOW=10)
     with small, structlog.testing.capture_logs() as lines:
-        dispatching = dispatcher(mail, act)
+        dispatching = dispatcher(consumer, act)
         running = asyncio.create_task(dispatching.run())
         await until(lambda: dispatching.parked >= 50)
-        mail.add(("good", 1))
+        consumer.add(("good", 1))
         await asyncio.sleep(0.2)
-        assert 50 <= len(mail.pending) < 60
-        assert not mail.settled
+        assert 50 <= len(consumer.pending) < 60
+        assert not consumer.settled
         assert [one["event"] for one in lines if one["log_level"] == "error"] == ["reading.paused"]
         gate = False
-        await until(lambda: len(mail.settled) == 301)
+        await until(lambda: len(consumer.settled) == 301)
         dispatching.stop()
         await running
     assert dispatching.parked == 0
@@ -428,14 +436,14 @@ async def test_what_is_kept_by_id_is_bounded_and_said() -> None:
 @in_virtual_time
 async def test_what_is_parked_is_given_back() -> None:
     """After a stop the entries that rest, and those behind them, are marked as not started."""
-    mail = FakeConsumer(("a", n) for n in range(1, 101))
-    dispatching = dispatcher(mail, failing(ValueError()), PATIENT)
+    consumer = FakeConsumer(("a", n) for n in range(1, 101))
+    dispatching = dispatcher(consumer, failing(ValueError()), PATIENT)
     running = asyncio.create_task(dispatching.run())
-    await until(lambda: bool(mail.counts))
+    await until(lambda: bool(consumer.counts))
     dispatching.stop()
     await running
 
-    assert mail.pending == {0: Tries(1, 0), **dict.fromkeys(range(1, 100), Tries(0, 0))}
+    assert consumer.pending == {0: Attempts(1, 0), **dict.fromkeys(range(1, 100), Attempts(0, 0))}
 
 
 @in_virtual_time
@@ -444,15 +452,15 @@ async def test_what_was_given_back_already_is_not_given_back_twice() -> None:
 
     One less would be read as nearly a thousand starts, and be the mark of a killed worker.
     """
-    mail = FakeConsumer([("a", 1), ("a", 2)], pending={0: Tries(2, 0), 1: Tries(0, 0)})
-    dispatching = dispatcher(mail, failing(ValueError()), PATIENT)
-    mail.latency_s = 1.0
+    consumer = FakeConsumer([("a", 1), ("a", 2)], pending={0: Attempts(2, 0), 1: Attempts(0, 0)})
+    dispatching = dispatcher(consumer, failing(ValueError()), PATIENT)
+    consumer.latency_s = 1.0
     running = asyncio.create_task(dispatching.run())
     await asyncio.sleep(1.5)
     dispatching.stop()
     await running
 
-    assert mail.pending == {0: Tries(2, 0), 1: Tries(0, 0)}
+    assert consumer.pending == {0: Attempts(2, 0), 1: Attempts(0, 0)}
 
 
 class Reason(Enum):
@@ -513,21 +521,21 @@ def test_a_wrong_reason_is_one_entrys_trouble(case: str) -> None:
             if entry(taken) == ("bad", 1):
                 raise error()
 
-        mail = FakeConsumer([("bad", 1), ("bad", 2)])
-        mail.add(*[(f"good{n}", 1) for n in range(200)])
-        await work_off(mail, act)
-        assert [(one, reason) for one, reason, *_ in mail.buried] == [(("bad", 1), word)]
-        assert len(mail.settled) == 201
+        consumer = FakeConsumer([("bad", 1), ("bad", 2)])
+        consumer.add(*[(f"good{n}", 1) for n in range(200)])
+        await work_off(consumer, act)
+        assert [(one, reason) for one, reason, *_ in consumer.buried] == [(("bad", 1), word)]
+        assert len(consumer.settled) == 201
 
     virtual_time.run(law())
 
 
-@pytest.mark.parametrize("method", ["load", "count", "bury"])
+@pytest.mark.parametrize("method", ["load", "record_attempts", "dead_letter"])
 def test_our_own_trouble_with_one_entry_is_that_entrys(method: str) -> None:
     """What goes wrong in our own work on one entry makes a dead letter, a line, and no more."""
 
     async def law() -> None:
-        mail = FakeConsumer([("bad", 1), *((f"good{n}", 1) for n in range(50))])
+        consumer = FakeConsumer([("bad", 1), *((f"good{n}", 1) for n in range(50))])
         left = 1
 
         def faulty(name: str) -> None:
@@ -536,14 +544,14 @@ def test_our_own_trouble_with_one_entry_is_that_entrys(method: str) -> None:
                 left -= 1
                 raise TypeError("ours")
 
-        mail.faulty = faulty
-        policy = POLICY._replace(max_attempts=1 if method == "bury" else 4)
+        consumer.faulty = faulty
+        policy = POLICY._replace(max_attempts=1 if method == "dead_letter" else 4)
         with structlog.testing.capture_logs() as lines:
-            await work_off(mail, failing(ValueError(), only="bad"), policy)
-        assert [one[:3] for one in mail.buried] == [
+            await work_off(consumer, failing(ValueError(), only="bad"), policy)
+        assert [one[:3] for one in consumer.buried] == [
             (("bad", 1), DeadLetterReason.INTERNAL_ERROR, "TypeError")
         ]
-        assert len(mail.settled) == 50
+        assert len(consumer.settled) == 50
         assert [one["event"] for one in lines if one["log_level"] == "error"] == [
             "delivery.broken",
             "delivery.dead_lettered",
@@ -590,12 +598,12 @@ def test_what_a_handler_does_to_its_task_stays_there(act: Handle) -> None:
     """Sessions whose handler leaves its task half canceled are delivered, or retried and buried."""
 
     async def law() -> None:
-        mail = FakeConsumer([("a", 1), ("a", 2), ("a", 3)])
-        mail.latency_s = 0.1
-        await work_off(mail, act)
+        consumer = FakeConsumer([("a", 1), ("a", 2), ("a", 3)])
+        consumer.latency_s = 0.1
+        await work_off(consumer, act)
         fails = act is half_canceled
-        assert len(mail.buried) == (3 if fails else 0)
-        assert len(mail.settled) == (0 if fails else 3)
+        assert len(consumer.buried) == (3 if fails else 0)
+        assert len(consumer.settled) == (0 if fails else 3)
 
     virtual_time.run(law())
 
@@ -610,18 +618,18 @@ async def test_many_half_canceled_calls_stop_nobody() -> None:
             failed.add(entry(taken))
             await half_canceled(taken)
 
-    mail = FakeConsumer((f"bad{n}", 1) for n in range(600))
-    await others_are_delivered(mail, act, count=20)
-    mail = FakeConsumer((f"bad{n}", 1) for n in range(600))
+    consumer = FakeConsumer((f"bad{n}", 1) for n in range(600))
+    await others_are_delivered(consumer, act, count=20)
+    consumer = FakeConsumer((f"bad{n}", 1) for n in range(600))
     failed.clear()
-    await work_off(mail, act)
-    assert len(mail.settled) == 600
+    await work_off(consumer, act)
+    assert len(consumer.settled) == 600
 
 
 @in_virtual_time
 async def test_a_call_that_will_not_end_is_said_and_not_overlapped() -> None:
     """A handler that goes on after its time is said to be stuck; its session waits for it."""
-    mail = FakeConsumer([("deaf", 1), ("deaf", 2), ("good", 1)])
+    consumer = FakeConsumer([("deaf", 1), ("deaf", 2), ("good", 1)])
     leave = asyncio.Event()
 
     async def act(taken: StatusTransition) -> None:
@@ -630,15 +638,15 @@ async def test_a_call_that_will_not_end_is_said_and_not_overlapped() -> None:
                 await leave.wait()
 
     journal = Journal(act)
-    dispatching = dispatcher(mail, journal)
+    dispatching = dispatcher(consumer, journal)
     running = asyncio.create_task(dispatching.run())
     with structlog.testing.capture_logs() as lines:
         await asyncio.sleep(2.5 * POLICY.timeout_s)
     assert [one["event"] for one in lines] == ["handler.stuck"]
-    assert mail.settled == [("good", 1)]
+    assert consumer.settled == [("good", 1)]
     assert journal.most == 2
     leave.set()
-    await until(lambda: len(mail.settled) == 3)
+    await until(lambda: len(consumer.settled) == 3)
     dispatching.stop()
     await running
     assert journal.entries.count(("deaf", 1)) == 1
@@ -647,15 +655,15 @@ async def test_a_call_that_will_not_end_is_said_and_not_overlapped() -> None:
 @in_virtual_time
 async def test_unreadable_entries_are_treated_as_any_dead_letter() -> None:
     """An entry that cannot be read is buried, with a line and a count; one that is gone passes."""
-    mail = FakeConsumer([("a", 1), ("b", 1), ("c", 1), ("c", 2)])
-    mail.missing = {1: Missing.UNREADABLE, 2: Missing.GONE}
+    consumer = FakeConsumer([("a", 1), ("b", 1), ("c", 1), ("c", 2)])
+    consumer.missing = {1: Missing.UNREADABLE, 2: Missing.GONE}
     before = metrics.DELIVERIES.labels("journal", "dead_lettered")._value.get()
     journal = Journal()
     with structlog.testing.capture_logs() as lines:
-        await work_off(mail, journal)
+        await work_off(consumer, journal)
 
-    assert mail.buried == [(("b", 1), DeadLetterReason.UNREADABLE, "", 0)]
-    assert sorted(mail.settled) == [("a", 1), ("c", 1), ("c", 2)]
+    assert consumer.buried == [(("b", 1), DeadLetterReason.UNREADABLE, "", 0)]
+    assert sorted(consumer.settled) == [("a", 1), ("c", 1), ("c", 2)]
     assert sorted(journal.entries) == [("a", 1), ("c", 2)]
     assert metrics.DELIVERIES.labels("journal", "dead_lettered")._value.get() == before + 1
     said = {one["event"]: one for one in lines}
@@ -668,18 +676,18 @@ def test_what_finds_no_room_among_the_dead_letters_stops_nobody(fault: str) -> N
     """At the bound an entry rests, said each time, and is buried once there is room; not tried."""
 
     async def law() -> None:
-        mail = FakeConsumer([("bad", 1), ("bad", 2), ("good", 1)])
-        mail.room = 0
+        consumer = FakeConsumer([("bad", 1), ("bad", 2), ("good", 1)])
+        consumer.room = 0
         if fault == "unreadable":
-            mail.missing = {0: Missing.UNREADABLE}
+            consumer.missing = {0: Missing.UNREADABLE}
         journal = Journal(failing(Undeliverable("no_user"), int(fault == "refused")))
-        dispatching = dispatcher(mail, journal)
+        dispatching = dispatcher(consumer, journal)
         running = asyncio.create_task(dispatching.run())
         with structlog.testing.capture_logs() as lines:
             await asyncio.sleep(3 * POLICY.max_delay_s)
-            assert ("good", 1) in mail.settled
-            mail.room = 1
-            await until(lambda: len(mail.buried) == 1 and len(mail.settled) == 2)
+            assert ("good", 1) in consumer.settled
+            consumer.room = 1
+            await until(lambda: len(consumer.buried) == 1 and len(consumer.settled) == 2)
         dispatching.stop()
         await running
         assert [one["event"] for one in lines].count("delivery.dead_letters_full") == 3
@@ -691,41 +699,41 @@ def test_what_finds_no_room_among_the_dead_letters_stops_nobody(fault: str) -> N
 @in_virtual_time
 async def test_dead_letters_that_redis_refuses_stop_nobody() -> None:
     """When Redis answers with an error to a dead letter, as when its key is no stream, it rests."""
-    mail = FakeConsumer([("bad", 1), ("good", 1)])
+    consumer = FakeConsumer([("bad", 1), ("good", 1)])
     is_refusing = True
 
     def faulty(name: str) -> None:
-        if name == "bury" and is_refusing:
+        if name == "dead_letter" and is_refusing:
             raise ResponseError("WRONGTYPE")
 
-    mail.faulty = faulty
-    dispatching = dispatcher(mail, failing(Undeliverable("no_user"), 1))
+    consumer.faulty = faulty
+    dispatching = dispatcher(consumer, failing(Undeliverable("no_user"), 1))
     running = asyncio.create_task(dispatching.run())
-    await until(lambda: bool(mail.settled))
+    await until(lambda: bool(consumer.settled))
     is_refusing = False
-    await until(lambda: bool(mail.buried))
+    await until(lambda: bool(consumer.buried))
     dispatching.stop()
     await running
-    assert mail.settled == [("good", 1)]
+    assert consumer.settled == [("good", 1)]
 
 
 @in_virtual_time
 async def test_entries_in_hand_are_bounded() -> None:
     """No more than the window is read while nothing is settled, and reading goes on after."""
-    mail = FakeConsumer((str(n), 1) for n in range(3 * WINDOW))
+    consumer = FakeConsumer((str(n), 1) for n in range(3 * WINDOW))
     gate = asyncio.Event()
 
     async def act(_: StatusTransition) -> None:
         await gate.wait()
 
-    dispatching = dispatcher(mail, act, POLICY._replace(timeout_s=10**6))
+    dispatching = dispatcher(consumer, act, POLICY._replace(timeout_s=10**6))
     running = asyncio.create_task(dispatching.run())
     await asyncio.sleep(1000)
-    assert len(mail.pending) == WINDOW
-    assert max(mail.reads) <= MAX_PER_READ
+    assert len(consumer.pending) == WINDOW
+    assert max(consumer.reads) <= MAX_PER_READ
 
     gate.set()
-    await until(lambda: len(mail.settled) == 3 * WINDOW)
+    await until(lambda: len(consumer.settled) == 3 * WINDOW)
     dispatching.stop()
     await running
 
@@ -734,12 +742,12 @@ async def test_entries_in_hand_are_bounded() -> None:
 async def test_what_is_taken_over_waits_for_room_too() -> None:
     """A large remainder of a predecessor exceeds the window by no more than one batch."""
     entries = [(str(n), 1) for n in range(3 * WINDOW)]
-    mail = FakeConsumer(entries, pending=dict.fromkeys(range(3 * WINDOW), Tries(0, 1)))
-    dispatching = dispatcher(mail, sleeping(10**6), POLICY._replace(timeout_s=10**7))
+    consumer = FakeConsumer(entries, pending=dict.fromkeys(range(3 * WINDOW), Attempts(0, 1)))
+    dispatching = dispatcher(consumer, sleeping(10**6), POLICY._replace(timeout_s=10**7))
     running = asyncio.create_task(dispatching.run())
     await asyncio.sleep(1000)
     assert WINDOW <= dispatching._backlog.loaded < WINDOW + MAX_PER_READ
-    assert not mail.reads
+    assert not consumer.reads
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -748,13 +756,13 @@ async def test_what_is_taken_over_waits_for_room_too() -> None:
 @in_virtual_time
 async def test_an_entry_that_kills_the_process_is_buried_before_it_runs_again() -> None:
     """Too many starts without an outcome bury an entry without another call; innocents follow."""
-    mail = FakeConsumer(
-        [("a", 1), ("a", 2)], pending={0: Tries(0, MAX_DELIVERIES_WITHOUT_OUTCOME + 1)}
+    consumer = FakeConsumer(
+        [("a", 1), ("a", 2)], pending={0: Attempts(0, MAX_DELIVERIES_WITHOUT_OUTCOME + 1)}
     )
     journal = Journal()
-    await work_off(mail, journal)
+    await work_off(consumer, journal)
 
-    assert mail.buried == [(("a", 1), DeadLetterReason.KILLED_WORKER, "", 0)]
+    assert consumer.buried == [(("a", 1), DeadLetterReason.KILLED_WORKER, "", 0)]
     assert journal.entries == [("a", 2)]
 
 
@@ -762,19 +770,21 @@ async def test_an_entry_that_kills_the_process_is_buried_before_it_runs_again() 
 async def test_suspects_run_alone_and_their_start_is_written_down() -> None:
     """Entries that two processes ended with are tried one at a time, each start counted first."""
     entries = [(str(n), 1) for n in range(10)]
-    mail = FakeConsumer(entries, pending=dict.fromkeys(range(10), Tries(1, SUSPECT)))
+    consumer = FakeConsumer(
+        entries, pending=dict.fromkeys(range(10), Attempts(1, QUARANTINE_AFTER))
+    )
     journal = Journal(sleeping(1))
-    await work_off(mail, journal)
+    await work_off(consumer, journal)
 
     assert journal.most == 1
-    assert sorted(mail.counts) == [(one, Tries(1, SUSPECT + 1)) for one in entries]
-    assert len(mail.settled) == 10
+    assert sorted(consumer.counts) == [(one, Attempts(1, QUARANTINE_AFTER + 1)) for one in entries]
+    assert len(consumer.settled) == 10
 
 
 @in_virtual_time
 async def test_an_outage_burns_no_attempts_and_is_probed_by_one_call_at_a_time() -> None:
     """While every call ends in ConnectionError nothing is counted or buried; then all follows."""
-    mail = FakeConsumer([(str(n), sequence) for sequence in (1, 2) for n in range(100)])
+    consumer = FakeConsumer([(str(n), sequence) for sequence in (1, 2) for n in range(100)])
     loop = asyncio.get_running_loop()
 
     async def act(_: StatusTransition) -> None:
@@ -782,11 +792,11 @@ async def test_an_outage_burns_no_attempts_and_is_probed_by_one_call_at_a_time()
             raise ConnectionRefusedError
 
     journal = Journal(act)
-    await work_off(mail, journal, POLICY._replace(max_delay_s=300))
+    await work_off(consumer, journal, POLICY._replace(max_delay_s=300))
 
-    assert not mail.buried
-    assert not mail.counts
-    assert len(mail.settled) == 200
+    assert not consumer.buried
+    assert not consumer.counts
+    assert len(consumer.settled) == 200
     calls = sum(1 for at, _ in journal.starts if at < 3600)
     # Each session's own probes grow rarer, so their number grows with the logarithm of the time.
     assert 3600 / 30 < calls < 100 * 8
@@ -796,22 +806,22 @@ async def test_an_outage_burns_no_attempts_and_is_probed_by_one_call_at_a_time()
 @in_virtual_time
 async def test_an_outage_of_one_session_is_its_own() -> None:
     """A ConnectionError while others reach the queue is a failure like another, and buried."""
-    mail = FakeConsumer([("bad", 1), ("bad", 2)])
+    consumer = FakeConsumer([("bad", 1), ("bad", 2)])
 
     async def act(taken: StatusTransition) -> None:
         if entry(taken) == ("bad", 1):
             raise ConnectionResetError
 
-    dispatching = dispatcher(mail, act)
+    dispatching = dispatcher(consumer, act)
     running = asyncio.create_task(dispatching.run())
     for n in range(400):
-        mail.add((f"good{n}", 1))
+        consumer.add((f"good{n}", 1))
         await asyncio.sleep(0.5)
     dispatching.stop()
     await running
 
-    assert mail.buried == [(("bad", 1), DeadLetterReason.EXHAUSTED, "ConnectionResetError", 4)]
-    assert len(mail.settled) == 401
+    assert consumer.buried == [(("bad", 1), DeadLetterReason.EXHAUSTED, "ConnectionResetError", 4)]
+    assert len(consumer.settled) == 401
 
 
 class Routing(Journal):
@@ -826,27 +836,27 @@ class Routing(Journal):
 async def test_a_destination_that_is_away_stops_no_other() -> None:
     """More sessions than the window holds wait for one destination; others are served meanwhile."""
     loop = asyncio.get_running_loop()
-    mail = FakeConsumer((f"x{n}", sequence) for sequence in (1, 2) for n in range(700))
+    consumer = FakeConsumer((f"x{n}", sequence) for sequence in (1, 2) for n in range(700))
 
     async def act(taken: StatusTransition) -> None:
         if entry(taken)[0].startswith("x") and loop.time() < 600:
             raise Unreachable("no_such_queue")
 
     journal = Routing(act)
-    dispatching = dispatcher(mail, journal)
+    dispatching = dispatcher(consumer, journal)
     running = asyncio.create_task(dispatching.run())
     for n in range(50):
         await asyncio.sleep(10)
         begun = loop.time()
-        mail.add((f"y{n}", 1))
-        await until(lambda n=n: (f"y{n}", 1) in mail.settled)  # type: ignore[misc]
+        consumer.add((f"y{n}", 1))
+        await until(lambda n=n: (f"y{n}", 1) in consumer.settled)  # type: ignore[misc]
         assert loop.time() < begun + 1
-    await until(lambda: len(mail.settled) == len(mail.stream))
+    await until(lambda: len(consumer.settled) == len(consumer.stream))
     dispatching.stop()
     await running
 
-    assert not mail.counts
-    sessions = [one for one in mail.settled if one[0].startswith("x")]
+    assert not consumer.counts
+    sessions = [one for one in consumer.settled if one[0].startswith("x")]
     for n in range(700):
         assert [one for one in sessions if one[0] == f"x{n}"] == [(f"x{n}", 1), (f"x{n}", 2)]
 
@@ -854,22 +864,22 @@ async def test_a_destination_that_is_away_stops_no_other() -> None:
 @in_virtual_time
 async def test_a_success_elsewhere_says_nothing_about_a_destination() -> None:
     """What waits for its destination is not to blame because sessions of others get through."""
-    mail = FakeConsumer([("x", 1)])
+    consumer = FakeConsumer([("x", 1)])
     loop = asyncio.get_running_loop()
 
     async def act(taken: StatusTransition) -> None:
         if entry(taken)[0] == "x" and loop.time() < 3600:
             raise Unreachable
 
-    dispatching = dispatcher(mail, Routing(act))
+    dispatching = dispatcher(consumer, Routing(act))
     running = asyncio.create_task(dispatching.run())
     for n in range(400):
-        mail.add((f"y{n}", 1))
+        consumer.add((f"y{n}", 1))
         await asyncio.sleep(10)
     dispatching.stop()
     await running
-    assert not mail.counts
-    assert len(mail.settled) == 401
+    assert not consumer.counts
+    assert len(consumer.settled) == 401
 
 
 @in_virtual_time
@@ -880,17 +890,17 @@ async def test_a_destination_that_cannot_be_told_is_an_attempt() -> None:
         def destination(self, _: StatusTransition) -> str:
             raise LookupError
 
-    mail = FakeConsumer([("a", 1)])
+    consumer = FakeConsumer([("a", 1)])
     journal = Lost()
-    await work_off(mail, journal)
-    assert mail.buried == [(("a", 1), DeadLetterReason.EXHAUSTED, "LookupError", 4)]
+    await work_off(consumer, journal)
+    assert consumer.buried == [(("a", 1), DeadLetterReason.EXHAUSTED, "LookupError", 4)]
     assert not journal.starts
 
 
 @in_virtual_time
 async def test_every_failed_call_tells_its_place() -> None:
     """The line of a retry, that of a dead letter, and the letter itself name file and function."""
-    mail = FakeConsumer([("a", 1), ("b", 1)])
+    consumer = FakeConsumer([("a", 1), ("b", 1)])
 
     async def act(taken: StatusTransition) -> None:
         if entry(taken)[0] == "a":
@@ -898,7 +908,7 @@ async def test_every_failed_call_tells_its_place() -> None:
         raise ValueError("canary")
 
     with structlog.testing.capture_logs() as lines:
-        await work_off(mail, act, POLICY._replace(max_attempts=2))
+        await work_off(consumer, act, POLICY._replace(max_attempts=2))
     places = {(one["event"], one["error"]): one["place"] for one in lines}
     assert places.keys() == {
         ("delivery.retried", "ValueError"),
@@ -908,7 +918,7 @@ async def test_every_failed_call_tells_its_place() -> None:
     line = act.__code__.co_firstlineno
     assert places["delivery.dead_lettered", "Undeliverable"] == f"{__file__}:{line + 2} act"
     assert places["delivery.retried", "ValueError"] == f"{__file__}:{line + 3} act"
-    assert mail.places == [
+    assert consumer.places == [
         places["delivery.dead_lettered", each] for each in ("Undeliverable", "ValueError")
     ]
     assert "canary" not in str(lines)
@@ -923,16 +933,16 @@ def test_what_counts_as_unreachable_is_waited_for(error: Exception) -> None:
     """Whatever means that the destination is away costs no attempt, for as long as it lasts."""
 
     async def law() -> None:
-        mail = FakeConsumer([("a", 1), ("b", 1)])
+        consumer = FakeConsumer([("a", 1), ("b", 1)])
         loop = asyncio.get_running_loop()
 
         async def act(_: StatusTransition) -> None:
             if loop.time() < 3600:
                 raise error
 
-        await work_off(mail, act)
-        assert not mail.counts
-        assert len(mail.settled) == 2
+        await work_off(consumer, act)
+        assert not consumer.counts
+        assert len(consumer.settled) == 2
 
     virtual_time.run(law())
 
@@ -940,7 +950,7 @@ def test_what_counts_as_unreachable_is_waited_for(error: Exception) -> None:
 @in_virtual_time
 async def test_a_call_out_of_time_closes_no_circuit() -> None:
     """A probe that hangs is a failed attempt of its session, and proves nothing about the queue."""
-    mail = FakeConsumer((str(n), 1) for n in range(20))
+    consumer = FakeConsumer((str(n), 1) for n in range(20))
     loop = asyncio.get_running_loop()
 
     async def act(taken: StatusTransition) -> None:
@@ -951,7 +961,7 @@ async def test_a_call_out_of_time_closes_no_circuit() -> None:
 
     journal = Journal(act)
     with structlog.testing.capture_logs() as lines:
-        await work_off(mail, journal)
+        await work_off(consumer, journal)
 
     assert [one["event"] for one in lines if one["event"].startswith("circuit")] == [
         "circuit.opened",
@@ -959,18 +969,18 @@ async def test_a_call_out_of_time_closes_no_circuit() -> None:
     ]
     # Those that did not hang took turns: no burst of calls followed any of the hanging ones.
     assert sum(1 for at, _ in journal.starts if 0 < at < 600) < 200
-    assert len(mail.settled) == 19
-    assert mail.buried == [(("7", 1), DeadLetterReason.EXHAUSTED, "TimeoutError", 4)]
+    assert len(consumer.settled) == 19
+    assert consumer.buried == [(("7", 1), DeadLetterReason.EXHAUSTED, "TimeoutError", 4)]
 
 
 class Rival:
     """A second dispatcher on the same circuit, with one session that waits for its turn."""
 
     def __init__(self, circuits: CircuitBreakers) -> None:
-        self.mail = FakeConsumer([("rival", 1)])
+        self.consumer = FakeConsumer([("rival", 1)])
         self.journal = Journal(self._act)
         self.is_away = True
-        self.dispatcher = dispatcher(self.mail, self.journal, circuits=circuits)
+        self.dispatcher = dispatcher(self.consumer, self.journal, circuits=circuits)
         self.running = asyncio.create_task(self.dispatcher.run())
 
     async def _act(self, _: StatusTransition) -> None:
@@ -980,7 +990,7 @@ class Rival:
     async def is_served(self) -> None:
         """Assert that it has its turn to probe, soon, and everything after it."""
         self.is_away = False
-        await until(lambda: bool(self.mail.settled), within_s=2 * MAX_PROBE_DELAY_S)
+        await until(lambda: bool(self.consumer.settled), within_s=2 * MAX_PROBE_DELAY_S)
         self.dispatcher.stop()
         await self.running
 
@@ -1000,9 +1010,9 @@ def test_the_turn_to_probe_is_not_kept(moment: str, end: str) -> None:
                 await asyncio.sleep(9)
             raise ConnectionRefusedError
 
-        mail = FakeConsumer([("a", 1)])
+        consumer = FakeConsumer([("a", 1)])
         journal = Journal(act)
-        dispatching = dispatcher(mail, journal, circuits=circuits)
+        dispatching = dispatcher(consumer, journal, circuits=circuits)
         running = asyncio.create_task(dispatching.run())
         await until(lambda: circuit.is_open)
         rival = Rival(circuits)
@@ -1016,8 +1026,8 @@ def test_the_turn_to_probe_is_not_kept(moment: str, end: str) -> None:
             case "cancel":
                 running.cancel()
             case "lose":
-                mail.ours = False
-                mail.add(("b", 1))
+                consumer.ours = False
+                consumer.add(("b", 1))
         await rival.is_served()
         dispatching.stop()
         await asyncio.wait([running])
@@ -1028,37 +1038,41 @@ def test_the_turn_to_probe_is_not_kept(moment: str, end: str) -> None:
 @in_virtual_time
 async def test_a_poison_that_looks_like_an_outage_is_buried_and_delays_nobody() -> None:
     """One session that never reaches the queue, alone for long, is not probed for ever."""
-    mail = FakeConsumer([("poison", 1), ("poison", 2)])
+    consumer = FakeConsumer([("poison", 1), ("poison", 2)])
     loop = asyncio.get_running_loop()
 
     async def act(taken: StatusTransition) -> None:
         if entry(taken) == ("poison", 1):
             raise ConnectionResetError
 
-    dispatching = dispatcher(mail, act)
+    dispatching = dispatcher(consumer, act)
     running = asyncio.create_task(dispatching.run())
     for n in range(20):
         await asyncio.sleep(300)
         begun = loop.time()
-        mail.add((f"good{n}", 1))
-        await until(lambda n=n: (f"good{n}", 1) in mail.settled)  # type: ignore[misc]
+        consumer.add((f"good{n}", 1))
+        await until(lambda n=n: (f"good{n}", 1) in consumer.settled)  # type: ignore[misc]
         assert loop.time() <= begun + POLICY.initial_delay_s + 0.2
     dispatching.stop()
     await running
 
-    assert mail.buried == [(("poison", 1), DeadLetterReason.EXHAUSTED, "ConnectionResetError", 4)]
-    assert ("poison", 2) in mail.settled
+    assert consumer.buried == [
+        (("poison", 1), DeadLetterReason.EXHAUSTED, "ConnectionResetError", 4)
+    ]
+    assert ("poison", 2) in consumer.settled
 
 
-@pytest.mark.parametrize("method", ["take_over", "read", "settle", "count", "bury"])
+@pytest.mark.parametrize(
+    "method", ["claim_pending", "read", "ack", "record_attempts", "dead_letter"]
+)
 @pytest.mark.parametrize(
     "error", [RedisConnectionError(), LeaseLostError()], ids=["redis", "lease"]
 )
 def test_an_error_of_the_mailbox_ends_everything(method: str, error: Exception) -> None:
-    """Any failing call to the mailbox ends the run with that error, and no handler runs on."""
+    """Any failing call to the consumer ends the run with that error, and no handler runs on."""
 
     async def law() -> None:
-        mail = FakeConsumer([("slow", 1), ("retried", 1), ("settled", 1), ("refused", 1)])
+        consumer = FakeConsumer([("slow", 1), ("retried", 1), ("settled", 1), ("refused", 1)])
 
         def faulty(name: str) -> None:
             if name == method:
@@ -1073,10 +1087,10 @@ def test_an_error_of_the_mailbox_ends_everything(method: str, error: Exception) 
                 case "refused":
                     raise Undeliverable
 
-        mail.faulty = faulty
+        consumer.faulty = faulty
         journal = Journal(act)
         with pytest.raises(ExceptionGroup) as raised:
-            await dispatcher(mail, journal).run()
+            await dispatcher(consumer, journal).run()
 
         assert set(raised.value.exceptions) == {error}
         assert not journal.running
@@ -1088,16 +1102,16 @@ def test_an_error_of_the_mailbox_ends_everything(method: str, error: Exception) 
 @in_virtual_time
 async def test_no_call_begins_without_the_lease() -> None:
     """The lease is looked at before every call of the handler, a retry included."""
-    mail = FakeConsumer([("a", 1)])
+    consumer = FakeConsumer([("a", 1)])
 
     def lost_in_the_pause(name: str) -> None:
-        if name == "count":
-            mail.ours = False
+        if name == "record_attempts":
+            consumer.ours = False
 
-    mail.faulty = lost_in_the_pause
+    consumer.faulty = lost_in_the_pause
     journal = Journal(failing(ValueError()))
     with pytest.raises(ExceptionGroup) as raised:
-        await dispatcher(mail, journal).run()
+        await dispatcher(consumer, journal).run()
 
     assert raised.group_contains(LeaseLostError)
     assert len(journal.starts) == 1
@@ -1106,15 +1120,15 @@ async def test_no_call_begins_without_the_lease() -> None:
 @in_virtual_time
 async def test_no_call_that_waited_for_a_slot_begins_without_the_lease() -> None:
     """A lease that ran out by our own clock stops what is already in memory, too."""
-    mail = FakeConsumer([("a", 1), ("b", 1)])
-    mail.latency_s = 1.0
+    consumer = FakeConsumer([("a", 1), ("b", 1)])
+    consumer.latency_s = 1.0
 
     async def act(_: StatusTransition) -> None:
-        mail.ours = False
+        consumer.ours = False
 
     journal = Journal(act)
     with pytest.raises(ExceptionGroup) as raised:
-        await dispatcher(mail, journal, POLICY._replace(concurrency=1)).run()
+        await dispatcher(consumer, journal, POLICY._replace(concurrency=1)).run()
 
     assert raised.group_contains(LeaseLostError)
     assert journal.entries == [("a", 1)]
@@ -1125,13 +1139,13 @@ async def test_a_mailbox_that_cancels_itself_is_noticed() -> None:
     """A cancellation nobody asked for ends the run with an error, never one chain in silence."""
 
     def canceled(name: str) -> None:
-        if name == "settle":
+        if name == "ack":
             raise asyncio.CancelledError
 
-    mail = FakeConsumer([("a", 1), ("a", 2)])
-    mail.faulty = canceled
+    consumer = FakeConsumer([("a", 1), ("a", 2)])
+    consumer.faulty = canceled
     with pytest.raises(ExceptionGroup):
-        await dispatcher(mail, Journal()).run()
+        await dispatcher(consumer, Journal()).run()
 
 
 @in_virtual_time
@@ -1146,19 +1160,19 @@ async def test_a_mailbox_that_keeps_a_cancellation_to_itself_starts_nothing() ->
             return await super().read(1)
 
     def failing_settle(name: str) -> None:
-        if name == "settle":
+        if name == "ack":
             raise lost
 
     lost = RedisConnectionError()
-    mail = Deaf([("a", 1), ("b", 1)])
-    mail.faulty = failing_settle
+    consumer = Deaf([("a", 1), ("b", 1)])
+    consumer.faulty = failing_settle
     journal = Journal(sleeping(1))
     with pytest.raises(ExceptionGroup) as raised:
-        await dispatcher(mail, journal).run()
+        await dispatcher(consumer, journal).run()
 
     assert raised.value.exceptions == (lost,)
     assert journal.entries == [("a", 1)]
-    assert set(mail.pending) == {0, 1}
+    assert set(consumer.pending) == {0, 1}
 
 
 @in_virtual_time
@@ -1172,30 +1186,30 @@ async def test_cancellation_ends_handlers_that_keep_it_to_themselves() -> None:
             if entry(taken)[0] == "a":
                 raise ValueError from None
 
-    mail = FakeConsumer([("a", 1), ("a", 2), ("b", 1), ("b", 2)])
+    consumer = FakeConsumer([("a", 1), ("a", 2), ("b", 1), ("b", 2)])
     journal = Journal(act)
-    running = asyncio.create_task(dispatcher(mail, journal).run())
+    running = asyncio.create_task(dispatcher(consumer, journal).run())
     await until(lambda: len(journal.running) == 2)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
 
     assert len(journal.starts) == 2
-    assert not mail.settled
-    assert not mail.counts
+    assert not consumer.settled
+    assert not consumer.counts
 
 
 def test_system_exit_ends_the_process() -> None:
     """A handler that exits is not swallowed: the loop ends, and the entry stays pending."""
-    mail: list[FakeConsumer] = []
+    consumer: list[FakeConsumer] = []
 
     async def law() -> None:
-        mail.append(FakeConsumer([("a", 1)]))
-        await dispatcher(mail[0], failing(SystemExit(3))).run()
+        consumer.append(FakeConsumer([("a", 1)]))
+        await dispatcher(consumer[0], failing(SystemExit(3))).run()
 
     with pytest.raises(SystemExit):
         virtual_time.run(law())
-    assert mail[0].pending == {0: Tries(0, 1)}
+    assert consumer[0].pending == {0: Attempts(0, 1)}
 
 
 @in_virtual_time
@@ -1206,9 +1220,9 @@ async def test_stop_before_run_and_during_take_over_ends_at_once() -> None:
     await stopped.run()
 
     for delay_s in (0, 0.5, 1.5, 2.5, 3.5):
-        mail = FakeConsumer([("a", 1), ("a", 2)], pending={0: Tries(0, 1)})
-        mail.latency_s = 1.0
-        dispatching = dispatcher(mail, Journal())
+        consumer = FakeConsumer([("a", 1), ("a", 2)], pending={0: Attempts(0, 1)})
+        consumer.latency_s = 1.0
+        dispatching = dispatcher(consumer, Journal())
         running = asyncio.create_task(dispatching.run())
         await asyncio.sleep(delay_s)
         dispatching.stop()
@@ -1219,7 +1233,7 @@ async def test_stop_before_run_and_during_take_over_ends_at_once() -> None:
 @in_virtual_time
 async def test_stop_finishes_what_is_started_and_starts_nothing() -> None:
     """After stop the running calls end and are settled; what waits, rests or queues is left."""
-    mail = FakeConsumer(
+    consumer = FakeConsumer(
         [("resting", 1), *((str(n), sequence) for n in range(9) for sequence in (1, 2))]
     )
     fail = failing(ValueError(), only="resting")
@@ -1229,7 +1243,9 @@ async def test_stop_finishes_what_is_started_and_starts_nothing() -> None:
         await asyncio.sleep(5)
 
     journal = Journal(act)
-    dispatching = dispatcher(mail, journal, POLICY._replace(initial_delay_s=1000, max_delay_s=1000))
+    dispatching = dispatcher(
+        consumer, journal, POLICY._replace(initial_delay_s=1000, max_delay_s=1000)
+    )
     running = asyncio.create_task(dispatching.run())
     await asyncio.sleep(1)
     started = [one for one in journal.entries if one[0] != "resting"]
@@ -1237,7 +1253,7 @@ async def test_stop_finishes_what_is_started_and_starts_nothing() -> None:
     await running
 
     assert len(started) == POLICY.concurrency
-    assert sorted(mail.settled) == sorted(started)
+    assert sorted(consumer.settled) == sorted(started)
     assert len(journal.starts) == len(started) + 1
     assert asyncio.get_running_loop().time() < 6
 
@@ -1245,24 +1261,26 @@ async def test_stop_finishes_what_is_started_and_starts_nothing() -> None:
 @in_virtual_time
 async def test_what_is_left_unstarted_is_given_back_without_suspicion() -> None:
     """After a stop what was not started is marked so, its failures kept; quarantine stay."""
-    mail = FakeConsumer([("a", 1), ("a", 2), ("b", 1)], pending={2: Tries(2, SUSPECT)})
-    mail.pending |= {0: Tries(1, 2), 1: Tries(0, 1)}
-    dispatching = dispatcher(mail, sleeping(5), POLICY._replace(concurrency=1))
+    consumer = FakeConsumer(
+        [("a", 1), ("a", 2), ("b", 1)], pending={2: Attempts(2, QUARANTINE_AFTER)}
+    )
+    consumer.pending |= {0: Attempts(1, 2), 1: Attempts(0, 1)}
+    dispatching = dispatcher(consumer, sleeping(5), POLICY._replace(concurrency=1))
     running = asyncio.create_task(dispatching.run())
     await asyncio.sleep(1)
     dispatching.stop()
     await running
 
-    assert mail.settled == [("a", 1)]
-    assert mail.pending == {1: Tries(0, 0), 2: Tries(2, SUSPECT)}
+    assert consumer.settled == [("a", 1)]
+    assert consumer.pending == {1: Attempts(0, 0), 2: Attempts(2, QUARANTINE_AFTER)}
 
 
 @in_virtual_time
 async def test_stop_during_an_outage_ends_at_once() -> None:
     """Neither the probing call nor those behind it outlast a stop."""
-    mail = FakeConsumer([(str(n), 1) for n in range(30)])
+    consumer = FakeConsumer([(str(n), 1) for n in range(30)])
     dispatching = dispatcher(
-        mail, failing(ConnectionError()), POLICY._replace(initial_delay_s=1000)
+        consumer, failing(ConnectionError()), POLICY._replace(initial_delay_s=1000)
     )
     running = asyncio.create_task(dispatching.run())
     await asyncio.sleep(100)
@@ -1270,13 +1288,13 @@ async def test_stop_during_an_outage_ends_at_once() -> None:
     await running
 
     assert asyncio.get_running_loop().time() == 100
-    assert len(mail.pending) == 30
+    assert len(consumer.pending) == 30
 
 
 class Simulation:
-    """Workers that come and go over one mailbox, whose calls fail at random.
+    """Workers that come and go over one consumer, whose calls fail at random.
 
-    The checker knows only what a consumer sees: the journal of calls and the mailbox's end.
+    The checker knows only what a consumer sees: the journal of calls and the consumer's end.
     """
 
     def __init__(self, seed: int) -> None:
@@ -1290,9 +1308,9 @@ class Simulation:
             if sequence < sessions[name]:
                 waiting.append((name, sequence + 1))
         self.entries = entries
-        self.mail = FakeConsumer()
-        self.mail.latency_s = self.random.choice([0, 0.01, 0.5])
-        self.mail.faulty = self._faulty
+        self.consumer = FakeConsumer()
+        self.consumer.latency_s = self.random.choice([0, 0.01, 0.5])
+        self.consumer.faulty = self._faulty
         self.calm = False
         self.journal = Journal(self._act)
 
@@ -1317,7 +1335,7 @@ class Simulation:
         growing = asyncio.create_task(self._grow())
         for term in range(1000):
             self.calm = term > 20
-            self.mail.ours = True
+            self.consumer.ours = True
             if await self._serve():
                 break
         await growing
@@ -1325,12 +1343,12 @@ class Simulation:
     async def _grow(self) -> None:
         for one in self.entries:
             await asyncio.sleep(self.random.choice([0, 0, 0.2, 2]))
-            self.mail.add(one)
+            self.consumer.add(one)
 
     async def _serve(self) -> bool:
         """Work for one term, which ends by an error, a stop, a kill or a lost lease."""
         policy = POLICY._replace(concurrency=self.random.randint(1, 4))
-        dispatching = dispatcher(self.mail, self.journal, policy)
+        dispatching = dispatcher(self.consumer, self.journal, policy)
         running = asyncio.create_task(dispatching.run())
         term_s = self.random.choice([0, 0.1, 1, 5, 30]) if not self.calm else 10_000
         with contextlib.suppress(TimeoutError):
@@ -1339,7 +1357,7 @@ class Simulation:
         if end == "cancel":
             running.cancel()
         else:
-            self.mail.ours = end == "stop"
+            self.consumer.ours = end == "stop"
             dispatching.stop()
         async with asyncio.timeout(1000):
             await asyncio.wait([running])
@@ -1350,7 +1368,7 @@ class Simulation:
     @property
     def is_done(self) -> bool:
         """Whether everything is settled or buried."""
-        return len(self.mail.settled) + len(self.mail.buried) == len(self.entries)
+        return len(self.consumer.settled) + len(self.consumer.buried) == len(self.entries)
 
     @staticmethod
     def _is_meant(error: BaseException | None) -> bool:
@@ -1360,14 +1378,14 @@ class Simulation:
     def check(self) -> None:
         """Assert what a consumer may rely on."""
         assert self.is_done
-        assert not self.mail.pending
+        assert not self.consumer.pending
         first: dict[str, list[int]] = defaultdict(list)
         last: dict[str, int] = defaultdict(int)
         for session, sequence in self.journal.entries:
             if sequence > last[session]:
                 first[session].append(sequence)
             last[session] = max(last[session], sequence)
-        done = {*self.mail.settled, *(one for one, *_ in self.mail.buried)}
+        done = {*self.consumer.settled, *(one for one, *_ in self.consumer.buried)}
         assert done == set(self.entries)
         for session, sequences in first.items():
             assert sequences == list(range(1, len(sequences) + 1)), session

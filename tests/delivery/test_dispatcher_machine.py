@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.delivery.consumer import SUSPECT, Delivery, LeaseLostError, Missing, Tries
+from service.delivery.consumer import QUARANTINE_AFTER, Attempts, Delivery, LeaseLostError, Missing
 from service.delivery.deliverer import MAX_DELIVERIES_WITHOUT_OUTCOME, DeadLetterReason
 from service.delivery.dispatcher import Dispatcher
 from service.delivery.retries import CircuitBreakers, RetryPolicy
@@ -59,9 +59,9 @@ class World:
 
     Attributes:
         fates: What becomes of the next calls of the handler.
-        faults: What becomes of the next calls of a mailbox.
+        faults: What becomes of the next calls of a consumer.
         outage: Whether the handler's queue is out of reach.
-        interruptions: How often anything came between a worker and its mail.
+        interruptions: How often anything came between a worker and its entries.
         copies: How many entries were read once more.
         refusals: Those of the failures that were connection errors.
         violations: Laws that were broken, where no assertion would be heard.
@@ -93,7 +93,7 @@ class Store:
     def __init__(self, world: World) -> None:
         self.world = world
         self.stream: list[StatusTransition] = []
-        self.pending: dict[int, Tries] = {}
+        self.pending: dict[int, Attempts] = {}
         self.consumers: dict[int, Worker] = {}
         self.settled: list[Entry] = []
         self.buried: list[Entry] = []
@@ -128,7 +128,7 @@ class Store:
 
 
 class Box:
-    """One worker's mailbox: every call is fenced, and may be lost, late, or answered twice."""
+    """One worker's consumer: every call is fenced, and may be lost, late, or answered twice."""
 
     def __init__(self, store: Store, worker: Worker) -> None:
         self.store = store
@@ -139,7 +139,7 @@ class Box:
         """Say whether the lease holds, by the worker's clock."""
         return self.store.world.loop.time() < self.deadline
 
-    async def take_over(self) -> AsyncIterator[list[Delivery]]:
+    async def claim_pending(self) -> AsyncIterator[list[Delivery]]:
         """Claim what pends; what another worker had gains a start."""
         at = -1
         while True:
@@ -152,9 +152,9 @@ class Box:
     def _claimed(self, after: int) -> list[Delivery]:
         store = self.store
         for i in sorted(i for i in store.pending if i > after)[:BATCH]:
-            failed, started = store.pending[i]
-            strange = store.consumers[i] is not self.worker and started < SUSPECT
-            store.pending[i] = Tries(failed, started + strange)
+            failed, deliveries = store.pending[i]
+            strange = store.consumers[i] is not self.worker and deliveries < QUARANTINE_AFTER
+            store.pending[i] = Attempts(failed, deliveries + strange)
             store.consumers[i] = self.worker
         return [self._delivery(i) for i in sorted(i for i in store.pending if i > after)[:BATCH]]
 
@@ -165,7 +165,7 @@ class Box:
         def act() -> list[Delivery]:
             new = range(store.read_to, min(store.read_to + most, len(store.stream)))
             store.read_to = new.stop
-            store.pending |= dict.fromkeys(new, Tries(0, 1))
+            store.pending |= dict.fromkeys(new, Attempts(0, 1))
             store.consumers |= dict.fromkeys(new, self.worker)
             return [self._delivery(i) for i in new]
 
@@ -179,7 +179,7 @@ class Box:
         """Return what an entry holds."""
         return await self._ask(lambda: self.store.stream[int(delivery.entry_id)])
 
-    async def settle(self, delivery: Delivery) -> None:
+    async def ack(self, delivery: Delivery) -> None:
         """Settle what the handler has taken."""
         one = self._entry(delivery)
 
@@ -193,19 +193,19 @@ class Box:
 
         await self._ask(act)
 
-    async def count(self, delivery: Delivery, tries: Tries) -> None:
-        """Write tries down."""
+    async def record_attempts(self, delivery: Delivery, attempts: Attempts) -> None:
+        """Write attempts down."""
         one, store = self._entry(delivery), self.store
 
         def act() -> None:
             made = store.world.failures[one]
-            store.world.hold("no failure is counted that was none", holds=tries.failed <= made)
+            store.world.hold("no failure is counted that was none", holds=attempts.failed <= made)
             if int(delivery.entry_id) in store.pending:
-                store.pending[int(delivery.entry_id)] = tries
+                store.pending[int(delivery.entry_id)] = attempts
 
         await self._ask(act)
 
-    async def bury(
+    async def dead_letter(
         self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
     ) -> int:
         """Bury what nobody can deliver."""
@@ -225,7 +225,7 @@ class Box:
 
         return await self._ask(act)
 
-    async def arrival(self) -> None:
+    async def wait_for_entries(self) -> None:
         """Wait until the stream has grown past what was read."""
         self.store.grown.clear()
         if self.store.read_to >= len(self.store.stream):
@@ -319,7 +319,7 @@ class Worker:
             meant = (LeaseLostError, RedisConnectionError)
             group = BaseExceptionGroup("alone, or in a group", [error])
             rest = group.split(meant)[1]
-            self.world.hold(f"no error but those of the mailbox: {rest!r}", holds=rest is None)
+            self.world.hold(f"no error but those of the consumer: {rest!r}", holds=rest is None)
             await asyncio.sleep(0.3)
 
     async def _keep(self, box: Box) -> None:
@@ -470,11 +470,11 @@ class Dispatching(RuleBasedStateMachine):
         """The queue is out of reach for long: that costs an entry one attempt at the most."""
         self.world.outage = True
         store, interrupted = self.store, self.world.interruptions
-        before = {entry(store.stream[i]): tries.failed for i, tries in store.pending.items()}
+        before = {entry(store.stream[i]): attempts.failed for i, attempts in store.pending.items()}
         buried = len(store.buried)
         self.pass_time(minutes * 60)
         self.world.outage = False
-        after = {entry(store.stream[i]): tries.failed for i, tries in store.pending.items()}
+        after = {entry(store.stream[i]): attempts.failed for i, attempts in store.pending.items()}
         after |= dict.fromkeys(store.buried[buried:], POLICY.max_attempts)
         most = len(self.workers) + self.world.interruptions - interrupted
         assert all(failed - before.get(one, 0) <= most for one, failed in after.items())

@@ -13,10 +13,10 @@ import pytest
 from redis.exceptions import ResponseError
 
 from service.config import Settings
-from service.delivery.consumer import Mailbox
-from service.delivery.lag import lags
+from service.delivery.consumer import Consumer
+from service.delivery.consumer_groups import measure_lags
 from service.delivery.leases import Heartbeats, LeaseWatch, Watch, lease
-from service.delivery.stream_watcher import Arrivals
+from service.delivery.stream_watcher import StreamWatcher
 from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
@@ -42,20 +42,20 @@ class Post:
     keys: Keys
     client: Any
 
-    def mailbox(self, worker: str = "w1") -> Mailbox:
-        """Return a mailbox without a lease."""
-        arrivals = Arrivals(self.connections, 0)
-        return Mailbox(self.connections, self.keys, arrivals, handler=HANDLER, worker=worker)
+    def consumer(self, worker: str = "w1") -> Consumer:
+        """Return a consumer without a lease."""
+        stream_watcher = StreamWatcher(self.connections, 0)
+        return Consumer(self.connections, self.keys, stream_watcher, handler=HANDLER, worker=worker)
 
-    async def leased(self, worker: str = "w1", *, ttl_s: float = 300) -> Mailbox:
-        """Return a mailbox that has the lease."""
-        mailbox = self.mailbox(worker)
-        assert await lease(self.connections, [mailbox], ttl_s) == [0]
-        return mailbox
+    async def leased(self, worker: str = "w1", *, ttl_s: float = 300) -> Consumer:
+        """Return a consumer that has the lease."""
+        consumer = self.consumer(worker)
+        assert await lease(self.connections, [consumer], ttl_s) == [0]
+        return consumer
 
     async def takes(self, watch: LeaseWatch, worker: str = "w2", *, ttl_s: float = TTL_S) -> bool:
         """Try to take the lease; say whether that has succeeded."""
-        return await lease(self.connections, [self.mailbox(worker)], ttl_s, watch) == [0]
+        return await lease(self.connections, [self.consumer(worker)], ttl_s, watch) == [0]
 
     def heartbeats(self, worker: str, ttl_s: float = 300) -> Heartbeats:
         """Return the heartbeats of a worker."""
@@ -89,7 +89,7 @@ async def stepping(clocked: Clocked, keys: Keys) -> AsyncIterator[Post]:
 async def test_a_lease_has_one_owner(post: Post) -> None:
     """A lease that is held is refused, with the time until it may be free."""
     holder = await post.leased(ttl_s=300)
-    other = post.mailbox("w2")
+    other = post.consumer("w2")
     [wait_s] = await lease(post.connections, [other], 5)
 
     assert isinstance(wait_s, float)
@@ -100,21 +100,21 @@ async def test_a_lease_has_one_owner(post: Post) -> None:
 
 async def test_a_lease_is_renewed_while_it_is_ours(post: Post) -> None:
     """Renewing prolongs the lease, in Redis and by our own clock."""
-    mailbox = await post.leased(ttl_s=100)
-    assert await lease(post.connections, [mailbox], 300) == [0]
+    consumer = await post.leased(ttl_s=100)
+    assert await lease(post.connections, [consumer], 300) == [0]
 
     assert await post.client.pttl(LEASE) > 200_000
-    assert mailbox.is_ours()
+    assert consumer.is_ours()
 
 
 async def test_a_lease_that_ran_out_is_not_renewed(post: Post) -> None:
     """Whoever let a lease run out must begin again, even when nobody else has taken it."""
-    mailbox = await post.leased(ttl_s=0.05)
-    await until(lambda: not mailbox.is_ours())
+    consumer = await post.leased(ttl_s=0.05)
+    await until(lambda: not consumer.is_ours())
     await until(post.is_free)
 
-    assert await lease(post.connections, [mailbox], 300) == [0.001]
-    assert not mailbox.is_ours()
+    assert await lease(post.connections, [consumer], 300) == [0.001]
+    assert not consumer.is_ours()
     assert not await post.client.exists(LEASE)
 
 
@@ -131,21 +131,21 @@ async def test_our_deadline_is_never_later_than_that_of_redis(
         return replies
 
     monkeypatch.setattr(post.connections, "run", slowly)
-    mailbox = await post.leased(ttl_s=300)
+    consumer = await post.leased(ttl_s=300)
     left_s = await post.client.pttl(LEASE) / 1000
 
-    assert mailbox._fence.deadline is not None
-    assert mailbox._fence.deadline < asyncio.get_running_loop().time() + left_s
+    assert consumer._fence.deadline is not None
+    assert consumer._fence.deadline < asyncio.get_running_loop().time() + left_s
 
 
 async def test_a_lease_with_another_token_is_lost(post: Post) -> None:
     """A renewal that meets another token voids the lease at once."""
-    mailbox = await post.leased()
+    consumer = await post.leased()
     await post.client.set(LEASE, "somebody else")
-    [wait_s] = await lease(post.connections, [mailbox], 10)
+    [wait_s] = await lease(post.connections, [consumer], 10)
 
     assert wait_s
-    assert not mailbox.is_ours()
+    assert not consumer.is_ours()
 
 
 async def test_a_released_lease_is_free_at_once(post: Post) -> None:
@@ -163,7 +163,7 @@ async def test_unanswered_leasing_leaves_the_lease_as_it_was(
     post: Post, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When Redis does not answer, the error is told and the deadline goes on running."""
-    mailbox = await post.leased()
+    consumer = await post.leased()
     broken = ResponseError("refused")
 
     async def run(calls: Sequence[Any]) -> list[Any]:
@@ -171,23 +171,23 @@ async def test_unanswered_leasing_leaves_the_lease_as_it_was(
 
     monkeypatch.setattr(post.connections, "run", run)
 
-    assert await lease(post.connections, [mailbox], 10) == [broken]
-    assert mailbox.is_ours()
-    assert await lags(post.connections, post.keys, [(HANDLER, 0)]) == [broken]
+    assert await lease(post.connections, [consumer], 10) == [broken]
+    assert consumer.is_ours()
+    assert await measure_lags(post.connections, post.keys, [(HANDLER, 0)]) == [broken]
 
 
 async def test_a_lease_is_renewed_as_often_as_it_is_asked_for(post: Post) -> None:
     """Every renewal prolongs the lease, the first and each later one, in Redis and by our clock."""
-    mailbox = await post.leased(ttl_s=100)
+    consumer = await post.leased(ttl_s=100)
     deadlines, ends = [], []
     for _ in range(5):
-        assert await lease(post.connections, [mailbox], 100) == [0]
-        deadlines.append(mailbox._fence.deadline or 0.0)
+        assert await lease(post.connections, [consumer], 100) == [0]
+        deadlines.append(consumer._fence.deadline or 0.0)
         ends.append(await post.client.pexpiretime(LEASE))
         push(60)
         await asyncio.sleep(0.002)
 
-    assert mailbox.is_ours()
+    assert consumer.is_ours()
     assert ends == sorted({*ends})
     assert all(later - earlier >= 60 for earlier, later in pairwise(deadlines))
 

@@ -12,11 +12,12 @@ import structlog.testing
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.config import Settings
-from service.delivery import retention
-from service.delivery.retention import Group, Janitor
+from service.delivery import consumer_groups, retention
+from service.delivery.consumer_groups import Group, create_groups
+from service.delivery.retention import Retention
 from service.delivery.worker import Worker
 from service.storage.connections import Connections
-from service.storage.layout import Keys, open_groups
+from service.storage.layout import Keys
 from service.telemetry import metrics
 from service.transitions.transition import StatusTransition
 from tests.support.harness import eventually
@@ -79,14 +80,14 @@ async def test_the_slowest_group_holds_though_nobody_owns_it(
     connections: Connections, keys: Keys, client: Any
 ) -> None:
     """A group that lags holds trimming, be it configured or not, until it is retired."""
-    await open_groups(connections, keys, ["gone"])
+    await create_groups(connections, keys, ["gone"])
     await fill(client, "1-1", "1-2", "2-1")
     await client.xack(STREAM, "log", *await read(client, "log", 3))
 
     assert await trim(connections, keys) == 0
     await client.xack(STREAM, "gone", *await read(client, "gone", 1))
     assert await trim(connections, keys) == 1
-    assert await retention.retire(connections, keys, "gone") == keys.partitions
+    assert await consumer_groups.retire(connections, keys, "gone") == keys.partitions
     assert await trim(connections, keys) == 2
     assert await ids(client) == []
 
@@ -121,7 +122,7 @@ async def test_no_history_loses_an_unsettled_entry(
     """Whatever two groups read, settle and leave, what one of them has not settled stays."""
     random = Random(seed)
     groups = {"log": set[bytes](), "other": set[bytes]()}
-    await open_groups(connections, keys, ["other"])
+    await create_groups(connections, keys, ["other"])
     await client.xgroup_setid(STREAM, "other", "0")
     added: list[bytes] = []
     for step in range(40):
@@ -186,9 +187,9 @@ async def test_orphans_are_told_once_and_counted(
     connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups without an owner are in a metric, and in one log line each when they are noticed."""
-    monkeypatch.setattr(retention, "TIDY_EVERY_S", 0)
-    await open_groups(connections, keys, ["gone", "left"])
-    one = Janitor(connections, keys, handlers=("log",), retention_s=0)
+    monkeypatch.setattr(retention, "TRIM_EVERY_S", 0)
+    await create_groups(connections, keys, ["gone", "left"])
+    one = Retention(connections, keys, handlers=("log",), retention_s=0)
     with structlog.testing.capture_logs() as lines:
         await one.tidy([0])
         await one.tidy([0])
@@ -197,14 +198,14 @@ async def test_orphans_are_told_once_and_counted(
     assert found == ["gone", "left"]
     assert metrics.ORPHAN_GROUPS._value.get() == 2
     for handler in found:
-        await retention.retire(connections, keys, handler)
+        await consumer_groups.retire(connections, keys, handler)
     await one.tidy([0])
     assert metrics.ORPHAN_GROUPS._value.get() == 0
 
 
 async def test_tidying_is_now_and_then(connections: Connections, keys: Keys, client: Any) -> None:
     """What was tidied is left alone for a while."""
-    one = Janitor(connections, keys, handlers=("log",), retention_s=0)
+    one = Retention(connections, keys, handlers=("log",), retention_s=0)
     await one.tidy([0])
     await fill(client, "1-1")
     await client.xack(STREAM, "log", *await read(client, "log", 1))
@@ -216,13 +217,13 @@ async def test_tidying_is_now_and_then(connections: Connections, keys: Keys, cli
 
 async def test_groups_say_what_waits(connections: Connections, keys: Keys, client: Any) -> None:
     """Every group is listed with what it has not settled, its replays and its dead letters."""
-    await open_groups(connections, keys, ["other"])
+    await create_groups(connections, keys, ["other"])
     await fill(client, "1-1", "1-2")
     await read(client, "log", 1)
     await client.xadd(keys.dead(3, "log"), FIELDS)
     await client.xadd(keys.replays(2, "other"), FIELDS)
 
-    found = await retention.groups(connections, keys)
+    found = await consumer_groups.list_groups(connections, keys)
     log, other = found
     assert log == Group("log", 2, replays=0, dead=1, oldest_s=log.oldest_s)
     # Not every server knows how many entries such a group has before it.
@@ -237,7 +238,7 @@ async def test_partitions_without_a_stream_have_no_groups(
     for partition in range(1, keys.partitions):
         await client.delete(keys.transitions(partition))
     await fill(client, "1-1")
-    [group] = await retention.groups(connections, keys)
+    [group] = await consumer_groups.list_groups(connections, keys)
     assert (group.handler, group.unsettled) == ("log", 1)
 
 
@@ -258,7 +259,7 @@ async def test_groups_that_redis_does_not_tell_are_an_error(
 
     monkeypatch.setattr(connections, "run", losing)
     with pytest.raises(RedisConnectionError):
-        await retention.groups(connections, keys)
+        await consumer_groups.list_groups(connections, keys)
 
 
 async def test_retiring_leaves_nothing_behind(
@@ -266,13 +267,15 @@ async def test_retiring_leaves_nothing_behind(
 ) -> None:
     """Of a retired handler no key is left; what belongs to the others stays."""
     names = replace(settings, handlers=("log", "gone")).handlers
-    await open_groups(connections, keys, names)
+    await create_groups(connections, keys, names)
     before = set(await client.keys("*"))
     for key in (keys.dead(1, "gone"), keys.replays(1, "gone"), keys.dead(1, "log")):
         await client.xadd(key, FIELDS)
     await client.set(keys.lease(1, "gone"), "x")
-    await retention.retire(connections, keys, "gone")
+    await consumer_groups.retire(connections, keys, "gone")
 
     assert set(await client.keys("*")) == before | {keys.dead(1, "log").encode()}
-    assert [group.handler for group in await retention.groups(connections, keys)] == ["log"]
-    assert await retention.retire(connections, keys, "gone") == 0
+    assert [group.handler for group in await consumer_groups.list_groups(connections, keys)] == [
+        "log"
+    ]
+    assert await consumer_groups.retire(connections, keys, "gone") == 0

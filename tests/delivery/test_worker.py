@@ -24,6 +24,7 @@ import structlog.testing
 
 from service.config import Settings
 from service.delivery import maintenance, retention, stream_watcher, worker
+from service.delivery.consumer_groups import create_groups
 from service.delivery.deliverer import MAX_DELIVERIES_WITHOUT_OUTCOME, DeadLetterReason
 from service.delivery.worker import Worker
 from service.errors import ConfigError
@@ -32,7 +33,7 @@ from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.secret import Secret
 from service.storage import clients
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, open_groups
+from service.storage.layout import Keys
 from service.telemetry import metrics
 from service.transitions.transition import StatusTransition
 from tests.support.clocks import clocked_server, needs_libfaketime
@@ -246,7 +247,7 @@ class Site:
         # A client of Redis may keep a cancellation to itself.
         stopping.set()
         for tenure in one._partition_tasks.values():
-            tenure.mailbox.release = _nothing  # type: ignore[method-assign]
+            tenure.consumer.release = _nothing  # type: ignore[method-assign]
             tenure.abandon()
         one._shut_down = _nothing  # type: ignore[method-assign]
         task.cancel()
@@ -388,7 +389,7 @@ async def test_a_failing_session_is_parked_and_goes_on_whole(
 async def test_each_handler_is_alone(site: Site, connections: Connections) -> None:
     """A handler that hangs and fails delays no other, and its dead letters are its own."""
     settings = replace(site.settings, handlers=("log", "other"))
-    await open_groups(connections, site.keys, settings.handlers)
+    await create_groups(connections, site.keys, settings.handlers)
     site.admit(20, 2)
     journal = Journal()
     are_taken = asyncio.Event()
@@ -469,7 +470,7 @@ async def test_a_dead_worker_is_replaced_though_redis_clock_steps_back(tmp_path:
             await never.wait()
 
         async with connect(settings.redis_url) as connections:
-            await open_groups(connections, site.keys, settings.handlers)
+            await create_groups(connections, site.keys, settings.handlers)
             first = site.start(connections, {"log": Journal().handler(hang)})
             second = site.start(connections, {"log": journal.handler()})
             await until(lambda: held(first) == held(second) == site.keys.partitions / 2)
@@ -562,7 +563,7 @@ async def test_far_from_redis_with_many_partitions_nothing_is_lost_or_repeated(
     Connections are as few, and waited for as shortly, as in service.
     """
     monkeypatch.setattr(clients, "POOL_WAIT_S", 0.25)
-    monkeypatch.setattr(retention, "TIDY_EVERY_S", 0.0)
+    monkeypatch.setattr(retention, "TRIM_EVERY_S", 0.0)
     monkeypatch.setattr(maintenance, "MEASURE_EVERY_S", 0.0)
     async with proxy_to(redis_server.url) as proxy:
         settings = make_settings(
@@ -572,7 +573,7 @@ async def test_far_from_redis_with_many_partitions_nothing_is_lost_or_repeated(
         async with connect(settings.redis_url) as connections:
             with redis.Redis.from_url(redis_server.url) as client:
                 site = Site(settings, client)
-                await open_groups(connections, site.keys, settings.handlers)
+                await create_groups(connections, site.keys, settings.handlers)
                 proxy.delay_s = 0.04
                 journals = {name: Journal() for name in settings.handlers}
                 handlers = {name: journal.handler() for name, journal in journals.items()}
@@ -599,7 +600,7 @@ async def test_a_turn_is_few_round_trips_however_many_partitions(
     """Renewing, counting the living, measuring and trimming do not ask once for each partition."""
     monkeypatch.setattr(worker, "MAX_INTERVAL_S", 10 * PATIENCE_S)
     monkeypatch.setattr(stream_watcher, "BLOCK_S", 10 * PATIENCE_S)
-    monkeypatch.setattr(retention, "TIDY_EVERY_S", 0.0)
+    monkeypatch.setattr(retention, "TRIM_EVERY_S", 0.0)
     monkeypatch.setattr(maintenance, "MEASURE_EVERY_S", 0.0)
     async with proxy_to(redis_server.url) as proxy:
         settings = make_settings(
@@ -608,7 +609,7 @@ async def test_a_turn_is_few_round_trips_however_many_partitions(
         async with connect(settings.redis_url) as connections:
             with redis.Redis.from_url(redis_server.url) as client:
                 site = Site(settings, client)
-                await open_groups(connections, site.keys, settings.handlers)
+                await create_groups(connections, site.keys, settings.handlers)
                 one = site.start(connections, {"log": Journal().handler()})
                 blocked = partial(client.info, "clients")
                 await until(lambda: blocked()["blocked_clients"] == 256)
@@ -780,7 +781,7 @@ async def test_a_worker_outlives_its_redis(tmp_path: Path, waits: list[float]) -
             site = Site(settings, client)
             async with _server(tmp_path / "data") as server:
                 link.symlink_to(server.socket)
-                await open_groups(connections, site.keys, settings.handlers)
+                await create_groups(connections, site.keys, settings.handlers)
                 one = site.start(connections, {"log": journal.handler(slowly)})
                 site.admit(100, 4)
                 await until(lambda: len(journal.returned) > 100)

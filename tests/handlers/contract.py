@@ -397,31 +397,33 @@ class QueueLaws:
     @pytest.mark.usefixtures("own_limits")
     async def test_a_broker_that_crashes_loses_nothing(self, broker: Broker) -> None:
         """Killed under load and away for a while: no dead letters, order kept, all caught up."""
-        mail = FakeConsumer()
+        consumer = FakeConsumer()
         async with self.opened(broker.environ()) as handler:
             circuits = CircuitBreakers("queue", initial_delay_s=POLICY.initial_delay_s)
             dispatcher = Dispatcher(
-                "queue", handler, mail, POLICY, circuits=circuits, quarantine=asyncio.Lock()
+                "queue", handler, consumer, POLICY, circuits=circuits, quarantine=asyncio.Lock()
             )
             working = asyncio.create_task(dispatcher.run())
-            mail.add(*((f"k{n}", 1) for n in range(40)))
-            await until(lambda: len(mail.settled) == 40)
+            consumer.add(*((f"k{n}", 1) for n in range(40)))
+            await until(lambda: len(consumer.settled) == 40)
             before = await broker.received()
-            mail.add(*((f"k{n}", sequence) for sequence in range(2, 11) for n in range(40)))
-            await until(lambda: len(mail.settled) >= 60)
+            consumer.add(*((f"k{n}", sequence) for sequence in range(2, 11) for n in range(40)))
+            await until(lambda: len(consumer.settled) >= 60)
             await asyncio.to_thread(broker.kill)
             try:
                 await asyncio.sleep(DOWN_S)
             finally:
                 await asyncio.to_thread(broker.start)
-            mail.add(*((f"k{n}", sequence) for sequence in range(11, 13) for n in range(40)))
-            await until(lambda: len(mail.settled) == len(mail.stream), deadline_s=2 * PATIENCE_S)
+            consumer.add(*((f"k{n}", sequence) for sequence in range(11, 13) for n in range(40)))
+            await until(
+                lambda: len(consumer.settled) == len(consumer.stream), deadline_s=2 * PATIENCE_S
+            )
             dispatcher.stop()
             await asyncio.wait_for(working, PATIENCE_S)
 
-        assert mail.buried == []
+        assert consumer.buried == []
         # What was under way while others still got through counts once; waiting counts nothing.
-        assert all(tries.failed <= 1 for _, tries in mail.counts)
+        assert all(attempts.failed <= 1 for _, attempts in consumer.counts)
         received = await broker.received()
         if broker.keeps:
             assert in_order(received) == {f"vs_k{n}": list(range(1, 13)) for n in range(40)}
@@ -477,14 +479,14 @@ class QueueLaws:
 
     async def test_a_queue_that_is_gone_for_a_while_loses_nothing(self, broker: Broker) -> None:
         """Deleted and made anew: the circuit opens with its word; no attempt is counted."""
-        mail = FakeConsumer()
+        consumer = FakeConsumer()
         circuits = CircuitBreakers("queue", initial_delay_s=0.05)
         with structlog.testing.capture_logs() as lines:
             async with self.opened(broker.environ()) as handler:
                 dispatcher = Dispatcher(
                     "queue",
                     handler,
-                    mail,
+                    consumer,
                     POLICY._replace(max_attempts=1),
                     circuits=circuits,
                     quarantine=asyncio.Lock(),
@@ -493,13 +495,13 @@ class QueueLaws:
                 async with broker.away() as word:
                     if not word:
                         pytest.skip("this stand-in cannot lose its queue")
-                    mail.add(*((f"g{n}", sequence) for sequence in (1, 2) for n in range(20)))
+                    consumer.add(*((f"g{n}", sequence) for sequence in (1, 2) for n in range(20)))
                     await until(lambda: circuits.for_destination("").probes >= 3)
-                await until(lambda: len(mail.settled) == 40)
+                await until(lambda: len(consumer.settled) == 40)
                 dispatcher.stop()
                 await asyncio.wait_for(working, PATIENCE_S)
 
-        assert (mail.buried, mail.counts) == ([], [])
+        assert (consumer.buried, consumer.counts) == ([], [])
         assert in_order(await broker.received()) == {f"vs_g{n}": [1, 2] for n in range(20)}
         opened = [one["reason"] for one in lines if one["event"] == "circuit.opened"]
         assert opened[0] == word

@@ -206,7 +206,7 @@ async def test_a_queue_whose_node_restarts_loses_nothing(tmp_path: Path) -> None
     """
     ports = [free_port(), free_port()]
     epmd, *nodes = brokers.rabbitmq_cluster(tmp_path / "pair", ports, most_bytes=MAX_BYTES)
-    mail, circuits = FakeConsumer(), CircuitBreakers("queue", initial_delay_s=0.2)
+    consumer, circuits = FakeConsumer(), CircuitBreakers("queue", initial_delay_s=0.2)
     with brokers.running(epmd, *nodes), structlog.testing.capture_logs() as lines:
         first, second = (
             RabbitmqBroker(port, node) for port, node in zip(ports, nodes, strict=True)
@@ -216,23 +216,23 @@ async def test_a_queue_whose_node_restarts_loses_nothing(tmp_path: Path) -> None
             dispatcher = Dispatcher(
                 "queue",
                 handler,
-                mail,
+                consumer,
                 POLICY._replace(max_attempts=1),
                 circuits=circuits,
                 quarantine=asyncio.Lock(),
             )
             working = asyncio.create_task(dispatcher.run())
-            mail.add(*((f"n{n}", 1) for n in range(20)))
-            await until(lambda: len(mail.settled) == 20)
+            consumer.add(*((f"n{n}", 1) for n in range(20)))
+            await until(lambda: len(consumer.settled) == 20)
             await asyncio.to_thread(second.kill)
-            mail.add(*((f"n{n}", sequence) for sequence in (2, 3) for n in range(20)))
+            consumer.add(*((f"n{n}", sequence) for sequence in (2, 3) for n in range(20)))
             await until(lambda: circuits.for_destination("").probes >= 3)
             await asyncio.to_thread(second.start)
-            await until(lambda: len(mail.settled) == 60, deadline_s=2 * PATIENCE_S)
+            await until(lambda: len(consumer.settled) == 60, deadline_s=2 * PATIENCE_S)
             dispatcher.stop()
             await asyncio.wait_for(working, PATIENCE_S)
         received = await second.received()
 
-    assert mail.buried == []
+    assert consumer.buried == []
     assert in_order(received) == {f"vs_n{n}": [1, 2, 3] for n in range(20)}
     assert "unroutable" in {one.get("reason") for one in lines}

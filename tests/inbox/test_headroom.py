@@ -13,14 +13,14 @@ import structlog.testing
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.config import Livemode, Settings
-from service.delivery.lag import Lag, lags
+from service.delivery.consumer_groups import Lag, create_groups, measure_lags
 from service.errors import Unavailable, UnavailableReason
 from service.inbox import headroom as module
 from service.inbox.admission import Inbox, Outcome
 from service.inbox.headroom import LOOK_AGAIN_AFTER_S, Headroom
 from service.inbox.receiver import Receiver
 from service.storage.connections import Connections
-from service.storage.layout import Keys, open_groups
+from service.storage.layout import Keys
 from service.storage.scripts import ScriptCall
 from service.telemetry import metrics
 from tests.support.harness import NOW, SECRET, event, signed
@@ -69,7 +69,7 @@ class Ground:
 async def ground(connections: Connections, keys: Keys) -> Ground:
     """Return partition 0, on which the groups of `log` and `other` read."""
     opened = Ground(connections, keys)
-    await open_groups(connections, keys, ["other"])
+    await create_groups(connections, keys, ["other"])
     await opened.client.xgroup_setid(STREAM, "other", "0", entries_read=0)
     return opened
 
@@ -221,7 +221,7 @@ async def test_redis_still_knows_how_far_each_group_is_behind(ground: Ground) ->
     await ground.settle("log", 15)
     await ground.settle("other", 10)
     await ground.make()
-    measured = await lags(ground.connections, ground.keys, [("log", 0), ("other", 0)])
+    measured = await measure_lags(ground.connections, ground.keys, [("log", 0), ("other", 0)])
     assert [lag.transitions for lag in measured if isinstance(lag, Lag)] == [5, 10]
 
 

@@ -18,12 +18,13 @@ import redis
 from service import handlers
 from service.config import Livemode, Settings
 from service.delivery.consumer import FAILURE
+from service.delivery.consumer_groups import create_groups
 from service.errors import ConfigError, Unreachable
 from service.operations import check
 from service.secret import Secret
 from service.storage.assessment import Finding, Promise, Severity
 from service.storage.connections import Connections
-from service.storage.layout import Keys, claim, open_groups
+from service.storage.layout import Keys, claim
 from service.transitions.transition import StatusTransition
 from tests.support.harness import soon
 from tests.support.servers import server
@@ -245,7 +246,7 @@ async def test_a_group_without_an_owner_is_a_warning(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:
     """A group that is not among HANDLERS is reported: it holds trimming."""
-    await open_groups(connections, keys, ["gone"])
+    await create_groups(connections, keys, ["gone"])
     group = await found(settings, "group gone")
 
     assert group.severity is Severity.WARNING

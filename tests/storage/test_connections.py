@@ -17,6 +17,7 @@ from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, SSLConnection
 
 from service.config import Settings
+from service.delivery.consumer_groups import create_groups
 from service.errors import ConfigError, Unavailable, UnavailableReason
 from service.inbox import session_record
 from service.inbox.admission import Inbox, Outcome
@@ -25,7 +26,7 @@ from service.secret import Secret
 from service.storage import health
 from service.storage.clients import BLOCK_S
 from service.storage.connections import Connections, connect, display_address
-from service.storage.layout import Keys, claim, open_groups
+from service.storage.layout import Keys, claim
 from service.storage.redis_errors import unavailable_reason
 from service.storage.scripts import NotReplicatedError, Script, ScriptCall, UnsafeConfigError
 from service.stripe.events import Event, parse
@@ -379,7 +380,7 @@ async def test_behind_sentinel_everything_works(
         keys = Keys("idv", 8)
         async with connect(settings.redis_url) as connections:
             await claim(connections, keys)
-            await open_groups(connections, keys, settings.handlers)
+            await create_groups(connections, keys, settings.handlers)
             inbox = Inbox(connections, keys, settings)
             event = first_event("vs_1")
             assert (await inbox.admit(event, make_change(event))).outcome is Outcome.ADMITTED
@@ -451,7 +452,7 @@ async def test_in_cluster_everything_works(
         assert connections.is_cluster
         await until_answers(connections)
         await claim(connections, keys)
-        assert await open_groups(connections, keys, settings.handlers) == ["log"]
+        assert await create_groups(connections, keys, settings.handlers) == ["log"]
         inbox = Inbox(connections, keys, settings)
 
         async def admitted() -> set[Outcome]:

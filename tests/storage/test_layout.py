@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
+from service.delivery.consumer_groups import create_groups
 from service.errors import ConfigError
 from service.storage import layout
 from service.storage.connections import Connections
-from service.storage.layout import LAYOUT_VERSION, Keys, claim, is_claimed, open_groups
+from service.storage.layout import LAYOUT_VERSION, Keys, claim, is_claimed
 from tests.support import roles
 
 TWO = Keys("idv", 2)
@@ -123,11 +124,11 @@ class TestGuard:
         self, connections: Connections, keys: Keys
     ) -> None:
         """On a full server a known layout and known groups are no obstacle to a start."""
-        await open_groups(connections, keys, ["log"])
+        await create_groups(connections, keys, ["log"])
         await connections.client.config_set("maxmemory", 1)
         try:
             await claim(connections, keys)
-            assert await open_groups(connections, keys, ["log"]) == []
+            assert await create_groups(connections, keys, ["log"]) == []
         finally:
             await connections.client.config_set("maxmemory", 0)
 
@@ -152,7 +153,7 @@ class TestGroups:
 
     async def test_at_first_all_begin_at_the_beginning(self, connections: Connections) -> None:
         """On an empty server groups stand before anything that will come."""
-        assert await open_groups(connections, TWO, ["log", "nats"]) == ["log", "nats"]
+        assert await create_groups(connections, TWO, ["log", "nats"]) == ["log", "nats"]
         for partition in range(2):
             assert await self.starts(connections, partition) == {"log": "0-0", "nats": "0-0"}
 
@@ -161,49 +162,49 @@ class TestGroups:
     ) -> None:
         """On a stream without groups nothing was read, so nothing is skipped."""
         await self.add(connections)
-        await open_groups(connections, TWO, ["log", "nats"])
+        await create_groups(connections, TWO, ["log", "nats"])
         assert await self.starts(connections) == {"log": "0-0", "nats": "0-0"}
 
     async def test_a_handler_added_later_begins_at_the_end(self, connections: Connections) -> None:
         """History is not repeated to a newcomer; on an untouched stream it misses nothing."""
-        await open_groups(connections, TWO, ["log"])
+        await create_groups(connections, TWO, ["log"])
         last = await self.add(connections)
-        assert await open_groups(connections, TWO, ["log", "nats"]) == ["nats"]
+        assert await create_groups(connections, TWO, ["log", "nats"]) == ["nats"]
         assert await self.starts(connections, 0) == {"log": "0-0", "nats": last}
         assert await self.starts(connections, 1) == {"log": "0-0", "nats": "0-0"}
 
     async def test_opening_again_changes_nothing(self, connections: Connections) -> None:
         """A restart leaves every place as it was."""
-        await open_groups(connections, TWO, ["log"])
+        await create_groups(connections, TWO, ["log"])
         await self.add(connections)
         await connections.client.xreadgroup("log", "me", {TWO.transitions(0): ">"})
         before = await self.starts(connections)
-        assert await open_groups(connections, TWO, ["log"]) == []
+        assert await create_groups(connections, TWO, ["log"]) == []
         assert await self.starts(connections) == before
 
     async def test_a_deleted_stream_begins_anew(self, connections: Connections) -> None:
         """After an operator deleted a stream its groups begin at its new beginning."""
-        await open_groups(connections, TWO, ["log", "nats"])
+        await create_groups(connections, TWO, ["log", "nats"])
         await self.add(connections)
         await connections.client.delete(TWO.transitions(0))
         await self.add(connections)
-        assert await open_groups(connections, TWO, ["log", "nats"]) == ["log", "nats"]
+        assert await create_groups(connections, TWO, ["log", "nats"]) == ["log", "nats"]
         assert await self.starts(connections) == {"log": "0-0", "nats": "0-0"}
 
     async def test_many_may_open_at_once(self, connections: Connections) -> None:
         """Replicas that start together neither fail nor miss a group."""
-        await asyncio.gather(*(open_groups(connections, TWO, ["log"]) for _ in range(8)))
+        await asyncio.gather(*(create_groups(connections, TWO, ["log"]) for _ in range(8)))
         assert await self.starts(connections, 1) == {"log": "0-0"}
 
     async def test_no_group_on_another_layout(self, connections: Connections) -> None:
         """Where Redis holds another layout no group is created."""
         await claim(connections, TWO._replace(partitions=3))
         with pytest.raises(ConfigError, match="PARTITIONS is 2"):
-            await open_groups(connections, TWO, ["log"])
+            await create_groups(connections, TWO, ["log"])
         assert not await connections.client.exists(TWO.transitions(0))
 
     async def test_a_failure_is_told(self, connections: Connections) -> None:
         """What is in the way of a group is raised, not passed over."""
         await connections.client.set(TWO.transitions(1), "in the way")
         with pytest.raises(Exception, match="WRONGTYPE"):
-            await open_groups(connections, TWO, ["log"])
+            await create_groups(connections, TWO, ["log"])

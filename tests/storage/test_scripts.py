@@ -12,11 +12,12 @@ import pytest
 import redis
 
 from service.config import Durability, Settings
+from service.delivery.consumer_groups import create_groups
 from service.errors import Unavailable, UnavailableReason
 from service.inbox.admission import Inbox, Outcome
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, claim, open_groups
+from service.storage.layout import Keys, claim
 from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
@@ -67,7 +68,7 @@ def admit(make_settings: Callable[..., Settings]) -> Admit:
         if connections not in inboxes:
             keys = Keys("idv", 8)
             await claim(connections, keys)
-            await open_groups(connections, keys, ["log"])
+            await create_groups(connections, keys, ["log"])
             inboxes[connections] = Inbox(connections, keys, settings)
         one = event(session)
         try:

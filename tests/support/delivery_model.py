@@ -1,6 +1,6 @@
-"""The way out written once more: what the mailboxes of one partition must hold, by plain Python.
+"""The way out written once more: what the consumers of one partition must hold, by plain Python.
 
-Shares no line with the service. Holds no test; `test_mailbox_machine` asks it. Ids of entries are
+Shares no line with the service. Holds no test; `test_consumer_machine` asks it. Ids of entries are
 pairs of numbers here, as Redis orders them.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 FAILURE = 1000
-SUSPECT = 3
+QUARANTINE_AFTER = 3
 
 Id = tuple[int, int]
 START: Id = (0, 0)
@@ -75,7 +75,7 @@ class Pile:
         if entry not in self.entries:
             del self.pending[entry]
             return None
-        strange = held.owner != owner and held.times % FAILURE < SUSPECT
+        strange = held.owner != owner and held.times % FAILURE < QUARANTINE_AFTER
         self.pending[entry] = Held(owner, held.times + strange)
         return self.pending[entry]
 
@@ -112,7 +112,7 @@ class Box:
         found = [(self.replays, i) for i in replayed] + [(self.new, i) for i in new]
         return [given(pile, i, Held(worker, 1)) for pile, i in found if pile and heard]
 
-    def take_over(self, worker: str, *, batch: int, heard: bool) -> list[Given]:
+    def claim_pending(self, worker: str, *, batch: int, heard: bool) -> list[Given]:
         """Claim all that is pending, oldest first; unheard, only the first batch."""
         claimed = []
         for pile in self.piles():
@@ -125,7 +125,7 @@ class Box:
                 break
         return claimed
 
-    def settle(self, pile: Pile, entry: Id) -> None:
+    def ack(self, pile: Pile, entry: Id) -> None:
         """Settle an entry; a replay's goes with it."""
         if pile.pending.pop(entry, None) and entry in pile.entries:
             self.settled.add(pile.entries[entry].number)
@@ -137,7 +137,7 @@ class Box:
         if entry in pile.pending and pile.claim(entry, worker):
             pile.pending[entry] = Held(worker, count)
 
-    def bury(self, pile: Pile, entry: Id, letter: Letter, room: int) -> int | None:
+    def dead_letter(self, pile: Pile, entry: Id, letter: Letter, room: int) -> int | None:
         """Bury an entry, if it pends and there is room."""
         if len(self.dead) >= room:
             return None

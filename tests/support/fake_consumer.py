@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 
-from service.delivery.consumer import Delivery, LeaseLostError, Missing, Tries
+from service.delivery.consumer import Attempts, Delivery, LeaseLostError, Missing
 from service.delivery.dispatcher import MAX_PER_READ
 from service.transitions.transition import StatusTransition
 
@@ -33,10 +33,10 @@ def entry(taken: StatusTransition) -> Entry:
 
 
 class FakeConsumer:
-    """A mailbox in memory that remembers everything, and fails when told to.
+    """A consumer in memory that remembers everything, and fails when told to.
 
     Attributes:
-        pending: What was read and is neither settled nor buried, with the tries written down.
+        pending: What was read and is neither settled nor buried, with the attempts written down.
         missing: Entries that cannot be read, or are gone, by their place in the stream.
         room: How many dead letters there may be.
         places: Where the errors of those were raised.
@@ -44,15 +44,15 @@ class FakeConsumer:
     """
 
     def __init__(
-        self, entries: Iterable[Entry] = (), *, pending: dict[int, Tries] | None = None
+        self, entries: Iterable[Entry] = (), *, pending: dict[int, Attempts] | None = None
     ) -> None:
         self.stream = [transition(*one) for one in entries]
-        self.pending: dict[int, Tries] = dict(pending or {})
+        self.pending: dict[int, Attempts] = dict(pending or {})
         self.at = max(self.pending, default=-1) + 1
         self.ours = True
         self.settled: list[Entry] = []
         self.buried: list[tuple[Entry, str, str, int]] = []
-        self.counts: list[tuple[Entry, Tries]] = []
+        self.counts: list[tuple[Entry, Attempts]] = []
         self.reads: list[int] = []
         self.latency_s = 0.0
         self.missing: dict[int, Missing] = {}
@@ -70,9 +70,9 @@ class FakeConsumer:
         """Say what the test has decided."""
         return self.ours
 
-    async def take_over(self) -> AsyncIterator[list[Delivery]]:
+    async def claim_pending(self) -> AsyncIterator[list[Delivery]]:
         """Yield what pends."""
-        await self._call("take_over")
+        await self._call("claim_pending")
         found = [self._delivery(i) for i in sorted(self.pending)]
         for i in range(0, len(found), MAX_PER_READ):
             yield found[i : i + MAX_PER_READ]
@@ -83,7 +83,7 @@ class FakeConsumer:
         assert most > 0
         new = range(self.at, min(self.at + most, len(self.stream)))
         self.at = new.stop
-        self.pending |= dict.fromkeys(new, Tries(0, 1))
+        self.pending |= dict.fromkeys(new, Attempts(0, 1))
         self.reads.append(len(new))
         return [self._delivery(i) for i in new]
 
@@ -92,24 +92,24 @@ class FakeConsumer:
         await self._call("load")
         return self._content(delivery)
 
-    async def settle(self, delivery: Delivery) -> None:
+    async def ack(self, delivery: Delivery) -> None:
         """Settle, and perhaps lose the reply."""
-        await self._call("settle")
+        await self._call("ack")
         self._take_off(delivery)
         self.settled.append(self._entry(delivery))
-        await self._reply("settle")
+        await self._reply("ack")
 
-    async def count(self, delivery: Delivery, tries: Tries) -> None:
-        """Write tries down."""
-        await self._call("count")
-        self.pending[int(delivery.entry_id)] = tries
-        self.counts.append((self._entry(delivery), tries))
+    async def record_attempts(self, delivery: Delivery, attempts: Attempts) -> None:
+        """Write attempts down."""
+        await self._call("record_attempts")
+        self.pending[int(delivery.entry_id)] = attempts
+        self.counts.append((self._entry(delivery), attempts))
 
-    async def bury(
+    async def dead_letter(
         self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
     ) -> int | None:
         """Bury, if there is room."""
-        await self._call("bury")
+        await self._call("dead_letter")
         if len(self.buried) >= self.room:
             return None
         self._take_off(delivery)
@@ -117,7 +117,7 @@ class FakeConsumer:
         self.places.append(place)
         return len(self.buried)
 
-    async def arrival(self) -> None:
+    async def wait_for_entries(self) -> None:
         """Wait until the stream has grown past what was read."""
         self.grown.clear()
         if self.at >= len(self.stream):

@@ -27,12 +27,13 @@ from unittest import mock
 import orjson
 
 from service.config import LogFormat, LogLevel, Settings
+from service.delivery.consumer_groups import create_groups
 from service.runtime import process
 from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.secret import Secret
 from service.server.listener import Listener
 from service.storage.connections import connect
-from service.storage.layout import Keys, open_groups
+from service.storage.layout import Keys
 from service.telemetry import logs
 from tests.support.apps import webhook_app
 from tests.support.harness import SECRET, event, listening, request, signed
@@ -252,7 +253,7 @@ class Loop:
         settings = self._settings
         keys = Keys(settings.redis_prefix, settings.partitions)
         async with connect(settings.redis_url) as connections:
-            await open_groups(connections, keys, settings.handlers)
+            await create_groups(connections, keys, settings.handlers)
             app, _ = webhook_app(connections, settings)
             async with listening(
                 app,

@@ -32,7 +32,7 @@ _BY_MODULE = {
     "inbox.admission": RECEIVER,
     "inbox.headroom": RECEIVER,
     "inbox.session_record": OPERATOR,
-    # Its groups are the worker's alone; the receiver's part is what `test_users` runs.
+    # What receivers do with it is what `test_users` runs.
     "storage.layout": WORKER,
     "storage.health": OPERATOR,
     # What only health asks of it.
@@ -44,15 +44,15 @@ _BY_MODULE = {
     "delivery.maintenance": WORKER,
     "delivery.dead_letter_expiry": WORKER,
     "delivery.worker": WORKER,
-    "delivery.lag": WORKER,
+    "delivery.consumer_groups": WORKER,
     "delivery.retention": WORKER,
     "delivery.dead_letters": OPERATOR,
     "operations.check": OPERATOR,
     "operations.selftest_redis": OPERATOR,
     "cli.dead_letters": OPERATOR,
 }
-# The janitor's other half, which only commands call.
-_COMMANDS_OF_THE_JANITOR = {"works", "retire", "groups"}
+# The functions of `delivery.consumer_groups` that only commands call.
+_OPERATORS_FUNCTIONS = {"is_worked", "retire", "list_groups"}
 
 
 def are_wanted() -> bool:
@@ -133,7 +133,7 @@ class _AsUsers(Connections):
         package, _, module = caller.f_globals["__name__"].partition(".")
         if package != "service":
             return self._own
-        if caller.f_code.co_name in _COMMANDS_OF_THE_JANITOR:
+        if caller.f_code.co_name in _OPERATORS_FUNCTIONS:
             return self._roles[OPERATOR]
         return self._roles[_BY_MODULE[module]]
 

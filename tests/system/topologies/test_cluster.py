@@ -13,11 +13,12 @@ import structlog.testing
 from redis.exceptions import RedisError, TryAgainError
 
 from service.config import Settings
+from service.delivery.consumer_groups import create_groups
 from service.delivery.worker import Worker
 from service.errors import UnavailableReason
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, open_groups
+from service.storage.layout import Keys
 from service.storage.redis_errors import unavailable_reason
 from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
 from service.transitions.transition import StatusTransition
@@ -100,7 +101,7 @@ async def test_a_worker_takes_hundreds_of_partitions(nodes: Cluster) -> None:
         taken[transition.session_id] += 1
 
     async with connect(settings.redis_url) as connections:
-        await open_groups(connections, keys, settings.handlers)
+        await create_groups(connections, keys, settings.handlers)
         handlers = dict.fromkeys(settings.handlers, handle)
         stopping = asyncio.Event()
         with structlog.testing.capture_logs() as logs:

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from redis.exceptions import ReadOnlyError, RedisError
 
-from service.delivery.stream_watcher import Arrivals
+from service.delivery.consumer_groups import create_groups
+from service.delivery.stream_watcher import StreamWatcher
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, open_groups
+from service.storage.layout import Keys
 from service.storage.scripts import Script, ScriptCall
 from tests.support.harness import soon, takes_long
 from tests.support.proxy import Proxy, proxy_to
@@ -97,13 +98,13 @@ async def test_a_reader_that_is_not_refused_is_led_away(
     old, new = pair
     keys = Keys("idv", 1)
     async with behind_one_address(pair) as (proxy, connections):
-        await open_groups(connections, keys, ["log"])
+        await create_groups(connections, keys, ["log"])
         soon(lambda: command(new, "EXISTS", keys.transitions(0)))
-        arrivals = Arrivals(connections, 0)
+        stream_watcher = StreamWatcher(connections, 0)
         command(new, "REPLICAOF", "NO", "ONE")
         command(old, "REPLICAOF", "127.0.0.1", 1)
         # Demoted already, and not yet left: whoever blocked before would have been sent away.
-        waiting = asyncio.create_task(arrivals.after({keys.transitions(0): "0"}))
+        waiting = asyncio.create_task(stream_watcher.wait_after({keys.transitions(0): "0"}))
         await until(lambda: _blocked(old) == 1)
         proxy.aim(new.url)
         command(new, "XADD", keys.transitions(0), "*", "field", "value")
@@ -115,7 +116,7 @@ async def test_a_reader_that_is_not_refused_is_led_away(
         await until(lambda: _answers(connections))
         async with asyncio.timeout(PATIENCE_S):
             await waiting
-        await arrivals.close()
+        await stream_watcher.close()
 
 
 def _reset_the_idle(server: Server) -> None:

@@ -19,14 +19,15 @@ import pytest
 import redis
 
 from service.config import Settings
-from service.delivery.consumer import Mailbox
+from service.delivery.consumer import Consumer
+from service.delivery.consumer_groups import create_groups
 from service.delivery.dead_letters import Wanted, letters, replay
 from service.delivery.leases import lease
-from service.delivery.stream_watcher import Arrivals
+from service.delivery.stream_watcher import StreamWatcher
 from service.inbox.admission import Inbox
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, claim, open_groups
+from service.storage.layout import Keys, claim
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.transitions.transition import make_change
@@ -62,22 +63,24 @@ async def _live(url: str) -> None:
 async def _work(connections: Connections) -> None:
     settings = Settings(secrets={}, max_event_age_days=3650)
     await claim(connections, KEYS)
-    await open_groups(connections, KEYS, HANDLERS)
+    await create_groups(connections, KEYS, HANDLERS)
     inbox = Inbox(connections, KEYS, settings)
-    arrivals = Arrivals(connections, 0)
-    mailboxes = [Mailbox(connections, KEYS, arrivals, handler=h, worker="w") for h in HANDLERS]
-    assert await lease(connections, mailboxes, 600) == [0, 0]
+    stream_watcher = StreamWatcher(connections, 0)
+    consumers = [
+        Consumer(connections, KEYS, stream_watcher, handler=h, worker="w") for h in HANDLERS
+    ]
+    assert await lease(connections, consumers, 600) == [0, 0]
     for step in range(len(STEPS)):
         events = [_event(session, step) for session in range(SESSIONS)]
         # A copy, and one that is late.
         events += [events[0], _event(1, 0, "late_")]
         await asyncio.gather(*(inbox.admit(one, make_change(one)) for one in events))
-        for mailbox in mailboxes:
-            for delivery in await mailbox.read(SESSIONS - 1):
-                if mailbox.handler == SETTLES:
-                    await mailbox.settle(delivery)
+        for consumer in consumers:
+            for delivery in await consumer.read(SESSIONS - 1):
+                if consumer.handler == SETTLES:
+                    await consumer.ack(delivery)
                 else:
-                    await mailbox.bury(delivery, reason="refused", error="E", attempts=1)
+                    await consumer.dead_letter(delivery, reason="refused", error="E", attempts=1)
         entries = [one async for one in letters(connections, KEYS, BURIES, Wanted())]
         await replay(connections, KEYS, BURIES, entries[:2], name="again")
 
