@@ -1,7 +1,7 @@
-"""Settings: what an operator may say, each declared once with its default, bounds and meaning.
+"""The settings: each declared once, with its default, bounds and description.
 
-How a variable is read is in `variables`; what one queue needs is declared in its handler. Nothing
-here acts on a setting.
+How a variable is read is in `environment`; the settings of one queue are declared in its handler.
+Nothing here acts on a setting.
 """
 # ruff: noqa: RUF009 (each call in the body of `Settings` makes a dataclass field)
 
@@ -15,7 +15,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from . import environment
 from .environment import (
@@ -36,19 +36,21 @@ from .errors import ConfigError
 from .secret import Secret
 
 Network: TypeAlias = IPv4Network | IPv6Network
+# The signing secrets of every endpoint, by its name; "" is the endpoint without a name.
+EndpointSecrets: TypeAlias = Mapping[str, tuple[Secret[bytes], ...]]
 
 WEBHOOK_PATH = "/webhooks/stripe"
 SECRETS = "STRIPE_WEBHOOK_SECRETS"
 DAY_S = 86_400
-# In seconds: how far our clock and Redis's may be apart: beyond it no event is admitted.
+# No event is admitted while our clock and Redis's differ by more.
 MAX_CLOCK_DIFFERENCE_S = 300
 
 
 def parse_network(text: str) -> Network:
-    """Read one network in CIDR notation, or one address.
+    """Return a network in CIDR notation, or a single address as a network.
 
     Raises:
-        ValueError: It is neither, or has bits set beyond its prefix.
+        ValueError: The text is neither, or has bits set beyond its prefix.
     """
     return ip_network(text)
 
@@ -62,12 +64,12 @@ class Durability(StrEnum):
 
     @property
     def replicas(self) -> int:
-        """How many replicas must have a write before anybody may rely on it."""
+        """The number of replicas that must have a write before it counts as stored."""
         return int(self is Durability.REPLICA)
 
 
 class Livemode(StrEnum):
-    """Which of Stripe's two worlds is listened to."""
+    """Which events are accepted: those of live mode, of test mode, or both."""
 
     BOTH = "both"
     LIVE = "live"
@@ -75,7 +77,7 @@ class Livemode(StrEnum):
 
 
 class LogLevel(StrEnum):
-    """The least severity that is logged."""
+    """The lowest severity that is logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -84,7 +86,7 @@ class LogLevel(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """How log lines look; `auto` is `console` on a terminal, else `json`."""
+    """The format of log lines; `auto` is `console` on a terminal, else `json`."""
 
     AUTO = "auto"
     JSON = "json"
@@ -99,21 +101,22 @@ _HANDLER = matching(
     "a name or package.module:attribute",
 )
 _LOG_KEY = matching(r"[!-~]{1,40}", "1 to 40 visible ASCII characters")
-_SIGNING = matching(
+_SECRET_TEXT = matching(
     r"(?![\"'])[!-~]{1,256}(?<![\"'])",
     "1 to 256 visible ASCII characters, no whitespace, without quotation marks around",
 )
-_SIGNING_BYTES = Parser(
-    expected=_SIGNING.expected, parse=lambda text: _SIGNING.parse(text).encode()
+_SECRET = Parser(
+    expected=_SECRET_TEXT.expected, parse=lambda text: Secret(_SECRET_TEXT.parse(text).encode())
 )
-_SECRETS = comma_separated(secret(_SIGNING_BYTES), 1, 16, "secrets")
+_SECRETS = comma_separated(_SECRET, 1, 16, "secrets")
 _ENDPOINT = "an ENDPOINT of 1 to 64 of A-Z, 0-9 and _ that is not FILE and does not end in _FILE"
 _NETWORKS = Parser(
     expected="IP addresses or networks such as 192.0.2.0/24, by commas or line breaks",
     parse=lambda text: tuple(parse_network(part) for part in re.split(r"[,\s]+", text.strip())),
 )
 _LOCAL_REDIS = Secret("redis://127.0.0.1:6379/0")
-# A record that ended with the age limit would be gone one second before its events are expired.
+# If a session record were kept exactly as long as the age limit, it would be deleted one second
+# before its last event expires.
 _ASCENDING = (
     ("max_event_age_days", operator.lt, "more than", "session_retention_days"),
     ("retry_initial_delay_s", operator.le, "at least", "retry_max_delay_s"),
@@ -128,42 +131,50 @@ class Settings:
     without a name, and `STRIPE_WEBHOOK_SECRETS_{ENDPOINT}` its key `{endpoint}`.
     """
 
-    secrets: Mapping[str, tuple[Secret[bytes], ...]] = field(default_factory=dict)
-    redis_url: Secret[str] = setting(_LOCAL_REDIS, secret(REDIS_URL), "Redis or Valkey")
-    redis_prefix: str = setting("idv", _PREFIX, "What every key begins with")
-    partitions: int = integer(8, 1, 256, "Partitions of the ledger, fixed once in use")
-    durability: Durability = choice(
-        Durability.NONE, "What Redis confirms before an event is acknowledged"
+    secrets: EndpointSecrets = field(default_factory=dict)
+    redis_url: Secret[str] = setting(
+        _LOCAL_REDIS, secret(REDIS_URL), "URL of Redis or Valkey, with credentials"
     )
-    livemode: Livemode = choice(Livemode.BOTH, "Events to accept")
-    account_name: str = setting("", _ACCOUNT, "Name of your Stripe account in each message")
+    redis_prefix: str = setting("idv", _PREFIX, "Prefix of every Redis key")
+    partitions: int = integer(8, 1, 256, "Number of partitions; cannot change once in use")
+    durability: Durability = choice(
+        Durability.NONE, "What Redis must confirm before an event is acknowledged"
+    )
+    livemode: Livemode = choice(Livemode.BOTH, "Mode of the events to accept")
+    account_name: str = setting("", _ACCOUNT, "Name of your own Stripe account in each message")
 
     host: str = setting("0.0.0.0", _HOST, "Address to listen on")  # noqa: S104 (in a container)
     port: int = integer(8000, 0, 65535, "Port for webhooks and probes")
     admin_port: int = integer(8001, 0, 65535, "Port for metrics and probes")
-    max_body_bytes: int = integer(262144, 1024, 16777216, "Largest body of a request")
-    signature_tolerance_s: int = integer(300, 1, 3600, "Seconds a signature may be old, or ahead")
+    max_body_bytes: int = integer(262144, 1024, 16777216, "Largest request body, in bytes")
+    signature_tolerance_s: int = integer(
+        300, 1, 3600, "Largest difference between a signature's timestamp and now, in seconds"
+    )
     forwarded_allow_ips: tuple[Network, ...] = setting(
         (parse_network("127.0.0.1"), parse_network("::1")),
         _NETWORKS,
-        "Proxies whose X-Forwarded-For is believed",
+        "Proxies whose X-Forwarded-For header is trusted",
     )
     allowed_networks: tuple[Network, ...] = setting(
-        (), _NETWORKS, "Where webhooks may come from; empty for anywhere"
+        (), _NETWORKS, "Networks that webhooks may come from; empty for any"
     )
     max_connections: int = integer(
-        1024, 1, 100000, "Open connections before the slowest, or else a newcomer, gets a 503"
+        1024, 1, 100000, "Open connections; above, the slowest or else the newest one gets a 503"
     )
-    max_in_flight: int = integer(512, 1, 100000, "Whole requests in hand before a 503")
+    max_in_flight: int = integer(
+        512, 1, 100000, "Requests in progress; above, a request gets a 503"
+    )
     receive_timeout_s: float = number(
-        10.0, 0.1, 300, "Seconds a client has for a whole request, and to take its answer"
+        10.0, 0.1, 300, "Seconds for a client to send a request, and to read its response"
     )
     keep_alive_s: int = integer(
-        75, 1, 3600, "Seconds an idle connection stays, more than the balancer's"
+        75, 1, 3600, "Seconds until an idle connection is closed; more than the load balancer's"
     )
-    drain_s: float = number(5.0, 0, 300, "Seconds between not ready and closing the listeners")
+    drain_s: float = number(
+        5.0, 0, 300, "Seconds between becoming not ready and closing the listening sockets"
+    )
     shutdown_grace_s: float = number(
-        15.0, 0.1, 600, "Seconds to finish what is in hand when stopping"
+        15.0, 0.1, 600, "Seconds to finish requests and deliveries when stopping"
     )
     admit_deadline_s: float = number(
         5.0, 0.1, 30, "Seconds to try Redis within one request before a 503"
@@ -174,38 +185,46 @@ class Settings:
         400,
         32,
         3650,
-        "Days a session is remembered after its last event, more than MAX_EVENT_AGE_DAYS",
+        "Days a session record is kept after its last event; more than MAX_EVENT_AGE_DAYS",
     )
     stream_max_entries: int = integer(
         1000000,
         1,
         10**12,
-        "Transitions a partition holds; above, settled ones go early, and unsettled ones are a 503",
+        "Transitions per partition; above, settled ones are trimmed early, else events get a 503",
     )
 
     stream_retention_days: int = integer(
-        7, 0, 3650, "Days a settled transition is kept, for replays"
+        7, 0, 3650, "Days a settled transition is kept for replays"
     )
-    dead_letter_retention_days: int = integer(90, 0, 3650, "Days a dead letter is kept; 0 for ever")
+    dead_letter_retention_days: int = integer(
+        90, 0, 3650, "Days a dead letter is kept; 0 to keep them forever"
+    )
 
     handlers: tuple[str, ...] = setting(
-        ("log",), comma_separated(_HANDLER, 1, 64, "handlers"), "Who is handed each transition"
+        ("log",),
+        comma_separated(_HANDLER, 1, 64, "handlers"),
+        "Handlers that each transition is delivered to",
     )
     handler_concurrency: int = integer(
-        16, 1, 1024, "Sessions side by side, per handler and partition"
+        16, 1, 1024, "Sessions handled concurrently, per handler and partition"
     )
-    handler_timeout_s: float = number(10.0, 0.1, 600, "Seconds for one attempt")
-    retry_initial_delay_s: float = number(1.0, 0.01, 3600, "Seconds of the first back-off")
-    retry_max_delay_s: float = number(300.0, 0.01, 86400, "Seconds of the longest back-off")
-    retry_max_attempts: int = integer(10, 1, 1000, "Attempts before the dead letter")
+    handler_timeout_s: float = number(10.0, 0.1, 600, "Seconds for one handler call")
+    retry_initial_delay_s: float = number(1.0, 0.01, 3600, "Seconds before the first retry")
+    retry_max_delay_s: float = number(
+        300.0, 0.01, 86400, "Longest delay between retries, in seconds"
+    )
+    retry_max_attempts: int = integer(
+        10, 1, 1000, "Attempts before a transition becomes a dead letter"
+    )
     lease_ttl_s: float = number(
-        10.0, 1, 300, "Seconds until another worker takes over from a dead one"
+        10.0, 1, 300, "Seconds until another worker takes over the partitions of a dead one"
     )
 
-    log_level: LogLevel = choice(LogLevel.INFO, "Least severity to log")
-    log_format: LogFormat = choice(LogFormat.AUTO, "Look of the log")
+    log_level: LogLevel = choice(LogLevel.INFO, "Lowest severity to log")
+    log_format: LogFormat = choice(LogFormat.AUTO, "Format of the log")
     log_metadata_keys: tuple[str, ...] = setting(
-        (), comma_separated(_LOG_KEY, 0, 64, "keys"), "Metadata of Stripe's that may be logged"
+        (), comma_separated(_LOG_KEY, 0, 64, "keys"), "Session metadata keys that may be logged"
     )
 
     @classmethod
@@ -216,38 +235,29 @@ class Settings:
         require_secrets: bool = False,
         run_secrets: Path = RUN_SECRETS,
     ) -> Settings:
-        """Read every setting from its first source, as `EnvironmentReader` describes them.
+        """Read every setting, each from the first of its sources (see `EnvironmentReader`).
 
         Raises:
-            ConfigError: with every problem, each by name; also where `require_secrets` and no
-                endpoint has any.
+            ConfigError: With every problem, each by name; also if no endpoint has secrets and
+                `require_secrets` is set.
         """
-        sources = EnvironmentReader(environ, run_secrets)
-        values = {"secrets": _secrets(sources), **sources.values(cls)}
-        problems = sources.problems
-        for low, is_right, expected, high in _ASCENDING:
-            unsure = {low.upper(), high.upper()} & problems.keys()
-            if not unsure and not is_right(values[low], values[high]):
-                problems[high.upper()] = f"{high.upper()}: expected {expected} {low.upper()}"
-        tried = values["secrets"] or any(name.startswith(SECRETS) for name in problems)
-        if require_secrets and not tried:
-            problems[SECRETS] = f"{SECRETS}: expected {_SECRETS.expected}"
-        if problems:
-            raise ConfigError(tuple(problems.values()))
+        reader = EnvironmentReader(environ, run_secrets)
+        secrets = _secrets(reader, is_required=require_secrets)
+        values = {"secrets": secrets, **reader.values(cls)}
+        _check_order(values, reader.problems)
+        reader.raise_problems()
         return cls(**values)
 
 
-def read_signing_secrets(environ: Mapping[str, str]) -> Mapping[str, tuple[Secret[bytes], ...]]:
+def read_signing_secrets(environ: Mapping[str, str]) -> EndpointSecrets:
     """Read the signing secrets alone.
 
     Raises:
-        ConfigError: With every problem, each by name; also where there are none.
+        ConfigError: With every problem, each by name; also if there are no secrets.
     """
-    sources = EnvironmentReader(environ)
-    secrets = _secrets(sources)
-    if sources.problems or not secrets:
-        none = f"{SECRETS}: expected {_SECRETS.expected}"
-        raise ConfigError(tuple(sources.problems.values()) or (none,))
+    reader = EnvironmentReader(environ)
+    secrets = _secrets(reader, is_required=True)
+    reader.raise_problems()
     return secrets
 
 
@@ -255,18 +265,18 @@ def read_allowed_networks(environ: Mapping[str, str]) -> tuple[Network, ...]:
     """Read the networks that webhooks may come from alone.
 
     Raises:
-        ConfigError: They are not valid, or not there.
+        ConfigError: They are wrong or not set.
     """
-    sources = EnvironmentReader(environ)
-    networks = sources.value("ALLOWED_NETWORKS", _NETWORKS)
+    reader = EnvironmentReader(environ)
+    networks = reader.value("ALLOWED_NETWORKS", _NETWORKS)
+    reader.raise_problems()
     if networks is None:
-        none = f"ALLOWED_NETWORKS: expected {_NETWORKS.expected}"
-        raise ConfigError(tuple(sources.problems.values()) or (none,))
+        raise ConfigError([f"ALLOWED_NETWORKS: expected {_NETWORKS.expected}"])
     return networks
 
 
 def find_misspelled(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that are no setting but nearly, each with the setting it is near to."""
+    """Return the variables whose name is almost that of a setting, each with that setting."""
     singular = SECRETS.removesuffix("S")
     others = {name: value for name, value in environ.items() if not name.startswith(singular)}
     found = environment.find_misspelled(others, [row.name for row in describe()])
@@ -283,17 +293,27 @@ def describe() -> list[SettingRow]:
     return [SettingRow(SECRETS, "", about), *environment.describe(Settings)]
 
 
-def _secrets(sources: EnvironmentReader) -> Mapping[str, tuple[Secret[bytes], ...]]:
-    """Return the secrets of every endpoint that any source names."""
+def _secrets(reader: EnvironmentReader, *, is_required: bool) -> EndpointSecrets:
+    """Return the secrets of every endpoint that any source names; note what is wrong."""
     found = {}
-    if (secrets := sources.value(SECRETS, _SECRETS)) is not None:
+    if (secrets := reader.value(SECRETS, _SECRETS)) is not None:
         found[""] = secrets
-    for name in sorted(sources.names(f"{SECRETS}_")):
+    for name in sorted(reader.names(f"{SECRETS}_")):
         endpoint = name.removeprefix(f"{SECRETS}_")
         if name.endswith("_FILE") or not re.fullmatch(r"[A-Z0-9_]{1,64}", endpoint):
-            sources.problems[name] = f"{name!a}: expected {_ENDPOINT}"
-        elif (secrets := sources.value(name, _SECRETS)) is not None:
+            reader.problems[name] = f"{name!a}: expected {_ENDPOINT}"
+        elif (secrets := reader.value(name, _SECRETS)) is not None:
             found[endpoint.lower()] = secrets
         else:
-            sources.problems.setdefault(name, f"{name}: expected {_SECRETS.expected}")
+            reader.problems.setdefault(name, f"{name}: expected {_SECRETS.expected}")
+    if is_required and not found and not reader.problems:
+        reader.problems[SECRETS] = f"{SECRETS}: expected {_SECRETS.expected}"
     return MappingProxyType(found)
+
+
+def _check_order(values: Mapping[str, Any], problems: dict[str, str]) -> None:
+    """Note where a setting is not above the one it must exceed, unless either is wrong anyway."""
+    for low, is_right, expected, high in _ASCENDING:
+        is_known = not {low.upper(), high.upper()} & problems.keys()
+        if is_known and not is_right(values[low], values[high]):
+            problems[high.upper()] = f"{high.upper()}: expected {expected} {low.upper()}"

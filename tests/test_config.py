@@ -397,7 +397,7 @@ def test_secrets_are_required_on_request() -> None:
     assert load({}).secrets == {}
     assert load({f"{SECRETS}_ACME": "a"}, require_secrets=True).secrets == {"acme": keys("a")}
     found = problems({"PORT": "x"}, require_secrets=True)
-    assert [problem.partition(":")[0] for problem in found] == ["PORT", SECRETS]
+    assert [problem.partition(":")[0] for problem in found] == [SECRETS, "PORT"]
 
 
 def test_repr_shows_no_secret() -> None:

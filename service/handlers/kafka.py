@@ -64,15 +64,17 @@ class KafkaSettings:
         environment.secret(
             environment.matching(_URL, "kafka:// or kafkas:// and hosts, user and password escaped")
         ),
-        "Its brokers by commas, with user:password@ for SASL; kafkas for TLS",
+        "Kafka brokers, separated by commas, with user:password@ for SASL; kafkas for TLS",
     )
     kafka_topic: str = environment.setting(
-        "verifications", environment.matching(r"[A-Za-z0-9._-]{1,249}", "a topic"), "Its topic"
+        "verifications",
+        environment.matching(r"[A-Za-z0-9._-]{1,249}", "1 to 249 of A-Z, a-z, 0-9, '.', _ and -"),
+        "Kafka topic",
     )
     kafka_sasl_mechanism: str = environment.setting(
         "SCRAM-SHA-512",
         environment.matching(r"PLAIN|SCRAM-SHA-(256|512)", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
-        "How it proves who it is, where the URL names a user",
+        "SASL mechanism, if the URL names a user",
     )
 
 

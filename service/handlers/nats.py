@@ -41,10 +41,12 @@ class NatsSettings:
     nats_url: Secret[str] = environment.setting(
         Secret("nats://127.0.0.1:4222"),
         url("nats", "tls", many=True),
-        "Its servers, by commas; the first's credentials are for all",
+        "NATS servers, separated by commas; the credentials of the first are used for all",
     )
     nats_subject: str = environment.setting(
-        "verifications", environment.matching(r"[!-)+-=?-~]{1,255}", "a subject"), "Its subject"
+        "verifications",
+        environment.matching(r"[!-)+-=?-~]{1,255}", "a subject without wildcards"),
+        "NATS subject",
     )
 
 

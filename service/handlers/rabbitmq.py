@@ -47,15 +47,17 @@ class RabbitmqSettings:
     """What the `rabbitmq` handler needs."""
 
     rabbitmq_url: Secret[str] = environment.setting(
-        Secret("amqp://127.0.0.1:5672/"), url("amqp", "amqps"), "Its broker and virtual host"
+        Secret("amqp://127.0.0.1:5672/"), url("amqp", "amqps"), "RabbitMQ broker and virtual host"
     )
     rabbitmq_exchange: str = environment.setting(
-        "", environment.matching(r"[ -~]{0,255}", "a name"), "Its exchange; empty for the default"
+        "",
+        environment.matching(r"[ -~]{0,255}", "up to 255 characters"),
+        "RabbitMQ exchange; empty for the default exchange",
     )
     rabbitmq_routing_key: str = environment.setting(
         "verifications",
         environment.matching(r"[ -~]{1,255}", "1 to 255 characters"),
-        "Routing key, or the queue's name on the default exchange",
+        "Routing key; on the default exchange, the name of the queue",
     )
 
 

@@ -51,16 +51,20 @@ class RedisStreamSettings:
     """What the `redis_stream` handler needs."""
 
     redis_stream_url: Secret[str] = environment.setting(
-        Secret("redis://127.0.0.1:6379/0"), environment.secret(environment.REDIS_URL), "Its Redis"
+        Secret("redis://127.0.0.1:6379/0"),
+        environment.secret(environment.REDIS_URL),
+        "URL of the Redis that holds the stream",
     )
     redis_stream_name: str = environment.setting(
-        "verifications", environment.matching(r"[!-z|~]{1,256}", "a key without braces"), "Its key"
+        "verifications",
+        environment.matching(r"[!-z|~]{1,256}", "a key without braces"),
+        "Key of the stream",
     )
     redis_stream_max_entries: int = environment.integer(
-        0, 0, 10**12, "Entries it is trimmed to, roughly; 0 for never"
+        0, 0, 10**12, "Entries to trim the stream to, approximately; 0 to never trim"
     )
     redis_stream_dedup_window_s: int = environment.integer(
-        86_400, 1, 31_536_000, "Seconds for which a repeat is not appended again"
+        86_400, 1, 31_536_000, "Seconds during which a repeated message is not appended again"
     )
 
 

@@ -92,16 +92,24 @@ class SqsSettings:
     """What the `sqs` handler needs."""
 
     sqs_queue_url: str = environment.setting(
-        "", environment.matching(_URL, "a queue's URL"), "Its queue, where it is also sent to"
+        "",
+        environment.matching(_URL, "an SQS queue URL"),
+        "URL of the queue; requests are sent to its host",
     )
     sqs_region: str = environment.setting(
-        "", environment.matching(r"[a-z0-9-]{1,32}", "a region"), "Its region, if not in the URL"
+        "",
+        environment.matching(r"[a-z0-9-]{1,32}", "a region"),
+        "AWS region, if the URL does not name it",
     )
     sqs_access_key_id: str = environment.setting(
-        "", environment.matching(r"\w{1,128}", "a key's id"), "Access key; empty for AWS's own ways"
+        "",
+        environment.matching(r"\w{1,128}", "an access key id"),
+        "AWS access key id; empty for AWS's default credential chain",
     )
     sqs_secret_access_key: Secret[str] = environment.setting(
-        Secret(""), environment.secret(environment.matching(r"[!-~]+", "a key")), "Its secret"
+        Secret(""),
+        environment.secret(environment.matching(r"[!-~]+", "a secret access key")),
+        "AWS secret access key",
     )
 
 
