@@ -367,7 +367,7 @@ def test_a_deployment_behind_two_receivers_is_green(deployment: Sandbox) -> None
     assert command.wait() == 0, rows
     assert [row for row in rows if row["kept"] is not True] == []
     assert not shown.exists()
-    assert 'outcome="withheld"' in httpx2.get(f"{worker.admin}/metrics").text
+    assert 'outcome="selftest"' in httpx2.get(f"{worker.admin}/metrics").text
     with redis.Redis.from_url(deployment.server.url) as client:
         assert [*client.scan_iter(f"*{SELFTEST_PREFIX}*")] == []
 

@@ -195,7 +195,7 @@ def test_a_server_that_loads_its_file_is_awaited(place: Place) -> None:
     place.server.process.wait()
     slowly = ("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("servers._await_answer", lambda *_: None)
+        patched.setattr("tests.support.servers._await_answer", lambda *_: None)
         place.start(*slowly)
     soon(lambda: not place.is_ready())
     assert place.post().status_code == 503
