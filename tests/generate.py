@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from service.telemetry import metrics
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "service" / "README.md"
 HANDLERS = ROOT / "service" / "handlers" / "README.md"
 RUNBOOK = ROOT / "deploy" / "prometheus" / "runbook.md"
 ENV_EXAMPLE = ROOT / ".env.example"
@@ -30,6 +32,12 @@ FIRST_SETTINGS = {
     *("STRIPE_WEBHOOK_SECRETS", "REDIS_URL", "PARTITIONS", "DURABILITY", "LIVEMODE", "PORT"),
     *("ADMIN_PORT", "SESSION_RETENTION_DAYS", "HANDLERS", "HANDLER_CONCURRENCY"),
 }
+# The packages in the order of their table: the way in, the way out, and what they stand on.
+PACKAGES = (
+    *("server", "web", "inbox", "stripe", "transitions", "delivery", "handlers"),
+    *("storage", "telemetry", "runtime", "operations", "cli"),
+)
+UNLISTED = {"__init__", "__main__"}
 QUEUES = (RabbitmqSettings, NatsSettings, KafkaSettings, SqsSettings, RedisStreamSettings)
 
 
@@ -54,6 +62,7 @@ def generated() -> dict[Path, str]:
     first = [row for row in config.describe() if row.name in FIRST_SETTINGS]
     return {
         ENV_EXAMPLE: environment.example([*config.describe(), *queue_settings()]),
+        ARCHITECTURE: _with_table(ARCHITECTURE, "packages", _packages()),
         README: _with_table(README, "settings", _settings(first)),
         HANDLERS: _with_table(HANDLERS, "queues", _settings(queue_settings())),
         RUNBOOK: _with_table(RUNBOOK, "metrics", _metrics()),
@@ -63,6 +72,29 @@ def generated() -> dict[Path, str]:
 def _settings(rows: list[SettingRow]) -> list[str]:
     lines = [f"| `{row.name}` | {row.default} | {row.description} |" for row in rows]
     return ["| variable | default | meaning |", "|---|---|---|", *lines]
+
+
+def _packages() -> list[str]:
+    """Return a table of what is at the top of service/, each part with its docstring's first line.
+
+    Raises:
+        ValueError: `PACKAGES` are not the packages that there are.
+    """
+    service = ARCHITECTURE.parent
+    found = {path.parent.name for path in service.glob("*/__init__.py")}
+    if found != set(PACKAGES):
+        raise ValueError(f"PACKAGES misses or invents {found ^ set(PACKAGES)}")
+    modules = sorted(path for path in service.glob("*.py") if path.stem not in UNLISTED)
+    lines = [
+        *(f"| `{name}/` | {_promise(service / name / '__init__.py')} |" for name in PACKAGES),
+        *(f"| `{path.name}` | {_promise(path)} |" for path in modules),
+    ]
+    return ["| part | what it does |", "|---|---|", *lines]
+
+
+def _promise(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
 
 
 def _metrics() -> list[str]:
