@@ -1,4 +1,4 @@
-"""The documents hold what they say: commands parse, links lead somewhere, files named exist."""
+"""The documents are right: commands parse, links lead somewhere, files that they name exist."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ MAX_README_BYTES = 14_000
 every_document = pytest.mark.parametrize(
     "path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
 )
+
+
+def test_the_readme_is_short() -> None:
+    """The README is for a newcomer; what else there is to say stands beside what it describes."""
+    assert README.stat().st_size <= MAX_README_BYTES
 
 
 def test_two_commands_set_everything_up() -> None:
@@ -98,4 +103,4 @@ def test_every_file_named_exists(path: Path) -> None:
 
 def test_the_changelog_has_this_version() -> None:
     """The changelog says what the present version brings to its users."""
-    assert f"\n**{__version__}**" in PROSE[README].partition("\n## Changes\n")[2]
+    assert f"\n**{__version__}**" in PROSE[README].partition("\n## Changelog\n")[2]
