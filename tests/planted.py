@@ -763,7 +763,7 @@ MUTANTS = (
     Mutant(
         "an outage burns attempts",
         "service/delivery/deliverer.py",
-        "        if (word := unreachable(error)) is not None:\n",
+        "        if (word := unreachable_reason(error)) is not None:\n",
         "        if (word := None) is not None:\n",
         "delivery/test_dispatcher_machine.py",
     ),
@@ -841,9 +841,9 @@ MUTANTS = (
     Mutant(
         "groups are created before their handlers are open",
         "service/runtime/process.py",
-        "        async with handlers.open_all(openers, environ) as ready:\n",
+        "        async with loading.open_all(openers, environ) as ready:\n",
         "        await ground.health.usable.wait()\n        await _create_groups(ground)\n"
-        "        async with handlers.open_all(openers, environ) as ready:\n",
+        "        async with loading.open_all(openers, environ) as ready:\n",
         "runtime/test_process.py::test_a_handler_that_does_not_open_leaves_no_group",
     ),
     # The log: nothing waits for its reader but who needs the line.

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from ..errors import UNDELIVERABLE, Undeliverable, reason_word
 from ..handlers import Handler, destination_of
-from ..handlers.failures import class_name, place, unreachable
+from ..handlers.failures import class_name, place, unreachable_reason
 from ..telemetry import metrics
 from ..transitions.transition import StatusTransition, is_selftest
 from .backlog import Letter, Session
@@ -204,7 +204,7 @@ class Deliverer:
             await self._consumer.ack(delivery)
             return None
         self._failed.inc()
-        if (word := unreachable(error)) is not None:
+        if (word := unreachable_reason(error)) is not None:
             if circuit.record_unreachable(session, word, successes_before=successes_before):
                 return Pause(None)
         else:

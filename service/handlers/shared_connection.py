@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from .. import environment
 from ..errors import ConfigError, Unreachable
 from ..secret import Secret
-from .failures import unreachable
+from .failures import unreachable_reason
 
 # Together below the usual time limit of a handler: a TimeoutError of the dispatcher's would count
 # as a failed attempt, which an unreachable queue is not.
@@ -86,7 +86,7 @@ class Link(Generic[Connection]):
         except self._lost as error:
             self._end(life)
             slow = "timed_out" if isinstance(error, TimeoutError) else "connection_lost"
-            raise Unreachable(unreachable(error) or slow) from None
+            raise Unreachable(unreachable_reason(error) or slow) from None
 
     @asynccontextmanager
     async def examine(self) -> AsyncIterator[Connection]:

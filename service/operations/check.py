@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from .. import handlers
 from ..config import SECRETS, Livemode, Settings
 from ..delivery import consumer_groups
 from ..delivery.consumer import FAILURE
 from ..delivery.consumer_groups import Group
 from ..errors import ConfigError, Unreachable
+from ..handlers import OpenHandler, loading
 from ..storage import health, layout
 from ..storage.assessment import RANKS, Finding, Promise, Severity
 from ..storage.connections import Connections, connect
@@ -37,7 +37,7 @@ async def findings(settings: Settings, environ: Mapping[str, str]) -> list[Findi
         ConfigError: A handler's name means nothing, or Redis holds another layout.
         RedisError: Redis did not answer.
     """
-    openers = handlers.find(settings.handlers)
+    openers = loading.find(settings.handlers)
     keys = Keys(settings.redis_prefix, settings.partitions)
     async with connect(settings.redis_url) as connections:
         found = [*_settings(settings), *await health.inspect(connections, settings)]
@@ -151,14 +151,14 @@ async def _failing(connections: Connections, keys: Keys, handler: str) -> int:
     return sum(found for found in await connections.run(calls) if isinstance(found, int))
 
 
-async def _handler(name: str, opener: handlers.OpenHandler, environ: Mapping[str, str]) -> Finding:
+async def _handler(name: str, opener: OpenHandler, environ: Mapping[str, str]) -> Finding:
     """Open a handler, ask it to look at its queue, and close it again."""
     try:
         async with (
             asyncio.timeout(CHECK_TIMEOUT_S),
-            handlers.open_all({name: opener}, environ) as opened,
+            loading.open_all({name: opener}, environ) as opened,
         ):
-            looked = await handlers.examine(name, opened[name])
+            looked = await loading.check(name, opened[name])
             severity, meaning = Severity.FINE, "its queue is ready" if looked else "opens"
     except ConfigError as error:
         severity, meaning = Severity.FATAL, str(error)
@@ -166,5 +166,5 @@ async def _handler(name: str, opener: handlers.OpenHandler, environ: Mapping[str
         severity, meaning = Severity.FATAL, f"its queue cannot be reached: {error.reason}"
     except Exception as error:  # noqa: BLE001 - closing may raise anything
         severity, meaning = Severity.FATAL, f"does not answer: {type(error).__name__}"
-    meaning = f"{meaning} ({handlers.origin(name)})"
+    meaning = f"{meaning} ({loading.origin(name)})"
     return Finding(f"handler {name}", severity, (Promise.ALONE,), meaning)

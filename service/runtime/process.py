@@ -22,12 +22,13 @@ import uvloop
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp
 
-from .. import cancellation, config, handlers
+from .. import cancellation, config
 from ..config import Network, Settings
 from ..delivery import blocking
 from ..delivery.consumer_groups import create_groups
 from ..delivery.worker import Worker
 from ..errors import ServiceError, Unreachable
+from ..handlers import Handler, OpenHandler, loading
 from ..inbox.admission import Inbox
 from ..inbox.receiver import Receiver
 from ..server.listener import Listener
@@ -125,9 +126,9 @@ async def _run(
     tracebacks: bool,
     started: Callable[[Ports], None],
 ) -> None:
-    openers = handlers.find(settings.handlers)
+    openers = loading.find(settings.handlers)
     chosen = {name: openers[name] for name in work}
-    shown = handlers.showing_tracebacks if tracebacks else None
+    shown = loading.print_tracebacks if tracebacks else None
     reloaders: list[Reloader[Any]] = []
     stopping = signals.stopping()
     signals.reload(reloaders, stopping)
@@ -254,16 +255,16 @@ def _listener(
 
 async def _work(
     ground: _Ground,
-    openers: Mapping[str, handlers.OpenHandler],
+    openers: Mapping[str, OpenHandler],
     environ: Mapping[str, str],
     stopping: asyncio.Event,
-    shown: Callable[[handlers.Handler], handlers.Handler] | None,
+    shown: Callable[[Handler], Handler] | None,
 ) -> None:
     """Work until told to stop; what is not ready for it by then is not waited for."""
     opened = asyncio.Event()
 
     async def open_and_work() -> None:
-        async with handlers.open_all(openers, environ) as ready:
+        async with loading.open_all(openers, environ) as ready:
             await _examine(ready)
             await ground.health.usable.wait()
             await _create_groups(ground)
@@ -286,11 +287,11 @@ async def _work(
         await working
 
 
-async def _examine(opened: Mapping[str, handlers.Handler]) -> None:
+async def _examine(opened: Mapping[str, Handler]) -> None:
     """Refuse to start on what cannot be right; a queue out of reach only waits."""
     for name, handler in opened.items():
         try:
-            await handlers.examine(name, handler)
+            await loading.check(name, handler)
         except Unreachable as error:
             log.warning("handler.unreachable", handler=name, reason=error.reason)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..handlers import Handler, wrapped
+from ..handlers import Handler, wrap
 from ..inbox.receiver import Receipt, Receiver
 from ..secret import Secret
 from ..stripe.events import Event
@@ -69,4 +69,4 @@ def _traced(tracing: Tracing, name: str, handler: Handler) -> Handler:
         with tracing.handler_span(name, transition.traceparent or None, attributes):
             await handler(transition)
 
-    return wrapped(handler, handle)
+    return wrap(handler, handle)

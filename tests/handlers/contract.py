@@ -32,11 +32,10 @@ import msgspec
 import pytest
 import structlog.testing
 
-from service import handlers
 from service.delivery.dispatcher import Dispatcher
 from service.delivery.retries import CircuitBreakers, RetryPolicy
 from service.errors import ConfigError, Undeliverable, Unreachable
-from service.handlers import Handler, shared_connection
+from service.handlers import Handler, loading, shared_connection
 from service.transitions.cloudevents import Message, message
 from service.transitions.transition import StatusTransition
 from tests.support.fake_consumer import FakeConsumer
@@ -280,7 +279,7 @@ class QueueLaws:
 
     def opened(self, environ: Mapping[str, str]) -> AbstractAsyncContextManager[Handler]:
         """Return the open handler."""
-        return handlers.find([self.opener])[self.opener](environ)
+        return loading.find([self.opener])[self.opener](environ)
 
     @asynccontextmanager
     async def proxied(self, broker: Broker) -> AsyncIterator[tuple[Handler, Proxy]]:

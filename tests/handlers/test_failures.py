@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.errors import Undeliverable, Unreachable
-from service.handlers.failures import MAX_PLACE, class_name, definition, place, unreachable
+from service.handlers.failures import MAX_PLACE, class_name, definition, place, unreachable_reason
 
 CANARY = "canary-3c1f"
 
@@ -36,7 +36,7 @@ CANARY = "canary-3c1f"
 )
 def test_what_counts_as_unreachable(error: BaseException, word: str) -> None:
     """Our error, Python's connection errors, names, TLS, network numbers, groups of no other."""
-    assert unreachable(error) == word
+    assert unreachable_reason(error) == word
     assert CANARY not in word
 
 
@@ -56,7 +56,7 @@ def test_what_counts_as_unreachable(error: BaseException, word: str) -> None:
 )
 def test_what_does_not(error: BaseException) -> None:
     """Time-outs, files, whatever else, and groups that hold any of it, are attempts."""
-    assert unreachable(error) is None
+    assert unreachable_reason(error) is None
 
 
 def test_an_http_client_that_names_the_number_is_understood() -> None:
@@ -64,7 +64,7 @@ def test_an_http_client_that_names_the_number_is_understood() -> None:
     aiohttp = pytest.importorskip("aiohttp")
     key: Any = None
     error = aiohttp.ClientConnectorError(key, OSError(errno.ECONNREFUSED, "refused"))
-    assert unreachable(error) == "connection_refused"
+    assert unreachable_reason(error) == "connection_refused"
 
 
 def fail(depth: int) -> None:

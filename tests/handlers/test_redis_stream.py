@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from service.errors import ConfigError, Unreachable
-from service.handlers import examine, redis_stream
+from service.handlers import loading, redis_stream
 from service.transitions.cloudevents import message
 from tests.handlers import brokers
 from tests.handlers.contract import (
@@ -222,7 +222,7 @@ async def test_its_user_can_do_its_work_and_nothing_else(tmp_path: Path) -> None
     with servers.server(tmp_path, "--aclfile", str(acl), user="administrator") as running:
         url = roles.as_user(running.url, "stream")
         async with redis_stream.open({"REDIS_STREAM_URL": url}) as handler:
-            await examine("redis_stream", handler)
+            await loading.check("redis_stream", handler)
             for _ in range(2):
                 await handler(transition("a", 1))
         with running.client() as client, redis.Redis.from_url(url) as its_own:

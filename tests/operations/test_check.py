@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import redis
 
-from service import handlers
 from service.config import Livemode, Settings
 from service.delivery.consumer import FAILURE
 from service.delivery.consumer_groups import create_groups
 from service.errors import ConfigError, Unreachable
+from service.handlers import loading
 from service.operations import check
 from service.secret import Secret
 from service.storage.assessment import Finding, Promise, Severity
@@ -299,7 +299,7 @@ async def test_a_handler_that_fails_its_check_is_fatal(
     async def opener(_: Mapping[str, str]) -> AsyncIterator[Own]:
         yield Own()
 
-    monkeypatch.setattr(handlers, "find", lambda _: {"log": opener})
+    monkeypatch.setattr(loading, "find", lambda _: {"log": opener})
     one = await found(settings, "handler log")
     assert one.severity is Severity.FATAL
     assert one.meaning.startswith(meaning)
@@ -319,5 +319,5 @@ async def test_a_handler_that_hangs_is_given_up(
         yield
 
     monkeypatch.setattr(check, "CHECK_TIMEOUT_S", 0.02)
-    monkeypatch.setattr(handlers, "find", lambda _: {"log": opener})
+    monkeypatch.setattr(loading, "find", lambda _: {"log": opener})
     assert "TimeoutError" in (await found(settings, "handler log")).meaning
