@@ -763,15 +763,15 @@ MUTANTS = (
     Mutant(
         "an outage burns attempts",
         "service/delivery/deliverer.py",
-        "        if (word := unreachable_reason(error)) is not None:\n",
-        "        if (word := None) is not None:\n",
+        "        if (reason := unreachable_reason(error)) is None:\n",
+        "        if (reason := None) is None:\n",
         "delivery/test_dispatcher_machine.py",
     ),
     Mutant(
         "a time-out closes the circuit",
-        "service/delivery/deliverer.py",
-        "            if isinstance(error, TimeoutError):\n",
-        "            if False:\n",
+        "service/delivery/retries.py",
+        "        if is_timeout:\n",
+        "        if False:\n",
         "delivery/test_dispatcher.py",
     ),
     Mutant(

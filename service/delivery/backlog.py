@@ -1,7 +1,12 @@
-"""What one dispatcher has in hand: sessions, their entries in order, and which of them wait.
+"""The sessions of one dispatcher, with their entries in order, and which wait for a retry.
 
-Only numbers and order; when anything happens is decided in `dispatch`. A session that cannot go
-on is parked: of its entries only the ids stay in memory, and they take no place of others.
+Only bookkeeping: `dispatcher` decides when anything happens. An entry in memory is in one of two
+forms:
+
+    loaded    with its transition; takes a slot of the dispatcher's window
+    parked    with its id only; takes no slot, and is loaded again when it is its turn
+
+A session that cannot go on is parked, so that it takes no slots of those that can.
 """
 
 from __future__ import annotations
@@ -12,17 +17,17 @@ from typing import NamedTuple
 from .consumer import Delivery
 from .retries import CircuitSession
 
-# Of one session, so that no session fills what is there for all. The rest is kept by id.
+# So that no session fills the window alone. Its further entries are parked.
 MAX_LOADED_PER_SESSION = 16
 
 
-class Letter(NamedTuple):
+class FinalFailure(NamedTuple):
     """Why an entry becomes a dead letter."""
 
     reason: str
-    error: str
-    place: str
-    attempts: int
+    error: str = ""
+    place: str = ""
+    attempts: int = 0
 
 
 class Session(CircuitSession):
@@ -31,20 +36,20 @@ class Session(CircuitSession):
     `key` is the session id, or the entry id of an entry that cannot be read.
 
     Attributes:
-        deliveries: The entries. Those in front are loaded, the others are kept by id.
-        loaded: How many of them hold their transition.
-        due: When it may go on, in the event loop's time, while it is parked.
-        letter: What its first entry is to become, where there was no room for it yet.
+        deliveries: The entries. Those in front are loaded, the others are parked.
+        loaded: How many of them are loaded.
+        retry_at: When it may run again, in the event loop's time, while it waits for a retry.
+        final_failure: Set if its first entry is to be a dead letter as soon as there is room.
     """
 
-    __slots__ = ("deliveries", "due", "letter", "loaded")
+    __slots__ = ("deliveries", "final_failure", "loaded", "retry_at")
 
     def __init__(self, key: str) -> None:
         super().__init__(key)
         self.deliveries: list[Delivery] = []
         self.loaded = 0
-        self.due = 0.0
-        self.letter: Letter | None = None
+        self.retry_at = 0.0
+        self.final_failure: FinalFailure | None = None
 
     @property
     def first(self) -> Delivery:
@@ -52,7 +57,7 @@ class Session(CircuitSession):
         return self.deliveries[0]
 
     def __lt__(self, other: Session) -> bool:
-        return self.due < other.due
+        return self.retry_at < other.retry_at
 
 
 class Backlog:
@@ -60,28 +65,29 @@ class Backlog:
 
     Attributes:
         sessions: By key.
-        loaded: Entries whose transitions are in memory.
-        parked: Entries kept by id. The first of a session that works is loaded for as long.
+        loaded: How many entries are loaded.
+        parked: How many entries are parked. The deliverer loads the first entry of a running
+            session for the time of its attempt; it counts as parked all the same.
     """
 
     def __init__(self) -> None:
         self.sessions: dict[str, Session] = {}
         self.loaded = 0
         self.parked = 0
-        self._resting: list[Session] = []
+        self._retries: list[Session] = []
 
     def add(self, delivery: Delivery) -> Session | None:
-        """Append an entry to its session; return the session if that had none before."""
+        """Append an entry to its session; return the session if it is new."""
         transition = delivery.transition
         key = delivery.entry_id if transition is None else transition.session_id
         session = self.sessions.get(key)
         is_new = session is None
         if session is None:
             session = self.sessions[key] = Session(key)
-        # Behind an entry that is not loaded none is: what is loaded stays in front.
-        all_loaded = session.loaded == len(session.deliveries) < MAX_LOADED_PER_SESSION
+        # Behind a parked entry all are parked: the loaded ones stay in front.
+        may_load = session.loaded == len(session.deliveries) < MAX_LOADED_PER_SESSION
         session.deliveries.append(delivery)
-        if transition is not None and all_loaded:
+        if transition is not None and may_load:
             session.loaded += 1
             self.loaded += 1
         else:
@@ -90,7 +96,7 @@ class Backlog:
         return session if is_new else None
 
     def remove_first(self, session: Session) -> None:
-        """Remove a session's first entry, and the session with its last."""
+        """Remove a session's first entry, and with the last one the session."""
         session.deliveries.pop(0)
         if session.loaded:
             session.loaded -= 1
@@ -98,31 +104,31 @@ class Backlog:
         else:
             self.parked -= 1
         session.reset()
-        session.letter = None
+        session.final_failure = None
         if not session.deliveries:
             del self.sessions[session.key]
 
     def park(self, session: Session) -> None:
-        """Keep only the ids of a session's entries."""
+        """Park all entries of a session."""
         for delivery in session.deliveries[: max(1, session.loaded)]:
             delivery.transition = None
         self.loaded -= session.loaded
         self.parked += session.loaded
         session.loaded = 0
 
-    def rest(self, session: Session, until: float) -> None:
+    def schedule_retry(self, session: Session, at: float) -> None:
         """Park a session until a time."""
         self.park(session)
-        session.due = until
-        heapq.heappush(self._resting, session)
+        session.retry_at = at
+        heapq.heappush(self._retries, session)
 
     @property
-    def next_due(self) -> float | None:
-        """When the next of the resting sessions may go on."""
-        return self._resting[0].due if self._resting else None
+    def next_retry_at(self) -> float | None:
+        """When the next retry is due; None if there is none."""
+        return self._retries[0].retry_at if self._retries else None
 
-    def pop_due(self, now: float) -> Session | None:
-        """Return a resting session whose time has come."""
-        if self._resting and self._resting[0].due <= now:
-            return heapq.heappop(self._resting)
+    def pop_due_retry(self, now: float) -> Session | None:
+        """Return a session whose retry is due; None if there is none."""
+        if self._retries and self._retries[0].retry_at <= now:
+            return heapq.heappop(self._retries)
         return None

@@ -1,7 +1,31 @@
-"""One entry: what a call of its handler means, attempts, dead letters. Knows no script, no queue.
+"""One attempt to deliver one entry: what becomes of it. Knows no script and no queue.
 
-In which order entries are delivered, and when one is tried again, is decided in `dispatch`; when
-the queue is to blame, in `circuit`.
+The way of an attempt, and who decides what:
+
+    worker        which partitions this process works on
+    dispatcher    which session runs, and when
+    deliverer     what becomes of a session's first entry
+    retries       after which delay it is tried again, or that its destination is unreachable
+    calls         how long the handler may run
+
+What becomes of an entry; the first line that fits decides:
+
+    it is gone from its stream            acknowledged
+    it cannot be read                     dead letter
+    it had a final failure before         dead letter, if there is room by now
+    it belongs to a self-test             acknowledged; the handler is not called
+    it was delivered too often            dead letter: the workers that called with it died
+    its circuit is open                   waits for the circuit
+    the handler returned                  acknowledged
+    its destination is unreachable        waits for the circuit, if that is to blame (`retries`)
+    the handler raised `Undeliverable`    dead letter
+    the handler raised, or timed out      retried after a delay; at last dead letter
+    an error of ours about this entry     dead letter
+
+Quarantine: two workers died while they held the entry, so it may be a poison pill, or have been
+there when another was. From then on it runs alone in its process (among entries in quarantine), and
+each delivery is recorded before the call. So the one that kills workers is found, and no other is
+blamed for it.
 """
 
 from __future__ import annotations
@@ -20,21 +44,21 @@ from ..handlers import Handler, destination_of
 from ..handlers.failures import class_name, place, unreachable_reason
 from ..telemetry import metrics
 from ..transitions.transition import StatusTransition, is_selftest
-from .backlog import Letter, Session
+from .backlog import FinalFailure, Session
 from .calls import HandlerCalls
 from .consumer import Attempts, Delivery, LeaseLostError, Missing
 from .retries import CircuitBreaker, CircuitBreakers, RetryPolicy
 
-# A handler that takes the whole process down is not given the same entry more often than this.
+# Deliveries whose outcome no worker recorded: each of those workers may have died of the entry.
 MAX_DELIVERIES_WITHOUT_OUTCOME = 5
 
-_NOT_ALONE = contextlib.nullcontext()
+_NO_QUARANTINE = contextlib.nullcontext()
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class DeadLetterReason(StrEnum):
-    """Why a delivery became a dead letter, where the handler gave no word of its own."""
+    """Why an entry became a dead letter, unless the handler gave its own word."""
 
     EXHAUSTED = "exhausted"
     KILLED_WORKER = "killed_worker"
@@ -43,58 +67,67 @@ class DeadLetterReason(StrEnum):
 
 
 class StoppedError(Exception):
-    """Told to stop before the next call of the handler."""
+    """The deliverer was stopped before the attempt began."""
 
 
-class Pause(NamedTuple):
-    """An entry has to be tried again: after so many seconds, or when the circuit says so."""
+class RetryAfter(NamedTuple):
+    """The entry is to be tried again after a delay."""
 
-    seconds: float | None
+    delay_s: float
+
+
+class WaitForCircuit(NamedTuple):
+    """The entry is to be tried again when its circuit breaker resumes the session."""
+
+    circuit: CircuitBreaker
+
+
+Postponed = RetryAfter | WaitForCircuit
 
 
 class PartitionConsumer(Protocol):
-    """What is needed of a consumer."""
+    """The consumer of one partition, as far as dispatching needs it."""
 
     def is_ours(self) -> bool:
-        """Say whether the lease holds."""
+        """Return whether the lease is held."""
 
     def claim_pending(self) -> AsyncIterator[list[Delivery]]:
-        """Claim what was left pending, oldest first."""
+        """Claim the pending entries of earlier consumers, oldest first."""
 
     async def read(self, most: int) -> list[Delivery]:
-        """Return new deliveries, oldest first; none when there is nothing new."""
+        """Return new entries, oldest first; none if there is nothing new."""
 
     async def load(self, delivery: Delivery) -> StatusTransition | Missing:
-        """Read again what an entry holds of which only the id was kept."""
+        """Read a parked entry's transition again."""
 
     async def ack(self, delivery: Delivery) -> None:
-        """Settle a delivery."""
+        """Acknowledge an entry."""
 
     async def record_attempts(self, delivery: Delivery, attempts: Attempts) -> None:
-        """Write down how often a delivery was tried."""
+        """Record in Redis how often an entry was tried."""
 
     async def dead_letter(
         self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
     ) -> int | None:
-        """Move a delivery to the dead letters; None when there is no room for it."""
+        """Move an entry to the dead letters; return None if there is no room for it."""
 
     async def wait_for_entries(self) -> None:
         """Wait until there is something new to read."""
 
 
 class Deliverer:
-    """Delivers one entry at a time of each session.
+    """Makes attempts, one at a time for each session.
 
     Args:
         name: The handler's name.
-        handler: Takes a transition; returning means it is safe.
-        consumer: The consumer; its lease is held.
+        handler: Takes a transition; returning means that it has stored it safely.
+        consumer: Its lease is held.
         policy: Concurrency, time limit and retries.
-        circuits: Whether the handler reaches its destinations.
-        quarantine: Held while a delivery that may have killed a worker is tried.
+        circuits: The circuit breakers of the handler's destinations.
+        quarantine: Held during the attempt of an entry in quarantine.
 
     Attributes:
-        is_stopping: Set to start no further call.
+        is_stopping: Set to begin no further attempt.
     """
 
     def __init__(
@@ -121,79 +154,73 @@ class Deliverer:
             for outcome in ("delivered", "failed", "retried", "dead_lettered", "selftest")
         )
 
-    async def deliver(self, session: Session) -> Pause | None:
-        """Deliver a session's first entry; return None when it is done with.
+    async def deliver(self, session: Session) -> Postponed | None:
+        """Try to deliver a session's first entry; return None if it is done with.
 
         Raises:
-            StoppedError: It was not tried any more.
-            LeaseLostError: Nor may it be.
-            RedisError: Of the consumer.
+            StoppedError: `is_stopping` was set before the attempt began.
+            LeaseLostError: The lease ended.
+            RedisError: Raised by the consumer.
         """
         try:
             return await self._deliver(session)
         except (StoppedError, LeaseLostError, RedisError, OSError):
             raise
         except Exception as error:
-            # Our own, about this one entry. Raised, it would end the work on all others, and the
-            # same entry would come again.
+            # An error of ours about this one entry. Raised, it would end the work on all others,
+            # and the same entry would come again.
             log.exception("delivery.broken", **self._described(session))
             attempts = session.first.attempts.failed
-            letter = Letter(
-                DeadLetterReason.INTERNAL_ERROR, class_name(error), place(error), attempts
-            )
-            return await self._dead_letter(session, letter)
+            reason = DeadLetterReason.INTERNAL_ERROR
+            failure = FinalFailure(reason, class_name(error), place(error), attempts)
+            return await self._dead_letter(session, failure)
 
-    async def end(self) -> None:
-        """End every call of the handler."""
+    async def cancel_calls(self) -> None:
+        """Cancel every call of the handler and wait until all have ended."""
         await self._calls.cancel_all()
 
-    async def _deliver(self, session: Session) -> Pause | None:
+    async def _deliver(self, session: Session) -> Postponed | None:
+        """Deal with an entry that the handler must not see; make an attempt with any other."""
         delivery = session.first
-        transition = delivery.transition
-        if transition is None:
-            found = await self._consumer.load(delivery)
-            if found is Missing.GONE:
-                log.warning("delivery.gone", **self._described(session))
-                await self._consumer.ack(delivery)
-                return None
-            if isinstance(found, Missing):
-                return await self._dead_letter(
-                    session, Letter(DeadLetterReason.UNREADABLE, "", "", 0)
-                )
-            delivery.transition = transition = found
-        if session.letter is not None:
-            return await self._dead_letter(session, session.letter)
-        if is_selftest(transition.session_id):
+        found = delivery.transition or await self._consumer.load(delivery)
+        if found is Missing.GONE:
+            log.warning("delivery.gone", **self._described(session))
+            await self._consumer.ack(delivery)
+            return None
+        if isinstance(found, Missing):
+            return await self._dead_letter(session, FinalFailure(DeadLetterReason.UNREADABLE))
+        delivery.transition = found
+        if session.final_failure is not None:
+            return await self._dead_letter(session, session.final_failure)
+        if is_selftest(found.session_id):
             self._selftest.inc()
             await self._consumer.ack(delivery)
             return None
         failed, deliveries = delivery.attempts
         if deliveries > MAX_DELIVERIES_WITHOUT_OUTCOME:
-            return await self._dead_letter(
-                session, Letter(DeadLetterReason.KILLED_WORKER, "", "", failed)
-            )
-        return await self._try(session, delivery, transition)
+            failure = FinalFailure(DeadLetterReason.KILLED_WORKER, attempts=failed)
+            return await self._dead_letter(session, failure)
+        return await self._attempt(session, delivery, found)
 
-    async def _try(
+    async def _attempt(
         self, session: Session, delivery: Delivery, transition: StatusTransition
-    ) -> Pause | None:
-        """Call the handler once, in one of the slots; for a suspect alone among its kind."""
+    ) -> Postponed | None:
+        """Call the handler once."""
         try:
             circuit = session.circuit = session.circuit or self._circuit_for(transition)
-        except Exception as raised:  # noqa: BLE001 - `destination` is the handler's, too
+        except Exception as raised:  # noqa: BLE001 - `destination` is the handler's code, too
             self._failed.inc()
-            return await self._count_failure(session, delivery, raised)
-        async with (
-            self._quarantine if delivery.attempts.is_quarantined else _NOT_ALONE,
-            self._slots,
-        ):
+            return await self._record_failure(session, delivery, raised)
+        is_quarantined = delivery.attempts.is_quarantined
+        async with self._quarantine if is_quarantined else _NO_QUARANTINE, self._slots:
+            # Only now: all of this may have changed while the session waited for its slot.
             if self.is_stopping:
                 raise StoppedError
             if not self._consumer.is_ours():
                 raise LeaseLostError
             if not circuit.begin_call(session):
-                return Pause(None)
-            if delivery.attempts.is_quarantined:
+                return WaitForCircuit(circuit)
+            if is_quarantined:
                 failed, deliveries = delivery.attempts
                 await self._consumer.record_attempts(delivery, Attempts(failed, deliveries + 1))
             successes_before = circuit.successes
@@ -204,37 +231,31 @@ class Deliverer:
             await self._consumer.ack(delivery)
             return None
         self._failed.inc()
-        if (word := unreachable_reason(error)) is not None:
-            if circuit.record_unreachable(session, word, successes_before=successes_before):
-                return Pause(None)
-        else:
-            session.successes_seen = circuit.successes
-            if isinstance(error, TimeoutError):
-                circuit.end_probe(session)
-            else:
-                circuit.record_response()
-        return await self._count_failure(session, delivery, error)
+        if (reason := unreachable_reason(error)) is None:
+            circuit.record_failure(session, is_timeout=isinstance(error, TimeoutError))
+        elif circuit.record_unreachable(session, reason, successes_before=successes_before):
+            return WaitForCircuit(circuit)
+        return await self._record_failure(session, delivery, error)
 
     def _circuit_for(self, transition: StatusTransition) -> CircuitBreaker:
-        return self._circuits.for_destination(
-            self._destination(transition) if self._destination else ""
-        )
+        destination = self._destination(transition) if self._destination else ""
+        return self._circuits.for_destination(destination)
 
-    async def _count_failure(
+    async def _record_failure(
         self, session: Session, delivery: Delivery, error: BaseException
-    ) -> Pause | None:
-        failed, word = delivery.attempts.failed + 1, class_name(error)
-        where = place(error)
+    ) -> RetryAfter | None:
+        """Count an attempt as failed; retry the entry, or make it a dead letter."""
+        failed, word, where = delivery.attempts.failed + 1, class_name(error), place(error)
         if isinstance(error, Undeliverable):
             reason = reason_word(error.reason, UNDELIVERABLE)
-            return await self._dead_letter(session, Letter(reason, word, where, failed))
+            return await self._dead_letter(session, FinalFailure(reason, word, where, failed))
         if failed >= self._policy.max_attempts:
-            return await self._dead_letter(
-                session, Letter(DeadLetterReason.EXHAUSTED, word, where, failed)
-            )
+            reason = DeadLetterReason.EXHAUSTED
+            return await self._dead_letter(session, FinalFailure(reason, word, where, failed))
+        # Recorded before the delay, so that a worker that takes over counts on from here.
         delivery.attempts = Attempts(failed, 1)
         await self._consumer.record_attempts(delivery, delivery.attempts)
-        pause_s = self._policy.delay_s(failed)
+        delay_s = self._policy.delay_s(failed)
         self._retried.inc()
         log.warning(
             "delivery.retried",
@@ -242,33 +263,34 @@ class Deliverer:
             error=word,
             place=where,
             attempt=failed,
-            pause_s=round(pause_s, 3),
+            delay_s=round(delay_s, 3),
         )
-        return Pause(pause_s)
+        return RetryAfter(delay_s)
 
-    async def _dead_letter(self, session: Session, letter: Letter) -> Pause | None:
-        """Make a session's first entry a dead letter; where there is no room, later."""
-        told = {
+    async def _dead_letter(self, session: Session, failure: FinalFailure) -> RetryAfter | None:
+        """Make a session's first entry a dead letter; later, if there is no room."""
+        described = {
             **self._described(session),
-            "reason": letter.reason,
-            "error": letter.error,
-            "place": letter.place,
-            "attempt": letter.attempts,
+            "reason": failure.reason,
+            "error": failure.error,
+            "place": failure.place,
+            "attempt": failure.attempts,
         }
         try:
-            held = await self._consumer.dead_letter(session.first, **letter._asdict())
+            count = await self._consumer.dead_letter(session.first, **failure._asdict())
         except ResponseError:
-            held = None
-        if held is None:
-            # Nothing is dropped to make room: an operator has to.
-            log.error("delivery.dead_letters_full", **told)
-            session.letter = letter
-            return Pause(self._policy.max_delay_s)
+            count = None
+        if count is None:
+            # No dead letter is dropped to make room: that is for an operator to decide.
+            log.error("delivery.dead_letters_full", **described)
+            session.final_failure = failure
+            return RetryAfter(self._policy.max_delay_s)
         self._dead_lettered.inc()
-        log.error("delivery.dead_lettered", **told, dead_letters=held)
+        log.error("delivery.dead_lettered", **described, dead_letters=count)
         return None
 
     def _described(self, session: Session) -> dict[str, object]:
+        """Return what log lines may say about a session's first entry."""
         delivery = session.first
         transition = delivery.transition
         if transition is None:

@@ -1,17 +1,22 @@
-"""The way out: which session is worked when, in order, within bounds. Knows no Redis and no queue.
+"""Which session of a partition runs when: in order, within bounds. Knows no Redis and no queue.
 
-A `Dispatcher` works one handler's entries of one partition for as long as the lease holds. Which
-partitions are ours is decided in `worker`; how a consumer keeps its word, in `consumer`; what
-becomes of one entry, in `delivery`. Time is the event loop's alone. A session is in one of three
-states:
+A `Dispatcher` handles one handler's entries of one partition while the lease is held. (`deliverer`
+lists who decides what on the way of an attempt.) Time is the event loop's alone. A session is in
+one of three states:
 
-    working   a task delivers its entries, one after the other
-    resting   its first entry has failed, and is tried again after a pause
-    waiting   the queue cannot be reached: until the circuit closes, or for its turn to probe
+    running                  a task delivers its entries, one after the other
+    waiting for a retry      its first entry has failed; it runs again after a delay
+    waiting for a circuit    its destination is unreachable; it runs again when the circuit closes,
+                             or when it is its turn to probe
 
-A session that rests is parked (`backlog`) and takes no place of those that can go on. One that
-waits is parked too, but keeps a place: while the queue is away, reading on gains nothing. Where
-the handler has several destinations, it gains those of the others, and no place is kept.
+What bounds the memory:
+
+    WINDOW        loaded entries, of running sessions. Sessions that wait are parked (`backlog`) and
+                  take no slots of the window, so failing sessions do not hold up the others. A
+                  session that waits for a circuit keeps one slot, since while the only destination
+                  is unreachable, there is no point in reading on. If the handler has several
+                  destinations, there is, and no slot is kept.
+    MAX_PARKED    parked entries. Beyond it nothing is read until enough of them are done with.
 """
 
 from __future__ import annotations
@@ -24,35 +29,34 @@ from .. import cancellation
 from ..handlers import Handler, destination_of
 from .backlog import Backlog, Session
 from .consumer import Delivery
-from .deliverer import Deliverer, PartitionConsumer, Pause, StoppedError
-from .retries import CircuitBreakers, CircuitSession, RetryPolicy
+from .deliverer import Deliverer, PartitionConsumer, RetryAfter, StoppedError
+from .retries import CircuitBreaker, CircuitBreakers, CircuitSession, RetryPolicy
 
-# Transitions in memory per handler and partition: back-pressure takes what comes above. What is
-# claimed may exceed it by one batch, and sessions that go on after a rest by one entry each.
+# Claiming pending entries may exceed it by one batch, sessions that are retried by an entry each.
 WINDOW = 512
 MAX_PER_READ = 100
-# Entries of which only the id is kept. Above it reading stops, healthy sessions or not.
 MAX_PARKED = 20_000
+# Reading goes on below this part of `MAX_PARKED`, so that it does not stop and start all the time.
 READ_AGAIN_BELOW = 0.9
-MAX_GIVEN_BACK_AT_ONCE = 1000
+MAX_RECORDED_AT_ONCE = 1000
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Dispatcher:
-    """Hands one consumer's deliveries to one handler, in order per session.
+    """Passes a consumer's entries to its handler, in order for each session.
 
     Args:
         name: The handler's name.
-        handler: Takes a transition; returning means it is safe.
-        consumer: The consumer; its lease is held.
+        handler: Takes a transition; returning means that it has stored it safely.
+        consumer: Its lease is held.
         policy: Concurrency, time limit and retries.
-        circuits: Whether the handler reaches its destinations; one for all its dispatchers.
-        quarantine: Held while a delivery that may have killed a worker is tried, so that what
-            else runs in the process is not counted together with it.
+        circuits: The circuit breakers of the handler's destinations, shared by its dispatchers.
+        quarantine: Held during the attempt of an entry in quarantine, shared by all dispatchers of
+            the process.
 
     Attributes:
-        is_full: Whether reading has stopped because too many entries are parked.
+        is_reading_paused: Whether nothing is read because too many entries are parked.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class Dispatcher:
         circuits: CircuitBreakers,
         quarantine: asyncio.Lock,
     ) -> None:
-        self.is_full = False
+        self.is_reading_paused = False
         self._name = name
         self._consumer = consumer
         self._circuits = circuits
@@ -73,168 +77,181 @@ class Dispatcher:
             name, handler, consumer, policy, circuits=circuits, quarantine=quarantine
         )
         self._backlog = Backlog()
-        self._waiting = 0
-        self._place_of_one_waiting = 0 if destination_of(handler) else 1
-        # Sessions that go on after a rest have half of the slots at most.
-        self._resumed, self._max_resumed = 0, max(1, policy.concurrency // 2)
-        self._alarm: asyncio.TimerHandle | None = None
-        self._room = asyncio.Event()
+        self._window_freed = asyncio.Event()
+        self._slots_of_waiting = 0
+        self._slots_per_waiting = 0 if destination_of(handler) else 1
+        # Retries use at most half of the concurrency, so that new entries do not wait for them.
+        self._running_retries, self._max_running_retries = 0, max(1, policy.concurrency // 2)
+        self._retry_timer: asyncio.TimerHandle | None = None
         self._tasks = cancellation.TaskGroup()
-        self._feeding: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
 
     @property
     def parked(self) -> int:
-        """How many entries are in hand by their id only."""
+        """How many entries are parked."""
         return self._backlog.parked
 
     @property
     def in_hand(self) -> int:
-        """How many entries are in hand, parked or not."""
+        """How many entries are in memory, loaded or parked."""
         return self._backlog.loaded + self._backlog.parked
 
     async def run(self) -> None:
-        """Work until stopped; then finish what has been started and leave the rest pending.
+        """Deliver until stopped; then finish the calls that have begun, and leave the rest pending.
 
         Raises:
-            BaseExceptionGroup: With `LeaseLostError`, or whatever the consumer raised.
+            BaseExceptionGroup: With `LeaseLostError`, or what else the consumer raised.
         """
         if self._deliverer.is_stopping:
             return
-        self._feeding = self._tasks.start(self._feed())
+        self._reading = self._tasks.start(self._read())
         try:
             await self._tasks.wait()
         finally:
             self._circuits.remove_waiting(self)
-            if self._alarm is not None:
-                self._alarm.cancel()
-            await self._deliverer.end()
-        await self._give_back()
+            if self._retry_timer is not None:
+                self._retry_timer.cancel()
+            await self._deliverer.cancel_calls()
+        await self._record_unstarted()
 
     def stop(self) -> None:
-        """Read no more and start no more."""
+        """Read no more, and begin no more calls."""
         self._deliverer.is_stopping = True
-        if self._feeding is not None:
-            self._tasks.cancel(self._feeding)
+        if self._reading is not None:
+            self._tasks.cancel(self._reading)
         self._circuits.remove_waiting(self)
-
-    def resume(self, caller: CircuitSession) -> None:
-        """Let a session go on that waited at the circuit."""
-        self._waiting -= self._place_of_one_waiting
-        self._rest(self._backlog.sessions[caller.key], 0.0)
 
     @property
     def _is_ending(self) -> bool:
         return self._deliverer.is_stopping or self._tasks.is_ending
 
-    async def _feed(self) -> None:
-        """Claim what is pending, then read what is new, for as long as there is room."""
+    # Reading, within the window.
+
+    async def _read(self) -> None:
+        """Claim pending entries, then read new ones, while there are free slots in the window."""
         async for deliveries in self._consumer.claim_pending():
-            self._accept(deliveries)
-            await self._until_room()
+            self._add(deliveries)
+            await self._wait_for_window()
         while True:
-            deliveries = await self._consumer.read(min(MAX_PER_READ, self._places()))
-            self._accept(deliveries)
+            deliveries = await self._consumer.read(min(MAX_PER_READ, self._free_slots()))
+            self._add(deliveries)
             if not deliveries:
                 await self._consumer.wait_for_entries()
-            await self._until_room()
+            await self._wait_for_window()
 
-    def _places(self) -> int:
-        """Return how many more transitions may be read."""
-        bound = MAX_PARKED * READ_AGAIN_BELOW if self.is_full else MAX_PARKED
-        was_full, self.is_full = self.is_full, self.parked >= bound
-        if self.is_full and not was_full:
+    def _free_slots(self) -> int:
+        """Return how many more entries may be read."""
+        was_paused = self.is_reading_paused
+        max_parked = MAX_PARKED * READ_AGAIN_BELOW if was_paused else MAX_PARKED
+        self.is_reading_paused = self.parked >= max_parked
+        if self.is_reading_paused and not was_paused:
             log.error("reading.paused", handler=self._name, parked=self.parked)
-        return 0 if self.is_full else WINDOW - self._backlog.loaded - self._waiting
+        return 0 if self.is_reading_paused else self._free_window()
 
-    async def _until_room(self) -> None:
-        while self._places() <= 0:
-            self._room.clear()
-            await self._room.wait()
+    def _free_window(self) -> int:
+        return WINDOW - self._backlog.loaded - self._slots_of_waiting
 
-    def _accept(self, deliveries: list[Delivery]) -> None:
-        """Put each delivery behind those of its session, and start the sessions that are new."""
+    async def _wait_for_window(self) -> None:
+        while self._free_slots() <= 0:
+            self._window_freed.clear()
+            await self._window_freed.wait()
+
+    def _add(self, deliveries: list[Delivery]) -> None:
+        """Put each entry behind those of its session, and start the sessions that are new."""
         for delivery in deliveries:
             session = self._backlog.add(delivery)
             if session is not None:
-                self._begin(session)
+                self._start(session)
         if self._is_ending:
-            # Said again, should a client of Redis have kept the cancellation to itself.
+            # Raised again, since the client of Redis may have swallowed the cancellation.
             raise asyncio.CancelledError
 
-    def _begin(self, session: Session) -> None:
-        """Start a session. What failed before or is suspected goes with those that have rested."""
+    # Running sessions.
+
+    def _start(self, session: Session) -> None:
+        """Start a new session; among the retries, if its entry has failed before or killed."""
         attempts = session.first.attempts
         if not session.loaded or attempts.failed or attempts.is_quarantined:
-            self._rest(session, 0.0)
+            self._schedule_retry(session, 0.0)
         elif not self._is_ending:
-            self._tasks.start(self._work(session))
+            self._tasks.start(self._run_session(session))
 
-    def _rest(self, session: Session, pause_s: float) -> None:
-        self._backlog.rest(session, asyncio.get_running_loop().time() + pause_s)
-        self._room.set()
-        self._start_due()
-
-    def _start_due(self) -> None:
-        """Let sessions go on whose rest is over, and set the alarm for the next."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        loop = asyncio.get_running_loop()
-        while self._resumed < self._max_resumed and not self._is_ending:
-            session = self._backlog.pop_due(loop.time())
-            if session is None:
-                if (due := self._backlog.next_due) is not None:
-                    self._alarm = loop.call_at(due, self._start_due)
-                break
-            self._resumed += 1
-            self._tasks.start(self._work_again(session))
-
-    async def _work_again(self, session: Session) -> None:
-        try:
-            await self._work(session)
-        finally:
-            self._resumed -= 1
-            self._start_due()
-
-    async def _work(self, session: Session) -> None:
+    async def _run_session(self, session: Session) -> None:
         """Deliver a session's entries one after the other, until one has to be tried again."""
         try:
             while session.deliveries:
-                pause = await self._deliverer.deliver(session)
-                if pause is not None:
-                    self._park(session, pause)
-                    break
+                postponed = await self._deliverer.deliver(session)
+                if isinstance(postponed, RetryAfter):
+                    self._schedule_retry(session, postponed.delay_s)
+                    return
+                if postponed is not None:
+                    self._wait_for_circuit(session, postponed.circuit)
+                    return
                 self._backlog.remove_first(session)
-                self._room.set()
+                self._window_freed.set()
         except StoppedError:
             pass
         finally:
             if session.circuit is not None:
                 session.circuit.end_probe(session)
 
-    def _park(self, session: Session, pause: Pause) -> None:
-        if pause.seconds is not None or session.circuit is None:
-            self._rest(session, pause.seconds or 0.0)
-            return
+    def _wait_for_circuit(self, session: Session, circuit: CircuitBreaker) -> None:
         self._backlog.park(session)
-        self._waiting += self._place_of_one_waiting
-        self._room.set()
-        session.circuit.add_waiting(session, self)
+        self._slots_of_waiting += self._slots_per_waiting
+        self._window_freed.set()
+        circuit.add_waiting(session, self)
 
-    async def _give_back(self) -> None:
-        """Write down that what is left in hand was not started, so that it is not quarantined."""
-        left = [
+    def resume(self, session: CircuitSession) -> None:
+        """Run a session again that was waiting for a circuit."""
+        self._slots_of_waiting -= self._slots_per_waiting
+        self._schedule_retry(self._backlog.sessions[session.key], 0.0)
+
+    def _schedule_retry(self, session: Session, delay_s: float) -> None:
+        self._backlog.schedule_retry(session, asyncio.get_running_loop().time() + delay_s)
+        self._window_freed.set()
+        self._start_due_retries()
+
+    def _start_due_retries(self) -> None:
+        """Run the sessions whose retry is due, and set the timer for the next one."""
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+            self._retry_timer = None
+        loop = asyncio.get_running_loop()
+        while self._running_retries < self._max_running_retries and not self._is_ending:
+            session = self._backlog.pop_due_retry(loop.time())
+            if session is None:
+                if (next_at := self._backlog.next_retry_at) is not None:
+                    self._retry_timer = loop.call_at(next_at, self._start_due_retries)
+                break
+            self._running_retries += 1
+            self._tasks.start(self._run_retry(session))
+
+    async def _run_retry(self, session: Session) -> None:
+        try:
+            await self._run_session(session)
+        finally:
+            self._running_retries -= 1
+            self._start_due_retries()
+
+    # Stopping.
+
+    async def _record_unstarted(self) -> None:
+        """Record that the entries left were not started: their deliveries do not count.
+
+        An entry in quarantine stays there: each of its deliveries was recorded before its call.
+        """
+        unstarted = [
             delivery
             for session in self._backlog.sessions.values()
             for delivery in session.deliveries
             if delivery.attempts.deliveries > 0 and not delivery.attempts.is_quarantined
         ]
-        for i in range(0, len(left), MAX_GIVEN_BACK_AT_ONCE):
+        for i in range(0, len(unstarted), MAX_RECORDED_AT_ONCE):
             await asyncio.gather(
                 *(
                     self._consumer.record_attempts(
                         one, one.attempts._replace(deliveries=one.attempts.deliveries - 1)
                     )
-                    for one in left[i : i + MAX_GIVEN_BACK_AT_ONCE]
+                    for one in unstarted[i : i + MAX_RECORDED_AT_ONCE]
                 )
             )

@@ -212,6 +212,15 @@ class CircuitBreaker:
         for _, _, session, scheduler in waiting:
             scheduler.resume(session)
 
+    def record_failure(self, session: CircuitSession, *, is_timeout: bool) -> None:
+        """Record a call that failed for any other reason than an unreachable destination."""
+        session.successes_seen = self.successes
+        if is_timeout:
+            # The handler may have been waiting for the destination.
+            self.end_probe(session)
+        else:
+            self.record_response()
+
     def record_unreachable(
         self, session: CircuitSession, reason: str, *, successes_before: int
     ) -> bool:

@@ -614,7 +614,7 @@ async def test_a_turn_is_few_round_trips_however_many_partitions(
                 blocked = partial(client.info, "clients")
                 await until(lambda: blocked()["blocked_clients"] == 256)
                 before = proxy.requests
-                for turn in (one._renew, one._rebalance, one._maintain):
+                for turn in (one._renew_leases, one._rebalance, one._maintain):
                     await turn()
                 assert proxy.requests - before < 20
                 await site.stop(one)
