@@ -46,9 +46,7 @@ def session(session_id: str, *, as_json: bool) -> None:
     terminal.print_rows(_COLUMNS, rows, as_json=False)
 
 
-def _event(
-    event: session_record.RememberedEvent, changes: session_record.Changes
-) -> dict[str, Any]:
+def _event(event: session_record.KnownEvent, changes: session_record.Changes) -> dict[str, Any]:
     """Return an event as builtin types, with what its transition says."""
     change = changes.get(event.event_id)
     return event._asdict() | {

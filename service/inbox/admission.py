@@ -1,8 +1,19 @@
-"""Redis, the way in: one atomic step that remembers an event, judges it and hands it over.
+"""Admission: Redis decides in one script what becomes of an event, and remembers that it did.
 
-Policy stays in `transitions`: the script only compares numbers and words. Reading what was
-handed over is `consumer`'s business. Retrying is ours, not the client's, and bounded: a lost
-reply is asked for again under the same nonce, so the first answer is heard.
+The first rule that holds decides (`admit.lua` has them in full):
+
+    1  the event id is known                                             duplicate
+    2  created before the age limit                                      expired
+    3  a result before the latest result, or older than the step that    late
+       is the present status
+    4  a step before the latest event, or when a result of about its     late
+       time, a final status or redaction is known
+    5  its state hash is the session's                                   unchanged
+    6  otherwise: a transition is appended to the stream                 admitted
+
+Order keys, kinds and hashes come from `transitions`; the script only compares them. Retries are
+ours, not the client's, and end with the deadline. A request that is sent again carries the same
+nonce, so that after a lost reply it gets its first answer again, and never `duplicate`.
 """
 
 from __future__ import annotations
@@ -32,16 +43,18 @@ from ..telemetry import metrics
 from ..transitions import stream_entry
 from ..transitions.lifecycle import FINAL, SKEW_S, created_at, is_step, order_key, state_hash
 from ..transitions.transition import SessionChange
-from .headroom import Headroom
+from .full_streams import FullStreamTrimmer
 
 MAX_EVENTS_PER_BATCH = 128
 RETRY_INITIAL_DELAY_S = 0.02
-PAUSES_PER_DEADLINE = 10
+# Events that arrive during a pause wait behind it, so it may be a tenth of the deadline at most.
+MIN_RETRIES_PER_DEADLINE = 10
 
 _ADMIT = Script(__package__, "admit.lua")
 _LAYOUT_DIFFERS = UnavailableReason.LAYOUT_DIFFERS.encode()
 _FULL = b"full "
-_REFUSALS = {"full": UnavailableReason.BACKLOG_FULL, "broken": UnavailableReason.REDIS_REFUSED}
+_UNDECIDED = {"full": UnavailableReason.BACKLOG_FULL, "broken": UnavailableReason.REDIS_REFUSED}
+# Errors after which a retry within the deadline is of no use.
 _LASTING = (UnsafeConfigError, Unavailable)
 
 
@@ -60,12 +73,12 @@ _OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 
 
 class Admission(msgspec.Struct, frozen=True, gc=False):
-    """What the ledger said to one event.
+    """The decision on one event.
 
     Attributes:
-        outcome: The verdict.
+        outcome: What became of the event.
         sequence: The session's sequence number after it; 0 when it has none.
-        previous: The status before; None when the ledger had no memory. Also None for a duplicate.
+        previous: The status before; None for a session that was not known, and for a duplicate.
         after_final: The event is late, although it was created after what the session already
             is: something began after a final status.
     """
@@ -77,22 +90,22 @@ class Admission(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Request(msgspec.Struct, frozen=True, gc=False):
-    """One event on its way into the ledger."""
+    """One event that waits for its decision."""
 
     partition: int
     keys: tuple[str, str, str]
-    judged_by: tuple[str | int | bytes, ...]
+    arguments: tuple[str | int | bytes, ...]
     created: int
     deadline: float
 
 
 class Inbox:
-    """Admits events into the ledger; those that wait in one loop turn travel together."""
+    """Admits events; those that arrive in one loop turn share one call of the script."""
 
     def __init__(self, connections: Connections, keys: Keys, settings: Settings) -> None:
         self._connections = connections
         self._keys = keys
-        self._patience_s = settings.admit_deadline_s
+        self._deadline_s = settings.admit_deadline_s
         self._needs = Needs(
             settings.durability.replicas,
             no_eviction=True,
@@ -100,22 +113,22 @@ class Inbox:
         )
         self._max_age_s = settings.max_event_age_days * DAY_S
         self._limits = (settings.session_retention_days * DAY_S, settings.stream_max_entries)
-        self._headroom = Headroom(connections, keys)
+        self._trimmer = FullStreamTrimmer(connections, keys)
         # In Cluster a failing primary must not hold up the partitions of the others.
-        lanes = keys.partitions if connections.is_cluster else 1
-        self._lanes = [Batcher(self._fly, max_items=MAX_EVENTS_PER_BATCH) for _ in range(lanes)]
-        self._deadlines = Deadlines(self._overdue)
-        # What keeps Redis from answering now; that nothing was heard of yet means that it is slow.
-        self._trouble = UnavailableReason.REDIS_SLOW
+        shards = keys.partitions if connections.is_cluster else 1
+        self._shards = [Batcher(self._flush, max_items=MAX_EVENTS_PER_BATCH) for _ in range(shards)]
+        self._deadlines = Deadlines(self._unavailable)
+        # Why events whose deadline passes are not decided: until a call fails, Redis is slow.
+        self._reason = UnavailableReason.REDIS_SLOW
 
     async def admit(self, event: Event, change: SessionChange) -> Admission:
-        """Remember *event*, judge it, and hand *change* over when it moves the session on.
+        """Decide what becomes of *event*; append *change* when it moves the session on.
 
         Raises:
             Unavailable: Redis did not commit it within the deadline; nothing is decided.
         """
         request = self._request(event, change)
-        reply = self._lanes[request.partition % len(self._lanes)].submit(request)
+        reply = self._shards[request.partition % len(self._shards)].submit(request)
         self._deadlines.watch(request.deadline, reply)
         return await reply
 
@@ -129,7 +142,7 @@ class Inbox:
                 self._keys.transitions(partition),
                 self._keys.session_in(partition, session.id),
             ),
-            judged_by=(
+            arguments=(
                 event.id,
                 _nonce(),
                 event.created,
@@ -140,44 +153,47 @@ class Inbox:
                 stream_entry.pack(change),
             ),
             created=event.created,
-            deadline=asyncio.get_running_loop().time() + self._patience_s,
+            deadline=asyncio.get_running_loop().time() + self._deadline_s,
         )
 
-    async def _fly(self, requests: list[_Request]) -> Sequence[Admission | Exception]:
-        """Ask about *requests* until Redis has answered, or nobody waits for the answer."""
+    async def _flush(self, requests: list[_Request]) -> Sequence[Admission | Exception]:
+        """Call the script until it has decided, or the deadline of every request has passed.
+
+        A full stream is trimmed between two calls. An event that then still finds no room, or that
+        Redis did not decide in time, is `Unavailable`.
+        """
         metrics.ADMISSION_BATCH.observe(len(requests))
         for attempt in count(1):
             now = asyncio.get_running_loop().time()
-            # Who came first has waited longest: the overdue, who have been told, are in front.
-            asked = [request for request in requests if request.deadline > now]
-            told = [self._overdue() for _ in requests[len(asked) :]]
-            if not asked:
+            # Requests are in order of arrival, so the overdue ones (already answered) come first.
+            waiting = [request for request in requests if request.deadline > now]
+            overdue = [self._unavailable() for _ in requests[len(waiting) :]]
+            if not waiting:
                 break
-            reply = await self._ask(asked)
+            reply = await self._decide(waiting)
             if not isinstance(reply, Exception):
-                self._trouble = UnavailableReason.REDIS_SLOW
-                pairs = zip(asked, reply, strict=True)
-                full = {one.partition for one, answer in pairs if answer.startswith(_FULL)}
-                if full and await self._headroom.make(full):
+                self._reason = UnavailableReason.REDIS_SLOW
+                answered = zip(waiting, reply, strict=True)
+                full = {one.partition for one, answer in answered if answer.startswith(_FULL)}
+                if full and await self._trimmer.trim(full):
                     continue
-                return [*told, *map(_admission, reply, asked)]
-            self._trouble = _word(reply)
-            metrics.REDIS_ERRORS.labels(self._trouble).inc()
-            if self._trouble is UnavailableReason.REDIS_FULL or isinstance(reply, _LASTING):
-                # While it is so, asking again is no use.
-                return [self._overdue() for _ in requests]
+                return [*overdue, *map(_admission, reply, waiting)]
+            self._reason = _reason(reply)
+            metrics.REDIS_ERRORS.labels(self._reason).inc()
+            if self._reason is UnavailableReason.REDIS_FULL or isinstance(reply, _LASTING):
+                return [self._unavailable() for _ in requests]
             await asyncio.sleep(self._pause_s(attempt))
-        return told
+        return overdue
 
-    async def _ask(self, requests: Sequence[_Request]) -> Any:
-        """Return what the script says to each in one call, or the error of the call.
+    async def _decide(self, requests: Sequence[_Request]) -> Any:
+        """Return the script's answer to each request, or why there is none.
 
-        The error is `Unavailable` where the script was not executed: it says why.
+        That is the error of the call, or `Unavailable` where the script has refused to decide.
         """
         reply = await self._call(requests)
         if reply == _LAYOUT_DIFFERS:
             try:
-                # Redis has lost our layout, or has another one: then nothing is admitted.
+                # Redis has lost our layout, or holds another one: then nothing is admitted.
                 await layout.claim(self._connections, self._keys)
             except ConfigError:
                 return Unavailable(UnavailableReason.LAYOUT_DIFFERS)
@@ -187,8 +203,8 @@ class Inbox:
         return Unavailable(UnavailableReason(reply.decode())) if isinstance(reply, bytes) else reply
 
     async def _call(self, requests: Sequence[_Request]) -> Any:
-        """Return a text for each request, or one for all of them, or the error of the call."""
-        # The clock that has just verified the signatures; the script compares it with Redis's.
+        """Return one text for each request, or one for all of them, or the error of the call."""
+        # The clock by which signatures were verified; the script compares it with Redis's.
         now = int(time.time())
         call = ScriptCall(
             _ADMIT,
@@ -196,47 +212,44 @@ class Inbox:
             [
                 *(now, now - self._max_age_s, MAX_CLOCK_DIFFERENCE_S, self._keys.layout_copy),
                 *(SKEW_S, *self._limits),
-                *chain.from_iterable(request.judged_by for request in requests),
+                *chain.from_iterable(request.arguments for request in requests),
             ],
         )
         loop = asyncio.get_running_loop()
-        asked_at = loop.time()
+        called_at = loop.time()
         [reply] = await self._connections.run([call], needs=self._needs)
-        metrics.ADMISSION_SECONDS.observe(loop.time() - asked_at)
+        metrics.ADMISSION_SECONDS.observe(loop.time() - called_at)
         return reply
 
     def _pause_s(self, attempt: int) -> float:
-        """Return a full-jitter pause in seconds before the next attempt.
-
-        Its ceiling is a small part of what anybody waits: who comes meanwhile waits behind it.
-        """
-        ceiling_s = self._patience_s / PAUSES_PER_DEADLINE
+        """Return a full-jitter pause in seconds before the next attempt."""
+        ceiling_s = self._deadline_s / MIN_RETRIES_PER_DEADLINE
         return random.uniform(0, min(ceiling_s, RETRY_INITIAL_DELAY_S * 2**attempt))  # noqa: S311 - jitter
 
-    def _overdue(self) -> Unavailable:
-        return Unavailable(self._trouble)
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(self._reason)
 
 
 def _kind(change: SessionChange, status: str) -> str:
-    """Return what the script needs to know of an event's type and status: see `admit.lua`."""
+    """Return the kind of an event: a step or a result, in capitals where its status is final."""
     kind = "s" if is_step(change.event_type, status) else "r"
     return kind.upper() if change.current in FINAL else kind
 
 
-def _word(error: Exception) -> UnavailableReason:
+def _reason(error: Exception) -> UnavailableReason:
     return error.reason if isinstance(error, Unavailable) else unavailable_reason(error)
 
 
 def _nonce() -> bytes:
-    """Return what tells this asking from every other, in 8 characters; no secret."""
+    """Return 8 characters that mark all attempts for one request; they are no secret."""
     return b2a_base64(random.getrandbits(48).to_bytes(6, "big"), newline=False)
 
 
 def _admission(answer: bytes, request: _Request) -> Admission | Unavailable:
-    """Read what the script said to one event."""
+    """Read the script's answer to one event."""
     outcome, sequence, before, previous = answer.decode().split(" ", 3)
-    if outcome in _REFUSALS:
-        return Unavailable(_REFUSALS[outcome])
+    if outcome in _UNDECIDED:
+        return Unavailable(_UNDECIDED[outcome])
     return Admission(
         outcome=_OUTCOMES[outcome],
         sequence=int(sequence),

@@ -1,6 +1,6 @@
 """Verify, parse, admit: this page is the specification of what becomes of a request.
 
-No HTTP here (that is `web`'s), no Redis (`inbox`'s), no log line.
+It knows nothing of HTTP (`web` does), of Redis (`admission` does) and of the log.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     """What became of a genuine request.
 
     Attributes:
-        outcome: The verdict, as answered.
+        outcome: What is answered.
         secret_fingerprint: Which signing secret matched.
         event: What was parsed.
-        change: What of it may leave the process; None when ignored.
-        admission: What the ledger said; None when ignored.
+        change: The part of it that may leave the process; None when ignored.
+        admission: The decision on it; None when ignored.
     """
 
     outcome: Outcome
@@ -37,13 +37,13 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 
 
 class Receiver:
-    """Takes signed bytes in.
+    """Receives signed bytes.
 
     Args:
-        inbox: The way into the ledger.
+        inbox: Admits events.
         tolerance_s: How far a signature's timestamp may lie from now, in seconds.
-        livemode: Which of Stripe's two worlds is listened to.
-        account_name: What our own account is called, if anything.
+        livemode: Whether live events, test events or both are received.
+        account_name: The configured name of our own account, empty for none.
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class Receiver:
 
         Args:
             body: The bytes that were signed.
-            signature: What signs them.
+            signature: The header that signs them; None where it is missing.
             secrets: The endpoint's signing secrets.
             now: Unix time in seconds.
-            endpoint: The endpoint's name, empty for the default one; it is handed on.
+            endpoint: The endpoint's name, empty for the default one; it goes into the change.
             other_secrets: The signing secrets of all other endpoints, tried where none matches.
-            traceparent: Where in a trace this was received; it is handed on.
+            traceparent: The trace that this request is part of; it goes into the change.
 
         Raises:
-            Rejected: The sender's turn; nothing was remembered.
+            Rejected: The request is refused as it stands; nothing was remembered.
             Unavailable: Nothing is decided; the same bytes may come again.
         """
         payload = verify(
@@ -92,7 +92,7 @@ class Receiver:
         if isinstance(event, Ignored):
             return Receipt(Outcome.IGNORED, payload.secret_fingerprint, event)
         if isinstance(event, Notification):
-            # Answered 200, Stripe would never send it again. Its session has to be fetched.
+            # After a 200 Stripe would never send it again, but its session has to be fetched.
             raise Unavailable(UnavailableReason.API_KEY_MISSING)
         change = make_change(
             event,
@@ -104,7 +104,7 @@ class Receiver:
         return Receipt(admission.outcome, payload.secret_fingerprint, event, change, admission)
 
     def _relevant(self, event: Event | Notification | Ignored) -> Event | Notification | Ignored:
-        """Ignore events of the world nobody listens to; one that does not say is live."""
+        """Ignore events of the mode that is not received; an event without `livemode` is live."""
         if isinstance(event, Ignored) or self._livemode is Livemode.BOTH:
             return event
         if event.is_live == (self._livemode is Livemode.LIVE):

@@ -1,7 +1,7 @@
-"""The journal of the way in: each request counted, and told in its one line.
+"""The request log: each answered request is counted, and written as one line.
 
-What was answered within one loop turn is taken down together after it, so that no answer waits
-for it. What may stand in a line at all is decided in `redaction`.
+Requests that were answered within one loop turn are logged together after it, so that no answer
+waits for the log. Which values may stand in a line at all is decided in `redaction`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Fields = dict[str, Any]
 
 _SHORT = {event_type: event_type.removeprefix(EVENT_TYPE_PREFIX) for event_type in STEP_RANKS}
 
-# Counted from 0 on, so that Prometheus sees the first one as an increase.
+# Exported from 0 on, so that Prometheus sees the first one as an increase.
 for _event_type in (*_SHORT.values(), metrics.OTHER_TYPE):
     metrics.events(Outcome.EXPIRED, _event_type)
 
@@ -51,8 +51,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     duration_s: float
 
 
-class _Tally:
-    """What is counted of the entries of one loop turn; counted one by one it would cost more."""
+class _TurnCounts:
+    """What is counted of the entries of one loop turn; one by one it would cost more."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
@@ -61,8 +61,8 @@ class _Tally:
         self.body_bytes: list[int] = []
         self.ages_s: list[float] = []
 
-    def count(self, now: float) -> None:
-        """Add to the metrics; *now* is Unix time in seconds."""
+    def add_to_metrics(self, now: float) -> None:
+        """Add all to the metrics; *now* is Unix time in seconds."""
         for (outcome, event_type), times in Counter(self.events).items():
             metrics.events(outcome, event_type).inc(times)
         for fingerprint, times in Counter(self.secrets).items():
@@ -74,79 +74,84 @@ class _Tally:
             metrics.LAST_EVENT.set(now)
 
 
-class Journal:
-    """Takes down what has been answered."""
+class RequestLog:
+    """Counts answered requests, and writes the line of each."""
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
-        # A series that appears with its first count has not grown, as Prometheus sees it.
-        for word in (*RejectionReason, *UnavailableReason):
-            metrics.events(word, metrics.OTHER_TYPE)
+        # Prometheus sees no increase in a series that appears with its first count.
+        for reason in (*RejectionReason, *UnavailableReason):
+            metrics.events(reason, metrics.OTHER_TYPE)
         for event_type in _SHORT.values():
             metrics.events(Outcome.IGNORED, event_type)
-        # Bound once: the lazy one binds itself anew for every line.
+        # Bound once: structlog's lazy logger would bind itself anew for every line.
         self._log = log.bind()
 
-    def note(self, entry: Entry) -> None:
-        """Take *entry* down as soon as this loop turn is over."""
+    def add(self, entry: Entry) -> None:
+        """Record *entry* as soon as this loop turn is over."""
         self._entries.append(entry)
         if len(self._entries) == 1:
             asyncio.get_running_loop().call_soon(self._end_turn)
 
     def _end_turn(self) -> None:
         entries, self._entries = self._entries, []
-        self.take_down(entries)
+        self.record(entries)
 
-    def take_down(self, entries: Sequence[Entry]) -> None:
-        """Count what was answered, and write the line of each."""
-        tally = _Tally()
+    def record(self, entries: Sequence[Entry]) -> None:
+        """Count *entries*, and write the line of each."""
+        counts = _TurnCounts()
         now = time.time()
         for entry in entries:
             try:
-                self._record(entry, now, tally)
+                self._record_one(entry, now, counts)
             except Exception:  # noqa: BLE001, S112 - a line that cannot be written costs no other
                 continue
         with contextlib.suppress(Exception):
-            tally.count(now)
+            counts.add_to_metrics(now)
 
-    def _record(self, entry: Entry, now: float, tally: _Tally) -> None:
+    def _record_one(self, entry: Entry, now: float, counts: _TurnCounts) -> None:
         outcome = entry.outcome
-        tally.durations_s.append(entry.duration_s)
+        counts.durations_s.append(entry.duration_s)
         if isinstance(outcome, Receipt):
-            self._receipt(outcome, entry, now, tally)
+            self._record_receipt(outcome, entry, now, counts)
             return
-        tally.events.append((outcome.reason, metrics.OTHER_TYPE))
+        counts.events.append((outcome.reason, metrics.OTHER_TYPE))
         if isinstance(outcome, Rejected):
             self._log.warning(
-                "event.rejected", reason=outcome.reason, field=outcome.field, **_told(entry)
+                "event.rejected",
+                reason=outcome.reason,
+                field=outcome.field,
+                **_request_fields(entry),
             )
         else:
-            self._log.error("event.unavailable", reason=outcome.reason, **_told(entry))
+            self._log.error("event.unavailable", reason=outcome.reason, **_request_fields(entry))
 
-    def _receipt(self, receipt: Receipt, entry: Entry, now: float, tally: _Tally) -> None:
+    def _record_receipt(
+        self, receipt: Receipt, entry: Entry, now: float, counts: _TurnCounts
+    ) -> None:
         event = receipt.event
         event_type = event.type if isinstance(event, Event) else event.event_type
-        tally.events.append((receipt.outcome, _SHORT.get(event_type, metrics.OTHER_TYPE)))
-        tally.secrets.append(receipt.secret_fingerprint)
-        tally.body_bytes.append(entry.body_bytes)
+        counts.events.append((receipt.outcome, _SHORT.get(event_type, metrics.OTHER_TYPE)))
+        counts.secrets.append(receipt.secret_fingerprint)
+        counts.body_bytes.append(entry.body_bytes)
         if isinstance(event, Event):
-            tally.ages_s.append(max(0.0, now - event.created))
-            self._decided(receipt, event, entry)
+            counts.ages_s.append(max(0.0, now - event.created))
+            self._write_decided(receipt, event, entry)
         else:
-            self._ignored(receipt, event, entry)
+            self._write_ignored(receipt, event, entry)
 
-    def _ignored(self, receipt: Receipt, event: Ignored, entry: Entry) -> None:
+    def _write_ignored(self, receipt: Receipt, event: Ignored, entry: Entry) -> None:
         self._log.info(
             "event.ignored",
             reason=event.reason,
             event_id=event.event_id,
             event_type=event.event_type,
-            **_told(entry),
+            **_request_fields(entry),
             secret_fingerprint=receipt.secret_fingerprint,
         )
 
-    def _decided(self, receipt: Receipt, event: Event, entry: Entry) -> None:
-        """Tell of what the ledger has said a word to."""
+    def _write_decided(self, receipt: Receipt, event: Event, entry: Entry) -> None:
+        """Write the line of an event that admission has decided on."""
         change, admission = receipt.change, receipt.admission
         if change is None or admission is None:
             return
@@ -163,7 +168,7 @@ class Journal:
             "livemode": change.livemode,
             "account": change.account,
             "endpoint": change.endpoint,
-            **_told(entry),
+            **_request_fields(entry),
             "secret_fingerprint": receipt.secret_fingerprint,
         }
         write = self._log.info
@@ -181,7 +186,7 @@ class Journal:
 
 
 def _statuses(admission: Admission, change: SessionChange) -> Fields:
-    """Return what the session was and is, or, of an event that changes nothing, what it stays."""
+    """Return what the session was and is; of an event that changes nothing, what it stays."""
     if admission.outcome is Outcome.ADMITTED:
         return {
             "previous": admission.previous,
@@ -193,8 +198,8 @@ def _statuses(admission: Admission, change: SessionChange) -> Fields:
     return {"status": admission.previous, "ignored_status": change.current}
 
 
-def _told(entry: Entry) -> Fields:
-    """Return what there is to say of every request."""
+def _request_fields(entry: Entry) -> Fields:
+    """Return the fields that every line has."""
     return {
         "request_id": entry.request_id,
         "body_bytes": entry.body_bytes,

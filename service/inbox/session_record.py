@@ -1,7 +1,4 @@
-"""Redis, looked at: what the ledger knows of one session. Reads only; `inbox` writes.
-
-The form of the hash is described in `lua/admit.lua`.
-"""
+"""The record of one session, read from Redis. `admit.lua` writes it, and describes its form."""
 
 from __future__ import annotations
 
@@ -15,17 +12,16 @@ from ..transitions import stream_entry
 from ..transitions.lifecycle import created_at
 from ..transitions.transition import StatusTransition
 
-# Of a session's events, and of the stream at the time of each.
-MAX_LOOKED_FOR = 50
-MAX_ENTRIES_LOOKED_AT = 1000
+MAX_LOOKUPS = 50
+MAX_ENTRIES_PER_EVENT = 1000
 # By how much Redis's clock may be behind Stripe's.
-MAX_AHEAD_S = 300
+MAX_CLOCK_LAG_S = 300
 
 _OUTCOMES = {"a": "admitted", "l": "late", "u": "unchanged"}
 
 
-class RememberedEvent(NamedTuple):
-    """One event id the ledger remembers, and what was said to it."""
+class KnownEvent(NamedTuple):
+    """One event whose id is remembered, and what became of it."""
 
     event_id: str
     outcome: str
@@ -34,7 +30,7 @@ class RememberedEvent(NamedTuple):
 
 
 class SessionRecord(NamedTuple):
-    """What the ledger knows of one session.
+    """What is remembered of one session.
 
     Attributes:
         session_id: `vs_…`.
@@ -43,9 +39,9 @@ class SessionRecord(NamedTuple):
         sequence: The number of transitions within *epoch*.
         epoch: When the numbering began anew, Unix milliseconds.
         latest_created: When the latest event was created, Unix seconds.
-        duplicates: Copies answered as duplicates.
-        expires_in_s: Seconds until the record is forgotten, if nothing comes.
-        events: The events remembered, oldest first.
+        duplicates: How many copies were answered as duplicates.
+        expires_in_s: Seconds until the record expires, if no further event arrives.
+        events: The events that are remembered, oldest first.
     """
 
     session_id: str
@@ -56,15 +52,15 @@ class SessionRecord(NamedTuple):
     latest_created: int
     duplicates: int
     expires_in_s: int
-    events: list[RememberedEvent]
+    events: list[KnownEvent]
 
 
 async def read(connections: Connections, keys: Keys, session_id: str) -> SessionRecord | None:
-    """Return the record of a session, or None when the ledger has no memory of it.
+    """Return the record of a session, or None when the session is not known.
 
     Raises:
         RedisError: Redis did not answer.
-        ValueError: What stands there is not one of our records.
+        ValueError: What the key holds is not one of our records.
     """
     key = keys.session(session_id)
     found = await connections.client.hgetall(key)
@@ -76,25 +72,25 @@ async def read(connections: Connections, keys: Keys, session_id: str) -> Session
     raise ValueError("unreadable")
 
 
-# What became of events, by their ids.
+# Transitions, by the ids of their events.
 Changes = Mapping[str, StatusTransition]
 
 
 async def changes(connections: Connections, keys: Keys, record: SessionRecord) -> Changes:
     """Return the transitions of a record's events that the streams still hold.
 
-    An entry is looked for where it should be: soon after its event was created. One that came much
-    later, because Stripe had to send it again, is not found.
+    An entry is looked up soon after its event was created. One that was appended much later,
+    because Stripe had to send the event again, is not found.
 
     Raises:
         RedisError: Redis did not answer.
     """
     stream = keys.transitions(keys.partition(record.session_id))
     found: dict[str, StatusTransition] = {}
-    for event in [one for one in record.events if one.outcome == "admitted"][-MAX_LOOKED_FOR:]:
+    for event in [one for one in record.events if one.outcome == "admitted"][-MAX_LOOKUPS:]:
         if event.event_id not in found:
-            first = str(max(0, event.created - MAX_AHEAD_S) * 1000)
-            entries = await connections.client.xrange(stream, first, count=MAX_ENTRIES_LOOKED_AT)
+            first = str(max(0, event.created - MAX_CLOCK_LAG_S) * 1000)
+            entries = await connections.client.xrange(stream, first, count=MAX_ENTRIES_PER_EVENT)
             found |= {
                 transition.event_id: transition
                 for _, fields in entries
@@ -111,14 +107,14 @@ def _transition(fields: Mapping[bytes, bytes]) -> StatusTransition | None:
 
 
 def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) -> SessionRecord:
-    sequence, epoch, _, _, _ = found[b"state"].split(b" ")
-    _, latest, _ = found[b"latest"].split(b" ")
+    sequence, epoch, _server, _hash, _kind = found[b"state"].split(b" ")
+    _kind, order_key, _event_id = found[b"latest"].split(b" ")
     length, words = found[b"status"].split(b" ", 1)
     events = [
-        RememberedEvent(name.decode(), _OUTCOMES[outcome], int(number), int(created))
-        for name, value in found.items()
-        if name.startswith(b"evt_")
-        for outcome, number, created, _ in [value.decode().split(" ", 3)]
+        KnownEvent(field.decode(), _OUTCOMES[letter], int(number), int(created))
+        for field, value in found.items()
+        if field.startswith(b"evt_")
+        for letter, number, created, _nonce in [value.decode().split(" ", 3)]
     ]
     return SessionRecord(
         session_id=session_id,
@@ -126,7 +122,7 @@ def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) ->
         previous=words[int(length) :].decode() or None,
         sequence=int(sequence),
         epoch=int(epoch),
-        latest_created=created_at(int(latest)),
+        latest_created=created_at(int(order_key)),
         duplicates=int(found.get(b"duplicates", 0)),
         expires_in_s=expires_in_s,
         events=sorted(events, key=lambda event: (event.created, event.sequence)),

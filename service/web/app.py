@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..config import WEBHOOK_PATH, Settings
 from ..errors import RETRY_AFTER_S, Rejected, RejectionReason, Unavailable, UnavailableReason
 from ..inbox.receiver import Receipt, Receiver
-from ..inbox.request_log import Entry, Journal
+from ..inbox.request_log import Entry, RequestLog
 from ..secret import Secret
 from ..telemetry import metrics
 from .allow_list import AllowList
@@ -56,11 +56,11 @@ def create_app(
     allow_list: AllowList | None = None,
 ) -> WebhookApp:
     """Return the application that faces the load balancer: the webhook path and the probes."""
-    journal = Journal()
-    webhook = _Webhook(receiver, settings, journal)
+    request_log = RequestLog()
+    webhook = _Webhook(receiver, settings, request_log)
     if allow_list is None:
         return WebhookApp(webhook, webhook, readiness)
-    return WebhookApp(webhook, _AllowListMiddleware(webhook, allow_list, journal), readiness)
+    return WebhookApp(webhook, _AllowListMiddleware(webhook, allow_list, request_log), readiness)
 
 
 def create_admin_app(readiness: Readiness) -> Starlette:
@@ -133,10 +133,10 @@ async def _empty_response(request: Request, error: Any) -> Response:
 class _AllowListMiddleware:
     """Refuses requests from other networks before it reads a byte of the body."""
 
-    def __init__(self, endpoint: ASGIApp, allow_list: AllowList, journal: Journal) -> None:
+    def __init__(self, endpoint: ASGIApp, allow_list: AllowList, request_log: RequestLog) -> None:
         self._endpoint = endpoint
         self._allow_list = allow_list
-        self._journal = journal
+        self._request_log = request_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         peer, _ = scope["client"] or ("", 0)
@@ -146,15 +146,15 @@ class _AllowListMiddleware:
             return
         rejected = Rejected(RejectionReason.SOURCE_NOT_ALLOWED)
         await _respond(send, rejected)
-        self._journal.note(Entry(rejected, Headers(scope["headers"]).request_id, 0, 0.0))
+        self._request_log.add(Entry(rejected, Headers(scope["headers"]).request_id, 0, 0.0))
 
 
 class _Webhook:
     """The endpoint Stripe posts to, as a bare ASGI application inside its route."""
 
-    def __init__(self, receiver: Receiver, settings: Settings, journal: Journal) -> None:
+    def __init__(self, receiver: Receiver, settings: Settings, request_log: RequestLog) -> None:
         self._receiver = receiver
-        self._journal = journal
+        self._request_log = request_log
         self._secrets: Mapping[str, Sequence[Secret[bytes]]] = settings.secrets
         self._max_body_bytes = settings.max_body_bytes
         self._max_in_flight = settings.max_in_flight
@@ -171,7 +171,7 @@ class _Webhook:
             return
         await _respond(send, outcome)
         duration_s = time.perf_counter() - started
-        self._journal.note(Entry(outcome, headers.request_id, headers.body_bytes, duration_s))
+        self._request_log.add(Entry(outcome, headers.request_id, headers.body_bytes, duration_s))
 
     def available_slots(self) -> int:
         """Return how many more requests may be in flight."""

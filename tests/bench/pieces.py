@@ -18,7 +18,7 @@ import structlog
 from service.config import LogFormat, LogLevel
 from service.inbox.admission import Admission, Outcome
 from service.inbox.receiver import Receipt
-from service.inbox.request_log import Entry, Journal
+from service.inbox.request_log import Entry, RequestLog
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload, sign, verify
 from service.telemetry import logs
@@ -83,7 +83,7 @@ def _in_a_loop(make: Callable[[], Callable[[], object]], *, lines: int = 1) -> f
 
 
 def _line_us() -> float:
-    """Measure the line of an admitted event, handed over as the journal does it."""
+    """Measure the line of an admitted event, handed over as the request log does it."""
     fields = {
         "event_id": "evt_1NuN4zLkdIwHu7ix00000001",
         "event_type": "identity.verification_session.verified",
@@ -115,7 +115,7 @@ def _record_us(payload: VerifiedPayload) -> float:
     admission = Admission(Outcome.ADMITTED, 1, None, after_final=False)
     receipt = Receipt(Outcome.ADMITTED, "01234567", event, make_change(event), admission)
     turn = [Entry(receipt, "0a1b2c3d00000001", len(payload.body), 0.001)] * 25
-    return _in_a_loop(lambda: partial(Journal().take_down, turn), lines=25)
+    return _in_a_loop(lambda: partial(RequestLog().record, turn), lines=25)
 
 
 if __name__ == "__main__":

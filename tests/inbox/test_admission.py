@@ -915,7 +915,7 @@ class TestReplica:
         """Check that *event* is refused at the deadline, after the replica was waited for."""
         admission = asyncio.create_task(ledger.together(event))
         # The metric counts the failures of every inbox of this process.
-        await until(lambda: ledger.inbox._trouble is UnavailableReason.NOT_DURABLE)
+        await until(lambda: ledger.inbox._reason is UnavailableReason.NOT_DURABLE)
         assert not admission.done()
         push(DEADLINE_S)
         assert outcomes(await admission) == ["not_durable"]

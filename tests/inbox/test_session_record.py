@@ -58,9 +58,9 @@ async def test_a_record_tells_its_story(
         duplicates=1,
         expires_in_s=record.expires_in_s,
         events=[
-            session_record.RememberedEvent(CREATED.id, "late", 1, NOW),
-            session_record.RememberedEvent(PROCESSING.id, "admitted", 1, NOW + 10),
-            session_record.RememberedEvent(VERIFIED.id, "admitted", 2, NOW + 40),
+            session_record.KnownEvent(CREATED.id, "late", 1, NOW),
+            session_record.KnownEvent(PROCESSING.id, "admitted", 1, NOW + 10),
+            session_record.KnownEvent(VERIFIED.id, "admitted", 2, NOW + 40),
         ],
     )
 
@@ -123,12 +123,12 @@ async def test_looking_for_changes_has_an_end(
     """Of a stream only so much is read as a busy one takes in soon after an event."""
     inbox = Inbox(connections, keys, settings)
     stream = keys.transitions(keys.partition(SESSION_ID))
-    monkeypatch.setattr(session_record, "MAX_ENTRIES_LOOKED_AT", 3)
+    monkeypatch.setattr(session_record, "MAX_ENTRIES_PER_EVENT", 3)
     for n in range(3):
         await connections.client.xadd(stream, {"n": n})
     await inbox.admit(PROCESSING, make_change(PROCESSING))
     record = await session_record.read(connections, keys, SESSION_ID)
     assert record is not None
     assert await session_record.changes(connections, keys, record) == {}
-    monkeypatch.setattr(session_record, "MAX_ENTRIES_LOOKED_AT", 4)
+    monkeypatch.setattr(session_record, "MAX_ENTRIES_PER_EVENT", 4)
     assert {*await session_record.changes(connections, keys, record)} == {PROCESSING.id}

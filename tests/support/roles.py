@@ -30,7 +30,7 @@ PLACEHOLDER = re.compile(r"#[A-Z]+_PASSWORD_SHA256")
 _BY_COMMAND = {"serve": RECEIVER, "work": WORKER, "dev": ""}
 _BY_MODULE = {
     "inbox.admission": RECEIVER,
-    "inbox.headroom": RECEIVER,
+    "inbox.full_streams": RECEIVER,
     "inbox.session_record": OPERATOR,
     # What receivers do with it is what `test_users` runs.
     "storage.layout": WORKER,

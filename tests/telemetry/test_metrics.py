@@ -119,7 +119,7 @@ async def test_the_counters_say_what_happened(
         await client.post("/webhooks/stripe", content=b"canary-4711")
         await client.post("/webhooks/stripe", content=b" " * 5000)
         await client.post("/webhooks/stripe/canary-4711", content=b"")
-    # The journal takes down what was answered when the loop turn is over.
+    # The request log records what was answered when the loop turn is over.
     await asyncio.sleep(0)
     changed = {
         (name, *sorted(value for _, value in labels)): value - before.get((name, labels), 0)

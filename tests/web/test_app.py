@@ -50,7 +50,7 @@ DAY_S = 86_400
 
 
 class Log:
-    """Stands in for the journal's logger and keeps what was written."""
+    """Stands in for the request log's logger and keeps what was written."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -74,7 +74,7 @@ class Log:
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
-    """Record what the journal writes."""
+    """Record what the request log writes."""
     recorded = Log()
     monkeypatch.setattr(request_log, "log", recorded)
     return recorded
@@ -86,7 +86,7 @@ async def client_of(app: Any) -> AsyncIterator[httpx2.AsyncClient]:
     transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://tests") as client:
         yield client
-    # The journal takes down what was answered when the loop turn is over.
+    # The request log records what was answered when the loop turn is over.
     await asyncio.sleep(0)
 
 
@@ -664,7 +664,7 @@ async def test_a_refusal_keeps_nothing_of_what_was_refused(
 ) -> None:
     """Until its line is written a refusal is held: no frame with the body may hang on it."""
     noted: list[request_log.Entry] = []
-    monkeypatch.setattr(request_log.Journal, "note", lambda _, entry: noted.append(entry))
+    monkeypatch.setattr(request_log.RequestLog, "add", lambda _, entry: noted.append(entry))
     url = Secret("unix:///nowhere.sock")
     settings = make_settings(max_body_bytes=1024, admit_deadline_s=0.1, redis_url=url)
     async with connect(url) as nowhere, client_of(webhook_app(nowhere, settings)[0]) as client:

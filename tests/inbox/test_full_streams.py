@@ -15,9 +15,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.config import Livemode, Settings
 from service.delivery.consumer_groups import Lag, create_groups, measure_lags
 from service.errors import Unavailable, UnavailableReason
-from service.inbox import headroom as module
+from service.inbox import full_streams as module
 from service.inbox.admission import Inbox, Outcome
-from service.inbox.headroom import LOOK_AGAIN_AFTER_S, Headroom
+from service.inbox.full_streams import PAUSE_S, FullStreamTrimmer
 from service.inbox.receiver import Receiver
 from service.storage.connections import Connections
 from service.storage.layout import Keys
@@ -38,7 +38,7 @@ class Ground:
         self.connections = connections
         self.keys = keys
         self.client: Any = connections.client
-        self.headroom = Headroom(connections, keys)
+        self.trimmer = FullStreamTrimmer(connections, keys)
 
     async def fill(self, count: int) -> list[bytes]:
         """Append so many entries; return their ids."""
@@ -59,10 +59,10 @@ class Ground:
         """Return what the stream holds."""
         return [entry_id for entry_id, _ in await self.client.xrange(STREAM)]
 
-    async def make(self) -> bool:
+    async def trim(self) -> bool:
         """Make room, however lately that was tried."""
-        push(LOOK_AGAIN_AFTER_S)
-        return await self.headroom.make([0])
+        push(PAUSE_S)
+        return await self.trimmer.trim([0])
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ async def test_what_all_have_settled_goes(ground: Ground) -> None:
     await ground.settle("other", 3)
     before = metrics.STREAM_TRIMMED.labels("full")._value.get()
     with structlog.testing.capture_logs() as lines:
-        assert await ground.make()
+        assert await ground.trim()
     # How far a group is behind could not be told without the entry that it has read last.
     assert await ground.ids() == entry_ids[2:]
     assert lines == [
@@ -103,9 +103,9 @@ async def test_a_pending_entry_holds_itself_alone(ground: Ground) -> None:
         await ground.read(group, 6)
     await ground.client.xack(STREAM, "log", *entry_ids[1:])
     await ground.client.xack(STREAM, "other", *(entry_ids[i] for i in (0, 1, 2, 4, 5)))
-    assert await ground.make()
+    assert await ground.trim()
     assert await ground.ids() == [entry_ids[0], entry_ids[3]]
-    assert not await ground.make()
+    assert not await ground.trim()
 
 
 async def test_where_all_is_settled_all_goes(ground: Ground) -> None:
@@ -113,7 +113,7 @@ async def test_where_all_is_settled_all_goes(ground: Ground) -> None:
     await ground.fill(3)
     for group in ("log", "other"):
         await ground.settle(group, 3)
-    assert await ground.make()
+    assert await ground.trim()
     assert await ground.ids() == []
 
 
@@ -122,8 +122,8 @@ async def test_a_backlog_is_told_with_the_group_that_holds_it(ground: Ground) ->
     await ground.fill(4)
     await ground.settle("log", 3)
     with structlog.testing.capture_logs() as lines:
-        assert not await ground.make()
-        assert not await ground.headroom.make([0])
+        assert not await ground.trim()
+        assert not await ground.trimmer.trim([0])
     assert lines == [
         {
             "event": "backlog.filled",
@@ -134,8 +134,8 @@ async def test_a_backlog_is_told_with_the_group_that_holds_it(ground: Ground) ->
         }
     ]
     await ground.settle("other", 2)
-    assert not await ground.headroom.make([0])
-    assert await ground.make()
+    assert not await ground.trimmer.trim([0])
+    assert await ground.trim()
 
 
 async def test_a_stream_without_a_group_is_a_backlog(ground: Ground) -> None:
@@ -143,7 +143,7 @@ async def test_a_stream_without_a_group_is_a_backlog(ground: Ground) -> None:
     for group in ("log", "other"):
         await ground.client.xgroup_destroy(STREAM, group)
     await ground.fill(2)
-    assert not await ground.make()
+    assert not await ground.trim()
     assert len(await ground.ids()) == 2
 
 
@@ -159,8 +159,8 @@ async def test_a_failing_redis_makes_no_room(
         return [RedisConnectionError()] * len(calls)
 
     monkeypatch.setattr(ground.connections, "run", run)
-    assert not await ground.make()
-    assert not await ground.headroom.make([0])
+    assert not await ground.trim()
+    assert not await ground.trimmer.trim([0])
     assert asked == 1
 
 
@@ -168,15 +168,15 @@ async def test_what_was_looked_at_is_not_looked_at_each_time(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind many pending entries room is found a little at a time, and each time at once."""
-    monkeypatch.setattr(module, "MAX_LOOKED_AT_PER_CALL", 5)
-    monkeypatch.setattr(module, "LOOK_FOR_S", -1.0)
+    monkeypatch.setattr(module, "MAX_EXAMINED_PER_CALL", 5)
+    monkeypatch.setattr(module, "MAX_TRIM_S", -1.0)
     entry_ids = await ground.fill(40)
     for group in ("log", "other"):
         await ground.read(group, 40)
         await ground.client.xack(STREAM, group, *entry_ids[20:])
     # Without time to look there is none to find.
-    assert not await ground.make()
-    monkeypatch.setattr(module, "LOOK_FOR_S", 600.0)
+    assert not await ground.trim()
+    monkeypatch.setattr(module, "MAX_TRIM_S", 600.0)
     asked = 0
     run = ground.connections.run
 
@@ -186,17 +186,17 @@ async def test_what_was_looked_at_is_not_looked_at_each_time(
         return await run(calls)
 
     monkeypatch.setattr(ground.connections, "run", counted)
-    assert await ground.make()
+    assert await ground.trim()
     assert asked == 5
     for _ in range(3):
-        assert await ground.make()
+        assert await ground.trim()
     assert asked == 8
     assert await ground.ids() == entry_ids[:20]
-    assert not await ground.make()
+    assert not await ground.trim()
     # What was pending in front is found when it is settled.
     await ground.client.xack(STREAM, "log", entry_ids[7])
     await ground.client.xack(STREAM, "other", entry_ids[7])
-    assert await ground.make()
+    assert await ground.trim()
     assert await ground.ids() == entry_ids[:7] + entry_ids[8:20]
 
 
@@ -204,14 +204,14 @@ async def test_a_pending_list_longer_than_a_look_hides_nothing(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pending entries that an operator deleted do not make others pass for settled."""
-    monkeypatch.setattr(module, "MAX_LOOKED_AT_PER_CALL", 4)
+    monkeypatch.setattr(module, "MAX_EXAMINED_PER_CALL", 4)
     entry_ids = await ground.fill(20)
     await ground.settle("other", 20)
     await ground.read("log", 20)
     await ground.client.xack(STREAM, "log", entry_ids[18])
     await ground.client.xdel(STREAM, *entry_ids[1:15])
     for _ in range(3):
-        await ground.make()
+        await ground.trim()
     assert await ground.ids() == [entry_ids[0], *entry_ids[15:18], entry_ids[19]]
 
 
@@ -220,7 +220,7 @@ async def test_redis_still_knows_how_far_each_group_is_behind(ground: Ground) ->
     await ground.fill(20)
     await ground.settle("log", 15)
     await ground.settle("other", 10)
-    await ground.make()
+    await ground.trim()
     measured = await measure_lags(ground.connections, ground.keys, [("log", 0), ("other", 0)])
     assert [lag.transitions for lag in measured if isinstance(lag, Lag)] == [5, 10]
 
@@ -230,8 +230,8 @@ async def test_no_history_loses_what_is_not_settled_and_all_else_goes(
     ground: Ground, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Whatever two groups read and settle: no unsettled entry goes, and room is made if any can."""
-    monkeypatch.setattr(module, "MAX_LOOKED_AT_PER_CALL", 3)
-    monkeypatch.setattr(module, "LOOK_FOR_S", 600.0)
+    monkeypatch.setattr(module, "MAX_EXAMINED_PER_CALL", 3)
+    monkeypatch.setattr(module, "MAX_TRIM_S", 600.0)
     random = Random(seed)
     was_read: dict[str, set[bytes]] = {"log": set(), "other": set()}
     pending: dict[str, set[bytes]] = {"log": set(), "other": set()}
@@ -251,7 +251,7 @@ async def test_no_history_loses_what_is_not_settled_and_all_else_goes(
                 await ground.client.xack(STREAM, group, one)
             case _:
                 before = await ground.ids()
-                has_made = await ground.make()
+                has_made = await ground.trim()
                 after = await ground.ids()
                 unsettled = {
                     entry_id
@@ -302,7 +302,7 @@ async def test_events_are_admitted_while_anything_is_settled(
     assert await admitted(receiver, islice(new, 1)) == [UnavailableReason.BACKLOG_FULL]
     stuck = await ground.read("log", 3)
     await ground.settle("log", CAP)
-    push(LOOK_AGAIN_AFTER_S)
+    push(PAUSE_S)
 
     for _ in range(5):
         outcomes = await admitted(receiver, islice(new, CAP - 3))
