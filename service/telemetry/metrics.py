@@ -1,6 +1,7 @@
-"""The list of all our series. Nothing here measures; whoever does names one of these.
+"""All Prometheus series of this service, with their help texts.
 
-Every label's values come from a closed list or from the configuration, never from a request.
+Nothing here measures. Label values come from a closed list or from the configuration, never from
+a request, so that no sender can create series.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from prometheus_client import (
 
 from .. import __version__
 
-# With PROMETHEUS_MULTIPROC_DIR in the environment (left there for another service, perhaps) the
-# client library would keep all values in files of that directory, and fail where there is none.
+# If PROMETHEUS_MULTIPROC_DIR is set (for another service, perhaps), the client library would keep
+# all values in files of that directory, and fail if it does not exist.
 values.ValueClass = values.MutexValue
-# They would double the series, and PromQL has no use for them.
+# A `_created` sample for every series doubles their number, and PromQL does not use them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-# What the label says of a request whose type nobody knows, or nobody may know.
+# The `type` label of requests whose event type is unknown or not verified.
 OTHER_TYPE = "other"
 REGISTRY = CollectorRegistry()
 for _collector in (GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR):
@@ -43,99 +44,99 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 class BulkHistogram(Histogram):
-    """A histogram that is told of many values at once, for which the library has no call."""
+    """A histogram that can observe many values in one call, which the library cannot."""
 
     def observe_all(self, amounts: Sequence[float]) -> None:
-        """Observe each of *amounts*, at the cost of a few."""
+        """Observe each of *amounts*, with one increment for each bucket they fall into."""
         self._sum.inc(sum(amounts))
-        places = Counts(map(partial(bisect_left, self._upper_bounds), amounts))
-        for place, times in places.items():
-            self._buckets[place].inc(times)
+        buckets = Counts(map(partial(bisect_left, self._upper_bounds), amounts))
+        for bucket, times in buckets.items():
+            self._buckets[bucket].inc(times)
 
 
 BUILD = Gauge(
     "idv_build_info",
-    "1, with the version of this service.",
+    "Always 1; the version of this service is a label.",
     ["version"],
     registry=REGISTRY,
 )
 BUILD.labels(__version__).set(1)
 EVENTS = Counter(
     "idv_events_total",
-    "Requests on the webhook path by outcome (or the reason of the refusal) and event type.",
+    "Requests on the webhook path, by outcome or reason of rejection, and event type.",
     ["outcome", "type"],
     registry=REGISTRY,
 )
 RECEIVE_SECONDS = BulkHistogram(
     "idv_receive_seconds",
-    "From the first byte of a request in hand to its answer.",
+    "Seconds from the first byte of a request to its response.",
     buckets=_SECONDS,
     registry=REGISTRY,
 )
 LAST_EVENT = Gauge(
     "idv_last_event_timestamp_seconds",
-    "Unix time of the last event that was for us, whatever became of it; 0 before the first.",
+    "Unix time of the last verified event of a verification session; 0 before the first.",
     registry=REGISTRY,
 )
 ADMISSION_SECONDS = Histogram(
     "idv_admission_seconds",
-    "Duration of the round trips to Redis that admit events.",
+    "Duration of the Redis round trips that admit events.",
     buckets=_SECONDS,
     registry=REGISTRY,
 )
 ADMISSION_BATCH = Histogram(
     "idv_admission_batch_events",
-    "Events that went to Redis in one round trip.",
+    "Events admitted in one Redis round trip.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128),
     registry=REGISTRY,
 )
 BODY_BYTES = BulkHistogram(
     "idv_body_bytes",
-    "Size of the bodies of genuine events.",
+    "Body size of verified events.",
     buckets=(1024, 2048, 4096, 8192, 16384, 65536, 262144),
     registry=REGISTRY,
 )
 EVENT_AGE_SECONDS = BulkHistogram(
     "idv_event_age_seconds",
-    "Age of genuine events on arrival, by Stripe's clock and ours.",
+    "Age of verified events on arrival: our clock minus the time Stripe created them.",
     buckets=(1, 5, 15, 60, 300, 3600, 6 * 3600, 86400, 3 * 86400, 30 * 86400),
     registry=REGISTRY,
 )
 IN_FLIGHT = Gauge(
     "idv_requests_in_flight",
-    "Webhook requests in hand.",
+    "Webhook requests in progress.",
     registry=REGISTRY,
 )
 CONNECTIONS_REFUSED = Counter(
     "idv_connections_refused_total",
-    "Connections ended below the application, by reason.",
+    "Connections closed before a request reached the application, by reason.",
     ["reason"],
     registry=REGISTRY,
 )
 READY = Gauge(
     "idv_ready",
-    "1 while the process is ready for traffic.",
+    "1 while the process is ready for traffic, else 0.",
     registry=REGISTRY,
 )
 REDIS_FINDING_SEVERITY = Gauge(
     "idv_redis_finding_severity",
-    "What Redis's state means for the promises, by finding: 0 fine, 1 a warning, 2 fatal.",
+    "Severity of each finding about Redis: 0 for none, 1 for a warning, 2 for fatal.",
     ["finding"],
     registry=REGISTRY,
 )
 EVENTS_AFTER_FINAL = Counter(
     "idv_events_after_final_total",
-    "Late events created after what their session already finally was.",
+    "Late events created after the final status of their session.",
     registry=REGISTRY,
 )
 REVERSALS = Counter(
     "idv_reversals_total",
-    "Transitions from a final status to another one that is not redacted.",
+    "Transitions from a final status to another status that is not redacted.",
     registry=REGISTRY,
 )
 SKIPPED_FIELDS = Counter(
     "idv_skipped_fields_total",
-    "Fields of Stripe's that nobody needs, and that were left out because they could not be read.",
+    "Optional fields of events that were skipped because they could not be parsed.",
     registry=REGISTRY,
 )
 SECRET_MATCHES = Counter(
@@ -146,133 +147,131 @@ SECRET_MATCHES = Counter(
 )
 SECRET_LOADED = Gauge(
     "idv_secret_loaded",
-    "1 for each signing secret in use, by its place among its endpoint's: current (first) or old.",
+    "1 for each signing secret in use, by place in its endpoint's list: current (first) or old.",
     ["secret_fingerprint", "place"],
     registry=REGISTRY,
 )
 CONFIG_RELOAD_FAILED = Gauge(
     "idv_config_reload_failed",
-    "1 while what stands in the files of a setting is refused, and what was is in use still.",
+    "1 while a changed setting is invalid and the previous value stays in use.",
     ["setting"],
     registry=REGISTRY,
 )
 LOOP_LAG_SECONDS = Histogram(
     "idv_event_loop_lag_seconds",
-    "How much later than asked for the event loop came round, looked at five times a second.",
+    "Delay of a timer on the event loop, measured five times a second.",
     buckets=_SECONDS,
     registry=REGISTRY,
 )
 REDIS_ERRORS = Counter(
-    "idv_redis_errors_total", "Failed calls to Redis by reason.", ["reason"], registry=REGISTRY
+    "idv_redis_errors_total", "Failed Redis calls, by reason.", ["reason"], registry=REGISTRY
 )
 LOG_LINES_DROPPED = Counter(
     "idv_log_lines_dropped_total",
-    "Log lines dropped because standard output was not read, or could not be written.",
+    "Log lines dropped because standard output was not read or could not be written.",
     registry=REGISTRY,
 )
 DELIVERIES = Counter(
     "idv_deliveries_total",
-    "Handler calls by outcome (delivered, failed), what became of the failed (retried,"
-    " dead_lettered), and transitions of a self-test, which no handler is shown (selftest).",
+    "Handler calls by outcome: delivered or failed; failed ones again as retried or dead_lettered;"
+    " transitions of a self-test, which no handler receives, as selftest.",
     ["handler", "outcome"],
     registry=REGISTRY,
 )
 DELIVERY_SECONDS = Histogram(
     "idv_delivery_seconds",
-    "Duration of handler calls.",
+    "Duration of handler calls, by handler.",
     ["handler"],
     buckets=_SECONDS,
     registry=REGISTRY,
 )
 LEASES_HELD = Gauge(
     "idv_leases_held",
-    "Partitions this process works, by handler.",
+    "Partitions whose lease this process holds, by handler.",
     ["handler"],
     registry=REGISTRY,
 )
 CIRCUIT_OPEN = Gauge(
     "idv_circuit_open",
-    "Destinations that a handler cannot reach and only probes: 0 or 1 where it has but one.",
+    "Destinations whose circuit is open, so that a handler only probes them, by handler.",
     ["handler"],
     registry=REGISTRY,
 )
 PARKED_ENTRIES = Gauge(
     "idv_parked_entries",
-    "Transitions of which only the id is kept until they are tried again, by handler.",
+    "Transitions waiting for a retry with only their id in memory, by handler.",
     ["handler"],
-    multiprocess_mode="livesum",
     registry=REGISTRY,
 )
 READING_PAUSED = Gauge(
     "idv_reading_paused",
-    "Partitions in which so many transitions wait for a retry that no more are read, by handler.",
+    "Partitions that are not read because too many transitions wait for a retry, by handler.",
     ["handler"],
-    multiprocess_mode="livesum",
     registry=REGISTRY,
 )
 LAG_ENTRIES = Gauge(
     "idv_lag_entries",
-    "Transitions not yet settled in the partitions this process works, by handler.",
+    "Unsettled transitions in the partitions this process holds, by handler.",
     ["handler"],
     registry=REGISTRY,
 )
 DEAD_LETTERS = Gauge(
     "idv_dead_letters",
-    "Dead letters held in the partitions this process works, by handler.",
+    "Dead letters in the partitions this process holds, by handler.",
     ["handler"],
     registry=REGISTRY,
 )
 DEAD_LETTERS_EXPIRE = Gauge(
     "idv_dead_letters_expire_seconds",
-    "Seconds until the oldest of those dead letters is deleted for its age; +Inf for none.",
+    "Seconds until the oldest of these dead letters expires, by handler; +Inf if there are none.",
     ["handler"],
     registry=REGISTRY,
 )
 ORPHAN_GROUPS = Gauge(
     "idv_orphan_groups",
-    "Handlers that are no longer configured, but whose unsettled transitions hold trimming.",
+    "Handlers that are no longer configured but whose unsettled transitions prevent trimming.",
     registry=REGISTRY,
 )
 STREAM_TRIMMED = Counter(
     "idv_stream_trimmed_total",
-    "Settled transitions deleted, by reason: age, or full to make room for new ones.",
+    "Settled transitions deleted, by reason: their age, or full to make room for new ones.",
     ["reason"],
     registry=REGISTRY,
 )
-# Prometheus sees an increase only of what was there before.
+# Prometheus sees an increase only if the series existed before it.
 for _reason in ("age", "full"):
     STREAM_TRIMMED.labels(_reason)
 OLDEST_SECONDS = Gauge(
     "idv_oldest_pending_seconds",
-    "Age of the oldest transition not yet settled in those partitions, by handler.",
+    "Age of the oldest unsettled transition in the partitions this process holds, by handler.",
     ["handler"],
     registry=REGISTRY,
 )
 
-_loaded: set[tuple[str, str]] = set()
+_loaded_secrets: set[tuple[str, str]] = set()
 
 
 @cache
 def events(outcome: str, event_type: str) -> Counter:
-    """Return the child of `EVENTS`, looked up once."""
+    """Return the child of `EVENTS` with these labels, cached."""
     return EVENTS.labels(outcome, event_type)
 
 
 @cache
 def secret_matches(fingerprint: str) -> Counter:
-    """Return the child of `SECRET_MATCHES`, looked up once."""
+    """Return the child of `SECRET_MATCHES` with this label, cached."""
     return SECRET_MATCHES.labels(fingerprint)
 
 
-def set_loaded_secrets(found: Collection[tuple[str, str]]) -> None:
-    """Tell which signing secrets are in use, by fingerprint and place, and no longer any other."""
-    for labels in _loaded - {*found}:
+def set_loaded_secrets(loaded: Collection[tuple[str, str]]) -> None:
+    """Set `SECRET_LOADED` to 1 for the *loaded* (fingerprint, place), and to 0 for all others."""
+    for labels in _loaded_secrets - {*loaded}:
         SECRET_LOADED.labels(*labels).set(0)
-    for labels in found:
+    for labels in loaded:
         SECRET_LOADED.labels(*labels).set(1)
-    _loaded.update(found)
+    _loaded_secrets.update(loaded)
 
 
 def exposition() -> bytes:
-    """Return all series in Prometheus's text format."""
+    """Return all series in the Prometheus text format."""
     return generate_latest(REGISTRY)
