@@ -1,8 +1,8 @@
-"""Repeated faults: of each kind the first lines are written, of the rest their number is told.
+"""Limits repeated log lines: the first of each kind in a window are written, the rest counted.
 
-Only the lines named here are ever held back: what became of a genuine event that was decided, a
-transition and a dead letter are always written, and the metrics count everything. Nothing here
-writes a line.
+Only the events in `THROTTLED` and the messages of libraries are limited. Lines about an event that
+was decided, a transition or a dead letter are always written, and metrics count everything.
+Nothing here writes a line.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 WINDOW_S = 10.0
 MAX_PER_WINDOW = 20
-# Of libraries' messages there are more than anybody can list; the kinds remembered are bounded.
+# Libraries may log any number of different messages, so the memory for kinds needs a bound.
 MAX_KINDS = 256
 
-REPEATED = frozenset(
+THROTTLED = frozenset(
     {
         "backlog.filled",
         "circuit.still_open",
@@ -36,48 +36,52 @@ REPEATED = frozenset(
         "worker.rebalance_failed",
     }
 )
-# What makes two lines of one name two kinds: words from closed lists, classes and names of ours.
-_TOLD_APART_BY = ("reason", "error", "handler")
+# Lines of one event that differ in these fields are of different kinds. Their values are words
+# from closed lists, class names and names of handlers: nothing that a sender can choose.
+_KIND_FIELDS = ("reason", "error", "handler")
 
 
 class _Window(NamedTuple):
     ends: float
     written: int
-    held_back: int
+    suppressed: int
 
 
 class LogThrottle:
-    """Decides line by line; one for everything that writes to one place.
+    """Decides for each line whether it is written. One instance for everything that logs.
 
     Args:
-        clock: Seconds that only go forward.
+        clock: Monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._windows: OrderedDict[tuple[Any, ...], _Window] = OrderedDict()
 
-    def held_back_before(self, fields: Mapping[str, Any]) -> int | None:
-        """Return how many lines like this one were held back since the last; None: hold it back."""
-        if fields["event"] not in REPEATED:
+    def check_line(self, fields: Mapping[str, Any]) -> int | None:
+        """Return what `check` says of a line of ours; 0 if its event is never throttled."""
+        if fields["event"] not in THROTTLED:
             return 0
-        return self.held_back((fields["event"], *(fields.get(name) for name in _TOLD_APART_BY)))
+        return self.check((fields["event"], *(fields.get(name) for name in _KIND_FIELDS)))
 
-    def held_back(self, kind: tuple[Any, ...]) -> int | None:
-        """Return the same for a kind of line that may always repeat."""
+    def check(self, kind: tuple[Any, ...]) -> int | None:
+        """Decide on a line of this *kind*: None to suppress it, else write it.
+
+        The number returned is how many lines of this kind were suppressed since the last one.
+        """
         now = self._clock()
         window = self._windows.pop(kind, _Window(0.0, 0, 0))
-        held_back = window.held_back
+        suppressed = window.suppressed
         if now >= window.ends:
-            window = _Window(now + WINDOW_S, 0, held_back)
+            window = _Window(now + WINDOW_S, 0, suppressed)
         if window.written < MAX_PER_WINDOW:
-            self._keep(kind, window._replace(written=window.written + 1, held_back=0))
-            return held_back
-        self._keep(kind, window._replace(held_back=held_back + 1))
+            self._remember(kind, window._replace(written=window.written + 1, suppressed=0))
+            return suppressed
+        self._remember(kind, window._replace(suppressed=suppressed + 1))
         return None
 
-    def _keep(self, kind: tuple[Any, ...], window: _Window) -> None:
-        """Remember the kind as the latest seen; forget the one not seen for longest."""
+    def _remember(self, kind: tuple[Any, ...], window: _Window) -> None:
+        """Store the kind as the latest seen; forget the one not seen for the longest time."""
         self._windows[kind] = window
         if len(self._windows) > MAX_KINDS:
             self._windows.popitem(last=False)

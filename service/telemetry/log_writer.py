@@ -1,13 +1,16 @@
-"""Writes log lines so that a reader that stalls does not stop the event loop.
+"""Writes log lines without ever blocking the event loop.
 
-The lines of one loop turn are written together, at the turn's end: at once as long as the output
-takes `PIPE_BUF` bytes without blocking, else by a thread, through a queue of bounded size. Until
-that queue is empty everything goes through it, so lines stay in order. While it is full, lines are
-dropped and counted, and that lasts until it is empty: one gap, rather than many small ones. Then
-one line says how many are missing. Lines that could not be written (disk full, pipe closed) are
-counted the same way.
+The rule:
 
-Writing everything in the thread costs a quarter more CPU per event.
+* The lines of one turn of the event loop are written together at its end (one write for each line
+  costs 25 % more CPU per event).
+* They are written directly as long as the output takes `PIPE_BUF` bytes without blocking (writing
+  everything in the thread costs 25 % more, too).
+* Otherwise they go to a thread, through a queue of bounded size. Until the queue is empty, all
+  lines go through it, so that they stay in order.
+* When the queue is full, lines are dropped and counted until it is empty: one gap instead of many.
+  Then one line says how many are missing. Lines that cannot be written (disk full, pipe closed)
+  are counted in the same way.
 """
 
 from __future__ import annotations
@@ -23,18 +26,18 @@ from typing import Any, BinaryIO, NamedTuple
 
 from . import metrics
 
-# About 6,000 lines of requests.
+# Room for about 6,000 lines of requests.
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
-# At the end of the process, when the log may not be read any more.
+# When the process ends: the log may have no reader any more.
 FLUSH_DEADLINE_S = 2.0
 
 
 class _Turn(local):
-    """What a thread has logged in the present turn of its event loop.
+    """What a thread has logged in the current turn of its event loop.
 
     Attributes:
         lines: The lines.
-        written: Becomes whether all of them have been written, where somebody waits for that.
+        written: Its result will be whether all lines were written; None if no task waits for it.
     """
 
     def __init__(self) -> None:
@@ -43,11 +46,11 @@ class _Turn(local):
 
 
 class LogSink:
-    """Takes lines, encoded and without their ends. To structlog this is the logger.
+    """Collects encoded lines, without line ends. To structlog this is the logger.
 
     Args:
-        out: Where they are written.
-        lines_dropped: Returns the line that says how many are missing.
+        out: The output.
+        lines_dropped: Returns the line that says how many lines were dropped.
     """
 
     def __init__(self, out: BinaryIO, lines_dropped: Callable[[int], bytes]) -> None:
@@ -55,7 +58,7 @@ class LogSink:
         self._turn = _Turn()
 
     def write(self, line: bytes) -> None:
-        """Take a line; never blocks. Where no loop runs it is handed on at once."""
+        """Take a line without blocking. In a thread without a loop it is written at once."""
         lines = self._turn.lines
         lines.append(line)
         if len(lines) == 1:
@@ -66,18 +69,18 @@ class LogSink:
 
     debug = info = warning = error = critical = write
 
-    async def written(self, within_s: float) -> bool:
+    async def wait_until_written(self, within_s: float) -> bool:
         """Wait until the lines of this turn are written; say whether they were, in time."""
         turn = self._turn
         if not turn.lines:
             return True
         if turn.written is None:
             turn.written = _future(within_s)
-        # Others wait for it too.
+        # Other tasks may wait for the same future.
         return await asyncio.shield(turn.written)
 
     def flush(self) -> None:
-        """Wait until everything is written, or given up, or `FLUSH_DEADLINE_S` is over."""
+        """Wait up to `FLUSH_DEADLINE_S` until all lines are written or dropped."""
         self._end_turn()
         self._writer.flush(FLUSH_DEADLINE_S)
 
@@ -94,7 +97,7 @@ class LogSink:
 
 
 def _future(within_s: float) -> asyncio.Future[bool]:
-    """Return a future that becomes False when it is nothing else within *within_s* seconds."""
+    """Return a future that resolves to False if it has no other result within *within_s* s."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[bool] = loop.create_future()
     timer = loop.call_later(within_s, _resolve, future, False)  # noqa: FBT003 - the result
@@ -113,12 +116,12 @@ def _resolve(future: asyncio.Future[bool], result: bool) -> None:  # noqa: FBT00
 
 
 class _Chunk(NamedTuple):
-    """Lines that are written, or lost, together.
+    """Lines that are queued together.
 
     Attributes:
         lines: The lines.
-        size: Their bytes.
-        done: Called with whether all of them have been written, where somebody waits for that.
+        size: Their number of bytes.
+        done: Called with whether all lines were written.
     """
 
     lines: Sequence[bytes]
@@ -126,10 +129,10 @@ class _Chunk(NamedTuple):
     done: Callable[[bool], None] | None
 
 
-def _readiness(out: Any) -> Callable[[], bool]:
+def _readiness_check(out: Any) -> Callable[[], bool]:
     """Return a function that says whether *out* takes `PIPE_BUF` bytes without blocking.
 
-    A terminal may take a few of them and be stopped then: it is never ready.
+    A terminal can be stopped in the middle of a write, so it never counts as ready.
     """
     try:
         descriptor = -1 if out.isatty() else out.fileno()
@@ -144,12 +147,12 @@ def _readiness(out: Any) -> Callable[[], bool]:
 
 
 class _Writer:
-    """The queue, and the thread that empties it."""
+    """Writes lines directly or through the queue, and owns the thread that empties it."""
 
     def __init__(self, out: BinaryIO, lines_dropped: Callable[[int], bytes]) -> None:
-        # Below its buffer, whose lock a stalled write would hold until the interpreter's end.
+        # The raw file: a stalled write would hold the lock of a buffered one when Python exits.
         self._out: Any = getattr(out, "raw", out)
-        self._is_ready = _readiness(self._out)
+        self._is_ready = _readiness_check(self._out)
         self._lines_dropped = lines_dropped
         self._queue: SimpleQueue[_Chunk | None] = SimpleQueue()
         self._lock = Lock()
@@ -159,12 +162,12 @@ class _Writer:
         Thread(target=self._run, name="log-writer", daemon=True).start()
 
     def put(self, lines: Sequence[bytes], done: Callable[[bool], None] | None) -> None:
-        """Write, queue or drop *lines*; *done* is called, in some thread, with the outcome."""
+        """Write, queue or drop *lines*; *done* is called with the outcome, in any thread."""
         with self._lock:
             if not self._queued_bytes:
-                lines = self._write_at_once(lines)
+                lines = self._write_directly(lines)
             size = sum(map(len, lines))
-            # By one chunk too many rather than a chunk that never fits.
+            # Checked before adding, so that a chunk larger than the bound still fits.
             self._is_full = self._is_full or self._queued_bytes > MAX_QUEUED_BYTES
             is_dropped = self._is_full and bool(lines)
             if not is_dropped:
@@ -177,8 +180,8 @@ class _Writer:
         if done:
             done(not is_dropped)
 
-    def _write_at_once(self, lines: Sequence[bytes]) -> Sequence[bytes]:
-        """Write those of *lines* that the output takes without blocking; return the rest."""
+    def _write_directly(self, lines: Sequence[bytes]) -> Sequence[bytes]:
+        """Write as many of *lines* as the output takes without blocking; return the rest."""
         begin = 0
         while begin < len(lines):
             end, size = begin, 0
@@ -199,17 +202,17 @@ class _Writer:
 
     def _run(self) -> None:
         while (chunk := self._queue.get()) is not None:
-            chunks = [chunk, *self._waiting()]
+            chunks = [chunk, *self._take_queued()]
             lines = [line for chunk in chunks for line in chunk.lines]
             is_written = self._write(lines)
             if not is_written:
                 self._drop(len(lines))
-            self._leave_queue(sum(chunk.size for chunk in chunks))
+            self._free(sum(chunk.size for chunk in chunks))
             for done in filter(None, (chunk.done for chunk in chunks)):
                 done(is_written)
 
-    def _waiting(self) -> list[_Chunk]:
-        """Take what waits out of the queue."""
+    def _take_queued(self) -> list[_Chunk]:
+        """Take all chunks out of the queue, without waiting for more."""
         chunks = []
         while not self._queue.empty():
             if (chunk := self._queue.get()) is None:
@@ -218,7 +221,8 @@ class _Writer:
             chunks.append(chunk)
         return chunks
 
-    def _leave_queue(self, size: int) -> None:
+    def _free(self, size: int) -> None:
+        """Subtract what was written from the size of the queue; report dropped lines if empty."""
         with self._lock:
             self._queued_bytes -= size
             if self._queued_bytes:
@@ -235,13 +239,13 @@ class _Writer:
             self._dropped += number
 
     def _write(self, lines: Sequence[bytes]) -> bool:
-        """Write *lines*; say whether they are out. Blocks for as long as the reader does."""
+        """Write *lines* and say whether that succeeded. Blocks as long as the reader stalls."""
         rest = memoryview(b"\n".join([*lines, b""]))
         try:
             while rest:
                 count = self._out.write(rest)
                 if count is None:
-                    # We were started with an output that does not block.
+                    # The output is non-blocking, and its buffer is full.
                     select((), (self._out,), ())
                 else:
                     rest = rest[count:]

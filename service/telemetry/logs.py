@@ -1,8 +1,9 @@
-"""The one configuration of logging: structlog's, with everybody else's lines in the same pipe.
+"""Configures logging: structlog's, with the standard library's loggers sent the same way.
 
-Lines are JSON in production and coloured text on a terminal. Field names are those of the types
-(`event_id`, `session_id`, `current` …); `event` is what happened, as `noun.verb_past`. What may
-stand in a line is decided in `redaction` and where it is logged.
+A line passes the throttle, `_order_fields`, a sanitizing renderer (JSON, or text on a terminal)
+and the `LogSink`. Field names are those of the types (`event_id`, `session_id`, `current` …);
+`event` is what happened, as `noun.verb_past`. What may appear in a line is decided in `redaction`
+and by the log calls.
 """
 
 from __future__ import annotations
@@ -33,18 +34,21 @@ MAX_FRAMES = 20
 
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
+# The configured sink, if there is one.
+_sinks: list[LogSink] = []
+
 
 def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = None) -> None:
     """Send every log line of this process to *stream* (standard output), in one format."""
     out = sys.stdout.buffer if stream is None else stream
     is_terminal = out.isatty()
-    as_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not is_terminal)
-    least = logging.getLevelNamesMapping()[level.upper()]
+    is_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not is_terminal)
+    min_level = logging.getLevelNamesMapping()[level.upper()]
     processors: list[Processor] = [
-        _led,
-        *([_json] if as_json else _as_text(colors=is_terminal)),
+        _order_fields,
+        *([_render_json] if is_json else _render_text(colors=is_terminal)),
     ]
-    floods = LogThrottle()
+    throttle = LogThrottle()
     sink = LogSink(out, partial(_lines_dropped, processors))
     for replaced in _sinks:
         replaced.close()
@@ -52,54 +56,55 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
     atexit.unregister(flush)
     atexit.register(flush)
     structlog.configure(
-        processors=[_once_in_a_while(floods), *processors],
-        wrapper_class=structlog.make_filtering_bound_logger(least),
+        processors=[partial(_throttle, throttle), *processors],
+        wrapper_class=structlog.make_filtering_bound_logger(min_level),
         logger_factory=lambda *_: sink,
         cache_logger_on_first_use=True,
     )
-    _configure_libraries(_Handler(sink, processors, floods), max(least, LIBRARY_LEVEL))
+    handler = _LibraryHandler(sink, processors, throttle)
+    _configure_libraries(handler, max(min_level, LIBRARY_LEVEL))
 
 
 async def wait_until_written(within_s: float) -> None:
-    """Wait until what was logged in this loop turn is out, where it goes through `configure`.
+    """Wait until the lines logged in this turn of the event loop are written.
 
     Raises:
-        ConnectionError: It could not be written (a full disk, a closed pipe), or was not within
-            *within_s* seconds because its reader stalls. It may still be written later.
+        ConnectionError: They could not be written (a full disk, a closed pipe), or not within
+            *within_s* seconds because the reader stalls. They may still be written later.
     """
     for sink in _sinks:
-        if not await sink.written(within_s):
+        if not await sink.wait_until_written(within_s):
             raise ConnectionError("the log cannot be written")
 
 
 def flush() -> None:
-    """Wait until what was logged is out, for a bounded time."""
+    """Wait for a bounded time until everything logged so far is written."""
     for sink in _sinks:
         sink.flush()
 
 
 def log_unhandled_errors() -> None:
-    """Write a line about what ends a thread, or fails where nothing could be raised.
+    """Log errors that end a thread, or occur where Python cannot raise them (finalizers).
 
-    Python would print both to standard error, message and all. Whoever calls this has configured
-    logging; until the process ends nobody else is asked.
+    By default Python prints both to standard error, including the message, which may quote a
+    request. Logging must have been configured.
     """
     log = structlog.get_logger()
 
-    def unraisable(found: sys.UnraisableHookArgs) -> None:
-        if found.exc_value is not None:
-            log.error("process.fault_ignored", exc_info=found.exc_value)
+    def log_unraisable(error: sys.UnraisableHookArgs) -> None:
+        if error.exc_value is not None:
+            log.error("process.fault_ignored", exc_info=error.exc_value)
 
-    def of_thread(found: threading.ExceptHookArgs) -> None:
-        if found.exc_value is not None:
-            log.error("thread.failed", exc_info=found.exc_value)
+    def log_thread_error(error: threading.ExceptHookArgs) -> None:
+        if error.exc_value is not None:
+            log.error("thread.failed", exc_info=error.exc_value)
 
-    sys.unraisablehook = unraisable
-    threading.excepthook = of_thread
+    sys.unraisablehook = log_unraisable
+    threading.excepthook = log_thread_error
 
 
 def _configure_libraries(handler: logging.Handler, level: int) -> None:
-    """Route the standard library's loggers, and its warnings, through the same processors."""
+    """Send the standard library's loggers and warnings through the same processors."""
     logging.captureWarnings(capture=True)
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in LIBRARIES:
@@ -109,93 +114,56 @@ def _configure_libraries(handler: logging.Handler, level: int) -> None:
         logger.setLevel(level)
 
 
-# The one that is configured, if any.
-_sinks: list[LogSink] = []
+class _LibraryHandler(logging.Handler):
+    """Renders the records of libraries with our processors."""
 
-
-class _Handler(logging.Handler):
-    """Takes the records of libraries through our processors."""
-
-    def __init__(self, sink: LogSink, processors: list[Processor], floods: LogThrottle) -> None:
+    def __init__(self, sink: LogSink, processors: list[Processor], throttle: LogThrottle) -> None:
         super().__init__()
         self._sink = sink
         self._processors = processors
-        self._floods = floods
+        self._throttle = throttle
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the first line of a message: asyncio quotes exceptions in those after it."""
-        raised = record.exc_info[0] if record.exc_info else None
-        held_back = self._floods.held_back((record.pathname, record.lineno, raised))
-        if held_back is None:
+        """Write the first line of a message: in the following ones asyncio quotes exceptions."""
+        error_class = record.exc_info[0] if record.exc_info else None
+        suppressed = self._throttle.check((record.pathname, record.lineno, error_class))
+        if suppressed is None:
             return
         try:
             message = record.getMessage().partition("\n")[0]
         except Exception:  # noqa: BLE001 - a message that does not fit its arguments
             message = "log.unreadable"
-        line: Any = {"event": message, "logger": record.name, "exc_info": record.exc_info}
-        if held_back:
-            line["suppressed"] = held_back
-        self._sink.write(_rendered(self._processors, record.levelname.lower(), line))
+        fields: Any = {"event": message, "logger": record.name, "exc_info": record.exc_info}
+        if suppressed:
+            fields["suppressed"] = suppressed
+        self._sink.write(_process(self._processors, record.levelname.lower(), fields))
 
 
-def _rendered(processors: Sequence[Processor], level: str, fields: Any) -> Any:
+def _process(processors: Sequence[Processor], level: str, fields: Any) -> Any:
     for process in processors:
         fields = process(None, level, fields)
     return fields
 
 
 def _lines_dropped(processors: Sequence[Processor], number: int) -> bytes:
-    line: bytes = _rendered(processors, "error", {"event": "log.lines_dropped", "lines": number})
+    line: bytes = _process(processors, "error", {"event": "log.lines_dropped", "lines": number})
     return line
 
 
-def _raised(exc_info: ExcInfo) -> list[dict[str, Any]]:
-    """Tell of an exception, and of what caused it, the class and the places.
-
-    Never the message or local variables: they may quote a request.
-    """
-    chain: list[BaseException] = []
-    error: BaseException | None = exc_info[1]
-    while error is not None and all(error is not known for known in chain):
-        chain.append(error)
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return [_told(each) for each in chain]
+def _throttle(throttle: LogThrottle, _: Any, __: str, fields: EventDict) -> EventDict:
+    suppressed = throttle.check_line(fields)
+    if suppressed is None:
+        raise structlog.DropEvent
+    if suppressed:
+        fields["suppressed"] = suppressed
+    return fields
 
 
-def _told(error: BaseException) -> dict[str, Any]:
-    frames = [
-        f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
-        for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
-    told: dict[str, Any] = {
-        "class": f"{type(error).__module__}.{type(error).__qualname__}",
-        "frames": frames[-MAX_FRAMES:],
-    }
-    if isinstance(error, BaseExceptionGroup):
-        told["exceptions"] = [_told(each) for each in error.exceptions]
-    return told
+def _order_fields(_: Any, level: str, fields: EventDict) -> EventDict:
+    """Put time, level and event first, and replace an exception by its description.
 
-
-_render_exception = structlog.processors.ExceptionRenderer(_raised)
-
-
-def _once_in_a_while(floods: LogThrottle) -> Processor:
-    def process(_: Any, __: str, fields: EventDict) -> EventDict:
-        held_back = floods.held_back_before(fields)
-        if held_back is None:
-            raise structlog.DropEvent
-        if held_back:
-            fields["suppressed"] = held_back
-        return fields
-
-    return process
-
-
-def _led(_: Any, level: str, fields: EventDict) -> EventDict:
-    """Put first what a reader looks for first, and tell of an exception, if there is one.
-
-    Each of twenty keywords would be copied, and compared with parameters' names, several times on
-    its way here; whoever writes most lines hands them over as one, `_fields`.
+    structlog copies keyword arguments several times on their way here. The caller that writes the
+    most lines passes all its fields as one, `_fields`, which is unpacked here.
     """
     if "exc_info" in fields:
         fields = _render_exception(None, level, fields)
@@ -204,8 +172,39 @@ def _led(_: Any, level: str, fields: EventDict) -> EventDict:
     return {"timestamp": datetime.now(UTC), "level": level, "event": event, **prepared, **fields}
 
 
-def _json(_: Any, __: str, fields: EventDict) -> bytes:
-    """Encode a line; where one look at all of it finds nothing to mend, it is fit as it is."""
+def _describe_chain(exc_info: ExcInfo) -> list[dict[str, Any]]:
+    """Describe an exception and its causes.
+
+    structlog's own renderers include the message and local variables, which may quote a request.
+    """
+    chain: list[BaseException] = []
+    error: BaseException | None = exc_info[1]
+    while error is not None and all(error is not known for known in chain):
+        chain.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return [_describe(each) for each in chain]
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    """Return the class of an exception and the places it passed, nothing else."""
+    frames = [
+        f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    described: dict[str, Any] = {
+        "class": f"{type(error).__module__}.{type(error).__qualname__}",
+        "frames": frames[-MAX_FRAMES:],
+    }
+    if isinstance(error, BaseExceptionGroup):
+        described["exceptions"] = [_describe(each) for each in error.exceptions]
+    return described
+
+
+_render_exception = structlog.processors.ExceptionRenderer(_describe_chain)
+
+
+def _render_json(_: Any, __: str, fields: EventDict) -> bytes:
+    """Encode a line; sanitize its fields only if the encoded line is not clean already."""
     try:
         line = orjson.dumps(fields, option=orjson.OPT_UTC_Z)
     except TypeError:
@@ -215,31 +214,28 @@ def _json(_: Any, __: str, fields: EventDict) -> bytes:
     return orjson.dumps(sanitize(fields), option=orjson.OPT_UTC_Z)
 
 
-def _as_text(*, colors: bool) -> list[Processor]:
+def _render_text(*, colors: bool) -> list[Processor]:
     console = structlog.dev.ConsoleRenderer(
         colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
     )
-    return [_sanitize, _exception_as_text, console, _encode]
-
-
-def _sanitize(_: Any, __: str, fields: EventDict) -> EventDict:
-    return sanitize(fields)
+    return [
+        lambda _, __, fields: sanitize(fields),
+        _exception_as_text,
+        console,
+        lambda _, __, line: str(line).encode(),
+    ]
 
 
 def _exception_as_text(_: Any, __: str, fields: EventDict) -> EventDict:
     if isinstance(fields.get("exception"), list):
-        fields["exception"] = "\n".join(_lines(fields["exception"], ""))
+        fields["exception"] = "\n".join(_exception_lines(fields["exception"], ""))
     return fields
 
 
-def _lines(raised: list[dict[str, Any]], indent: str) -> list[str]:
+def _exception_lines(chain: list[dict[str, Any]], indent: str) -> list[str]:
     lines = []
-    for each in raised:
-        lines.append(f"{indent}{each['class']}")
-        lines += [f"{indent}  {frame}" for frame in each["frames"]]
-        lines += _lines(each.get("exceptions", []), indent + "    ")
+    for described in chain:
+        lines.append(f"{indent}{described['class']}")
+        lines += [f"{indent}  {frame}" for frame in described["frames"]]
+        lines += _exception_lines(described.get("exceptions", []), indent + "    ")
     return lines
-
-
-def _encode(_: Any, __: str, line: Any) -> bytes:
-    return str(line).encode()

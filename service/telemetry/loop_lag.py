@@ -1,4 +1,4 @@
-"""Whether the event loop keeps up. Who holds it where it does not is in `blocking`."""
+"""Measures whether the event loop keeps up. Which handler blocks it is found in `blocking`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 from . import metrics
 
 TICK_S = 0.2
-# Half the time limit of a call to Redis.
+# Half the time limit of a Redis call.
 BLOCKED_S = 0.5
-# A call that runs out of time now may have begun so long ago.
+# A Redis call that times out now may have begun this long ago.
 REMEMBERED_S = 2.0
 
 
 class LoopLag:
-    """Measures the event loop of this process.
+    """Measures the delay of the event loop of this process.
 
     Attributes:
-        ticks: How often the loop has come round.
+        ticks: How many times the timer has fired.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class LoopLag:
         self._blocked_at = float("-inf")
 
     def was_blocked(self) -> bool:
-        """Say whether the loop stands still too long at the moment, or did a moment ago."""
+        """Say whether the loop is blocked now or was in the last `REMEMBERED_S` seconds."""
         now = time.monotonic()
         return now - self._ticked_at > TICK_S + BLOCKED_S or now - self._blocked_at < REMEMBERED_S
 
@@ -46,5 +46,5 @@ class LoopLag:
             self._ticked_at = float("inf")
 
 
-# Of the process: it has one loop.
+# A process has one event loop.
 LOOP_LAG = LoopLag()

@@ -1,7 +1,7 @@
-"""What may leave in a log line: the second net under the allow lists of the log calls. Pure.
+"""What may appear in a log line: removes secrets, personal data and control characters. Pure.
 
-The first net is that secrets are `Secret`s and that log calls name their fields. Nothing here
-knows structlog.
+This is the second line of defense. The first is that secrets are `Secret`s and that every log call
+names the fields it writes. Nothing here knows structlog.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ FORBIDDEN_KEYS = frozenset(
     }
 )
 
-# No word boundaries: whatever stands before a secret does not make it less of one. Repetitions
-# are bounded where they could be tried from many places.
+# No word boundaries: a secret glued to other text is still a secret. A repetition that could start
+# at many positions is bounded, so that matching stays linear.
 _SECRETS = re.compile(
     r"whsec_[!-~]*"
     r"|vs_[A-Za-z0-9_]{1,255}?_secret_[A-Za-z0-9_]*"
@@ -53,73 +53,75 @@ _SECRETS = re.compile(
     r"|https://verify\.stripe\.com\S*"
 )
 _CREDENTIALS = re.compile(r"://[^@\s]{1,512}@")
-# Control characters, and those that end a line or turn its direction on a terminal.
-_UNRULY = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-# What no secret, credential, control character or nested value can do without is not among these.
-_EVERYDAY = (string.ascii_letters + string.digits + ' ",-.:_').encode()
-_DEEPEST = 12
-_MOST_CHARACTERS = 1000
+# Control characters, and characters that end a line or change its direction on a terminal.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# Every secret, credential, control character and nested value contains a character that is not
+# among these, or one of the words that `is_clean` looks for.
+_CLEAN_CHARACTERS = (string.ascii_letters + string.digits + ' ",-.:_').encode()
+MAX_DEPTH = 12
+MAX_CHARACTERS = 1000
 
 
 def sanitize(fields: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
-    """Return *fields* fit for any renderer: names, numbers and short one-line texts only.
+    """Return *fields* fit for any renderer: numbers, short one-line texts, lists and dicts of them.
 
-    Fields whose name says that they are secret or personal are masked; texts are scrubbed. Of an
-    exception its class is told, of bytes their number: either may quote a request.
+    A field whose name says that it is secret or personal is masked; texts are scrubbed. An
+    exception becomes its class and bytes become their number, because either may quote a request.
     """
-    found = {}
+    sanitized = {}
     for key, value in fields.items():
-        name, is_forbidden = _name(str(key))
-        found[name] = MASK if is_forbidden else _sanitize_value(value, depth + 1)
-    return found
+        name, is_forbidden = _sanitize_key(str(key))
+        sanitized[name] = MASK if is_forbidden else _sanitize_value(value, depth + 1)
+    return sanitized
 
 
 def is_clean(line: bytes, keys: tuple[Any, ...]) -> bool:
-    """Say whether a flat JSON object is what `sanitize` would make of it: the usual case.
+    """Say whether `sanitize` would leave a flat JSON object as it is, which is the usual case.
+
+    Without this shortcut an event costs 20 % more CPU.
 
     Args:
         line: The object, encoded.
         keys: Its keys.
     """
-    # Whatever has to be mended holds a character that is not among these, or has its own word.
     return (
-        0 < len(line) < _MOST_CHARACTERS
-        and not line[1:-1].translate(None, _EVERYDAY)
-        # Not `in`, which for bytes tries each as a number first, and costs twice as much.
+        0 < len(line) < MAX_CHARACTERS
+        and not line[1:-1].translate(None, _CLEAN_CHARACTERS)
+        # `find`, because `in` first tries its operand as a number and costs twice as much.
         and line.find(b"k_") < 0
         and line.find(b"whsec_") < 0
         and line.find(b"_secret_") < 0
-        and _are_plain(keys)
+        and _are_clean(keys)
     )
 
 
 @lru_cache(maxsize=1024)
-def _are_plain(keys: tuple[Any, ...]) -> bool:
-    """Say whether keys may stand as they are."""
-    return all(isinstance(key, str) and _name(key) == (key, False) for key in keys)
+def _are_clean(keys: tuple[Any, ...]) -> bool:
+    """Say whether `sanitize` would neither change nor mask any of *keys*."""
+    return all(isinstance(key, str) and _sanitize_key(key) == (key, False) for key in keys)
 
 
 def scrub(text: str) -> str:
-    """Return *text* without anything that looks like a secret, wherever it stands."""
+    """Return *text* with everything that looks like a secret masked."""
     return _CREDENTIALS.sub(f"://{MASK}@", _SECRETS.sub(MASK, text))
 
 
 def one_line(text: str) -> str:
-    r"""Return *text* with what could break or turn a line escaped, as in Python: `\n`."""
+    r"""Return *text* with control characters and line ends escaped as in Python: `\n`."""
     if text.isprintable():
         return text
     encodable = text.encode(errors="backslashreplace").decode()
-    return _UNRULY.sub(lambda found: ascii(found[0])[1:-1], encodable)
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], encodable)
 
 
 def _text(text: str) -> str:
-    # Cut twice: whatever begins in the part that stays must be whole while it is looked at.
-    return one_line(scrub(text[: 2 * _MOST_CHARACTERS])[:_MOST_CHARACTERS])
+    # Scrub before the final cut: half a secret no longer looks like one.
+    return one_line(scrub(text[: 2 * MAX_CHARACTERS])[:MAX_CHARACTERS])
 
 
 @lru_cache(maxsize=1024)
-def _name(key: str) -> tuple[str, bool]:
-    """Return a key's text, and whether it is forbidden."""
+def _sanitize_key(key: str) -> tuple[str, bool]:
+    """Return the text of a key, and whether its value must be masked."""
     return _text(key), key.lower().replace("-", "_") in FORBIDDEN_KEYS
 
 
@@ -130,14 +132,14 @@ def _sanitize_value(value: object, depth: int) -> Any:
         return value
     if isinstance(value, int):
         return value if value.bit_length() < 64 else f"{value.bit_length()} bits"  # noqa: PLR2004
-    if isinstance(value, dict) and depth < _DEEPEST:
+    if isinstance(value, dict) and depth < MAX_DEPTH:
         return sanitize(value, depth)
-    if (type(value) is list or type(value) is tuple) and depth < _DEEPEST:
+    if (type(value) is list or type(value) is tuple) and depth < MAX_DEPTH:
         return [_sanitize_value(each, depth + 1) for each in value]
-    return _described(value)
+    return _describe(value)
 
 
-def _described(value: object) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, bytes | bytearray | memoryview):
         return f"{len(value)} bytes"
     if not isinstance(value, BaseException):

@@ -1,8 +1,8 @@
-"""Traces, from the POST to each handler: off unless OpenTelemetry's own variables name a collector.
+"""OpenTelemetry spans from the POST to each handler call.
 
-Needs the `otel` extra. What a span tells is an allow list: ids, types and words, never a header,
-an address or a body. What is traced is wrapped in `runtime.traced`: a process without a collector
-runs none of this.
+Off unless OpenTelemetry's own variables name a collector. Needs the `otel` extra. The attributes
+of a span are an allow list: ids, types and words from closed lists, never a header, an address or
+a body. Traced objects are wrapped in `runtime.traced`; without a collector nothing here runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Tracing:
-    """Makes spans, and carries on those that came from elsewhere."""
+    """Creates spans and propagates their context (W3C Trace Context)."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry import trace  # noqa: PLC0415 - an extra
@@ -40,33 +40,33 @@ class Tracing:
         self._kinds = trace.SpanKind
         self._error = trace.StatusCode.ERROR
         self._tracer = provider.get_tracer(SERVICE_NAME, __version__)
-        self._form = TraceContextTextMapPropagator()
+        self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
     def receive_span(self, traceparent: str | None) -> Iterator[tuple[Span, str | None]]:
-        """Be in a span of the receiver's; yield it, and how it is told to whoever comes after."""
+        """Enter a span of the receiver; yield it, and the `traceparent` of what follows from it."""
         with self._span("receive", self._kinds.SERVER, traceparent) as span:
             carrier: dict[str, str] = {}
-            self._form.inject(carrier)
+            self._propagator.inject(carrier)
             yield span, carrier.get("traceparent")
 
     @contextmanager
     def handler_span(
         self, name: str, traceparent: str | None, attributes: Mapping[str, str | int]
     ) -> Iterator[None]:
-        """Be in a span of a handler's call, which goes on from the receiver's."""
+        """Enter a span of a handler call, whose parent is the receiver's span."""
         with self._span(f"handle {name}", self._kinds.CONSUMER, traceparent) as span:
             span.set_attributes({"handler": name, **attributes})
             yield
 
     @contextmanager
     def _span(self, name: str, kind: Any, traceparent: str | None) -> Iterator[Span]:
-        context = self._form.extract({"traceparent": traceparent} if traceparent else {})
+        context = self._propagator.extract({"traceparent": traceparent} if traceparent else {})
         with self._tracer.start_as_current_span(
             name,
             context=context,
             kind=kind,
-            # An exception's message may quote a request.
+            # The message of an exception may quote a request.
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
@@ -83,13 +83,13 @@ class Tracing:
 
 @contextmanager
 def open_tracing(environ: Mapping[str, str]) -> Iterator[Tracing | None]:
-    """Yield what makes spans and sends them where OpenTelemetry's variables say, or nothing."""
+    """Yield a `Tracing` that sends spans to the collector; None if no collector is named."""
     is_off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if is_off or not any(environ.get(name) for name in COLLECTORS):
         yield None
         return
     try:
-        provider, spans = _sending(environ)
+        provider, spans = _open_provider(environ)
     except ImportError:
         log.warning("tracing.unavailable", missing="the otel extra is not installed")
         yield None
@@ -97,13 +97,13 @@ def open_tracing(environ: Mapping[str, str]) -> Iterator[Tracing | None]:
     try:
         yield Tracing(provider)
     finally:
-        # A collector that does not answer must not hold up the end: what it misses is lost.
-        ending = threading.Thread(target=spans.shutdown, daemon=True)
-        ending.start()
-        ending.join(FLUSH_S)
+        # A collector that does not answer must not delay the shutdown: its last spans are lost.
+        shutdown = threading.Thread(target=spans.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(FLUSH_S)
 
 
-def _sending(environ: Mapping[str, str]) -> tuple[TracerProvider, Any]:
+def _open_provider(environ: Mapping[str, str]) -> tuple[TracerProvider, Any]:
     from opentelemetry import trace  # noqa: PLC0415 - an extra
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
         OTLPSpanExporter,
@@ -112,13 +112,13 @@ def _sending(environ: Mapping[str, str]) -> tuple[TracerProvider, Any]:
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
-    named = {"service.version": __version__}
+    attributes = {"service.version": __version__}
     is_named = "service.name=" in environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     if not (is_named or environ.get("OTEL_SERVICE_NAME")):
-        named["service.name"] = SERVICE_NAME
-    provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
+        attributes["service.name"] = SERVICE_NAME
+    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
     spans = BatchSpanProcessor(OTLPSpanExporter())
     provider.add_span_processor(spans)
-    # Handlers of one's own may make spans as well, through the API alone.
+    # So that custom handlers can create spans with OpenTelemetry's API alone.
     trace.set_tracer_provider(provider)
     return provider, spans

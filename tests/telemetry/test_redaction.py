@@ -113,7 +113,7 @@ def test_only_the_beginning_of_a_long_text_is_looked_at(monkeypatch: pytest.Monk
     monkeypatch.setattr(redaction, "scrub", spy)
     sanitize({"a": "://" * 2**18})
 
-    assert max(lengths) == 2 * redaction._MOST_CHARACTERS
+    assert max(lengths) == 2 * redaction.MAX_CHARACTERS
 
 
 @pytest.mark.parametrize("key", sorted(FORBIDDEN_KEYS))
