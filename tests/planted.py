@@ -197,9 +197,9 @@ MUTANTS = (
     Mutant(
         "a receiver decides where its worker begins",
         "service/runtime/process.py",
-        "        _spare_the_collector(often=bool(work))\n",
-        "        _ = asyncio.create_task(_create_groups(ground))\n"
-        "        _spare_the_collector(often=bool(work))\n",
+        "        _tune_garbage_collector(works=bool(chosen))\n",
+        "        _ = asyncio.create_task(_create_groups(context))\n"
+        "        _tune_garbage_collector(works=bool(chosen))\n",
         "system/test_end_to_end.py",
     ),
     Mutant(
@@ -592,14 +592,14 @@ MUTANTS = (
     ),
     Mutant(
         "a wrong prefix is taken for a deployment without a trouble",
-        "service/cli/deployment.py",
+        "service/cli/defaults.py",
         "        if not await layout.is_claimed(connections, keys):\n",
         "        if not (await layout.is_claimed(connections, keys) or True):\n",
         "cli/test_dead_letters.py",
     ),
     Mutant(
         "a handler that does not exist has no dead letters",
-        "service/cli/deployment.py",
+        "service/cli/defaults.py",
         "            if handler not in names:\n",
         "            if False:\n",
         "cli/test_dead_letters.py",
@@ -841,9 +841,9 @@ MUTANTS = (
     Mutant(
         "groups are created before their handlers are open",
         "service/runtime/process.py",
-        "        async with loading.open_all(openers, environ) as ready:\n",
-        "        await ground.health.usable.wait()\n        await _create_groups(ground)\n"
-        "        async with loading.open_all(openers, environ) as ready:\n",
+        "        async with loading.open_all(openers, context.environ) as opened:\n",
+        "        await context.health.usable.wait()\n        await _create_groups(context)\n"
+        "        async with loading.open_all(openers, context.environ) as opened:\n",
         "runtime/test_process.py::test_a_handler_that_does_not_open_leaves_no_group",
     ),
     # The log: nothing waits for its reader but who needs the line.

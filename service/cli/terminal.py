@@ -1,10 +1,10 @@
-"""What the commands share: tables and JSON, one line for an error, exit codes.
+"""What all commands print, and how: tables, JSON, notes, one line for each error, exit codes.
 
-What is shown may hold text of strangers: it is printed as text, never as rich's markup, and no
-control character of it reaches the terminal.
+What is printed may hold text from requests. It is never read as rich's markup, and its control
+characters are escaped.
 
-Exit codes: 0 all is well, 1 something was found wrong, 2 a setting or an argument is wrong,
-3 Redis does not answer.
+Exit codes: 0 all is well, 1 a problem was found, 2 a setting or an argument is wrong, 3 Redis does
+not answer.
 """
 
 from __future__ import annotations
@@ -35,42 +35,43 @@ from ..storage.redis_errors import unavailable_reason
 
 Result = TypeVar("Result")
 
-FOUND_WRONG, MISCONFIGURED, UNREACHABLE = 1, 2, 3
+_PACKAGE = __name__.partition(".")[0]
 
-# Notes and progress: standard output holds only what a machine may want to read.
+EXIT_FAILED, EXIT_MISCONFIGURED, EXIT_UNREACHABLE = 1, 2, 3
+
+# For notes and progress. Standard output holds results only, which a program may read.
 _NOTES = Console(stderr=True, highlight=False)
-# Wider than any table: what is measured in it, or printed to a pipe, is neither cut nor folded.
+# Wider than any table, so that nothing printed to a pipe is cut or folded.
 _UNBOUNDED = 100_000
 
-# What each word for a Redis that is of no use means, for one line.
-_TROUBLES = {
+_MEANINGS = {
     UnavailableReason.REDIS_SLOW: "does not answer in time",
-    UnavailableReason.REDIS_UNTRUSTED: "certificate not trusted, by us or by it",
+    UnavailableReason.REDIS_UNTRUSTED: "and this process do not trust each other's certificate",
     UnavailableReason.REDIS_UNAUTHORIZED: "refuses the user, its password or its command",
     UnavailableReason.REDIS_FULL: "is full",
-    UnavailableReason.REDIS_REFUSED: "answers, and refuses what it is asked",
-    UnavailableReason.NOT_DURABLE: "cannot keep what it is given",
+    UnavailableReason.REDIS_REFUSED: "answers with an error",
+    UnavailableReason.NOT_DURABLE: "cannot keep writes as DURABILITY asks",
 }
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 
 
-def asking_redis(ask: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """Run *ask* to its end.
+def run_async(call: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    """Run an async function to its end.
 
     Raises:
         Unavailable: Redis did not answer.
     """
     try:
-        return asyncio.run(ask())
+        return asyncio.run(call())
     except (RedisError, OSError) as error:
         raise Unavailable(unavailable_reason(error)) from None
 
 
-def trouble(reason: UnavailableReason, url: Secret[str]) -> str:
-    """Say in one line what is wrong with which Redis: its host and port, no user, no password."""
-    said = _TROUBLES.get(reason, "does not answer")
-    return f"Redis at {display_address(url)} {said} ({reason}); REDIS_URL says where"
+def describe_unavailable(reason: UnavailableReason, url: Secret[str]) -> str:
+    """Return one line on what is wrong with Redis: with its host and port, without credentials."""
+    meaning = _MEANINGS.get(reason, "does not answer")
+    return f"Redis at {display_address(url)} {meaning} ({reason}); REDIS_URL says where"
 
 
 def print_rows(
@@ -82,8 +83,8 @@ def print_rows(
 ) -> None:
     """Print a table, or a JSON list of objects.
 
-    Only columns of *prose* are folded to fit a terminal. Any other cell may be an id that is typed
-    next, so it stays whole, however wide its line becomes.
+    Only the columns in *prose* are folded to fit a terminal. Any other cell may be an id to
+    copy, so it stays on one line, however wide that becomes.
     """
     if as_json:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
@@ -92,18 +93,18 @@ def print_rows(
     for column in columns:
         table.add_column(Text(column), no_wrap=column not in prose, overflow="fold")
     for row in rows:
-        table.add_row(*(Text("" if cell is None else printable(str(cell))) for cell in row))
+        table.add_row(*(Text("" if cell is None else escape(str(cell))) for cell in row))
     console = Console()
-    least = console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum
-    console.width = max(least, console.width) if console.is_terminal else _UNBOUNDED
+    needed = console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum
+    console.width = max(needed, console.width) if console.is_terminal else _UNBOUNDED
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
         click.echo(line.rstrip())
 
 
-def print_any_text() -> None:
-    """Let characters that the encoding of standard output lacks be printed as escapes."""
+def escape_unencodable_output() -> None:
+    """Print characters that the encoding of standard output lacks as escapes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -114,11 +115,8 @@ def print_json(found: object) -> None:
     click.echo("".join(c if c.isascii() and c.isprintable() else json.dumps(c)[1:-1] for c in line))
 
 
-_PACKAGE = __name__.partition(".")[0]
-
-
-def invoked() -> str:
-    """Return how this program was called, as it is typed in the same shell and folder again."""
+def program() -> str:
+    """Return what to type to call this program again, from the same shell and folder."""
     script = Path(sys.argv[0])
     if script.name == "__main__.py":
         return f"{shlex.quote(sys.orig_argv[0])} -m {_PACKAGE}"
@@ -128,27 +126,27 @@ def invoked() -> str:
     return f"{shlex.quote(sys.executable)} -m {_PACKAGE}"
 
 
-def note(text: str, style: str = "") -> None:
-    """Print a line to standard error, for people."""
-    _NOTES.print(Text(printable(text), style), soft_wrap=True)
+def print_note(text: str, style: str = "") -> None:
+    """Print a line to standard error."""
+    _NOTES.print(Text(escape(text), style), soft_wrap=True)
 
 
-def printable(text: str) -> str:
-    """Return *text* with everything escaped that a terminal would obey or not show."""
+def escape(text: str) -> str:
+    """Return *text* with all characters escaped that a terminal interprets or does not show."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager
-def bar(what: str, *, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
-    """Show progress on a terminal, for as long as the block lasts; elsewhere nothing."""
+def progress_bar(label: str, *, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
+    """Show a progress bar on a terminal until the block is left; show nothing elsewhere."""
     with Progress(console=_NOTES, transient=True, disable=not _NOTES.is_terminal) as progress:
-        yield progress, progress.add_task(what, total=total)
+        yield progress, progress.add_task(label, total=total)
 
 
 def fail(lines: Sequence[str], code: int) -> NoReturn:
     """Print each line as an error and exit with *code*."""
     for line in lines:
-        click.echo(f"error: {printable(line)}", err=True)
+        click.echo(f"error: {escape(line)}", err=True)
     sys.exit(code)

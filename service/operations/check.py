@@ -1,6 +1,6 @@
-"""What `check` looks at: Redis, every handler and its queue, and what waits for whom.
+"""Checks a deployment: its settings, Redis, each handler's queue and consumer group.
 
-Looks and changes nothing. What Redis's own state means is in `findings`.
+Changes nothing. What the state of Redis itself means is in `storage.assessment`.
 """
 
 from __future__ import annotations
@@ -21,116 +21,120 @@ from ..storage.layout import Keys
 from ..storage.scripts import Script, ScriptCall
 
 CHECK_TIMEOUT_S = 15.0
-# As the alert has it.
-LONGEST_WAIT_S = 300.0
-STRIPES_TOLERANCE_S = 300
-# Per handler and partition: whether there are more does not matter.
+# The same as in the alert `DeliveryDelayed`.
+MAX_WAIT_S = 300.0
+# The default of Stripe's own libraries.
+STRIPE_TOLERANCE_S = 300
+# Per handler and partition.
 MAX_FAILING_COUNTED = 100
 
 _FAILING = Script(__package__, "failing.lua")
 
 
-async def findings(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
+async def collect_findings(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
     """Return every finding: of the settings, of Redis, of groups and of handlers.
 
     Raises:
-        ConfigError: A handler's name means nothing, or Redis holds another layout.
+        ConfigError: A handler's name is unknown, or Redis holds another layout.
         RedisError: Redis did not answer.
     """
     openers = loading.find(settings.handlers)
     keys = Keys(settings.redis_prefix, settings.partitions)
     async with connect(settings.redis_url) as connections:
-        found = [*_settings(settings), *await health.inspect(connections, settings)]
-        if _can_be_asked(found):
-            is_known = await layout.is_claimed(connections, keys)
-            found.append(_layout(settings, is_known=is_known))
-            found += await _groups(connections, keys, settings)
-    return found + [await _handler(name, openers[name], environ) for name in openers]
+        found = [*_check_settings(settings), *await health.inspect(connections, settings)]
+        if _runs_scripts(found):
+            exists = await layout.is_claimed(connections, keys)
+            found.append(_check_layout(settings, exists=exists))
+            found += await _check_groups(connections, keys, settings)
+    return found + [await _check_handler(name, openers[name], environ) for name in openers]
 
 
-def verdicts(found: Sequence[Finding]) -> list[tuple[Promise, Severity, str]]:
-    """Return for each promise the worst of what touches it, and by what."""
-    told = []
+def worst_by_promise(found: Sequence[Finding]) -> list[tuple[Promise, Severity, str]]:
+    """Return for each promise the worst severity of the findings about it, and their names."""
+    rows = []
     for promise in Promise:
-        touching = [finding for finding in found if promise in finding.promises]
+        about = [finding for finding in found if promise in finding.promises]
         worst = max(
-            (finding.severity for finding in touching), key=RANKS.__getitem__, default=Severity.FINE
+            (finding.severity for finding in about), key=RANKS.__getitem__, default=Severity.FINE
         )
-        named = [finding.name for finding in touching if finding.severity is worst]
-        told.append((promise, worst, "" if worst is Severity.FINE else ", ".join(named)))
-    return told
+        named = [finding.name for finding in about if finding.severity is worst]
+        rows.append((promise, worst, "" if worst is Severity.FINE else ", ".join(named)))
+    return rows
 
 
-def _can_be_asked(found: Sequence[Finding]) -> bool:
-    """Say whether Redis runs our scripts: one that is busy says not even its version."""
+def _runs_scripts(found: Sequence[Finding]) -> bool:
+    """Say whether Redis runs our scripts: a busy one does not even report its version."""
     return any(one.name == "version" and one.severity is Severity.FINE for one in found)
 
 
-def _settings(settings: Settings) -> list[Finding]:
-    """Say what the settings themselves mean."""
+def _check_settings(settings: Settings) -> list[Finding]:
     severity, meaning = Severity.FINE, f"{len(settings.secrets)} endpoints have signing secrets"
     if not settings.secrets:
         severity = Severity.FATAL
         meaning = f"{SECRETS} is not set: a receiver with these settings does not start"
-    elif settings.signature_tolerance_s > STRIPES_TOLERANCE_S:
+    elif settings.signature_tolerance_s > STRIPE_TOLERANCE_S:
         severity = Severity.WARNING
-        meaning = "SIGNATURE_TOLERANCE_S is above Stripe's own 300: an old request may come again"
+        meaning = (
+            "SIGNATURE_TOLERANCE_S is above Stripe's default of 300: old requests are accepted"
+        )
     keys = len(settings.log_metadata_keys)
     logged = f"{keys} keys of metadata are logged" if keys else "no metadata is logged"
     return [
         Finding("signatures", severity, (Promise.AUTHENTIC,), meaning),
         Finding("logging", Severity.FINE, (Promise.SECRET,), logged),
-        _handlers(settings),
+        _check_handlers_setting(settings),
     ]
 
 
-def _handlers(settings: Settings) -> Finding:
-    goes_no_further = settings.handlers == ("log",) and settings.livemode is not Livemode.TEST
-    if goes_no_further:
-        meaning = "HANDLERS is log alone: transitions are written to the log and go no further"
+def _check_handlers_setting(settings: Settings) -> Finding:
+    only_logs = settings.handlers == ("log",) and settings.livemode is not Livemode.TEST
+    if only_logs:
+        meaning = "HANDLERS is log alone: transitions are written to the log and nowhere else"
         return Finding("handlers", Severity.WARNING, (Promise.ALONE,), meaning)
     return Finding("handlers", Severity.FINE, (Promise.ALONE,), ", ".join(settings.handlers))
 
 
-def _layout(settings: Settings, *, is_known: bool) -> Finding:
-    """Say whether anything is there: with a wrong prefix all would look well."""
-    if is_known:
+def _check_layout(settings: Settings, *, exists: bool) -> Finding:
+    """Warn where nothing is stored: with a wrong prefix everything would look well."""
+    if exists:
         meaning = f"{settings.partitions} partitions under {settings.redis_prefix}"
         return Finding("layout", Severity.FINE, (Promise.ONCE,), meaning)
     meaning = "nothing was ever stored under REDIS_PREFIX: a new deployment, or the wrong prefix"
     return Finding("layout", Severity.WARNING, (Promise.ONCE,), meaning)
 
 
-async def _groups(connections: Connections, keys: Keys, settings: Settings) -> list[Finding]:
-    """Say what waits for each handler, and for those that are no longer configured."""
+async def _check_groups(connections: Connections, keys: Keys, settings: Settings) -> list[Finding]:
+    """Check each handler's group, and the groups of handlers that are no longer configured."""
     return [
-        await _judged(connections, keys, settings, group)
+        await _check_group(connections, keys, settings, group)
         for group in await consumer_groups.list_groups(connections, keys)
     ]
 
 
-async def _judged(
+async def _check_group(
     connections: Connections, keys: Keys, settings: Settings, group: Group
 ) -> Finding:
     name = group.handler
-    waiting = "an unknown number" if group.unsettled is None else group.unsettled
-    meaning = f"{waiting} of transitions unsettled"
+    waiting = "an unknown number of" if group.unsettled is None else group.unsettled
+    meaning = f"{waiting} transitions unacknowledged"
     meaning += f", the oldest for {group.oldest_s:.0f} s" if group.oldest_s else ""
     meaning += f", {group.replays} replays, {group.dead} dead letters"
-    is_late = group.oldest_s > LONGEST_WAIT_S
+    is_late = group.oldest_s > MAX_WAIT_S
     problems = []
     if name not in settings.handlers:
-        problems.append("not among HANDLERS: it holds trimming until it works again or is retired")
+        problems.append(
+            "not among HANDLERS: what it has not acknowledged is kept until it is retired"
+        )
     elif await connections.client.exists(keys.circuit(name)):
-        problems.append("its worker cannot reach its queue and probes")
+        problems.append("its queue is unreachable; its worker retries one transition at a time")
     elif is_late and not await consumer_groups.is_worked(
         connections, keys, name, lease_ttl_s=settings.lease_ttl_s
     ):
         problems.append("no worker works for it")
-    if failing := await _failing(connections, keys, name):
+    if failing := await _count_failing(connections, keys, name):
         problems.append(
-            f"{failing} of what it has in hand failed before: delivery.retried in the worker's "
-            "log says with what"
+            f"{failing} of its transitions failed and are retried: see delivery.retried in the "
+            "worker's log"
         )
     is_wrong = bool(problems or group.dead or is_late)
     return Finding(
@@ -141,25 +145,25 @@ async def _judged(
     )
 
 
-async def _failing(connections: Connections, keys: Keys, handler: str) -> int:
-    """Return how much of what a handler has in hand has failed, at least."""
+async def _count_failing(connections: Connections, keys: Keys, handler: str) -> int:
+    """Return how many of a handler's pending transitions have failed before, up to a limit."""
     calls = [
         ScriptCall(_FAILING, [keys.transitions(partition)], [handler, FAILURE, MAX_FAILING_COUNTED])
         for partition in range(keys.partitions)
     ]
-    # In a partition that holds nothing yet there are no groups.
+    # A partition without a stream has no group, which is an error here.
     return sum(found for found in await connections.run(calls) if isinstance(found, int))
 
 
-async def _handler(name: str, opener: OpenHandler, environ: Mapping[str, str]) -> Finding:
-    """Open a handler, ask it to look at its queue, and close it again."""
+async def _check_handler(name: str, opener: OpenHandler, environ: Mapping[str, str]) -> Finding:
+    """Open a handler, let it check its queue, and close it."""
     try:
         async with (
             asyncio.timeout(CHECK_TIMEOUT_S),
             loading.open_all({name: opener}, environ) as opened,
         ):
-            looked = await loading.check(name, opened[name])
-            severity, meaning = Severity.FINE, "its queue is ready" if looked else "opens"
+            has_checked = await loading.check(name, opened[name])
+            severity, meaning = Severity.FINE, "its queue is ready" if has_checked else "opens"
     except ConfigError as error:
         severity, meaning = Severity.FATAL, str(error)
     except Unreachable as error:

@@ -1,15 +1,15 @@
-"""What a deployment promises, tried against itself: lives, copies, disorder, forgeries.
+"""Tries the promises on a running deployment, from outside: as Stripe, and as a forger.
 
-The sessions are synthetic and their ids begin with `transitions.SELFTEST_PREFIX`: every handler's
-dispatcher settles them without showing them to it. Asked to deliver, they are ordinary sessions
-such as `send` makes. What is left in Redis is looked at in `traces`.
+Its sessions are synthetic. Their ids begin with SELFTEST_PREFIX, so workers acknowledge their
+transitions without calling the handlers; with `deliver` they are ordinary sessions. What Redis
+holds afterwards is looked at in `selftest_redis`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from random import Random
@@ -26,12 +26,12 @@ from .sender import Answer, WebhookRequest, plan, send
 from .synthetic_events import LIFECYCLES, SyntheticEvent, lifecycle_events
 
 COPIES_AT_ONCE = 8
-DUPLICATES = 0.5
-BEGAN_BEFORE_S = 5 * DAY_S
+SHARE_OF_DUPLICATES = 0.5
+# Long enough ago that the slowest step of a lifecycle is not in the future.
+STARTED_BEFORE_S = 5 * DAY_S
+# How far beyond a limit of the settings is tried.
 BEYOND_S = 60
-SOMEBODY_ELSE = Secret(b"whsec_of_somebody_else")
-
-_ADMITTED, _DUPLICATE, _LATE = "admitted", "duplicate", "late"
+OTHER_SECRET = Secret(b"whsec_of_another_endpoint")
 
 
 class Row(NamedTuple):
@@ -39,9 +39,9 @@ class Row(NamedTuple):
 
     Attributes:
         promise: In words.
-        expected: The words that must be seen, or what must be so.
-        seen: What was.
-        kept: Whether that is as promised; None when it could not be looked at.
+        expected: What must be seen.
+        seen: What was seen.
+        kept: Whether that is as promised; None when it could not be observed.
     """
 
     promise: str
@@ -50,15 +50,15 @@ class Row(NamedTuple):
     kept: bool | None
 
 
-class Lived(NamedTuple):
-    """One session that was sent, and what the ledger must hold of it.
+class SentSession(NamedTuple):
+    """One session that was sent, and what Redis must hold of it.
 
     Attributes:
         session_id: Its id.
         event_ids: Every event of it that was acknowledged.
-        status: What it is in the end.
+        status: Its final status.
         admitted: How many of its events were admitted.
-        secrets: What of its events may be nowhere.
+        secrets: What of its events must not be stored.
     """
 
     session_id: str
@@ -69,28 +69,28 @@ class Lived(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """All that was seen from outside.
+    """What was sent, and what that showed.
 
     Attributes:
         rows: One for each promise.
-        lives: Every session that the ledger must know.
-        refused: Sessions of which the ledger may know nothing.
+        sessions: Sessions that must be recorded.
+        rejected: Ids of sessions that must not be recorded.
     """
 
     rows: list[Row]
-    lives: list[Lived]
-    refused: list[str]
+    sessions: list[SentSession]
+    rejected: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is tried: its endpoints, and the settings it runs with.
+    """The deployment to try.
 
     Attributes:
-        urls: One address for each receiver, or that of their balancer.
+        urls: The address of each receiver, or that of their balancer.
         secret: The signing secret.
-        settings: Limits are tried just beyond where they say.
-        deliver: Whether the handlers are to get the sessions.
+        settings: Its settings: their limits are tried from just beyond.
+        deliver: Whether the handlers are called for the sessions.
     """
 
     urls: Sequence[str]
@@ -99,87 +99,89 @@ class Subject:
     deliver: bool = False
 
 
-async def examine(subject: Subject, *, random: Random, now: float) -> Trial:
-    """Try every promise that can be seen from outside.
+async def find_silent(subject: Subject) -> list[str]:
+    """Return the addresses that do not answer.
 
     Raises:
-        ConfigError: There is no HTTP client, or an address is none.
+        ConfigError: An address is no http or https URL.
     """
-    return await _Examination(subject, random, int(now)).run()
+    unsigned = WebhookRequest(body=b"{}", signature="")
+    found = [(url, await send([unsigned], to=url, secret=subject.secret)) for url in subject.urls]
+    return [url for url, summary in found if "unreachable" in summary.counts]
 
 
-async def silent(subject: Subject) -> list[str]:
-    """Return the addresses at which nothing answers.
+async def try_promises(subject: Subject, *, random: Random, now: float) -> Trial:
+    """Try every promise that can be observed from outside.
 
     Raises:
-        ConfigError: There is no HTTP client, or an address is none.
+        ConfigError: An address is no http or https URL.
     """
-    counts = [
-        (
-            await send([WebhookRequest(body=b"{}", signature="")], to=url, secret=subject.secret)
-        ).counts
-        for url in subject.urls
-    ]
-    return [
-        url for url, answers in zip(subject.urls, counts, strict=True) if "unreachable" in answers
-    ]
+    return await _Tester(subject, random, int(now)).run()
 
 
 class _Case(NamedTuple):
-    """One request and the one word that answers it, or the balancer's own answer instead."""
+    """One request that must be answered with one word; a balancer may have another."""
 
     promise: str
     expected: str
     request: WebhookRequest
-    of_balancer: str = ""
+    by_balancer: str = ""
 
 
-class _Examination:
+class _Tester:
     def __init__(self, subject: Subject, random: Random, now: int) -> None:
+        self._urls = subject.urls
         self._subject = subject
         self._random = random
         self._now = now
-        self._answers: dict[bytes, list[Answer]] = {}
-        self._lives: list[list[SyntheticEvent]] = []
-        self._verified: list[SyntheticEvent] = []
+        self._sent: list[list[SyntheticEvent]] = []
+        # What each body was answered, where the answer was a 2xx.
+        self._outcomes: dict[bytes, list[str]] = defaultdict(list)
 
     async def run(self) -> Trial:
-        refusals = self._refusals(stranger := self._life("verified")[0])
-        rows = [await self._case(case) for case in (*refusals, *self._passed_by())]
-        rows.append(await self._orderly())
-        rows.append(await self._copies())
-        rows.append(await self._disorderly())
-        rows.append(await self._set_back())
-        return Trial(rows, [self._lived(life) for life in self._lives], [stranger.session_id])
+        rejected = self._events_of("verified")[0]
+        cases = [*self._rejected_cases(rejected), *self._acknowledged_cases()]
+        rows = [await self._try_case(case) for case in cases]
+        rows.append(await self._try_order())
+        rows.append(await self._try_copies())
+        rows.append(await self._try_disorder())
+        rows.append(await self._try_going_back())
+        return Trial(
+            rows, [self._session_of(events) for events in self._sent], [rejected.session_id]
+        )
 
-    def _life(self, name: str, age_s: int = BEGAN_BEFORE_S) -> list[SyntheticEvent]:
+    def _events_of(self, lifecycle: str, age_s: int = STARTED_BEFORE_S) -> list[SyntheticEvent]:
         return lifecycle_events(
-            name,
+            lifecycle,
             random=self._random,
             started_at=self._now - age_s,
             session_prefix="vs_" if self._subject.deliver else SELFTEST_PREFIX,
             livemode=self._subject.settings.livemode is Livemode.LIVE,
         )
 
-    def _refusals(self, event: SyntheticEvent) -> list[_Case]:
-        """Return what must be refused, each for its own reason."""
+    def _rejected_cases(self, event: SyntheticEvent) -> list[_Case]:
         body, now, settings = event.body, self._now, self._subject.settings
-        oversized = body.ljust(settings.max_body_bytes + 1)
         beyond = settings.signature_tolerance_s + BEYOND_S
 
         def signed(at: int, secret: Secret[bytes] = self._subject.secret) -> str:
             return sign(body, secret, at)
 
         def case(
-            expected: str, what: str, signature: str | None, body: bytes = body, instead: str = ""
+            outcome: str,
+            what: str,
+            signature: str | None,
+            body: bytes = body,
+            by_balancer: str = "",
         ) -> _Case:
             request = WebhookRequest(body=body, signature=signature)
-            return _Case(f"{what} is refused", expected, request, instead)
+            return _Case(f"{what} is refused", outcome, request, by_balancer)
 
+        redated = f"t={now - 1},{signed(now).partition(',')[2]}"
+        too_large = body.ljust(settings.max_body_bytes + 1)
         return [
-            case("signature_mismatch", "a forged signature", signed(now, SOMEBODY_ELSE)),
+            case("signature_mismatch", "a forged signature", signed(now, OTHER_SECRET)),
             case("signature_mismatch", "an altered body", signed(now), body + b" "),
-            case("signature_mismatch", "a changed timestamp", _redated(signed(now), now - 1)),
+            case("signature_mismatch", "a changed timestamp", redated),
             case("signature_missing", "no signature", ""),
             case("signature_malformed", "what is no signature", "nonsense"),
             case("signature_malformed", "a v0 signature", signed(now).replace("v1=", "v0=")),
@@ -187,137 +189,113 @@ class _Examination:
             case("timestamp_too_new", "a signature from the future", signed(now + beyond)),
             case("body_not_json", "a body that is no JSON", None, body[:-2]),
             case("body_not_an_event", "a body that is no event", None, b"[]"),
-            case("field_missing", "an event about no session", None, _changed(body, data={})),
-            # A balancer that counts bodies too refuses it before a receiver sees it.
-            case("body_too_large", "an oversized body", None, oversized, "http_413"),
+            case("field_missing", "an event about no session", None, _change(body, data={})),
+            case("body_too_large", "an oversized body", None, too_large, "http_413"),
         ]
 
-    def _passed_by(self) -> list[_Case]:
-        """Return what is genuine and acknowledged, and changes nothing."""
-        too_old = (self._subject.settings.max_event_age_days + 10) * DAY_S
-        [other, *_], [expired, *_] = self._life("verified"), self._life("canceled", too_old)
-        body = _changed(other.body, type="account.updated")
+    def _acknowledged_cases(self) -> list[_Case]:
+        """Return genuine requests that are acknowledged and change nothing."""
+        too_old_s = (self._subject.settings.max_event_age_days + 10) * DAY_S
+        other = _change(self._events_of("verified")[0].body, type="account.updated")
+        old = self._events_of("canceled", too_old_s)[0].body
         return [
-            _Case("an event of another type is ignored", "ignored", WebhookRequest(body=body)),
-            _Case(
-                "what is too old to judge is expired", "expired", WebhookRequest(body=expired.body)
-            ),
+            _Case("an event of another type is ignored", "ignored", WebhookRequest(body=other)),
+            _Case("an event that is too old is expired", "expired", WebhookRequest(body=old)),
         ]
 
-    async def _case(self, case: _Case) -> Row:
-        answers = [await self._send([case.request], url) for url in self._subject.urls]
-        seen = Counter(answer.outcome for each in answers for answer in each)
-        kept = seen.keys() <= {case.expected, case.of_balancer}
-        return _row(case.promise, case.expected, seen, kept=kept)
+    async def _try_case(self, case: _Case) -> Row:
+        seen = await self._send_to_each([[case.request]] * len(self._urls))
+        is_kept = seen.keys() <= {case.expected, case.by_balancer}
+        return _row(case.promise, case.expected, seen, kept=is_kept)
 
-    async def _orderly(self) -> Row:
-        """Send one life of each kind, its events in their order, each life to one receiver."""
-        lives = [self._life(name) for name in LIFECYCLES]
-        self._lives += lives
-        self._verified = lives[[*LIFECYCLES].index("verified")]
-        urls = cycle(self._subject.urls)
-        answers = await asyncio.gather(
-            *(
-                self._send(
-                    [
-                        WebhookRequest(body=event.body, ordering_key=event.session_id)
-                        for event in life
-                    ],
-                    url,
-                )
-                for life, url in zip(lives, urls, strict=False)
-            )
+    async def _try_order(self) -> Row:
+        """Send each lifecycle in order, each to one receiver."""
+        sessions = [self._events_of(name) for name in LIFECYCLES]
+        self._sent += sessions
+        seen = await self._send_to_each(
+            [
+                [WebhookRequest(body=event.body, ordering_key=event.session_id) for event in events]
+                for events in sessions
+            ]
         )
-        seen = Counter(answer.outcome for each in answers for answer in each)
-        return _row("events in order are admitted", _ADMITTED, seen, kept=[*seen] == [_ADMITTED])
+        return _row("events in order are admitted", "admitted", seen, kept=[*seen] == ["admitted"])
 
-    async def _copies(self) -> Row:
-        """Send one event to every receiver at once, many times."""
-        life = self._life("canceled")[:1]
-        self._lives.append(life)
-        copies = [WebhookRequest(body=life[0].body)] * COPIES_AT_ONCE
-        answers = await asyncio.gather(*(self._send(copies, url) for url in self._subject.urls))
-        seen = Counter(answer.outcome for each in answers for answer in each)
-        expected = {_ADMITTED: 1, _DUPLICATE: COPIES_AT_ONCE * len(self._subject.urls) - 1}
+    async def _try_copies(self) -> Row:
+        """Send one event to every receiver at once, several times."""
+        events = self._events_of("canceled")[:1]
+        self._sent.append(events)
+        copies = [WebhookRequest(body=events[0].body)] * COPIES_AT_ONCE
+        seen = await self._send_to_each([copies] * len(self._urls))
+        expected = {"admitted": 1, "duplicate": COPIES_AT_ONCE * len(self._urls) - 1}
         return _row(
-            "copies at once are admitted once", _counted(expected), seen, kept=seen == expected
+            "copies at once are admitted once", _format(expected), seen, kept=seen == expected
         )
 
-    async def _disorderly(self) -> Row:
-        """Send one life of each kind, everything mixed and much of it twice, to all receivers."""
-        lives = [self._life(name) for name in LIFECYCLES]
-        self._lives += lives
-        events = [event for life in lives for event in life]
-        mixed = plan(events, duplicates=DUPLICATES, shuffle=True, random=self._random)
-        count = len(self._subject.urls)
-        answers = await asyncio.gather(
-            *(self._send(mixed[n::count], url) for n, url in enumerate(self._subject.urls))
-        )
-        seen = Counter(answer.outcome for each in answers for answer in each)
-        once = all(
-            len([said for said in self._said(event) if said in {_ADMITTED, _LATE}]) == 1
+    async def _try_disorder(self) -> Row:
+        """Send all lifecycles to all receivers, in a random order and half of it twice."""
+        sessions = [self._events_of(name) for name in LIFECYCLES]
+        self._sent += sessions
+        events = [event for each in sessions for event in each]
+        mixed = plan(events, duplicates=SHARE_OF_DUPLICATES, shuffle=True, random=self._random)
+        count = len(self._urls)
+        seen = await self._send_to_each([mixed[n::count] for n in range(count)])
+        copies = len(mixed) - len(events)
+        is_judged_once = all(
+            sum(outcome in {"admitted", "late"} for outcome in self._outcomes[event.body]) == 1
             for event in events
         )
-        kept = once and seen[_DUPLICATE] == len(mixed) - len(events)
-        expected = f"{len(events)} admitted or late, {len(mixed) - len(events)} duplicate"
-        return _row("disorder and copies change no verdict", expected, seen, kept=kept)
-
-    async def _set_back(self) -> Row:
-        """Send, of a session that is verified, an event from before."""
-        _, processing, _ = self._verified
-        id_ = f"{processing.id}again"
-        before = replace(processing, id=id_, body=_changed(processing.body, id=id_))
-        self._verified.insert(0, before)
-        [answer] = await self._send([WebhookRequest(body=before.body)], self._subject.urls[0])
-        kept = answer.outcome == _LATE
-        return _row("a verified session is not set back", _LATE, {answer.outcome: 1}, kept=kept)
-
-    async def _send(self, requests: Sequence[WebhookRequest], url: str) -> list[Answer]:
-        answers: list[Answer] = []
-        await send(requests, to=url, secret=self._subject.secret, progress=answers.append)
-        for answer in answers:
-            self._answers.setdefault(answer.request.body, []).append(answer)
-        return answers
-
-    def _said(self, event: SyntheticEvent) -> list[str]:
-        return [answer.outcome for answer in self._answers.get(event.body, ()) if answer.ok]
-
-    def _lived(self, life: Sequence[SyntheticEvent]) -> Lived:
-        last = life[-1]
-        ended = orjson.loads(last.body)["data"]["object"]["status"]
-        return Lived(
-            session_id=last.session_id,
-            event_ids=frozenset(event.id for event in life if self._said(event)),
-            status=Status.REDACTED if last.type.endswith(".redacted") else ended,
-            admitted=sum(_ADMITTED in self._said(event) for event in life),
-            secrets=frozenset(_secrets(life)),
+        return _row(
+            "disorder and copies change no verdict",
+            f"{len(events)} admitted or late, {copies} duplicate",
+            seen,
+            kept=is_judged_once and seen["duplicate"] == copies,
         )
 
+    async def _try_going_back(self) -> Row:
+        """Send an older event of the session that is verified."""
+        verified = self._sent[[*LIFECYCLES].index("verified")]
+        processing = verified[1]
+        id_ = f"{processing.id}again"
+        older = replace(processing, id=id_, body=_change(processing.body, id=id_))
+        verified.insert(0, older)
+        seen = await self._send_to_each([[WebhookRequest(body=older.body)]])
+        return _row("a verified session is not set back", "late", seen, kept=[*seen] == ["late"])
 
-def _in_order(life: Iterable[SyntheticEvent]) -> list[WebhookRequest]:
-    return [WebhookRequest(body=event.body, ordering_key=event.session_id) for event in life]
+    async def _send_to_each(self, batches: Sequence[Sequence[WebhookRequest]]) -> Counter[str]:
+        """Send each batch to the next receiver, all at once; count the answers."""
+        answers: list[Answer] = []
+        await asyncio.gather(
+            *(
+                send(batch, to=url, secret=self._subject.secret, progress=answers.append)
+                for batch, url in zip(batches, cycle(self._urls), strict=False)
+            )
+        )
+        for answer in answers:
+            if answer.ok:
+                self._outcomes[answer.request.body].append(answer.outcome)
+        return Counter(answer.outcome for answer in answers)
+
+    def _session_of(self, events: Sequence[SyntheticEvent]) -> SentSession:
+        last = events[-1]
+        states = [orjson.loads(event.body)["data"]["object"] for event in events]
+        secrets = {state[name] for state in states for name in ("client_secret", "url")}
+        is_redacted = last.type.endswith(".redacted")
+        return SentSession(
+            session_id=last.session_id,
+            event_ids=frozenset(event.id for event in events if self._outcomes[event.body]),
+            status=Status.REDACTED if is_redacted else states[-1]["status"],
+            admitted=sum("admitted" in self._outcomes[event.body] for event in events),
+            secrets=frozenset(secret.encode() for secret in secrets if secret),
+        )
 
 
 def _row(promise: str, expected: str, seen: Mapping[str, int], *, kept: bool) -> Row:
-    return Row(promise, expected, _counted(seen), kept)
+    return Row(promise, expected, _format(seen), kept)
 
 
-def _counted(words: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {word}" for word, count in sorted(words.items()))
+def _format(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
 
 
-def _changed(body: bytes, **fields: Any) -> bytes:
+def _change(body: bytes, **fields: Any) -> bytes:
     return orjson.dumps(orjson.loads(body) | fields)
-
-
-def _redated(signature: str, at: int) -> str:
-    return f"t={at},{signature.partition(',')[2]}"
-
-
-def _secrets(life: Iterable[SyntheticEvent]) -> Iterable[bytes]:
-    """Yield what must not leave the process that received it."""
-    for event in life:
-        session = orjson.loads(event.body)["data"]["object"]
-        for name in ("client_secret", "url"):
-            if session[name]:
-                yield session[name].encode()

@@ -1,13 +1,13 @@
-"""What a self-test has left in Redis: looked at, and taken out again where it can be.
+"""Inspects what a self-test has left in Redis, and deletes its session records.
 
-Reads the ledger and the streams; what the sessions were is `selftest`'s.
+What was sent, and so what Redis must hold, is known to `selftest`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,18 +23,18 @@ from ..storage.layout import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..transitions import stream_entry
 from ..transitions.transition import is_selftest
-from .selftest import Lived, Row, Trial
+from .selftest import Row, SentSession, Trial
 
-SETTLE_DEADLINE_S = 15.0
+ACK_DEADLINE_S = 15.0
 POLL_S = 0.1
-MAX_SHOWN = 3
+MAX_NAMED = 3
 MAX_PENDING = 10_000
-# Clocks may differ by as much before anybody complains.
-SKEW_S = 60
+# Redis's clock may be behind ours by this much.
+MAX_SKEW_S = 60
 
 
-class _Handed(NamedTuple):
-    """One transition of ours on a stream."""
+class _Entry(NamedTuple):
+    """One transition of the self-test on a stream."""
 
     stream: str
     entry_id: bytes
@@ -42,19 +42,23 @@ class _Handed(NamedTuple):
     raw: bytes
 
 
-async def rows(settings: Settings, trial: Trial, *, since: float) -> list[Row]:
-    """Return what Redis shows of the promises, and take our own sessions out of the ledger.
+# By the id of the session, in the order of the stream.
+_Entries = Mapping[str, Sequence[_Entry]]
 
-    Where Redis does not answer, or holds another deployment, that is said, and nothing held
-    against anybody.
+
+async def inspect_redis(settings: Settings, trial: Trial, *, since: float) -> list[Row]:
+    """Return what Redis shows of the promises, and delete the self-test's session records.
+
+    Where Redis does not answer, or holds another deployment, one row says so: no promise was seen
+    broken.
     """
     keys = Keys(settings.redis_prefix, settings.partitions)
     try:
         async with connect(settings.redis_url) as connections:
             if await layout.is_claimed(connections, keys):
-                found = await _look(connections, keys, settings.handlers, trial, since)
-                await _forget(connections, keys, trial)
-                return found
+                rows = await _inspect(connections, keys, settings.handlers, trial, since)
+                await _delete_records(connections, keys, trial.sessions)
+                return rows
             seen = "nothing was ever stored under REDIS_PREFIX"
     except ConfigError as error:
         seen = str(error)
@@ -63,129 +67,122 @@ async def rows(settings: Settings, trial: Trial, *, since: float) -> list[Row]:
     return [Row("what is left in Redis is as promised", "an answer", seen, kept=None)]
 
 
-async def _look(
+async def _inspect(
     connections: Connections, keys: Keys, handlers: Sequence[str], trial: Trial, since: float
 ) -> list[Row]:
-    handed = await _handed(connections, keys, trial.lives, since)
+    sessions, client = trial.sessions, connections.client
+    entries = await _find_entries(connections, keys, sessions, since)
+    stored = {
+        each.session_id: await client.hgetall(keys.session(each.session_id)) for each in sessions
+    }
+    unrecorded = [each for each in sessions if not await _is_recorded(connections, keys, each)]
+    recorded = [each for each in trial.rejected if await client.exists(keys.session(each))]
+    gapped = [
+        each
+        for each in sessions
+        if [entry.sequence for entry in entries.get(each.session_id, ())]
+        != [*range(1, each.admitted + 1)]
+    ]
+    leaked = [
+        each
+        for each in sessions
+        if _holds(each.secrets, stored[each.session_id], entries.get(each.session_id, ()))
+    ]
+    count = len(sessions)
     return [
-        await _remembered(connections, keys, trial.lives),
-        await _unknown(connections, keys, trial.refused),
-        _gapless(trial.lives, handed),
-        await _secret(connections, keys, trial.lives, handed),
-        await _settled(connections, handlers, [*itertools.chain(*handed.values())]),
+        _row("every event and each final status is recorded", count, _ids(unrecorded)),
+        _row("nothing is recorded of what was refused", len(trial.rejected), recorded),
+        _row("sequences are 1, 2, 3 … without a gap", count, _ids(gapped)),
+        _row("no client secret and no link is in Redis", count, _ids(leaked)),
+        await _wait_for_acks(connections, handlers, entries),
     ]
 
 
-async def _forget(connections: Connections, keys: Keys, trial: Trial) -> None:
-    """Take sessions that no handler was shown out of the ledger; streams are trimmed in time."""
-    for life in trial.lives:
-        if is_selftest(life.session_id):
-            # Not every operator may: then they are forgotten when their time is up.
-            with contextlib.suppress(ResponseError):
-                await connections.client.delete(keys.session(life.session_id))
-
-
-async def _handed(
-    connections: Connections, keys: Keys, lives: Sequence[Lived], since: float
-) -> dict[str, list[_Handed]]:
-    """Return what was handed over of each session."""
-    ours = {life.session_id for life in lives}
-    first = int((since - SKEW_S) * 1000)
-    found: dict[str, list[_Handed]] = defaultdict(list)
-    for partition in {keys.partition(session_id) for session_id in ours}:
-        stream = keys.transitions(partition)
+async def _find_entries(
+    connections: Connections, keys: Keys, sessions: Sequence[SentSession], since: float
+) -> _Entries:
+    ids = set(_ids(sessions))
+    first = int((since - MAX_SKEW_S) * 1000)
+    found: dict[str, list[_Entry]] = defaultdict(list)
+    for stream in {keys.transitions(keys.partition(session_id)) for session_id in ids}:
         for entry_id, fields in await connections.client.xrange(stream, min=first):
-            try:
+            with contextlib.suppress(ValueError):
                 transition = stream_entry.unpack(fields)
-            except ValueError:
-                continue
-            if transition.session_id in ours:
-                one = _Handed(stream, entry_id, transition.sequence, repr(fields).encode())
-                found[transition.session_id].append(one)
+                if transition.session_id in ids:
+                    raw = repr(fields).encode()
+                    entry = _Entry(stream, entry_id, transition.sequence, raw)
+                    found[transition.session_id].append(entry)
     return found
 
 
-async def _remembered(connections: Connections, keys: Keys, lives: Sequence[Lived]) -> Row:
-    wrong = []
-    for life in lives:
-        record = None
-        with contextlib.suppress(ValueError):
-            record = await session_record.read(connections, keys, life.session_id)
-        if (
-            record is None
-            or record.status != life.status
-            or record.sequence != life.admitted
-            or not life.event_ids <= {event.event_id for event in record.events}
-        ):
-            wrong.append(life.session_id)
-    return _row("the ledger knows every event and each session's end", len(lives), wrong)
+async def _is_recorded(connections: Connections, keys: Keys, session: SentSession) -> bool:
+    try:
+        record = await session_record.read(connections, keys, session.session_id)
+    except ValueError:
+        return False
+    return (
+        record is not None
+        and record.status == session.status
+        and record.sequence == session.admitted
+        and session.event_ids <= {event.event_id for event in record.events}
+    )
 
 
-async def _unknown(connections: Connections, keys: Keys, refused: Sequence[str]) -> Row:
-    known = [
-        session_id
-        for session_id in refused
-        if await connections.client.hgetall(keys.session(session_id))
-    ]
-    return _row("of what was refused nothing is remembered", len(refused), known)
+def _holds(
+    secrets: frozenset[bytes], record: Mapping[bytes, bytes], entries: Sequence[_Entry]
+) -> bool:
+    stored = b"".join([repr(record).encode(), *(entry.raw for entry in entries)])
+    return any(secret in stored for secret in secrets)
 
 
-def _gapless(lives: Sequence[Lived], handed: Mapping[str, Sequence[_Handed]]) -> Row:
-    wrong = [
-        life.session_id
-        for life in lives
-        if [one.sequence for one in handed.get(life.session_id, ())]
-        != [*range(1, life.admitted + 1)]
-    ]
-    return _row("each session is handed over as 1, 2, 3 … without a gap", len(lives), wrong)
-
-
-async def _secret(
-    connections: Connections,
-    keys: Keys,
-    lives: Sequence[Lived],
-    handed: Mapping[str, Sequence[_Handed]],
+async def _wait_for_acks(
+    connections: Connections, handlers: Sequence[str], entries: _Entries
 ) -> Row:
-    told = []
-    for life in lives:
-        fields = await connections.client.hgetall(keys.session(life.session_id))
-        held = b"".join([repr(fields).encode(), *(one.raw for one in handed[life.session_id])])
-        if any(secret in held for secret in life.secrets):
-            told.append(life.session_id)
-    return _row("no client secret and no link is in Redis", len(lives), told)
-
-
-async def _settled(
-    connections: Connections, handlers: Sequence[str], handed: Sequence[_Handed]
-) -> Row:
-    """Wait until every handler has settled everything, for so long."""
-    left: list[str] = []
-    deadline = asyncio.get_running_loop().time() + SETTLE_DEADLINE_S
-    while True:
-        left = [name for name in handlers if await _unsettled(connections, name, handed)]
-        if not left or asyncio.get_running_loop().time() > deadline:
+    """Wait until every handler's group has acknowledged every entry."""
+    ids: dict[str, list[bytes]] = defaultdict(list)
+    for entry in (entry for each in entries.values() for entry in each):
+        ids[entry.stream].append(entry.entry_id)
+    deadline = time.monotonic() + ACK_DEADLINE_S
+    late = list(handlers)
+    while late := [each for each in late if not await _has_acked(connections, each, ids)]:
+        if time.monotonic() > deadline:
             break
         await asyncio.sleep(POLL_S)
-    expected = f"{len(handed)} transitions settled by {', '.join(handlers)}"
-    seen = f"not by {', '.join(left)}" if left else "so for all"
-    return Row("every handler settles what is handed over", expected, seen, kept=not left)
+    expected = f"{sum(map(len, ids.values()))} transitions acknowledged by {', '.join(handlers)}"
+    seen = f"not by {', '.join(late)}" if late else "so for all"
+    return Row("every handler's worker acknowledges transitions", expected, seen, kept=not late)
 
 
-async def _unsettled(connections: Connections, handler: str, handed: Sequence[_Handed]) -> bool:
-    """Say whether a handler's group has not read, or has read and not settled, one of them."""
-    by_stream = sorted(handed, key=lambda one: (one.stream, _order(one.entry_id)))
-    for stream, found in itertools.groupby(by_stream, key=lambda one: one.stream):
-        ids = [one.entry_id for one in found]
+async def _has_acked(
+    connections: Connections, handler: str, ids: Mapping[str, Sequence[bytes]]
+) -> bool:
+    """Say whether a handler's group has read all entries, and none of them is still pending."""
+    for stream, entry_ids in ids.items():
+        first, last = min(entry_ids, key=_order), max(entry_ids, key=_order)
         groups: Any = await connections.client.xinfo_groups(stream)
-        read = [one["last-delivered-id"] for one in groups if one["name"] == handler.encode()]
-        if not read or _order(read[0]) < _order(ids[-1]):
-            return True
+        read = [each["last-delivered-id"] for each in groups if each["name"] == handler.encode()]
+        if not read or _order(read[0]) < _order(last):
+            return False
         pending: Any = await connections.client.xpending_range(
-            stream, handler, min=ids[0], max=ids[-1], count=MAX_PENDING
+            stream, handler, min=first, max=last, count=MAX_PENDING
         )
-        if {one["message_id"] for one in pending} & {*ids}:
-            return True
-    return False
+        if {each["message_id"] for each in pending} & {*entry_ids}:
+            return False
+    return True
+
+
+async def _delete_records(
+    connections: Connections, keys: Keys, sessions: Sequence[SentSession]
+) -> None:
+    """Delete the records of sessions for which no handler was called; streams are trimmed later."""
+    for session_id in filter(is_selftest, _ids(sessions)):
+        # Not every operator's Redis user may; then the records expire.
+        with contextlib.suppress(ResponseError):
+            await connections.client.delete(keys.session(session_id))
+
+
+def _ids(sessions: Sequence[SentSession]) -> list[str]:
+    return [session.session_id for session in sessions]
 
 
 def _order(entry_id: bytes) -> tuple[int, int]:
@@ -194,6 +191,6 @@ def _order(entry_id: bytes) -> tuple[int, int]:
 
 
 def _row(promise: str, count: int, wrong: Sequence[str]) -> Row:
-    named = ", ".join(wrong[:MAX_SHOWN])
+    named = ", ".join(wrong[:MAX_NAMED])
     seen = f"not so for {len(wrong)}: {named}" if wrong else "so for all"
     return Row(promise, f"so for {count} sessions", seen, kept=not wrong)

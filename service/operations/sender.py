@@ -99,7 +99,7 @@ def plan(
     ]
     if shuffle:
         random.shuffle(requests)
-    # A place is a real number, so that any of them has room for a copy behind it.
+    # A place is a real number, so that any of them has available_slots for a copy behind it.
     count = len(requests)
     again = random.sample(range(count), round(duplicates * count))
     placed = [(float(index), index) for index in range(count)]

@@ -1,6 +1,6 @@
-"""Children that do not outlive their parent, whatever it dies of. Linux only; elsewhere a no-op.
+"""Children that end when their parent dies, of whatever cause. Linux only; elsewhere a no-op.
 
-What is started, and what it does when told to end, is its own business.
+What is started, and how it shuts down, is not known here.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-# Asks the kernel for SIGTERM at the parent's death and becomes the program: the request survives
-# exec, and unlike a preexec_fn no Python runs between fork and exec of a threaded process.
-# A parent that died before the request was made is noticed by comparing its id.
+# Asks the kernel for SIGTERM at the parent's death, then becomes the program: the request survives
+# exec. Unlike a preexec_fn, no Python code of ours runs between fork and exec.
+# A parent that died before the request was made shows in a changed parent id.
 _BIND_TO_PARENT: Final = """
 import ctypes, os, signal, sys
 parent, *command = sys.argv[1:]
@@ -25,10 +25,9 @@ if os.getppid() == int(parent):
 
 
 def bind_to_parent(command: Sequence[str]) -> list[str]:
-    """Return *command* so that what it starts gets SIGTERM when this process dies.
+    """Return *command*, changed so that what it starts gets SIGTERM when this process dies.
 
-    To the kernel the "parent" is the thread that starts the child: it must live as long, and be
-    the only one left at the end, or the child gets the signal again for each that goes after it.
+    To the kernel the parent is the thread that starts the child, so start it from the main thread.
     https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
     """
     if sys.platform != "linux":

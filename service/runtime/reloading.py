@@ -1,6 +1,6 @@
-"""Settings that follow their files while the process runs: read again, exchanged whole.
+"""Settings that are read again while the process runs, and replaced as a whole.
 
-Which settings do is decided in `processes`; where they stand and what they may be, in `config`.
+Which settings these are is decided in `composition`; what values they may have, in `config`.
 """
 
 from __future__ import annotations
@@ -18,31 +18,30 @@ from ..telemetry import metrics
 
 T = TypeVar("T")
 
-LOOK_EVERY_S = 2.0
+READ_EVERY_S = 2.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class _Look(Generic[T]):
-    """What was found: a value, or what is wrong with it."""
+class _Reading(Generic[T]):
+    """What one reading found: a value, or the problems with it."""
 
-    found: T | None
+    value: T | None
     problems: Sequence[str] = ()
 
 
 class Reloader(Generic[T]):
-    """Looks at one setting again and again, and hands over what is new and valid.
+    """Reads one setting every two seconds, and applies a new valid value.
 
-    What differs is believed when two looks in a row find the same, or when it was asked for: a
-    file that is just being written may look like a shorter one. What is not valid changes
-    nothing, and is said once.
+    A change counts once two readings in a row agree, or at once after a request: a file that is
+    being written may look like a shorter one. An invalid value changes nothing, and is logged once.
 
     Args:
-        setting: What log lines call it.
-        current: Its value as the process started.
+        setting: Its name in log lines.
+        current: Its value when the process started.
         read: Returns its value, or raises ConfigError.
-        use: Takes a new value into use, and returns what of it may be logged.
+        apply: Puts a new value into use, and returns the fields to log about it.
     """
 
     def __init__(
@@ -51,45 +50,45 @@ class Reloader(Generic[T]):
         current: T,
         *,
         read: Callable[[], T],
-        use: Callable[[T], dict[str, Any]],
+        apply: Callable[[T], dict[str, Any]],
     ) -> None:
-        self._reloaded, self._kept = f"{setting}.reloaded", f"{setting}.reload_failed"
-        self._refused = metrics.CONFIG_RELOAD_FAILED.labels(setting)
+        self._reloaded, self._failed = f"{setting}.reloaded", f"{setting}.reload_failed"
+        self._failed_gauge = metrics.CONFIG_RELOAD_FAILED.labels(setting)
         self._current = current
         self._read = read
-        self._use = use
-        self._asked = asyncio.Event()
-        self._last = _Look(current)
-        self._said: Sequence[str] = ()
+        self._apply = apply
+        self._requested = asyncio.Event()
+        self._previous = _Reading(current)
+        self._logged_problems: Sequence[str] = ()
 
-    def ask(self) -> None:
-        """Look now, and say what is in use even if it is what was."""
-        self._asked.set()
+    def request(self) -> None:
+        """Read now, and log what is in use even if nothing changed."""
+        self._requested.set()
 
-    async def follow(self) -> None:
-        """Look for ever."""
+    async def run(self) -> None:
+        """Read and apply, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._asked.wait(), LOOK_EVERY_S)
-            asked = self._asked.is_set()
-            self._asked.clear()
-            self._judge(await asyncio.to_thread(self._look), asked=asked)
+                await asyncio.wait_for(self._requested.wait(), READ_EVERY_S)
+            is_requested = self._requested.is_set()
+            self._requested.clear()
+            self._judge(await asyncio.to_thread(self._read_once), is_requested=is_requested)
 
-    def _look(self) -> _Look[T]:
+    def _read_once(self) -> _Reading[T]:
         try:
-            return _Look(self._read())
+            return _Reading(self._read())
         except ConfigError as error:
-            return _Look(None, error.problems)
+            return _Reading(None, error.problems)
 
-    def _judge(self, look: _Look[T], *, asked: bool) -> None:
-        sure, self._last = asked or look == self._last, look
-        if not sure:
+    def _judge(self, reading: _Reading[T], *, is_requested: bool) -> None:
+        is_settled, self._previous = is_requested or reading == self._previous, reading
+        if not is_settled:
             return
-        self._refused.set(look.found is None)
-        if look.found is None:
-            if asked or look.problems != self._said:
-                log.error(self._kept, problems=look.problems)
-        elif asked or look.found != self._current:
-            self._current = look.found
-            log.info(self._reloaded, **self._use(look.found))
-        self._said = look.problems
+        self._failed_gauge.set(reading.value is None)
+        if reading.value is None:
+            if is_requested or reading.problems != self._logged_problems:
+                log.error(self._failed, problems=reading.problems)
+        elif is_requested or reading.value != self._current:
+            self._current = reading.value
+            log.info(self._reloaded, **self._apply(reading.value))
+        self._logged_problems = reading.problems

@@ -1,4 +1,7 @@
-"""What signals mean to one process. Who stops, and in which order, is decided by who asked."""
+"""What signals mean to a process: stop, and read the reloadable settings again.
+
+In which order a process stops is decided in `process`.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +15,31 @@ from typing import Any
 from .reloading import Reloader
 
 
-def stopping() -> asyncio.Event:
+def stop_event() -> asyncio.Event:
     """Return the event that SIGTERM or SIGINT sets; a second signal ends the process at once."""
-    stopped = asyncio.Event()
+    stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        stopped.set()
+        stopping.set()
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(each)
 
     for each in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(ValueError):
             loop.add_signal_handler(each, stop)
-    return stopped
+    return stopping
 
 
-def reload(reloaders: Sequence[Reloader[Any]], stopping: asyncio.Event) -> None:
-    """Have SIGHUP look at what can be reloaded; where the terminal has gone, it means stop."""
-    on_terminal = os.isatty(0)
+def reload_on_hangup(reloaders: Sequence[Reloader[Any]], stopping: asyncio.Event) -> None:
+    """Let SIGHUP start *reloaders*; if it is sent because the terminal closed, it means stop."""
+    had_terminal = os.isatty(0)
 
-    def look() -> None:
-        if on_terminal and not os.isatty(0):
+    def hang_up() -> None:
+        if had_terminal and not os.isatty(0):
             stopping.set()
         for reloader in reloaders:
-            reloader.ask()
+            reloader.request()
 
     with contextlib.suppress(ValueError):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, look)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)

@@ -1,4 +1,7 @@
-"""The receiver and the handlers of a process that is traced, each call in a span."""
+"""Tracing around the receiver and the handlers: each call of either in a span.
+
+Used only where tracing is configured; how spans are made is in `telemetry.tracing`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from ..transitions.transition import StatusTransition
 
 
 class TracedReceiver(Receiver):
-    """A receiver with each request in a span."""
+    """A receiver that handles each request in a span."""
 
     def __init__(self, tracing: Tracing, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -31,8 +34,8 @@ class TracedReceiver(Receiver):
         other_secrets: Iterable[Secret[bytes]] = (),
         traceparent: str | None = None,
     ) -> Receipt:
-        """Return what became of *body*; what is handed over goes on from this span."""
-        with self._tracing.receive_span(traceparent) as (span, told):
+        """Receive *body* in a span, of which the handlers' spans will be children."""
+        with self._tracing.receive_span(traceparent) as (span, inner_traceparent):
             receipt = await super().receive(
                 body,
                 signature,
@@ -40,7 +43,7 @@ class TracedReceiver(Receiver):
                 now=now,
                 endpoint=endpoint,
                 other_secrets=other_secrets,
-                traceparent=told,
+                traceparent=inner_traceparent,
             )
             span.set_attribute("outcome", receipt.outcome)
             event = receipt.event
@@ -53,12 +56,12 @@ class TracedReceiver(Receiver):
             return receipt
 
 
-def traced_handlers(tracing: Tracing, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
-    """Return *handlers* with each call in a span that goes on from the receiver's."""
-    return {name: _traced(tracing, name, handler) for name, handler in handlers.items()}
+def trace_handlers(tracing: Tracing, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
+    """Return *handlers* with each call in a span that is a child of the receiver's."""
+    return {name: _trace(tracing, name, handler) for name, handler in handlers.items()}
 
 
-def _traced(tracing: Tracing, name: str, handler: Handler) -> Handler:
+def _trace(tracing: Tracing, name: str, handler: Handler) -> Handler:
     async def handle(transition: StatusTransition, /) -> None:
         attributes: dict[str, str | int] = {
             "event_id": transition.event_id,

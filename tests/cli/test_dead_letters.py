@@ -12,7 +12,7 @@ import orjson
 import pytest
 import redis
 
-from service.cli import dead_letter_options, dead_letters
+from service.cli import dead_letters, selection
 from service.runtime.embedded_redis import EmbeddedServer
 from service.storage.layout import LAYOUT_VERSION, Keys
 from tests.support import roles
@@ -291,7 +291,7 @@ def test_a_replay_interrupted_is_continued(ground: Ground) -> None:
     # What was done before it was cut off is said and logged.
     assert str(done).encode() in process.out
     assert orjson.loads(process.err.split(b"\n")[0])["replayed"] == done
-    assert process.err.endswith(b"error: interrupted: so much was done\n")
+    assert process.err.endswith(b"error: interrupted: the rest is unchanged\n")
     assert ground.length(KEYS.dead) == 2_000 - done
 
     rest = ground.run("dead", "replay", "log", "--all", "--json")
@@ -348,7 +348,7 @@ def test_the_past_is_handed_to_a_running_worker(ground: Ground) -> None:
     planned = ground.run("replay", "log", "--all", "--json", "--dry-run")
     assert planned == {"would_replay": 25, "left_out": 3}
     ground.run("replay", "log", "--all", code=1, answer="n\n")
-    assert b"Hand log 25 transitions again?" in ground.err
+    assert b"Deliver 25 transitions to log again?" in ground.err
     assert not ground.logged
     assert ground.length(KEYS.replays) == 0
     told = ground.run("replay", "log", "--since", "1h", "--json", answer="y\n")
@@ -422,7 +422,7 @@ def test_groups_are_listed_and_retired(ground: Ground) -> None:
 @pytest.mark.parametrize("text", ["90m", "3d", "2026-01-31T12:00", "2026-01-31T12:00+02:00"])
 def test_times_are_understood(text: str) -> None:
     """A time is so long ago, or ISO 8601, in UTC where it does not say."""
-    found = dead_letter_options.Since().convert(text, None, None)
+    found = selection.Since().convert(text, None, None)
     assert found.tzinfo is not None
 
 
@@ -430,4 +430,4 @@ def test_times_are_understood(text: str) -> None:
 def test_other_times_are_refused(text: str) -> None:
     """What is no time is a wrong argument, not an accident."""
     with pytest.raises(click.BadParameter):
-        dead_letter_options.Since().convert(text, None, None)
+        selection.Since().convert(text, None, None)

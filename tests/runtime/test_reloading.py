@@ -52,7 +52,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     """Record what is logged, and look often."""
     recorded = Log()
     monkeypatch.setattr(reloading, "log", recorded)
-    monkeypatch.setattr(reloading, "LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(reloading, "READ_EVERY_S", 0.001)
     return recorded
 
 
@@ -66,9 +66,9 @@ async def followed(
         used.append(found)
         return {"now": found}
 
-    reloader = Reloader("secrets", "old", read=source.read, use=use)
+    reloader = Reloader("secrets", "old", read=source.read, apply=use)
     ask(reloader)
-    following = asyncio.create_task(reloader.follow())
+    following = asyncio.create_task(reloader.run())
     await eventually(lambda: source.looked > looks)
     following.cancel()
     return used
@@ -91,8 +91,8 @@ async def test_what_is_new_is_used_once_it_is_sure(log: Log) -> None:
 
 async def test_who_asks_is_believed_at_once(log: Log) -> None:
     """Asked for, a new value is used at the first look; asked again, what is in use is said."""
-    assert await followed(Source("new"), looks=3, ask=Reloader.ask) == ["new"]
-    assert await followed(Source("old"), looks=3, ask=Reloader.ask) == ["old"]
+    assert await followed(Source("new"), looks=3, ask=Reloader.request) == ["new"]
+    assert await followed(Source("old"), looks=3, ask=Reloader.request) == ["old"]
     assert log.lines == [("secrets.reloaded", {"now": now}) for now in ("new", "old")]
 
 

@@ -265,7 +265,7 @@ class Loop:
                 if self._state == "draining":
                     listener.drain()
                 # As where it runs for real: a full collection is most of what a large body costs.
-                process._spare_the_collector(often=False)
+                process._tune_garbage_collector(works=False)
                 self._started.set()
                 await self._stop.wait()
 

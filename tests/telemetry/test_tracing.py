@@ -29,7 +29,7 @@ from service.errors import Undeliverable
 from service.handlers import Handler
 from service.inbox.admission import Inbox
 from service.inbox.receiver import Receiver
-from service.runtime.traced import TracedReceiver, traced_handlers
+from service.runtime.traced import TracedReceiver, trace_handlers
 from service.storage.connections import Connections
 from service.storage.health import Health
 from service.storage.layout import Keys
@@ -125,7 +125,7 @@ async def test_one_trace_from_the_post_to_the_handler(
 ) -> None:
     """The receiver goes on from the header, the handler's call from the receiver, in one trace."""
     body, taking = event(id="evt_traced"), Taking()
-    following = traced_handlers(spans.tracing, {"log": taking})["log"]
+    following = trace_handlers(spans.tracing, {"log": taking})["log"]
     async with (
         receiving(connections, settings, keys, spans.tracing) as client,
         working(connections, settings, keys, following),
@@ -247,7 +247,7 @@ async def test_spans_tell_ids_and_words_only(
             await client.post(path, content=body, headers=headers)
         await client.post(path, content=genuine, headers=hostile)
     async with working(
-        connections, settings, keys, traced_handlers(spans.tracing, {"log": fail})["log"]
+        connections, settings, keys, trace_handlers(spans.tracing, {"log": fail})["log"]
     ):
         await eventually(lambda: spans.named("handle log"))
 

@@ -1,9 +1,9 @@
-"""What the commands about mail are told: which entries are meant, and since when."""
+"""The options by which commands select entries of streams: since when, of which session or type."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -19,12 +19,12 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class Since(click.ParamType[datetime]):
-    """A time: `90m`, `3d` (so long ago), or ISO 8601, in UTC where it does not say."""
+    """A time: `90m` or `3d` ago, or ISO 8601, which is UTC unless it has an offset."""
 
     name = "when"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
-        """Return the time *value* means."""
+        """Return the time that *value* means."""
         if isinstance(value, datetime):
             return value
         try:
@@ -37,12 +37,12 @@ class Since(click.ParamType[datetime]):
 
 
 class EventType(click.ParamType[str]):
-    """An event type of Stripe Identity's, whole or only its last word."""
+    """An event type of Stripe Identity: the whole name, or its last word."""
 
     name = "type"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Return the whole type *value* means."""
+        """Return the whole name of the type that *value* means."""
         whole = EVENT_TYPE_PREFIX + str(value).removeprefix(EVENT_TYPE_PREFIX)
         if whole not in STEP_RANKS:
             words = ", ".join(each.removeprefix(EVENT_TYPE_PREFIX) for each in STEP_RANKS)
@@ -51,7 +51,7 @@ class EventType(click.ParamType[str]):
 
 
 def filters(command: Command) -> Command:
-    """Give *command* the options that say which entries are meant."""
+    """Add the options that every selection has to *command*."""
     for option in (
         click.option("--since", type=Since(), help="Only from then on: 90m, 3d, or ISO 8601."),
         click.option("--session", "session_id", metavar="vs_...", help="Only of this session."),
@@ -60,7 +60,15 @@ def filters(command: Command) -> Command:
     return command
 
 
-reason = click.option("--reason", metavar="WORD", help="Only those buried for this reason.")
+by_type = click.option("--type", "event_type", type=EventType(),
+                       help="Only of this event type: verified, or its whole name.")  # fmt: skip
+by_reason = click.option("--reason", metavar="WORD", help="Only those with this reason.")
 everything = click.option("--all", "everything", is_flag=True, help="All that the options cover.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
-dry_run = click.option("--dry-run", is_flag=True, help="Say how many are meant, and do nothing.")
+dry_run = click.option("--dry-run", is_flag=True, help="Print how many are meant; change nothing.")
+
+
+def require_any(ids: Sequence[str], filters: dict[str, Any], *, everything: bool) -> None:
+    """Refuse a command that would act on all entries without `--all`."""
+    if not (ids or everything or any(value is not None for value in filters.values())):
+        raise click.UsageError("name ids, or what is wanted by options, or --all")

@@ -1,0 +1,77 @@
+"""The command that replays the past: what the streams still hold, to one handler."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from ..delivery import consumer_groups, dead_letters
+from ..delivery.dead_letters import Entry, Wanted
+from ..errors import ConfigError
+from ..storage.connections import Connections
+from ..storage.layout import Keys
+from . import bulk, defaults, selection, terminal
+
+
+@click.command()
+@click.argument("handler")
+@selection.filters
+@selection.by_type
+@selection.everything
+@selection.dry_run
+@selection.yes
+@terminal.json_option
+def replay(
+    handler: str,
+    *,
+    everything: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    **filters: Any,
+) -> None:
+    """Deliver to a HANDLER again what the streams still hold, marked as a replay.
+
+    What the handler has not acknowledged yet is left out: it is delivered anyway. When interrupted
+    and called again, it begins again.
+    """
+    selection.require_any((), filters, everything=everything)
+    defaults.require_configured(handler)
+    name = new_name()
+
+    async def find(connections: Connections, keys: Keys) -> AsyncIterator[Entry]:
+        if handler not in await consumer_groups.group_names(connections, keys):
+            raise ConfigError([f"{handler} has no group yet: start its worker first"])
+        async for entry in dead_letters.past(connections, keys, Wanted(**filters)):
+            yield entry
+
+    def adding_to(result: dict[str, Any], *, dry_run: bool) -> bulk.Act:
+        async def act(connections: Connections, keys: Keys, entries: Sequence[Entry]) -> None:
+            done = await dead_letters.replay(
+                connections, keys, handler, entries, name=name, dry_run=dry_run
+            )
+            result["left_out"] += done.left_out
+            result["would_replay" if dry_run else "replayed"] += done.put
+
+        return act
+
+    planned: dict[str, Any] = {"would_replay": 0, "left_out": 0}
+    if dry_run or not yes:
+        bulk.look(handler, find, adding_to(planned, dry_run=True))
+        if dry_run or not planned["would_replay"]:
+            bulk.print_result(planned, as_json=as_json)
+            return
+        count = planned["would_replay"]
+        click.confirm(f"Deliver {count} transitions to {handler} again?", abort=True, err=True)
+    result = {"replay": name, "replayed": 0, "left_out": 0}
+    act = adding_to(result, dry_run=False)
+    bulk.change("replay.made", find, act, result, handler=handler, filters=filters, as_json=as_json)
+
+
+def new_name() -> str:
+    """Return a name for a replay: its start time and a random part."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"

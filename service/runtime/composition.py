@@ -1,0 +1,148 @@
+"""What a process consists of: its receiver, its listeners, its reloaders, its handlers.
+
+The only place where these are put together. Nothing here waits for anything: what is built here is
+started and stopped in `process`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from starlette.types import ASGIApp
+
+from .. import config
+from ..config import Network, Settings
+from ..handlers import Handler, loading
+from ..inbox.admission import Inbox
+from ..inbox.receiver import Receiver
+from ..server.listener import Listener
+from ..storage.connections import Connections
+from ..storage.health import Health
+from ..storage.layout import Keys
+from ..stripe.signing_secrets import SigningSecrets
+from ..telemetry import metrics
+from ..telemetry.tracing import Tracing
+from ..web.allow_list import AllowList
+from ..web.app import create_admin_app, create_app
+from .reloading import Reloader
+from .traced import TracedReceiver, trace_handlers
+
+# Enough for probes and Prometheus.
+MAX_ADMIN_CONNECTIONS = 64
+
+
+class Context(NamedTuple):
+    """What every part of a process is built from.
+
+    Attributes:
+        settings: The settings.
+        environ: What handlers, and settings that are read again, are read from.
+        connections: Clients of Redis.
+        keys: The names of keys there.
+        health: What is known of Redis.
+        tracing: Makes spans; None when tracing is off.
+    """
+
+    settings: Settings
+    environ: Mapping[str, str]
+    connections: Connections
+    keys: Keys
+    health: Health
+    tracing: Tracing | None
+
+
+def build_receiver(context: Context) -> tuple[Listener, list[Reloader[Any]]]:
+    """Return the listener for Stripe, and what reloads its secrets and its allow list."""
+    settings = context.settings
+    secrets = SigningSecrets(settings.secrets)
+    metrics.set_loaded_secrets(secrets.places())
+    reloaders = [_secrets_reloader(secrets, context.environ)]
+    allow_list = None
+    if settings.allowed_networks:
+        allow_list = AllowList(settings.allowed_networks, proxies=settings.forwarded_allow_ips)
+        reloaders.append(_networks_reloader(allow_list, settings.allowed_networks, context.environ))
+    make = Receiver if context.tracing is None else partial(TracedReceiver, context.tracing)
+    receiver = make(
+        Inbox(context.connections, context.keys, settings),
+        tolerance_s=settings.signature_tolerance_s,
+        livemode=settings.livemode,
+        account_name=settings.account_name,
+    )
+    app = create_app(receiver, context.health, replace(settings, secrets=secrets), allow_list)
+    listener = _listener(
+        settings,
+        app,
+        settings.port,
+        max_connections=settings.max_connections,
+        available_slots=app.available_slots,
+    )
+    return listener, reloaders
+
+
+def build_admin(context: Context) -> Listener:
+    """Return the listener for probes and metrics."""
+    settings = context.settings
+    app = create_admin_app(context.health)
+    return _listener(settings, app, settings.admin_port, max_connections=MAX_ADMIN_CONNECTIONS)
+
+
+def wrap_handlers(
+    context: Context, opened: Mapping[str, Handler], *, print_tracebacks: bool
+) -> Mapping[str, Handler]:
+    """Return open handlers with the tracing and the tracebacks that the process is to have."""
+    wrapped = opened
+    if context.tracing is not None:
+        wrapped = trace_handlers(context.tracing, wrapped)
+    if print_tracebacks:
+        wrapped = {name: loading.print_tracebacks(handler) for name, handler in wrapped.items()}
+    return wrapped
+
+
+def _secrets_reloader(secrets: SigningSecrets, environ: Mapping[str, str]) -> Reloader[Any]:
+    def apply(changed: Mapping[str, Any]) -> dict[str, Any]:
+        secrets.replace(changed)
+        metrics.set_loaded_secrets(secrets.places())
+        return {"fingerprints": secrets.fingerprints()}
+
+    return Reloader(
+        "secrets",
+        dict(secrets),
+        read=lambda: dict(config.read_signing_secrets(environ)),
+        apply=apply,
+    )
+
+
+def _networks_reloader(
+    allow_list: AllowList, networks: Sequence[Network], environ: Mapping[str, str]
+) -> Reloader[Any]:
+    def apply(changed: Sequence[Network]) -> dict[str, Any]:
+        allow_list.replace(changed)
+        return {"networks": len(changed)}
+
+    return Reloader(
+        "networks", networks, read=lambda: config.read_allowed_networks(environ), apply=apply
+    )
+
+
+def _listener(
+    settings: Settings,
+    app: ASGIApp,
+    port: int,
+    *,
+    max_connections: int,
+    available_slots: Callable[[], float] = lambda: math.inf,
+) -> Listener:
+    return Listener(
+        app,
+        host=settings.host,
+        port=port,
+        max_connections=max_connections,
+        receive_timeout_s=settings.receive_timeout_s,
+        keep_alive_s=settings.keep_alive_s,
+        grace_s=settings.shutdown_grace_s,
+        available_slots=available_slots,
+    )
