@@ -841,9 +841,9 @@ MUTANTS = (
     Mutant(
         "groups are created before their handlers are open",
         "service/runtime/process.py",
-        "        async with loading.open_all(openers, context.environ) as opened:\n",
+        "        async with loading.open_all(openers, context.environment) as opened:\n",
         "        await context.health.usable.wait()\n        await _create_groups(context)\n"
-        "        async with loading.open_all(openers, context.environ) as opened:\n",
+        "        async with loading.open_all(openers, context.environment) as opened:\n",
         "runtime/test_process.py::test_a_handler_that_does_not_open_leaves_no_group",
     ),
     # The log: nothing waits for its reader but who needs the line.

@@ -40,7 +40,7 @@ class Context(NamedTuple):
 
     Attributes:
         settings: The settings.
-        environ: What handlers, and settings that are read again, are read from.
+        environment: What handlers, and settings that are read again, are read from.
         connections: Clients of Redis.
         keys: The names of keys there.
         health: What is known of Redis.
@@ -48,7 +48,7 @@ class Context(NamedTuple):
     """
 
     settings: Settings
-    environ: Mapping[str, str]
+    environment: Mapping[str, str]
     connections: Connections
     keys: Keys
     health: Health
@@ -60,11 +60,13 @@ def build_receiver(context: Context) -> tuple[Listener, list[Reloader[Any]]]:
     settings = context.settings
     secrets = SigningSecrets(settings.secrets)
     metrics.set_loaded_secrets(secrets.places())
-    reloaders = [_secrets_reloader(secrets, context.environ)]
+    reloaders = [_secrets_reloader(secrets, context.environment)]
     allow_list = None
     if settings.allowed_networks:
         allow_list = AllowList(settings.allowed_networks, proxies=settings.forwarded_allow_ips)
-        reloaders.append(_networks_reloader(allow_list, settings.allowed_networks, context.environ))
+        reloaders.append(
+            _networks_reloader(allow_list, settings.allowed_networks, context.environment)
+        )
     make = Receiver if context.tracing is None else partial(TracedReceiver, context.tracing)
     receiver = make(
         Inbox(context.connections, context.keys, settings),

@@ -163,7 +163,7 @@ async def _work(
     is_ready = asyncio.Event()
 
     async def open_and_work() -> None:
-        async with loading.open_all(openers, context.environ) as opened:
+        async with loading.open_all(openers, context.environment) as opened:
             await _check_queues(opened)
             await context.health.usable.wait()
             await _create_groups(context)
