@@ -1,9 +1,9 @@
 #!lua
--- Append to a stream of a consumer's, unless the guard of this message is still there.
+-- Append a message to a stream, unless the guard of the message exists.
 --
 -- KEYS  1  the stream; 2  the guard, in the same slot
--- ARGV  1  seconds the guard lives; 2  entries to trim to, 0 for never; 3..  fields and values
--- Returns the entry's id, or false when the guard was there.
+-- ARGV  1  the guard's lifetime in seconds; 2  entries to trim to, 0 for never; 3..  fields and values
+-- Returns the entry's id, or false if the guard exists.
 
 if redis.call('EXISTS', KEYS[2]) == 1 then return false end
 local id

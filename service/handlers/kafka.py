@@ -1,7 +1,7 @@
-"""The `kafka` handler: all in-sync replicas confirm each record; the session is the key.
+"""The `kafka` handler: one record per transition, confirmed by all in-sync replicas.
 
-Needs the `kafka` extra. The topic is yours; none is created here. A private authority is trusted
-by OpenSSL's own SSL_CERT_FILE.
+The record's key is the session id. Needs the `kafka` extra. Creates no topic. To trust a private
+certificate authority, set OpenSSL's SSL_CERT_FILE.
 """
 
 # ruff: noqa: RUF009 (each call in the body of the settings makes a dataclass field)
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from ssl import SSLCertVerificationError
 from typing import Any, NoReturn
@@ -39,9 +39,14 @@ from ..secret import Secret
 from ..transitions import cloudevents
 from ..transitions.transition import StatusTransition
 from . import Handler
-from .shared_connection import CLOSE_TIMEOUT_S, Link, RefusedError, silence
+from .shared_connection import (
+    CLOSE_TIMEOUT_S,
+    BrokerRefusedError,
+    SharedConnection,
+    disable_loggers,
+)
 
-# Below what a link gives a connection, so that the client cleans up after itself.
+# Below CONNECT_TIMEOUT_S and PUBLISH_TIMEOUT_S, so that the client gives up before we do.
 REQUEST_TIMEOUT_MS = 2500
 
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?"
@@ -57,7 +62,7 @@ _REFUSALS = (
 
 @dataclass(frozen=True, kw_only=True)
 class KafkaSettings:
-    """What the `kafka` handler needs."""
+    """Settings of the `kafka` handler."""
 
     kafka_url: Secret[str] = environment.setting(
         Secret("kafka://127.0.0.1:9092"),
@@ -79,53 +84,55 @@ class KafkaSettings:
 
 
 class Kafka:
-    """Sends each transition and waits until all in-sync replicas have it."""
+    """Sends each transition and waits for the confirmation of all in-sync replicas."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._link = Link(self._connect, lost=(KafkaError, OSError))
-        self._ending: set[asyncio.Task[None]] = set()
+        self._shared = SharedConnection(self._connect, lost=(KafkaError, OSError))
+        self._stopping: set[asyncio.Task[None]] = set()
 
     async def __call__(self, transition: StatusTransition) -> None:
-        """Send; return when every in-sync replica has the record."""
+        """Send a record; return when every in-sync replica has it."""
         message = cloudevents.message(transition)
-        async with self._link.use() as producer:
+        async with self._shared.acquire() as producer:
             try:
-                confirmed = await producer.send(
+                confirmation = await producer.send(
                     self._settings.kafka_topic,
                     message.body,
                     key=message.key.encode(),
                     headers=[(name, value.encode()) for name, value in message.headers.items()],
                 )
-                await self._confirmed(confirmed, producer)
+                await self._wait_for(confirmation, producer)
             except (MessageSizeTooLargeError, RecordListTooLargeError):
                 raise Undeliverable("message_too_large") from None
             except TopicAuthorizationFailedError:
-                raise RefusedError("KAFKA_TOPIC: it is not ours to write") from None
+                raise BrokerRefusedError("KAFKA_TOPIC: the brokers refuse to write to it") from None
 
-    async def _confirmed(self, confirmed: Awaitable[Any], producer: AIOKafkaProducer) -> None:
+    async def _wait_for(self, confirmation: Awaitable[Any], producer: AIOKafkaProducer) -> None:
         try:
-            await confirmed
+            await confirmation
         except KafkaError:
-            # Its sequence number is spent: brokers would take no later one of this producer.
-            self._link.drop(producer)
+            # The record has used up a sequence number, which the brokers now miss: they would
+            # refuse all later records of this producer.
+            self._shared.discard(producer)
             raise
 
     async def check(self) -> None:
         """Connect, and ask for the topic.
 
         Raises:
-            ConfigError: The brokers refuse the credentials, have no such topic, or are not trusted.
+            ConfigError: The brokers refuse the credentials, have no such topic, or have a
+                certificate that is not trusted.
             ConnectionError: No broker answers.
         """
-        async with self._link.examine() as producer:
-            await _require(producer, self._settings.kafka_topic)
+        async with self._shared.acquire_for_check() as producer:
+            await _require_topic(producer, self._settings.kafka_topic)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the connections."""
-        await self._link.close()
-        if self._ending:
-            _, late = await asyncio.wait(self._ending, timeout=CLOSE_TIMEOUT_S)
+        await self._shared.close()
+        if self._stopping:
+            _, late = await asyncio.wait(self._stopping, timeout=CLOSE_TIMEOUT_S)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -140,88 +147,87 @@ class Kafka:
         )
         try:
             await self._start(producer)
-            await _require(producer, self._settings.kafka_topic)
+            await _require_topic(producer, self._settings.kafka_topic)
             yield producer
         finally:
-            # What is not confirmed by now must not arrive behind what the next producer sends;
-            # and `stop` waits for it for as long as the brokers stay away.
-            producer.client.send = _send_nothing
-            ending = asyncio.create_task(_stop(producer))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ended)
-            await asyncio.shield(ending)
+            # An unconfirmed record must not arrive after those of the next producer. aiokafka has
+            # no way to give records up: an idempotent producer's `stop` repeats them until the
+            # brokers are back. So its client refuses every further request, and `stop` returns.
+            producer.client.send = _refuse_request
+            stopping = asyncio.create_task(_stop(producer))
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopped)
+            # Requests that wait for an answer delay it, perhaps beyond CLOSE_TIMEOUT_S.
+            await asyncio.shield(stopping)
 
-    def _ended(self, ending: asyncio.Task[None]) -> None:
-        self._ending.discard(ending)
-        if not ending.cancelled():
-            ending.exception()
+    def _stopped(self, stopping: asyncio.Task[None]) -> None:
+        self._stopping.discard(stopping)
+        if not stopping.cancelled():
+            stopping.exception()
 
     async def _start(self, producer: AIOKafkaProducer) -> None:
-        """Start, and where no broker will have us, hear why: the producer does not tell."""
+        """Start; if no broker can be reached, ask each of them why, which the producer hides."""
         try:
             await producer.start()
         except KafkaConnectionError:
             arguments = _connection(self._settings)
             for host, port, _ in collect_hosts(arguments.pop("bootstrap_servers")):
-                if (refused := await _refusal(host, port, arguments)) is not None:
-                    raise refused from None
+                if (refusal := await _refusal(host, port, arguments)) is not None:
+                    raise refusal from None
             raise
 
 
 @asynccontextmanager
 async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A001 - the protocol's word
     """Yield the handler; the connection is made on first use."""
-    silence("aiokafka")
-    handler = Kafka(environment.read(KafkaSettings, environ))
-    try:
+    disable_loggers("aiokafka")
+    async with aclosing(Kafka(environment.read(KafkaSettings, environ))) as handler:
         yield handler
-    finally:
-        await handler.close()
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
     try:
         await producer.stop()
     finally:
-        # Where stopping was cut short, requests without an answer still hold connections.
+        # If `stop` was canceled, unanswered requests still hold connections open.
         await producer.client.close()
 
 
-async def _require(producer: AIOKafkaProducer, topic: str) -> None:
-    """Ask for the topic by name without having it created, as the producer's own request would.
+async def _require_topic(producer: AIOKafkaProducer, topic: str) -> None:
+    """Ask for the topic; the producer's own request would create it.
 
     Raises:
-        RefusedError: There is none.
+        BrokerRefusedError: The topic does not exist.
     """
     request = MetadataRequest([topic], allow_auto_topic_creation=False)
     answer = await producer.client.send(producer.client.get_random_node(), request)
     if any(code == _UNKNOWN_TOPIC for code, *_ in answer.topics):
-        raise RefusedError("KAFKA_TOPIC: the brokers have no such topic", "no_such_topic")
+        raise BrokerRefusedError("KAFKA_TOPIC: the brokers have no such topic", "no_such_topic")
 
 
-async def _refusal(host: str, port: int, arguments: Mapping[str, Any]) -> RefusedError | None:
-    """Return what a broker has against us; None if it is merely away."""
+async def _refusal(host: str, port: int, arguments: Mapping[str, Any]) -> BrokerRefusedError | None:
+    """Return why a broker refuses our connection, or None if it is only unreachable."""
     try:
         connection = await create_conn(
             host, port, request_timeout_ms=REQUEST_TIMEOUT_MS, **arguments
         )
     except _REFUSALS:
-        return RefusedError("KAFKA_URL: the brokers refuse the credentials")
+        return BrokerRefusedError("KAFKA_URL: the brokers refuse the credentials")
     except SSLCertVerificationError:
         problem = "KAFKA_URL: the brokers' certificate is not trusted"
-        return RefusedError(problem, "certificate_untrusted")
+        return BrokerRefusedError(problem, "certificate_untrusted")
     except (KafkaError, OSError):
         return None
     connection.close()
     return None
 
 
-async def _send_nothing(*_: object, **__: object) -> NoReturn:
+async def _refuse_request(*_: object, **__: object) -> NoReturn:
     raise ProducerClosed
 
 
 def _connection(settings: KafkaSettings) -> dict[str, Any]:
-    """Return the producer's arguments that the URL stands for."""
+    """Return the URL as arguments of the producer."""
     parts = urlsplit(settings.kafka_url.reveal())
     credentials, _, hosts = parts.netloc.rpartition("@")
     secure = parts.scheme == "kafkas"

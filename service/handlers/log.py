@@ -1,8 +1,7 @@
-"""The `log` handler: each transition becomes one structured log line. Needs nothing further.
+"""The `log` handler: one structured log line per transition.
 
-A log that cannot be written is a queue that cannot be reached: what was not written comes again.
-
-Metadata is left out but for the keys named in `LOG_METADATA_KEYS`.
+A log that cannot be written is an unreachable destination: the transition is delivered again. Of
+the metadata only the keys in LOG_METADATA_KEYS are logged.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
     """Yield the handler."""
     settings = Settings.from_environ(environ)
     metadata_keys = settings.log_metadata_keys
-    # Before the attempt is over: a log that is not read opens the circuit and costs no attempt.
+    # Below the time limit of an attempt, so that a stalled log counts no attempt.
     patience_s = settings.handler_timeout_s / 2
 
     async def handle(transition: StatusTransition) -> None:

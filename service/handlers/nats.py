@@ -1,13 +1,13 @@
-"""The `nats` handler: JetStream, each message acknowledged by the stream.
+"""The `nats` handler: one JetStream message per transition, acknowledged by the stream.
 
-Needs the `nats` extra. The stream that listens to the subject is yours; none is created here.
+Needs the `nats` extra. Creates no stream; one must exist that contains the subject.
 """
 # ruff: noqa: RUF009 (each call in the body of the settings makes a dataclass field)
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -27,7 +27,13 @@ from ..secret import Secret
 from ..transitions import cloudevents
 from ..transitions.transition import StatusTransition
 from . import Handler
-from .shared_connection import CONNECT_TIMEOUT_S, Link, RefusedError, silence, url
+from .shared_connection import (
+    CONNECT_TIMEOUT_S,
+    BrokerRefusedError,
+    SharedConnection,
+    broker_url,
+    disable_loggers,
+)
 
 DEDUPLICATION_HEADER = "Nats-Msg-Id"
 # https://github.com/nats-io/nats-server/blob/main/server/errors.json
@@ -36,11 +42,11 @@ MESSAGE_EXCEEDS_MAXIMUM = 10054
 
 @dataclass(frozen=True, kw_only=True)
 class NatsSettings:
-    """What the `nats` handler needs."""
+    """Settings of the `nats` handler."""
 
     nats_url: Secret[str] = environment.setting(
         Secret("nats://127.0.0.1:4222"),
-        url("nats", "tls", many=True),
+        broker_url("nats", "tls", many=True),
         "NATS servers, separated by commas; the credentials of the first are used for all",
     )
     nats_subject: str = environment.setting(
@@ -50,15 +56,15 @@ class NatsSettings:
     )
 
 
-class _Line(NamedTuple):
-    """A connection, and JetStream over it."""
+class _Connection(NamedTuple):
+    """A client, and its JetStream context."""
 
     client: Client
-    stream: JetStreamContext
+    jetstream: JetStreamContext
 
 
 class _NoStreamError(Unreachable):
-    """No stream listens to the subject."""
+    """No stream contains the subject."""
 
     def __init__(self) -> None:
         super().__init__("no_such_stream")
@@ -69,78 +75,79 @@ class Nats:
 
     def __init__(self, settings: NatsSettings) -> None:
         self._settings = settings
-        self._link = Link(self._connect, lost=(Error, OSError), is_open=_is_open)
+        self._shared = SharedConnection(self._connect, lost=(Error, OSError), is_open=_is_open)
 
     async def __call__(self, transition: StatusTransition) -> None:
-        """Publish; return when the stream has stored the message, or had it already."""
+        """Publish; return when the stream has the message, from this call or an earlier one."""
         message = cloudevents.message(transition)
         headers = {**message.headers, DEDUPLICATION_HEADER: message.deduplication_id}
-        async with self._link.use() as line:
-            # The client measures the body alone; for the headers the server would hang up.
-            if len(message.body) + _size(headers) > line.client.max_payload:
+        async with self._shared.acquire() as connection:
+            # The client checks the size of the body only. If body and headers together are too
+            # large, the server closes the connection.
+            if len(message.body) + _size(headers) > connection.client.max_payload:
                 raise Undeliverable("message_too_large")
             try:
-                await line.stream.publish(
+                await connection.jetstream.publish(
                     self._settings.nats_subject, message.body, headers=headers
                 )
             except NoStreamResponseError:
-                await self._ask_for_stream(line)
+                await self._require_stream(connection)
                 raise
             except APIError as error:
                 if error.err_code == MESSAGE_EXCEEDS_MAXIMUM:
                     raise Undeliverable("message_too_large") from None
-                # Full, sealed, without its leader: whatever else it says is the stream's state.
+                # The stream is full, sealed or without a leader: not the message's fault.
                 raise Unreachable("stream_refused") from None
 
     async def check(self) -> None:
-        """Connect, and ask which stream listens to the subject.
+        """Connect, and ask which stream contains the subject.
 
         Raises:
-            ConfigError: The servers refuse the credentials, or no stream listens.
+            ConfigError: The servers refuse the credentials, or no stream contains the subject.
             ConnectionError: No server answers.
         """
-        async with self._link.examine() as line:
+        async with self._shared.acquire_for_check() as connection:
             try:
-                await self._ask_for_stream(line)
+                await self._require_stream(connection)
             except _NoStreamError:
-                problem = "NATS_SUBJECT: no stream listens to it"
-                raise RefusedError(problem, "no_such_stream") from None
+                problem = "NATS_SUBJECT: no stream contains it"
+                raise BrokerRefusedError(problem, "no_such_stream") from None
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the connection."""
-        await self._link.close()
+        await self._shared.close()
 
-    async def _ask_for_stream(self, line: _Line) -> None:
-        """Tell a subject without a stream from a stream that has no leader at the moment."""
+    async def _require_stream(self, connection: _Connection) -> None:
+        """Raise `_NoStreamError` if no stream contains the subject; a leader may be missing."""
         try:
-            await line.stream.find_stream_name_by_subject(self._settings.nats_subject)
+            await connection.jetstream.find_stream_name_by_subject(self._settings.nats_subject)
         except NotFoundError:
             raise _NoStreamError from None
 
     @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[_Line]:
+    async def _connect(self) -> AsyncIterator[_Connection]:
         client = Client()
-        line = _Line(client, client.jetstream())
+        connection = _Connection(client, client.jetstream())
 
-        async def gone() -> None:
-            # The client leaves those who wait for an acknowledgement waiting.
-            self._link.drop(line)
+        async def discard() -> None:
+            # A lost client does not fail the calls that wait for an acknowledgement.
+            self._shared.discard(connection)
 
         try:
             await client.connect(
                 **_servers(self._settings.nats_url),
                 allow_reconnect=False,
-                # With which a server that cannot be reached is asked twice and then given up.
+                # Gives a server up after the second failed attempt; 0 would mean never.
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
                 connect_timeout=int(CONNECT_TIMEOUT_S) - 1,
                 error_cb=_ignore,
-                closed_cb=gone,
+                closed_cb=discard,
             )
-            yield line
+            yield connection
         except Error as error:
             if "authorization violation" in str(error).lower():
-                raise RefusedError("NATS_URL: the servers refuse the credentials") from None
+                raise BrokerRefusedError("NATS_URL: the servers refuse the credentials") from None
             raise
         finally:
             await client.close()
@@ -149,29 +156,26 @@ class Nats:
 @asynccontextmanager
 async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A001 - the protocol's word
     """Yield the handler; the connection is made on first use."""
-    silence("nats")
-    handler = Nats(environment.read(NatsSettings, environ))
-    try:
+    disable_loggers("nats")
+    async with aclosing(Nats(environment.read(NatsSettings, environ))) as handler:
         yield handler
-    finally:
-        await handler.close()
 
 
 async def _ignore(error: Exception) -> None:
-    """Keep the client from writing tracebacks; what matters is raised to whoever publishes."""
+    """Keep the client from printing tracebacks; publishing raises what matters."""
 
 
-def _is_open(line: _Line) -> bool:
-    return line.client.is_connected
+def _is_open(connection: _Connection) -> bool:
+    return connection.client.is_connected
 
 
 def _size(headers: Mapping[str, str]) -> int:
-    """Return the length of the headers as they travel: a version line, a line each, a blank one."""
+    """Return the encoded size of headers: a version line, a line each, an empty line."""
     return len("NATS/1.0\r\n\r\n") + sum(len(f"{k}: {v}\r\n".encode()) for k, v in headers.items())
 
 
 def _servers(urls: Secret[str]) -> dict[str, Any]:
-    """Return the client's arguments that the URLs stand for."""
+    """Return the URLs as arguments of the client."""
     parts = [urlsplit(one) for one in urls.reveal().split(",")]
     found: dict[str, Any] = {
         "servers": [f"{one.scheme}://{one.netloc.rpartition('@')[2]}" for one in parts]

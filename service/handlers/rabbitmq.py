@@ -1,13 +1,13 @@
-"""The `rabbitmq` handler: persistent messages, mandatory, each confirmed by the broker.
+"""The `rabbitmq` handler: one persistent message per transition, confirmed by the broker.
 
-Needs the `rabbitmq` extra. The exchange and its bindings are yours; nothing is declared here.
+Needs the `rabbitmq` extra. Declares nothing: exchange, queues and bindings must exist.
 """
 # ruff: noqa: RUF009 (each call in the body of the settings makes a dataclass field)
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from ..secret import Secret
 from ..transitions import cloudevents
 from ..transitions.transition import StatusTransition
 from . import Handler
-from .shared_connection import Link, RefusedError, silence, url
+from .shared_connection import BrokerRefusedError, SharedConnection, broker_url, disable_loggers
 
 _REFUSALS: dict[type[AMQPError], str] = {
     ChannelNotFoundEntity: "no_such_exchange",
@@ -44,10 +44,12 @@ _REFUSALS: dict[type[AMQPError], str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RabbitmqSettings:
-    """What the `rabbitmq` handler needs."""
+    """Settings of the `rabbitmq` handler."""
 
     rabbitmq_url: Secret[str] = environment.setting(
-        Secret("amqp://127.0.0.1:5672/"), url("amqp", "amqps"), "RabbitMQ broker and virtual host"
+        Secret("amqp://127.0.0.1:5672/"),
+        broker_url("amqp", "amqps"),
+        "RabbitMQ broker and virtual host",
     )
     rabbitmq_exchange: str = environment.setting(
         "",
@@ -61,10 +63,10 @@ class RabbitmqSettings:
     )
 
 
-class _Line(NamedTuple):
-    """A connection, and the one channel on which everything is published."""
+class _Connection(NamedTuple):
+    """A connection, and the channel that all calls publish on."""
 
-    connection: AbstractConnection
+    amqp: AbstractConnection
     channel: AbstractChannel
 
 
@@ -74,18 +76,18 @@ class Rabbitmq:
     def __init__(self, settings: RabbitmqSettings) -> None:
         self._settings = settings
         lost = (AMQPConnectionError, ChannelInvalidStateError, OSError)
-        self._link = Link(self._connect, lost=lost, is_open=_is_open)
+        self._shared = SharedConnection(self._connect, lost=lost, is_open=_is_open)
 
     async def __call__(self, transition: StatusTransition) -> None:
-        """Publish; return when the broker has taken the message into every bound queue."""
+        """Publish; return when the broker has the message in every bound queue."""
         message = cloudevents.message(transition)
         try:
-            async with self._link.use() as line:
-                await self._publish(line.channel, message)
+            async with self._shared.acquire() as connection:
+                await self._publish(connection.channel, message)
         except ChannelClosed:
-            # One refused message closes the channel for all that are under way on it, so that
-            # none of them knows which it was.
-            self._link.drop(line)
+            # A refused message closes the channel, and with it fails every message under way. To
+            # find out which one was refused, each is published again on a channel of its own.
+            self._shared.discard(connection)
             await self._publish_alone(message)
 
     async def check(self) -> None:
@@ -93,10 +95,13 @@ class Rabbitmq:
 
         Raises:
             ConfigError: The broker refuses the credentials or has no such exchange or queue.
-            ConnectionError: It does not answer.
+            ConnectionError: The broker does not answer.
         """
         name, key = self._settings.rabbitmq_exchange, self._settings.rabbitmq_routing_key
-        async with self._link.examine() as line, line.connection.channel() as channel:
+        async with (
+            self._shared.acquire_for_check() as connection,
+            connection.amqp.channel() as channel,
+        ):
             try:
                 if name:
                     await channel.get_exchange(name)
@@ -105,12 +110,12 @@ class Rabbitmq:
             except ChannelClosed:
                 setting = "RABBITMQ_EXCHANGE" if name else "RABBITMQ_ROUTING_KEY"
                 what = "exchange" if name else "queue"
-                problem = f"{setting}: the broker has no such {what} for us"
-                raise RefusedError(problem, f"no_such_{what}") from None
+                problem = f"{setting}: the broker has no such {what}, or refuses access"
+                raise BrokerRefusedError(problem, f"no_such_{what}") from None
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the connection."""
-        await self._link.close()
+        await self._shared.close()
 
     async def _publish(self, channel: AbstractChannel, message: cloudevents.Message) -> None:
         name = self._settings.rabbitmq_exchange
@@ -120,48 +125,45 @@ class Rabbitmq:
         try:
             await exchange.publish(_amqp(message), self._settings.rabbitmq_routing_key)
         except PublishError:
-            # No queue is bound, or the only one is on a node that is away.
+            # No queue is bound, or the node of the only bound queue is down.
             raise Unreachable("unroutable") from None
         except DeliveryError:
-            # A queue that takes no more, say.
+            # A bound queue rejects messages, for example because it is full.
             raise Unreachable("queue_refused") from None
 
     async def _publish_alone(self, message: cloudevents.Message) -> None:
-        """Publish on a channel of its own, where a refusal is of this message and no other."""
-        async with self._link.use() as line:
+        """Publish on a new channel, where a refusal concerns this message only."""
+        async with self._shared.acquire() as connection:
             try:
-                async with line.connection.channel(on_return_raises=True) as channel:
+                async with connection.amqp.channel(on_return_raises=True) as channel:
                     await self._publish(channel, message)
             except ChannelClosed as error:
-                raise _refused(error) from None
+                raise _refusal(error) from None
 
     @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[_Line]:
+    async def _connect(self) -> AsyncIterator[_Connection]:
         try:
-            connection = await aio_pika.connect(self._settings.rabbitmq_url.reveal())
+            amqp = await aio_pika.connect(self._settings.rabbitmq_url.reveal())
         except ProbableAuthenticationError:
-            raise RefusedError("RABBITMQ_URL: the broker refuses the credentials") from None
+            raise BrokerRefusedError("RABBITMQ_URL: the broker refuses the credentials") from None
         except InvalidFrameError:
-            # What the client makes of being sent away when it names its virtual host.
+            # The broker closed the connection on hearing the name of the virtual host.
             problem = "RABBITMQ_URL: the broker refuses the virtual host"
-            raise RefusedError(problem, "no_such_virtual_host") from None
-        async with connection:
-            yield _Line(connection, await connection.channel(on_return_raises=True))
+            raise BrokerRefusedError(problem, "no_such_virtual_host") from None
+        async with amqp:
+            yield _Connection(amqp, await amqp.channel(on_return_raises=True))
 
 
 @asynccontextmanager
 async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A001 - the protocol's word
     """Yield the handler; the connection is made on first use."""
-    silence("aio_pika", "aiormq")
-    handler = Rabbitmq(environment.read(RabbitmqSettings, environ))
-    try:
+    disable_loggers("aio_pika", "aiormq")
+    async with aclosing(Rabbitmq(environment.read(RabbitmqSettings, environ))) as handler:
         yield handler
-    finally:
-        await handler.close()
 
 
-def _is_open(line: _Line) -> bool:
-    return not (line.connection.is_closed or line.channel.is_closed)
+def _is_open(connection: _Connection) -> bool:
+    return not (connection.amqp.is_closed or connection.channel.is_closed)
 
 
 def _amqp(message: cloudevents.Message) -> aio_pika.Message:
@@ -175,8 +177,8 @@ def _amqp(message: cloudevents.Message) -> aio_pika.Message:
     )
 
 
-def _refused(error: AMQPError) -> Exception:
-    """Tell what is wrong with the message from what is wrong with the exchange."""
+def _refusal(error: AMQPError) -> Exception:
+    """Return `Undeliverable` if the message is at fault, `Unreachable` if the exchange is."""
     if isinstance(error, ChannelPreconditionFailed):
         return Undeliverable("message_too_large")
     for kind, word in _REFUSALS.items():

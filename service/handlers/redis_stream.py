@@ -1,14 +1,14 @@
-"""The `redis_stream` handler: XADD to a stream of any Redis or Valkey, the ledger's or another.
+"""The `redis_stream` handler: XADD to a stream of any Redis or Valkey, our own or another.
 
-A guard key beside the stream makes a repeat harmless for as long as the guard lives. In Cluster
-both share the stream's slot.
+A guard key per message deduplicates: while it exists, a repeated message is not appended again. In
+Cluster, guards are in the slot of the stream.
 """
 # ruff: noqa: RUF009 (each call in the body of the settings makes a dataclass field)
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,19 +36,20 @@ from ..storage.scripts import Script, ScriptCall
 from ..transitions import cloudevents
 from ..transitions.transition import StatusTransition
 from . import Handler
-from .shared_connection import Link, RefusedError
+from .shared_connection import BrokerRefusedError, SharedConnection
 
 MAX_PER_BATCH = 128
 
 _APPEND = Script(__package__, "append_once.lua")
-# Redis cannot take anything from anybody at the moment: a replica, full, or without a majority.
-_PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
+# Redis accepts no writes at present: it is full, a replica, or a Cluster without a majority.
+_NO_WRITES = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
+_LOST = (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSError)
 _REFUSED = (AuthenticationError, NoPermissionError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RedisStreamSettings:
-    """What the `redis_stream` handler needs."""
+    """Settings of the `redis_stream` handler."""
 
     redis_stream_url: Secret[str] = environment.setting(
         Secret("redis://127.0.0.1:6379/0"),
@@ -68,8 +69,8 @@ class RedisStreamSettings:
     )
 
 
-class _Line(NamedTuple):
-    """The clients, and what gathers appends for one round trip."""
+class _Connection(NamedTuple):
+    """The clients, and the batcher that sends many appends in one round trip."""
 
     connections: Connections
     appends: Batcher[ScriptCall, Any]
@@ -80,38 +81,39 @@ class RedisStream:
 
     def __init__(self, settings: RedisStreamSettings) -> None:
         self._settings = settings
-        lost = (RedisConnectionError, RedisTimeoutError, RedisClusterException, *_PASSING, OSError)
-        self._link = Link(self._connect, lost=lost)
+        self._shared = SharedConnection(self._connect, lost=(*_NO_WRITES, *_LOST))
 
     async def __call__(self, transition: StatusTransition) -> None:
-        """Append the message, unless its guard says that it is there."""
+        """Append the message, unless its guard exists."""
         call = self._append(cloudevents.message(transition))
-        async with self._link.use() as line:
+        async with self._shared.acquire() as connection:
             try:
-                await line.appends.submit(call)
-            except _PASSING:
+                await connection.appends.submit(call)
+            except _NO_WRITES:
                 raise
             except ResponseError as error:
-                raise _refused(error) from None
+                raise _refusal(error) from None
 
     async def check(self) -> None:
-        """Ask whether the key can be a stream of ours.
+        """Ask whether the key is a stream or free.
 
         Raises:
-            ConfigError: It holds something else, or Redis refuses the credentials.
+            ConfigError: The key holds another type, or Redis refuses the credentials.
             ConnectionError: Redis does not answer.
         """
-        async with self._link.examine() as line:
+        async with self._shared.acquire_for_check() as connection:
             try:
-                kind = await line.connections.client.type(self._settings.redis_stream_name)
+                kind = await connection.connections.client.type(self._settings.redis_stream_name)
             except _REFUSED:
-                raise RefusedError("REDIS_STREAM_URL: Redis refuses the credentials") from None
+                raise BrokerRefusedError(
+                    "REDIS_STREAM_URL: Redis refuses the credentials"
+                ) from None
         if kind not in (b"none", b"stream"):
-            raise ConfigError(["REDIS_STREAM_NAME: the key holds something else"])
+            raise ConfigError(["REDIS_STREAM_NAME: the key holds another type"])
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the connections."""
-        await self._link.close()
+        await self._shared.close()
 
     def _append(self, message: cloudevents.Message) -> ScriptCall:
         stream = self._settings.redis_stream_name
@@ -124,39 +126,34 @@ class RedisStream:
         return ScriptCall(_APPEND, [stream, guard], [*limits, *fields, "body", message.body])
 
     @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[_Line]:
+    async def _connect(self) -> AsyncIterator[_Connection]:
         try:
             async with connect(self._settings.redis_stream_url) as connections:
-
-                async def flush(calls: list[ScriptCall]) -> Sequence[Any]:
-                    return await connections.run(calls)
-
-                appends = Batcher(flush, max_items=MAX_PER_BATCH)
+                appends: Batcher[ScriptCall, Any] = Batcher(
+                    connections.run, max_items=MAX_PER_BATCH
+                )
                 try:
-                    yield _Line(connections, appends)
+                    yield _Connection(connections, appends)
                 finally:
-                    # A connection that is made after its pool was closed, nobody closes.
+                    # Before the clients: a connection opened after they are closed would leak.
                     await appends.close()
         except ConfigError:
-            raise RefusedError("REDIS_STREAM_URL: not a usable URL") from None
+            raise BrokerRefusedError("REDIS_STREAM_URL: not a usable URL") from None
 
 
 @asynccontextmanager
 async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A001 - the protocol's word
     """Yield the handler; connections are made on first use."""
-    handler = RedisStream(environment.read(RedisStreamSettings, environ))
-    try:
+    async with aclosing(RedisStream(environment.read(RedisStreamSettings, environ))) as handler:
         yield handler
-    finally:
-        await handler.close()
 
 
-def _refused(error: ResponseError) -> Exception:
-    """Tell what Redis has against everybody from what may be this one call's."""
+def _refusal(error: ResponseError) -> Exception:
+    """Return `Unreachable` if Redis would refuse any message, else an error that counts."""
     if is_unauthorized(error):
         return Unreachable("access_refused")
     word = error_word(error)
     if word == "WRONGTYPE":
         return Unreachable("not_a_stream")
-    # As MISCONF, BUSY, LOADING or NOREPLICAS; what begins with ERR may be about our arguments.
+    # ERR may be about the arguments of this call; MISCONF, BUSY, LOADING and the like are not.
     return RuntimeError(type(error).__name__) if word == "ERR" else Unreachable("redis_refused")

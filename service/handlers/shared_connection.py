@@ -1,6 +1,11 @@
-"""One connection to a broker: made on first use, thrown away when it fails, closed at the end.
+"""One connection to a broker, shared by all calls of a handler.
 
-Knows no broker. Which errors mean that a connection is lost is said by the handler that owns it.
+The first call that needs a connection starts to open it, and every call waits for that one attempt.
+When a call finds the connection lost, all calls that use it fail at once instead of at their own
+time limits, and the next call opens a new one. Opening and closing happen in a task of their own,
+so that a canceled call disturbs no other.
+
+Knows no broker: the handler says how to connect, and which errors mean that a connection is lost.
 """
 
 from __future__ import annotations
@@ -19,8 +24,8 @@ from ..errors import ConfigError, Unreachable
 from ..secret import Secret
 from .failures import unreachable_reason
 
-# Together below the usual time limit of a handler: a TimeoutError of the dispatcher's would count
-# as a failed attempt, which an unreachable queue is not.
+# Connecting and publishing together stay below the usual time limit of a handler: that one would
+# count a failed attempt, and an unreachable broker must not.
 CONNECT_TIMEOUT_S = 3.0
 PUBLISH_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 2.0
@@ -28,11 +33,11 @@ CLOSE_TIMEOUT_S = 2.0
 Connection = TypeVar("Connection")
 
 
-class RefusedError(Unreachable):
-    """The broker is there, and what configuration says is wrong; trying again is not hopeless.
+class BrokerRefusedError(Unreachable):
+    """The broker answers and refuses our configuration, which the operator can correct.
 
     Attributes:
-        problem: What `check` tells, beginning with the variable's name; holds no value.
+        problem: For `check`: the variable's name and what is wrong, without any value.
     """
 
     def __init__(self, problem: str, reason: str = "access_refused") -> None:
@@ -40,14 +45,13 @@ class RefusedError(Unreachable):
         self.problem = problem
 
 
-class Link(Generic[Connection]):
+class SharedConnection(Generic[Connection]):
     """Holds at most one open connection.
 
     Args:
-        connect: Opens a connection as a context; leaving it closes the connection. Both happen
-            in one task, which is not that of any caller.
-        lost: The client's errors that mean the connection, or the broker, is gone.
-        is_open: Says whether a connection still looks good; asked before each use.
+        connect: Opens a connection as a context; leaving the context closes it.
+        lost: The client's errors that mean that the connection or the broker is gone.
+        is_open: Whether a connection still looks usable; asked before each use.
     """
 
     def __init__(
@@ -60,137 +64,140 @@ class Link(Generic[Connection]):
         self._connect = connect
         self._lost: tuple[type[Exception], ...] = (TimeoutError, *lost)
         self._is_open = is_open
-        self._current: _Life[Connection] | None = None
+        self._current: _Lifetime[Connection] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def use(self) -> AsyncIterator[Connection]:
-        """Yield the connection, opened if need be. Many may use it at once, each for a while.
+    async def acquire(self) -> AsyncIterator[Connection]:
+        """Yield the connection for one call, opening it first if necessary.
 
         Raises:
-            Unreachable: It could not be opened, was lost, or took longer than
-                `PUBLISH_TIMEOUT_S`; the next use opens another.
+            Unreachable: It could not be opened, was lost, or the call took longer than
+                `PUBLISH_TIMEOUT_S`. The next call opens another one.
         """
-        life = self._alive()
+        lifetime = self._current_lifetime()
         try:
-            await asyncio.wait([life.opened])
-            connection = life.connection()
-            async with asyncio.timeout(PUBLISH_TIMEOUT_S) as limit:
-                life.limits.add(limit)
+            # Not awaited itself: a canceled call would cancel the future of all.
+            await asyncio.wait([lifetime.opened])
+            connection = lifetime.connection()
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S) as timeout:
+                lifetime.timeouts.add(timeout)
                 try:
                     yield connection
                 finally:
-                    life.limits.discard(limit)
+                    lifetime.timeouts.discard(timeout)
         except Unreachable:
             raise
         except self._lost as error:
-            self._end(life)
-            slow = "timed_out" if isinstance(error, TimeoutError) else "connection_lost"
-            raise Unreachable(unreachable_reason(error) or slow) from None
+            self._end(lifetime)
+            default = "timed_out" if isinstance(error, TimeoutError) else "connection_lost"
+            raise Unreachable(unreachable_reason(error) or default) from None
 
     @asynccontextmanager
-    async def examine(self) -> AsyncIterator[Connection]:
-        """Do as `use` does, for a check: what configuration got wrong is a `ConfigError`."""
+    async def acquire_for_check(self) -> AsyncIterator[Connection]:
+        """Like `acquire`, but a refused configuration is a `ConfigError`."""
         try:
-            async with self.use() as connection:
+            async with self.acquire() as connection:
                 yield connection
-        except RefusedError as error:
+        except BrokerRefusedError as error:
             raise ConfigError([error.problem]) from None
 
-    def drop(self, connection: Connection) -> None:
-        """Throw *connection* away, if it is still the one; its uses end in `Unreachable`."""
+    def discard(self, connection: Connection) -> None:
+        """Close *connection* if it is the current one; calls that use it end in `Unreachable`."""
         if self._current is not None and self._current.is_of(connection):
             self._end(self._current)
 
     async def close(self) -> None:
-        """Close the connection, if there is one, and wait for those thrown away."""
+        """Close the current connection, and wait for those that are being closed."""
         if self._current is not None:
             self._end(self._current)
         await asyncio.gather(*self._tasks)
 
-    def _alive(self) -> _Life[Connection]:
-        life = self._current
-        if life is not None and life.is_ready() and not self._is_open(life.opened.result()):
-            self._end(life)
+    def _current_lifetime(self) -> _Lifetime[Connection]:
+        """Return the lifetime of a usable connection, or begin a new one."""
+        lifetime = self._current
+        if lifetime is not None and lifetime.is_open() and not self._is_open(lifetime.connection()):
+            self._end(lifetime)
         if self._current is None:
-            self._current = life = _Life()
-            task = asyncio.create_task(self._live(life))
+            self._current = lifetime = _Lifetime()
+            task = asyncio.create_task(self._run(lifetime))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            return life
+            return lifetime
         return self._current
 
-    def _end(self, life: _Life[Connection]) -> None:
-        if self._current is life:
+    def _end(self, lifetime: _Lifetime[Connection]) -> None:
+        if self._current is lifetime:
             self._current = None
-        life.end()
+        lifetime.end()
 
-    async def _live(self, life: _Life[Connection]) -> None:
-        """Open a connection for all who wait, and close it when it is over."""
+    async def _run(self, lifetime: _Lifetime[Connection]) -> None:
+        """Open a connection, wait until its lifetime is over, and close it."""
         stack = AsyncExitStack()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                life.opened.set_result(await stack.enter_async_context(self._connect()))
-            await life.over.wait()
-        except Exception as error:  # noqa: BLE001 - whoever waits for the connection receives it
-            life.opened.set_exception(error)
-            self._end(life)
+                lifetime.opened.set_result(await stack.enter_async_context(self._connect()))
+            await lifetime.over.wait()
+        except Exception as error:  # noqa: BLE001 - the calls that wait for the connection raise it
+            lifetime.opened.set_exception(error)
+            self._end(lifetime)
         finally:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await stack.aclose()
 
 
-class _Life(Generic[Connection]):
-    """One connection from opening to closing, and the time limits of all who are using it."""
+class _Lifetime(Generic[Connection]):
+    """One connection from opening to closing, and the timeouts of the calls that use it."""
 
     def __init__(self) -> None:
         self.opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        # Retrieves the exception, in case that no call waits any more.
         self.opened.add_done_callback(lambda opened: opened.cancelled() or opened.exception())
         self.over = asyncio.Event()
-        self.limits: set[asyncio.Timeout] = set()
+        self.timeouts: set[asyncio.Timeout] = set()
 
     def connection(self) -> Connection:
-        """Return what was opened, unless meanwhile somebody else has lost it."""
-        opened = self.opened.result()
+        """Return the open connection, unless another call has meanwhile lost it."""
+        connection = self.opened.result()
         if self.over.is_set():
             raise Unreachable("connection_lost")
-        return opened
+        return connection
 
-    def is_ready(self) -> bool:
-        return self.opened.done() and self.opened.exception() is None
+    def is_open(self) -> bool:
+        return self.opened.done() and self.opened.exception() is None and not self.over.is_set()
 
     def is_of(self, connection: Connection) -> bool:
-        return self.is_ready() and self.opened.result() is connection
+        return self.is_open() and self.opened.result() is connection
 
     def end(self) -> None:
-        """Let it be closed, and end every use now rather than at its own time limit."""
+        """Let the connection be closed, and make every call that uses it time out now."""
         self.over.set()
-        for limit in self.limits:
-            if not limit.expired():
-                limit.reschedule(asyncio.get_running_loop().time())
+        for timeout in self.timeouts:
+            if not timeout.expired():
+                timeout.reschedule(asyncio.get_running_loop().time())
 
 
-def url(*schemes: str, many: bool = False) -> environment.Parser[Secret[str]]:
-    """Return the kind of URLs with a host and one of *schemes*, or of several, by commas.
+def broker_url(*schemes: str, many: bool = False) -> environment.Parser[Secret[str]]:
+    """Return a parser of URLs with a host and one of *schemes*; of several, separated by commas.
 
-    What a client library would say of a wrong URL might quote the password in it.
+    URLs are checked here because a client library's error might quote the password.
     """
     expected = " or ".join(f"{scheme}://host:port" for scheme in schemes)
 
-    def read(text: str) -> Secret[str]:
+    def parse(text: str) -> Secret[str]:
         for one in text.split(",") if many else [text]:
             parts = urlsplit(one)
-            # Asking for the port raises ValueError where it is none.
+            # Reading the port raises ValueError if it is no number.
             usable = parts.hostname and "," not in parts.hostname and parts.port != 0
             if parts.scheme not in schemes or not usable or not re.fullmatch(r"[!-~]+", one):
                 raise ValueError(expected)
         return Secret(text)
 
-    return environment.Parser(expected=expected, parse=read)
+    return environment.Parser(expected=expected, parse=parse)
 
 
-def silence(*loggers: str) -> None:
-    """Keep client libraries from logging: what matters they raise, and lines may hold messages."""
-    for name in loggers:
+def disable_loggers(*names: str) -> None:
+    """Keep client libraries from logging: they raise what matters, and may log messages."""
+    for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)

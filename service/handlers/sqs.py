@@ -1,7 +1,7 @@
-"""The `sqs` handler: FIFO queues with the session as group, standard queues as they are.
+"""The `sqs` handler: one message per transition, to a FIFO or a standard queue.
 
-Needs the `sqs` extra. The queue is yours. What is not set here of region and credentials comes
-from where AWS's own tools take it.
+On a FIFO queue, the session is the message group. Needs the `sqs` extra. Creates no queue. Region
+and credentials that are not set come from AWS's usual places (environment, profile, instance role).
 """
 
 # ruff: noqa: RUF009 (each call in the body of the settings makes a dataclass field)
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from http import HTTPStatus
@@ -37,11 +37,17 @@ from ..secret import Secret
 from ..transitions import cloudevents
 from ..transitions.transition import StatusTransition
 from . import Handler
-from .shared_connection import CONNECT_TIMEOUT_S, PUBLISH_TIMEOUT_S, Link, RefusedError, silence
+from .shared_connection import (
+    CONNECT_TIMEOUT_S,
+    PUBLISH_TIMEOUT_S,
+    BrokerRefusedError,
+    SharedConnection,
+    disable_loggers,
+)
 
 FIFO_SUFFIX = ".fifo"
 CONNECTIONS = 64
-# Of body and attributes together; a queue of a lower limit says so itself.
+# Of body and attributes together. A queue may have a lower limit, which it reports itself.
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
 MAX_BYTES = 1_048_576
 
@@ -57,7 +63,7 @@ _QUEUE_REFUSED = {
     "AWS.SimpleQueueService.UnsupportedOperation": "operation_unsupported",
     "UnsupportedOperation": "operation_unsupported",
 }
-# The queue's key is disabled, gone, or not ours to use.
+# The prefix of errors about the queue's encryption key: disabled, deleted or not permitted.
 _KEY_REFUSED = "Kms"
 _PROBLEMS = {
     "access_refused": "the credentials are refused, or not for this queue",
@@ -65,11 +71,11 @@ _PROBLEMS = {
     "no_such_queue": "there is no such queue",
     "operation_unsupported": "the queue takes no such message",
 }
-# What a message may hold, and what a group and a deduplication id may be, as documented there.
-_NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# The characters that SQS accepts in no message, and the length of group and deduplication ids.
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 MAX_ID_CHARACTERS = 128
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
-_NOT_OURS = frozenset(
+_ACCESS_REFUSED = frozenset(
     {
         "AccessDenied",
         "AccessDeniedException",
@@ -89,7 +95,7 @@ _THROTTLED = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class SqsSettings:
-    """What the `sqs` handler needs."""
+    """Settings of the `sqs` handler."""
 
     sqs_queue_url: str = environment.setting(
         "",
@@ -114,18 +120,18 @@ class SqsSettings:
 
 
 class Sqs:
-    """Sends each transition and waits until the queue has it."""
+    """Sends each transition and waits for the queue's answer."""
 
     def __init__(self, settings: SqsSettings) -> None:
         self._settings = settings
         self._is_fifo = settings.sqs_queue_url.endswith(FIFO_SUFFIX)
-        # The client is a pool of connections that mends itself: no error ends it.
-        self._link = Link(self._connect, lost=())
+        # The client is a pool that replaces its connections itself: no error makes it unusable.
+        self._shared = SharedConnection(self._connect, lost=())
 
     async def __call__(self, transition: StatusTransition) -> None:
-        """Send; return when the queue has answered with the message's id."""
+        """Send; return when the queue has stored the message."""
         message = cloudevents.message(transition)
-        body = _NO_CHARACTER.sub(_escaped, message.body.decode())
+        body = _FORBIDDEN.sub(_escaped, message.body.decode())
         if _size(body, message.headers) > MAX_BYTES:
             raise Undeliverable("message_too_large")
         fifo = {
@@ -137,7 +143,7 @@ class Sqs:
                 QueueUrl=self._settings.sqs_queue_url,
                 MessageBody=body,
                 MessageAttributes={
-                    name: {"DataType": "String", "StringValue": _NO_CHARACTER.sub("?", value)}
+                    name: {"DataType": "String", "StringValue": _FORBIDDEN.sub("?", value)}
                     for name, value in message.headers.items()
                 },
                 **(fifo if self._is_fifo else {}),
@@ -147,7 +153,7 @@ class Sqs:
         """Ask the queue for its name.
 
         Raises:
-            ConfigError: There is no such queue, region or credential, or it is not ours to use.
+            ConfigError: Queue, region or credentials are missing or refused.
             ConnectionError: SQS does not answer.
         """
         try:
@@ -155,27 +161,27 @@ class Sqs:
                 await client.get_queue_attributes(
                     QueueUrl=self._settings.sqs_queue_url, AttributeNames=["QueueArn"]
                 )
-        except RefusedError as error:
+        except BrokerRefusedError as error:
             raise ConfigError([error.problem]) from None
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the connections."""
-        await self._link.close()
+        await self._shared.close()
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[Any]:
-        """Yield the client, and say in our words what it raises."""
+        """Yield the client, and translate the errors that it raises."""
         try:
-            async with self._link.use() as client:
+            async with self._shared.acquire() as client:
                 yield client
         except ClientError as error:
-            raise _refused(error) from None
+            raise _refusal(error) from None
         except (NoCredentialsError, PartialCredentialsError):
-            raise RefusedError("SQS_ACCESS_KEY_ID: there are no credentials") from None
+            raise BrokerRefusedError("SQS_ACCESS_KEY_ID: there are no credentials") from None
         except NoRegionError:
-            raise RefusedError("SQS_REGION: there is no region") from None
+            raise BrokerRefusedError("SQS_REGION: there is no region") from None
         except (BotoCoreError, ResponseParserError) as error:
-            raise Unreachable(_words(error)) from None
+            raise Unreachable(_reason(error)) from None
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[Any]:
@@ -190,9 +196,9 @@ class Sqs:
             aws_secret_access_key=settings.sqs_secret_access_key.reveal() or None,
             config=AioConfig(
                 connect_timeout=CONNECT_TIMEOUT_S,
-                # Before the link's, which would take the client from all who use it.
+                # Below PUBLISH_TIMEOUT_S, which would discard the client for all calls.
                 read_timeout=PUBLISH_TIMEOUT_S - 1,
-                # Trying again is the dispatcher's business.
+                # Retries are the dispatcher's job.
                 retries={"total_max_attempts": 1},
                 max_pool_connections=CONNECTIONS,
             ),
@@ -212,12 +218,9 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
         raise ConfigError(["SQS_QUEUE_URL: expected a queue's URL"])
     if bool(settings.sqs_access_key_id) != bool(settings.sqs_secret_access_key.reveal()):
         raise ConfigError(["SQS_ACCESS_KEY_ID: expected together with SQS_SECRET_ACCESS_KEY"])
-    silence("aiobotocore", "botocore")
-    handler = Sqs(settings)
-    try:
+    disable_loggers("aiobotocore", "botocore")
+    async with aclosing(Sqs(settings)) as handler:
         yield handler
-    finally:
-        await handler.close()
 
 
 def _size(body: str, headers: Mapping[str, str]) -> int:
@@ -226,45 +229,46 @@ def _size(body: str, headers: Mapping[str, str]) -> int:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    """Return a character as JSON may write it, too: outside of strings there is none of these."""
+    """Return the JSON escape of a character, which can only be part of a string."""
     return f"\\u{ord(found[0]):04x}"
 
 
 def _short(text: str) -> str:
-    """Return *text* if it is short enough for an id of SQS, else its beginning and its hash."""
+    """Return *text* if SQS takes it as an id, else its beginning and a hash."""
     if len(text) <= MAX_ID_CHARACTERS:
         return text
     digest = sha256(text.encode()).hexdigest()
     return f"{text[: MAX_ID_CHARACTERS - len(digest) - 1]}.{digest}"
 
 
-def _words(error: BotoCoreError | ResponseParserError) -> str:
-    """Return the word for an error that comes from no queue."""
+def _reason(error: BotoCoreError | ResponseParserError) -> str:
+    """Return the reason for an error that is no answer of SQS."""
     if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
         return "timed_out"
     return "certificate_untrusted" if isinstance(error, SSLError) else "connection_lost"
 
 
-def _refused(error: ClientError) -> Exception:
-    """Tell what is wrong with the message from what is wrong with the queue."""
+def _refusal(error: ClientError) -> Exception:
+    """Return `Undeliverable` if the message is at fault, `Unreachable` if the queue is."""
     found = error.response.get("Error", {})
     code = str(found.get("Code", ""))
     if code in _MESSAGE_REFUSED:
         too_large = _TOO_LARGE in str(found.get("Message", ""))
         return Undeliverable("message_too_large" if too_large else "message_refused")
-    word = _word(code, error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if word in _PROBLEMS:
-        return RefusedError(f"SQS_QUEUE_URL: {_PROBLEMS[word]}", word)
-    return Unreachable(word) if word else RuntimeError("refused by SQS")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    reason = _refusal_reason(code, status)
+    if reason in _PROBLEMS:
+        return BrokerRefusedError(f"SQS_QUEUE_URL: {_PROBLEMS[reason]}", reason)
+    return Unreachable(reason) if reason else RuntimeError("refused by SQS")
 
 
-def _word(code: str, status: int) -> str:
-    """Return the word for what the queue, or SQS, has against everybody; nothing if unknown."""
+def _refusal_reason(code: str, status: int) -> str:
+    """Return the reason if SQS would refuse any message, or an empty text if unknown."""
     if code in _THROTTLED:
         return "throttled"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return "server_failed"
-    if code in _NOT_OURS or status == HTTPStatus.FORBIDDEN:
+    if code in _ACCESS_REFUSED or status == HTTPStatus.FORBIDDEN:
         return "access_refused"
     if code.startswith(_KEY_REFUSED):
         return "key_refused"

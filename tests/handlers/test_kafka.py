@@ -211,7 +211,7 @@ class TestKafka(QueueLaws):
                 call = asyncio.ensure_future(handler(transition("a", 2)))
                 await asyncio.sleep(0.1)
                 async with asyncio.timeout(BOUND_S):
-                    await handler.close()  # type: ignore[attr-defined]
+                    await handler.aclose()  # type: ignore[attr-defined]
                 with pytest.raises(ConnectionError):
                     await call
             await persist(handler, transition("a", 3))

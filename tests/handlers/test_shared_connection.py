@@ -14,7 +14,7 @@ from service import environment
 from service.config import Settings as ServiceSettings
 from service.errors import ConfigError, Unreachable
 from service.handlers import shared_connection
-from service.handlers.shared_connection import Link, RefusedError
+from service.handlers.shared_connection import BrokerRefusedError, SharedConnection
 from service.secret import Secret
 from tests.support.servers import PATIENCE_S, until
 from tests.support.virtual_time import push
@@ -34,7 +34,7 @@ class Settings:
     """What a handler might need."""
 
     acme_url: Secret[str] = environment.setting(  # noqa: RUF009 - this makes a dataclass field
-        Secret("amqp://127.0.0.1"), shared_connection.url("amqp", "amqps"), "Its broker"
+        Secret("amqp://127.0.0.1"), shared_connection.broker_url("amqp", "amqps"), "Its broker"
     )
 
 
@@ -75,19 +75,21 @@ class Dialer:
                 await self.after()
 
 
-async def in_use(over: Link[Wire], times: int = 1) -> None:
+async def in_use(over: SharedConnection[Wire], times: int = 1) -> None:
     """Wait until the connection is used by so many."""
-    await until(lambda: over._current is not None and len(over._current.limits) == times)
+    await until(lambda: over._current is not None and len(over._current.timeouts) == times)
 
 
-def linked(dialer: Dialer) -> Link[Wire]:
+def linked(dialer: Dialer) -> SharedConnection[Wire]:
     """Return a link over *dialer*."""
-    return Link(dialer, lost=(GoneError,), is_open=lambda wire: wire.is_open)
+    return SharedConnection(dialer, lost=(GoneError,), is_open=lambda wire: wire.is_open)
 
 
-async def use(over: Link[Wire], raised: Exception | None = None, *, ends: bool = True) -> Wire:
+async def use(
+    over: SharedConnection[Wire], raised: Exception | None = None, *, ends: bool = True
+) -> Wire:
     """Use a link for a moment or for ever, and perhaps fail."""
-    async with over.use() as wire:
+    async with over.acquire() as wire:
         if not ends:
             await never()
         if raised is not None:
@@ -132,7 +134,7 @@ async def test_what_ends_before_it_is_used_is_not_used() -> None:
     lost = await use(over)
     late = asyncio.create_task(use(over))
     await asyncio.sleep(0)
-    over.drop(lost)
+    over.discard(lost)
 
     with pytest.raises(ConnectionError):
         await late
@@ -200,7 +202,7 @@ async def test_a_lost_connection_takes_no_later_one_along() -> None:
 
     async def late() -> None:
         try:
-            async with over.use():
+            async with over.acquire():
                 try:
                     await never()
                 except asyncio.CancelledError:
@@ -216,7 +218,7 @@ async def test_a_lost_connection_takes_no_later_one_along() -> None:
     new = await use(over)
     old.set()
     await lingering
-    over.drop(Wire())
+    over.discard(Wire())
     assert await use(over) is new
     await over.close()
 
@@ -252,13 +254,13 @@ async def test_a_refusal_is_a_config_error_to_a_check_alone() -> None:
     """Refused by a broker that is there: a call tries again later, a check says what is wrong."""
 
     async def refuse() -> None:
-        raise RefusedError("NAME: wrong")
+        raise BrokerRefusedError("NAME: wrong")
 
     over = linked(Dialer(refuse))
-    with pytest.raises(RefusedError):
+    with pytest.raises(BrokerRefusedError):
         await use(over)
     with pytest.raises(ConfigError, match=r"^NAME: wrong$"):
-        async with over.examine():
+        async with over.acquire_for_check():
             pytest.fail("not reached")
     await over.close()
 
@@ -300,7 +302,7 @@ def test_an_unusable_url_is_refused_without_being_shown(wrong: str) -> None:
 @pytest.mark.parametrize("right", ["amqp://host", "amqps://user:p%2Fw@[::1]:5671/a?b=c"])
 def test_a_usable_url_is_kept_secret(right: str) -> None:
     """A URL that can be used is read as a secret."""
-    read = shared_connection.url("amqp", "amqps").parse(right)
+    read = shared_connection.broker_url("amqp", "amqps").parse(right)
 
     assert read.reveal() == right
     assert right not in repr(read)
@@ -309,10 +311,10 @@ def test_a_usable_url_is_kept_secret(right: str) -> None:
 def test_several_urls_are_read_where_allowed() -> None:
     """Servers by commas, each a URL of its own."""
     text = "nats://a:b@one:4222,tls://two"
-    assert shared_connection.url("nats", "tls", many=True).parse(text).reveal() == text
+    assert shared_connection.broker_url("nats", "tls", many=True).parse(text).reveal() == text
 
 
 def test_silenced_loggers_say_nothing() -> None:
     """Not even their worst."""
-    shared_connection.silence("acme.broker")
+    shared_connection.disable_loggers("acme.broker")
     assert not logging.getLogger("acme.broker").isEnabledFor(logging.CRITICAL)
