@@ -126,7 +126,7 @@ async def _check_group(
             "not among HANDLERS: what it has not acknowledged is kept until it is retired"
         )
     elif await connections.client.exists(keys.circuit(name)):
-        problems.append("its queue is unreachable; its worker retries one transition at a time")
+        problems.append("its queue is unreachable: its worker probes until it answers")
     elif is_late and not await consumer_groups.is_worked(
         connections, keys, name, lease_ttl_s=settings.lease_ttl_s
     ):

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
--- Count what one handler has failed with and will try again, among the oldest it has in hand. Reads
--- only.
+-- Counts the pending entries of one group that have failed and will be retried, among its oldest.
+-- Reads only.
 --
 -- KEYS  1  the partition's stream of transitions
 -- ARGV  1  group; 2  the delivery count of one failure; 3  most entries to look at

@@ -1,6 +1,6 @@
 """Sends signed events to an endpoint, as Stripe would, and counts the answers.
 
-Prints nothing and retries nothing: what an endpoint refuses is part of the answer.
+It prints nothing and retries nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class WebhookRequest:
         body: The raw bytes.
         ordering_key: Requests with the same key are sent one after the other, each after the answer
             to the one before; those without a key wait for none.
-        signature: The header to send instead of a genuine one; empty for none at all.
+        signature: The header to send instead of a genuine one; empty to send none.
     """
 
     body: bytes = field(repr=False)
@@ -52,7 +52,7 @@ class WebhookRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came of one request.
+    """The outcome of one request.
 
     Attributes:
         request: What was sent.
@@ -68,7 +68,7 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether Stripe would take this answer for an acknowledgement."""
+        """Whether Stripe would take this answer as an acknowledgement."""
         return self.status in _OK
 
 
@@ -85,13 +85,13 @@ class Summary:
 def plan(
     events: Iterable[SyntheticEvent], *, duplicates: float, shuffle: bool, random: Random
 ) -> list[WebhookRequest]:
-    """Return the requests of *events*, in the order in which they are to start.
+    """Return requests for *events*, in the order in which to send them.
 
     Args:
         events: What to send; the events of one session in their order.
-        duplicates: The share of events, 0 to 1, that is sent again at a random later place.
-        shuffle: Whether to mix everything. If not, each session's events keep their order.
-        random: Where every choice comes from.
+        duplicates: The share of events, 0 to 1, to send again at a random later position.
+        shuffle: Whether to send in a random order; else each session's events keep theirs.
+        random: The source of every choice.
     """
     requests = [
         WebhookRequest(body=event.body, ordering_key=None if shuffle else event.session_id)
@@ -99,11 +99,11 @@ def plan(
     ]
     if shuffle:
         random.shuffle(requests)
-    # A place is a real number, so that any of them has available_slots for a copy behind it.
+    # Positions are real numbers, so that a copy can be placed between any two requests.
     count = len(requests)
-    again = random.sample(range(count), round(duplicates * count))
+    copied = random.sample(range(count), round(duplicates * count))
     placed = [(float(index), index) for index in range(count)]
-    placed += [(random.uniform(index, count), index) for index in again]
+    placed += [(random.uniform(index, count), index) for index in copied]
     return [requests[index] for _, index in sorted(placed)]
 
 
@@ -120,33 +120,33 @@ async def send(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Coroutine[None, None, None]] = asyncio.sleep,
 ) -> Summary:
-    """Sign and post *requests* to the address *to*, and return what was answered so far.
+    """Sign and post *requests* to the URL *to*, and return the answers, also when stopped early.
 
     Args:
         requests: In the order in which to start them, see also `WebhookRequest.ordering_key`.
         to: An http or https URL.
         secret: The whole signing secret, `whsec_` included.
-        rate: At most so many per second; None for no limit.
-        concurrency: At most so many under way at once.
+        rate: The maximum number per second; None for no limit.
+        concurrency: The maximum number at a time.
         progress: Called with each answer as it comes.
         stopping: Once set, no further request is started.
         now: The wall clock that signatures carry, in Unix seconds.
-        clock: What durations and the rate are measured by, in seconds.
-        sleep: How the rate is waited for.
+        clock: Measures durations and the rate, in seconds.
+        sleep: Waits, for the rate.
 
     Raises:
         ConfigError: *to* is no http or https URL.
     """
     started_at = clock()
     stopping = stopping or asyncio.Event()
-    pace = _Pace(rate, stopping, clock=clock, sleep=sleep)
+    limiter = _RateLimiter(rate, stopping, clock=clock, sleep=sleep)
     # One iterator for all workers: each takes the next sequence.
     sequences = iter(_by_ordering_key(requests))
     answers: list[Answer] = []
 
     async def work(endpoint: _Endpoint) -> None:
         for request in (one for sequence in sequences for one in sequence):
-            await pace.turn()
+            await limiter.wait()
             if stopping.is_set():
                 return
             answer = await endpoint.deliver(request)
@@ -169,8 +169,8 @@ def _summary(answers: Collection[Answer], elapsed_s: float) -> Summary:
     )
 
 
-class _Pace:
-    """Hands out turns, *rate* per second at most, in the order in which they are asked for."""
+class _RateLimiter:
+    """Lets callers pass in order of arrival, at most *rate* per second."""
 
     def __init__(
         self,
@@ -186,19 +186,18 @@ class _Pace:
         self._sleep = sleep
         self._free_at = clock()
 
-    async def turn(self) -> None:
-        """Wait for this caller's turn, or until there will be none."""
+    async def wait(self) -> None:
+        """Wait until this caller may pass, or until *stopping*."""
         at = max(self._free_at, self._clock())
         self._free_at = at + self._interval_s
         if (wait_s := at - self._clock()) > 0:
-            waits = [asyncio.create_task(self._sleep(wait_s))]
-            waits.append(asyncio.create_task(self._until_stopped()))
+            waits = [
+                asyncio.ensure_future(self._sleep(wait_s)),
+                asyncio.ensure_future(self._stopping.wait()),
+            ]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
-
-    async def _until_stopped(self) -> None:
-        await self._stopping.wait()
 
 
 def _by_ordering_key(requests: Iterable[WebhookRequest]) -> Iterable[list[WebhookRequest]]:
@@ -223,7 +222,7 @@ def _client(to: str, concurrency: int) -> httpx2.AsyncClient:
         headers=HEADERS,
         timeout=TIMEOUT_S,
         limits=httpx2.Limits(max_connections=concurrency),
-        # A proxy named in the environment cannot reach this machine's own loopback.
+        # A proxy named in the environment cannot reach this machine's loopback.
         mounts={f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
     )
 
@@ -255,7 +254,7 @@ class _Endpoint:
 
         headers = {"Stripe-Signature": signature} if signature else {}
         try:
-            # The client's own timeout is per read: an endpoint that drips would never reach it.
+            # The client's own timeout is per read: a trickling answer would never exceed it.
             async with asyncio.timeout(TIMEOUT_S):
                 return await self.client.post(self.to, content=body, headers=headers)
         except (RequestError, TimeoutError):
@@ -263,12 +262,12 @@ class _Endpoint:
 
 
 def _outcome(answer: httpx2.Response) -> str:
-    """Return the answer's own word, when it is JSON and the word looks like one of ours."""
+    """Return the word that a JSON answer has as `outcome` or `error`, else its status."""
     try:
-        said = orjson.loads(answer.content)
+        found = orjson.loads(answer.content)
     except orjson.JSONDecodeError:
-        said = None
-    words = [said.get("outcome"), said.get("error")] if isinstance(said, dict) else []
+        found = None
+    words = [found.get("outcome"), found.get("error")] if isinstance(found, dict) else []
     for word in words:
         if isinstance(word, str) and _WORD.fullmatch(word):
             return word

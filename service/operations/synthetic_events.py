@@ -1,7 +1,7 @@
 """Lifecycles of synthetic sessions, as the events Stripe would send about them.
 
-Pure: the clock and the chance are given, and nothing is sent from here (`sender` does that).
-The shapes are those of https://docs.stripe.com/api/identity/verification_sessions/object
+Without I/O: time and randomness are arguments. `sender` sends the events.
+Their form is that of https://docs.stripe.com/api/identity/verification_sessions/object
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _REASONS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One event of a lifecycle, and what the session is when Stripe sends it.
+    """One event of a lifecycle, and the state of the session in it.
 
     Attributes:
         event: The last word of the event's type.
         status: The session's status.
-        after_s: The least and the most seconds since the step before.
+        after_s: The minimum and maximum number of seconds since the step before.
         error: The code of `last_error`.
-        redaction: The word of `redaction.status`.
-        reports: Whether a verification report is new with this step; the latest one stays.
-        requested: Whether a call of the API caused it, rather than Stripe itself.
+        redaction: The value of `redaction.status`.
+        reports: Whether the step comes with a new verification report.
+        requested: Whether an API call caused it, rather than Stripe itself.
     """
 
     event: str
@@ -62,7 +62,7 @@ _EXPIRED_DOCUMENT: Final = Step(
 _CONSENT_DECLINED: Final = Step(
     event="requires_input", status="requires_input", after_s=(10, 300), error="consent_declined"
 )
-# Stripe does not say what an override by staff looks like beside its status: nothing is made up.
+# Of an override by staff, Stripe documents the status only, so nothing else changes here.
 _REJECTED: Final = Step(event="requires_input", status="requires_input", after_s=(_HOUR_S, _DAY_S))
 _APPROVED: Final = Step(event="verified", status="verified", after_s=(_HOUR_S, _DAY_S))
 _CANCELED: Final = Step(event="canceled", status="canceled", after_s=(60, _HOUR_S), requested=True)
@@ -86,7 +86,7 @@ LIFECYCLES: Final[Mapping[str, tuple[Step, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticEvent:
-    """One event, ready to be signed and sent; its body holds invented bearer secrets.
+    """One event, ready to be signed and sent. Its body holds synthetic bearer secrets.
 
     Attributes:
         id: `evt_sim…`.
@@ -111,14 +111,14 @@ def lifecycle_events(
     session_prefix: str = "vs_",
     livemode: bool = False,
 ) -> list[SyntheticEvent]:
-    """Return the events of one new session living through lifecycle *name*, in their order.
+    """Return the events of one new session that goes through a lifecycle, in order.
 
     Args:
         name: A key of `LIFECYCLES`.
-        random: Where ids and delays come from: the same state gives the same events.
+        random: The source of ids and delays: the same state gives the same events.
         started_at: When the session is created, Unix time in whole seconds.
         session_prefix: What the session's id begins with.
-        livemode: Which of Stripe's two worlds it is of.
+        livemode: Whether the events are live events.
     """
     session = _new_session(random, started_at, session_prefix) | {"livemode": livemode}
     events = []
@@ -160,7 +160,7 @@ def _new_session(random: Random, created: int, prefix: str) -> dict[str, Any]:
 
 
 def _after(step: Step, session: Mapping[str, Any], random: Random) -> dict[str, Any]:
-    """Return what *session* becomes by *step*; a key keeps its place among the others."""
+    """Return *session* after *step*, its keys in the same order."""
     is_open = step.status == "requires_input"
     changed: dict[str, Any] = {
         "client_secret": f"{session['id']}_secret_test_{_token(random)}" if is_open else None,
@@ -204,7 +204,7 @@ def _event(step: Step, session: Mapping[str, Any], random: Random, created: int)
 
 
 def _token(random: Random) -> str:
-    """Return the part of an id after its prefix: as long as Stripe's, and plainly not Stripe's."""
+    """Return an id without its prefix: as long as Stripe's, and visibly not Stripe's."""
     return "sim" + "".join(random.choices(_ALPHABET, k=21))
 
 
