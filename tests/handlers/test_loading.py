@@ -146,7 +146,9 @@ async def test_handlers_are_opened_in_order_and_closed_in_reverse() -> None:
     assert steps[2:] == ["close b", "close a"]
 
 
-@pytest.mark.parametrize("opened", [None, print, lambda transition: transition], ids=repr)
+@pytest.mark.parametrize(
+    "opened", [None, print, lambda transition: transition], ids=["nothing", "builtin", "lambda"]
+)
 async def test_only_a_coroutine_function_is_a_handler(opened: Any) -> None:
     """An opener that yields anything else is reported under the handler's name."""
 
