@@ -339,7 +339,7 @@ MUTANTS = (
     Mutant(
         "a Redis that takes nothing is no Redis",
         "service/storage/health.py",
-        "        return error if unavailable_reason(error) in _SILENT else error_word(error)\n",
+        "        return error if unavailable_reason(error) in _NO_ANSWER else error_word(error)\n",
         "        return error\n",
         "storage/test_health.py",
     ),

@@ -1,6 +1,6 @@
-"""What Redis's state means for the promises, in words. Pure: what was read comes in, words go out.
+"""What the state of a Redis server means for the promises, as findings. Pure: it asks nothing.
 
-Who asks Redis, and what follows from a finding, is `health`'s and `checks`' business.
+`health` reads the state; `check` shows the findings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OLDEST_VERSION = 7
 
 
 class Severity(StrEnum):
-    """How bad a finding is: `fatal` breaks a promise, or lets no event be admitted."""
+    """How bad a finding is: `fatal` breaks a promise, or keeps every event from being admitted."""
 
     FINE = "fine"
     WARNING = "warning"
@@ -25,7 +25,7 @@ class Severity(StrEnum):
 
 
 class Promise(StrEnum):
-    """What is promised, in the words of the README."""
+    """A promise, in the words of the README."""
 
     AUTHENTIC = "authentic"
     DURABLE = "durable"
@@ -45,11 +45,12 @@ class Finding(NamedTuple):
 
 
 RANKS = {Severity.FINE: 0, Severity.WARNING: 1, Severity.FATAL: 2}
-# What was remembered and is gone is taken for new, and what waited for a handler does not come.
+# The promises that a loss of data breaks: forgotten events are taken for new ones, and transitions
+# that waited for a handler are gone.
 _MEMORY = (Promise.DURABLE, Promise.ONCE, Promise.FORWARD_ONLY)
-_NOT_TOLD = "CONFIG GET is not permitted"
-# What it means that Redis refuses a write with a word; until it is mended, workers wait too.
-_REFUSALS = {
+_NOT_PERMITTED = "CONFIG GET is not permitted"
+# The cause of each error reply to a write. Until it is removed, workers wait too.
+_WRITE_ERRORS = {
     "OOM": "it has reached maxmemory; workers go on and make room",
     "MISCONF": "its last snapshot, or write to the append-only file, failed: look at its disk",
     "NOREPLICAS": "fewer replicas follow than min-replicas-to-write asks for",
@@ -60,15 +61,15 @@ _REFUSALS = {
 
 
 def assess(
-    described: Mapping[str, Any], *, skew_s: float, durability: Durability, refused: str = ""
+    described: Mapping[str, Any], *, skew_s: float, durability: Durability, write_error: str = ""
 ) -> list[Finding]:
-    """Say what one primary's state means for the promises.
+    """Return what one primary's state means for the promises.
 
     Args:
-        described: The fields of INFO and of the configuration; a missing one is one not told.
+        described: The fields of INFO and of the configuration; one that may not be read is missing.
         skew_s: By how much its clock is ahead of ours.
         durability: What must hold before an event is acknowledged.
-        refused: The word with which it refuses a write; empty where it takes it.
+        write_error: The first word of its error reply to a write; empty where it takes writes.
     """
     version = _version(described)
     if version.severity is Severity.FATAL:
@@ -76,7 +77,7 @@ def assess(
     return [
         _clock(skew_s),
         version,
-        assess_writes(refused),
+        assess_writes(write_error),
         _eviction(described.get("maxmemory_policy")),
         _memory(described),
         _role(described.get("role")),
@@ -87,39 +88,39 @@ def assess(
     ]
 
 
-def combine(of_each: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """Join the findings of all primaries: of each kind the worst, and on how many it is so."""
-    kinds: dict[str, list[Finding]] = {}
-    for found in of_each:
+def combine(per_primary: Sequence[Sequence[Finding]]) -> list[Finding]:
+    """Join the findings of all primaries: the worst of each name, and how many have it."""
+    by_name: dict[str, list[Finding]] = {}
+    for found in per_primary:
         for one in found:
-            kinds.setdefault(one.name, []).append(one)
+            by_name.setdefault(one.name, []).append(one)
     joined = []
-    for alike in kinds.values():
-        worst = max(alike, key=lambda one: RANKS[one.severity])
-        as_bad = sum(one.severity is worst.severity for one in alike)
-        if as_bad < len(of_each) and worst.severity is not Severity.FINE:
+    for same in by_name.values():
+        worst = max(same, key=lambda one: RANKS[one.severity])
+        as_bad = sum(one.severity is worst.severity for one in same)
+        if as_bad < len(per_primary) and worst.severity is not Severity.FINE:
             worst = worst._replace(
-                meaning=f"{worst.meaning} (on {as_bad} of {len(of_each)} primaries)"
+                meaning=f"{worst.meaning} (on {as_bad} of {len(per_primary)} primaries)"
             )
         joined.append(worst)
     return joined
 
 
-def assess_writes(refused: str) -> Finding:
-    """Say what it means that Redis refuses a write with a word, or does not."""
-    if not refused:
+def assess_writes(write_error: str) -> Finding:
+    """Return what the first word of an error reply to a write means; empty for no error."""
+    if not write_error:
         return Finding("writes", Severity.FINE, (Promise.DURABLE,), "Redis takes writes")
-    why = _REFUSALS.get(refused, "its own log may say why")
+    why = _WRITE_ERRORS.get(write_error, "its own log may say why")
     return Finding(
         "writes",
         Severity.FATAL,
         (Promise.DURABLE,),
-        f"Redis answers {refused} to every write, so every event gets 503: {why}",
+        f"Redis answers {write_error} to every write, so every event gets 503: {why}",
     )
 
 
 def unreachable_primary(reason: str) -> Finding:
-    """Say what it means that one primary of a Cluster does not answer, while others do."""
+    """Return what it means that one primary of a Cluster does not answer, while others do."""
     return Finding(
         "writes",
         Severity.FATAL,
@@ -178,7 +179,7 @@ def _eviction(policy: str | None) -> Finding:
 
 
 def _memory(described: Mapping[str, Any]) -> Finding:
-    """Warn before Redis is full; where no limit is set, before the machine is."""
+    """Return a warning before Redis is full; where no limit is set, before the machine is."""
     name, promises = "memory", (Promise.DURABLE, Promise.ALONE)
     limit = described.get("maxmemory") or described.get("total_system_memory") or 0
     if not limit or described.get("used_memory", 0) <= MAX_MEMORY_USED * limit:
@@ -227,17 +228,17 @@ def _fsync(described: Mapping[str, Any]) -> Finding:
     name = "fsync"
     if not described.get("aof_enabled"):
         return Finding(name, Severity.FINE, _MEMORY, "does not matter while appendonly is off")
-    unlike = _unlike_on_disk(described)
-    if not unlike:
+    obstacle = _fsync_obstacle(described)
+    if not obstacle:
         return Finding(name, Severity.FINE, _MEMORY, "what is acknowledged is on disk")
-    said = f"{unlike}:"
+    cause = f"{obstacle}:"
     if described.get("appendfsync") is None:
-        said = f"appendfsync cannot be read, {_NOT_TOLD}: unless it is always,"
+        cause = f"appendfsync cannot be read, {_NOT_PERMITTED}: unless it is always,"
     return Finding(
         name,
         Severity.WARNING,
         _MEMORY,
-        f"{said} when Redis is killed or loses power, the last seconds of what was acknowledged "
+        f"{cause} when Redis is killed or loses power, the last seconds of what was acknowledged "
         "may be lost, the more the slower its disk",
     )
 
@@ -261,8 +262,10 @@ def _replication(described: Mapping[str, Any]) -> Finding:
         )
     least = described.get("min-replicas-to-write")
     if least is None or int(least) > 0:
-        told = f"; min-replicas-to-write cannot be read, {_NOT_TOLD}" if least is None else ""
-        return Finding(name, Severity.FINE, _MEMORY, f"a replica follows{told}")
+        unknown = (
+            f"; min-replicas-to-write cannot be read, {_NOT_PERMITTED}" if least is None else ""
+        )
+        return Finding(name, Severity.FINE, _MEMORY, f"a replica follows{unknown}")
     return Finding(
         name,
         Severity.WARNING,
@@ -273,10 +276,10 @@ def _replication(described: Mapping[str, Any]) -> Finding:
 
 
 def _durability(described: Mapping[str, Any], wanted: Durability) -> Finding:
-    """Say whether what DURABILITY asks for can hold at all."""
+    """Return whether what DURABILITY asks for can hold at all."""
     problem = ""
-    if wanted is Durability.FSYNC and (unlike := _unlike_on_disk(described)):
-        problem = f"=fsync, but {unlike}"
+    if wanted is Durability.FSYNC and (obstacle := _fsync_obstacle(described)):
+        problem = f"=fsync, but {obstacle}"
     elif wanted is Durability.REPLICA and not described.get("connected_slaves"):
         problem = "=replica, but no replica is connected"
     meaning = f"DURABILITY{problem}: every event gets 503" if problem else ""
@@ -286,13 +289,13 @@ def _durability(described: Mapping[str, Any], wanted: Durability) -> Finding:
     )
 
 
-def _unlike_on_disk(described: Mapping[str, Any]) -> str:
-    """Say what keeps a reply of this server from meaning that its disk has what was written."""
+def _fsync_obstacle(described: Mapping[str, Any]) -> str:
+    """Return why a reply does not mean that the write is on disk; empty where it does."""
     if not described.get("aof_enabled"):
         return "appendonly is not yes"
     for name, value in (("appendfsync", "always"), ("no-appendfsync-on-rewrite", "no")):
         if described.get(name) is None:
-            return f"{name} cannot be read, {_NOT_TOLD}"
+            return f"{name} cannot be read, {_NOT_PERMITTED}"
         if described[name] != value:
             return f"{name} is not {value}"
     return ""

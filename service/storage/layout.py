@@ -1,12 +1,12 @@
-"""Where everything lies in Redis: the names of all keys, and the guard over their layout.
+"""The names of all keys in Redis, and the check that every process uses the same ones.
 
-Keys of one session share a partition tag, so one script may touch them all, in Cluster too. What
-the keys hold is in `inbox` and `consumer`.
+Keys of one session share a partition tag, so that one script may use them all, in Cluster too. What
+the keys hold is known to `inbox` and `delivery`.
 
 Two processes with different numbers of partitions would look for one session in two places, and
-admit its events twice. So the first process claims the layout, in one key. Whoever finds its own
-layout there copies it into each partition, where the admission script compares it with its
-caller's: when Redis has lost everything and another process has claimed another layout, nothing is
+admit its events twice. So the first process claims the layout, in one key. Each process that finds
+its own layout there copies it into every partition, where the admission script compares it with its
+caller's: when Redis has lost everything and a process has claimed another layout, no event is
 admitted under the old one.
 """
 
@@ -31,11 +31,11 @@ class Keys(NamedTuple):
     partitions: int
 
     def partition(self, session_id: str) -> int:
-        """Return the partition a session belongs to, for ever."""
+        """Return the partition that a session always belongs to."""
         return crc32(session_id.encode()) % self.partitions
 
     def session(self, session_id: str) -> str:
-        """Return the key of a session's ledger: a hash."""
+        """Return the key of a session's record: a hash."""
         return self.session_in(self.partition(session_id), session_id)
 
     def session_in(self, partition: int, session_id: str) -> str:
@@ -51,24 +51,24 @@ class Keys(NamedTuple):
         return f"{self.prefix}:{{{partition}}}:dead:{handler}"
 
     def replays(self, partition: int, handler: str) -> str:
-        """Return the key of a handler's stream of what is replayed to it."""
+        """Return the key of a handler's stream of replayed transitions."""
         return f"{self.prefix}:{{{partition}}}:replays:{handler}"
 
     def lease(self, partition: int, handler: str) -> str:
-        """Return the key that says who works a partition for a handler: a string."""
+        """Return the key of a handler's lease on a partition: a string, the token of its worker."""
         return f"{self.prefix}:{{{partition}}}:lease:{handler}"
 
     def circuit(self, handler: str) -> str:
-        """Return the key that is there while a handler's queue cannot be reached."""
+        """Return the key that exists while a handler's circuit breaker is open."""
         return f"{self.prefix}:circuit:{handler}"
 
     def workers(self, handler: str) -> str:
-        """Return the key of a handler's living workers: a sorted set."""
+        """Return the key of a handler's live workers: a sorted set."""
         return f"{self.prefix}:workers:{handler}"
 
     @property
     def layout(self) -> str:
-        """The key that holds layout version and number of partitions: a hash."""
+        """The key of the layout's version and number of partitions: a hash."""
         return f"{self.prefix}:layout"
 
     def layout_in(self, partition: int) -> str:
@@ -77,12 +77,12 @@ class Keys(NamedTuple):
 
     @property
     def layout_copy(self) -> str:
-        """What the copy of our layout in each partition says."""
+        """The value of our layout's copies."""
         return f"{LAYOUT_VERSION} {self.partitions}"
 
 
 async def is_claimed(connections: Connections, keys: Keys) -> bool:
-    """Say whether a layout has been claimed; reads one key and claims nothing.
+    """Return whether a layout has been claimed, and check that it is ours.
 
     Raises:
         ConfigError: The version or the number of partitions is not ours.
@@ -104,25 +104,25 @@ async def is_claimed(connections: Connections, keys: Keys) -> bool:
 
 
 async def claim(connections: Connections, keys: Keys) -> None:
-    """Claim the layout on an empty server, or insist that it is the one we were made for.
+    """Claim the layout on an empty server, or check that the one there is ours.
 
     Raises:
         ConfigError: The version or the number of partitions differs.
         RedisError: Redis did not answer.
     """
     while True:
-        # Looked at first: a full server answers this, and its workers must be able to start.
+        # Read first: workers must be able to start on a full server, which takes no writes.
         while not await is_claimed(connections, keys):
             for field, value in _fields(keys).items():
                 await connections.client.hsetnx(keys.layout, field, value)
         await _copy(connections, keys)
-        # Redis may have lost the layout meanwhile, and another process have claimed another one.
+        # Meanwhile Redis may have lost the layout, and another process claimed another one.
         if await is_claimed(connections, keys):
             return
 
 
 async def _copy(connections: Connections, keys: Keys) -> None:
-    """Copy the layout into each partition; what a process of another layout left is replaced."""
+    """Copy the layout into each partition, over the copy of any other layout."""
     partitions = range(keys.partitions)
     calls = [ScriptCall(_COPY, [keys.layout_in(each)], [keys.layout_copy]) for each in partitions]
     for reply in await connections.run(calls):

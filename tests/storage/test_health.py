@@ -182,7 +182,7 @@ class TestFindings:
     def test_of_a_server_that_is_too_old_nothing_else_is_said(self) -> None:
         """What it refuses it refuses because it is old."""
         told = HEALTHY | {"redis_version": "6.2.14"}
-        [found] = assess(told, skew_s=0, durability=Durability.NONE, refused="ERR")
+        [found] = assess(told, skew_s=0, durability=Durability.NONE, write_error="ERR")
         assert (found.name, found.severity) == ("version", FATAL)
         assert "older than Redis 7.0" in found.meaning
 
@@ -197,7 +197,7 @@ class TestFindings:
     )
     def test_a_refused_write_is_fatal_with_its_word(self, refused: str, words: str) -> None:
         """What Redis answers to a write is told in its own word, and what that means."""
-        findings = assess(HEALTHY, skew_s=0, durability=Durability.NONE, refused=refused)
+        findings = assess(HEALTHY, skew_s=0, durability=Durability.NONE, write_error=refused)
         [found] = [one for one in findings if one.name == "writes"]
         assert found.severity is FATAL
         assert refused in found.meaning
