@@ -94,7 +94,7 @@ MUTANTS = (
         "service/inbox/admission.py",
         _AWAITED,
         _GUESSED,
-        "inbox/test_admission.py::TestLostReplies",
+        "inbox/test_admission_failures.py::TestLostReplies",
     ),
     Mutant(
         "the nonce is dropped: whoever asks again is a duplicate",
@@ -164,7 +164,7 @@ MUTANTS = (
         _ADMIT,
         "local min_kept = min_created - 2 * tolerance_s\n",
         "local min_kept = min_created\n",
-        "inbox/test_admission.py::TestRecord",
+        "inbox/test_admission_record.py",
     ),
     Mutant(
         "only transitions prolong a record",
@@ -285,14 +285,14 @@ MUTANTS = (
         "service/storage/scripts.py",
         _WAITED,
         _WAITED.replace("< needed", "< 0"),
-        "inbox/test_admission.py::TestReplica",
+        "inbox/test_admission_failures.py::TestReplica",
     ),
     Mutant(
         "a secret is left in the stored form",
         "service/transitions/transition.py",
         "        metadata=session.metadata,\n",
         '            metadata={"url": session.url.reveal() if session.url else ""},\n',
-        "inbox/test_admission.py::TestRecord",
+        "inbox/test_admission_record.py",
     ),
     Mutant(
         "a body is believed to be as long as it says",

@@ -1,6 +1,6 @@
-"""The law of order: a life ends in the same state, in whatever order its events arrive.
+"""Order: a session ends in the same state, in whatever order its events arrive.
 
-Every permutation of every life, through the script itself, and through the model beside it.
+Every permutation of every life goes through the script and through the model.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pytest
 from service.config import Settings
 from service.transitions import stream_entry
 from service.transitions.transition import make_change
-from tests.inbox.test_admission import Ledger, ledger_at, parsed
 from tests.support import session_record_model
+from tests.support.admissions import InspectedInbox, inbox_at, parsed
 from tests.support.session_record_model import DAY_S
 
 BEGAN = int(time.time()) - 7 * DAY_S
@@ -26,7 +26,7 @@ PREFIX = "identity.verification_session."
 STATUSES = {"created": "requires_input"}
 
 
-class Told(NamedTuple):
+class LifeEvent(NamedTuple):
     """One event of a life: the last word of its type, when it was created, what it says."""
 
     word: str
@@ -37,15 +37,15 @@ class Told(NamedTuple):
     status: str | None = None
 
 
-CREATED, SUBMITTED = Told("created", 0), Told("processing", 30)
-VERIFIED = Told("verified", 60, report="vr_1")
-FAILED = Told("requires_input", 60, error="document_expired", report="vr_1")
-SUBMITTED_AGAIN = Told("processing", 100, report="vr_1")
-REJECTED = Told("requires_input", 4_000, report="vr_1")
-ERASING = Told("verified", 9_000, report="vr_1", redaction="processing")
-ERASED = Told("redacted", 9_900, report="vr_1", redaction="redacted", status="verified")
+CREATED, SUBMITTED = LifeEvent("created", 0), LifeEvent("processing", 30)
+VERIFIED = LifeEvent("verified", 60, report="vr_1")
+FAILED = LifeEvent("requires_input", 60, error="document_expired", report="vr_1")
+SUBMITTED_AGAIN = LifeEvent("processing", 100, report="vr_1")
+REJECTED = LifeEvent("requires_input", 4_000, report="vr_1")
+ERASING = LifeEvent("verified", 9_000, report="vr_1", redaction="processing")
+ERASED = LifeEvent("redacted", 9_900, report="vr_1", redaction="redacted", status="verified")
 
-LIVES: dict[str, tuple[str, list[Told]]] = {
+LIVES: dict[str, tuple[str, list[LifeEvent]]] = {
     "verified": ("verified", [CREATED, SUBMITTED, VERIFIED]),
     "failed, then verified": (
         "verified",
@@ -62,8 +62,8 @@ LIVES: dict[str, tuple[str, list[Told]]] = {
             VERIFIED._replace(at=50, report="vr_2"),
         ],
     ),
-    "canceled": ("canceled", [CREATED, Told("canceled", 60)]),
-    "declined": ("requires_input", [CREATED, Told("requires_input", 60, "consent_declined")]),
+    "canceled": ("canceled", [CREATED, LifeEvent("canceled", 60)]),
+    "declined": ("requires_input", [CREATED, LifeEvent("requires_input", 60, "consent_declined")]),
     "rejected on review": ("requires_input", [CREATED, SUBMITTED, VERIFIED, REJECTED]),
     "approved on review": (
         "verified",
@@ -85,8 +85,8 @@ LIVES: dict[str, tuple[str, list[Told]]] = {
         "redacted",
         [
             CREATED,
-            Told("canceled", 60, redaction="processing"),
-            Told("redacted", 9_900, redaction="redacted", status="canceled"),
+            LifeEvent("canceled", 60, redaction="processing"),
+            LifeEvent("redacted", 9_900, redaction="redacted", status="canceled"),
         ],
     ),
     "rejected and redacted": (
@@ -126,7 +126,7 @@ LIVES: dict[str, tuple[str, list[Told]]] = {
 }
 
 
-def told(session: str, life: list[Told]) -> list[Any]:
+def make_events(session: str, life: list[LifeEvent]) -> list[Any]:
     """Return the events of a life, as Stripe would send them; ids in the order of the life."""
     return [
         {
@@ -147,33 +147,38 @@ def told(session: str, life: list[Told]) -> list[Any]:
     ]
 
 
-def orders(life: list[Told]) -> Iterator[list[Any]]:
+def orders(life: list[LifeEvent]) -> Iterator[list[Any]]:
     """Yield every order of a life's events, each of a session of its own."""
     for number, order in enumerate(itertools.permutations(range(len(life)))):
-        events = told(f"{number}", life)
+        events = make_events(f"{number}", life)
         yield [events[n] for n in order]
 
 
-def modelled(arrivals: list[Any]) -> tuple[list[tuple[str, int]], session_record_model.Record]:
-    """Return what the model says to each event, and what it then knows."""
-    model = session_record_model.Ledger()
+def admit_in_model(
+    arrivals: list[Any],
+) -> tuple[list[tuple[str, int]], session_record_model.Record]:
+    """Return the model's answer to each event, and its record after all of them."""
+    model = session_record_model.Model()
     answers = [
-        model.judge(event, "nonce", now=time.time(), horizon_s=35 * DAY_S)[:2] for event in arrivals
+        model.admit(event, "nonce", now=time.time(), age_limit_s=35 * DAY_S)[:2]
+        for event in arrivals
     ]
     [record] = model.records.values()
     return answers, record
 
 
-async def arrive(ledger: Ledger, arrivals: list[list[Any]]) -> list[list[tuple[str, int]]]:
-    """Let sessions live side by side, one event of each in a loop turn; return the answers."""
+async def admit_all(
+    inbox: InspectedInbox, arrivals: list[list[Any]]
+) -> list[list[tuple[str, int]]]:
+    """Admit one event of each session in a loop turn, until all have; return the answers."""
     answers: list[list[tuple[str, int]]] = [[] for _ in arrivals]
     for events in zip(*arrivals, strict=True):
         found = [parsed(orjson.dumps(event)) for event in events]
         admissions = await asyncio.gather(
-            *(ledger.inbox.admit(one, make_change(one)) for one in found)
+            *(inbox.inbox.admit(one, make_change(one)) for one in found)
         )
-        for said, admission in zip(answers, admissions, strict=True):
-            said.append((str(admission.outcome), admission.sequence))
+        for own, admission in zip(answers, admissions, strict=True):
+            own.append((str(admission.outcome), admission.sequence))
     return answers
 
 
@@ -181,18 +186,18 @@ async def arrive(ledger: Ledger, arrivals: list[list[Any]]) -> list[list[tuple[s
 async def test_every_order_of_arrival_ends_in_the_same_state(
     name: str, redis_url: str, make_settings: Callable[..., Settings]
 ) -> None:
-    """Status, state hash and latest result do not depend on the order; handlers hear the same."""
+    """Status, state hash, latest result and last transition do not depend on the order."""
     end, life = LIVES[name]
     arrivals = list(orders(life))
-    async with ledger_at(redis_url, make_settings) as ledger:
-        answers = await arrive(ledger, arrivals)
-        last = {one.session_id: one for one in map(stream_entry.unpack, await ledger.entries())}
+    async with inbox_at(redis_url, make_settings) as inbox:
+        answers = await admit_all(inbox, arrivals)
+        last = {one.session_id: one for one in map(stream_entry.unpack, await inbox.entries())}
         ends = set()
-        for events, said in zip(arrivals, answers, strict=True):
-            expected, model = modelled(events)
-            assert said == expected
+        for events, answered in zip(arrivals, answers, strict=True):
+            expected, model = admit_in_model(events)
+            assert answered == expected
             session_id = events[0]["data"]["object"]["id"]
-            record = await ledger.record(session_id)
+            record = await inbox.record(session_id)
             assert (record["status"], model.status, last[session_id].current) == (end,) * 3
             result = record.get("result", record["latest"]).split(" ")
             ends.add((record["hash"], result[1], result[2].rpartition("_")[2]))

@@ -1,8 +1,8 @@
-"""The law of the way in, searched: whatever comes in whatever order, the ledger is the model's.
+"""Admission against a model, searched: records, streams and answers are the model's.
 
-Hypothesis makes up events, copies, twins of one second, flights, lost replies, flushed scripts and
-operators' deletions; after every step all that Redis holds is compared. `depth` says how to search
-further, and how a failure is repeated.
+Hypothesis makes up events, copies, twins of one second, batches, lost replies, flushed scripts and
+operators' deletions; after every step everything in Redis is compared. `depth` says how to search
+further, and how to repeat a failure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 
 from service.config import Settings
 from service.errors import Unavailable
-from service.inbox import admission as way_in
+from service.inbox import admission
 from service.inbox.admission import Admission, Inbox
 from service.storage.layout import Keys, claim
 from service.storage.scripts import ScriptCall
@@ -40,16 +40,16 @@ from service.transitions import stream_entry
 from service.transitions.transition import make_change
 from tests.support import session_record_model
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
-from tests.support.session_record_model import DAY_S, PRUNED_EVERY, Answer, Entry, Epoch, Record
+from tests.support.session_record_model import DAY_S, PRUNE_EVERY, Answer, Entry, Epoch, Record
 from tests.support.tapped import Tapped, tapped
 
 NOW = int(time.time()) - 3600
 PREFIX = "identity.verification_session."
 SESSIONS = ("vs_a", "vs_b", "vs_d")
 KEYS = Keys("idv", 2)
-# Who may ask: a plain inbox, one with a short memory, and one whose streams are soon full.
-HORIZON_DAYS = {"plain": 35, "forgetful": 1, "full": 35}
-CAPS = {"plain": 1_000_000, "forgetful": 1_000_000, "full": 2}
+# A plain inbox, one with a low age limit, and one whose streams are soon full.
+AGE_LIMIT_DAYS = {"plain": 35, "forgetful": 1, "full": 35}
+MAX_ENTRIES = {"plain": 1_000_000, "forgetful": 1_000_000, "full": 2}
 
 ARGUMENTS_BEFORE_EVENTS, ARGUMENTS_PER_EVENT, NONCE = 7, 8, 1
 
@@ -116,12 +116,15 @@ class Bench:
 
     def inbox(self, name: str = "plain") -> Inbox:
         """Return an inbox of the kind of that name."""
-        changes = {"max_event_age_days": HORIZON_DAYS[name], "stream_max_entries": CAPS[name]}
+        changes = {
+            "max_event_age_days": AGE_LIMIT_DAYS[name],
+            "stream_max_entries": MAX_ENTRIES[name],
+        }
         return Inbox(self.tap, KEYS, self._make_settings(**changes))
 
 
-class Reception(RuleBasedStateMachine):
-    """Sends events, and holds what is answered and stored against the model."""
+class AdmissionMachine(RuleBasedStateMachine):
+    """Admits events, and compares answers and everything stored with the model."""
 
     events: Bundle[Any] = Bundle("events")
 
@@ -132,8 +135,8 @@ class Reception(RuleBasedStateMachine):
         bench.run(self.client.flushall())
         bench.run(claim(bench.tap, KEYS))
         bench.tap.calls.clear()
-        self.inboxes = {name: bench.inbox(name) for name in HORIZON_DAYS}
-        self.model = session_record_model.Ledger(KEYS.partition)
+        self.inboxes = {name: bench.inbox(name) for name in AGE_LIMIT_DAYS}
+        self.model = session_record_model.Model(KEYS.partition)
         self.numbers = itertools.count()
         self.nonces: set[str] = set()
         self.asked: list[tuple[ScriptCall, list[Any], str]] = []
@@ -142,7 +145,7 @@ class Reception(RuleBasedStateMachine):
         self.began_ms = time.time_ns() // 10**6
 
     def send(self, events: list[Any], name: str, faults: Iterable[str] = ()) -> None:
-        """Let events arrive in one loop turn, and hold each answer against the model's."""
+        """Admit events in one loop turn, and compare each answer with the model's."""
         self.bench.tap.faults.extend(faults)
         inbox = self.inboxes[name]
 
@@ -159,18 +162,20 @@ class Reception(RuleBasedStateMachine):
         self.asked.append((call, events, name))
         for fault in (*faults, "none"):
             if fault != "request":
-                expected = self.judged(call, events, name)
+                expected = self.expected_answers(call, events, name)
         assert [self.words(answer) for answer in answers] == expected
 
     def admissions(self) -> list[ScriptCall]:
-        """Return the calls that admit events, without those that look for room."""
-        return [call for call in self.bench.tap.calls if call.script is way_in._ADMIT]
+        """Return the calls that admit events, without those that trim."""
+        return [call for call in self.bench.tap.calls if call.script is admission._ADMIT]
 
-    def judged(self, call: ScriptCall, events: list[Any], name: str) -> list[Answer]:
-        """Let the model judge a call as it was made, nonces included."""
-        horizon_s, now = HORIZON_DAYS[name] * DAY_S, time.time()
+    def expected_answers(self, call: ScriptCall, events: list[Any], name: str) -> list[Answer]:
+        """Return the model's answers to a call as it was made, nonces included."""
+        age_limit_s, now = AGE_LIMIT_DAYS[name] * DAY_S, time.time()
         return [
-            self.model.judge(event, nonce, now=now, horizon_s=horizon_s, cap=CAPS[name])
+            self.model.admit(
+                event, nonce, now=now, age_limit_s=age_limit_s, max_entries=MAX_ENTRIES[name]
+            )
             for event, nonce in zip(events, self.nonces_of(call), strict=True)
         ]
 
@@ -224,18 +229,18 @@ class Reception(RuleBasedStateMachine):
         name: str,
         faults: list[str],
     ) -> MultipleResults[Any]:
-        """Old and new events of several sessions travel in one flight, perhaps twice."""
+        """Old and new events of several sessions share a batch, some of them twice."""
         fresh = [made(next(self.numbers), shape) for shape in shapes]
-        flight = [*fresh, *copies]
-        if flight:
-            self.send(flight[turn:] + flight[:turn], name, faults)
+        batch = [*fresh, *copies]
+        if batch:
+            self.send(batch[turn:] + batch[:turn], name, faults)
         return multiple(*fresh)
 
     @rule(shape=SHAPES, old=st.booleans())
     def arrive_in_numbers(self, shape: dict[str, Any], *, old: bool) -> None:
-        """A session grows to where its record forgets, but not to where it forgets at random."""
+        """A record grows to where it is pruned, but not to where it is pruned at random."""
         record = self.model.records.get(shape["session"])
-        if record and record.fields > 2 * PRUNED_EVERY - 30:
+        if record and record.fields > 2 * PRUNE_EVERY - 30:
             return
         at = -2 * DAY_S if old else 100
         steps = itertools.cycle(["requires_input", "processing"])
@@ -259,7 +264,7 @@ class Reception(RuleBasedStateMachine):
         order = sorted((0, 1), key=lambda n: answers[n].outcome == "duplicate")
         for n in order:
             call = self.admissions()[before + n]
-            assert [answers[n]] == self.judged(call, [event], "plain")
+            assert [answers[n]] == self.expected_answers(call, [event], "plain")
 
     @rule(which=st.integers(0, 10**6))
     def ask_again(self, which: int) -> None:
@@ -268,7 +273,7 @@ class Reception(RuleBasedStateMachine):
             return
         call, events, name = self.asked[which % len(self.asked)]
         [replies] = self.bench.run(self.bench.tap.run([call]))
-        expected = self.judged(call, events, name)
+        expected = self.expected_answers(call, events, name)
         found = [reply.decode().split(" ", 3) for reply in replies]
         assert [(one[0], int(one[1]), one[3]) for one in found] == [
             (one.outcome, one.sequence, one.previous or "") for one in expected
@@ -281,26 +286,26 @@ class Reception(RuleBasedStateMachine):
 
     @rule()
     def change_server(self) -> None:
-        """Redis is demoted and promoted: it may have lost what came after all that it holds."""
+        """Redis is demoted and promoted: it may have lost its last writes."""
         self.bench.run(self.client.replicaof("127.0.0.1", "1"))
         self.bench.run(self.client.replicaof("NO", "ONE"))
         self.model.change_server()
 
     @rule(session=st.sampled_from(SESSIONS))
     def delete_record(self, session: str) -> None:
-        """An operator deletes what is known of a session: its story begins anew."""
+        """An operator deletes a session's record: the session begins anew."""
         self.bench.run(self.client.delete(KEYS.session(session)))
         self.model.records.pop(session, None)
 
     @rule(partition=st.integers(0, KEYS.partitions - 1))
     def trim(self, partition: int) -> None:
-        """What everybody has settled leaves the stream."""
+        """The stream is trimmed."""
         self.bench.run(self.client.xtrim(KEYS.transitions(partition), maxlen=0))
         self.model.streams[partition] = []
 
     @invariant()
     def all_is_the_models(self) -> None:
-        """Records and streams are what the model says, whole."""
+        """Records and streams are the model's, whole."""
         found = self.bench.run(self.everything())
         records, streams = found[: len(SESSIONS)], found[len(SESSIONS) :]
         for session, fields in zip(SESSIONS, records, strict=True):
@@ -325,10 +330,10 @@ class Reception(RuleBasedStateMachine):
 
     @staticmethod
     def check_stream(entries: list[Any], expected: list[Entry]) -> None:
-        """Hold that a stream is what was admitted, in that order, as handlers will read it."""
-        told = [stream_entry.unpack(fields) for _, fields in entries]
+        """Check that a stream holds what was admitted, in order, as handlers will read it."""
+        found = [stream_entry.unpack(fields) for _, fields in entries]
         assert [
-            (one.event_id, one.current, one.previous, one.sequence, one.epoch) for one in told
+            (one.event_id, one.current, one.previous, one.sequence, one.epoch) for one in found
         ] == [
             (
                 one.event["id"],
@@ -341,7 +346,7 @@ class Reception(RuleBasedStateMachine):
         ]
 
     def learn(self, record: Record, found: dict[bytes, bytes]) -> None:
-        """Take from a hash what the model cannot know: when it began, and its story's digest."""
+        """Take from a hash what the model cannot know: when its epoch began, and its state hash."""
         _, began_ms, server, digest, _ = found[b"state"].split(b" ")
         epoch = record.epoch
         assert epoch is not None
@@ -351,12 +356,12 @@ class Reception(RuleBasedStateMachine):
             self.check_order(epoch)
         assert server == self.servers.setdefault(epoch.server, server)
         assert len({*self.servers.values()}) == len(self.servers)
-        assert digest == self.hashes.setdefault(record.story, digest)
+        assert digest == self.hashes.setdefault(record.state, digest)
         assert len({*self.hashes.values()}) == len(self.hashes)
 
     @staticmethod
     def check_order(epoch: Epoch) -> None:
-        """Hold that an epoch is above all that the session has had before."""
+        """Check that an epoch is above all earlier ones of the session."""
         above, began_ms = epoch.above, epoch.began_ms
         while above is not None:
             if above.began_ms is not None:
@@ -366,7 +371,7 @@ class Reception(RuleBasedStateMachine):
 
     def hash_of(self, record: Record) -> dict[bytes, bytes]:
         """Return a record as its hash must be."""
-        digest, status = self.hashes[record.story].decode(), str(record.status)
+        digest, status = self.hashes[record.state].decode(), str(record.status)
         epoch = record.epoch
         assert epoch is not None
         server = self.servers[epoch.server].decode()
@@ -389,25 +394,25 @@ class Reception(RuleBasedStateMachine):
 
     @staticmethod
     def packed(event: Any) -> str:
-        """Return how an event stands in a hash as the latest of all, or of its kind."""
+        """Return an event as a hash holds the latest event or the latest result."""
         kind = "s" if session_record_model.is_step(event) else "r"
         if session_record_model.status_of(event) in session_record_model.FINAL:
             kind = kind.upper()
-        place = session_record_model.place_of(event)
+        place = session_record_model.order_of(event)
         return f"{kind} {place.order_key} {place.event_id}"
 
     def teardown(self) -> None:
-        """Hold that every record that is left has an end."""
+        """Check that every record that is left has a time to live."""
         for session in self.model.records:
             assert self.bench.run(self.client.ttl(KEYS.session(session))) > 399 * DAY_S
 
 
 @pytest.mark.timeout(SEARCH_TIMEOUT_S)
-def test_the_ledger_is_what_the_model_says(make_settings: Callable[..., Settings]) -> None:
-    """Verdicts, sequences, epochs, order keys and streams are the model's, after every step."""
+def test_redis_holds_what_the_model_says(make_settings: Callable[..., Settings]) -> None:
+    """Answers, sequences, epochs, order keys and streams are the model's, after every step."""
     assert {KEYS.partition(session) for session in SESSIONS} == {0, 1}
-    at_once = mock.patch.object(way_in, "RETRY_INITIAL_DELAY_S", 0.0)
+    at_once = mock.patch.object(admission, "RETRY_INITIAL_DELAY_S", 0.0)
     with at_once, tapped(make_settings().redis_url) as (runner, tap):
         # Any factory does at run time, whatever the annotation says.
-        machine: Any = partial(Reception, Bench(runner, tap, make_settings))
+        machine: Any = partial(AdmissionMachine, Bench(runner, tap, make_settings))
         run_state_machine_as_test(machine, settings=searching(60, steps=30))

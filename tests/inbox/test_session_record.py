@@ -1,4 +1,4 @@
-"""Laws of looking at the ledger."""
+"""Reading a session's record, and its transitions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from service.inbox.admission import Inbox
 from service.storage.connections import Connections
 from service.storage.layout import Keys
 from service.transitions.transition import make_change
-from tests.inbox.test_admission import CREATED, NOW, PROCESSING, SESSION_ID, VERIFIED, make_event
+from tests.support.admissions import CREATED, NOW, PROCESSING, SESSION_ID, VERIFIED, make_event
 
 
 async def test_an_unknown_session_is_none(connections: Connections, keys: Keys) -> None:
-    """Without a record there is nothing to tell, and looking leaves no trace."""
+    """A session without a record is None, and reading it leaves no trace."""
     assert await session_record.read(connections, keys, "vs_unknown") is None
     assert not await connections.client.exists(keys.session("vs_unknown"))
 
@@ -26,22 +26,26 @@ async def test_an_unknown_session_is_none(connections: Connections, keys: Keys) 
     [{"state": "was better"}, {"status": "verified"}, {"evt_1": "?"}, {"duplicates": "many"}],
     ids=str,
 )
-async def test_what_an_operator_made_of_a_record_is_no_record(
+async def test_a_broken_record_is_unreadable(
     spoiled: dict[str, str], connections: Connections, keys: Keys, settings: Settings
 ) -> None:
-    """A record that cannot be read is said to be none of ours, and nothing of it is told."""
+    """A record that an operator broke is reported without quoting it."""
     await Inbox(connections, keys, settings).admit(CREATED, make_change(CREATED))
     await connections.client.hset(keys.session(SESSION_ID), mapping=spoiled)
     with pytest.raises(ValueError, match=r"^unreadable$"):
         await session_record.read(connections, keys, SESSION_ID)
 
 
-async def test_a_record_tells_its_story(
+async def test_a_record_has_status_numbers_and_events(
     connections: Connections, keys: Keys, settings: Settings
 ) -> None:
-    """Status, numbers and every remembered event are told, oldest event first."""
+    """A record has its status, numbers and every remembered event, oldest first."""
     inbox = Inbox(connections, keys, settings)
-    for event in (PROCESSING, CREATED, VERIFIED, VERIFIED):
+    await inbox.admit(PROCESSING, make_change(PROCESSING))
+    first = await session_record.read(connections, keys, SESSION_ID)
+    assert first is not None
+    assert (first.status, first.previous, first.duplicates) == ("processing", None, 0)
+    for event in (CREATED, VERIFIED, VERIFIED):
         await inbox.admit(event, make_change(event))
     record = await session_record.read(connections, keys, SESSION_ID)
 
@@ -65,10 +69,10 @@ async def test_a_record_tells_its_story(
     )
 
 
-async def test_words_of_any_letters_are_told_whole(
+async def test_statuses_may_hold_any_letters(
     connections: Connections, keys: Keys, settings: Settings
 ) -> None:
-    """Where one status ends and the one before it begins is no matter of what is in them."""
+    """A status and the one before it are told apart by length, whatever they hold."""
     inbox = Inbox(connections, keys, settings)
     for step, status in (("created", "überprüft 7 "), ("processing", "à revoir")):
         event = make_event(step, status, at=0 if step == "created" else 10)
@@ -79,21 +83,10 @@ async def test_words_of_any_letters_are_told_whole(
     assert (record.status, record.previous) == ("à revoir", "überprüft 7 ")
 
 
-async def test_a_first_status_has_no_previous(
+async def test_transitions_are_found_soon_after_their_events(
     connections: Connections, keys: Keys, settings: Settings
 ) -> None:
-    """After one event there is a status and none before it."""
-    await Inbox(connections, keys, settings).admit(CREATED, make_change(CREATED))
-    record = await session_record.read(connections, keys, SESSION_ID)
-
-    assert record is not None
-    assert (record.status, record.previous, record.duplicates) == ("requires_input", None, 0)
-
-
-async def test_changes_are_found_where_they_should_be(
-    connections: Connections, keys: Keys, settings: Settings
-) -> None:
-    """Of each admitted event the transition is found in the stream, among those of others."""
+    """The transition of each admitted event is found in the stream, among those of others."""
     inbox = Inbox(connections, keys, settings)
     others = [
         make_event(session=name, id=f"evt_{name}")
@@ -110,17 +103,17 @@ async def test_changes_are_found_where_they_should_be(
         PROCESSING.id: (None, "processing"),
         VERIFIED.id: ("processing", "verified"),
     }
-    # What is trimmed is not there, and what cannot be read is passed over.
+    # Trimmed entries are gone, and unreadable ones are skipped.
     stream = keys.transitions(keys.partition(SESSION_ID))
     await connections.client.xtrim(stream, maxlen=0)
     await connections.client.xadd(stream, {"nothing": "ours"})
     assert await session_record.changes(connections, keys, record) == {}
 
 
-async def test_looking_for_changes_has_an_end(
+async def test_few_entries_are_read_for_each_event(
     connections: Connections, keys: Keys, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a stream only so much is read as a busy one takes in soon after an event."""
+    """For each event no more entries are read than the bound."""
     inbox = Inbox(connections, keys, settings)
     stream = keys.transitions(keys.partition(SESSION_ID))
     monkeypatch.setattr(session_record, "MAX_ENTRIES_PER_EVENT", 3)

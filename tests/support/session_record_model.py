@@ -1,6 +1,6 @@
-"""The ledger written once more, from its six rules and over bare JSON: what it must say and hold.
+"""Admission written once more, from its six rules and over plain JSON, for tests to compare with.
 
-Shares no line with the service. Holds no test; `test_inbox` and `test_inbox_machine` ask it.
+Shares no line with the service.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ STEP_RANKS = ("created", "processing", "requires_input", "verified canceled", "r
 UNKNOWN_STEP_RANK = 2
 FINAL = ("verified", "canceled")
 SKEW_S = 5
-# A record that reaches a multiple of so many fields forgets what no receiver would admit again,
-# also one whose clock is behind; of a record with more than twice as many, only some of it.
-PRUNED_EVERY = 64
-CLOCKS_DIFFER_S = 300
+# A record that reaches a multiple of so many fields is pruned: ids whose events are expired to
+# every receiver, also to one whose clock is behind, are dropped. Above twice as many, some are.
+PRUNE_EVERY = 64
+CLOCK_TOLERANCE_S = 300
 FIELDS_BESIDE_IDS = 3
 
 
-class Place(NamedTuple):
-    """Where an event stands among those of its session; the greater is the later."""
+class Order(NamedTuple):
+    """The order of an event among those of its session; a greater one is later."""
 
     redaction: int
     created: int
@@ -31,33 +31,33 @@ class Place(NamedTuple):
 
     @property
     def order_key(self) -> int:
-        """The place as one number, without the event id."""
+        """The order key: all but the event id, as one number."""
         return int(f"{self.redaction}{self.created:011}{self.step}")
 
 
-def place_of(event: Any) -> Place:
-    """Return an event's place, by itself."""
+def order_of(event: Any) -> Order:
+    """Return an event's order, computed from the event alone."""
     word = event["type"].rpartition(".")[2]
     redaction = _redaction_of(event)
     erased = 2 if redaction == "redacted" else int(redaction == "processing")
     ranks = (n for n, words in enumerate(STEP_RANKS) if word in words.split())
-    return Place(erased, event["created"], next(ranks, UNKNOWN_STEP_RANK), event["id"])
+    return Order(erased, event["created"], next(ranks, UNKNOWN_STEP_RANK), event["id"])
 
 
 def is_step(event: Any) -> bool:
-    """Say whether an event says that something began; all others are results."""
+    """Return whether an event is a step: it says that something began. All others are results."""
     session, word = event["data"]["object"], event["type"].rpartition(".")[2]
     return bool(word == "created" or session["status"] == "processing")
 
 
 def status_of(event: Any) -> str:
-    """Return what the event says that the session now is."""
+    """Return the status that the event gives the session."""
     redacted = _redaction_of(event) == "redacted"
     return "redacted" if redacted else str(event["data"]["object"]["status"])
 
 
-def story_of(event: Any) -> tuple[Any, ...]:
-    """Return what a handler would care about."""
+def state_of(event: Any) -> tuple[Any, ...]:
+    """Return what a state hash is made of."""
     session = event["data"]["object"]
     error = (session["last_error"] or {}).get("code")
     report = session["last_verification_report"]
@@ -70,7 +70,7 @@ def _redaction_of(event: Any) -> str | None:
 
 
 class Answer(NamedTuple):
-    """What the ledger must say to one event."""
+    """The answer to one event."""
 
     outcome: str
     sequence: int = 0
@@ -79,7 +79,7 @@ class Answer(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One remembered event id: what was said to it, and to whom."""
+    """One known event id: its first answer, and the nonce of the caller."""
 
     outcome: str
     sequence: int
@@ -93,8 +93,8 @@ class Epoch:
 
     Attributes:
         server: Which server wrote them.
-        above: The epoch before, if the ledger still knew it.
-        began_ms: Filled in by the first who sees it; it never changes then.
+        above: The epoch before, if there was a record of it.
+        began_ms: Filled in when it is first seen; it does not change then.
     """
 
     server: int
@@ -104,7 +104,7 @@ class Epoch:
 
 @dataclass
 class Record:
-    """What must be known of one session.
+    """What is recorded of one session.
 
     Attributes:
         latest: The latest event that was not late.
@@ -115,7 +115,7 @@ class Record:
     latest: Any = None
     result: Any = None
     is_from_step: bool = False
-    story: tuple[Any, ...] = ()
+    state: tuple[Any, ...] = ()
     status: str | None = None
     previous: str | None = None
     sequence: int = 0
@@ -134,12 +134,12 @@ class Record:
         optional = self.has_earlier_result + bool(self.duplicates)
         return len(self.seen) + FIELDS_BESIDE_IDS + optional
 
-    def rejects(self, event: Any) -> bool:
+    def is_late(self, event: Any) -> bool:
         """Say whether an event is late: rules 3 and 4."""
         if self.latest is None:
             return False
-        place, latest = place_of(event), place_of(self.latest)
-        result = None if self.result is None else place_of(self.result)
+        place, latest = order_of(event), order_of(self.latest)
+        result = None if self.result is None else order_of(self.result)
         if is_step(event):
             settled = result is not None and place.created <= result.created + SKEW_S
             return place < latest or settled or self.status in FINAL or latest.redaction > 0
@@ -149,8 +149,8 @@ class Record:
         return self.is_from_step and place.redaction == 0 and overtaken
 
     def move_up(self, event: Any) -> None:
-        """Take note of an event that is not late."""
-        if self.latest is None or place_of(event) > place_of(self.latest):
+        """Record an event that is not late as the latest."""
+        if self.latest is None or order_of(event) > order_of(self.latest):
             self.latest = event
         if not is_step(event):
             self.result = event
@@ -158,7 +158,7 @@ class Record:
 
 
 class Entry(NamedTuple):
-    """One transition that must stand on a stream."""
+    """One transition that must be in a stream."""
 
     event: Any
     previous: str | None
@@ -166,8 +166,8 @@ class Entry(NamedTuple):
     epoch: Epoch
 
 
-class Ledger:
-    """All sessions and all streams.
+class Model:
+    """All records and all streams.
 
     Args:
         partition_of: Says which stream a session's transitions go onto.
@@ -180,36 +180,36 @@ class Ledger:
         self._partition_of = partition_of
 
     def change_server(self) -> None:
-        """Let all be as it was, but on a server that may have lost what came after."""
+        """Move everything to another server, which may have lost the last writes."""
         self.server += 1
 
     def stream(self, session_id: str) -> list[Entry]:
         """Return the stream that a session's transitions go onto."""
         return self.streams.setdefault(self._partition_of(session_id), [])
 
-    def judge(
-        self, event: Any, nonce: str, *, now: float, horizon_s: int, cap: int = 10**6
+    def admit(
+        self, event: Any, nonce: str, *, now: float, age_limit_s: int, max_entries: int = 10**6
     ) -> Answer:
-        """Judge the next event, and remember it as the ledger must."""
+        """Return the answer to the next event, and record it."""
         session_id = event["data"]["object"]["id"]
         record = self.records.get(session_id) or Record()
-        oldest = now - horizon_s
+        min_created = now - age_limit_s
         if event["id"] in record.seen:
             return self._known(record, event, nonce)
-        if event["created"] < oldest:
+        if event["created"] < min_created:
             return Answer("expired")
-        story, before = story_of(event), record.status
+        state, before = state_of(event), record.status
         after_final = False
-        if record.rejects(event):
+        if record.is_late(event):
             outcome = "late"
             after_final = event["created"] > record.latest["created"] + SKEW_S
-        elif story == record.story:
+        elif state == record.state:
             outcome = "unchanged"
             record.move_up(event)
-        elif len(self.stream(session_id)) >= cap:
+        elif len(self.stream(session_id)) >= max_entries:
             return Answer("full")
         else:
-            outcome, record.story = "admitted", story
+            outcome, record.state = "admitted", state
             record.move_up(event)
             if record.epoch is None or record.epoch.server != self.server:
                 record.epoch, record.sequence = Epoch(self.server, above=record.epoch), 0
@@ -218,14 +218,14 @@ class Ledger:
             self.stream(session_id).append(Entry(event, before, record.sequence, record.epoch))
         self.records[session_id] = record
         record.seen[event["id"]] = Seen(outcome, record.sequence, event["created"], nonce)
-        if record.fields % PRUNED_EVERY == 0:
-            spared = oldest - 2 * CLOCKS_DIFFER_S
-            record.seen = {i: one for i, one in record.seen.items() if one.created >= spared}
+        if record.fields % PRUNE_EVERY == 0:
+            min_kept = min_created - 2 * CLOCK_TOLERANCE_S
+            record.seen = {i: one for i, one in record.seen.items() if one.created >= min_kept}
         return Answer(outcome, record.sequence, before, after_final)
 
     @staticmethod
     def _known(record: Record, event: Any, nonce: str) -> Answer:
-        """Answer whoever asks again what it was told, and anybody else that it is a duplicate."""
+        """Return the first answer to the same caller, and `duplicate` to any other."""
         seen = record.seen[event["id"]]
         if seen.nonce != nonce:
             record.duplicates += 1
