@@ -1,13 +1,13 @@
-"""The tree of errors: each class says whose turn it is, each instance holds a word from a list.
+"""The tree of errors: the class says who has to act, the reason is a word from a closed list.
 
-No error here ever carries input, a value of a setting, or another exception's text.
+No error here ever holds input, the value of a setting, or the text of another exception.
 
     ServiceError
-    ├── ConfigError      the operator's turn: a setting is missing or wrong
-    ├── Rejected         the sender's turn: the request is refused as it stands
-    ├── Unavailable      ours: try the same again later, nothing is decided
-    ├── Undeliverable    nobody's: a handler says that trying again cannot help
-    └── Unreachable      the destination's: a handler says that it is away or refuses everybody
+    ├── ConfigError      the operator: a setting is missing or wrong
+    ├── Rejected         the sender: the request cannot be accepted as it is
+    ├── Unavailable      the sender, later: nothing was decided, the same request may be repeated
+    ├── Undeliverable    a handler says that no further attempt can deliver the transition
+    └── Unreachable      a handler says that its destination is down or rejects everything
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from enum import Enum, StrEnum
 
-# How long whoever meets `Unavailable` is asked to wait.
+# How long a sender is asked to wait after `Unavailable`.
 RETRY_AFTER_S = 5
 
 
@@ -25,7 +25,7 @@ class ServiceError(Exception):
 
 
 class ConfigError(ServiceError):
-    """Settings are missing or wrong. Reports all problems at once, by name, never by value."""
+    """Settings are missing or wrong. Holds all problems, with names but never with values."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
@@ -33,7 +33,7 @@ class ConfigError(ServiceError):
 
 
 class RejectionReason(StrEnum):
-    """Why a request is refused: the closed list that answers, logs and metrics share."""
+    """Why a request is rejected: a closed list for responses, logs and metrics."""
 
     REQUEST_MALFORMED = "request_malformed"
     HEADERS_TOO_LARGE = "headers_too_large"
@@ -55,7 +55,7 @@ class RejectionReason(StrEnum):
 
 
 class Rejected(ServiceError):
-    """The request is refused as it stands; `field` is a path into the event, never a value."""
+    """The request cannot be accepted; `field` is a path into the event, never a value."""
 
     def __init__(self, reason: RejectionReason, field: str | None = None) -> None:
         super().__init__(reason.value if field is None else f"{reason.value} {field}")
@@ -64,7 +64,7 @@ class Rejected(ServiceError):
 
 
 class UnavailableReason(StrEnum):
-    """Why nothing could be decided now: the closed list behind every 503."""
+    """Why nothing could be decided: a closed list, the reason of every 503."""
 
     REDIS_UNREACHABLE = "redis_unreachable"
     REDIS_UNTRUSTED = "redis_untrusted"
@@ -82,7 +82,7 @@ class UnavailableReason(StrEnum):
 
 
 class Unavailable(ServiceError):
-    """Nothing is decided: the same request may be sent again later."""
+    """Nothing was decided: the same request may be sent again later."""
 
     def __init__(self, reason: UnavailableReason) -> None:
         super().__init__(reason.value)
@@ -98,11 +98,11 @@ class Undeliverable(ServiceError):
     """Raised by a handler for a transition that no further attempt can deliver.
 
     `reason` is one short word for the dead letter, such as `message_too_large`: 1 to 64 letters,
-    digits and `_.-`, or an enum's member with such a value. Anything else becomes `undeliverable`.
-    It must not hold anything of the transition itself.
+    digits and `_.-`, or an enum member with such a value. Anything else becomes `undeliverable`.
+    It must not contain data of the transition.
     """
 
-    # For a subclass that does not call our __init__.
+    # The default for subclasses that do not call this __init__.
     reason: str = UNDELIVERABLE
 
     def __init__(self, reason: object = UNDELIVERABLE) -> None:
@@ -111,10 +111,11 @@ class Undeliverable(ServiceError):
 
 
 class Unreachable(ServiceError, ConnectionError):
-    """Raised by a handler whose destination is away, missing, or refuses everybody.
+    """Raised by a handler whose destination is down, missing, or rejects every transition.
 
     Nothing is lost and no attempt is counted: the transition waits until the destination is back.
-    `reason` is one short word for the log, as for `Undeliverable`; else it becomes `unreachable`.
+    `reason` is one short word for the log, as in `Undeliverable`; anything else becomes
+    `unreachable`.
     """
 
     reason: str = UNREACHABLE

@@ -1,6 +1,6 @@
-"""The `Secret` type: a value that shows itself only when asked by name.
+"""The `Secret` type: a value that is shown only by an explicit call of `reveal`.
 
-What counts as secret is decided where types are declared (`sessions`, `reports`, `config`).
+What counts as secret is decided where types are declared (`stripe`, `config`, `handlers`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ MASK = "**********"
 
 
 class Secret(Generic[T_co]):
-    """Hold a value that must not leave the process by accident.
+    """A value that must not leave the process by accident.
 
-    `repr` and `str` show a mask; copying is allowed, while pickling and every JSON encoder used
-    here refuse it. `reveal` is the only way in.
+    `repr`, `str` and `format` show a mask. Pickling and all JSON encoders used here raise a
+    TypeError. Copies are allowed.
     """
 
     __slots__ = ("_value",)
@@ -25,7 +25,7 @@ class Secret(Generic[T_co]):
         self._value = value
 
     def reveal(self) -> T_co:
-        """Return the value itself. Every call is a place to look at in a review."""
+        """Return the value. Every call of this method deserves attention in a review."""
         return self._value
 
     def __repr__(self) -> str:

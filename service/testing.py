@@ -1,4 +1,4 @@
-"""For tests of your own handlers: transitions to hand over. Used by nothing in this service."""
+"""Sample transitions for tests of your own handlers. Nothing in this service uses it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def transition(**changes: Any) -> StatusTransition:
     """Return the transition of a session that has just been verified.
 
     Args:
-        changes: Fields of `StatusTransition` that are to be different. `event_type` and
-            `stripe_status` follow `current`; `expected` and `reversal`, `previous` as well.
+        changes: Fields of `StatusTransition` to set. By default `event_type` and `stripe_status`
+            fit `current`, and `expected` and `reversal` fit `previous` and `current`.
 
     Raises:
         TypeError: There is no such field.

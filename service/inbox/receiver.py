@@ -12,7 +12,7 @@ import msgspec
 from ..config import Livemode
 from ..errors import Unavailable, UnavailableReason
 from ..secret import Secret
-from ..stripe.events import Event, Ignored, IgnoredReason, Notification, parse
+from ..stripe.events import Event, Ignored, IgnoredReason, ThinEvent, parse
 from ..stripe.signatures import verify
 from ..transitions.transition import SessionChange, make_change
 from .admission import Admission, Inbox, Outcome
@@ -91,7 +91,7 @@ class Receiver:
         event = self._relevant(parse(payload))
         if isinstance(event, Ignored):
             return Receipt(Outcome.IGNORED, payload.secret_fingerprint, event)
-        if isinstance(event, Notification):
+        if isinstance(event, ThinEvent):
             # After a 200 Stripe would never send it again, but its session has to be fetched.
             raise Unavailable(UnavailableReason.API_KEY_MISSING)
         change = make_change(
@@ -103,12 +103,12 @@ class Receiver:
         admission = await self._inbox.admit(event, change)
         return Receipt(admission.outcome, payload.secret_fingerprint, event, change, admission)
 
-    def _relevant(self, event: Event | Notification | Ignored) -> Event | Notification | Ignored:
+    def _relevant(self, event: Event | ThinEvent | Ignored) -> Event | ThinEvent | Ignored:
         """Ignore events of the mode that is not received; an event without `livemode` is live."""
         if isinstance(event, Ignored) or self._livemode is Livemode.BOTH:
             return event
         if event.is_live == (self._livemode is Livemode.LIVE):
             return event
-        if isinstance(event, Notification):
+        if isinstance(event, ThinEvent):
             return Ignored(IgnoredReason.LIVEMODE, event.event_id, event.event_type)
         return Ignored(IgnoredReason.LIVEMODE, event.id, event.type)

@@ -59,7 +59,7 @@ def build_receiver(context: Context) -> tuple[Listener, list[Reloader[Any]]]:
     """Return the listener for Stripe, and what reloads its secrets and its allow list."""
     settings = context.settings
     secrets = SigningSecrets(settings.secrets)
-    metrics.set_loaded_secrets(secrets.places())
+    metrics.set_loaded_secrets(secrets.fingerprints_and_places())
     reloaders = [_secrets_reloader(secrets, context.environment)]
     allow_list = None
     if settings.allowed_networks:
@@ -107,7 +107,7 @@ def wrap_handlers(
 def _secrets_reloader(secrets: SigningSecrets, environ: Mapping[str, str]) -> Reloader[Any]:
     def apply(changed: Mapping[str, Any]) -> dict[str, Any]:
         secrets.replace(changed)
-        metrics.set_loaded_secrets(secrets.places())
+        metrics.set_loaded_secrets(secrets.fingerprints_and_places())
         return {"fingerprints": secrets.fingerprints()}
 
     return Reloader(

@@ -1,4 +1,4 @@
-"""Stripe's words, without I/O: signed bytes become a verified event and a typed session."""
+"""Stripe's data, without I/O: signed bytes become a verified event and a typed session."""
 
 from .verification_report import VerificationReport
 from .verification_session import VerificationSession

@@ -1,6 +1,9 @@
-"""From bytes to a typed struct, leniently: what cannot be read and is not needed is left out.
+"""Decodes JSON leniently: fields that are unreadable and not needed are removed.
 
-The caller says which fields are needed. No error here holds anything of what was read.
+Why: Stripe may change any field at any time. If an unreadable field were an error, every event
+would be rejected from that day on, even when nothing here uses the field.
+
+The caller says which fields are needed. No error raised here holds any of the input.
 """
 
 from __future__ import annotations
@@ -15,113 +18,119 @@ import msgspec
 import orjson
 
 from ..errors import Rejected, RejectionReason
-from .verification_report import secret_hook
+from .verification_report import decode_secret
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-# Each escape in a text of JSON: a whole surrogate pair, half of one (the group), or another.
+# Every escape in JSON text: a whole surrogate pair, a lone surrogate (the group), or another one.
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
-_REPLACED = "\ufffd".encode()
+_REPLACEMENT = "\ufffd".encode()
 
 
 class Decoded(NamedTuple):
-    """A value in JSON.
+    """A decoded JSON value.
 
     Attributes:
         value: The value.
-        has_half_pairs: Whether U+FFFD stands in its texts for half a surrogate pair: JSON may
-            escape one, but no text can hold it.
+        has_lone_surrogates: Whether U+FFFD replaces lone surrogates in its texts. JSON can escape
+            half of a surrogate pair, but no text can hold it.
     """
 
     value: Any
-    has_half_pairs: bool
+    has_lone_surrogates: bool
 
 
 def decode(body: bytes) -> Decoded | None:
     """Decode JSON; return None for anything else.
 
-    The decoder's error holds the whole input, so it ends here, context and all.
+    The decoder's exception holds the whole input, so it must not leave this function, not even as
+    the context of another exception.
     """
     with suppress(orjson.JSONDecodeError):
-        return Decoded(orjson.loads(body), has_half_pairs=False)
-    mended = _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], body)
-    if mended == body:
+        return Decoded(orjson.loads(body), has_lone_surrogates=False)
+    repaired = _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], body)
+    if repaired == body:
         return None
     with suppress(orjson.JSONDecodeError):
-        return Decoded(orjson.loads(mended), has_half_pairs=True)
+        return Decoded(orjson.loads(repaired), has_lone_surrogates=True)
     return None
 
 
 def convert(found: dict[str, Any], kind: type[T]) -> T | None:
-    """Return *found* as a *kind*, digits read as numbers; None where it does not fit."""
+    """Return *found* as a *kind*, with digits read as numbers; None if it does not fit."""
     try:
-        return msgspec.convert(found, kind, strict=False, dec_hook=secret_hook)
+        return msgspec.convert(found, kind, strict=False, dec_hook=decode_secret)
     except msgspec.ValidationError:
         return None
 
 
-def leave_out(
+def remove_unreadable(
     found: dict[str, Any],
     kind: type[msgspec.Struct],
     needed: Container[str],
     *,
-    has_half_pairs: bool,
-    at: str = "",
+    has_lone_surrogates: bool,
+    prefix: str = "",
 ) -> Iterator[str]:
-    """Take everything out of *found* that a *kind* cannot hold; yield the path of each.
+    """Remove everything from *found* that a *kind* cannot hold; yield the path of each field.
 
-    Each field is tried once and by itself, so the work does not grow with what does not fit. Of a
-    mapping with keys of its sender's, only what does not fit is taken out; of a list, all.
+    Each field is tried once and by itself, so the work does not grow with the number of unreadable
+    fields. From a mapping with arbitrary keys only the unreadable entries are removed; a list is
+    removed as a whole.
 
     Args:
-        found: An object of JSON; it is changed.
-        kind: What is to be made of it.
-        needed: Paths of fields that may not be left out.
-        has_half_pairs: Whether U+FFFD makes a text unreadable.
-        at: What the paths begin with.
+        found: A JSON object; it is changed.
+        kind: The struct that it will be converted to.
+        needed: Paths of fields that may not be removed.
+        has_lone_surrogates: Whether a text with U+FFFD counts as unreadable.
+        prefix: What the paths begin with.
 
     Raises:
         Rejected: With `field_missing` or `field_mistyped` and the path of a field that is needed.
     """
     for field in _fields(kind):
-        path = at + field.name
+        path = prefix + field.name
         if field.name not in found:
             if field.is_required:
                 raise Rejected(RejectionReason.FIELD_MISSING, path)
             continue
         value = found[field.name]
         if isinstance(value, dict) and field.struct is not None:
-            yield from leave_out(
-                value, field.struct, needed, has_half_pairs=has_half_pairs, at=f"{path}."
+            yield from remove_unreadable(
+                value,
+                field.struct,
+                needed,
+                has_lone_surrogates=has_lone_surrogates,
+                prefix=f"{path}.",
             )
-        elif not _fits(value, field.kind, has_half_pairs=has_half_pairs):
+        elif not _fits(value, field.kind, has_lone_surrogates=has_lone_surrogates):
             if path in needed:
                 raise Rejected(RejectionReason.FIELD_MISTYPED, path)
             if isinstance(value, dict) and field.is_mapping:
-                found[field.name] = _texts(value, has_half_pairs=has_half_pairs)
+                found[field.name] = _only_texts(value, has_lone_surrogates=has_lone_surrogates)
             else:
                 del found[field.name]
             yield path
 
 
-def _fits(value: Any, kind: Any, *, has_half_pairs: bool) -> bool:
+def _fits(value: Any, kind: Any, *, has_lone_surrogates: bool) -> bool:
     try:
-        msgspec.convert(value, kind, strict=False, dec_hook=secret_hook)
+        msgspec.convert(value, kind, strict=False, dec_hook=decode_secret)
     except msgspec.ValidationError:
         return False
-    return not (has_half_pairs and _REPLACED in orjson.dumps(value))
+    return not (has_lone_surrogates and _REPLACEMENT in orjson.dumps(value))
 
 
-def _texts(found: dict[str, Any], *, has_half_pairs: bool) -> dict[str, str]:
+def _only_texts(found: dict[str, Any], *, has_lone_surrogates: bool) -> dict[str, str]:
     return {
         key: value
         for key, value in found.items()
         if isinstance(value, str)
-        and not (has_half_pairs and _REPLACED in orjson.dumps([key, value]))
+        and not (has_lone_surrogates and _REPLACEMENT in orjson.dumps([key, value]))
     }
 
 
@@ -129,11 +138,11 @@ class _Field(NamedTuple):
     """One field of a struct.
 
     Attributes:
-        name: Its name.
-        kind: What it may hold.
-        is_required: Whether it may not be missing.
-        struct: The struct it may hold, if any.
-        is_mapping: Whether it may hold texts by name.
+        name: The name of the field.
+        kind: Its type.
+        is_required: Whether it must be present.
+        struct: The struct that it may hold, if any.
+        is_mapping: Whether it may hold a mapping with arbitrary keys.
     """
 
     name: str
@@ -150,11 +159,13 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[_Field, ...]:
 
 def _field(found: msgspec.structs.FieldInfo) -> _Field:
     kinds = get_args(found.type) or (found.type,)
-    structs = [one for one in kinds if isinstance(one, type) and issubclass(one, msgspec.Struct)]
+    structs = [
+        each for each in kinds if isinstance(each, type) and issubclass(each, msgspec.Struct)
+    ]
     return _Field(
         found.name,
         found.type,
         is_required=found.required,
         struct=structs[0] if structs else None,
-        is_mapping=any(get_origin(one) is dict for one in kinds),
+        is_mapping=any(get_origin(each) is dict for each in kinds),
     )

@@ -1,7 +1,7 @@
-"""Stripe-Signature: who sent these bytes, and when. Pure: no clock, no environment, no request.
+"""Verifies the Stripe-Signature header: who sent these bytes, and when. Pure, without a clock.
 
-Everything happens on raw bytes, before anything is parsed. What the payload means lives in
-`events`. The scheme: https://docs.stripe.com/webhooks#verify-manually
+Works on raw bytes, before anything is parsed; what the payload means is decided in `events`.
+The scheme: https://docs.stripe.com/webhooks#verify-manually
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import msgspec
 from ..errors import Rejected, RejectionReason
 from ..secret import Secret
 
-HEADER_BYTES_LOOKED_AT = 4096
-ITEMS_LOOKED_AT = 64
-# Each forged request costs a digest for every one of them.
-OTHER_SECRETS_LOOKED_AT = 16
+MAX_HEADER_BYTES = 4096
+MAX_ITEMS = 64
+# A forged request costs one digest for each of these secrets.
+MAX_OTHER_SECRETS = 16
 
-# One item of a scheme we know: a timestamp, with no second equals sign, or a well-formed v1.
+# One item that counts: a timestamp without a second equals sign, or a well-formed v1 signature.
 _ITEM = re.compile(rb"(?:\A|,) ?(?:t=([^=,]*)|v1=([0-9a-f]{64}))(?=,|\Z)")
 _TIMESTAMP = re.compile(rb"0|[1-9][0-9]{0,11}")
-# What nearly every header looks like, in the live world and in test mode.
+# The form of nearly every header, in live mode and (with v0) in test mode.
 _USUAL = re.compile(rb"t=(0|[1-9][0-9]{0,11}),v1=([0-9a-f]{64})(?:,v0=[0-9a-f]{64})?")
 
 
 class VerifiedPayload(msgspec.Struct, frozen=True, gc=False):
-    """Bytes that `verify` has accepted. Nothing else makes one, and `events.parse` takes no less.
+    """A body whose signature is valid: only `verify` creates one, and `events.parse` requires one.
 
     Attributes:
         body: The request body, exactly as it was signed.
-        secret_fingerprint: Which of the configured secrets matched, as `fingerprint` names it.
+        secret_fingerprint: The `fingerprint` of the secret that matched.
     """
 
     body: bytes
@@ -55,35 +55,31 @@ def verify(
     tolerance_s: float,
     other_secrets: Iterable[Secret[bytes]] = (),
 ) -> VerifiedPayload:
-    """Return *body* as proven, when *header* holds a fresh signature by one of *secrets*.
+    """Return *body* as a `VerifiedPayload` if *header* has a fresh signature by one of *secrets*.
 
     Args:
         body: The raw request body.
-        header: The value of `Stripe-Signature` as received; None when there was none.
-        secrets: Whole signing secrets, `whsec_` included; any match suffices.
+        header: The value of `Stripe-Signature` as received; None if there was none.
+        secrets: Whole signing secrets, including `whsec_`; one match suffices.
         now: Unix time in seconds.
-        tolerance_s: How far the timestamp may lie from *now*, on either side.
+        tolerance_s: The largest difference between the timestamp and *now*, in both directions.
         other_secrets: Secrets of the other endpoints, tried when none of *secrets* matches: a
             sender that signed with one of them gets a reason of its own.
 
     Raises:
         Rejected: With `signature_missing`, `signature_malformed`, `signature_mismatch`,
-            `signature_of_other_endpoint`, `timestamp_too_old` or `timestamp_too_new`. A mismatch
-            wins over age, so a forged old header is a mismatch.
+            `signature_of_other_endpoint`, `timestamp_too_old` or `timestamp_too_new`. The age is
+            checked last, so a forged old header is a mismatch.
     """
     if not header:
         raise Rejected(RejectionReason.SIGNATURE_MISSING)
-    timestamp, signatures = _split(header)
+    timestamp, signatures = _parse_header(header)
     signed = timestamp + b"." + body
     matched = _match(signed, signatures, secrets)
     if matched is None:
-        tried = list(islice(other_secrets, OTHER_SECRETS_LOOKED_AT))
-        is_others = _match(signed, signatures, tried) is not None
-        raise Rejected(
-            RejectionReason.SIGNATURE_OF_OTHER_ENDPOINT
-            if is_others
-            else RejectionReason.SIGNATURE_MISMATCH
-        )
+        if _match(signed, signatures, list(islice(other_secrets, MAX_OTHER_SECRETS))):
+            raise Rejected(RejectionReason.SIGNATURE_OF_OTHER_ENDPOINT)
+        raise Rejected(RejectionReason.SIGNATURE_MISMATCH)
     age_s = now - int(timestamp)
     if age_s > tolerance_s:
         raise Rejected(RejectionReason.TIMESTAMP_TOO_OLD)
@@ -99,12 +95,12 @@ def sign(body: bytes, secret: Secret[bytes], timestamp: int) -> str:
 
 
 def fingerprint(secret: Secret[bytes]) -> str:
-    """Return the name under which a secret may be logged: the first 8 hex of its SHA-256."""
+    """Return the name under which a secret may be logged: 8 hex digits of its SHA-256."""
     return _signing_key(secret).fingerprint
 
 
 class _SigningKey(NamedTuple):
-    """A secret with its HMAC begun, so that no body has to begin it anew."""
+    """A secret and its HMAC state, which is copied for each body instead of computed again."""
 
     keyed: hmac.HMAC
     fingerprint: str
@@ -120,17 +116,17 @@ def _signing_key(secret: Secret[bytes]) -> _SigningKey:
     return _SigningKey(keyed, hashlib.sha256(value).hexdigest()[:8])
 
 
-def _split(header: bytes) -> tuple[bytes, list[bytes]]:
-    """Return the timestamp as sent and every well-formed v1; other schemes count for nothing."""
+def _parse_header(header: bytes) -> tuple[bytes, list[bytes]]:
+    """Return the timestamp and every well-formed v1 signature; other schemes are skipped."""
     usual = _USUAL.fullmatch(header)
     if usual:
         return usual[1], [usual[2]]
-    looked_at = header[:HEADER_BYTES_LOOKED_AT]
-    if looked_at.count(b",") >= ITEMS_LOOKED_AT:
-        looked_at = b",".join(looked_at.split(b",", ITEMS_LOOKED_AT)[:ITEMS_LOOKED_AT])
+    items = header[:MAX_HEADER_BYTES]
+    if items.count(b",") >= MAX_ITEMS:
+        items = b",".join(items.split(b",", MAX_ITEMS)[:MAX_ITEMS])
     timestamps: set[bytes] = set()
     signatures: list[bytes] = []
-    for timestamp, signature in _ITEM.findall(looked_at):
+    for timestamp, signature in _ITEM.findall(items):
         if signature:
             signatures.append(signature)
         else:
@@ -146,7 +142,10 @@ def _split(header: bytes) -> tuple[bytes, list[bytes]]:
 def _match(
     signed: bytes, signatures: Sequence[bytes], secrets: Sequence[Secret[bytes]]
 ) -> _SigningKey | None:
-    """Return the key that made one of *signatures*, trying every pair whatever matches."""
+    """Return the key that made one of *signatures*.
+
+    Every pair is compared even after a match, so that the time taken reveals nothing.
+    """
     matched: _SigningKey | None = None
     for secret in secrets:
         key = _signing_key(secret)

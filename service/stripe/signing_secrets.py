@@ -1,6 +1,6 @@
-"""The signing secrets in use, which may be exchanged while requests are verified with them.
+"""The signing secrets in use, which can be replaced while the service is running.
 
-Where secrets stand is `config`'s business, when they are looked at again `reloading`'s.
+Where secrets come from is decided in `config`, when they are read again in `reloading`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .signatures import fingerprint
 
 
 class SigningSecrets(Mapping[str, tuple[Secret[bytes], ...]]):
-    """Every endpoint's signing secrets, as they are now."""
+    """The current signing secrets of every endpoint."""
 
     def __init__(self, secrets: Mapping[str, tuple[Secret[bytes], ...]]) -> None:
         self._secrets = secrets
@@ -27,16 +27,15 @@ class SigningSecrets(Mapping[str, tuple[Secret[bytes], ...]]):
         return len(self._secrets)
 
     def replace(self, secrets: Mapping[str, tuple[Secret[bytes], ...]]) -> None:
-        """Use *secrets* from the next request on, and none of those before."""
+        """Use only *secrets* from the next request on."""
         self._secrets = secrets
 
     def fingerprints(self) -> list[str]:
-        """Return the names under which all secrets in use may be logged."""
-        found = {fingerprint(secret) for secrets in self._secrets.values() for secret in secrets}
-        return sorted(found)
+        """Return the fingerprint of every secret in use, sorted and without repetitions."""
+        return sorted({each for each, _ in self.fingerprints_and_places()})
 
-    def places(self) -> list[tuple[str, str]]:
-        """Return the name of each with its place among its endpoint's: current (first) or old."""
+    def fingerprints_and_places(self) -> list[tuple[str, str]]:
+        """Return the fingerprint of each secret with its place: `current` (first) or `old`."""
         return [
             (fingerprint(secret), "old" if place else "current")
             for secrets in self._secrets.values()

@@ -1,6 +1,6 @@
-"""Stripe's VerificationReport, the parts that sessions share with it, and how both are read.
+"""Stripe's VerificationReport, and what it shares with the VerificationSession.
 
-Nothing here knows of events, Redis or the network; what is personal is declared `Secret`.
+Every personal value is declared `Secret`. Nothing here knows events, Redis or the network.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 @runtime_checkable
 class StripeObject(Protocol):
-    """An object of Stripe's SDK: no mapping in its newer releases."""
+    """An object of Stripe's SDK, which is not a mapping in newer releases."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain dictionaries and lists."""
+        """Return the object as plain dictionaries and lists."""
 
 
 Source: TypeAlias = bytes | bytearray | memoryview | str | Mapping[str, Any] | StripeObject
@@ -30,44 +30,42 @@ Source: TypeAlias = bytes | bytearray | memoryview | str | Mapping[str, Any] | S
 EpochSeconds = Annotated[int, msgspec.Meta(ge=0, lt=10**11)]
 
 
-def secret_hook(kind: Any, found: Any) -> Any:
-    """Wrap `found` in the `Secret[...]` its field declares: msgspec's `dec_hook` for our types.
+def decode_secret(kind: Any, found: Any) -> Any:
+    """Wrap a value in the `Secret[...]` that its field declares: the `dec_hook` for msgspec.
 
     Raises:
-        ValueError: `found` does not fit. msgspec adds the path and makes it a `ValidationError`;
+        ValueError: The value does not fit. msgspec adds the path and makes it a `ValidationError`;
             neither holds the value.
-
     """
     inner = kind.__args__[0]
     if type(found) is inner:
         return Secret(found)
     with suppress(msgspec.ValidationError, UnicodeError):
         return Secret(msgspec.convert(found, inner, strict=False))
-    # Raised here, not in an `except`: a UnicodeError holds its input, even as mere context.
+    # Not raised inside `except`: a UnicodeError holds its input, even as the context of an error.
     raise ValueError(f"Expected `{inner.__name__}`")
 
 
 def read(kind: type[T], source: Source) -> T:
-    """Make a `kind` of JSON text, a mapping or an object of Stripe's SDK, forgivingly.
+    """Convert JSON text, a mapping or an object of Stripe's SDK to a *kind*, leniently.
 
-    Digit strings pass as numbers, 0 and 1 as booleans; fields nobody declared are ignored.
+    Strings of digits pass as numbers, 0 and 1 as booleans; undeclared fields are ignored.
 
     Raises:
-        ValueError: the source is none of these, or (`msgspec.ValidationError`, naming the path)
-            does not fit. Neither holds any of the source.
-
+        ValueError: The source is none of these, or does not fit (`msgspec.ValidationError`, naming
+            the path). Neither holds any of the source.
     """
     if isinstance(source, StripeObject):
         source = source.to_dict()
     with suppress(orjson.JSONDecodeError, UnicodeError):
         found = source if isinstance(source, Mapping) else orjson.loads(source)
-        return msgspec.convert(found, kind, strict=False, dec_hook=secret_hook)
-    # Outside the `except` again: JSONDecodeError.doc is the whole input.
+        return msgspec.convert(found, kind, strict=False, dec_hook=decode_secret)
+    # Not raised inside `except`: JSONDecodeError.doc is the whole input.
     raise ValueError("neither JSON nor a mapping nor an object with to_dict()")
 
 
 class HiddenRepr(msgspec.Struct, frozen=True, gc=False):
-    """A struct whose `repr` tells only the attributes named in `shown`, or nothing but a mask."""
+    """A struct whose `repr` shows only the attributes named in `shown`, else a mask."""
 
     shown: ClassVar[tuple[str, ...]] = ()
 
@@ -75,15 +73,15 @@ class HiddenRepr(msgspec.Struct, frozen=True, gc=False):
         return [(name, getattr(self, name)) for name in self.shown]
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
-        return f"{type(self).__name__}({told or MASK})"
+        attributes = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({attributes or MASK})"
 
 
 class CheckError(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """Why a check or a whole session failed: a `code` to act upon, a `reason` worded for people.
+    """Why a check or a session failed: a `code` for programs, a `reason` for people.
 
-    `code` is open: `document_expired`, `id_number_mismatch`, `selfie_face_mismatch`,
-    `consent_declined`, ...; an unknown one is kept as text.
+    `code` may be any text: `document_expired`, `id_number_mismatch`, `selfie_face_mismatch`,
+    `consent_declined`, or a newer one.
     """
 
     shown = ("code",)
@@ -104,7 +102,7 @@ class Address(HiddenRepr, frozen=True, kw_only=True, gc=False):
 
 
 class CalendarDate(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """A date in numbers, months from 1. A redacted one reads day 1, month 1, year 1."""
+    """A date in numbers, months from 1. A redacted date is day 1, month 1, year 1."""
 
     day: Secret[int] | None = None
     month: Secret[int] | None = None
@@ -112,7 +110,7 @@ class CalendarDate(HiddenRepr, frozen=True, kw_only=True, gc=False):
 
 
 class DocumentOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What the document check demands; `allowed_types` as in `DocumentCheck.type`."""
+    """What the document check requires; `allowed_types` as in `DocumentCheck.type`."""
 
     allowed_types: list[str] | None = None
     require_id_number: bool | None = None
@@ -121,11 +119,11 @@ class DocumentOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class IdNumberOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What the id number check demands: Stripe has the object, so far without any field."""
+    """What the id number check requires: an object without any field so far."""
 
 
 class ReportOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The options the checks of a report were made under."""
+    """The options that the checks of a report were made with."""
 
     document: DocumentOptions | None = None
     id_number: IdNumberOptions | None = None
@@ -134,9 +132,9 @@ class ReportOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class DocumentCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
     """What was read from an identity document.
 
-    `type` is `driving_license`, `id_card`, `passport` or new; `status` is `verified` or
-    `unverified`; `files` are ids of images. Birth, expiry, number, sex and the unparsed texts are
-    there only when expanded on purpose, some with a restricted key only.
+    `type` is `driving_license`, `id_card`, `passport` or newer; `status` is `verified` or
+    `unverified`; `files` are ids of images. Date of birth, expiry date, number, sex and the
+    unparsed texts are present only if expanded, some of them only for a restricted key.
     """
 
     address: Address | None = None
@@ -157,7 +155,7 @@ class DocumentCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
 
 
 class EmailCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """Whether the person proved to read mail at an address."""
+    """Whether the person has access to an e-mail address."""
 
     email: Secret[str] | None = None
     error: CheckError | None = None
@@ -165,9 +163,9 @@ class EmailCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
 
 
 class IdNumberCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """Whether a government's number belongs to the name and birth date given.
+    """Whether a government id number belongs to the given name and date of birth.
 
-    `id_number_type` is `br_cpf`, `sg_nric`, `us_ssn` (then only the last four digits) or new.
+    `id_number_type` is `br_cpf`, `sg_nric`, `us_ssn` (only the last four digits) or newer.
     """
 
     dob: CalendarDate | None = None
@@ -180,7 +178,7 @@ class IdNumberCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
 
 
 class PhoneCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """Whether the person proved to hold a phone number."""
+    """Whether the person has access to a phone number."""
 
     error: CheckError | None = None
     phone: Secret[str] | None = None
@@ -188,7 +186,7 @@ class PhoneCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
 
 
 class SelfieCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """Whether a selfie shows the face on the document; both pictures are file ids."""
+    """Whether a selfie shows the face on the document; both images are file ids."""
 
     document: Secret[str] | None = None
     error: CheckError | None = None
@@ -197,10 +195,10 @@ class SelfieCheck(HiddenRepr, frozen=True, kw_only=True, gc=False):
 
 
 class VerificationReport(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """The outcome of one attempt, made when all its checks were done (`created`).
+    """The result of one attempt, made when all its checks were done (`created`).
 
-    A check that was not asked for is None. `type` is `document`, `id_number`,
-    `verification_flow` or new. https://docs.stripe.com/api/identity/verification_reports/object
+    A check that was not requested is None. `type` is `document`, `id_number`,
+    `verification_flow` or newer. https://docs.stripe.com/api/identity/verification_reports/object
     """
 
     shown = ("id", "type", "verification_session", "livemode", "created")
@@ -222,5 +220,5 @@ class VerificationReport(HiddenRepr, frozen=True, kw_only=True, gc=False):
 
     @classmethod
     def from_json(cls, source: Source) -> VerificationReport:
-        """Read JSON, a mapping or the SDK's report; raise a ValueError without any of it."""
+        """Read JSON, a mapping or the SDK's object; the ValueError for others holds no input."""
         return read(cls, source)

@@ -1,6 +1,7 @@
-"""Stripe's VerificationSession, every field of it, with its own parts.
+"""Stripe's VerificationSession, with all its fields.
 
-What it shares with the report lives in `reports`; what its states mean, in `transitions`.
+What it shares with the report is in `verification_report`; what its statuses mean, in
+`transitions.lifecycle`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from .verification_report import (
 
 
 class LastError(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """Why the latest attempt failed; both fields None means that nothing did.
+    """Why the latest attempt failed; both fields are None if it did not.
 
-    `code` is open: those of the checks (see `reports.CheckError`) and of the visit itself, such
-    as `abandoned`, `consent_declined` or `under_supported_age`. `reason` is worded for the person.
+    `code` may be any text: those of the checks (see `CheckError`) and others, such as `abandoned`,
+    `consent_declined` or `under_supported_age`. `reason` is written for the person.
     """
 
     shown = ("code",)
@@ -35,32 +36,32 @@ class LastError(HiddenRepr, frozen=True, kw_only=True, gc=False):
 
 
 class Redaction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """How far Stripe is with erasing the session: `processing`, `validated`, `redacted` or new."""
+    """State of the redaction by Stripe: `processing`, `validated`, `redacted` or newer."""
 
     status: str | None = None
 
 
 class EmailOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What the e-mail check demands."""
+    """What the e-mail check requires."""
 
     require_verification: bool | None = None
 
 
 class PhoneOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What the phone check demands."""
+    """What the phone check requires."""
 
     require_verification: bool | None = None
 
 
 class MatchingOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """How closely document and provided details must agree: `none`, `similar` or new."""
+    """How closely document and provided details must agree: `none`, `similar` or newer."""
 
     dob: str | None = None
     name: str | None = None
 
 
 class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The checks a session asks for, and how strict each is."""
+    """The checks that a session requires, and how strict each is."""
 
     document: DocumentOptions | None = None
     email: EmailOptions | None = None
@@ -70,23 +71,23 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ProvidedDetails(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """What you told Stripe about the person beforehand; expanded only, never in an event."""
+    """What you told Stripe about the person. Only if expanded, never in an event."""
 
     email: Secret[str] | None = None
     phone: Secret[str] | None = None
 
 
 class RelatedPerson(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """The Person of a connected account whom the session is about: the ids of both."""
+    """The Person that the session is about, and the connected account it belongs to: their ids."""
 
     account: str | None = None
     person: str | None = None
 
 
 class VerifiedOutputs(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """What the checks established about the person; expanded only, never in an event.
+    """What the checks verified about the person. Only if expanded, never in an event.
 
-    `dob` and `id_number` need a restricted key besides; of a `us_ssn` only four digits are kept.
+    `dob` and `id_number` also need a restricted key; of a `us_ssn` only four digits are kept.
     """
 
     address: Address | None = None
@@ -103,14 +104,14 @@ class VerifiedOutputs(HiddenRepr, frozen=True, kw_only=True, gc=False):
 
 
 class VerificationSession(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """One person's way through Stripe Identity, as an event or the API shows it.
+    """The verification of one person, as an event or the API represents it.
 
-    Words are open, unknown ones stay text: `status` is `requires_input`, `processing`, `verified`
-    or `canceled`; `type` is `document`, `id_number` or `verification_flow`.
+    `status` is `requires_input`, `processing`, `verified` or `canceled`, and `type` is `document`,
+    `id_number` or `verification_flow`; both may be newer words.
 
-    `client_secret` opens the session in a browser or app, once, within 24 hours; `url` does so on
+    `client_secret` opens the session in a browser or app, once, within 24 hours; `url` opens it on
     Stripe's page, once, within 48. Neither may be stored, logged or passed to anyone but the
-    person. `metadata` and `client_reference_id` are yours, and `repr` keeps them to itself.
+    person. `metadata` and `client_reference_id` are yours; `repr` does not show them.
     https://docs.stripe.com/api/identity/verification_sessions/object
     """
 
@@ -148,7 +149,7 @@ class VerificationSession(HiddenRepr, frozen=True, kw_only=True, gc=False):
 
     @classmethod
     def from_json(cls, source: Source) -> VerificationSession:
-        """Read JSON, a mapping or the SDK's session; raise a ValueError without any of it."""
+        """Read JSON, a mapping or the SDK's object; the ValueError for others holds no input."""
         return read(cls, source)
 
     @property
@@ -158,11 +159,11 @@ class VerificationSession(HiddenRepr, frozen=True, kw_only=True, gc=False):
 
     @property
     def redaction_status(self) -> str | None:
-        """The status of `redaction`, None while nothing is being erased."""
+        """The status of `redaction`; None unless a redaction was requested."""
         return self.redaction.status if self.redaction else None
 
     @property
     def report_id(self) -> str | None:
-        """The id of the latest report, whether the report itself came along or not."""
+        """The id of the latest report, whether the report is expanded or not."""
         report = self.last_verification_report
         return report.id if isinstance(report, VerificationReport) else report

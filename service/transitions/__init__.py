@@ -1,4 +1,4 @@
-"""What a change of a session is, without I/O: its order, and how it is stored and sent."""
+"""A change of a session, without I/O: its order, and how it is stored and sent."""
 
 from .lifecycle import Status
 from .transition import StatusTransition

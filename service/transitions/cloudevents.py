@@ -1,7 +1,7 @@
-"""The message: a transition as CloudEvents 1.0 structured JSON, the same bytes on every queue.
+"""The message for queues: a transition as CloudEvents 1.0 structured JSON, the same on every queue.
 
-The form on our own streams is in `wire`; what a queue does with a message, in its handler; what
-its readers are promised, in `schema`.
+The form in our own streams is in `stream_entry`; how a message is sent, in the handler of each
+queue; what consumers can rely on, in `deploy/contracts`.
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 """
 
@@ -19,20 +19,20 @@ from .transition import StatusTransition
 CONTENT_TYPE = "application/cloudevents+json"
 TYPE_PREFIX = "com.stripe."
 SCHEMA = "urn:identity-webhooks:status-transition:2"
-# The attributes that go along outside the body as well.
-REPEATED = ("id", "type", "subject", "sessionepoch", "sessionsequence", "traceparent")
+# The attributes that are also sent as headers.
+HEADER_ATTRIBUTES = ("id", "type", "subject", "sessionepoch", "sessionsequence", "traceparent")
 
 
 class Message(NamedTuple):
     """One transition, ready for a queue.
 
     Attributes:
-        id: The event id; a repeat and a replay carry the same.
-        deduplication_id: What a queue may drop repeats by: the id, but its own for each replay.
-        key: The session id: what order is kept by.
+        id: The event id, also of a repeated delivery and of a replay.
+        deduplication_id: The key by which a queue may drop repeats. Each replay has its own.
+        key: The session id, by which a queue keeps order.
         type: `com.stripe.` and the event type.
         body: The CloudEvent.
-        headers: What routers and consumers may want without parsing the body.
+        headers: Attributes for routers and consumers that do not parse the body.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Message(NamedTuple):
 
 
 def message(transition: StatusTransition) -> Message:
-    """Return the message that carries *transition*."""
+    """Return the message for *transition*."""
     attributes: dict[str, Any] = {
         "specversion": "1.0",
         "id": transition.event_id,
@@ -60,16 +60,16 @@ def message(transition: StatusTransition) -> Message:
         "datacontenttype": "application/json",
         "dataschema": SCHEMA,
         "partitionkey": transition.session_id,
-        # Not the extension `sequence`, which orders all events of a source, and as texts do.
+        # Not the CloudEvents extension `sequence`: it orders all events of a source, as text.
         "sessionepoch": str(transition.epoch),
         "sessionsequence": str(transition.sequence),
         "replay": transition.replay,
-        # The distributed tracing extension: where it all began, not the last hop.
+        # The distributed tracing extension asks for the start of the trace, not for the last hop.
         "traceparent": transition.traceparent,
     }
-    # CloudEvents has no empty attribute.
+    # CloudEvents does not allow empty attributes.
     attributes = {name: value for name, value in attributes.items() if value}
-    repeated = {name: attributes[name] for name in REPEATED if name in attributes}
+    headers = {name: attributes[name] for name in HEADER_ATTRIBUTES if name in attributes}
     replay = f".{transition.replay}" if transition.replay else ""
     data = msgspec.to_builtins(transition)
     return Message(
@@ -78,15 +78,15 @@ def message(transition: StatusTransition) -> Message:
         key=transition.session_id,
         type=attributes["type"],
         body=orjson.dumps({**attributes, "data": data}, option=orjson.OPT_UTC_Z),
-        headers={"content-type": CONTENT_TYPE, **repeated},
+        headers={"content-type": CONTENT_TYPE, **headers},
     )
 
 
 def _source(transition: StatusTransition) -> str:
-    """Return where the event came from: Stripe's world, and the account if it is known.
+    """Return Stripe's mode and the account, if it is known.
 
-    A connected account is named by its id, one's own by what ACCOUNT_NAME says.
+    A connected account is named by its id, your own account by ACCOUNT_NAME.
     """
-    world = "test" if transition.livemode is False else "live"
+    mode = "test" if transition.livemode is False else "live"
     name = transition.account or transition.account_name
-    return f"/stripe/identity/{world}" + (f"/{quote(name, safe='')}" if name else "")
+    return f"/stripe/identity/{mode}" + (f"/{quote(name, safe='')}" if name else "")

@@ -1,7 +1,11 @@
-"""The life of a session as a table, and what makes one event newer than another.
+"""The lifecycle of a session, and the order of its events. The single source for both.
 
-This is the one source for what may follow what; `simulate`, the README and the worker's
-`expected` flag derive from it. Nothing here knows Redis, HTTP or Stripe's envelope.
+The rule for order: Stripe delivers events in any order, and several times. Each event gets an
+*order key* that depends on the event alone, so that every process orders the events of a session
+in the same way. It compares redaction first, then the time Stripe created the event, then the
+rank of the event type, because several events can have the same second.
+
+Nothing here knows Redis, HTTP or the envelope of an event.
 Stripe's lifecycle: https://docs.stripe.com/identity/how-sessions-work
 """
 
@@ -17,7 +21,7 @@ from ..stripe.verification_session import VerificationSession
 
 
 class Status(StrEnum):
-    """The statuses of a session: Stripe's four, and REDACTED, ours, which absorbs them all."""
+    """The statuses of a session: Stripe's four, and our own REDACTED, which ends every session."""
 
     REQUIRES_INPUT = "requires_input"
     PROCESSING = "processing"
@@ -26,10 +30,11 @@ class Status(StrEnum):
     REDACTED = "redacted"
 
 
-# A first sight of a session (None) is expected to be its creation. `requires_input` follows
-# itself when a user declines before any check runs, and `verified` when staff override the result;
-# the final statuses follow themselves when redaction begins.
-FOLLOWS: dict[str | None, frozenset[str]] = {
+# The statuses that may follow each status. None stands for a session that is not known yet, whose
+# first event should be its creation. `requires_input` follows itself if a user declines before any
+# check runs, and it follows `verified` if staff override the result. Final statuses follow
+# themselves when redaction begins.
+NEXT_STATUSES: dict[str | None, frozenset[str]] = {
     None: frozenset({Status.REQUIRES_INPUT}),
     Status.REQUIRES_INPUT: frozenset({Status.REQUIRES_INPUT, Status.PROCESSING, Status.CANCELED}),
     Status.PROCESSING: frozenset({Status.VERIFIED, Status.REQUIRES_INPUT}),
@@ -40,8 +45,8 @@ FOLLOWS: dict[str | None, frozenset[str]] = {
 
 FINAL = frozenset({Status.VERIFIED, Status.CANCELED})
 
-# Within one second a check may start and fail, while a user cannot resubmit that fast: so
-# requires_input ranks above processing.
+# The order of event types within one second. A check may start and fail within a second, but no
+# user resubmits that fast: so requires_input ranks above processing.
 STEP_RANKS = {
     EVENT_TYPE_PREFIX + "created": 0,
     EVENT_TYPE_PREFIX + "processing": 1,
@@ -54,52 +59,52 @@ OTHER_STEP_RANK = 2
 _CREATED = EVENT_TYPE_PREFIX + "created"
 _REDACTED = EVENT_TYPE_PREFIX + "redacted"
 
-# By so many seconds the clocks of Stripe's own machines may differ: of a step and a result that
-# are no further apart, the result counts as the later one.
+# The clocks of Stripe's own machines may differ by this much. If a step and a result are no further
+# apart, the result counts as the later one.
 SKEW_S = 5
 
-# One digit for the step below eleven for the seconds; the redaction rank above.
+# An order key in decimal digits: redaction rank (1), seconds (11), step rank (1).
 _SECOND_UNIT = 10
 _REDACTION_UNIT = _SECOND_UNIT * 10**11
 
 
 def is_expected(previous: str | None, current: str) -> bool:
-    """Say whether `FOLLOWS` lists the step; words it does not know are never held against it."""
-    if current not in FOLLOWS:
+    """Say whether `NEXT_STATUSES` allows the step; it does if either status is unknown."""
+    if current not in NEXT_STATUSES:
         return True
-    followers = FOLLOWS.get(previous)
+    followers = NEXT_STATUSES.get(previous)
     return followers is None or current in followers
 
 
 def is_reversal(previous: str | None, current: str) -> bool:
-    """Say whether a final status was changed into another one that is not `redacted`."""
+    """Say whether a final status changed into another one that is not `redacted`."""
     return previous in FINAL and current not in (previous, Status.REDACTED)
 
 
 def is_step(event_type: str, status: str) -> bool:
-    """Say whether an event is a step, not a result.
+    """Say whether an event is a step (something has begun) and not a result.
 
-    A step says that something began, so the end of a session is always a result: a step that
-    comes late, whatever its time, changes nothing that a result has settled.
+    A session always ends with a result. So a step that arrives late changes nothing after a
+    result, whenever it was created.
 
     Args:
         event_type: Stripe's event type.
-        status: Stripe's word for the session's status.
+        status: Stripe's status of the session.
     """
     return event_type == _CREATED or status == Status.PROCESSING
 
 
 def current_status(event_type: str, session: VerificationSession) -> str:
-    """Return what the session now is: Stripe's word, or `redacted` once that has finished."""
+    """Return the status of the session: Stripe's, or `redacted` once redaction has finished."""
     return Status.REDACTED if _is_redacted(event_type, session) else session.status
 
 
 def order_key(event_type: str, created: int, session: VerificationSession) -> int:
-    """Return what orders an event among those of its session, computed from it alone.
+    """Return the number that orders an event among those of its session.
 
-    The digits, highest first: redaction rank, *created* in eleven digits (Unix seconds), step
-    rank. So redaction absorbs, and the rest goes by time. Equal keys are ordered by event id. The
-    result stays below 2**53, exact in Lua's numbers.
+    Its digits, highest first: redaction rank, *created* in eleven digits (Unix seconds), step
+    rank. Equal keys are ordered by event id. The result is below 2**53, so Lua represents it
+    exactly.
     """
     return (
         _redaction_rank(event_type, session) * _REDACTION_UNIT
@@ -109,12 +114,12 @@ def order_key(event_type: str, created: int, session: VerificationSession) -> in
 
 
 def created_at(order_key: int) -> int:
-    """Return the *created* that went into an order key, in Unix seconds."""
+    """Return the *created* of an order key, in Unix seconds."""
     return order_key % _REDACTION_UNIT // _SECOND_UNIT
 
 
 def state_hash(event_type: str, session: VerificationSession) -> str:
-    """Return 16 hex digits that differ when something changed that a handler would care about."""
+    """Return 16 hex digits that change whenever something relevant to handlers changes."""
     is_redacted = _is_redacted(event_type, session)
     parts = (
         session.status,
@@ -130,7 +135,7 @@ def _is_redacted(event_type: str, session: VerificationSession) -> bool:
 
 
 def _redaction_rank(event_type: str, session: VerificationSession) -> int:
-    """Return 2 for redacted, by word or type, 1 for under way, else 0."""
+    """Return 2 if redacted, 1 if the redaction is in progress, else 0."""
     if _is_redacted(event_type, session):
         return 2
     return int(session.redaction_status == "processing")

@@ -1,7 +1,7 @@
-"""The forms a transition takes outside the process, and their version.
+"""The codec of the entries in our own Redis streams.
 
-`pack` and `unpack` are the form on our own streams. Which fields exist is decided in
-`transitions`; who reads and writes the bytes is decided in `inbox` and `consumer`.
+Which fields a transition has is decided in `transition`. The message for other queues is in
+`cloudevents`.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ import orjson
 from .lifecycle import is_expected, is_reversal
 from .transition import SessionChange, StatusTransition
 
-# The field that tells a copy made for one handler from what was admitted: the replay's name.
+# The field of entries that were copied for a replay: the name of the replay.
 REPLAY = b"replay"
 
 _encode = msgspec.json.Encoder().encode
 
 
 def pack(change: SessionChange) -> bytes:
-    """Return *change* as the JSON that stands on our streams."""
+    """Encode *change* as the JSON in the field `change` of a stream entry."""
     return _encode(change)
 
 
 def unpack(entry: Mapping[bytes, bytes]) -> StatusTransition:
-    """Return the transition of a stream entry as the admission script wrote it.
+    """Decode the transition in a stream entry that the admission script wrote.
 
     Args:
-        entry: `change` (bytes of `pack`), `previous` (empty for none), `sequence`, `epoch`, and
-            `replay` when an operator had it copied.
+        entry: The fields `change` (see `pack`), `previous` (empty for none), `sequence`, `epoch`,
+            and `replay` if the entry was copied for a replay.
 
     Raises:
         ValueError: The entry is not one of ours.
     """
     with suppress(KeyError, ValueError):
         change = msgspec.convert(orjson.loads(entry[b"change"]), SessionChange)
-        return _joined(change, entry)
-    # Raised here, not in an `except`: the decoder's error holds its whole input.
+        return _transition(change, entry)
+    # Not raised inside `except`: the decoder's exception holds its whole input.
     raise ValueError("unreadable")
 
 
-def _joined(change: SessionChange, entry: Mapping[bytes, bytes]) -> StatusTransition:
-    """Add to what the event said what only the ledger knew."""
+def _transition(change: SessionChange, entry: Mapping[bytes, bytes]) -> StatusTransition:
+    """Combine the change, which comes from the event, with what the session record added."""
     previous = entry[b"previous"].decode() or None
     return StatusTransition(
         **msgspec.structs.asdict(change),

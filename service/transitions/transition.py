@@ -1,4 +1,4 @@
-"""One change of one session: what of an event may leave the process, and what handlers receive."""
+"""One change of one session: the data that leaves the process, and that handlers receive."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..stripe.verification_report import HiddenRepr
 from ..stripe.verification_session import RelatedPerson
 from .lifecycle import current_status
 
-# Stripe's ids are letters and digits behind `vs_`, so no session of Stripe's begins so; and since
-# events are signed, nobody but a holder of the signing secret can send one that does.
+# No session id of Stripe's begins like this: after `vs_` they have letters and digits only. Events
+# are signed, so only a holder of the signing secret can send one with such an id.
 SELFTEST_PREFIX = "vs_selftest_"
 
 
 class Origin(StrEnum):
-    """How an event came to us first."""
+    """How an event first reached us."""
 
     WEBHOOK = "webhook"
     THIN = "thin"
@@ -27,7 +27,7 @@ class Origin(StrEnum):
 
 
 class ReadOnlyDict(dict[str, str]):
-    """A dict that cannot be changed, so that no attempt of a handler changes what the next sees.
+    """A dict that cannot be changed, so that a handler cannot change what its next attempt sees.
 
     A copy of it is an ordinary dict.
     """
@@ -43,33 +43,33 @@ class ReadOnlyDict(dict[str, str]):
 
 
 class SessionChange(HiddenRepr, frozen=True, kw_only=True, gc=False, omit_defaults=True):
-    """What one event says of its session: the allow list of all that may leave the process.
+    """What one event says about its session: the allow list of data that leaves the process.
 
-    `metadata` and `client_reference_id` are yours: handlers receive them, `repr` does not tell.
+    `metadata` and `client_reference_id` are yours: handlers receive them, `repr` hides them.
 
     Attributes:
         event_id: Stripe's event id; the id of the message on every queue.
         event_type: Stripe's event type.
         occurred_at: When Stripe created the event (whole seconds, UTC).
-        livemode: False for test mode; None when the event does not say.
-        account: The connected account the event is of; None for one's own.
-        account_name: The name that ACCOUNT_NAME gave to one's own account; None without one.
-        context: The authentication context of Stripe's that the event is of.
-        origin: How the event came first: `webhook`, `thin` or `events_api`.
-        endpoint: The name of the endpoint in the URL it came by; None for the default one.
+        livemode: False in test mode; None if the event does not say.
+        account: The connected account of the event; None for your own account.
+        account_name: The name that ACCOUNT_NAME gives your own account; None without one.
+        context: Stripe's authentication context of the event.
+        origin: How the event first reached us: `webhook`, `thin` or `events_api`.
+        endpoint: The endpoint name in the URL that received the event; None for the default one.
         session_id: The `vs_…` id.
         session_type: `document`, `id_number`, `verification_flow` or a newer word.
-        current: The status now; `redacted` once redaction has finished.
-        stripe_status: Stripe's own word for the status, which redaction does not hide.
-        last_error_code: Why the latest attempt failed, as Stripe's word.
+        current: The status after this change; `redacted` once redaction has finished.
+        stripe_status: Stripe's own status, which redaction does not change.
+        last_error_code: Stripe's code for why the latest attempt failed.
         redaction_status: `processing`, `redacted`, `validated` or a newer word.
         report_id: The latest verification report's `vr_…` id.
         client_reference_id: Your own reference, as you gave it to Stripe.
         related_customer: A `cus_…` id.
         related_customer_account: The id of an account acting as customer.
-        related_person: The person and the account it belongs to.
+        related_person: The Person of a connected account that the session is about.
         metadata: Your own keys and values, as you gave them to Stripe.
-        traceparent: Where in a trace it was received (W3C Trace Context); absent without one.
+        traceparent: The W3C Trace Context in which it was received; absent without tracing.
     """
 
     shown: ClassVar[tuple[str, ...]] = ("event_id", "event_type", "session_id", "current")
@@ -99,18 +99,18 @@ class SessionChange(HiddenRepr, frozen=True, kw_only=True, gc=False, omit_defaul
 
 
 class StatusTransition(SessionChange, frozen=True, kw_only=True, gc=False, omit_defaults=False):
-    """One real change of one session, as every handler receives it. Holds no secret.
+    """One change of one session, as every handler receives it. Holds no secret.
 
     Attributes:
-        previous: The status before; None when the ledger had no memory of the session.
-        sequence: 1, 2, 3 … without a gap within *epoch*.
-        epoch: When the numbering began, in Unix milliseconds: with the ledger's record of this
-            session, or anew where Redis may have lost transitions. A later one is greater.
-        expected: False when no such step is known (see `FOLLOWS`): an earlier event was missed, or
-            staff approved the session on review.
-        reversal: Whether a final status was changed into another one that is not `redacted`:
-            staff have overridden the result.
-        replay: Which replay this is part of, when an operator asked for it to come again.
+        previous: The status before this change; None if the session was not known before.
+        sequence: 1, 2, 3 … without a gap within an *epoch*.
+        epoch: When the numbering began, in Unix milliseconds. It begins with the record of the
+            session, and again, with a later epoch, where Redis may have lost transitions.
+        expected: False if Stripe's lifecycle has no such step (see `NEXT_STATUSES`): an earlier
+            event is missing, or staff approved the session on review.
+        reversal: Whether a final status changed into another one that is not `redacted`: staff
+            overrode the result.
+        replay: The name of the replay that an operator asked for; None for a first delivery.
     """
 
     shown = (*SessionChange.shown, "previous", "sequence", "epoch", "replay")
@@ -135,7 +135,7 @@ def make_change(
     account_name: str | None = None,
     traceparent: str | msgspec.UnsetType = msgspec.UNSET,
 ) -> SessionChange:
-    """Return what of an event may leave the process, and how the event came."""
+    """Return the data of an event that may leave the process."""
     session = event.session
     return SessionChange(
         event_id=event.id,
@@ -164,5 +164,5 @@ def make_change(
 
 
 def is_selftest(session_id: str) -> bool:
-    """Say whether a session is one of `selftest`'s own: settled by every handler, shown to none."""
+    """Say whether a session was made by `selftest`. No handler receives its transitions."""
     return session_id.startswith(SELFTEST_PREFIX)

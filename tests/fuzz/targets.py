@@ -18,7 +18,7 @@ from service.config import Settings, describe
 from service.errors import ConfigError, Rejected
 from service.secret import MASK, Secret
 from service.stripe import events, verification_report, verification_session
-from service.stripe.events import Event, Ignored, Notification, parse
+from service.stripe.events import Event, Ignored, ThinEvent, parse
 from service.stripe.signatures import VerifiedPayload, verify
 from service.stripe.verification_report import VerificationReport
 from service.stripe.verification_session import VerificationSession
@@ -76,7 +76,7 @@ def body(found: bytes) -> None:
         _hold_discreet(error)
         return
     repr(event)
-    if isinstance(event, Ignored | Notification):
+    if isinstance(event, Ignored | ThinEvent):
         assert event.event_id is None or re.fullmatch(r"evt_[A-Za-z0-9_]{1,250}", event.event_id)
         return
     assert DECLARED.issuperset(name for path in event.skipped_fields for name in path.split("."))

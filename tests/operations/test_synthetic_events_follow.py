@@ -34,7 +34,7 @@ def life(name: str, seed: int) -> list[Event]:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", LIFECYCLES)
 def test_every_step_is_expected(name: str, seed: int) -> None:
-    """Every step of every lifecycle is one that `FOLLOWS` lists, from first sight on.
+    """Every step of every lifecycle is one that `NEXT_STATUSES` lists, from first sight on.
 
     But for an approval on review: it looks like a check whose `processing` was missed.
     """

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from service.errors import Rejected, RejectionReason
 from service.stripe.decoding import _fields
-from service.stripe.events import Event, EventRequest, Ignored, IgnoredReason, Notification, parse
+from service.stripe.events import Event, EventRequest, Ignored, IgnoredReason, ThinEvent, parse
 from service.stripe.signatures import VerifiedPayload
 from tests.support.depth import searching
 from tests.support.programs import FIXTURES
@@ -52,7 +52,7 @@ def without(path: str) -> dict[str, Any]:
     return event
 
 
-def understood(found: Any) -> Event | Notification | Ignored:
+def understood(found: Any) -> Event | ThinEvent | Ignored:
     """Parse *found*: bytes as they are, anything else as JSON."""
     body = found if isinstance(found, bytes) else json.dumps(found).encode()
     return parse(VerifiedPayload(body, "fingerprint"))
@@ -201,8 +201,8 @@ def test_a_thin_event_of_a_session_is_for_us(
         "related_object": {"id": "vs_1", "type": "identity.verification_session", "url": CANARY},
     }
 
-    assert understood(found) == Notification("evt_1", found["type"], is_live)  # type: ignore[arg-type]
-    assert understood(found | {"id": CANARY}) == Notification(None, found["type"], is_live)  # type: ignore[arg-type]
+    assert understood(found) == ThinEvent("evt_1", found["type"], is_live)  # type: ignore[arg-type]
+    assert understood(found | {"id": CANARY}) == ThinEvent(None, found["type"], is_live)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -601,7 +601,7 @@ def test_how_an_event_is_read_makes_no_difference(data: st.DataObject) -> None:
     assert told(found) == told(found | {"unheard_of": "é"})
 
 
-def told(found: Any) -> Event | Notification | Ignored | tuple[str, str | None]:
+def told(found: Any) -> Event | ThinEvent | Ignored | tuple[str, str | None]:
     """Return what is understood of *found*, sent as it is and not in ASCII's letters alone."""
     try:
         return parse(VerifiedPayload(json.dumps(found, ensure_ascii=False).encode(), ""))

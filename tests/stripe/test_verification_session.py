@@ -27,7 +27,7 @@ from service.stripe.verification_report import (
     DocumentCheck,
     IdNumberOptions,
     VerificationReport,
-    secret_hook,
+    decode_secret,
 )
 from service.stripe.verification_session import (
     LastError,
@@ -501,7 +501,7 @@ def test_every_leaf_is_secret_or_on_the_list() -> None:
 
 def convert(found: Mapping[str, Any], kind: type[msgspec.Struct]) -> msgspec.Struct:
     """Convert as `from_json` does, for any struct."""
-    return msgspec.convert(found, kind, strict=False, dec_hook=secret_hook)
+    return msgspec.convert(found, kind, strict=False, dec_hook=decode_secret)
 
 
 @pytest.mark.parametrize("kind", STRUCTS)

@@ -15,7 +15,7 @@ from service.secret import Secret
 from service.stripe.events import EVENT_TYPE_PREFIX
 from service.stripe.verification_session import LastError, Redaction, VerificationSession
 from service.transitions.lifecycle import (
-    FOLLOWS,
+    NEXT_STATUSES,
     Status,
     created_at,
     current_status,
@@ -211,7 +211,7 @@ def test_fields_cannot_run_together() -> None:
     assert hash_of(last_error=error) != hash_of(last_verification_report="vr_1")
 
 
-@pytest.mark.parametrize("previous", [*FOLLOWS, "requires_action"])
+@pytest.mark.parametrize("previous", [*NEXT_STATUSES, "requires_action"])
 @pytest.mark.parametrize("current", ["requires_action", "", "VERIFIED"])
 def test_unknown_words_are_never_unexpected(previous: str | None, current: str) -> None:
     """A word the table does not know is never held against an event, on either side."""
@@ -223,13 +223,15 @@ def test_expected_is_what_the_table_lists() -> None:
     """Between known words, exactly the steps of the table are expected."""
     steps = {
         (previous, current)
-        for previous in FOLLOWS
+        for previous in NEXT_STATUSES
         for current in Status
         if is_expected(previous, current)
     }
 
-    assert steps == {(previous, current) for previous, then in FOLLOWS.items() for current in then}
-    assert set(FOLLOWS) == {None, *Status}
+    assert steps == {
+        (previous, current) for previous, then in NEXT_STATUSES.items() for current in then
+    }
+    assert set(NEXT_STATUSES) == {None, *Status}
 
 
 def types_in(annotation: Any) -> set[Any]:
