@@ -32,7 +32,7 @@ from service.delivery.retries import CircuitBreakers, RetryPolicy
 from service.errors import Undeliverable
 from service.transitions.transition import StatusTransition
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
-from tests.support.fake_consumer import Entry, entry, transition
+from tests.support.dispatching import Entry, entry, transition
 from tests.support.virtual_time import VirtualTimeLoop
 
 Found = TypeVar("Found")

@@ -38,7 +38,7 @@ from service.errors import ConfigError, Undeliverable, Unreachable
 from service.handlers import Handler, loading, shared_connection
 from service.transitions.cloudevents import Message, message
 from service.transitions.transition import StatusTransition
-from tests.support.fake_consumer import FakeConsumer
+from tests.support.dispatching import FakeConsumer
 from tests.support.harness import takes_long
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.servers import PATIENCE_S, free_port, until
@@ -404,10 +404,10 @@ class QueueLaws:
             )
             working = asyncio.create_task(dispatcher.run())
             consumer.add(*((f"k{n}", 1) for n in range(40)))
-            await until(lambda: len(consumer.settled) == 40)
+            await until(lambda: len(consumer.acked) == 40)
             before = await broker.received()
             consumer.add(*((f"k{n}", sequence) for sequence in range(2, 11) for n in range(40)))
-            await until(lambda: len(consumer.settled) >= 60)
+            await until(lambda: len(consumer.acked) >= 60)
             await asyncio.to_thread(broker.kill)
             try:
                 await asyncio.sleep(DOWN_S)
@@ -415,14 +415,14 @@ class QueueLaws:
                 await asyncio.to_thread(broker.start)
             consumer.add(*((f"k{n}", sequence) for sequence in range(11, 13) for n in range(40)))
             await until(
-                lambda: len(consumer.settled) == len(consumer.stream), deadline_s=2 * PATIENCE_S
+                lambda: len(consumer.acked) == len(consumer.stream), deadline_s=2 * PATIENCE_S
             )
             dispatcher.stop()
             await asyncio.wait_for(working, PATIENCE_S)
 
-        assert consumer.buried == []
+        assert consumer.dead_letters == []
         # What was under way while others still got through counts once; waiting counts nothing.
-        assert all(attempts.failed <= 1 for _, attempts in consumer.counts)
+        assert all(attempts.failed <= 1 for _, attempts in consumer.recorded)
         received = await broker.received()
         if broker.keeps:
             assert in_order(received) == {f"vs_k{n}": list(range(1, 13)) for n in range(40)}
@@ -496,11 +496,11 @@ class QueueLaws:
                         pytest.skip("this stand-in cannot lose its queue")
                     consumer.add(*((f"g{n}", sequence) for sequence in (1, 2) for n in range(20)))
                     await until(lambda: circuits.for_destination("").probes >= 3)
-                await until(lambda: len(consumer.settled) == 40)
+                await until(lambda: len(consumer.acked) == 40)
                 dispatcher.stop()
                 await asyncio.wait_for(working, PATIENCE_S)
 
-        assert (consumer.buried, consumer.counts) == ([], [])
+        assert (consumer.dead_letters, consumer.recorded) == ([], [])
         assert in_order(await broker.received()) == {f"vs_g{n}": [1, 2] for n in range(20)}
         opened = [one["reason"] for one in lines if one["event"] == "circuit.opened"]
         assert opened[0] == word

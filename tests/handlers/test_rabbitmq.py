@@ -27,7 +27,7 @@ from tests.handlers.contract import (
     in_order,
     transition,
 )
-from tests.support.fake_consumer import FakeConsumer
+from tests.support.dispatching import FakeConsumer
 from tests.support.harness import takes_long
 from tests.support.servers import PATIENCE_S, free_port, until
 
@@ -223,16 +223,16 @@ async def test_a_queue_whose_node_restarts_loses_nothing(tmp_path: Path) -> None
             )
             working = asyncio.create_task(dispatcher.run())
             consumer.add(*((f"n{n}", 1) for n in range(20)))
-            await until(lambda: len(consumer.settled) == 20)
+            await until(lambda: len(consumer.acked) == 20)
             await asyncio.to_thread(second.kill)
             consumer.add(*((f"n{n}", sequence) for sequence in (2, 3) for n in range(20)))
             await until(lambda: circuits.for_destination("").probes >= 3)
             await asyncio.to_thread(second.start)
-            await until(lambda: len(consumer.settled) == 60, deadline_s=2 * PATIENCE_S)
+            await until(lambda: len(consumer.acked) == 60, deadline_s=2 * PATIENCE_S)
             dispatcher.stop()
             await asyncio.wait_for(working, PATIENCE_S)
         received = await second.received()
 
-    assert consumer.buried == []
+    assert consumer.dead_letters == []
     assert in_order(received) == {f"vs_n{n}": [1, 2, 3] for n in range(20)}
     assert "unroutable" in {one.get("reason") for one in lines}

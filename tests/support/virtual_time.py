@@ -8,10 +8,12 @@ it at once, however fast or slow the machine is.
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
+Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
@@ -61,3 +63,15 @@ def run(main: Coroutine[Any, Any, Result]) -> Result:
     """Run *main* to its end in virtual time; whatever it leaves running is canceled."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)
+
+
+def in_virtual_time(
+    test: Callable[Parameters, Coroutine[Any, Any, None]],
+) -> Callable[Parameters, None]:
+    """Run a test, which may have parameters, in virtual time."""
+
+    @functools.wraps(test)
+    def run_test(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        run(test(*args, **kwargs))
+
+    return run_test
