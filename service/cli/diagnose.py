@@ -19,7 +19,7 @@ from ..config import DAY_S, Settings
 from ..inbox import session_record
 from ..inbox.session_record import SessionRecord
 from ..operations.check import collect_findings, worst_by_promise
-from ..operations.selftest import Row, Subject, find_silent, try_promises
+from ..operations.selftest import Row, Selftest
 from ..operations.selftest_redis import inspect_redis
 from ..storage.assessment import Finding, Severity
 from ..stripe.events import EVENT_TYPE_PREFIX
@@ -62,22 +62,23 @@ def selftest(
     addresses: Sequence[str], secret_file: Path | None, *, deliver: bool, as_json: bool
 ) -> None:
     """Try every promise on a running deployment; exit 0 only when none is seen broken."""
-    subject = Subject(
+    run = Selftest(
         urls=addresses or (defaults.find_endpoint(),),
         secret=defaults.find_signing_secret(secret_file),
         settings=defaults.read_settings(),
         deliver=deliver,
+        random=Random(secrets.randbits(64)),  # noqa: S311 - synthetic sessions
+        now=int(time.time()),
     )
 
-    async def run() -> list[Row]:
-        if silent := await find_silent(subject):
+    async def try_promises() -> list[Row]:
+        if silent := await run.find_silent():
             terminal.fail([f"{scrub(url)}: no answer" for url in silent], terminal.EXIT_FAILED)
-        random, now = Random(secrets.randbits(64)), time.time()  # noqa: S311 - synthetic sessions
-        trial = await try_promises(subject, random=random, now=now)
-        return [*trial.rows, *await inspect_redis(subject.settings, trial, since=now)]
+        rows, sent = await run.run()
+        return [*rows, *await inspect_redis(run.settings, sent, since=run.now)]
 
     with terminal.progress_bar("trying", total=None):
-        rows = asyncio.run(run())
+        rows = asyncio.run(try_promises())
     terminal.print_rows(Row._fields, rows, as_json=as_json, prose=("promise", "expected", "seen"))
     if any(row.kept is False for row in rows):
         sys.exit(terminal.EXIT_FAILED)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from random import Random
 from typing import Any, NamedTuple
@@ -55,7 +55,7 @@ class SentSession(NamedTuple):
 
     Attributes:
         session_id: Its id.
-        event_ids: Every event of it that was acknowledged.
+        event_ids: Every event of it that was acknowledged; none if all were refused.
         status: Its final status.
         admitted: How many of its events were admitted.
         secrets: What of its events must not be stored.
@@ -68,57 +68,6 @@ class SentSession(NamedTuple):
     secrets: frozenset[bytes]
 
 
-class Trial(NamedTuple):
-    """What was sent, and what that showed.
-
-    Attributes:
-        rows: One for each promise.
-        sessions: Sessions that must be recorded.
-        rejected: Ids of sessions that must not be recorded.
-    """
-
-    rows: list[Row]
-    sessions: list[SentSession]
-    rejected: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """The deployment to try.
-
-    Attributes:
-        urls: The address of each receiver, or that of their balancer.
-        secret: The signing secret.
-        settings: Its settings: their limits are tried from just beyond.
-        deliver: Whether the handlers are called for the sessions.
-    """
-
-    urls: Sequence[str]
-    secret: Secret[bytes]
-    settings: Settings
-    deliver: bool = False
-
-
-async def find_silent(subject: Subject) -> list[str]:
-    """Return the addresses that do not answer.
-
-    Raises:
-        ConfigError: An address is no http or https URL.
-    """
-    unsigned = WebhookRequest(body=b"{}", signature="")
-    found = [(url, await send([unsigned], to=url, secret=subject.secret)) for url in subject.urls]
-    return [url for url, summary in found if "unreachable" in summary.counts]
-
-
-async def try_promises(subject: Subject, *, random: Random, now: float) -> Trial:
-    """Try every promise that can be observed from outside.
-
-    Raises:
-        ConfigError: An address is no http or https URL.
-    """
-    return await _Tester(subject, random, int(now)).run()
-
-
 class _Case(NamedTuple):
     """One request that must be answered with one word; a balancer may have another."""
 
@@ -128,42 +77,68 @@ class _Case(NamedTuple):
     by_balancer: str = ""
 
 
-class _Tester:
-    def __init__(self, subject: Subject, random: Random, now: int) -> None:
-        self._urls = subject.urls
-        self._subject = subject
-        self._random = random
-        self._now = now
-        self._sent: list[list[SyntheticEvent]] = []
-        # What each body was answered, where the answer was a 2xx.
-        self._outcomes: dict[bytes, list[str]] = defaultdict(list)
+@dataclass(kw_only=True)
+class Selftest:
+    """One run against one deployment.
 
-    async def run(self) -> Trial:
-        rejected = self._events_of("verified")[0]
-        cases = [*self._rejected_cases(rejected), *self._acknowledged_cases()]
+    Attributes:
+        urls: The address of each receiver, or that of their balancer.
+        secret: The signing secret.
+        settings: The deployment's settings: each limit is tried from just beyond.
+        deliver: Whether the handlers are called for the sessions.
+        random: The source of ids and of every choice.
+        now: The time, in Unix seconds.
+    """
+
+    urls: Sequence[str]
+    secret: Secret[bytes]
+    settings: Settings
+    deliver: bool = False
+    random: Random
+    now: int
+    _sent: list[list[SyntheticEvent]] = field(default_factory=list, init=False)
+    # What each body was answered, where the answer was a 2xx.
+    _outcomes: dict[bytes, list[str]] = field(default_factory=lambda: defaultdict(list), init=False)
+
+    async def find_silent(self) -> list[str]:
+        """Return the addresses that do not answer.
+
+        Raises:
+            ConfigError: An address is no http or https URL.
+        """
+        unsigned = WebhookRequest(body=b"{}", signature="")
+        found = [(url, await send([unsigned], to=url, secret=self.secret)) for url in self.urls]
+        return [url for url, summary in found if "unreachable" in summary.counts]
+
+    async def run(self) -> tuple[list[Row], list[SentSession]]:
+        """Try every promise that can be observed from outside; return what Redis must hold too.
+
+        Raises:
+            ConfigError: An address is no http or https URL.
+        """
+        refused = self._events_of("verified")
+        cases = [*self._refused_cases(refused[0]), *self._acknowledged_cases()]
         rows = [await self._try_case(case) for case in cases]
         rows.append(await self._try_order())
         rows.append(await self._try_copies())
         rows.append(await self._try_disorder())
         rows.append(await self._try_going_back())
-        return Trial(
-            rows, [self._session_of(events) for events in self._sent], [rejected.session_id]
-        )
+        return rows, [self._session_of(events) for events in (*self._sent, refused)]
 
     def _events_of(self, lifecycle: str, age_s: int = STARTED_BEFORE_S) -> list[SyntheticEvent]:
         return lifecycle_events(
             lifecycle,
-            random=self._random,
-            started_at=self._now - age_s,
-            session_prefix="vs_" if self._subject.deliver else SELFTEST_PREFIX,
-            livemode=self._subject.settings.livemode is Livemode.LIVE,
+            random=self.random,
+            started_at=self.now - age_s,
+            session_prefix="vs_" if self.deliver else SELFTEST_PREFIX,
+            livemode=self.settings.livemode is Livemode.LIVE,
         )
 
-    def _rejected_cases(self, event: SyntheticEvent) -> list[_Case]:
-        body, now, settings = event.body, self._now, self._subject.settings
+    def _refused_cases(self, event: SyntheticEvent) -> list[_Case]:
+        body, now, settings = event.body, self.now, self.settings
         beyond = settings.signature_tolerance_s + BEYOND_S
 
-        def signed(at: int, secret: Secret[bytes] = self._subject.secret) -> str:
+        def signed(at: int, secret: Secret[bytes] = self.secret) -> str:
             return sign(body, secret, at)
 
         def case(
@@ -195,7 +170,7 @@ class _Tester:
 
     def _acknowledged_cases(self) -> list[_Case]:
         """Return genuine requests that are acknowledged and change nothing."""
-        too_old_s = (self._subject.settings.max_event_age_days + 10) * DAY_S
+        too_old_s = (self.settings.max_event_age_days + 10) * DAY_S
         other = _change(self._events_of("verified")[0].body, type="account.updated")
         old = self._events_of("canceled", too_old_s)[0].body
         return [
@@ -204,7 +179,7 @@ class _Tester:
         ]
 
     async def _try_case(self, case: _Case) -> Row:
-        seen = await self._send_to_each([[case.request]] * len(self._urls))
+        seen = await self._send_to_each([[case.request]] * len(self.urls))
         is_kept = seen.keys() <= {case.expected, case.by_balancer}
         return _row(case.promise, case.expected, seen, kept=is_kept)
 
@@ -225,8 +200,8 @@ class _Tester:
         events = self._events_of("canceled")[:1]
         self._sent.append(events)
         copies = [WebhookRequest(body=events[0].body)] * COPIES_AT_ONCE
-        seen = await self._send_to_each([copies] * len(self._urls))
-        expected = {"admitted": 1, "duplicate": COPIES_AT_ONCE * len(self._urls) - 1}
+        seen = await self._send_to_each([copies] * len(self.urls))
+        expected = {"admitted": 1, "duplicate": COPIES_AT_ONCE * len(self.urls) - 1}
         return _row(
             "copies at once are admitted once", _format(expected), seen, kept=seen == expected
         )
@@ -236,8 +211,8 @@ class _Tester:
         sessions = [self._events_of(name) for name in LIFECYCLES]
         self._sent += sessions
         events = [event for each in sessions for event in each]
-        mixed = plan(events, duplicates=SHARE_OF_DUPLICATES, shuffle=True, random=self._random)
-        count = len(self._urls)
+        mixed = plan(events, duplicates=SHARE_OF_DUPLICATES, shuffle=True, random=self.random)
+        count = len(self.urls)
         seen = await self._send_to_each([mixed[n::count] for n in range(count)])
         copies = len(mixed) - len(events)
         is_judged_once = all(
@@ -266,8 +241,8 @@ class _Tester:
         answers: list[Answer] = []
         await asyncio.gather(
             *(
-                send(batch, to=url, secret=self._subject.secret, progress=answers.append)
-                for batch, url in zip(batches, cycle(self._urls), strict=False)
+                send(batch, to=url, secret=self.secret, progress=answers.append)
+                for batch, url in zip(batches, cycle(self.urls), strict=False)
             )
         )
         for answer in answers:

@@ -23,7 +23,7 @@ from ..storage.layout import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..transitions import stream_entry
 from ..transitions.transition import is_selftest
-from .selftest import Row, SentSession, Trial
+from .selftest import Row, SentSession
 
 ACK_DEADLINE_S = 15.0
 POLL_S = 0.1
@@ -46,7 +46,9 @@ class _Entry(NamedTuple):
 _Entries = Mapping[str, Sequence[_Entry]]
 
 
-async def inspect_redis(settings: Settings, trial: Trial, *, since: float) -> list[Row]:
+async def inspect_redis(
+    settings: Settings, sent: Sequence[SentSession], *, since: float
+) -> list[Row]:
     """Return what Redis shows of the promises, and delete the self-test's session records.
 
     Where Redis does not answer, or holds another deployment, one row says so: no promise was seen
@@ -56,8 +58,8 @@ async def inspect_redis(settings: Settings, trial: Trial, *, since: float) -> li
     try:
         async with connect(settings.redis_url) as connections:
             if await layout.is_claimed(connections, keys):
-                rows = await _inspect(connections, keys, settings.handlers, trial, since)
-                await _delete_records(connections, keys, trial.sessions)
+                rows = await _inspect(connections, keys, settings.handlers, sent, since)
+                await _delete_records(connections, keys, sent)
                 return rows
             seen = "nothing was ever stored under REDIS_PREFIX"
     except ConfigError as error:
@@ -68,15 +70,21 @@ async def inspect_redis(settings: Settings, trial: Trial, *, since: float) -> li
 
 
 async def _inspect(
-    connections: Connections, keys: Keys, handlers: Sequence[str], trial: Trial, since: float
+    connections: Connections,
+    keys: Keys,
+    handlers: Sequence[str],
+    sent: Sequence[SentSession],
+    since: float,
 ) -> list[Row]:
-    sessions, client = trial.sessions, connections.client
+    client = connections.client
+    sessions = [each for each in sent if each.event_ids]
+    refused = [each for each in sent if not each.event_ids]
     entries = await _find_entries(connections, keys, sessions, since)
     stored = {
         each.session_id: await client.hgetall(keys.session(each.session_id)) for each in sessions
     }
     unrecorded = [each for each in sessions if not await _is_recorded(connections, keys, each)]
-    recorded = [each for each in trial.rejected if await client.exists(keys.session(each))]
+    recorded = [each for each in refused if await client.exists(keys.session(each.session_id))]
     gapped = [
         each
         for each in sessions
@@ -91,7 +99,7 @@ async def _inspect(
     count = len(sessions)
     return [
         _row("every event and each final status is recorded", count, _ids(unrecorded)),
-        _row("nothing is recorded of what was refused", len(trial.rejected), recorded),
+        _row("nothing is recorded of what was refused", len(refused), _ids(recorded)),
         _row("sequences are 1, 2, 3 … without a gap", count, _ids(gapped)),
         _row("no client secret and no link is in Redis", count, _ids(leaked)),
         await _wait_for_acks(connections, handlers, entries),

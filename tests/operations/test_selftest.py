@@ -24,7 +24,7 @@ from starlette.routing import Route
 from service.config import DAY_S, Livemode, Settings
 from service.errors import Rejected, RejectionReason
 from service.operations import selftest_redis
-from service.operations.selftest import Row, SentSession, Subject, Trial, try_promises
+from service.operations.selftest import Row, Selftest, SentSession
 from service.secret import MASK, Secret
 from service.storage.connections import Connections
 from service.storage.layout import Keys
@@ -110,10 +110,22 @@ async def serving(*flaws: str) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{listener.port}{WEBHOOK}"
 
 
-async def tried(*urls: str, settings: Settings | None = None, deliver: bool = False) -> Trial:
-    """Examine what answers at *urls*."""
-    subject = Subject(urls=urls, secret=SECRET, settings=settings or Settings(), deliver=deliver)
-    return await try_promises(subject, random=Random(5), now=time.time())
+def selftest(*urls: str, settings: Settings | None = None, deliver: bool = False) -> Selftest:
+    """Return a self-test of what answers at *urls*."""
+    return Selftest(
+        urls=urls,
+        secret=SECRET,
+        settings=settings or Settings(),
+        deliver=deliver,
+        random=Random(5),
+        now=int(time.time()),
+    )
+
+
+async def tried(*urls: str, settings: Settings | None = None) -> list[Row]:
+    """Return the rows of a self-test of what answers at *urls*."""
+    rows, _ = await selftest(*urls, settings=settings).run()
+    return rows
 
 
 def broken(rows: list[Row]) -> set[str]:
@@ -124,11 +136,11 @@ def broken(rows: list[Row]) -> set[str]:
 async def test_an_endpoint_that_keeps_every_promise_is_green() -> None:
     """Nothing is held against an endpoint that does as promised, through one door or two."""
     async with serving() as url:
-        trial = await tried(url)
+        rows = await tried(url)
     async with serving() as url:
         twice = await tried(url, url)
-    assert broken([*trial.rows, *twice.rows]) == set()
-    assert len(trial.rows) == len(twice.rows) == 18
+    assert broken([*rows, *twice]) == set()
+    assert len(rows) == len(twice) == 18
 
 
 @pytest.mark.parametrize(
@@ -154,41 +166,42 @@ async def test_an_endpoint_that_keeps_every_promise_is_green() -> None:
 async def test_each_broken_promise_has_its_red_row(flaw: str, promises: set[str]) -> None:
     """An endpoint that breaks one promise is red in the rows of that promise, and nowhere else."""
     async with serving(flaw) as url:
-        assert broken((await tried(url)).rows) == promises
+        assert broken(await tried(url)) == promises
 
 
 async def test_an_endpoint_that_breaks_down_or_is_not_there_keeps_nothing() -> None:
     """Neither a 500 nor silence passes for the keeping of any promise."""
     async with serving("breaks down") as url:
-        trial = await tried(url)
-    assert all(row.kept is False for row in trial.rows)
-    assert {row.seen.split()[1] for row in trial.rows} == {"http_500"}
+        rows = await tried(url)
+    assert all(row.kept is False for row in rows)
+    assert {row.seen.split()[1] for row in rows} == {"http_500"}
 
-    trial = await tried(url)
-    assert all(row.kept is False for row in trial.rows)
+    rows = await tried(url)
+    assert all(row.kept is False for row in rows)
 
 
 async def test_one_bad_door_of_two_is_enough() -> None:
     """Each receiver is tried: one that accepts forgeries is found beside one that does not."""
     async with serving() as good, serving("signature_mismatch") as bad:
-        assert "a forged signature is refused" in broken((await tried(good, bad)).rows)
+        assert "a forged signature is refused" in broken(await tried(good, bad))
 
 
 async def test_sessions_are_marked_unless_they_are_to_be_delivered() -> None:
     """Every session of a self-test is recognised by its id; asked to deliver, none is."""
     async with serving() as url:
-        kept, delivered = await tried(url), await tried(url, deliver=True)
-    assert all(is_selftest(life.session_id) for life in kept.sessions)
-    assert not any(is_selftest(life.session_id) for life in delivered.sessions)
+        _, marked = await selftest(url).run()
+        _, ordinary = await selftest(url, deliver=True).run()
+    assert all(is_selftest(session.session_id) for session in marked)
+    assert not any(is_selftest(session.session_id) for session in ordinary)
 
 
 async def test_limits_are_tried_where_the_settings_put_them() -> None:
     """What counts as stale or oversized is what the deployment's own settings say."""
     settings = replace(Settings(), signature_tolerance_s=30, max_body_bytes=MAX_BYTES * 2)
     async with serving() as url:
-        trial = await tried(url, settings=settings)
+        rows = await tried(url, settings=settings)
     # This endpoint's tolerance is 300 s: what is stale for 30 s it accepts.
-    assert broken(trial.rows) == {
+    assert broken(rows) == {
         "a stale signature is refused",
         "a signature from the future is refused",
     }
@@ -215,16 +228,19 @@ def test_no_session_of_stripes_is_taken_for_a_selftests(word: str) -> None:
     assert not is_selftest(f"vs_{word}")
 
 
+REFUSED = SentSession(f"{SELFTEST_PREFIX}refused", frozenset(), "", 0, frozenset())
+
+
 @pytest.fixture
-async def left(connections: Connections, keys: Keys, settings: Settings) -> Trial:
-    """Return a trial of one session, and put into Redis what it must leave there."""
+async def sent(connections: Connections, keys: Keys, settings: Settings) -> list[SentSession]:
+    """Return one session that was accepted and one that was refused, as Redis must hold them."""
     session_id = f"{SELFTEST_PREFIX}x"
-    life = SentSession(session_id, frozenset({"evt_1"}), "verified", 1, frozenset({b"canary"}))
-    await _leave(connections, keys, session_id)
-    return Trial([], [life], [f"{SELFTEST_PREFIX}stranger"])
+    accepted = SentSession(session_id, frozenset({"evt_1"}), "verified", 1, frozenset({b"canary"}))
+    await _store(connections, keys, session_id)
+    return [accepted, REFUSED]
 
 
-async def _leave(connections: Connections, keys: Keys, session_id: str) -> None:
+async def _store(connections: Connections, keys: Keys, session_id: str) -> None:
     state = {
         "state": "1 1 01234567 0123456789abcdef R",
         "status": "8 verified",
@@ -243,18 +259,18 @@ async def _leave(connections: Connections, keys: Keys, session_id: str) -> None:
     await connections.client.xack(stream, "log", entry_id)
 
 
-async def _seen(settings: Settings, trial: Trial) -> list[Row]:
-    return await selftest_redis.inspect_redis(settings, trial, since=time.time())
+async def _seen(settings: Settings, sent: list[SentSession]) -> list[Row]:
+    return await selftest_redis.inspect_redis(settings, sent, since=time.time())
 
 
 async def test_what_is_left_in_redis_is_looked_at_and_taken_out(
-    left: Trial, settings: Settings, connections: Connections, keys: Keys
+    sent: list[SentSession], settings: Settings, connections: Connections, keys: Keys
 ) -> None:
     """Where ledger, stream and groups are as they must be all is green, and the record is gone."""
-    rows = await _seen(settings, left)
+    rows = await _seen(settings, sent)
 
     assert [row.kept for row in rows] == [True] * 5
-    assert not await connections.client.exists(keys.session(left.sessions[0].session_id))
+    assert not await connections.client.exists(keys.session(sent[0].session_id))
 
 
 Spoil = Callable[[redis.Redis, str, str], Any]
@@ -275,43 +291,42 @@ SPOILED: dict[str, Spoil] = {
 @pytest.mark.parametrize("promise", SPOILED)
 async def test_each_trace_that_should_not_be_has_its_red_row(
     promise: str,
-    left: Trial,
+    sent: list[SentSession],
     settings: Settings,
     keys: Keys,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is missing, wrong, secret or unsettled in Redis is said in its own row alone."""
     monkeypatch.setattr(selftest_redis, "ACK_DEADLINE_S", 0.2)
-    [life] = left.sessions
+    accepted, _ = sent
     with redis.Redis.from_url(settings.redis_url.reveal()) as client:
-        stream = keys.transitions(keys.partition(life.session_id))
-        SPOILED[promise](client, keys.session(life.session_id), stream)
+        stream = keys.transitions(keys.partition(accepted.session_id))
+        SPOILED[promise](client, keys.session(accepted.session_id), stream)
 
-    assert broken(await _seen(settings, left)) == {promise}
+    assert broken(await _seen(settings, sent)) == {promise}
 
 
 async def test_a_record_that_cannot_be_read_is_red(
-    left: Trial, settings: Settings, connections: Connections, keys: Keys
+    sent: list[SentSession], settings: Settings, connections: Connections, keys: Keys
 ) -> None:
     """What somebody else made of a record is a broken promise, and no end of the self-test."""
-    await connections.client.hset(keys.session(left.sessions[0].session_id), "state", "?")
+    await connections.client.hset(keys.session(sent[0].session_id), "state", "?")
 
-    assert broken(await _seen(settings, left)) == {"every event and each final status is recorded"}
+    assert broken(await _seen(settings, sent)) == {"every event and each final status is recorded"}
 
 
 async def test_what_was_refused_and_is_remembered_is_red(
-    left: Trial, settings: Settings, connections: Connections, keys: Keys
+    sent: list[SentSession], settings: Settings, connections: Connections, keys: Keys
 ) -> None:
     """A record of a session that was only ever refused is a broken promise."""
-    await connections.client.hset(keys.session(left.rejected[0]), "status", "8 verified")
+    await connections.client.hset(keys.session(REFUSED.session_id), "status", "8 verified")
 
-    assert broken(await _seen(settings, left)) == {"nothing is recorded of what was refused"}
+    assert broken(await _seen(settings, sent)) == {"nothing is recorded of what was refused"}
 
 
 async def test_a_redis_out_of_reach_is_said_and_held_against_nobody(settings: Settings) -> None:
     """Without Redis the rows about it say so, and the rest of the self-test stands."""
-    trial = Trial([], [], [f"{SELFTEST_PREFIX}stranger"])
-    [row] = await _seen(replace(settings, redis_url=NOWHERE), trial)
+    [row] = await _seen(replace(settings, redis_url=NOWHERE), [REFUSED])
 
     assert (row.seen, row.kept) == ("redis_unreachable", None)
 
@@ -324,10 +339,10 @@ async def test_a_redis_out_of_reach_is_said_and_held_against_nobody(settings: Se
     ],
 )
 async def test_another_deployment_is_said_and_held_against_nobody(
-    left: Trial, settings: Settings, wrong: dict[str, Any], seen: str
+    sent: list[SentSession], settings: Settings, wrong: dict[str, Any], seen: str
 ) -> None:
     """With a wrong setting of its own the self-test does not say that promises are broken."""
-    [row] = await _seen(replace(settings, **wrong), left)
+    [row] = await _seen(replace(settings, **wrong), sent)
 
     assert (row.seen, row.kept) == (seen, None)
 
