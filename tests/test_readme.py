@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import click
 import pytest
 
-from service import __version__
+import service
 from service.cli.main import commands
+from tests.generate import PACKAGES, series, series_name
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -97,10 +99,35 @@ def test_every_file_named_exists(path: Path) -> None:
     """A path into the project that a document names, in prose or in a command, is there."""
     named = re.findall(r"(?<![\w/.])(?:deploy|service|tests)(?:/[\w.-]+)+/?", TEXTS[path])
     alone = re.findall(r"`(Procfile|LICENSE|\.[a-z]+\.example|\.ci/\w+)`", PROSE[path])
+    beside = re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.(?:py|lua))`", PROSE[path])
 
-    assert [name for name in {*named, *alone} if not (ROOT / name).exists()] == []
+    missing = {name for name in (*named, *alone, *beside) if not (ROOT / name).exists()}
+    assert {name for name in missing if not (path.parent / name).exists()} == set()
+
+
+@every_document
+def test_every_module_of_the_tests_exists(path: Path) -> None:
+    """A module that a document says to run is there."""
+    modules = re.findall(r"-m (tests(?:\.\w+)+)|`(tests(?:\.\w+)+)`", TEXTS[path])
+    names = {first or second for first, second in modules}
+
+    assert [name for name in names if importlib.util.find_spec(name) is None] == []
+
+
+@every_document
+def test_every_series_named_exists(path: Path) -> None:
+    """A metric that a document names is one that `metrics` declares."""
+    known = {series_name(one) for one in series()}
+
+    assert set(re.findall(r"\bidv_\w+", TEXTS[path])) <= known
+
+
+def test_the_package_names_its_parts() -> None:
+    """The docstring of the whole names every package; service/README.md has their promises."""
+    assert service.__doc__ is not None
+    assert [name for name in PACKAGES if f"`{name}`" not in service.__doc__] == []
 
 
 def test_the_changelog_has_this_version() -> None:
     """The changelog says what the present version brings to its users."""
-    assert f"\n**{__version__}**" in PROSE[README].partition("\n## Changelog\n")[2]
+    assert f"\n**{service.__version__}**" in PROSE[README].partition("\n## Changelog\n")[2]

@@ -1,4 +1,4 @@
-"""Which settings there are, for everything in deploy/ that names some. Holds no test."""
+"""The names of all settings, for the tests of files that name some."""
 
 from __future__ import annotations
 

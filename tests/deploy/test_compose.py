@@ -1,4 +1,4 @@
-"""The compose file: valid, hardened, and with a Redis that knows who may speak to it."""
+"""The Compose file is valid and hardened, and its Redis accepts only its own users."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ OURS = {"receiver-1", "receiver-2", "worker", "operator"}
 
 @pytest.fixture(scope="module")
 def project() -> Any:
-    """Return what the file says."""
+    """Return the parsed file."""
     [found] = documents(COMPOSE)
     return found
 
 
 def test_it_is_valid() -> None:
-    """It is what the Compose Specification's own schema says."""
+    """It conforms to the schema of the Compose Specification."""
     run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", COMPOSE)
 
 
 def test_every_container_is_hardened(project: Any) -> None:
-    """No container writes to its image, has a capability, or can gain one; all come back."""
+    """No container can write to its image or has or gains a capability; all are restarted."""
     for name, service in project["services"].items():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["restart"] == ("no" if name == "operator" else "unless-stopped")
-        # Ours have the image's own.
+        # Our containers have the health check of their image.
         assert name in OURS or "healthcheck" in service
 
 
-def test_what_it_mounts_is_there(project: Any) -> None:
-    """Each mounted file of ours exists, and only the balancer is open to the outside."""
+def test_mounted_files_exist(project: Any) -> None:
+    """Each mounted file exists, and only the balancer publishes a port."""
     mounted = [
         volume.partition(":")[0]
         for service in project["services"].values()
@@ -62,8 +62,8 @@ def test_what_it_mounts_is_there(project: Any) -> None:
     assert [name for name, one in project["services"].items() if "ports" in one] == ["balancer"]
 
 
-def test_what_redis_is_told_lies_in_its_container(project: Any) -> None:
-    """Each path in redis.conf or on Redis's command line is mounted, or a folder of the image's."""
+def test_paths_for_redis_are_in_its_container(project: Any) -> None:
+    """Each path in redis.conf or on the command line is mounted, or a folder of the image."""
     service = project["services"]["redis"]
     text = (COMPOSE.parent / "redis" / "redis.conf").read_text()
     named = re.findall(r"^(?!#)\S+ (/\S+)", text, re.MULTILINE)
@@ -79,7 +79,7 @@ def test_what_redis_is_told_lies_in_its_container(project: Any) -> None:
 
 
 def test_one_service_builds_the_image(project: Any) -> None:
-    """All of ours run one image, built once; none is looked for in a registry."""
+    """All our containers run one image, built once and never pulled from a registry."""
     ours = {name: project["services"][name] for name in OURS}
     building = [name for name, one in ours.items() if "build" in one]
 
@@ -88,8 +88,8 @@ def test_one_service_builds_the_image(project: Any) -> None:
     assert {one["pull_policy"] for name, one in ours.items() if name not in building} == {"never"}
 
 
-def test_the_balancer_finds_what_it_is_told_of(project: Any) -> None:
-    """Receivers, port and certificate are named alike here and in the balancers' own files."""
+def test_the_balancers_name_what_exists(project: Any) -> None:
+    """Receivers, port and certificate have the same names here and in the balancers' files."""
     balancer = project["services"]["balancer"]
     receivers = {f"{name}:{Settings.port}" for name in OURS if name.startswith("receiver-")}
     [port] = {each.partition(":")[2] for each in balancer["ports"]}
@@ -102,24 +102,22 @@ def test_the_balancer_finds_what_it_is_told_of(project: Any) -> None:
         assert f"/run/secrets/{certificate}" in text
 
 
-def test_processes_are_told_settings(project: Any) -> None:
-    """What ours are told are settings; secrets come as files; all have time to stop.
-
-    A 200 means that it is on disk, which Redis is configured for.
-    """
+def test_processes_get_settings(project: Any) -> None:
+    """Variables are settings, secrets are files, a 200 means on disk, and all have time to stop."""
     assert "\nappendfsync always\n" in (ROOT / "deploy" / "redis" / "redis.conf").read_text()
     for name in OURS:
         service = project["services"][name]
-        told = {each if isinstance(each, str) else each["target"] for each in service["secrets"]}
+        mounted = {each if isinstance(each, str) else each["target"] for each in service["secrets"]}
         assert service["environment"]["DURABILITY"] == "fsync"
-        assert service["environment"].keys() | {each.upper() for each in told} <= known_settings()
+        names = {each.upper() for each in mounted}
+        assert service["environment"].keys() | names <= known_settings()
         least = Settings.drain_s + Settings.shutdown_grace_s + 5
         assert float(service["stop_grace_period"].removesuffix("s")) >= least
 
 
 @contextmanager
 def its_redis(project: Any, directory: Path, port: int) -> Iterator[None]:
-    """Run Redis' entry point as the file has it, with *directory* as the root of everything."""
+    """Run the entry point of Redis from the file, with *directory* in place of the root."""
     *_, script = project["services"]["redis"]["entrypoint"]
     moved = script.replace("$$", "$").replace("--bind '*'", f"--bind 127.0.0.1 --port {port}")
     moved = moved.replace("valkey-server", str(binary()))
@@ -139,7 +137,7 @@ def its_redis(project: Any, directory: Path, port: int) -> Iterator[None]:
 
 
 def write_secrets(directory: Path, port: int) -> dict[str, str]:
-    """Write what an operator would into deploy/secrets; return the users' passwords."""
+    """Write the files of deploy/secrets; return the users' passwords."""
     passwords = {user: secrets.token_hex(32) for user in USERS}
     for user, password in passwords.items():
         url = f"redis://{user}:{password}@127.0.0.1:{port}/0"
@@ -149,7 +147,7 @@ def write_secrets(directory: Path, port: int) -> dict[str, str]:
 
 
 def run_secrets(project: Any, name: str, directory: Path) -> Path:
-    """Return a directory with the secrets of one container, named as there."""
+    """Return a directory with the secrets of one container, under the names it sees."""
     mounted = directory / name
     mounted.mkdir()
     for each in project["services"][name]["secrets"]:
@@ -158,8 +156,8 @@ def run_secrets(project: Any, name: str, directory: Path) -> Path:
     return mounted
 
 
-def test_its_redis_knows_its_users(project: Any, tmp_path: Path) -> None:
-    """Each user comes in by the password in its URL and by no other, and nobody without one."""
+def test_redis_accepts_its_users_only(project: Any, tmp_path: Path) -> None:
+    """Each user can log in by the password in its URL only, and no login works without one."""
     port = free_port()
     passwords = write_secrets(tmp_path, port)
 
@@ -186,11 +184,8 @@ def test_its_redis_knows_its_users(project: Any, tmp_path: Path) -> None:
             client(username="administrator", password="").ping()
 
 
-async def test_its_processes_do_their_work(project: Any, tmp_path: Path) -> None:
-    """Told no more than their containers are, a receiver and a worker keep every promise.
-
-    It is the operator's container that tries them.
-    """
+async def test_its_processes_keep_the_promises(project: Any, tmp_path: Path) -> None:
+    """With their containers' settings, receiver and worker pass the operator's self-test."""
     port = free_port()
     write_secrets(tmp_path, port)
     ours = {"HOST": "127.0.0.1", "PORT": "0", "ADMIN_PORT": "0", "DRAIN_S": "0"}

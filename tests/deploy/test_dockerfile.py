@@ -1,4 +1,4 @@
-"""The image, as far as it can be proven without an engine that builds it."""
+"""The image, as far as it can be tested without building it by an engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BUILD_DEADLINE_S = 300
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Return every instruction with its arguments, continued lines joined."""
+    """Return every instruction with its arguments, with continued lines joined."""
     text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
     lines = [line for line in text.replace("\\\n", " ").splitlines() if line]
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
@@ -42,7 +42,7 @@ def stages() -> list[list[tuple[str, str]]]:
 
 
 def health_check() -> list[str]:
-    """Return the command that asks a container for its health, with this Python."""
+    """Return the command of the health check, run by this Python."""
     [rest] = [rest for word, rest in stages()[-1] if word == "HEALTHCHECK"]
     _, *arguments = json.loads(rest.partition(" CMD ")[2])
     return [sys.executable, *arguments]
@@ -54,7 +54,7 @@ def test_its_linter_finds_nothing() -> None:
 
 
 def test_the_last_stage_only_runs() -> None:
-    """The image runs as a number, and is stopped by SIGTERM."""
+    """The image runs as a numeric user, and is stopped by SIGTERM."""
     last = stages()[-1]
 
     assert ("USER", "10001:10001") in last
@@ -62,8 +62,8 @@ def test_the_last_stage_only_runs() -> None:
     assert ("ENTRYPOINT", '["python", "-m", "service"]') in last
 
 
-def test_the_pythons_that_are_named_are_tested() -> None:
-    """The classifiers name those that .ci/run tests on: the oldest, and the image's."""
+def test_the_classifiers_name_tested_pythons() -> None:
+    """The classifiers name the Pythons that .ci/run tests on: the oldest, and the image's."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     [image] = [rest.split("-")[0] for word, rest in instructions() if rest.startswith("PYTHON=")]
     named = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
@@ -72,7 +72,7 @@ def test_the_pythons_that_are_named_are_tested() -> None:
 
 
 def test_the_last_stage_has_no_installer_and_all_bytecode(tmp_path: Path) -> None:
-    """Its command deletes what installs packages, and compiles what is left once and for all."""
+    """Its command deletes the installers, and compiles the rest to unchecked bytecode."""
     library = tmp_path / "usr/local/lib" / f"python3.{sys.version_info.minor}"
     pip, module = library / "site-packages/pip/__init__.py", library / "json/decoder.py"
     for path in (library / "ensurepip/__init__.py", pip, module, tmp_path / "usr/local/bin/pip3"):
@@ -84,13 +84,13 @@ def test_the_last_stage_has_no_installer_and_all_bytecode(tmp_path: Path) -> Non
 
     [compiled] = library.rglob("*.pyc")
     assert compiled == Path(cache_from_source(str(module)))
-    # A hash that is never looked at: not even the source is read.
+    # The flags of an unchecked hash: Python does not read the source.
     assert compiled.read_bytes()[4:8] == b"\1\0\0\0"
     assert not [*tmp_path.rglob("*pip*")]
 
 
-def test_what_is_copied_is_all_that_is_sent() -> None:
-    """The build context holds what is copied and little else: no secret, no data, no history."""
+def test_the_build_context_is_what_is_copied() -> None:
+    """The build context holds little more than what is copied: no secret, data or history."""
     build = stages()[0]
     defaults = dict(rest.split("=") for word, rest in build if word == "ARG")
     copied = [rest.split()[0] for word, rest in build if word == "COPY"]
@@ -105,8 +105,8 @@ def test_what_is_copied_is_all_that_is_sent() -> None:
     assert lines == ["*", "!service", "!deploy/requirements/*.txt", "**/__pycache__"]
 
 
-def test_health_is_asked_of_the_process(tmp_path: Path) -> None:
-    """The health check says well of a running process and unwell of one that does not answer."""
+def test_the_health_check_asks_the_process(tmp_path: Path) -> None:
+    """The health check succeeds for a running process and fails for one that does not answer."""
     with open_sandbox(tmp_path) as opened:
         process = opened.start("serve").ready()
         port = {"ADMIN_PORT": str(process.started["admin_port"])}
@@ -120,8 +120,8 @@ def test_health_is_asked_of_the_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(BUILD_DEADLINE_S + 60)
-def test_its_commands_make_what_runs(tmp_path: Path) -> None:
-    """The build stage's own commands, on an empty directory, make all that every handler needs."""
+def test_the_build_makes_what_every_handler_needs(tmp_path: Path) -> None:
+    """The commands of the build stage, run in an empty directory, make all that handlers need."""
     if not os.environ.get("REQUIRE_BROKERS"):
         missing("installs packages: set REQUIRE_BROKERS to do so")
     build_in(tmp_path)
@@ -138,17 +138,14 @@ def test_its_commands_make_what_runs(tmp_path: Path) -> None:
 
 
 def hidden_in(directory: Path) -> list[Path]:
-    """Return what of the image another user than its owner could not read, or not enter."""
+    """Return the files that only their owner can read, and folders that only it can enter."""
     found = [*(directory / "app").rglob("*"), *(directory / "opt" / "venv").rglob("*")]
     needed = {path: 0o005 if path.is_dir() else 0o004 for path in found if not path.is_symlink()}
     return [path for path, mode in needed.items() if path.stat().st_mode & mode != mode]
 
 
 def build_in(directory: Path) -> None:
-    """Do what the build stage does, with *directory* as the root of everything.
-
-    The files come from a checkout by somebody who lets nobody else read them.
-    """
+    """Run the build stage with *directory* in place of the root, from files only we can read."""
     (directory / "opt").mkdir()
     (directory / "app").mkdir()
     shutil.copy(ROOT / "deploy/requirements/image.txt", directory / "opt/requirements.txt")
@@ -162,7 +159,7 @@ def build_in(directory: Path) -> None:
 
 
 def carry_out(command: str, directory: Path) -> None:
-    """Run what a RUN says with this Python, and *directory* as the root of everything."""
+    """Run the command of a RUN with this Python, with *directory* in place of the root."""
     ours = Path(sys.executable).parent
     (directory / "app").mkdir(exist_ok=True)
     subprocess.run(
@@ -176,7 +173,7 @@ def carry_out(command: str, directory: Path) -> None:
 
 
 def built(directory: Path, opened: Sandbox, *arguments: str) -> str:
-    """Run what was built, with nothing else that is installed here in its way."""
+    """Run what was built, without the packages that are installed here."""
     ours = environment(REDIS_URL=opened.server.url, STRIPE_WEBHOOK_SECRETS=SECRET.reveal().decode())
     ended = subprocess.run(
         [directory / "opt/venv/bin/python", *arguments],

@@ -9,11 +9,11 @@ HOOKS = ROOT / ".pre-commit-config.yaml"
 
 
 def test_the_workflow_is_valid() -> None:
-    """It is what the schema of workflows says."""
+    """It conforms to the schema of workflows."""
     run(tool("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", WORKFLOW)
 
 
-def test_the_workflow_runs_what_ci_runs() -> None:
+def test_the_workflow_runs_ci() -> None:
     """Its last step is .ci/run: no check lives in the workflow alone."""
     [workflow] = documents(WORKFLOW)
     *_, last = workflow["jobs"]["run"]["steps"]

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: valid, whole, and as restricted as they claim."""
+"""The Kubernetes manifests are valid, complete and restricted."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "kustomiza
 
 
 def kustomization() -> Any:
-    """Return the list of what belongs together."""
+    """Return the parsed kustomization."""
     [found] = documents(FOLDER / "kustomization.yaml")
     return found
 
 
 def settings() -> dict[str, str]:
-    """Return what both processes are told, beside the secrets."""
+    """Return the settings of both processes, without the secrets."""
     [generator] = kustomization()["configMapGenerator"]
     return dict(literal.split("=", 1) for literal in generator["literals"])
 
@@ -32,7 +32,7 @@ def everything(kind: str) -> list[Any]:
 
 
 def pod(deployment: Any) -> Any:
-    """Return what a deployment's pods are."""
+    """Return the specification of a deployment's pods."""
     return deployment["spec"]["template"]["spec"]
 
 
@@ -46,24 +46,24 @@ def selected(selector: dict[str, str]) -> list[str]:
 
 
 def test_every_document_is_valid() -> None:
-    """Each object is what the API's own schema says, with no field it does not know."""
+    """Each object conforms to the schema of the API and has no unknown field."""
     run(tool("kubernetes-validate"), "--strict", "--quiet", *FILES)
 
 
-def test_the_kustomization_is_whole() -> None:
-    """What the kustomization names is there, and what is there it names."""
+def test_the_kustomization_is_complete() -> None:
+    """The kustomization names every file beside it, and no other."""
     assert {FOLDER / name for name in kustomization()["resources"]} == set(FILES)
 
 
 def written_overlay() -> str:
-    """Return the kustomization of a user's own, as the head of ours shows it."""
+    """Return the example of a user's kustomization, which the head of ours shows."""
     head = (FOLDER / "kustomization.yaml").read_text().partition("apiVersion")[0]
     [shown] = [part for part in re.split(r"^#$", head, flags=re.MULTILINE) if "resources:" in part]
     return re.sub(r"^# *?  ", "", shown, flags=re.MULTILINE)
 
 
 def test_an_overlay_names_the_image(tmp_path: Path) -> None:
-    """Rendered by kustomize, the kustomization shown in the head is valid and names it."""
+    """Rendered by kustomize, the example is valid and names the image."""
     overlay, rendered = tmp_path / "overlay" / "kustomization.yaml", tmp_path / "rendered.yaml"
     overlay.parent.mkdir()
     shutil.copytree(FOLDER, tmp_path / "base")
@@ -79,7 +79,7 @@ def test_an_overlay_names_the_image(tmp_path: Path) -> None:
 
 
 def test_pods_have_time_to_stop() -> None:
-    """A pod is not killed before it has drained and finished."""
+    """Kubernetes waits until a pod has drained and finished."""
     least = float(settings()["DRAIN_S"]) + float(settings()["SHUTDOWN_GRACE_S"])
 
     for deployment in everything("Deployment"):
@@ -87,7 +87,7 @@ def test_pods_have_time_to_stop() -> None:
 
 
 def test_pods_are_restricted() -> None:
-    """No pod has root, a writable root, a capability, a way up, or a token of the cluster's."""
+    """No pod has root, a writable root, a capability, a way to gain one, or a token."""
     for deployment in everything("Deployment"):
         spec = pod(deployment)
         [container] = spec["containers"]
@@ -105,8 +105,8 @@ def test_pods_are_restricted() -> None:
     assert account["automountServiceAccountToken"] is False
 
 
-def test_probes_ask_what_they_mean() -> None:
-    """Alive is asked where no crowd of requests can be in the way; ready where requests go."""
+def test_probes_use_the_right_port() -> None:
+    """Liveness is probed on the admin port, which webhooks cannot fill; readiness on theirs."""
     for deployment in everything("Deployment"):
         [container] = pod(deployment)["containers"]
         name = container["name"]
@@ -115,17 +115,17 @@ def test_probes_ask_what_they_mean() -> None:
             probe: (container[probe]["httpGet"]["path"], container[probe]["httpGet"]["port"])
             for probe in ("startupProbe", "livenessProbe", "readinessProbe")
         }
-        door = "webhooks" if name == "receiver" else "admin"
+        traffic = "webhooks" if name == "receiver" else "admin"
         assert asked == {
             "startupProbe": ("/livez", "admin"),
             "livenessProbe": ("/livez", "admin"),
-            "readinessProbe": ("/readyz", door),
+            "readinessProbe": ("/readyz", traffic),
         }
-        assert {"admin", door} <= ports
+        assert {"admin", traffic} <= ports
 
 
-def test_selectors_find_what_they_mean() -> None:
-    """Service, budgets, autoscaler and policies find the pods they are named after."""
+def test_selectors_match_their_pods() -> None:
+    """Service, budgets, autoscaler and policies select the pods that they are named after."""
     for deployment in everything("Deployment"):
         assert selected(deployment["spec"]["selector"]["matchLabels"]) == [
             deployment["metadata"]["name"]
@@ -144,7 +144,7 @@ def test_selectors_find_what_they_mean() -> None:
 
 
 def test_settings_are_ours() -> None:
-    """Every variable is a setting, and secrets come as files, never as variables."""
+    """Every variable is a setting, and secrets are files, never variables."""
     assert settings().keys() <= known_settings()
     assert settings()["DURABILITY"] == "fsync"
     for deployment in everything("Deployment"):

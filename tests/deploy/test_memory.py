@@ -1,4 +1,4 @@
-"""How much memory a process is given: alike on every platform, and more than it needs at worst."""
+"""Memory limits are the same on every platform, and above the worst case."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.support.programs import ROOT, documents
 
 DEPLOY = ROOT / "deploy"
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-# What a receiver or a worker needs before anything comes, and for what has come and is in hand.
+# What a process needs when idle, and in the worst case.
 IDLE = 50 << 20
 WORST = {
-    # Every connection holds the largest body but its last byte, and 64 KiB beside it.
+    # Every connection holds the largest body without its last byte, and 64 KiB besides.
     "receiver": IDLE + Settings.max_connections * (Settings.max_body_bytes + (64 << 10)),
     # As measured with 200,000 transitions waiting and every call failing (tests/bench/README.md).
     "worker": 70 << 20,
@@ -24,14 +24,14 @@ MARGIN = 1.3
 
 
 def size(text: str) -> int:
-    """Return how many bytes a limit is: 512m, 512Mi and 512M are one."""
+    """Return a limit in bytes; 512m, 512Mi and 512M are the same."""
     found = re.fullmatch(r"(\d+)([KMG])I?", text.upper())
     assert found
     return int(found[1]) * UNITS[found[2]]
 
 
 def limits() -> Iterator[tuple[str, str, int]]:
-    """Yield each limit: what for, where, and how much."""
+    """Yield each limit: its process, its platform, and the bytes."""
     [compose] = documents(DEPLOY / "compose.yaml")
     for service, process in (("receiver-1", "receiver"), ("receiver-2", "receiver"),
                              ("worker", "worker")):  # fmt: skip
@@ -45,8 +45,8 @@ def limits() -> Iterator[tuple[str, str, int]]:
 
 
 @pytest.mark.parametrize("process", WORST)
-def test_limits_are_alike_and_enough(process: str) -> None:
-    """Each platform gives a process the same, a third more than it can need at the very worst."""
+def test_limits_are_equal_and_sufficient(process: str) -> None:
+    """Each platform has the same limit, a third above the worst case, and the document names it."""
     given = {where: amount for name, where, amount in limits() if name == process}
 
     assert len(set(given.values())) == 1, given

@@ -1,4 +1,4 @@
-"""What deploy/ says about the service is true of it: names of settings, and its YAML reads well."""
+"""Files in deploy/ name only settings that exist, and their YAML is well formed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXTS = [
     and (path.suffix == ".md" or path not in GENERATED)
     and not {"requirements", "secrets"} & set(path.parts)
 ]
-# Names in capitals that are not settings of the service, each somebody else's.
+# Names in capitals that are not settings of the service.
 FOREIGN = {
     "CREDENTIALS_DIRECTORY": "systemd's, which the service reads too",
     **dict.fromkeys(("AF_INET", "AF_INET6", "AF_UNIX"), "the kernel's families of addresses"),
@@ -37,7 +37,7 @@ YAML_RULES = (
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_settings_exist(path: Path) -> None:
-    """Whatever looks like a setting's name, in a value or in a comment, is one."""
+    """Each word that looks like the name of a setting, in a value or a comment, is one."""
     text = re.sub(r"#[A-Z]+_PASSWORD_SHA256", "", path.read_text())
     named = set(re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", text))
 
@@ -49,6 +49,6 @@ def test_settings_exist(path: Path) -> None:
     [path for path in TEXTS if path.suffix in {".yaml", ".yml"}],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_yaml_reads_well(path: Path) -> None:
-    """No key is given twice, and indentation, spaces and length are as everywhere."""
+def test_yaml_is_well_formed(path: Path) -> None:
+    """No key is given twice; indentation, spaces and line lengths are consistent."""
     run(tool("yamllint"), "--strict", "-d", YAML_RULES, path)

@@ -1,4 +1,4 @@
-"""The Procfile: one line for each process, as process managers read it."""
+"""The Procfile: one line for each process, in the form that process managers read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_it_is_well_formed() -> None:
 
 
 def test_its_commands_parse() -> None:
-    """Each line ends in a command that the command line takes."""
+    """Each line ends in a command that our command line accepts."""
     for line in PROCFILE.read_text().splitlines():
         _, program = re.split(r" -m service ", line)
         name, *arguments = shlex.split(program)

@@ -1,4 +1,4 @@
-"""The alerts and the dashboard: valid, proven to fire, and of series that exist."""
+"""The alerts and the dashboard are valid, use series that exist, and each alert fires."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ WORDS = {
 
 
 def promtool() -> Path:
-    """Return Prometheus's own tool, or skip."""
+    """Return the path of promtool, or skip."""
     return program("promtool", PACKAGE)
 
 
 def known() -> set[str]:
-    """Return every name that a query may ask for."""
+    """Return every name that a query may use."""
     found = {series_name(one) for one in series()}
     for one in series():
         if isinstance(one, Histogram):
@@ -48,7 +48,7 @@ def known() -> set[str]:
 
 
 def asked_for(query: str) -> set[str]:
-    """Return every series of ours a query names."""
+    """Return every series of ours that a query names."""
     return set(re.findall(r"\bidv_\w+", query))
 
 
@@ -85,12 +85,12 @@ def queries() -> list[str]:
 
 
 def test_the_rules_are_valid() -> None:
-    """Prometheus's own tool takes every rule."""
+    """Promtool accepts every rule."""
     run(promtool(), "check", "rules", RULES)
 
 
 def test_each_alert_fires_when_it_should() -> None:
-    """Prometheus's own tool plays each alert's cases: it fires in some, and not in others."""
+    """Promtool runs each alert's cases: it fires in some, and not in others."""
     run(promtool(), "test", "rules", TESTS)
     [found] = documents(TESTS)
     cases = [case for test in found["tests"] for case in test["promql_expr_test"]]
@@ -99,7 +99,7 @@ def test_each_alert_fires_when_it_should() -> None:
         assert {bool(case["exp_samples"]) for case in mine} == {True, False}, alert["alert"]
 
 
-def test_each_alert_says_what_to_do() -> None:
+def test_each_alert_has_its_entry() -> None:
     """An alert has a severity, a summary, what to do, and its entry in the runbook."""
     entries = set(re.findall(r'<a id="(alert-[^"]+)"></a>', RUNBOOK.read_text()))
     for alert in alerts():
@@ -112,8 +112,8 @@ def test_each_alert_says_what_to_do() -> None:
     assert entries == set()
 
 
-def test_rules_ask_for_what_there_is() -> None:
-    """Every series and label in a rule is one that `metrics` declares, or Prometheus itself."""
+def test_rules_name_series_that_exist() -> None:
+    """Every series and label in a rule is one of `metrics` or of Prometheus itself."""
     asked = {name for rule in rules() for name in asked_for(rule["expr"])}
     labels = {name for rule in rules() for name in labels_asked_for(rule["expr"])}
     assert asked
@@ -123,14 +123,14 @@ def test_rules_ask_for_what_there_is() -> None:
 
 @pytest.mark.parametrize("query", [*(rule["expr"] for rule in rules()), *queries()])
 def test_words_in_queries_are_from_the_closed_lists(query: str) -> None:
-    """Whatever a query selects by outcome is an outcome that a request or a delivery can have."""
+    """Each outcome that a query selects is one that a request or a delivery can have."""
     for words in re.findall(r'outcome[=!]~?"([^"]*)"', query):
         for word in words.split("|"):
             assert any(re.fullmatch(word, each) for each in WORDS), word
 
 
-def test_the_exposition_is_as_prometheus_wants_it() -> None:
-    """Prometheus's own tool has nothing to say against what we expose."""
+def test_the_exposition_is_valid() -> None:
+    """Promtool has no complaint about our series."""
     checked = subprocess.run(
         [promtool(), "check", "metrics"],
         input=metrics.exposition(),
@@ -144,15 +144,15 @@ def test_the_exposition_is_as_prometheus_wants_it() -> None:
 
 
 @pytest.mark.parametrize("query", queries())
-def test_the_dashboard_asks_for_what_there_is(query: str) -> None:
-    """Every query of the dashboard names series that `metrics` declares, by labels they have."""
+def test_the_dashboard_names_series_that_exist(query: str) -> None:
+    """Every query of the dashboard names series of `metrics`, and labels that they have."""
     assert asked_for(query)
     assert asked_for(query) <= known()
     assert labels_asked_for(query) <= _labels() | {"job", "instance", "le"}
 
 
-def test_a_healthy_dashboard_shows_something(tmp_path: Path) -> None:
-    """Where all is well each query has an answer, or its panel says that there is nothing."""
+def test_a_healthy_dashboard_has_no_empty_panel(tmp_path: Path) -> None:
+    """On a healthy deployment each query has a result, or its panel shows that it is empty."""
     with open_sandbox(tmp_path) as opened:
         receiver, worker = (opened.start(name).ready() for name in ("serve", "work"))
         body = event()
@@ -172,8 +172,8 @@ def test_a_healthy_dashboard_shows_something(tmp_path: Path) -> None:
     play(tmp_path, held(exposed), {f"count({query}) > bool 0": [one] for query in asked})
 
 
-def test_no_finding_is_counted_that_is_a_choice(tmp_path: Path) -> None:
-    """On a server without a replica, and not told to sync each write, the dashboard counts none."""
+def test_choices_are_not_counted_as_findings(tmp_path: Path) -> None:
+    """Without a replica and without a sync of each write, the dashboard counts no finding."""
     [query] = [one["targets"][0]["expr"] for one in panels() if one["title"] == "Findings"]
     risks = {"eviction": 0, "fsync": 1, "replication": 1}
     series = {
@@ -184,7 +184,7 @@ def test_no_finding_is_counted_that_is_a_choice(tmp_path: Path) -> None:
 
 
 def held(exposed: dict[str, str]) -> dict[str, float]:
-    """Return every series that processes expose, each with its value."""
+    """Return every series that the processes expose, with its value."""
     return {
         _series(sample.name, {**sample.labels, "job": job}): sample.value
         for job, text in exposed.items()
@@ -199,7 +199,7 @@ def _series(name: str, labels: dict[str, str]) -> str:
 
 
 def play(directory: Path, series: Mapping[str, float], cases: dict[str, list[Any]]) -> None:
-    """Have Prometheus's own tool hold series that do not change against the answers to queries."""
+    """Let promtool run queries on constant series, and compare their results."""
     tests = directory / "tests.yml"
     inputs = [{"series": name, "values": f"{value}x20"} for name, value in series.items()]
     asked = [
@@ -215,8 +215,8 @@ def play(directory: Path, series: Mapping[str, float], cases: dict[str, list[Any
     run(promtool(), "test", "rules", tests)
 
 
-def test_the_dashboard_is_whole() -> None:
-    """Panels have ids and places of their own, and nobody's data source is written into them."""
+def test_the_dashboard_is_complete() -> None:
+    """Panels have ids, places, titles and descriptions, and the data source is a variable."""
     found = panels()
     assert len({panel["id"] for panel in found}) == len(found)
     assert len({(p["gridPos"]["x"], p["gridPos"]["y"]) for p in found}) == len(found)
@@ -227,8 +227,8 @@ def test_the_dashboard_is_whole() -> None:
             assert panel["description"].endswith(".")
 
 
-def test_every_series_is_shown_or_told() -> None:
-    """A series that neither an alert nor a panel looks at would be measured for nobody."""
+def test_every_series_is_used() -> None:
+    """Each series is used by an alert or by a panel."""
     looked_at = {name for query in queries() for name in asked_for(query)}
     looked_at |= {name for rule in rules() for name in asked_for(rule["expr"])}
     names = {name.removesuffix(ending) for name in looked_at for ending in ("", *ENDINGS)}

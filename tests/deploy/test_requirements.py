@@ -1,4 +1,4 @@
-"""The pins: whole, hashed, from anywhere, and the same wherever two files share one."""
+"""The pins are complete and hashed, and equal where two files share one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILES = sorted(FOLDER.glob("*.txt"))
 
 
 def pins(name: str) -> dict[str, set[str]]:
-    """Return what a file pins: versions by name, more than one where Pythons differ."""
+    """Return the versions that a file pins, by name; several where Pythons differ."""
     found: dict[str, set[str]] = {}
     for package, version in re.findall(
         r"^([\w.-]+)==([^\s;]+)", (FOLDER / f"{name}.txt").read_text(), re.MULTILINE
@@ -26,7 +26,7 @@ def pins(name: str) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_pin_is_hashed(path: Path) -> None:
-    """Each requirement is one version with hashes, and no line says where to get it."""
+    """Each requirement is one version with hashes, and no line names an index."""
     requirements = path.read_text().replace("\\\n", "").splitlines()
 
     assert requirements
@@ -37,14 +37,14 @@ def test_every_pin_is_hashed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["image", "embedded", "dev"])
-def test_everything_runs_on_the_same(name: str) -> None:
-    """What production runs on is what is developed and tested with, version by version."""
+def test_files_agree(name: str) -> None:
+    """Production, development and tests use the same versions."""
     assert pins("runtime").items() <= pins(name).items()
     assert name != "dev" or pins("image").items() <= pins(name).items()
 
 
-def test_what_is_asked_for_is_pinned() -> None:
-    """Each dependency that pyproject.toml names is pinned where it belongs."""
+def test_each_dependency_is_pinned() -> None:
+    """Each dependency that pyproject.toml names is pinned in its file."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     asked = {

@@ -1,4 +1,4 @@
-"""The systemd units: understood by systemd, closed to nearly everything, and given time to stop."""
+"""The systemd units are valid and hardened, and have time to stop."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.support.programs import ROOT, program, run
 from tests.support.servers import free_port
 
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
-# Of 10, which is a unit that is closed to nothing; what is left is that it has a network.
+# Of 10, which is a unit without hardening. What remains is that it has a network.
 MAX_EXPOSED = 1.2
 every_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
 
 
 def directives(unit: Path) -> dict[str, list[str]]:
-    """Return what a unit says, each name with its values."""
+    """Return the directives of a unit, each name with its values."""
     found = defaultdict(list)
     for name, value in re.findall(r"^([A-Za-z]+)=(.*)$", unit.read_text(), re.MULTILINE):
         found[name].append(value)
@@ -32,8 +32,8 @@ def directives(unit: Path) -> dict[str, list[str]]:
 
 
 @every_unit
-def test_systemd_understands_it(unit: Path, tmp_path: Path) -> None:
-    """Every directive is known and every program is there, once the project is where it says."""
+def test_it_is_valid(unit: Path, tmp_path: Path) -> None:
+    """Every directive is known and every program exists, with the project at its path."""
     moved = tmp_path / unit.name
     text = unit.read_text().replace("/opt/identity-webhooks/.venv/bin/python", sys.executable)
     moved.write_text(text.replace("/opt/identity-webhooks", str(ROOT)))
@@ -43,7 +43,7 @@ def test_systemd_understands_it(unit: Path, tmp_path: Path) -> None:
 
 @every_unit
 def test_it_is_hardened(unit: Path) -> None:
-    """What systemd itself counts as exposed stays below a bound."""
+    """The exposure that systemd computes stays below a bound."""
     threshold = str(round(MAX_EXPOSED * 10))
     analyze = program("systemd-analyze", "systemd")
 
@@ -52,7 +52,7 @@ def test_it_is_hardened(unit: Path) -> None:
 
 @every_unit
 def test_it_has_time_to_stop(unit: Path) -> None:
-    """It is not killed before it has drained and finished."""
+    """Systemd waits until it has drained and finished."""
     [seconds] = directives(unit)["TimeoutStopSec"]
 
     assert float(seconds) >= Settings.drain_s + Settings.shutdown_grace_s + 5
@@ -60,7 +60,7 @@ def test_it_has_time_to_stop(unit: Path) -> None:
 
 @every_unit
 def test_its_credentials_are_settings(unit: Path) -> None:
-    """Each credential is named as the setting it is, and comes from a file."""
+    """Each credential has the name of a setting, and comes from a file."""
     loaded = dict(each.split(":") for each in directives(unit)["LoadCredential"])
 
     assert loaded.keys() <= known_settings()
@@ -69,14 +69,14 @@ def test_its_credentials_are_settings(unit: Path) -> None:
 
 
 @every_unit
-def test_it_promises_what_is_on_disk(unit: Path) -> None:
-    """What a unit says beside the settings is a setting: that a 200 means on disk."""
+def test_a_200_means_on_disk(unit: Path) -> None:
+    """The only setting in a unit is the durability."""
     assert directives(unit)["Environment"] == ["DURABILITY=fsync"]
     assert "DURABILITY" in known_settings()
 
 
-def test_both_are_closed_alike() -> None:
-    """Receiver and worker differ in what they do, not in what they may."""
+def test_both_are_hardened_alike() -> None:
+    """Receiver and worker differ in what they run, not in what they may do."""
     receiver, worker = (directives(unit) for unit in UNITS)
     differ = {name for name in receiver | worker if receiver[name] != worker[name]}
 
@@ -84,7 +84,7 @@ def test_both_are_closed_alike() -> None:
 
 
 def test_both_run_on_one_machine(tmp_path: Path) -> None:
-    """With .env.example as the one file of settings, both listen side by side."""
+    """With .env.example as their settings file, both listen on one machine."""
     web, receivers_admin, workers_admin = (str(free_port()) for _ in range(3))
     told = (ROOT / ".env.example").read_text()
     lines = dict(re.findall(r"^([A-Z_]+)=(.*)$", told, re.MULTILINE))
