@@ -306,14 +306,14 @@ MUTANTS = (
         "service/storage/clients.py",
         '        "retry": Retry(NoBackoff(), 0),\n',
         '        "retry": Retry(NoBackoff(), 3),\n',
-        "storage/test_connections.py",
+        "storage/test_clients.py",
     ),
     Mutant(
         "the client hands out connections with an answer left in them",
         "service/storage/clients.py",
         '        "maint_notifications_config": MaintNotificationsConfig(enabled=False),\n',
         "",
-        "storage/test_connections.py",
+        "storage/test_clients.py",
     ),
     Mutant(
         "any one replica stands for all",
@@ -376,7 +376,7 @@ MUTANTS = (
         "service/storage/assessment.py",
         '    if policy in ("noeviction", None):\n',
         "    if policy != 1:\n",
-        "storage/test_health.py",
+        "storage/test_assessment.py",
     ),
     Mutant(
         "waiting for Redis has no end",

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 # Those that wait, or weigh one cost against another, for all others.
 CLOCKS = {
     *("harness.py", "servers.py", "brokers.py", "moto_queue.py"),
-    *("landscapes.py", "mutating_client.py"),
+    *("topologies.py", "mutating_client.py"),
 }
 TIMED = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "timeit"}
 # Torments and benchmarks are about time, and no part of the suite.

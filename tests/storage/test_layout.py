@@ -1,4 +1,4 @@
-"""Laws of the layout: where everything lies, who may start on it, and where groups begin."""
+"""The layout: key names, who may start on it, and where consumer groups begin."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.support import roles
 TWO = Keys("idv", 2)
 
 
-def test_a_session_has_one_partition_for_ever() -> None:
-    """The partition is a plain checksum: these numbers may never change."""
+def test_a_session_always_has_the_same_partition() -> None:
+    """The partition is a checksum: these numbers must never change."""
     keys = Keys("idv", 8)
     assert [keys.partition(one) for one in ("vs_1", "vs_2", "vs_abc")] == [4, 6, 4]
 
 
-def test_all_keys_of_a_session_share_a_tag() -> None:
-    """What one script touches lies in one slot of a Cluster; what is shared has no tag."""
+def test_all_keys_of_a_partition_share_a_tag() -> None:
+    """The keys of one script are in one slot of a Cluster; shared keys have no tag."""
     keys = Keys("p", 8)
     assert keys.session("vs_2") == "p:{6}:session:vs_2"
     assert keys.transitions(2) == "p:{2}:transitions"
@@ -34,13 +34,13 @@ def test_all_keys_of_a_session_share_a_tag() -> None:
     assert keys.layout_in(2) == "p:{2}:layout"
 
 
-class TestGuard:
-    """Nobody works on a layout that was made for other numbers."""
+class TestClaim:
+    """No process works on a layout with other numbers."""
 
-    async def test_the_first_claims_and_its_like_may_follow(
+    async def test_the_first_process_claims_the_layout(
         self, connections: Connections, keys: Keys
     ) -> None:
-        """An empty server takes the numbers of whoever comes first, once."""
+        """An empty server gets the numbers of the first process; others may have the same."""
         await asyncio.gather(*(claim(connections, keys) for _ in range(5)))
         found = await connections.client.hgetall(keys.layout)
         assert found == {b"version": b"%d" % LAYOUT_VERSION, b"partitions": b"8"}
@@ -48,8 +48,8 @@ class TestGuard:
         assert copies == [b"%d 8" % LAYOUT_VERSION] * 8
         await claim(connections, keys)
 
-    async def test_a_look_claims_nothing(self, connections: Connections, keys: Keys) -> None:
-        """Whether a layout is_claimed is said without claiming one; another's is refused."""
+    async def test_is_claimed_claims_nothing(self, connections: Connections, keys: Keys) -> None:
+        """Whether a layout is claimed is read without claiming it; another layout is an error."""
         await connections.client.flushall()
         assert not await is_claimed(connections, keys)
         assert await connections.client.keys("*") == []
@@ -59,7 +59,7 @@ class TestGuard:
             await is_claimed(connections, keys._replace(partitions=16))
 
     async def test_a_lost_copy_is_written_again(self, connections: Connections, keys: Keys) -> None:
-        """Where a partition has lost its copy the guard restores it."""
+        """A partition that has lost its copy gets it again."""
         await claim(connections, keys)
         await connections.client.delete(keys.layout_in(3))
         await claim(connections, keys)
@@ -68,16 +68,16 @@ class TestGuard:
     async def test_a_copy_of_another_layout_is_replaced(
         self, connections: Connections, keys: Keys
     ) -> None:
-        """What has been claimed is right, whatever a slower process has left in a partition."""
+        """The claimed layout replaces the copy that a slower process has left."""
         await claim(connections, keys)
         await connections.client.set(keys.layout_in(3), "3 16")
         await claim(connections, keys)
         assert await connections.client.get(keys.layout_in(3)) == keys.layout_copy.encode()
 
-    async def test_a_layout_lost_while_it_is_claimed_is_claimed_again(
+    async def test_a_layout_may_be_lost_while_it_is_claimed(
         self, connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Another process that claims between our two steps is noticed."""
+        """A process that claims another layout between our two steps is noticed."""
         copy = layout._copy
 
         async def lost(connections: Connections, keys: Keys) -> None:
@@ -97,7 +97,7 @@ class TestGuard:
     async def test_another_number_of_partitions_is_refused(
         self, connections: Connections, keys: Keys
     ) -> None:
-        """Sessions would be looked for in the wrong place: the start is refused, with both."""
+        """The error has both numbers, and the layout stays."""
         await claim(connections, keys)
         with pytest.raises(ConfigError) as refused:
             await claim(connections, keys._replace(partitions=16))
@@ -120,10 +120,10 @@ class TestGuard:
         await claim(connections, keys)
         await claim(connections, Keys("other", 3))
 
-    async def test_a_full_server_does_not_keep_workers_out(
+    async def test_workers_start_on_a_full_server(
         self, connections: Connections, keys: Keys
     ) -> None:
-        """On a full server a known layout and known groups are no obstacle to a start."""
+        """On a full server a claimed layout and existing groups need no write."""
         await create_groups(connections, keys, ["log"])
         await connections.client.config_set("maxmemory", 1)
         try:
@@ -134,7 +134,7 @@ class TestGuard:
 
 
 class TestGroups:
-    """Where a handler's reading begins."""
+    """Where a handler begins to read."""
 
     async def starts(self, connections: Connections, partition: int = 0) -> dict[str, str]:
         """Return each group of a partition, and the last id it counts as read."""
@@ -151,30 +151,32 @@ class TestGroups:
         """Begin without the groups that the fixture made."""
         await connections.client.flushall()
 
-    async def test_at_first_all_begin_at_the_beginning(self, connections: Connections) -> None:
-        """On an empty server groups stand before anything that will come."""
+    async def test_on_an_empty_server_groups_begin_at_the_beginning(
+        self, connections: Connections
+    ) -> None:
+        """On an empty server every group begins before the first entry."""
         assert await create_groups(connections, TWO, ["log", "nats"]) == ["log", "nats"]
         for partition in range(2):
             assert await self.starts(connections, partition) == {"log": "0-0", "nats": "0-0"}
 
-    async def test_what_nobody_read_is_read_from_the_beginning(
+    async def test_a_stream_without_groups_is_read_from_the_beginning(
         self, connections: Connections
     ) -> None:
-        """On a stream without groups nothing was read, so nothing is skipped."""
+        """On a stream without groups no entry was read, so none is skipped."""
         await self.add(connections)
         await create_groups(connections, TWO, ["log", "nats"])
         assert await self.starts(connections) == {"log": "0-0", "nats": "0-0"}
 
     async def test_a_handler_added_later_begins_at_the_end(self, connections: Connections) -> None:
-        """History is not repeated to a newcomer; on an untouched stream it misses nothing."""
+        """A new handler does not get history; on an empty stream it misses nothing."""
         await create_groups(connections, TWO, ["log"])
         last = await self.add(connections)
         assert await create_groups(connections, TWO, ["log", "nats"]) == ["nats"]
         assert await self.starts(connections, 0) == {"log": "0-0", "nats": last}
         assert await self.starts(connections, 1) == {"log": "0-0", "nats": "0-0"}
 
-    async def test_opening_again_changes_nothing(self, connections: Connections) -> None:
-        """A restart leaves every place as it was."""
+    async def test_existing_groups_stay(self, connections: Connections) -> None:
+        """A restart leaves every group where it was."""
         await create_groups(connections, TWO, ["log"])
         await self.add(connections)
         await connections.client.xreadgroup("log", "me", {TWO.transitions(0): ">"})
@@ -191,8 +193,8 @@ class TestGroups:
         assert await create_groups(connections, TWO, ["log", "nats"]) == ["log", "nats"]
         assert await self.starts(connections) == {"log": "0-0", "nats": "0-0"}
 
-    async def test_many_may_open_at_once(self, connections: Connections) -> None:
-        """Replicas that start together neither fail nor miss a group."""
+    async def test_many_workers_may_start_at_once(self, connections: Connections) -> None:
+        """Workers that start together neither fail nor miss a group."""
         await asyncio.gather(*(create_groups(connections, TWO, ["log"]) for _ in range(8)))
         assert await self.starts(connections, 1) == {"log": "0-0"}
 
@@ -203,8 +205,8 @@ class TestGroups:
             await create_groups(connections, TWO, ["log"])
         assert not await connections.client.exists(TWO.transitions(0))
 
-    async def test_a_failure_is_told(self, connections: Connections) -> None:
-        """What is in the way of a group is raised, not passed over."""
+    async def test_a_failure_is_raised(self, connections: Connections) -> None:
+        """A key that is in the way of a group is an error."""
         await connections.client.set(TWO.transitions(1), "in the way")
         with pytest.raises(Exception, match="WRONGTYPE"):
             await create_groups(connections, TWO, ["log"])

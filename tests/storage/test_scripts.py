@@ -1,9 +1,8 @@
-"""Laws of what a reply is worth: not sent where it would not be kept, not told before it is."""
+"""Needs of a write: nothing is sent where it would not last, or confirmed before it is safe."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,15 @@ from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys, claim
 from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
-from service.stripe.events import Event, parse
-from service.stripe.signatures import VerifiedPayload
 from service.transitions.transition import make_change
+from tests.support.admissions import make_event
 from tests.support.harness import soon
 from tests.support.proxy import proxy_to
 from tests.support.servers import Server, free_port, sentinel, server, until, until_answers
 
 RELEASE = Script("service.delivery", "lua/release.lua")
 CALL = ScriptCall(RELEASE, ["{1}:lease"], ["token"])
-KEPT = {
+SAFE = {
     "appendonly": "yes",
     "appendfsync": "always",
     "no-appendfsync-on-rewrite": "no",
@@ -38,24 +36,9 @@ Admit = Callable[[Connections, str], Any]
 
 
 def options(**changes: str) -> list[str]:
-    """Return what starts a server that keeps everything, but for some changes."""
-    said = KEPT | {name.replace("_", "-"): value for name, value in changes.items()}
-    return [word for name, value in said.items() for word in (f"--{name}", value)]
-
-
-def event(session: str) -> Event:
-    """Return a session's first event."""
-    created = int(time.time())
-    parsed = parse(
-        VerifiedPayload(
-            b'{"id": "evt_%s", "type": "identity.verification_session.created", "created": %d,'
-            b' "data": {"object": {"id": "%s", "status": "requires_input"}}}'
-            % (session.encode(), created, session.encode()),
-            "fingerprint",
-        )
-    )
-    assert isinstance(parsed, Event)
-    return parsed
+    """Return options of a server that keeps everything, but for some changes."""
+    settings = SAFE | {name.replace("_", "-"): value for name, value in changes.items()}
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
 
 @pytest.fixture
@@ -70,9 +53,9 @@ def admit(make_settings: Callable[..., Settings]) -> Admit:
             await claim(connections, keys)
             await create_groups(connections, keys, ["log"])
             inboxes[connections] = Inbox(connections, keys, settings)
-        one = event(session)
+        one = make_event(session=session, id=f"evt_{session}")
         try:
-            # Sooner than any deadline: what cannot be kept is said at once.
+            # At once, and not at the deadline.
             async with asyncio.timeout(settings.admit_deadline_s / 2):
                 return (await inboxes[connections].admit(one, make_change(one))).outcome
         except Unavailable as error:
@@ -82,13 +65,7 @@ def admit(make_settings: Callable[..., Settings]) -> Admit:
 
 
 class TestFsync:
-    """DURABILITY=fsync: a 200 means that it is on disk, or there is no 200."""
-
-    async def test_on_disk_it_is_admitted(self, tmp_path: Path, admit: Admit) -> None:
-        """Where Redis syncs before it answers, events are admitted."""
-        with server(tmp_path, *options()) as started:
-            async with connect(Secret(started.url)) as connections:
-                assert await admit(connections, "vs_1") is Outcome.ADMITTED
+    """DURABILITY=fsync: nothing is admitted where a reply does not mean that it is on disk."""
 
     @pytest.mark.parametrize(
         "wrong",
@@ -100,20 +77,22 @@ class TestFsync:
         ],
         ids=str,
     )
-    async def test_elsewhere_nothing_is_until_it_is_mended(
+    async def test_nothing_is_admitted_until_the_settings_are_right(
         self, tmp_path: Path, admit: Admit, wrong: dict[str, str]
     ) -> None:
-        """The first event is refused, nothing is written; mended, the next one is admitted."""
+        """With one wrong setting nothing is written; with the right one the event is admitted."""
         with server(tmp_path, *options(**wrong)) as started, started.client() as client:
             async with connect(Secret(started.url)) as connections:
                 assert await admit(connections, "vs_1") is UnavailableReason.NOT_DURABLE
                 assert client.keys("*session*") == []
-                for name, value in KEPT.items():
+                for name, value in SAFE.items():
                     client.config_set(name, value)
                 assert await admit(connections, "vs_1") is Outcome.ADMITTED
 
-    async def test_what_may_not_be_read_does_not_hold(self, tmp_path: Path, admit: Admit) -> None:
-        """Where we may not know, we promise nothing."""
+    async def test_settings_that_may_not_be_read_do_not_count(
+        self, tmp_path: Path, admit: Admit
+    ) -> None:
+        """Without permission to read the settings nothing is admitted."""
         with server(tmp_path, *options()) as started, started.client() as client:
             client.acl_setuser(
                 "limited", enabled=True, passwords=["+pass"], keys="*",
@@ -124,8 +103,8 @@ class TestFsync:
                 assert await admit(connections, "vs_1") is UnavailableReason.NOT_DURABLE
                 assert client.keys("*session*") == []
 
-    async def test_every_new_connection_is_asked_again(self, tmp_path: Path, admit: Admit) -> None:
-        """Behind the same address another server, or the same one started anew, may sync less."""
+    async def test_every_new_connection_is_verified(self, tmp_path: Path, admit: Admit) -> None:
+        """Behind the same address a restarted server may have other settings."""
         directory, port = tmp_path / "redis", free_port()
         async with (
             proxy_to(f"redis://127.0.0.1:{port}") as proxy,
@@ -140,15 +119,15 @@ class TestFsync:
                 with started.client() as client:
                     assert len(client.keys("*session*")) == 2
 
-    async def test_what_reads_is_not_held_up(self, tmp_path: Path, admit: Admit) -> None:
-        """A worker on the same connections goes on: it makes nothing worse."""
+    async def test_calls_without_needs_are_sent(self, tmp_path: Path, admit: Admit) -> None:
+        """A worker goes on over the same connections."""
         with server(tmp_path, *options(appendfsync="no")) as started:
             async with connect(Secret(started.url)) as connections:
                 assert await admit(connections, "vs_1") is UnavailableReason.NOT_DURABLE
                 assert await connections.run([CALL]) == [0]
 
-    async def test_behind_sentinel_it_is_the_same(self, tmp_path: Path, admit: Admit) -> None:
-        """The primary that the Sentinels name is asked."""
+    async def test_behind_sentinel(self, tmp_path: Path, admit: Admit) -> None:
+        """The settings of the primary that the Sentinels name count."""
         wrong = options(appendfsync="everysec")
         with (
             server(tmp_path / "primary", *wrong) as primary,
@@ -161,8 +140,8 @@ class TestFsync:
                 client.config_set("appendfsync", "always")
                 assert await admit(connections, "vs_1") is Outcome.ADMITTED
 
-    async def test_in_cluster_it_is_the_same(self, tmp_path: Path, admit: Admit) -> None:
-        """Each primary is asked before it is written to."""
+    async def test_in_cluster(self, tmp_path: Path, admit: Admit) -> None:
+        """The settings of each primary count before it is written to."""
         as_cluster = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
         wrong = options(appendfsync="everysec")
         with server(tmp_path, *wrong, *as_cluster) as started, started.client() as client:
@@ -188,11 +167,11 @@ async def _takes_writes(connections: Connections) -> bool:
     return await connections.run([CALL]) == [0]
 
 
-async def test_a_redis_that_drops_keys_is_given_none(
+async def test_nothing_is_admitted_that_may_be_evicted(
     connections: Connections, keys: Keys, settings: Settings
 ) -> None:
-    """With any DURABILITY: what may be evicted is not acknowledged, until that is mended."""
-    inbox, one = Inbox(connections, keys, settings), event("vs_1")
+    """With any DURABILITY nothing is admitted while Redis may evict keys."""
+    inbox, one = Inbox(connections, keys, settings), make_event()
     await connections.client.config_set("maxmemory-policy", "allkeys-lru")
     try:
         with pytest.raises(Unavailable) as refused:
@@ -203,7 +182,7 @@ async def test_a_redis_that_drops_keys_is_given_none(
     assert (await inbox.admit(one, make_change(one))).outcome is Outcome.ADMITTED
 
 
-class Family:
+class Replicated:
     """A primary and two replicas."""
 
     def __init__(self, primary: Server, replicas: list[Server]) -> None:
@@ -211,88 +190,88 @@ class Family:
         self.replicas = replicas
 
     def commands(self) -> dict[str, int]:
-        """Return how often the primary was sent each command."""
+        """Return how often the primary received each command."""
         with self.primary.client() as client:
             stats = client.info("commandstats")
         return {name.removeprefix("cmdstat_"): one["calls"] for name, one in stats.items()}
 
 
 @pytest.fixture
-def family(tmp_path: Path) -> Iterator[Family]:
-    """Yield a primary and two replicas, in step."""
+def replicated(tmp_path: Path) -> Iterator[Replicated]:
+    """Yield a primary and two replicas that are up to date."""
     quick = ("--repl-diskless-sync-delay", "0")
     with server(tmp_path / "primary", *quick) as primary, primary.client() as client:
         of = ("--replicaof", f"127.0.0.1 {primary.port}", "--repl-timeout", "600")
         with server(tmp_path / "one", *of) as one, server(tmp_path / "two", *of) as two:
             client.config_set("repl-timeout", 600)
             soon(lambda: client.wait(2, 100) == 2)
-            yield Family(primary, [one, two])
+            yield Replicated(primary, [one, two])
 
 
 class TestReplicas:
-    """DURABILITY=replica: a fail-over may promote any replica, so each must have it."""
+    """DURABILITY=replica: a fail-over may promote any replica, so all must have the write."""
 
-    async def test_one_of_two_is_not_enough(self, family: Family) -> None:
-        """While either replica stands still nothing is confirmed, whatever the other says."""
-        async with connect(Secret(family.primary.url)) as connections:
-            assert await self.written(connections, "before") == 1
-            for replica in family.replicas:
+    async def test_one_of_two_is_not_enough(self, replicated: Replicated) -> None:
+        """While either replica hangs no write is confirmed."""
+        async with connect(Secret(replicated.primary.url)) as connections:
+            assert await self.write(connections, "before") == 1
+            for replica in replicated.replicas:
                 with replica.frozen():
                     assert isinstance(
-                        await self.written(connections, str(replica.port)), NotReplicatedError
+                        await self.write(connections, str(replica.port)), NotReplicatedError
                     )
-                    # Nor is it on a connection that has not met the replicas yet.
-                    async with connect(Secret(family.primary.url)) as other:
-                        assert isinstance(await self.written(other, "other"), NotReplicatedError)
-            assert await self.written(connections, "after") == 1
+                    # Nor on a connection that does not know the number of replicas yet.
+                    async with connect(Secret(replicated.primary.url)) as other:
+                        assert isinstance(await self.write(other, "other"), NotReplicatedError)
+            assert await self.write(connections, "after") == 1
 
-    async def test_the_usual_call_waits_once(self, family: Family) -> None:
-        """That there are two is known from the first call on: each other one has one WAIT."""
-        async with connect(Secret(family.primary.url)) as connections:
-            assert await self.written(connections, "first") == 1
-            before = family.commands()
+    async def test_the_usual_call_has_one_wait(self, replicated: Replicated) -> None:
+        """After the first call the number of replicas is known, so that one WAIT is enough."""
+        async with connect(Secret(replicated.primary.url)) as connections:
+            assert await self.write(connections, "first") == 1
+            before = replicated.commands()
             for n in range(5):
-                assert await self.written(connections, str(n)) == 1
-            after = family.commands()
+                assert await self.write(connections, str(n)) == 1
+            after = replicated.commands()
         assert {name: after[name] - before[name] for name in ("wait", "role")} == {
             "wait": 5,
             "role": 5,
         }
 
-    async def test_who_leaves_and_comes_is_counted(self, family: Family) -> None:
-        """A replica that is gone is waited for no more; one that comes back is again."""
-        gone = family.replicas[0]
-        with family.primary.client() as client, gone.client() as leaving:
-            async with connect(Secret(family.primary.url)) as connections:
-                assert await self.written(connections, "both") == 1
+    async def test_replicas_may_leave_and_return(self, replicated: Replicated) -> None:
+        """A replica that has left need not confirm; one that has returned must."""
+        gone = replicated.replicas[0]
+        with replicated.primary.client() as client, gone.client() as leaving:
+            async with connect(Secret(replicated.primary.url)) as connections:
+                assert await self.write(connections, "both") == 1
                 leaving.replicaof("NO", "ONE")
                 soon(lambda: client.info("replication")["connected_slaves"] == 1)
-                assert await self.written(connections, "one") == 1
-                leaving.replicaof("127.0.0.1", family.primary.port)
+                assert await self.write(connections, "one") == 1
+                leaving.replicaof("127.0.0.1", replicated.primary.port)
                 soon(lambda: client.wait(2, 100) == 2)
                 with gone.frozen():
-                    assert isinstance(await self.written(connections, "x"), NotReplicatedError)
-                assert await self.written(connections, "again") == 1
+                    assert isinstance(await self.write(connections, "x"), NotReplicatedError)
+                assert await self.write(connections, "again") == 1
 
-    async def test_without_any_nothing_is_confirmed(self, tmp_path: Path) -> None:
-        """No replica has nothing."""
+    async def test_without_replicas_no_write_is_confirmed(self, tmp_path: Path) -> None:
+        """A server without replicas confirms nothing."""
         with server(tmp_path) as alone:
             async with connect(Secret(alone.url)) as connections:
-                assert isinstance(await self.written(connections, "key"), NotReplicatedError)
+                assert isinstance(await self.write(connections, "key"), NotReplicatedError)
 
-    async def test_whoever_may_not_ask_is_told_so(self, family: Family) -> None:
-        """A user that may not use ROLE gets that refusal, not a confirmation."""
-        with family.primary.client() as client:
+    async def test_role_may_not_be_permitted(self, replicated: Replicated) -> None:
+        """A user that may not use ROLE gets that error, and no confirmation."""
+        with replicated.primary.client() as client:
             client.acl_setuser(
                 "limited", enabled=True, passwords=["+pass"], keys="*", commands=["+@all", "-role"]
             )
-        limited = family.primary.url.replace("://", "://limited:pass@")
+        limited = replicated.primary.url.replace("://", "://limited:pass@")
         async with connect(Secret(limited)) as connections:
-            refused = await self.written(connections, "key")
+            refused = await self.write(connections, "key")
         assert isinstance(refused, redis.exceptions.NoPermissionError)
 
-    async def written(self, connections: Connections, key: str) -> Any:
-        """Write a key, with all replicas; return the reply."""
+    async def write(self, connections: Connections, key: str) -> Any:
+        """Delete a key with all replicas; return the reply."""
         await connections.client.set(key, "token")
         call = ScriptCall(RELEASE, [key], ["token"])
         [reply] = await connections.run([call], needs=Needs(replicas=1))

@@ -21,10 +21,10 @@ from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
 from service.storage.scripts import Script, ScriptCall
 from tests.support.harness import soon, takes_long
+from tests.support.load import AFTER, BEFORE, deployment, during, remembered
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.servers import PATIENCE_S, Server, until
-from tests.system.topologies.landscapes import command
-from tests.system.topologies.traffic import AFTER, BEFORE, deployment, during, remembered
+from tests.support.topologies import command
 
 pytestmark = pytest.mark.timeout(200)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import eventually, takes_long
+from tests.support.load import AFTER, BEFORE, SESSIONS, deployment, during, remembered
 from tests.support.servers import Server
-from tests.system.topologies.landscapes import Pair, command, wait_for, watched_pair
-from tests.system.topologies.traffic import AFTER, BEFORE, SESSIONS, deployment, during, remembered
+from tests.support.topologies import Pair, command, wait_for, watched_pair
 
 pytestmark = [pytest.mark.timeout(400), takes_long]
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import eventually, takes_long
-from tests.support.servers import Server, free_port, server
-from tests.system.topologies.traffic import (
+from tests.support.load import (
     AFTER,
     BEFORE,
     PER_SECOND,
@@ -24,6 +23,7 @@ from tests.system.topologies.traffic import (
     during,
     remembered,
 )
+from tests.support.servers import Server, free_port, server
 
 pytestmark = [pytest.mark.timeout(400), takes_long]
 

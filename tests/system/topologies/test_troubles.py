@@ -15,7 +15,7 @@ import redis
 
 from tests.support.harness import Process, Processes, event, signed, soon, takes_long
 from tests.support.servers import free_port, server
-from tests.system.topologies.landscapes import command
+from tests.support.topologies import command
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -24,7 +24,7 @@ from tests.support import roles
 from tests.support.harness import Processes, event, signed, soon, takes_long
 from tests.support.roles import OPERATOR, RECEIVER, WORKER
 from tests.support.servers import Server, binary, free_port, server, until_answers
-from tests.system.topologies.landscapes import watched_pair
+from tests.support.topologies import watched_pair
 
 CONFIGURATION = roles.USERS.with_name("redis.conf")
 FAILING = """

@@ -1,4 +1,4 @@
-"""A steady stream of events to real receivers, and what became of each. Holds no test."""
+"""A steady stream of events to real receivers and workers, and what became of each."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ import redis
 from tests.support.harness import Process, Processes, event, eventually, signed
 from tests.support.servers import Server
 
-# Events before and after whatever happens.
+# Events before and after what happens to the servers.
 BEFORE = 150
 AFTER = 250
 SESSIONS = 20
 PER_SECOND = 100
-# Stripe comes again hours later; here, as soon as a person would lose patience.
-AGAIN_AFTER_S = 0.3
+# Stripe sends an event again hours later.
+RESEND_AFTER_S = 0.3
 DEADLINE_S = 90.0
 
 
 class Load:
-    """Sends, for each of some sessions, one event after the other, each until it is answered 200.
+    """Sends one event after the other for each session, each until it is answered 200.
 
     Attributes:
-        outcomes: What was said to each event in the end, by event id.
-        statuses: How often each HTTP status was answered; 0 where nothing was.
+        outcomes: The outcome of each event, by event id.
+        statuses: How often each HTTP status was answered; 0 for no answer.
     """
 
     def __init__(self, receivers: list[Process]) -> None:
@@ -44,13 +44,13 @@ class Load:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Send until stopped; then send what has no answer yet until it has one."""
+        """Send until stopped, and after that until every event has been answered 200."""
         async with httpx2.AsyncClient(timeout=10) as client, asyncio.TaskGroup() as sessions:
             for n in range(SESSIONS):
                 sessions.create_task(self._session(client, n))
 
     def stop(self) -> None:
-        """Begin no more events."""
+        """Begin no further events."""
         self._stopping.set()
 
     async def answered(self, count: int) -> None:
@@ -69,11 +69,11 @@ class Load:
             body = event(
                 word, id=name, session=f"vs_{number}", status=status, created=began + 10 * count
             )
-            await self._until_taken(client, name, body, self._urls[count % len(self._urls)])
+            await self._send_until_answered(client, name, body, self._urls[count % len(self._urls)])
             count += 1
             await asyncio.sleep(SESSIONS / PER_SECOND)
 
-    async def _until_taken(
+    async def _send_until_answered(
         self, client: httpx2.AsyncClient, name: str, body: bytes, url: str
     ) -> None:
         async with asyncio.timeout(DEADLINE_S):
@@ -90,11 +90,11 @@ class Load:
                     assert answer.status_code == 503
                     assert answer.headers["Retry-After"]
                     self.words[answer.json()["error"]] += 1
-                await asyncio.sleep(AGAIN_AFTER_S)
+                await asyncio.sleep(RESEND_AFTER_S)
 
 
 def remembered(servers: Iterable[Server]) -> dict[str, str]:
-    """Return what the ledgers on some servers say of each event id: a letter for its outcome."""
+    """Return the letter of the outcome of each event id in the records on some servers."""
     found: dict[str, str] = {}
     for one in servers:
         with redis.Redis(port=one.port, decode_responses=True) as client:
@@ -119,9 +119,9 @@ def first_deliveries(workers: list[Process]) -> dict[str, list[tuple[int, int, s
     found: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
     for line in handed_over(workers):
         place = (line["epoch"], line["sequence"], line["event_id"])
-        journal = found[line["session_id"]]
-        if place not in journal:
-            journal.append(place)
+        delivered = found[line["session_id"]]
+        if place not in delivered:
+            delivered.append(place)
     return found
 
 
@@ -131,7 +131,7 @@ class Deployment:
     Attributes:
         receivers: Two of them.
         workers: Two of them.
-        load: What is sent, and what was answered.
+        load: The events sent, and their answers.
     """
 
     def __init__(self, processes: Processes, settings: Mapping[str, str]) -> None:
@@ -146,19 +146,21 @@ class Deployment:
             DEADLINE_S,
         )
 
-    def assert_nothing_lost(self, ledger: dict[str, str]) -> None:
-        """Assert the promises of all that was answered 200: kept, handed over in order, no gap.
+    def assert_nothing_lost(self, recorded: dict[str, str]) -> None:
+        """Assert that each event answered 200 is recorded, and handed over in order without gaps.
 
-        How often which status was answered is printed, to be read with -s.
+        The count of each status is printed, to be read with -s.
         """
-        print(f"{len(ledger)} events, answers: {dict(self.load.statuses)}")  # noqa: T201 - as said
-        assert self.load.outcomes.keys() == ledger.keys()
-        assert set(ledger.values()) == {"a"}
-        journals = first_deliveries(self.workers)
-        assert {name for journal in journals.values() for *_, name in journal} == ledger.keys()
-        for journal in journals.values():
-            assert journal == sorted(journal)
-            for _, places in itertools.groupby(journal, key=lambda place: place[0]):
+        print(f"{len(recorded)} events, answers: {dict(self.load.statuses)}")  # noqa: T201 - as said
+        assert self.load.outcomes.keys() == recorded.keys()
+        assert set(recorded.values()) == {"a"}
+        deliveries = first_deliveries(self.workers)
+        assert {
+            name for delivered in deliveries.values() for *_, name in delivered
+        } == recorded.keys()
+        for delivered in deliveries.values():
+            assert delivered == sorted(delivered)
+            for _, places in itertools.groupby(delivered, key=lambda place: place[0]):
                 numbers = [sequence for _, sequence, _ in places]
                 assert numbers == [*range(1, len(numbers) + 1)]
 

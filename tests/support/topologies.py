@@ -1,6 +1,6 @@
-"""Servers that replace each other: three Sentinels over a pair, and a Cluster of pairs.
+"""Servers that replace each other: three Sentinels over a pair, and a Cluster.
 
-Holds no test. All on loopback; everything started ends with the block.
+All on loopback; everything that is started ends with the block.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SERVICE = "main"
 # Long enough that a busy machine is not taken for a dead one.
 DOWN_AFTER_MS = 1500
 DEADLINE_S = 60.0
-_KEPT = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
+_DURABLE = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
 
 
 def wait_for(met: Callable[[], Any], what: str) -> Any:
-    """Wait until *met* says something true, and return it; a server that is gone says nothing."""
+    """Wait until *met* returns something true, and return it; an error of Redis counts as false."""
     deadline = time.monotonic() + DEADLINE_S
     while True:
         with suppress(redis.RedisError):
@@ -41,16 +41,16 @@ def command(server_: Server, *words: str | int) -> Any:
 
 
 class Pair:
-    """A primary, its replica, and three Sentinels that watch over them.
+    """A primary, its replicas, and three Sentinels.
 
     Args:
         directory: Where their files are.
-        stack: Ends them.
+        stack: Stops them.
         acl: Their users, if they have any.
         priorities: The `replica-priority` of each replica, where there is more than one.
 
     Attributes:
-        servers: Those that run, by port.
+        servers: The running servers, by port.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class Pair:
     ) -> None:
         self._directory = directory
         self._stack = stack
-        self._options: tuple[str, ...] = _KEPT
+        self._options: tuple[str, ...] = _DURABLE
         self._administrator: str | None = None
         self._for_sentinels = ""
         if acl:
             known = ("--aclfile", str(acl), "--masteruser", "replica", "--masterauth", "replica")
-            self._options = (*_KEPT, *known)
+            self._options = (*_DURABLE, *known)
             self._administrator = "administrator"
             self._for_sentinels = (
                 f"sentinel auth-user {SERVICE} sentinel\nsentinel auth-pass {SERVICE} sentinel\n"
@@ -85,7 +85,7 @@ class Pair:
 
     @property
     def url(self) -> str:
-        """What REDIS_URL says."""
+        """The value of REDIS_URL."""
         hosts = ",".join(f"127.0.0.1:{one.port}" for one in self._sentinels)
         return f"redis+sentinel://{hosts}/{SERVICE}/0"
 
@@ -180,19 +180,26 @@ def watched_pair(
 
 
 class Cluster:
-    """Three primaries that share the slots, with a replica each.
+    """Three primaries that share the slots, each with a replica unless there are to be none.
 
     Attributes:
-        servers: Those that run, by port.
+        servers: The running servers, by port.
     """
 
-    def __init__(self, directory: Path, stack: ExitStack, options: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        stack: ExitStack,
+        options: tuple[str, ...],
+        *,
+        has_replicas: bool = True,
+    ) -> None:
         self._directory = directory
         self._stack = stack
         self._options = options
         self._buses: dict[int, int] = {}
         self.servers: dict[int, Server] = {}
-        for _ in range(6):
+        for _ in range(6 if has_replicas else 3):
             port = free_port()
             self._buses[port] = free_port()
             self._start(port)
@@ -201,7 +208,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """What REDIS_URL says."""
+        """The value of REDIS_URL."""
         hosts = ",".join(f"127.0.0.1:{port}" for port in self._ports)
         return f"redis+cluster://{hosts}"
 
@@ -236,7 +243,7 @@ class Cluster:
 
     @contextmanager
     def moving(self, slot: int, pause_s: float = 0.0) -> Iterator[Server]:
-        """Begin to move a slot to another primary; at the end of the block, finish it.
+        """Begin to move a slot to another primary, and finish at the end of the block.
 
         Args:
             slot: The slot.
@@ -271,7 +278,7 @@ class Cluster:
     def _start(self, port: int) -> Server:
         ours = ("--cluster-enabled", "yes", "--cluster-port", str(self._buses[port]),
                 "--cluster-node-timeout", "2000")  # fmt: skip
-        started = server(self._directory / str(port), *ours, *_KEPT, *self._options, port=port)
+        started = server(self._directory / str(port), *ours, *_DURABLE, *self._options, port=port)
         self.servers[port] = self._stack.enter_context(started)
         return self.servers[port]
 
@@ -285,10 +292,10 @@ class Cluster:
         for n, one in enumerate(servers[:3]):
             slots = n * 16384 // 3, (n + 1) * 16384 // 3 - 1
             command(one, "CLUSTER", "ADDSLOTSRANGE", *slots)
-        for primary, replica in zip(servers[:3], servers[3:], strict=True):
+        for primary, replica in zip(servers, servers[3:], strict=False):
             name = command(primary, "CLUSTER", "MYID").decode()
             wait_for(partial(_follow, replica, name), "the replica to know its primary")
-        wait_for(lambda: all(map(_is_whole, servers)), "the Cluster")
+        wait_for(lambda: all(_is_whole(one, len(servers)) for one in servers), "the Cluster")
         for replica in servers[3:]:
             wait_for(partial(_is_linked, replica), "its link")
 
@@ -301,15 +308,15 @@ def _follow(replica: Server, primary: str) -> bool:
     return bool(command(replica, "CLUSTER", "REPLICATE", primary))
 
 
-def _is_whole(one: Server) -> bool:
+def _is_whole(one: Server, size: int) -> bool:
     state = command(one, "CLUSTER INFO")
     nodes = command(one, "CLUSTER NODES")
     linked = sum(node["connected"] for node in nodes.values())
-    return bool(state["cluster_state"] == "ok" and len(nodes) == 6 and linked == 6)
+    return bool(state["cluster_state"] == "ok" and len(nodes) == size and linked == size)
 
 
 @contextmanager
-def cluster(directory: Path, *options: str) -> Iterator[Cluster]:
-    """Run a Cluster of three primaries with a replica each."""
+def cluster(directory: Path, *options: str, has_replicas: bool = True) -> Iterator[Cluster]:
+    """Run a Cluster; the arguments are those of `Cluster`."""
     with ExitStack() as stack:
-        yield Cluster(directory, stack, options)
+        yield Cluster(directory, stack, options, has_replicas=has_replicas)
