@@ -1,7 +1,7 @@
-"""Writes the bill of materials of an image to dist/, and asks what is known against its packages.
+"""Writes the bill of materials of the image to dist/, and looks up known vulnerabilities.
 
-Run by the Python of .venv-tools. Fails where the bill is not whole or anything is known; where
-nobody can be asked it says so, and goes on.
+Run by the Python of .venv-tools. Fails if the bill is incomplete or a vulnerability is known. If no
+service answers the lookup, it says so and succeeds.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def write_bill() -> set[tuple[str, str]]:
     return {(one["name"], one["version"]) for one in components}
 
 
-def ask() -> tuple[dict[str, list[str]], set[str]]:
-    """Return what is known against which package, and those nobody could be asked about."""
+def look_up() -> tuple[dict[str, list[str]], set[str]]:
+    """Return the vulnerabilities by package, and the packages that could not be looked up."""
     FINDINGS.unlink(missing_ok=True)
     command = [TOOLS / "pip-audit", "--disable-pip", "--require-hashes", "--timeout", "5"]
     options = ["--progress-spinner", "off", "--format", "json", "--output", FINDINGS]
@@ -61,15 +61,15 @@ def ask() -> tuple[dict[str, list[str]], set[str]]:
 
 
 def main() -> int:
-    """Do both; return the exit code."""
+    """Write the bill, look up vulnerabilities, and return the exit code."""
     held = write_bill()
     lost = (pinned("image.txt") | pinned("runtime.txt")) - held
     print(f"{BILL.relative_to(ROOT)}: {len(held)} packages, {BILL.stat().st_size} bytes")
-    known, unasked = ask()
-    if unasked:
-        print(f"COULD NOT ASK what is known against {len(unasked)} packages: no service answers")
+    known, unanswered = look_up()
+    if unanswered:
+        print(f"NOT LOOKED UP: {len(unanswered)} packages, no service answers")
     for name, ids in known.items():
-        print(f"KNOWN against {name}: {', '.join(ids)}")
+        print(f"VULNERABLE: {name}: {', '.join(ids)}")
     for name, version in sorted(lost):
         print(f"NOT IN THE BILL: {name} {version}")
     return 1 if known or lost else 0

@@ -86,8 +86,8 @@ def test_both_are_hardened_alike() -> None:
 def test_both_run_on_one_machine(tmp_path: Path) -> None:
     """With .env.example as their settings file, both listen on one machine."""
     web, receivers_admin, workers_admin = (str(free_port()) for _ in range(3))
-    told = (ROOT / ".env.example").read_text()
-    lines = dict(re.findall(r"^([A-Z_]+)=(.*)$", told, re.MULTILINE))
+    example = (ROOT / ".env.example").read_text()
+    lines = dict(re.findall(r"^([A-Z_]+)=(.*)$", example, re.MULTILINE))
     ports = {lines["ADMIN_PORT"]: receivers_admin, lines["PORT"]: web}
 
     with open_sandbox(tmp_path) as opened, contextlib.ExitStack() as ending:
