@@ -407,13 +407,6 @@ MUTANTS = (
         "server/test_protocol.py",
     ),
     Mutant(
-        "newcomers are taken in one by one",
-        "service/server/listener.py",
-        "range(ACCEPTED_PER_TURN - 1)",
-        "range(0)",
-        "server/test_listener.py",
-    ),
-    Mutant(
         "headers have no end",
         "service/server/protocol.py",
         "        if self._bytes_since_body > MAX_HEADER_BYTES:\n",

@@ -22,7 +22,6 @@ from .listener_state import ListenerState
 from .protocol import GuardedProtocol
 
 BACKLOG = 2048
-ACCEPTED_PER_TURN = 4
 # What the kernel may hold of a connection in each direction, and so what one read can bring: left
 # to itself it takes megabytes of what a client sends at once, or does not read.
 SOCKET_BUFFER_BYTES = 64 * 1024
@@ -80,9 +79,7 @@ class Listener:
 
     async def run(self) -> None:
         """Serve until told to stop, then let what is in hand finish."""
-        # libuv accepts one connection a socket in each loop turn, and under load a turn is long.
-        further = [self._socket.dup() for _ in range(ACCEPTED_PER_TURN - 1)]
-        await self._server.serve(sockets=[self._socket, *further])
+        await self._server.serve(sockets=[self._socket])
         self._terms.report()
 
     def drain(self) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-import uvloop
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -306,28 +305,6 @@ def refuses(port: int) -> bool:
     """Say whether nobody listens on *port*."""
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) != 0
-
-
-def test_newcomers_do_not_wait_a_loop_turn_each() -> None:
-    """However many have connected, each turn of the loop that we run on takes several in."""
-    many = 80
-
-    async def law() -> None:
-        listener = _listener(max_connections=many)
-        with contextlib.ExitStack() as clients:
-            for _ in range(many):
-                client = clients.enter_context(socket.socket())
-                client.connect(("127.0.0.1", listener.port))
-            serving = asyncio.create_task(listener.run())
-            turns = 0
-            while len(listener._server.server_state.connections) < many and turns < many:
-                await asyncio.sleep(0)
-                turns += 1
-        listener.stop()
-        await serving
-        assert turns < many / 2
-
-    uvloop.run(law())
 
 
 async def test_one_read_brings_little(monkeypatch: pytest.MonkeyPatch) -> None:
