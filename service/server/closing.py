@@ -1,13 +1,23 @@
-"""When a connection ends, and how: its clocks, its place among others, and its last answer.
+"""What a connection waits for, how long, and how it ends.
 
-A clock runs whenever the connection waits for its client, and for nothing else:
+A connection is in one state at a time:
 
-    from the connection, or a request's first byte, to its last    RECEIVE_TIMEOUT_S
-    while the socket does not take an answer                       RECEIVE_TIMEOUT_S
-    between requests                                               KEEP_ALIVE_S
+    state      waits for                        deadline               then
+    RECEIVING  the rest of a request            RECEIVE_TIMEOUT_S      CLOSING, without a response
+    ANSWERING  the application's response       none: it has its own   IDLE, or RECEIVING if the
+                                                                       next request has begun
+    IDLE       the next request                 KEEP_ALIVE_S           closed
+    CLOSING    responses to whole requests      none                   final response, LINGERING
+    LINGERING  the client to close              LINGER_S               closed
 
-At the limit of connections, the one whose clock has run longest gives way to a new one. What a
-request is, and what runs it, is `protocol`'s business.
+A new connection is in RECEIVING: its first request must come whole in that time.
+
+Nothing is read any more in CLOSING and LINGERING. Whatever the state, a client has
+RECEIVE_TIMEOUT_S to take a response that its socket has no room for; then it is cut off.
+
+Above the limit of connections a new one evicts the one that has waited for its client longest.
+
+How requests are parsed and run is `protocol`'s business.
 """
 
 from __future__ import annotations
@@ -15,180 +25,180 @@ from __future__ import annotations
 import asyncio
 import math
 from asyncio.events import TimerHandle
+from enum import Enum, auto
 from typing import Any
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ..telemetry import metrics
-from .framing import BUSY, IDLE, TOO_SLOW, Farewell
+from .framing import BUSY, IDLE, TOO_SLOW, FinalResponse
 from .listener_state import ListenerState
 
-# Closed over unread bytes, a connection may lose the answer that was written last: some get time.
+# Closing a socket with unread input sends RST, which can destroy the final response before the
+# client has read it. So linger first (lingering close), but not with any number of connections.
 LINGER_S = 1.0
 MAX_LINGERING = 64
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class ClosingProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with a deadline for each of its client's turns.
+class State(Enum):
+    """What a connection waits for; see the table above."""
 
-    uvicorn waits for ever for a first byte, for the rest of a header or of a body, and for a client
-    to read.
+    RECEIVING = auto()
+    ANSWERING = auto()
+    IDLE = auto()
+    CLOSING = auto()
+    LINGERING = auto()
+
+
+class ClosingProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with a deadline for everything that the client has to do.
+
+    uvicorn waits without limit for a first byte, for the rest of a header or of a body, and for a
+    client to read.
     """
 
-    def __init__(self, *arguments: Any, terms: ListenerState, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, listener_state: ListenerState, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self._terms = terms
-        self._deadline: TimerHandle | None = None
-        self._blocked: TimerHandle | None = None
-        self._idle_since: float | None = None
+        self._listener = listener_state
+        self._state = State.IDLE
+        self._since = 0.0
+        self._deadlines_s = {
+            State.RECEIVING: listener_state.receive_timeout_s,
+            State.IDLE: self.timeout_keep_alive,
+            State.LINGERING: LINGER_S,
+        }
+        self._timer: TimerHandle | None = None
+        self._write_timer: TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
-        self._farewell: Farewell | None = None
-        self._is_lingering = False
+        self._final_response = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock: the first request must come whole in time."""
+        """Wait for the first request, and evict a connection if there are too many."""
         super().connection_made(transport)
-        # Writing pauses as soon as the socket does not take an answer: it is full of others.
+        # Writing pauses as soon as the socket does not take all of a response.
         transport.set_write_buffer_limits(high=0)
-        self._arm(self._terms.receive_timeout_s)
-        if len(self.connections) > self._terms.most_connections:
-            self._make_room()
+        self._enter(State.RECEIVING)
+        if len(self.connections) > self._listener.max_connections:
+            connections: set[Any] = self.connections
+            min(connections, key=ClosingProtocol.waiting_since).evict()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clocks."""
-        self._disarm()
-        self._unblock()
-        self._unset_keepalive_if_required()
-        self._terms.lingering -= self._is_lingering
-        if self._running is not None:
-            self._running.disconnected = True
+        """Stop all timers."""
+        self._cancel_timer()
+        self._cancel_write_timer()
+        self._listener.lingering -= self._state is State.LINGERING
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Start the clock of a client that does not take its answers."""
+        """Give the client a deadline for taking its response."""
         super().pause_writing()
-        self._blocked = self.loop.call_later(self._terms.receive_timeout_s, self._abort)
+        self._write_timer = self.loop.call_later(self._listener.receive_timeout_s, self._abort)
 
     def resume_writing(self) -> None:
-        """Stop that clock: the socket has taken all there was."""
+        """Lift that deadline: the socket has taken the whole response."""
         super().resume_writing()
-        self._unblock()
+        self._cancel_write_timer()
 
-    def _rest(self) -> None:
-        """Be idle from now on; the timer of an earlier rest runs on, and then finds a later one."""
-        self._idle_since = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self._rest_for(self.timeout_keep_alive)
-
-    def _rest_for(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(
-            seconds, self.timeout_keep_alive_handler
-        )
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close what has been idle for long enough."""
-        self.timeout_keep_alive_task = None
-        if self._idle_since is None:
-            return
-        idle_for_s = self.loop.time() - self._idle_since
-        if idle_for_s < self.timeout_keep_alive:
-            self._rest_for(self.timeout_keep_alive - idle_for_s)
-        else:
-            super().timeout_keep_alive_handler()
-
-    def _make_room(self) -> None:
-        """Close the connection that has kept us waiting longest, which may be this one."""
-        connections: set[Any] = self.connections
-        min(connections, key=ClosingProtocol.waiting_since).give_way()
+    def _cancel_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def waiting_since(self) -> float:
-        """Return since when nothing but the client is waited for; infinity while in hand."""
-        if self._blocked is not None:
-            return self._blocked.when() - self._terms.receive_timeout_s
-        if self._is_in_hand():
-            return math.inf
-        if self._deadline is not None:
-            return self._deadline.when() - self._terms.receive_timeout_s
-        return math.inf if self._idle_since is None else self._idle_since
+        """Return since when the connection waits for its client; infinity if it does not."""
+        if self._write_timer is not None:
+            return self._write_timer.when() - self._listener.receive_timeout_s
+        return self._since if self._state in (State.RECEIVING, State.IDLE) else math.inf
 
-    def give_way(self) -> None:
-        """End this connection in favour of another, which may take its place at once."""
-        if self._blocked is not None:
+    def evict(self) -> None:
+        """End this connection in favor of another one."""
+        if self._write_timer is not None:
             self._abort()
         else:
-            # Unasked, an answer would be taken for that to the next request.
-            self._part(BUSY if self._deadline is not None else IDLE)
+            # On an idle connection a response would be taken for that to the next request.
+            self._close_with(IDLE if self._state is State.IDLE else BUSY)
 
-    def _is_idle(self) -> bool:
-        return self._running is None or self._running.response_complete
+    def _enter(self, state: State) -> None:
+        """Enter *state*; its deadline counts from now on.
 
-    def _is_in_hand(self) -> bool:
-        """Say whether a whole request waits for its answer."""
-        if self._running is None:
+        A connection that is used alternates between ANSWERING and IDLE. One timer runs through
+        all that, and finds out when it fires how long the connection has been idle: a timer for
+        each request costs 2.5 % of the CPU of an event.
+        """
+        if self._state is state is State.RECEIVING:
+            # The deadline is for the whole request: a byte now and then does not move it.
+            return
+        self._state = state
+        deadline_s = self._deadlines_s.get(state)
+        if deadline_s is None:
+            return
+        self._since = self.loop.time()
+        if state is not State.IDLE:
+            self._cancel_timer()
+        if self._timer is None:
+            self._timer = self.loop.call_later(deadline_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        """End what has been in one state for too long."""
+        self._timer = None
+        deadline_s = self._deadlines_s.get(self._state)
+        if deadline_s is None:
+            return
+        left_s = self._since + deadline_s - self.loop.time()
+        if left_s > 0:
+            self._timer = self.loop.call_later(left_s, self._on_timer)
+        elif self._state is State.RECEIVING:
+            self._close_with(TOO_SLOW)
+        else:
+            self.transport.close()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _is_answering(self) -> bool:
+        """Say whether a whole request waits for its response."""
+        running = self._running
+        if running is None:
             return False
-        return bool(self.pipeline) or not (
-            self._running.response_complete or self._running.more_body
-        )
+        return bool(self.pipeline) or not (running.response_complete or running.more_body)
 
-    def _part(self, farewell: Farewell) -> None:
-        """Read no more, and leave as soon as what was whole has been answered."""
-        self._refuse(farewell)
-        self._forsake()
-        if not self._is_in_hand():
-            self._leave()
+    def _close_with(self, final_response: FinalResponse) -> None:
+        """Read no more; send *final_response* once the whole requests before are answered."""
+        self._count(final_response)
+        self._final_response = final_response.content
+        self._enter(State.CLOSING)
+        self._abort_request()
+        if not self._is_answering():
+            self._send_final_response()
 
-    def _refuse(self, farewell: Farewell) -> None:
-        metrics.CONNECTIONS_REFUSED.labels(farewell.reason).inc()
-        log.info("connection.refused", reason=farewell.reason)
-        self._disarm()
-        self._farewell = farewell
+    def _abort_request(self) -> None:
+        """Abort the request that is not whole, if there is one."""
 
-    def _forsake(self) -> None:
-        """Take back the request that is not whole, if any."""
-
-    def _leave(self) -> None:
-        """Give the last answer, and time to read it."""
-        answer = self._farewell.answer if self._farewell is not None else b""
-        self._unset_keepalive_if_required()
+    def _send_final_response(self) -> None:
         self.connections.discard(self)
-        if not answer or self.transport.is_closing():
+        if not self._final_response or self.transport.is_closing():
             self.transport.close()
             return
-        self.transport.write(answer)
-        if self._terms.lingering >= MAX_LINGERING:
+        self.transport.write(self._final_response)
+        if self._listener.lingering >= MAX_LINGERING:
             self.transport.close()
             return
         self.transport.write_eof()
         self.flow.resume_reading()
-        self._is_lingering = True
-        self._terms.lingering += 1
-        self._arm(LINGER_S)
+        self._listener.lingering += 1
+        self._enter(State.LINGERING)
 
     def _abort(self) -> None:
-        """End a connection whose client does not read: no last answer would reach it."""
-        self._refuse(TOO_SLOW)
+        """Cut off a client that does not read: no final response would reach it."""
+        self._count(TOO_SLOW)
         self.connections.discard(self)
         self.transport.abort()
 
-    def _unblock(self) -> None:
-        if self._blocked is not None:
-            self._blocked.cancel()
-            self._blocked = None
-
-    def _arm(self, seconds: float) -> None:
-        self._deadline = self.loop.call_later(seconds, self._too_slow)
-
-    def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _too_slow(self) -> None:
-        self._deadline = None
-        if self._farewell is None:
-            self._part(TOO_SLOW)
-        else:
-            self.transport.close()
+    def _count(self, final_response: FinalResponse) -> None:
+        metrics.CONNECTIONS_REFUSED.labels(final_response.reason).inc()
+        log.info("connection.refused", reason=final_response.reason)

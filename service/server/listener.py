@@ -51,15 +51,15 @@ class Listener:
         available_slots: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._socket = _bound(host, port, stalled_after_s=receive_timeout_s)
-        self._terms = ListenerState(
+        self._state = ListenerState(
             receive_timeout_s=receive_timeout_s,
-            most_connections=_affordable(max_connections),
+            max_connections=_affordable(max_connections),
             available_slots=available_slots,
         )
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=partial(GuardedProtocol, terms=self._terms),  # type: ignore[arg-type]
+                http=partial(GuardedProtocol, listener_state=self._state),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -80,11 +80,11 @@ class Listener:
     async def run(self) -> None:
         """Serve until told to stop, then let what is in hand finish."""
         await self._server.serve(sockets=[self._socket])
-        self._terms.report()
+        self._state.report_shed()
 
     def drain(self) -> None:
         """Still answer everybody, and tell them that the connection ends with the answer."""
-        self._terms.draining = True
+        self._state.draining = True
 
     def stop(self) -> None:
         """Close the listening socket and finish what is in hand."""

@@ -82,10 +82,13 @@ class WebhookApp(_Application):
 
     A POST to the default endpoint, which is nearly every request, skips routing and middleware:
     they take 11 % of the CPU of an event.
+
+    Attributes:
+        available_slots: Returns how many more requests may be in flight.
     """
 
     def __init__(self, webhook: _Webhook, endpoint: ASGIApp, readiness: Readiness) -> None:
-        self._webhook = webhook
+        self.available_slots = webhook.available_slots
         self._endpoint = endpoint
         super().__init__(
             [
@@ -102,10 +105,6 @@ class WebhookApp(_Application):
             await self._endpoint(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
-
-    def available_slots(self) -> int:
-        """Return how many more requests may be in flight."""
-        return self._webhook.available_slots()
 
 
 def _probes(readiness: Readiness) -> list[Route]:

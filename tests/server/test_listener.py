@@ -150,8 +150,11 @@ async def test_a_slow_answer_is_not_cut_off() -> None:
         assert await answer(reader) == (200, b"x")
 
 
-async def test_an_unread_body_leaves_no_connection_without_a_clock(heard: Heard) -> None:
-    """A connection whose request was answered before its body came is not held for ever."""
+@pytest.mark.parametrize(("missing", "deadline_s"), [(2, TIMEOUT_S), (0, LONGER_S)])
+async def test_a_connection_with_an_unread_body_ends(
+    heard: Heard, missing: int, deadline_s: float
+) -> None:
+    """Answered before its body came, a request still has its deadline; then keep-alive counts."""
     async with (
         listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
@@ -159,9 +162,10 @@ async def test_an_unread_body_leaves_no_connection_without_a_clock(heard: Heard)
         whole = post(b"y" * 10, path="/unread")
         writer.write(whole[:-5])
         assert await answer(reader) == (200, b"unread")
-        writer.write(whole[-5:])
-        await heard(listener, whole)
-        push(TIMEOUT_S)
+        sent = whole[: len(whole) - missing]
+        writer.write(sent[len(whole) - 5 :])
+        await heard(listener, sent)
+        push(deadline_s)
         assert await rest(reader) == b""
 
 

@@ -88,8 +88,8 @@ async def test_the_refused_are_not_kept_without_bound() -> None:
         before = refused("busy")
         async with opened(listener.port, MAX_LINGERING + 20):
             await eventually(lambda: refused("busy") - before == MAX_LINGERING + 20)
-            assert 0 < listener._terms.lingering <= MAX_LINGERING
-            await eventually(lambda: listener._terms.lingering == 0)
+            assert 0 < listener._state.lingering <= MAX_LINGERING
+            await eventually(lambda: listener._state.lingering == 0)
         gate.opened.set()
         assert await answer(busy) == (200, b"x")
 
@@ -209,7 +209,7 @@ def reading_slowly(listener: Listener) -> Iterator[socket.socket]:
 def are_blocked(listener: Listener) -> int:
     """Return how many connections wait for their clients to read."""
     connections: Any = listener._server.server_state.connections
-    return sum(connection._blocked is not None for connection in connections)
+    return sum(connection._write_timer is not None for connection in connections)
 
 
 UNREAD = {"one large": post(b"y" * 60_000), "pipelined": post(b"y" * 7_000) * 8}
@@ -308,7 +308,7 @@ async def test_what_has_begun_may_finish(before: bytes, cut: int) -> None:
 
 def _has_begun(listener: Listener) -> bool:
     return any(
-        connection._stage.name != "NOTHING"  # type: ignore[union-attr]
+        connection._stage.name != "START"  # type: ignore[union-attr]
         for connection in listener._server.server_state.connections
     )
 
