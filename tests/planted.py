@@ -544,8 +544,8 @@ MUTANTS = (
     Mutant(
         "the lease is counted from its answer",
         "service/delivery/leases.py",
-        "            consumer.leased(before + ttl_s)\n",
-        "            consumer.leased(asyncio.get_running_loop().time() + ttl_s)\n",
+        "            lease.extend(asked_at + ttl_s)\n",
+        "            lease.extend(asyncio.get_running_loop().time() + ttl_s)\n",
         "delivery/test_leases.py",
     ),
     Mutant(
@@ -613,16 +613,16 @@ MUTANTS = (
     ),
     Mutant(
         "leases are renewed once a life",
-        "service/delivery/consumer.py",
-        "        self._fence.deadline = until\n",
-        "        self._fence.deadline = self._fence.deadline or until\n",
+        "service/delivery/leases.py",
+        "        self._deadline = until\n",
+        "        self._deadline = self._deadline or until\n",
         "delivery/test_leases.py",
     ),
     Mutant(
         "a lease outlives its owner when Redis's clock steps back",
         "service/delivery/leases.py",
-        "watch.last(assignment) if watch.is_dead(assignment) else b",
-        "watch.last(assignment) if False else b",
+        "observed.last(lease.assignment) if is_dead else b",
+        "observed.last(lease.assignment) if False else b",
         "delivery/test_leases.py",
     ),
     Mutant(
@@ -635,7 +635,7 @@ MUTANTS = (
     Mutant(
         "a worker stays alive when Redis's clock steps back",
         "service/delivery/leases.py",
-        " - {*watch.dead()} |",
+        " - observed.stale() |",
         " - set() |",
         "delivery/test_leases.py",
     ),
@@ -649,8 +649,8 @@ MUTANTS = (
     Mutant(
         "trimming is asked for in each partition alone",
         "service/delivery/retention.py",
-        "    replies = _raised(await connections.run(calls))\n",
-        "    replies = _raised([(await connections.run([call]))[0] for call in calls])\n",
+        "    replies = await connections.run(calls)\n",
+        "    replies = [(await connections.run([call]))[0] for call in calls]\n",
         "delivery/test_worker.py::test_a_turn_is_few_round_trips_however_many_partitions",
     ),
     Mutant(
@@ -749,7 +749,7 @@ MUTANTS = (
     Mutant(
         "a handler is called without checking the lease",
         "service/delivery/deliverer.py",
-        "            if not self._consumer.is_ours():\n",
+        "            if not self._consumer.has_lease():\n",
         "            if False:\n",
         "delivery/test_deliverer.py",
     ),
@@ -826,8 +826,8 @@ MUTANTS = (
     Mutant(
         "what cannot be read is looked for in the wrong stream",
         "service/delivery/consumer.py",
-        "            is_replay=bool(self._goes),\n",
-        "            is_replay=transition is not Missing.UNREADABLE and bool(self._goes),\n",
+        "            is_replay=bool(self._delete_on_ack),\n",
+        "            is_replay=transition != Missing.UNREADABLE and bool(self._delete_on_ack),\n",
         "delivery/test_consumer.py",
     ),
     # The process: it listens and waits, and leaves nothing behind for what did not open.

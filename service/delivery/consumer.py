@@ -1,38 +1,54 @@
-"""Redis, the way out: one handler's mail in one partition, under a lease.
+"""One handler's consumer of one partition: read, claim, acknowledge and dead-letter entries.
 
-Reading, settling and burying are fenced: a worker that was paused past its lease can do none of
-it. When to try again, and how often, is decided in `dispatch`; who holds which lease, in `worker`.
+Every call is a script that checks the consumer's lease first (`leases`). Which entry is tried when,
+and what becomes of it, is decided in `dispatcher` and `deliverer`.
+
+How often an entry was tried must survive the worker. Redis keeps one number for each pending entry,
+its delivery count. It holds two:
+
+    count = failed * 1000 + deliveries          failed      deliveries
+
+    an entry is read for the first time         0           1
+    its call failed                             + 1         1
+    another consumer claims it                  unchanged   + 1, up to QUARANTINE_AFTER
+    the same consumer claims it again           unchanged   unchanged
+    its call begins, in quarantine              unchanged   + 1
+    a worker that stops had not begun it        unchanged   - 1, unless it is in quarantine
+
+`failed` counts calls that ended in an error. `deliveries` counts the workers that had the entry
+since then and have not said what became of it: each may have been killed by it. But a killed worker
+leaves all its entries pending, and only one of them is to blame. So claiming counts up to
+QUARANTINE_AFTER only. From there on the entry is in quarantine: its call runs alone in its process,
+and only such calls are counted. That number grows for the guilty entry alone.
+
+Pending entries are claimed before anything new is read, the oldest first: what a worker left behind
+comes before what follows it in its session.
 """
 
 from __future__ import annotations
 
-import asyncio
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..storage.batching import Batcher, ScriptBatcher
-from ..storage.connections import Connections
+from ..storage.batching import Batcher
 from ..storage.layout import Keys
-from ..storage.scripts import Argument, Needs, Script, ScriptCall
+from ..storage.scripts import Argument, Script
 from ..transitions import stream_entry
 from ..transitions.transition import StatusTransition
+from .leases import Lease
 from .stream_watcher import StreamWatcher
 
 MAX_PER_BATCH = 512
 # An entry may have tens of kilobytes.
 MAX_LOADED_PER_CALL = 64
 MAX_CLAIMED_PER_CALL = 100
-# Per handler and partition. Where there is no room, what should be buried stays where it is.
+# Of one handler in one partition. At this number an entry stays pending instead of becoming one.
 MAX_DEAD_LETTERS = 100_000
-# In the hands of a third process, since two have ended with it: from here on it is tried alone.
 QUARANTINE_AFTER = 3
+FAILURE_WEIGHT = 1000
 
-_LEASE = Script(__package__, "lua/lease.lua")
-_RELEASE = Script(__package__, "lua/release.lua")
 _READ = Script(__package__, "lua/read.lua")
 _LOAD = Script(__package__, "lua/load.lua")
 _CLAIM_PENDING = Script(__package__, "lua/claim_pending.lua")
@@ -40,26 +56,14 @@ _ACK = Script(__package__, "lua/ack.lua")
 _RECORD_ATTEMPTS = Script(__package__, "lua/record_attempts.lua")
 _DEAD_LETTER = Script(__package__, "lua/dead_letter.lua")
 
-# Redis keeps one number per pending entry, the delivery count. Failures count in thousands, so
-# that a start without an outcome (the mark of a killed worker) can be told from a failure.
-FAILURE = 1000
-
-
-# A handler and a partition.
-Assignment = tuple[str, int]
-
-
-class LeaseLostError(Exception):
-    """The partition is no longer ours, or may not be: everything in hand is void."""
-
 
 class Attempts(NamedTuple):
-    """How often an entry was tried, as the group's pending list remembers it.
+    """How often an entry was tried, as its delivery count says.
 
     Attributes:
-        failed: Attempts that ended in an error.
-        deliveries: How many processes have had it in hand since then, this one included, without
-            anybody seeing the end; from `QUARANTINE_AFTER` on, every single start counts.
+        failed: Calls of the handler that ended in an error.
+        deliveries: Workers that had the entry since then without an outcome, this one included; in
+            quarantine, calls that began.
     """
 
     failed: int
@@ -67,12 +71,12 @@ class Attempts(NamedTuple):
 
     @property
     def is_quarantined(self) -> bool:
-        """Whether this may be what ended the processes that had it."""
+        """Whether the entry may have killed the workers that had it."""
         return self.deliveries >= QUARANTINE_AFTER
 
 
 class Missing(StrEnum):
-    """Why there is no transition in an entry."""
+    """Why an entry holds no transition."""
 
     GONE = "gone"
     UNREADABLE = "unreadable"
@@ -80,11 +84,11 @@ class Missing(StrEnum):
 
 @dataclass(slots=True)
 class Delivery:
-    """One entry in the hand of one handler.
+    """One entry that was delivered to one handler.
 
     Attributes:
         entry_id: Its id in its stream.
-        transition: What it holds. None when it cannot be read, or when only the id is kept.
+        transition: What it holds. None when it cannot be read, or when only its id is kept.
         attempts: How often it was tried.
         is_replay: Whether it is in the handler's stream of replays.
     """
@@ -96,230 +100,155 @@ class Delivery:
 
 
 class Consumer:
-    """One handler's mail in one partition; its lease is taken and renewed by `leases`."""
+    """Consumes one partition's transitions, and the replays, for one handler.
+
+    Args:
+        lease: Taken and renewed elsewhere; names handler, partition and worker.
+        keys: The layout.
+        stream_watcher: That of the partition.
+        replicas: How many replicas must know that an entry was delivered before it is handed out.
+            A fail-over that takes the entry back would deliver it again at another place in its
+            session. The delivery is written behind the entry, so a replica that has the one has
+            the other.
+    """
 
     def __init__(
-        self,
-        connections: Connections | ScriptBatcher,
-        keys: Keys,
-        stream_watcher: StreamWatcher,
-        *,
-        handler: str,
-        worker: str,
-        replicas: int = 0,
+        self, lease: Lease, keys: Keys, stream_watcher: StreamWatcher, *, replicas: int = 0
     ) -> None:
-        partition = stream_watcher.partition
-        self.partition = partition
+        handler, partition = lease.assignment
+        self.lease = lease
         self.handler = handler
         self._stream_watcher = stream_watcher
-        self._worker = worker
-        token = f"{worker}:{secrets.token_hex(16)}"
-        self._fence = _Fence(connections, keys.lease(partition, handler), token, replicas)
-        self._new = _Pile(
-            self._fence, keys.transitions(partition), group=handler, worker=worker, goes=False
-        )
-        self._replays = _Pile(
-            self._fence, keys.replays(partition, handler), group=handler, worker=worker, goes=True
-        )
-        self._piles = (self._new, self._replays)
-        self._dead = keys.dead(partition, handler)
-        self._read: dict[str, str] = {}
+        self._replicas = replicas
+        self._dead_letters = keys.dead(partition, handler)
+        transitions, replays = keys.transitions(partition), keys.replays(partition, handler)
+        self._transitions = _GroupStream(lease, transitions, replicas, delete_on_ack=False)
+        # A replay is a copy made for this handler alone: it is deleted when it is acknowledged.
+        self._replays = _GroupStream(lease, replays, replicas, delete_on_ack=True)
+        self._last_read: dict[str, str] = {}
 
-    @property
-    def assignment(self) -> Assignment:
-        """The handler and the partition."""
-        return self.handler, self.partition
-
-    def is_ours(self) -> bool:
-        """Say whether the lease holds, by a clock that started before it was asked for."""
-        deadline = self._fence.deadline
-        return deadline is not None and asyncio.get_running_loop().time() < deadline
-
-    def lease_call(self, ttl_s: float, dead: bytes) -> ScriptCall:
-        """Return the call that takes the lease, from its *dead* owner too, or renews it."""
-        fence = self._fence
-        verb = "take" if fence.deadline is None else "renew"
-        return ScriptCall(_LEASE, [fence.lease], [fence.token, int(ttl_s * 1000), verb, dead])
-
-    def leased(self, until: float) -> None:
-        """Note that the lease is ours *until* then, in the event loop's time."""
-        self._fence.deadline = until
-
-    def lost(self) -> None:
-        """Note that the lease is not, or no longer, ours."""
-        self._fence.deadline = 0.0
-
-    async def release(self) -> None:
-        """Give the lease up, if it is still ours, so that another may take it at once."""
-        self.lost()
-        await self._fence.connections.run_one(_RELEASE, [self._fence.lease], [self._fence.token])
+    def has_lease(self) -> bool:
+        """Say whether the lease is ours, by our clock."""
+        return self.lease.is_held()
 
     async def claim_pending(self) -> AsyncIterator[list[Delivery]]:
-        """Claim what was left pending by whoever had it, oldest first, in batches."""
-        for pile in self._piles:
-            first = "-"
-            while first:
-                following, entries = await pile.claim_pending(first)
-                first = following.decode()
-                if entries:
-                    yield [
-                        pile.delivery(entry_id, fields, count=count)
-                        for entry_id, count, fields in entries
-                        if fields is not None
-                    ]
+        """Claim all pending entries, whichever consumer had them, the oldest first, in batches."""
+        for stream in (self._transitions, self._replays):
+            start = "-"
+            while start:
+                start, deliveries = await stream.claim_batch(start)
+                if deliveries:
+                    yield deliveries
 
-    async def read(self, most: int) -> list[Delivery]:
-        """Return up to *most* new deliveries, oldest first; none when there is nothing new."""
-        streams = [pile.stream for pile in self._piles]
-        replayed, new, read = await self._fence.take(
-            _READ, streams, self.handler, self._worker, most
+    async def read(self, max_entries: int) -> list[Delivery]:
+        """Return new deliveries, the oldest first; none when there is nothing new."""
+        keys = [self._transitions.key, self._replays.key]
+        arguments = (self.handler, self.lease.worker, max_entries)
+        replayed, new, last_read = await self.lease.run(
+            _READ, keys, *arguments, replicas=self._replicas
         )
-        if read:
-            self._read = dict(zip(streams, map(bytes.decode, read), strict=True))
+        if last_read:
+            self._last_read = dict(zip(keys, map(bytes.decode, last_read), strict=True))
         return [self._replays.delivery(*entry, count=1) for entry in replayed] + [
-            self._new.delivery(*entry, count=1) for entry in new
+            self._transitions.delivery(*entry, count=1) for entry in new
         ]
 
     async def load(self, delivery: Delivery) -> StatusTransition | Missing:
-        """Read again what an entry holds of which only the id was kept; loads travel together."""
-        return await self._pile_of(delivery).loading.submit(delivery.entry_id)
+        """Read again an entry of which only the id was kept; calls share round trips."""
+        return await self._stream_of(delivery).loads.submit(delivery.entry_id)
 
     async def wait_for_entries(self) -> None:
-        """Wait until there is something later than what was last read."""
-        await self._stream_watcher.wait_after(self._read)
+        """Wait until a stream has an entry later than the last one that was read."""
+        await self._stream_watcher.wait_after(self._last_read)
 
     async def ack(self, delivery: Delivery) -> None:
-        """Settle a delivery its handler has taken; settlements travel together."""
-        await self._pile_of(delivery).settling.submit(delivery.entry_id)
+        """Acknowledge a delivery that its handler has taken; calls share round trips."""
+        await self._stream_of(delivery).acks.submit(delivery.entry_id)
 
     async def record_attempts(self, delivery: Delivery, attempts: Attempts) -> None:
-        """Write down how often a delivery was tried, where it survives us."""
-        number = attempts.failed * FAILURE + attempts.deliveries
-        counting = self._pile_of(delivery).counting
-        await counting.submit((delivery.entry_id, number))
+        """Keep in Redis how often a delivery was tried; calls share round trips."""
+        count = attempts.failed * FAILURE_WEIGHT + attempts.deliveries
+        await self._stream_of(delivery).counts.submit((delivery.entry_id, count))
 
     async def dead_letter(
         self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
     ) -> int | None:
-        """Move a delivery to the dead letters and settle it.
+        """Move a delivery to the dead letters, and acknowledge it.
 
-        Returns how many dead letters there are now; None when there is no room for another, and
-        the delivery is where it was.
+        Returns how many dead letters there are now; None when there are too many for another one,
+        and the delivery is still pending.
         """
+        stream = self._stream_of(delivery)
         letter = (delivery.entry_id, reason, error, place, attempts)
-        return await self._pile_of(delivery).dead_letter(self._dead, letter)
+        return await stream.dead_letter(self._dead_letters, letter)
 
-    def _pile_of(self, delivery: Delivery) -> _Pile:
-        return self._replays if delivery.is_replay else self._new
+    def _stream_of(self, delivery: Delivery) -> _GroupStream:
+        return self._replays if delivery.is_replay else self._transitions
 
 
-class _Fence:
-    """Runs scripts that act only while a lease is ours."""
+class _GroupStream:
+    """One stream, as the handler's consumer group reads it under a lease."""
 
-    def __init__(
-        self, connections: Connections | ScriptBatcher, lease: str, token: str, replicas: int
-    ) -> None:
-        self.connections = connections
-        self.lease = lease
-        self.token = token
+    def __init__(self, lease: Lease, key: str, replicas: int, *, delete_on_ack: bool) -> None:
+        self.key = key
+        self.acks = Batcher(self._ack, max_items=MAX_PER_BATCH, waits_for_more=True)
+        self.counts = Batcher(self._record_attempts, max_items=MAX_PER_BATCH)
+        self.loads: Batcher[str, StatusTransition | Missing]
+        self.loads = Batcher(self._load, max_items=MAX_LOADED_PER_CALL)
+        self._lease = lease
         self._replicas = replicas
-        self.deadline: float | None = None
-
-    async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
-        """Run *script* with the lease as first key and its token as first argument.
-
-        Raises:
-            LeaseLostError: The lease is somebody else's.
-            RedisError: Nobody knows.
-        """
-        return await self._run(script, keys, arguments, replicas=0)
-
-    async def take(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
-        """Run a script that hands out entries, once the replicas asked for have them too.
-
-        What a handler was given and a fail-over takes back would come again at another place in
-        its session. To read is to write to the group, behind the entries: whoever has that write
-        has the entries.
-
-        Raises:
-            LeaseLostError: The lease is somebody else's.
-            RedisError: Nobody knows, or no replica has said so.
-        """
-        return await self._run(script, keys, arguments, replicas=self._replicas)
-
-    async def _run(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[Argument], *, replicas: int
-    ) -> Any:
-        reply = await self.connections.run_one(
-            script, [self.lease, *keys], [self.token, *arguments], needs=Needs(replicas)
-        )
-        if reply is None:
-            self.deadline = 0.0
-            raise LeaseLostError
-        return reply
-
-
-class _Pile:
-    """One stream a handler takes its mail from: what is new, or what is replayed to it.
-
-    What is replayed was copied for this one handler, so it goes when it is settled.
-    """
-
-    def __init__(self, fence: _Fence, stream: str, *, group: str, worker: str, goes: bool) -> None:
-        self.stream = stream
-        self._worker = worker
-        self.settling = Batcher(self._settle, max_items=MAX_PER_BATCH, waits_for_more=True)
-        self.counting = Batcher(self._count, max_items=MAX_PER_BATCH)
-        self.loading: Batcher[str, StatusTransition | Missing]
-        self.loading = Batcher(self._load, max_items=MAX_LOADED_PER_CALL)
-        self._fence = fence
-        self._group = group
-        self._goes = int(goes)
+        self._delete_on_ack = int(delete_on_ack)
 
     def delivery(self, entry_id: bytes, fields: list[bytes], *, count: int) -> Delivery:
-        """Return an entry of this stream as a delivery."""
-        transition = _transition(fields)
+        """Return an entry of this stream with its delivery count."""
+        transition = _unpack(fields)
         return Delivery(
             entry_id.decode(),
             None if isinstance(transition, Missing) else transition,
-            _attempts(count),
-            is_replay=bool(self._goes),
+            Attempts(*divmod(count, FAILURE_WEIGHT)),
+            is_replay=bool(self._delete_on_ack),
         )
 
-    async def claim_pending(self, first: str) -> Any:
-        most = MAX_CLAIMED_PER_CALL
-        arguments = (self._group, self._worker, most, first, FAILURE, QUARANTINE_AFTER, self._goes)
-        return await self._fence.take(_CLAIM_PENDING, [self.stream], *arguments)
+    async def claim_batch(self, start: str) -> tuple[str, list[Delivery]]:
+        """Claim pending entries from an id on; return the next id, empty at the end, and them."""
+        limits = (MAX_CLAIMED_PER_CALL, start, FAILURE_WEIGHT, QUARANTINE_AFTER)
+        arguments = (self._lease.handler, self._lease.worker, *limits, self._delete_on_ack)
+        next_start, entries = await self._lease.run(
+            _CLAIM_PENDING, [self.key], *arguments, replicas=self._replicas
+        )
+        # An entry without fields was deleted from the stream: there is nothing to deliver.
+        return next_start.decode(), [
+            self.delivery(entry_id, fields, count=count)
+            for entry_id, count, fields in entries
+            if fields is not None
+        ]
 
-    async def dead_letter(self, dead: str, letter: Sequence[Argument]) -> int | None:
-        arguments = (self._group, self._goes, MAX_DEAD_LETTERS, *letter)
-        held = int(await self._fence.run(_DEAD_LETTER, [self.stream, dead], *arguments))
-        return held or None
+    async def dead_letter(self, dead_letters: str, letter: Sequence[Argument]) -> int | None:
+        """Move an entry to *dead_letters*; return their number, None when there is no room."""
+        arguments = (self._lease.handler, self._delete_on_ack, MAX_DEAD_LETTERS, *letter)
+        return await self._lease.run(_DEAD_LETTER, [self.key, dead_letters], *arguments) or None
 
     async def _load(self, entry_ids: list[str]) -> Sequence[StatusTransition | Missing]:
         return [
-            Missing.GONE if fields is None else _transition(fields)
-            for fields in await self._fence.run(_LOAD, [self.stream], *entry_ids)
+            Missing.GONE if fields is None else _unpack(fields)
+            for fields in await self._lease.run(_LOAD, [self.key], *entry_ids)
         ]
 
-    async def _settle(self, entry_ids: list[str]) -> Sequence[None]:
-        await self._fence.run(_ACK, [self.stream], self._group, self._goes, *entry_ids)
+    async def _ack(self, entry_ids: list[str]) -> Sequence[None]:
+        group = self._lease.handler
+        await self._lease.run(_ACK, [self.key], group, self._delete_on_ack, *entry_ids)
         return [None] * len(entry_ids)
 
-    async def _count(self, counts: list[tuple[str, int]]) -> Sequence[None]:
-        flat = [value for count in counts for value in count]
-        await self._fence.run(_RECORD_ATTEMPTS, [self.stream], self._group, self._worker, *flat)
+    async def _record_attempts(self, counts: list[tuple[str, int]]) -> Sequence[None]:
+        arguments: list[Argument] = [self._lease.handler, self._lease.worker]
+        for entry_id, count in counts:
+            arguments += entry_id, count
+        await self._lease.run(_RECORD_ATTEMPTS, [self.key], *arguments)
         return [None] * len(counts)
 
 
-def _transition(fields: list[bytes]) -> StatusTransition | Missing:
+def _unpack(fields: list[bytes]) -> StatusTransition | Missing:
     try:
         return stream_entry.unpack(dict(zip(fields[::2], fields[1::2], strict=True)))
     except ValueError:
         return Missing.UNREADABLE
-
-
-@lru_cache(maxsize=1024)
-def _attempts(count: int) -> Attempts:
-    """Return what Redis's delivery count says; many entries share one."""
-    return Attempts(*divmod(count, FAILURE))

@@ -46,7 +46,8 @@ from ..telemetry import metrics
 from ..transitions.transition import StatusTransition, is_selftest
 from .backlog import FinalFailure, Session
 from .calls import HandlerCalls
-from .consumer import Attempts, Delivery, LeaseLostError, Missing
+from .consumer import Attempts, Delivery, Missing
+from .leases import LeaseLostError
 from .retries import CircuitBreaker, CircuitBreakers, RetryPolicy
 
 # Deliveries whose outcome no worker recorded: each of those workers may have died of the entry.
@@ -88,7 +89,7 @@ Postponed = RetryAfter | WaitForCircuit
 class PartitionConsumer(Protocol):
     """The consumer of one partition, as far as dispatching needs it."""
 
-    def is_ours(self) -> bool:
+    def has_lease(self) -> bool:
         """Return whether the lease is held."""
 
     def claim_pending(self) -> AsyncIterator[list[Delivery]]:
@@ -216,7 +217,7 @@ class Deliverer:
             # Only now: all of this may have changed while the session waited for its slot.
             if self.is_stopping:
                 raise StoppedError
-            if not self._consumer.is_ours():
+            if not self._consumer.has_lease():
                 raise LeaseLostError
             if not circuit.begin_call(session):
                 return WaitForCircuit(circuit)

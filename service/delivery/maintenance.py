@@ -68,7 +68,7 @@ class PartitionMaintenance:
             # A worker without partitions measures as soon as it has some.
             self._measured_at = now if assignments else float("-inf")
             await self._measure(assignments)
-        await self._retention.tidy({partition for _, partition in assignments})
+        await self._retention.trim_if_due({partition for _, partition in assignments})
         await self._dead_letter_expiry.turn(assignments)
 
     async def _publish_open_circuits(self) -> None:
@@ -88,7 +88,7 @@ class PartitionMaintenance:
         for handler, each in found.items():
             oldest_s = max((lag.oldest_s for lag in each), default=0.0)
             metrics.OLDEST_SECONDS.labels(handler).set(oldest_s)
-            metrics.DEAD_LETTERS.labels(handler).set(sum(lag.dead for lag in each))
+            metrics.DEAD_LETTERS.labels(handler).set(sum(lag.dead_letters for lag in each))
             entries = [lag.entries for lag in each if lag.entries is not None]
             # Redis cannot always count the lag: the last value says more than a partial sum.
             if len(entries) == len(each):

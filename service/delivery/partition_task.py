@@ -12,9 +12,9 @@ from redis.exceptions import RedisError
 
 from ..errors import UnavailableReason
 from ..storage.redis_errors import unavailable_reason
-from .consumer import Consumer, LeaseLostError
 from .dispatcher import Dispatcher
 from .failure_log import FailureLog
+from .leases import Lease, LeaseLostError
 
 MAX_RESTART_DELAY_S = 1.0
 
@@ -22,11 +22,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class PartitionTask:
-    """Runs dispatchers for one consumer, whose lease has just been taken.
+    """Runs dispatchers under one lease, which has just been taken.
 
     Args:
-        consumer: Its lease is released at the end.
-        new_dispatcher: Returns a fresh dispatcher for the consumer.
+        lease: Released at the end.
+        new_dispatcher: Returns a fresh dispatcher that works under the lease.
         create_groups: Creates consumer groups that have been deleted.
         failure_log: Logs why dispatchers ended.
 
@@ -38,13 +38,13 @@ class PartitionTask:
 
     def __init__(
         self,
-        consumer: Consumer,
-        new_dispatcher: Callable[[Consumer], Dispatcher],
+        lease: Lease,
+        new_dispatcher: Callable[[Lease], Dispatcher],
         create_groups: Callable[[], Awaitable[None]],
         failure_log: FailureLog,
     ) -> None:
-        self.consumer = consumer
-        self.dispatcher = new_dispatcher(consumer)
+        self.lease = lease
+        self.dispatcher = new_dispatcher(lease)
         self.is_abandoned = False
         self._new_dispatcher = new_dispatcher
         self._create_groups = create_groups
@@ -72,11 +72,11 @@ class PartitionTask:
     async def _run(self) -> None:
         """Dispatch while the lease is held; after an error start again from what is pending."""
         try:
-            while self.consumer.is_ours() and not self.is_stopping:
+            while self.lease.is_held() and not self.is_stopping:
                 await self._dispatch_once()
         finally:
             with contextlib.suppress(RedisError, OSError):
-                await self.consumer.release()
+                await self.lease.release()
 
     async def _dispatch_once(self) -> None:
         reason = ""
@@ -84,21 +84,21 @@ class PartitionTask:
             # Its own task: before Python 3.13 a task group may leave its task half canceled.
             await asyncio.create_task(self.dispatcher.run())
         except* LeaseLostError:
-            self.consumer.lost()
+            self.lease.lose()
             reason = "lease_lost"
         except* (RedisError, OSError) as group:
             reason = unavailable_reason(group.exceptions[0])
         except* Exception:
             reason = "unforeseen"
-            handler, partition = self.consumer.assignment
+            handler, partition = self.lease.assignment
             log.exception("dispatcher.failed", handler=handler, partition=partition)
         if reason:
-            self._failure_log.record(reason, self.consumer.assignment)
+            self._failure_log.record(reason, self.lease.assignment)
             await self._prepare_restart(reason)
 
     async def _prepare_restart(self, reason: str) -> None:
         """Wait a random time, then replace the dispatcher; only if the lease is still held."""
-        if not self.consumer.is_ours():
+        if not self.lease.is_held():
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(random.uniform(0, MAX_RESTART_DELAY_S)):  # noqa: S311 - jitter
@@ -107,4 +107,4 @@ class PartitionTask:
             with contextlib.suppress(RedisError, OSError):
                 await self._create_groups()
         if not self.is_stopping:
-            self.dispatcher = self._new_dispatcher(self.consumer)
+            self.dispatcher = self._new_dispatcher(self.lease)

@@ -1,20 +1,19 @@
-"""Keeping Redis tidy: trimming what everybody has settled, and handlers that are no more.
+"""Trimming the streams of transitions by age, and reporting groups that hold it up.
 
-Nothing unsettled is ever dropped from here, but on an operator's word. Whatever is done for all
-partitions is done in one round trip.
+Deletes only what every group has acknowledged. That streams which are full are trimmed early is
+done by `inbox`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Collection
 
 import structlog
 
 from ..storage.connections import Connections
 from ..storage.layout import Keys
-from ..storage.scripts import Script, ScriptCall
+from ..storage.scripts import Script, ScriptCall, raise_first
 from ..telemetry import metrics
 
 TRIM_EVERY_S = 60.0
@@ -25,13 +24,16 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Retention:
-    """Trims, and reports groups without an owner, now and then.
+    """Trims streams from time to time, and reports orphaned groups.
+
+    A group is orphaned when its handler is no longer configured. What it has not acknowledged is
+    kept for ever, until an operator retires the handler.
 
     Args:
         connections: Open clients.
         keys: The layout.
-        handlers: All handlers of the deployment: the owners of groups.
-        retention_s: Seconds every entry is kept at least.
+        handlers: All configured handlers of the deployment.
+        retention_s: Seconds for which every entry is kept at least.
     """
 
     def __init__(
@@ -41,26 +43,29 @@ class Retention:
         self._keys = keys
         self._handlers = handlers
         self._retention_s = retention_s
-        self._tidied_at = float("-inf")
+        self._trimmed_at = float("-inf")
         self._orphans: set[str] = set()
 
-    async def tidy(self, partitions: Collection[int]) -> None:
-        """Do what is due in *partitions*.
+    async def trim_if_due(self, partitions: Collection[int]) -> None:
+        """Trim *partitions*, unless that was done within `TRIM_EVERY_S`.
 
         Raises:
-            RedisError: Redis did not answer; what was not done waits for the next time.
+            RedisError: Redis did not answer; the next attempt is as far away as after a success.
         """
         now = asyncio.get_running_loop().time()
-        if not partitions or now < self._tidied_at + TRIM_EVERY_S:
+        if not partitions or now < self._trimmed_at + TRIM_EVERY_S:
             return
-        self._tidied_at = now
-        removed, found = await trim(
+        self._trimmed_at = now
+        removed, groups = await trim(
             self._connections, self._keys, partitions, retention_s=self._retention_s
         )
         if removed:
             metrics.STREAM_TRIMMED.labels("age").inc(removed)
             log.info("stream.trimmed", reason="age", entries=removed)
-        orphans = found - {*self._handlers}
+        self._report_orphans(groups - {*self._handlers})
+
+    def _report_orphans(self, orphans: set[str]) -> None:
+        """Log each orphaned group once, and count them."""
         for handler in sorted(orphans - self._orphans):
             log.warning("group.orphaned", handler=handler)
         self._orphans = orphans
@@ -70,27 +75,15 @@ class Retention:
 async def trim(
     connections: Connections, keys: Keys, partitions: Collection[int], *, retention_s: int
 ) -> tuple[int, set[str]]:
-    """Remove what every group has settled and is older than asked for.
+    """Delete what every group has acknowledged and what is older than *retention_s*.
 
-    Returns how many entries were removed, and the names of all groups there are.
+    Returns how many entries were deleted, and the names of all groups.
 
     Raises:
-        RedisError: Redis did not answer, for some partition.
+        RedisError: Redis did not answer for some partition.
     """
-    calls = [
-        ScriptCall(_TRIM, [keys.transitions(partition)], [retention_s]) for partition in partitions
-    ]
-    replies = _raised(await connections.run(calls))
-    return sum(removed for removed, _ in replies), _names(names for _, names in replies)
-
-
-def _names(found: Iterable[Iterable[bytes]]) -> set[str]:
-    return {name.decode() for names in found for name in names}
-
-
-def _raised(replies: Sequence[Any]) -> Sequence[Any]:
-    """Return *replies*, unless one of them is an error."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies
+    calls = [ScriptCall(_TRIM, [keys.transitions(each)], [retention_s]) for each in partitions]
+    replies = await connections.run(calls)
+    raise_first(replies)
+    groups: set[str] = {name.decode() for _, names in replies for name in names}
+    return sum(removed for removed, _ in replies), groups

@@ -1,6 +1,6 @@
-"""Waiting for consumer: one blocking read per partition, shared by all who work it.
+"""Waiting for new entries: one blocking read per partition, shared by all its consumers.
 
-What has arrived is read elsewhere, under a lease; here it is only noticed.
+Only wakes them. Reading needs a lease and is done in `consumer`.
 """
 
 from __future__ import annotations
@@ -14,87 +14,91 @@ from ..storage.connections import Connections
 
 
 class StreamWatcher:
-    """Tells when streams of one partition have grown.
+    """Wakes consumers when streams of one partition grow.
 
-    Whoever waits says how far it has read each stream; anything later, in any stream that anybody
-    waits for, wakes everybody.
+    Each waiter names the last id it has read of each of its streams. A later entry in any stream
+    that is waited for wakes every waiter: reading in vain is cheaper than telling them apart.
     """
 
     def __init__(self, connections: Connections, partition: int) -> None:
         self.partition = partition
         self._client = connections.blocking_client
-        self._waiting: list[tuple[Mapping[str, str], asyncio.Future[None]]] = []
-        self._watch: asyncio.Task[None] | None = None
+        self._waiters: list[tuple[Mapping[str, str], asyncio.Future[None]]] = []
+        self._watching: asyncio.Task[None] | None = None
         self._watched: Mapping[str, str] = {}
 
-    async def wait_after(self, read: Mapping[str, str]) -> None:
-        """Wait until one of the streams holds an entry later than the one named for it.
+    async def wait_after(self, last_read: Mapping[str, str]) -> None:
+        """Wait until one of the streams has an entry later than the id given for it.
 
         Raises:
-            RedisError: The streams cannot be watched.
+            RedisError: The streams cannot be read.
         """
         loop = asyncio.get_running_loop()
-        arrival: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((read, arrival))
+        grown: asyncio.Future[None] = loop.create_future()
+        self._waiters.append((last_read, grown))
         try:
-            if self._watch is None:
-                self._watch = loop.create_task(self._watch_while_waited_for())
-            # A watch that looks only at what comes later would pass this one by.
-            elif not self._is_watched(read) and await self._found(read):
+            if self._watching is None:
+                self._watching = loop.create_task(self._watch_while_waited_for())
+            # The read under way may block behind an entry that this waiter has not read.
+            elif not self._is_watched(last_read) and await self._has_later(last_read):
                 return
-            await arrival
+            await grown
         finally:
-            arrival.cancel()
+            grown.cancel()
 
     async def close(self) -> None:
-        """Stop watching; whoever still waits is on his own."""
-        if self._watch is not None:
-            await cancellation.cancel_and_wait(self._watch)
+        """Stop watching. Waiters that are left are not woken."""
+        if self._watching is not None:
+            await cancellation.cancel_and_wait(self._watching)
 
     async def _watch_while_waited_for(self) -> None:
         try:
-            while self._waiting:
-                await self._one_read()
-                self._waiting = [waiter for waiter in self._waiting if not waiter[1].done()]
+            while self._waiters:
+                await self._block_once()
+                self._waiters = [waiter for waiter in self._waiters if not waiter[1].done()]
         finally:
-            self._watch = None
+            self._watching = None
 
-    async def _one_read(self) -> None:
-        """Block from the earliest place anybody waits at, and wake everybody."""
-        self._watched = _earliest([read for read, _ in self._waiting])
+    async def _block_once(self) -> None:
+        """Block behind the earliest id of each stream that is waited for; wake all waiters."""
+        self._watched = _earliest([last_read for last_read, _ in self._waiters])
+        error = None
         try:
-            found = await self._found(self._watched, "BLOCK", int(BLOCK_S * 1000))
-        except Exception as error:  # noqa: BLE001 - whoever waits receives it
-            for _, arrival in self._waiting:
-                if not arrival.done():
-                    arrival.set_exception(error)
-            return
-        if found:
-            for _, arrival in self._waiting:
-                if not arrival.done():
-                    arrival.set_result(None)
+            if not await self._has_later(self._watched, "BLOCK", int(BLOCK_S * 1000)):
+                return
+        except Exception as raised:  # noqa: BLE001 - every waiter receives it
+            error = raised
+        for _, grown in self._waiters:
+            if not grown.done():
+                if error is None:
+                    grown.set_result(None)
+                else:
+                    grown.set_exception(error)
 
-    def _is_watched(self, read: Mapping[str, str]) -> bool:
-        """Say whether the watch sees what comes next; a stream new to it waits for its turn."""
+    def _is_watched(self, last_read: Mapping[str, str]) -> bool:
+        """Say whether the read under way sees whatever comes after these ids.
+
+        A stream that it does not watch counts as watched: the next read includes it.
+        """
         return all(
             _order(entry_id) >= _order(self._watched.get(stream, entry_id))
-            for stream, entry_id in read.items()
+            for stream, entry_id in last_read.items()
         )
 
-    async def _found(self, read: Mapping[str, str], *block: str | int) -> bool:
+    async def _has_later(self, last_read: Mapping[str, str], *block: str | int) -> bool:
         return bool(
             await self._client.execute_command(
-                "XREAD", *block, "COUNT", 1, "STREAMS", *read.keys(), *read.values()
+                "XREAD", *block, "COUNT", 1, "STREAMS", *last_read.keys(), *last_read.values()
             )
         )
 
 
 def _earliest(reads: list[Mapping[str, str]]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for read in reads:
-        for stream, entry_id in read.items():
-            found[stream] = min(found.get(stream, entry_id), entry_id, key=_order)
-    return found
+    earliest: dict[str, str] = {}
+    for last_read in reads:
+        for stream, entry_id in last_read.items():
+            earliest[stream] = min(earliest.get(stream, entry_id), entry_id, key=_order)
+    return earliest
 
 
 def _order(entry_id: str) -> tuple[int, int]:

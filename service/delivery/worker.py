@@ -26,7 +26,7 @@ import random
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 from redis.exceptions import RedisError
@@ -38,12 +38,13 @@ from ..storage.batching import ScriptBatcher
 from ..storage.connections import Connections
 from ..storage.layout import Keys, claim, is_claimed
 from ..storage.redis_errors import unavailable_reason
+from ..storage.scripts import raise_first
 from ..telemetry import metrics
-from .consumer import Assignment, Consumer
+from .consumer import Consumer
 from .consumer_groups import create_groups
 from .dispatcher import Dispatcher
 from .failure_log import FailureLog
-from .leases import Heartbeats, LeaseWatch, lease
+from .leases import Assignment, Heartbeats, Lease, ObservedLeases, take_or_renew
 from .maintenance import PartitionMaintenance
 from .partition_task import PartitionTask
 from .retries import CircuitBreakers, RetryPolicy
@@ -104,7 +105,7 @@ class Worker:
         self._stream_watchers = [StreamWatcher(connections, p) for p in range(keys.partitions)]
         self._partition_tasks: dict[Assignment, PartitionTask] = {}
         self._interval_s = min(MAX_INTERVAL_S, settings.lease_ttl_s / RENEWALS_PER_TTL)
-        self._lease_watch = LeaseWatch(settings.lease_ttl_s)
+        self._observed_leases = ObservedLeases(settings.lease_ttl_s)
         self._heartbeats = Heartbeats(
             connections,
             keys,
@@ -141,13 +142,13 @@ class Worker:
         held = [task for task in self._partition_tasks.values() if not task.is_abandoned]
         waits: list[float | Exception] = []
         if held:
-            consumers = [task.consumer for task in held]
-            waits = await lease(self._connections, consumers, self._settings.lease_ttl_s)
+            leases = [task.lease for task in held]
+            waits = await take_or_renew(self._connections, leases, self._settings.lease_ttl_s)
             for task in held:
-                if not task.consumer.is_ours():
+                if not task.lease.is_held():
                     task.abandon()
         self._set_gauges()
-        _raise_first(waits)
+        raise_first(waits)
         return self._interval_s
 
     def _set_gauges(self) -> None:
@@ -162,7 +163,7 @@ class Worker:
     async def _rebalance(self) -> float:
         """Write heartbeats, then take and release leases until each handler's share is held."""
         await self._restore_layout()
-        live_workers = await self._heartbeats.beat([*self._handlers])
+        live_workers = await self._heartbeats.send([*self._handlers])
         return min([await self._hold_share(each, live_workers[each]) for each in self._handlers])
 
     async def _restore_layout(self) -> None:
@@ -192,11 +193,11 @@ class Worker:
         next_check_s = self._interval_s
         while candidates and wanted > 0:
             count = min(wanted, len(candidates))
-            tried = [self._consumer(handler, candidates.pop()) for _ in range(count)]
+            tried = [self._lease(handler, candidates.pop()) for _ in range(count)]
             # Whose leases they were: those of a dead worker are taken from it.
-            owners = [self._lease_watch.owner(consumer.assignment) for consumer in tried]
-            waits = await lease(
-                self._connections, tried, self._settings.lease_ttl_s, self._lease_watch
+            owners = [self._observed_leases.owner(lease.assignment) for lease in tried]
+            waits = await take_or_renew(
+                self._connections, tried, self._settings.lease_ttl_s, self._observed_leases
             )
             taken = [i for i, wait_s in enumerate(waits) if wait_s == 0]
             wanted -= len(taken)
@@ -206,7 +207,7 @@ class Worker:
                 log.info(
                     "partitions.taken_over", handler=handler, partitions=partitions, worker=owner
                 )
-            _raise_first(waits)
+            raise_first(waits)
             next_check_s = min([next_check_s, *(w for w in waits if isinstance(w, float) and w)])
         return next_check_s
 
@@ -215,30 +216,31 @@ class Worker:
         await self._maintenance.run_due([*self._partition_tasks])
         return self._interval_s
 
-    def _consumer(self, handler: str, partition: int) -> Consumer:
-        return Consumer(
-            self._batches,
-            self._keys,
-            self._stream_watchers[partition],
-            handler=handler,
-            worker=self.name,
-            replicas=self._settings.durability.replicas,
+    def _lease(self, handler: str, partition: int) -> Lease:
+        return Lease(
+            self._batches, self._keys, handler=handler, partition=partition, worker=self.name
         )
 
-    def _start(self, consumer: Consumer) -> None:
+    def _start(self, lease: Lease) -> None:
         """Start the work on a partition whose lease has just been taken."""
-        started = PartitionTask(consumer, self._dispatcher, self._create_groups, self._failure_log)
-        self._partition_tasks[consumer.assignment] = started
-        started.task.add_done_callback(lambda _: self._partition_tasks.pop(consumer.assignment))
+        started = PartitionTask(lease, self._dispatcher, self._create_groups, self._failure_log)
+        self._partition_tasks[lease.assignment] = started
+        started.task.add_done_callback(lambda _: self._partition_tasks.pop(lease.assignment))
 
-    def _dispatcher(self, consumer: Consumer) -> Dispatcher:
-        """Return a fresh dispatcher for a consumer."""
+    def _dispatcher(self, lease: Lease) -> Dispatcher:
+        """Return a fresh dispatcher, with a consumer of its own, that works under a lease."""
+        consumer = Consumer(
+            lease,
+            self._keys,
+            self._stream_watchers[lease.partition],
+            replicas=self._settings.durability.replicas,
+        )
         return Dispatcher(
-            consumer.handler,
-            self._handlers[consumer.handler],
+            lease.handler,
+            self._handlers[lease.handler],
             consumer,
             self._policy,
-            circuits=self._circuits[consumer.handler],
+            circuits=self._circuits[lease.handler],
             quarantine=self._quarantine,
         )
 
@@ -261,7 +263,7 @@ class Worker:
             task.stop()
         with contextlib.suppress(RedisError, OSError):
             # First, so that other workers' shares grow and they take each lease once it is free.
-            await self._heartbeats.end([*self._handlers])
+            await self._heartbeats.remove([*self._handlers])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.shutdown_grace_s):
                 while self._partition_tasks:
@@ -282,12 +284,6 @@ class Worker:
         if self._partition_tasks:
             tasks = [each.task for each in self._partition_tasks.values()]
             await asyncio.wait(tasks, timeout=timeout_s)
-
-
-def _raise_first(waits: Collection[float | Exception]) -> None:
-    for wait_s in waits:
-        if isinstance(wait_s, Exception):
-            raise wait_s
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from ..config import SECRETS, Livemode, Settings
 from ..delivery import consumer_groups
-from ..delivery.consumer import FAILURE
+from ..delivery.consumer import FAILURE_WEIGHT
 from ..delivery.consumer_groups import Group
 from ..errors import ConfigError, Unreachable
 from ..handlers import OpenHandler, loading
@@ -115,10 +115,10 @@ async def _check_group(
     connections: Connections, keys: Keys, settings: Settings, group: Group
 ) -> Finding:
     name = group.handler
-    waiting = "an unknown number of" if group.unsettled is None else group.unsettled
+    waiting = "an unknown number of" if group.lag is None else group.lag
     meaning = f"{waiting} transitions unacknowledged"
     meaning += f", the oldest for {group.oldest_s:.0f} s" if group.oldest_s else ""
-    meaning += f", {group.replays} replays, {group.dead} dead letters"
+    meaning += f", {group.replays} replays, {group.dead_letters} dead letters"
     is_late = group.oldest_s > MAX_WAIT_S
     problems = []
     if name not in settings.handlers:
@@ -136,7 +136,7 @@ async def _check_group(
             f"{failing} of its transitions failed and are retried: see delivery.retried in the "
             "worker's log"
         )
-    is_wrong = bool(problems or group.dead or is_late)
+    is_wrong = bool(problems or group.dead_letters or is_late)
     return Finding(
         f"group {name}",
         Severity.WARNING if is_wrong else Severity.FINE,
@@ -148,7 +148,9 @@ async def _check_group(
 async def _count_failing(connections: Connections, keys: Keys, handler: str) -> int:
     """Return how many of a handler's pending transitions have failed before, up to a limit."""
     calls = [
-        ScriptCall(_FAILING, [keys.transitions(partition)], [handler, FAILURE, MAX_FAILING_COUNTED])
+        ScriptCall(
+            _FAILING, [keys.transitions(partition)], [handler, FAILURE_WEIGHT, MAX_FAILING_COUNTED]
+        )
         for partition in range(keys.partitions)
     ]
     # A partition without a stream has no group, which is an error here.

@@ -17,7 +17,7 @@ from zlib import crc32
 
 from ..errors import ConfigError
 from .connections import Connections
-from .scripts import Script, ScriptCall
+from .scripts import Script, ScriptCall, raise_first
 
 LAYOUT_VERSION = 3
 
@@ -125,9 +125,7 @@ async def _copy(connections: Connections, keys: Keys) -> None:
     """Copy the layout into each partition, over the copy of any other layout."""
     partitions = range(keys.partitions)
     calls = [ScriptCall(_COPY, [keys.layout_in(each)], [keys.layout_copy]) for each in partitions]
-    for reply in await connections.run(calls):
-        if isinstance(reply, Exception):
-            raise reply
+    raise_first(await connections.run(calls))
 
 
 def _fields(keys: Keys) -> dict[str, int]:

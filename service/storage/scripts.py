@@ -102,6 +102,13 @@ async def run_scripts(send: Send, calls: Sequence[ScriptCall], needs: Needs) -> 
     return replies
 
 
+def raise_first(replies: Sequence[Any]) -> None:
+    """Raise the first error among the replies of some calls."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+
+
 class PipelineRunner:
     """Runs pipelines over a pool's connections, and keeps the connection that was used last.
 

@@ -402,7 +402,7 @@ def test_groups_are_listed_and_retired(ground: Ground) -> None:
     ground.client.xadd(KEYS.transitions(0), fields(1))
     [row] = ground.run("handlers", "list", "--json")
     assert row.pop("oldest_s") < PATIENCE_S
-    assert row == {"handler": "gone", "unsettled": 1, "replays": 0, "dead": 1}
+    assert row == {"handler": "gone", "lag": 1, "replays": 0, "dead_letters": 1}
 
     ground.client.zadd(KEYS.workers("gone"), {"w": time.time() * 1000 - 1000})
     ground.run("handlers", "retire", "gone", code=1)

@@ -1,7 +1,7 @@
 """The law of the way out, searched: whoever does what in whatever order, Redis holds the model's.
 
 Hypothesis makes up admissions, workers with and without the lease, lost replies, replays, trimming
-and an operator's hand; after every step all that Redis holds is compared. `depth` says how to
+and an operator's deliveries; after every step all that Redis holds is compared. `depth` says how to
 search further, and how a failure is repeated.
 """
 
@@ -30,14 +30,22 @@ from redis.exceptions import RedisError
 
 from service.config import Settings
 from service.delivery import consumer as way_out
-from service.delivery.consumer import Attempts, Consumer, Delivery, LeaseLostError
+from service.delivery.consumer import Attempts, Consumer, Delivery
 from service.delivery.consumer_groups import create_groups, retire
 from service.delivery.dead_letters import Entry, Wanted, drop, letters, past, replay
-from service.delivery.leases import lease
+from service.delivery.leases import Lease, LeaseLostError, take_or_renew
 from service.delivery.retention import trim
 from service.delivery.stream_watcher import StreamWatcher
 from service.storage.layout import Keys
-from tests.support.delivery_model import Box, Given, Id, Item, Letter, Partition, Pile
+from tests.support.delivery_model import (
+    DeadLetter,
+    Delivered,
+    GroupStream,
+    HandlerState,
+    Id,
+    Item,
+    Partition,
+)
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
 from tests.support.tapped import Tapped, tapped
 
@@ -48,7 +56,7 @@ WORKERS = ("w1", "w2", "w3")
 # Small, so that a few entries are more than one batch and a few letters more than there is room.
 BATCH, ROOM = 2, 2
 RETENTION_S = 3600
-MAX_PARTITION_TASKS = 8
+MAX_TASKS = 8
 # Nothing runs out by itself here: the machine says when.
 TTL_S = 10_000.0
 OLD_MS = int(time.time() * 1000) - 10 * RETENTION_S * 1000
@@ -81,28 +89,29 @@ def text_of(entry: Id) -> str:
     return f"{entry[0]}-{entry[1]}"
 
 
-class PartitionTask:
-    """A consumer of one worker, and what it believes.
+class WorkerTask:
+    """A consumer of one worker, and what it believes_held.
 
     Attributes:
-        fresh: Whether it still may take a lease: it never had one.
-        believes: Whether it takes the lease for its own.
-        hand: All it was ever given.
+        can_take: Whether it still may take a lease: it never had one.
+        believes_held: Whether it takes the lease for its own.
+        deliveries: All it was ever delivered.
     """
 
-    def __init__(self, consumer: Consumer, worker: str, handler: str) -> None:
+    def __init__(self, lease: Lease, consumer: Consumer) -> None:
+        self.lease = lease
         self.consumer = consumer
-        self.worker = worker
-        self.handler = handler
-        self.fresh = True
-        self.believes = False
-        self.hand: list[tuple[Delivery, Given]] = []
+        self.worker = lease.worker
+        self.handler = lease.handler
+        self.can_take = True
+        self.believes_held = False
+        self.deliveries: list[tuple[Delivery, Delivered]] = []
 
 
 class Delivering(RuleBasedStateMachine):
-    """Lets workers work, and holds what they are given and what is stored against the model."""
+    """Lets workers work, and holds what they are delivered and what is stored against the model."""
 
-    tenures: Bundle[PartitionTask] = Bundle("tenures")
+    tasks: Bundle[WorkerTask] = Bundle("tasks")
 
     def __init__(self, runner: asyncio.Runner, tap: Tapped) -> None:
         super().__init__()
@@ -113,19 +122,19 @@ class Delivering(RuleBasedStateMachine):
         self.model = Partition()
         self.numbers = itertools.count(1)
         self.gone: set[int | None] = set()
-        self.all: list[PartitionTask] = []
+        self.all: list[WorkerTask] = []
         self.run(self.client.flushall())
         self.run(create_groups(tap, KEYS, HANDLERS))
         self.model.open(*HANDLERS)
 
     @property
-    def has_mail_in_hand(self) -> bool:
-        """Whether any worker was ever given anything."""
-        return any(tenure.hand for tenure in self.all)
+    def has_deliveries(self) -> bool:
+        """Whether any worker was ever delivered anything."""
+        return any(task.deliveries for task in self.all)
 
-    def box(self, tenure: PartitionTask) -> Box:
-        """Return the model of the handler a tenure is of."""
-        return self.model.boxes[tenure.handler]
+    def state(self, task: WorkerTask) -> HandlerState:
+        """Return the model of the handler a task is of."""
+        return self.model.handlers[task.handler]
 
     def call(self, fault: str, asked: Awaitable[Reply]) -> Reply | None:
         """Make one call of a worker; return None when its reply, or it itself, is lost."""
@@ -139,93 +148,92 @@ class Delivering(RuleBasedStateMachine):
         assert not self.tap.faults
         return reply
 
-    def fenced(
-        self, tenure: PartitionTask, fault: str, asked: Awaitable[Reply]
-    ) -> tuple[bool, Any]:
+    def fenced(self, task: WorkerTask, fault: str, asked: Awaitable[Reply]) -> tuple[bool, Any]:
         """Make a call that only the owner may make; say whether the model does it too."""
-        owns = self.box(tenure).owner is tenure
+        owns = self.state(task).owner is task
         if owns or fault:
             return owns and fault != "request", self.call(fault, asked)
         with pytest.raises(LeaseLostError):
             self.call(fault, asked)
-        tenure.fresh = tenure.believes = False
+        task.can_take = task.believes_held = False
         return False, None
 
-    @precondition(lambda self: len(self.all) < MAX_PARTITION_TASKS)
-    @rule(target=tenures, worker=st.sampled_from(WORKERS), handler=HANDLER)
-    def begin(self, worker: str, handler: str) -> PartitionTask:
+    @precondition(lambda self: len(self.all) < MAX_TASKS)
+    @rule(target=tasks, worker=st.sampled_from(WORKERS), handler=HANDLER)
+    def begin(self, worker: str, handler: str) -> WorkerTask:
         """A worker turns to a handler's consumer, still without the lease."""
-        return self.tenure(worker, handler)
+        return self.task(worker, handler)
 
-    def tenure(self, worker: str, handler: str) -> PartitionTask:
+    def task(self, worker: str, handler: str) -> WorkerTask:
         """Return a new consumer."""
-        consumer = Consumer(self.tap, KEYS, self.stream_watcher, handler=handler, worker=worker)
-        self.all.append(PartitionTask(consumer, worker, handler))
+        lease = Lease(self.tap, KEYS, handler=handler, partition=0, worker=worker)
+        consumer = Consumer(lease, KEYS, self.stream_watcher)
+        self.all.append(WorkerTask(lease, consumer))
         return self.all[-1]
 
-    @rule(tenure=tenures, fault=FAULTS)
-    def lease(self, tenure: PartitionTask, fault: str) -> None:
+    @rule(task=tasks, fault=FAULTS)
+    def lease(self, task: WorkerTask, fault: str) -> None:
         """A worker takes the lease, or renews it: it has one owner, and is never had twice."""
-        box = self.box(tenure)
+        state = self.state(task)
         if fault:
             self.tap.faults.append(fault)
-        [answer] = self.run(lease(self.tap, [tenure.consumer], TTL_S))
-        ours = box.owner is tenure or (tenure.fresh and box.owner is None)
+        [answer] = self.run(take_or_renew(self.tap, [task.lease], TTL_S))
+        ours = state.owner is task or (task.can_take and state.owner is None)
         if ours and fault != "request":
-            box.owner = tenure
+            state.owner = task
         if fault:
             assert isinstance(answer, RedisError)
             return
         assert (answer == 0) == ours
-        tenure.fresh, tenure.believes = False, ours
+        task.can_take, task.believes_held = False, ours
 
-    @precondition(lambda self: len(self.all) < MAX_PARTITION_TASKS)
-    @rule(target=tenures, worker=st.sampled_from(WORKERS), handler=HANDLER)
-    def succeed(self, worker: str, handler: str) -> PartitionTask:
+    @precondition(lambda self: len(self.all) < MAX_TASKS)
+    @rule(target=tasks, worker=st.sampled_from(WORKERS), handler=HANDLER)
+    def succeed(self, worker: str, handler: str) -> WorkerTask:
         """A lease runs out; another worker has it at once and takes over, unknown to the first."""
-        self.run_out(handler)
-        tenure = self.tenure(worker, handler)
-        self.lease(tenure, "")
-        self.claim_pending(tenure, "")
-        return tenure
+        self.expire_lease(handler)
+        task = self.task(worker, handler)
+        self.lease(task, "")
+        self.claim_pending(task, "")
+        return task
 
     @rule(handler=HANDLER)
-    def run_out(self, handler: str) -> None:
+    def expire_lease(self, handler: str) -> None:
         """A lease runs out, by Redis's clock: its owner was paused and knows nothing of it."""
         self.run(self.client.delete(KEYS.lease(0, handler)))
-        self.model.boxes[handler].owner = None
+        self.model.handlers[handler].owner = None
 
-    @rule(tenure=tenures)
-    def release(self, tenure: PartitionTask) -> None:
+    @rule(task=tasks)
+    def release(self, task: WorkerTask) -> None:
         """A worker gives up the lease, if it is its own."""
-        self.run(tenure.consumer.release())
-        box = self.box(tenure)
-        box.owner = None if box.owner is tenure else box.owner
-        tenure.fresh = tenure.believes = False
+        self.run(task.lease.release())
+        state = self.state(task)
+        state.owner = None if state.owner is task else state.owner
+        task.can_take = task.believes_held = False
 
-    @initialize(target=tenures, handler=HANDLER)
-    def begin_with_mail_in_hand(self, handler: str) -> PartitionTask:
-        """Something was admitted, and a first worker has it in hand."""
+    @initialize(target=tasks, handler=HANDLER)
+    def begin_with_deliveries(self, handler: str) -> WorkerTask:
+        """Something was admitted, and a first worker has it in deliveries."""
         self.admit(3, old=True, readable=True)
-        tenure = self.tenure("w1", handler)
-        self.lease(tenure, "")
-        self.read(tenure, 2, "")
-        return tenure
+        task = self.task("w1", handler)
+        self.lease(task, "")
+        self.read(task, 2, "")
+        return task
 
     @rule(handlers=st.sampled_from([["log"], ["audit"], ["log", "audit"], ["audit", "log"]]))
-    def work_off(self, handlers: list[str]) -> None:
+    def finish_everything(self, handlers: list[str]) -> None:
         """Calm workers take over, read and settle everything, after an operator has made room."""
         for handler in handlers:
-            self.drop_letters(handler)
-            self.run_out(handler)
-            tenure = self.tenure("w1", handler)
-            self.lease(tenure, "")
-            self.claim_pending(tenure, "")
+            self.drop_dead_letters(handler)
+            self.expire_lease(handler)
+            task = self.task("w1", handler)
+            self.lease(task, "")
+            self.claim_pending(task, "")
             for _ in self.model.entries:
-                self.drop_letters(handler)
-                self.read(tenure, 4, "")
-            self.settle_all(tenure)
-            self.release(tenure)
+                self.drop_dead_letters(handler)
+                self.read(task, 4, "")
+            self.ack_all(task)
+            self.release(task)
 
     @rule(
         count=st.integers(1, 3),
@@ -244,108 +252,114 @@ class Delivering(RuleBasedStateMachine):
             if not readable:
                 self.gone.add(number)
 
-    @rule(tenure=tenures, most=st.integers(1, 4), fault=FAULTS)
-    def read(self, tenure: PartitionTask, most: int, fault: str) -> None:
+    @rule(task=tasks, most=st.integers(1, 4), fault=FAULTS)
+    def read(self, task: WorkerTask, most: int, fault: str) -> None:
         """A worker reads what is new."""
-        done, found = self.fenced(tenure, fault, tenure.consumer.read(most))
+        done, found = self.fenced(task, fault, task.consumer.read(most))
         if done:
-            box = self.box(tenure)
-            given = box.read(most, tenure.worker, heard=not fault)
-            self.give(tenure, found or [], given)
+            state = self.state(task)
+            delivered = state.read(most, task.worker, is_answered=not fault)
+            self.give(task, found or [], delivered)
 
-    @rule(tenure=tenures, fault=FAULTS)
-    def claim_pending(self, tenure: PartitionTask, fault: str) -> None:
+    @rule(task=tasks, fault=FAULTS)
+    def claim_pending(self, task: WorkerTask, fault: str) -> None:
         """A worker claims what is pending, whoever had it."""
 
         async def all_batches() -> list[Delivery]:
-            return [one async for batch in tenure.consumer.claim_pending() for one in batch]
+            return [one async for batch in task.consumer.claim_pending() for one in batch]
 
-        done, found = self.fenced(tenure, fault, all_batches())
+        done, found = self.fenced(task, fault, all_batches())
         if done:
-            box = self.box(tenure)
-            given = box.claim_pending(tenure.worker, batch=BATCH, heard=not fault)
-            self.give(tenure, found or [], given)
+            state = self.state(task)
+            delivered = state.claim_pending(task.worker, batch=BATCH, is_answered=not fault)
+            self.give(task, found or [], delivered)
 
-    def give(self, tenure: PartitionTask, found: list[Delivery], given: list[Given]) -> None:
-        """Hold that a worker was given what the model says."""
-        assert [Given(pair(one.entry_id), read_as(one), *one.attempts) for one in found] == given
-        tenure.hand += zip(found, given, strict=True)
+    def give(self, task: WorkerTask, found: list[Delivery], delivered: list[Delivered]) -> None:
+        """Hold that a worker was delivered what the model says."""
+        assert [
+            Delivered(pair(one.entry_id), read_as(one), *one.attempts) for one in found
+        ] == delivered
+        task.deliveries += zip(found, delivered, strict=True)
 
-    def chosen(self, which: int) -> tuple[PartitionTask, Delivery, Given, Pile]:
-        """Return one of the deliveries that any worker has, or had, in hand."""
-        hands = [(tenure, *one) for tenure in self.all for one in tenure.hand]
-        tenure, delivery, given = hands[which % len(hands)]
-        return tenure, delivery, given, self.box(tenure).pile_of(given.item)
+    def chosen(self, which: int) -> tuple[WorkerTask, Delivery, Delivered, GroupStream]:
+        """Return one of the deliveries that any worker has, or had, in deliveries."""
+        hands = [(task, *one) for task in self.all for one in task.deliveries]
+        task, delivery, delivered = hands[which % len(hands)]
+        return task, delivery, delivered, self.state(task).stream_of(delivered.item)
 
-    @precondition(lambda self: self.has_mail_in_hand)
+    @precondition(lambda self: self.has_deliveries)
     @rule(which=INDEX, fault=FAULTS)
     def ack(self, which: int, fault: str) -> None:
         """A worker settles a delivery, perhaps not for the first time."""
-        tenure, delivery, given, pile = self.chosen(which)
-        done, _ = self.fenced(tenure, fault, tenure.consumer.ack(delivery))
+        task, delivery, delivered, stream = self.chosen(which)
+        done, _ = self.fenced(task, fault, task.consumer.ack(delivery))
         if done:
-            self.box(tenure).ack(pile, given.entry)
+            self.state(task).ack(stream, delivered.entry)
 
-    @rule(tenure=tenures)
-    def settle_all(self, tenure: PartitionTask) -> None:
-        """A worker settles everything it has in hand at once, or nothing of it."""
-        if not tenure.hand:
+    @rule(task=tasks)
+    def ack_all(self, task: WorkerTask) -> None:
+        """A worker settles everything it has in deliveries at once, or nothing of it."""
+        if not task.deliveries:
             return
-        box = self.box(tenure)
+        state = self.state(task)
 
         async def all_at_once() -> None:
-            settling = [tenure.consumer.ack(delivery) for delivery, _ in tenure.hand]
-            for answer in await asyncio.gather(*settling, return_exceptions=True):
+            acks = [task.consumer.ack(delivery) for delivery, _ in task.deliveries]
+            for answer in await asyncio.gather(*acks, return_exceptions=True):
                 if answer is not None:
                     raise answer
 
-        done, _ = self.fenced(tenure, "", all_at_once())
-        for _, given in tenure.hand if done else ():
-            box.ack(box.pile_of(given.item), given.entry)
+        done, _ = self.fenced(task, "", all_at_once())
+        for _, delivered in task.deliveries if done else ():
+            state.ack(state.stream_of(delivered.item), delivered.entry)
 
-    @precondition(lambda self: self.has_mail_in_hand)
-    @rule(which=INDEX, failed=st.integers(0, 3), started=st.integers(0, 5), fault=FAULTS)
-    def count(self, which: int, failed: int, started: int, fault: str) -> None:
+    @precondition(lambda self: self.has_deliveries)
+    @rule(which=INDEX, failed=st.integers(0, 3), delivery_count=st.integers(0, 5), fault=FAULTS)
+    def record_attempts(self, which: int, failed: int, delivery_count: int, fault: str) -> None:
         """A worker writes down how often a delivery was tried."""
-        tenure, delivery, given, pile = self.chosen(which)
-        counting = tenure.consumer.record_attempts(delivery, Attempts(failed, started))
-        done, _ = self.fenced(tenure, fault, counting)
+        task, delivery, delivered, stream = self.chosen(which)
+        recording = task.consumer.record_attempts(delivery, Attempts(failed, delivery_count))
+        done, _ = self.fenced(task, fault, recording)
         if done:
-            self.box(tenure).count(pile, given.entry, failed * 1000 + started, tenure.worker)
+            self.state(task).record_attempts(
+                stream, delivered.entry, failed * 1000 + delivery_count, task.worker
+            )
 
-    @precondition(lambda self: self.has_mail_in_hand)
+    @precondition(lambda self: self.has_deliveries)
     @rule(which=INDEX, attempts=st.integers(1, 9), fault=FAULTS)
     def dead_letter(self, which: int, attempts: int, fault: str) -> None:
         """A worker buries a delivery, perhaps not for the first time, if there is room."""
-        tenure, delivery, given, pile = self.chosen(which)
+        task, delivery, delivered, stream = self.chosen(which)
         words = {"reason": "exhausted", "error": "ValueError", "attempts": attempts}
-        burying = tenure.consumer.dead_letter(delivery, **words)  # type: ignore[arg-type]
-        done, held = self.fenced(tenure, fault, burying)
+        calling = task.consumer.dead_letter(delivery, **words)  # type: ignore[arg-type]
+        done, held = self.fenced(task, fault, calling)
         if done:
-            letter = Letter(given.item, given.entry, "exhausted", "ValueError", attempts)
-            expected = self.box(tenure).dead_letter(pile, given.entry, letter, ROOM)
+            letter = DeadLetter(
+                delivered.item, delivered.entry, "exhausted", "ValueError", attempts
+            )
+            expected = self.state(task).dead_letter(stream, delivered.entry, letter, ROOM)
             assert fault or held == expected
 
     @rule(handler=HANDLER, first=st.integers(0, 2), number=st.integers(1, 99))
-    def replay_the_past(self, handler: str, first: int, number: int) -> None:
-        """An operator has the past handed to a handler again: what its group has settled."""
+    def replay_history(self, handler: str, first: int, number: int) -> None:
+        """An operator has the past handed to a handler again: what its group has acked."""
         chosen = self.run(self.entries_of(handler, dead=False))[first::2]
-        pile = self.model.boxes[handler].new
+        stream = self.model.handlers[handler].new
         items = [self.model.entries[pair(one.entry_id)] for one in chosen]
-        settled = [pile.is_settled(pair(one.entry_id)) for one in chosen]
-        self.replay(handler, chosen, items, settled, f"r{number}")
+        acked = [stream.is_acked(pair(one.entry_id)) for one in chosen]
+        self.replay(handler, chosen, items, acked, f"r{number}")
 
-    @precondition(lambda self: any(box.dead for box in self.model.boxes.values()))
+    @precondition(lambda self: any(state.dead for state in self.model.handlers.values()))
     @rule(first=st.integers(0, 1), number=st.integers(1, 99))
-    def replay_letters(self, first: int, number: int) -> None:
+    def replay_dead_letters(self, first: int, number: int) -> None:
         """An operator has dead letters handed to their handler again: they are none any more."""
-        handler = next(name for name, box in self.model.boxes.items() if box.dead)
-        box = self.model.boxes[handler]
+        handler = next(name for name, state in self.model.handlers.items() if state.dead)
+        state = self.model.handlers[handler]
         chosen = self.run(self.entries_of(handler, dead=True))[first::2]
-        dead = {key: box.dead[key].item for key in [*box.dead][first::2]}
+        dead = {key: state.dead[key].item for key in [*state.dead][first::2]}
         for key, item in dead.items():
             if readable(item):
-                del box.dead[key]
+                del state.dead[key]
         self.replay(handler, chosen, [*dead.values()], [True] * len(dead), f"r{number}")
 
     def replay(
@@ -353,23 +367,23 @@ class Delivering(RuleBasedStateMachine):
         handler: str,
         chosen: list[Entry],
         items: Sequence[Item | None],
-        settled: Sequence[bool],
+        acked: Sequence[bool],
         name: str,
     ) -> None:
-        """Have entries replayed; the model gets those that are readable and settled."""
+        """Have entries replayed; the model gets those that are readable and acked."""
         if not chosen:
             return
         put, left_out = self.run(replay(self.tap, KEYS, handler, chosen, name=name))
-        ours = [one for one in zip(items, settled, strict=True) if readable(one[0])]
-        numbers = [item.number for item, is_settled in ours if item and is_settled]
+        ours = [one for one in zip(items, acked, strict=True) if readable(one[0])]
+        numbers = [item.number for item, is_acked in ours if item and is_acked]
         assert (put, left_out) == (len(numbers), len(ours) - len(numbers))
         if not put:
             return
-        box = self.model.boxes[handler]
-        box.replays = box.replays or Pile()
+        state = self.model.handlers[handler]
+        state.replays = state.replays or GroupStream()
         latest = self.run(self.client.xrevrange(KEYS.replays(0, handler), count=max(1, put)))
         for (entry_id, _), n in zip(reversed(latest[:put]), numbers, strict=True):
-            box.replays.entries[pair(entry_id)] = Item(n, name)
+            state.replays.entries[pair(entry_id)] = Item(n, name)
 
     async def entries_of(self, handler: str, *, dead: bool) -> list[Entry]:
         """Return a handler's dead letters, or the past."""
@@ -378,12 +392,12 @@ class Delivering(RuleBasedStateMachine):
         return [entry async for entry in found]
 
     @rule(handler=HANDLER)
-    def drop_letters(self, handler: str) -> None:
+    def drop_dead_letters(self, handler: str) -> None:
         """An operator drops a handler's dead letters."""
         found = self.run(self.entries_of(handler, dead=True))
         if found:
             assert self.run(drop(self.tap, KEYS, handler, found)) == len(found)
-        dead = self.model.boxes[handler].dead
+        dead = self.model.handlers[handler].dead
         self.gone |= {letter.item and letter.item.number for letter in dead.values()}
         dead.clear()
 
@@ -397,7 +411,7 @@ class Delivering(RuleBasedStateMachine):
 
     @rule()
     def trim(self) -> None:
-        """The janitor removes what every group has settled and what is old enough."""
+        """The janitor removes what every group has acked and what is old enough."""
         removed, names = self.run(trim(self.tap, KEYS, [0], retention_s=RETENTION_S))
         assert names == {*HANDLERS}
         assert removed == self.model.trim(time.time_ns() // 10**6, RETENTION_S)
@@ -406,7 +420,7 @@ class Delivering(RuleBasedStateMachine):
     def retire(self) -> None:
         """An operator retires a handler; named again, it begins at the end."""
         assert self.run(retire(self.tap, KEYS, "audit")) == 1
-        del self.model.boxes["audit"]
+        del self.model.handlers["audit"]
         assert self.run(create_groups(self.tap, KEYS, HANDLERS)) == ["audit"]
         self.model.open("audit")
 
@@ -416,9 +430,9 @@ class Delivering(RuleBasedStateMachine):
         entries, groups, *rest = self.run(self.everything())
         assert [pair(entry_id) for entry_id, _ in entries] == sorted(self.model.entries)
         places = {one["name"].decode(): pair(one["last-delivered-id"]) for one in groups}
-        assert places == {name: box.new.read_to for name, box in self.model.boxes.items()}
+        assert places == {name: state.new.read_to for name, state in self.model.handlers.items()}
         for n, handler in enumerate(HANDLERS):
-            self.check_box(self.model.boxes[handler], rest[n * 5 : n * 5 + 5])
+            self.check_handler(self.model.handlers[handler], rest[n * 5 : n * 5 + 5])
 
     async def everything(self) -> list[Any]:
         """Return all that Redis holds."""
@@ -435,35 +449,35 @@ class Delivering(RuleBasedStateMachine):
         return found
 
     @staticmethod
-    def check_box(box: Box, found: list[Any]) -> None:
+    def check_handler(state: HandlerState, found: list[Any]) -> None:
         """Hold that what Redis has of one handler is what the model has."""
         token, pending, replays, replayed, dead = found
-        assert isinstance(box.owner, PartitionTask | None)
-        assert token == (box.owner and box.owner.consumer._fence.token.encode())
-        assert held(pending) == box.new.pending
-        if box.replays is not None:
-            assert held(replayed) == box.replays.pending
-            assert {pair(i): item_of(fields) for i, fields in replays} == box.replays.entries
-        assert [letter_of(fields) for _, fields in dead] == [*box.dead.values()]
-        for one in box.new.pending:
-            assert one <= box.new.read_to
+        assert isinstance(state.owner, WorkerTask | None)
+        assert token == (state.owner and state.owner.lease.token.encode())
+        assert held(pending) == state.new.pending
+        if state.replays is not None:
+            assert held(replayed) == state.replays.pending
+            assert {pair(i): item_of(fields) for i, fields in replays} == state.replays.entries
+        assert [dead_letter_of(fields) for _, fields in dead] == [*state.dead.values()]
+        for one in state.new.pending:
+            assert one <= state.new.read_to
 
     @invariant()
     def nobody_is_told_otherwise(self) -> None:
         """A worker takes the lease for its own until it is told, and no longer."""
 
         async def told() -> list[bool]:
-            return [tenure.consumer.is_ours() for tenure in self.all]
+            return [task.lease.is_held() for task in self.all]
 
-        assert self.run(told()) == [tenure.believes for tenure in self.all]
+        assert self.run(told()) == [task.believes_held for task in self.all]
 
     def teardown(self) -> None:
-        """Hold that a calm worker finds everything that is neither settled nor buried."""
-        self.work_off(["log"])
-        box = self.model.boxes["log"]
+        """Hold that a calm worker finds everything that is neither acked nor buried."""
+        self.finish_everything(["log"])
+        state = self.model.handlers["log"]
         self.all_is_the_models()
-        replays = {item.number for item in (box.replays or Pile()).entries.values()}
-        assert {*range(1, next(self.numbers))} <= box.settled | self.gone | replays
+        replays = {item.number for item in (state.replays or GroupStream()).entries.values()}
+        assert {*range(1, next(self.numbers))} <= state.acked | self.gone | replays
 
 
 def readable(item: Item | None) -> bool:
@@ -500,9 +514,9 @@ def item_of(fields: dict[bytes, bytes]) -> Item | None:
     return Item(None) if b"nothing" in fields else None
 
 
-def letter_of(fields: dict[bytes, bytes]) -> Letter:
+def dead_letter_of(fields: dict[bytes, bytes]) -> DeadLetter:
     """Return a dead letter as the model has it."""
-    return Letter(
+    return DeadLetter(
         item_of(fields),
         pair(fields[b"entry_id"]),
         fields[b"reason"].decode(),

@@ -19,7 +19,7 @@ from service.delivery import consumer, dead_letters
 from service.delivery.consumer import Consumer
 from service.delivery.consumer_groups import Lag, measure_lags
 from service.delivery.dead_letters import Entry, Replayed, Wanted
-from service.delivery.leases import lease
+from service.delivery.leases import Lease, LeaseLostError, take_or_renew
 from service.delivery.stream_watcher import StreamWatcher
 from service.delivery.worker import Worker
 from service.errors import Undeliverable
@@ -500,14 +500,18 @@ async def test_replays_are_fenced(post: Post) -> None:
     partition = post.keys.partition("vs_a")
     stream_watcher = StreamWatcher(post.connections, partition)
     first, second = (
-        Consumer(post.connections, post.keys, stream_watcher, handler=HANDLER, worker=name)
+        Consumer(
+            Lease(post.connections, post.keys, handler=HANDLER, partition=partition, worker=name),
+            post.keys,
+            stream_watcher,
+        )
         for name in ("w1", "w2")
     )
-    await lease(post.connections, [first], 10)
+    await take_or_renew(post.connections, [first.lease], 10)
     [delivery] = await first.read(10)
     await post.client.delete(post.keys.lease(partition, HANDLER))
-    await lease(post.connections, [second], 10)
-    with pytest.raises(consumer.LeaseLostError):
+    await take_or_renew(post.connections, [second.lease], 10)
+    with pytest.raises(LeaseLostError):
         await first.ack(delivery)
 
     [[again]] = [batch async for batch in second.claim_pending()]
@@ -523,7 +527,7 @@ async def test_what_is_replayed_counts_as_unsettled(post: Post) -> None:
     place = (HANDLER, post.keys.partition("vs_a"))
     [lag] = await measure_lags(post.connections, post.keys, [place])
     assert isinstance(lag, Lag)
-    assert (lag.entries, lag.dead) == (1, 0)
+    assert (lag.entries, lag.dead_letters) == (1, 0)
 
 
 async def test_a_replay_made_while_a_worker_idles_is_taken_soon(post: Post) -> None:

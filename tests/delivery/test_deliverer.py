@@ -16,10 +16,10 @@ from redis.exceptions import ResponseError
 from service.delivery.consumer import (
     QUARANTINE_AFTER,
     Attempts,
-    LeaseLostError,
     Missing,
 )
 from service.delivery.deliverer import MAX_DELIVERIES_WITHOUT_OUTCOME, DeadLetterReason
+from service.delivery.leases import LeaseLostError
 from service.errors import Undeliverable
 from service.telemetry import metrics
 from service.transitions.transition import StatusTransition

@@ -15,9 +15,9 @@ from service.delivery.consumer import (
     QUARANTINE_AFTER,
     Attempts,
     Delivery,
-    LeaseLostError,
 )
 from service.delivery.dispatcher import MAX_PER_READ, WINDOW
+from service.delivery.leases import LeaseLostError
 from service.errors import Undeliverable
 from service.transitions.transition import StatusTransition
 from tests.support.dispatching import (

@@ -25,9 +25,10 @@ from hypothesis.stateful import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.delivery.consumer import QUARANTINE_AFTER, Attempts, Delivery, LeaseLostError, Missing
+from service.delivery.consumer import QUARANTINE_AFTER, Attempts, Delivery, Missing
 from service.delivery.deliverer import MAX_DELIVERIES_WITHOUT_OUTCOME, DeadLetterReason
 from service.delivery.dispatcher import Dispatcher
+from service.delivery.leases import LeaseLostError
 from service.delivery.retries import CircuitBreakers, RetryPolicy
 from service.errors import Undeliverable
 from service.transitions.transition import StatusTransition
@@ -135,7 +136,7 @@ class Box:
         self.worker = worker
         self.deadline = 0.0
 
-    def is_ours(self) -> bool:
+    def has_lease(self) -> bool:
         """Say whether the lease holds, by the worker's clock."""
         return self.store.world.loop.time() < self.deadline
 
@@ -296,7 +297,7 @@ class Worker:
     async def _tenure(self, box: Box) -> None:
         keeping = asyncio.create_task(self._keep(box))
         try:
-            while box.is_ours() and not self.is_stopping:
+            while box.has_lease() and not self.is_stopping:
                 await self._dispatch(box)
         finally:
             keeping.cancel()

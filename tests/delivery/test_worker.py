@@ -247,7 +247,7 @@ class Site:
         # A client of Redis may keep a cancellation to itself.
         stopping.set()
         for tenure in one._partition_tasks.values():
-            tenure.consumer.release = _nothing  # type: ignore[method-assign]
+            tenure.lease.release = _nothing  # type: ignore[method-assign]
             tenure.abandon()
         one._shut_down = _nothing  # type: ignore[method-assign]
         task.cancel()
@@ -637,7 +637,7 @@ async def test_leases_are_renewed_whatever_else_hangs(
 
     # The turn is looked up once, so what it calls is replaced.
     inner = {"_rebalance": one._heartbeats, "_maintain": one._maintenance}[hanging]
-    monkeypatch.setattr(inner, {"_rebalance": "beat", "_maintain": "run_due"}[hanging], hang)
+    monkeypatch.setattr(inner, {"_rebalance": "send", "_maintain": "run_due"}[hanging], hang)
     before = set(one._partition_tasks.values())
     await hangs.wait()
     with structlog.testing.capture_logs() as logs:

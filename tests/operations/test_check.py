@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from service.config import Livemode, Settings
-from service.delivery.consumer import FAILURE
+from service.delivery.consumer import FAILURE_WEIGHT
 from service.delivery.consumer_groups import create_groups
 from service.errors import ConfigError, Unreachable
 from service.handlers import loading
@@ -134,7 +134,9 @@ async def test_a_handler_that_fails_is_a_warning(
     for partition in (3, 5):
         [entry, *_] = await connections.client.xrange(keys.transitions(partition))
         failed_twice = ("XCLAIM", keys.transitions(partition), "log", "w", 0, entry[0])
-        await connections.client.execute_command(*failed_twice, "RETRYCOUNT", 2 * FAILURE + 1)
+        await connections.client.execute_command(
+            *failed_twice, "RETRYCOUNT", 2 * FAILURE_WEIGHT + 1
+        )
     group = await found(settings, "group log")
 
     assert group.severity is Severity.WARNING

@@ -1,4 +1,4 @@
-"""The layout: key names, who may start on it, and where consumer groups begin."""
+"""The layout: key names, and who may start on it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from service.storage import layout
 from service.storage.connections import Connections
 from service.storage.layout import LAYOUT_VERSION, Keys, claim, is_claimed
 from tests.support import roles
-
-TWO = Keys("idv", 2)
 
 
 def test_a_session_always_has_the_same_partition() -> None:
@@ -131,82 +129,3 @@ class TestClaim:
             assert await create_groups(connections, keys, ["log"]) == []
         finally:
             await connections.client.config_set("maxmemory", 0)
-
-
-class TestGroups:
-    """Where a handler begins to read."""
-
-    async def starts(self, connections: Connections, partition: int = 0) -> dict[str, str]:
-        """Return each group of a partition, and the last id it counts as read."""
-        groups = await connections.client.xinfo_groups(TWO.transitions(partition))
-        return {one["name"].decode(): one["last-delivered-id"].decode() for one in groups}
-
-    async def add(self, connections: Connections, partition: int = 0) -> str:
-        """Append an entry and return its id."""
-        entry: bytes = await connections.client.xadd(TWO.transitions(partition), {"a": "b"})
-        return entry.decode()
-
-    @pytest.fixture(autouse=True)
-    async def empty(self, connections: Connections) -> None:
-        """Begin without the groups that the fixture made."""
-        await connections.client.flushall()
-
-    async def test_on_an_empty_server_groups_begin_at_the_beginning(
-        self, connections: Connections
-    ) -> None:
-        """On an empty server every group begins before the first entry."""
-        assert await create_groups(connections, TWO, ["log", "nats"]) == ["log", "nats"]
-        for partition in range(2):
-            assert await self.starts(connections, partition) == {"log": "0-0", "nats": "0-0"}
-
-    async def test_a_stream_without_groups_is_read_from_the_beginning(
-        self, connections: Connections
-    ) -> None:
-        """On a stream without groups no entry was read, so none is skipped."""
-        await self.add(connections)
-        await create_groups(connections, TWO, ["log", "nats"])
-        assert await self.starts(connections) == {"log": "0-0", "nats": "0-0"}
-
-    async def test_a_handler_added_later_begins_at_the_end(self, connections: Connections) -> None:
-        """A new handler does not get history; on an empty stream it misses nothing."""
-        await create_groups(connections, TWO, ["log"])
-        last = await self.add(connections)
-        assert await create_groups(connections, TWO, ["log", "nats"]) == ["nats"]
-        assert await self.starts(connections, 0) == {"log": "0-0", "nats": last}
-        assert await self.starts(connections, 1) == {"log": "0-0", "nats": "0-0"}
-
-    async def test_existing_groups_stay(self, connections: Connections) -> None:
-        """A restart leaves every group where it was."""
-        await create_groups(connections, TWO, ["log"])
-        await self.add(connections)
-        await connections.client.xreadgroup("log", "me", {TWO.transitions(0): ">"})
-        before = await self.starts(connections)
-        assert await create_groups(connections, TWO, ["log"]) == []
-        assert await self.starts(connections) == before
-
-    async def test_a_deleted_stream_begins_anew(self, connections: Connections) -> None:
-        """After an operator deleted a stream its groups begin at its new beginning."""
-        await create_groups(connections, TWO, ["log", "nats"])
-        await self.add(connections)
-        await connections.client.delete(TWO.transitions(0))
-        await self.add(connections)
-        assert await create_groups(connections, TWO, ["log", "nats"]) == ["log", "nats"]
-        assert await self.starts(connections) == {"log": "0-0", "nats": "0-0"}
-
-    async def test_many_workers_may_start_at_once(self, connections: Connections) -> None:
-        """Workers that start together neither fail nor miss a group."""
-        await asyncio.gather(*(create_groups(connections, TWO, ["log"]) for _ in range(8)))
-        assert await self.starts(connections, 1) == {"log": "0-0"}
-
-    async def test_no_group_on_another_layout(self, connections: Connections) -> None:
-        """Where Redis holds another layout no group is created."""
-        await claim(connections, TWO._replace(partitions=3))
-        with pytest.raises(ConfigError, match="PARTITIONS is 2"):
-            await create_groups(connections, TWO, ["log"])
-        assert not await connections.client.exists(TWO.transitions(0))
-
-    async def test_a_failure_is_raised(self, connections: Connections) -> None:
-        """A key that is in the way of a group is an error."""
-        await connections.client.set(TWO.transitions(1), "in the way")
-        with pytest.raises(Exception, match="WRONGTYPE"):
-            await create_groups(connections, TWO, ["log"])

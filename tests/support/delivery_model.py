@@ -24,14 +24,14 @@ class Item(NamedTuple):
     replay: str | None = None
 
 
-class Held(NamedTuple):
+class Pending(NamedTuple):
     """A pending entry: who has it, and its delivery count."""
 
     owner: str
     times: int
 
 
-class Letter(NamedTuple):
+class DeadLetter(NamedTuple):
     """A dead letter; of an entry that was gone there is no item."""
 
     item: Item | None
@@ -41,133 +41,139 @@ class Letter(NamedTuple):
     attempts: int
 
 
-class Given(NamedTuple):
-    """An entry in the hand of a worker."""
+class Delivered(NamedTuple):
+    """An entry in the deliveries of a worker."""
 
     entry: Id
     item: Item
     failed: int
-    started: int
+    delivery_count: int
 
 
 @dataclass
-class Pile:
+class GroupStream:
     """One stream as one group reads it."""
 
     entries: dict[Id, Item] = field(default_factory=dict)
-    pending: dict[Id, Held] = field(default_factory=dict)
+    pending: dict[Id, Pending] = field(default_factory=dict)
     read_to: Id = START
 
     def read(self, most: int, owner: str) -> list[Id]:
-        """Hand out the oldest that nobody was given yet."""
+        """Hand out the oldest that nobody was delivered yet."""
         found = sorted(i for i in self.entries if i > self.read_to)[: max(most, 0)]
-        self.pending |= dict.fromkeys(found, Held(owner, 1))
+        self.pending |= dict.fromkeys(found, Pending(owner, 1))
         self.read_to = found[-1] if found else self.read_to
         return found
 
-    def is_settled(self, entry: Id) -> bool:
+    def is_acked(self, entry: Id) -> bool:
         """Say whether an entry was read and is not pending any more."""
         return entry <= self.read_to and entry not in self.pending
 
-    def claim(self, entry: Id, owner: str) -> Held | None:
+    def claim(self, entry: Id, owner: str) -> Pending | None:
         """Make a pending entry somebody's; one that is gone from the stream is not pending."""
         held = self.pending[entry]
         if entry not in self.entries:
             del self.pending[entry]
             return None
         strange = held.owner != owner and held.times % FAILURE < QUARANTINE_AFTER
-        self.pending[entry] = Held(owner, held.times + strange)
+        self.pending[entry] = Pending(owner, held.times + strange)
         return self.pending[entry]
 
 
 @dataclass
-class Box:
+class HandlerState:
     """Everything of one handler.
 
     Attributes:
         owner: Who has the lease.
         replays: None until anything was replayed.
-        settled: The numbers of all transitions ever settled.
+        acked: The numbers of all transitions ever acked.
     """
 
-    new: Pile
+    new: GroupStream
     owner: object = None
-    replays: Pile | None = None
-    dead: dict[int, Letter] = field(default_factory=dict)
-    letters: int = 0
-    settled: set[int | None] = field(default_factory=set)
+    replays: GroupStream | None = None
+    dead: dict[int, DeadLetter] = field(default_factory=dict)
+    dead_letters_made: int = 0
+    acked: set[int | None] = field(default_factory=set)
 
-    def piles(self) -> list[Pile]:
+    def streams(self) -> list[GroupStream]:
         """Return what there is to read from, in the order of taking over."""
         return [self.new, *([self.replays] if self.replays else [])]
 
-    def pile_of(self, item: Item) -> Pile:
-        """Return the pile an item is of."""
-        return (self.replays or Pile()) if item.replay else self.new
+    def stream_of(self, item: Item) -> GroupStream:
+        """Return the stream an item is of."""
+        return (self.replays or GroupStream()) if item.replay else self.new
 
-    def read(self, most: int, worker: str, *, heard: bool) -> list[Given]:
-        """Read what is new: up to half of it replays. Unheard, nothing is given."""
+    def read(self, most: int, worker: str, *, is_answered: bool) -> list[Delivered]:
+        """Read what is new: up to half of it replays. Unheard, nothing is delivered."""
         replayed = self.replays.read(math.ceil(most / 2), worker) if self.replays else []
         new = self.new.read(most - len(replayed), worker)
         found = [(self.replays, i) for i in replayed] + [(self.new, i) for i in new]
-        return [given(pile, i, Held(worker, 1)) for pile, i in found if pile and heard]
+        return [
+            delivered(stream, i, Pending(worker, 1))
+            for stream, i in found
+            if stream and is_answered
+        ]
 
-    def claim_pending(self, worker: str, *, batch: int, heard: bool) -> list[Given]:
+    def claim_pending(self, worker: str, *, batch: int, is_answered: bool) -> list[Delivered]:
         """Claim all that is pending, oldest first; unheard, only the first batch."""
         claimed = []
-        for pile in self.piles():
-            left = sorted(pile.pending)
-            for entry in left if heard else left[:batch]:
-                held = pile.claim(entry, worker)
-                if held and heard:
-                    claimed.append(given(pile, entry, held))
-            if not heard:
+        for stream in self.streams():
+            left = sorted(stream.pending)
+            for entry in left if is_answered else left[:batch]:
+                held = stream.claim(entry, worker)
+                if held and is_answered:
+                    claimed.append(delivered(stream, entry, held))
+            if not is_answered:
                 break
         return claimed
 
-    def ack(self, pile: Pile, entry: Id) -> None:
+    def ack(self, stream: GroupStream, entry: Id) -> None:
         """Settle an entry; a replay's goes with it."""
-        if pile.pending.pop(entry, None) and entry in pile.entries:
-            self.settled.add(pile.entries[entry].number)
-        if pile is not self.new:
-            pile.entries.pop(entry, None)
+        if stream.pending.pop(entry, None) and entry in stream.entries:
+            self.acked.add(stream.entries[entry].number)
+        if stream is not self.new:
+            stream.entries.pop(entry, None)
 
-    def count(self, pile: Pile, entry: Id, count: int, worker: str) -> None:
+    def record_attempts(self, stream: GroupStream, entry: Id, count: int, worker: str) -> None:
         """Write down how often an entry was tried, if it pends."""
-        if entry in pile.pending and pile.claim(entry, worker):
-            pile.pending[entry] = Held(worker, count)
+        if entry in stream.pending and stream.claim(entry, worker):
+            stream.pending[entry] = Pending(worker, count)
 
-    def dead_letter(self, pile: Pile, entry: Id, letter: Letter, room: int) -> int | None:
+    def dead_letter(
+        self, stream: GroupStream, entry: Id, letter: DeadLetter, room: int
+    ) -> int | None:
         """Bury an entry, if it pends and there is room."""
         if len(self.dead) >= room:
             return None
-        if pile.pending.pop(entry, None):
-            self.dead[self.letters] = letter._replace(item=pile.entries.get(entry))
-            self.letters += 1
-        if pile is not self.new:
-            pile.entries.pop(entry, None)
+        if stream.pending.pop(entry, None):
+            self.dead[self.dead_letters_made] = letter._replace(item=stream.entries.get(entry))
+            self.dead_letters_made += 1
+        if stream is not self.new:
+            stream.entries.pop(entry, None)
         return max(1, len(self.dead))
 
 
-def given(pile: Pile, entry: Id, held: Held) -> Given:
+def delivered(stream: GroupStream, entry: Id, held: Pending) -> Delivered:
     """Return what a worker gets of an entry."""
-    return Given(entry, pile.entries[entry], *divmod(held.times, FAILURE))
+    return Delivered(entry, stream.entries[entry], *divmod(held.times, FAILURE))
 
 
 @dataclass
 class Partition:
-    """One stream of transitions and the boxes of all handlers on it."""
+    """One stream of transitions and the handlers of all handlers on it."""
 
     entries: dict[Id, Item] = field(default_factory=dict)
-    boxes: dict[str, Box] = field(default_factory=dict)
+    handlers: dict[str, HandlerState] = field(default_factory=dict)
     last: Id = START
 
     def open(self, *handlers: str) -> None:
         """Create the groups that are missing: at the beginning if there is none, else the end."""
-        read_to = self.last if self.boxes else START
+        read_to = self.last if self.handlers else START
         for name in handlers:
-            pile = Pile(self.entries, read_to=read_to)
-            self.boxes.setdefault(name, Box(pile))
+            stream = GroupStream(self.entries, read_to=read_to)
+            self.handlers.setdefault(name, HandlerState(stream))
 
     def admit(self, entry: Id, item: Item) -> None:
         """Append a transition."""
@@ -175,11 +181,11 @@ class Partition:
         self.last = entry
 
     def trim(self, now_ms: int, retention_s: int) -> int:
-        """Remove what every group has settled and what is old enough."""
+        """Remove what every group has acked and what is old enough."""
         kept = (max(0, now_ms // 1000 - retention_s) * 1000, 0)
-        for box in self.boxes.values():
-            ms, number = box.new.read_to
-            kept = min(kept, min(box.new.pending, default=(ms, number + 1)))
+        for state in self.handlers.values():
+            ms, number = state.new.read_to
+            kept = min(kept, min(state.new.pending, default=(ms, number + 1)))
         gone = [entry for entry in self.entries if entry < kept]
         for entry in gone:
             del self.entries[entry]

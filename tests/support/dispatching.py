@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from service.delivery.consumer import Attempts, Delivery, LeaseLostError, Missing
+from service.delivery.consumer import Attempts, Delivery, Missing
 from service.delivery.dispatcher import MAX_PER_READ, Dispatcher
+from service.delivery.leases import LeaseLostError
 from service.delivery.retries import CircuitBreakers, RetryPolicy
 from service.transitions.transition import StatusTransition
 
@@ -81,7 +82,7 @@ class FakeConsumer:
         self.stream += [transition(*one) for one in entries]
         self._has_grown.set()
 
-    def is_ours(self) -> bool:
+    def has_lease(self) -> bool:
         """Return what the test has chosen."""
         return self.is_lease_held
 

@@ -22,7 +22,7 @@ from service.config import Settings
 from service.delivery.consumer import Consumer
 from service.delivery.consumer_groups import create_groups
 from service.delivery.dead_letters import Wanted, letters, replay
-from service.delivery.leases import lease
+from service.delivery.leases import Lease, take_or_renew
 from service.delivery.stream_watcher import StreamWatcher
 from service.inbox.admission import Inbox
 from service.secret import Secret
@@ -66,10 +66,9 @@ async def _work(connections: Connections) -> None:
     await create_groups(connections, KEYS, HANDLERS)
     inbox = Inbox(connections, KEYS, settings)
     stream_watcher = StreamWatcher(connections, 0)
-    consumers = [
-        Consumer(connections, KEYS, stream_watcher, handler=h, worker="w") for h in HANDLERS
-    ]
-    assert await lease(connections, consumers, 600) == [0, 0]
+    leases = [Lease(connections, KEYS, handler=h, partition=0, worker="w") for h in HANDLERS]
+    consumers = [Consumer(lease, KEYS, stream_watcher) for lease in leases]
+    assert await take_or_renew(connections, leases, 600) == [0, 0]
     for step in range(len(STEPS)):
         events = [_event(session, step) for session in range(SESSIONS)]
         # A copy, and one that is late.

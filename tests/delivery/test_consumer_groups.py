@@ -1,0 +1,245 @@
+"""Consumer groups begin where they should, and what they have not acknowledged is measured."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from service.delivery.consumer_groups import (
+    Group,
+    Lag,
+    create_groups,
+    list_groups,
+    measure_lags,
+    retire,
+)
+from service.errors import ConfigError
+from service.storage.connections import Connections
+from service.storage.layout import Keys, claim
+
+TWO = Keys("idv", 2)
+STREAM = TWO.transitions(0)
+FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch": 1}
+
+
+@pytest.fixture
+def client(connections: Connections) -> Any:
+    """Return a client of a server on which the group of `log` exists."""
+    return connections.client
+
+
+async def admit(client: Any, *entry_ids: str) -> list[str]:
+    """Append entries to partition 0; return their ids."""
+    return [(await client.xadd(STREAM, FIELDS, id=each)).decode() for each in entry_ids]
+
+
+async def read(client: Any, count: int) -> list[bytes]:
+    """Read as the group of `log`; return the ids."""
+    found = await client.xreadgroup("log", "w", {STREAM: ">"}, count=count)
+    return [entry_id for _, entries in found for entry_id, _ in entries]
+
+
+class TestCreating:
+    """Where the groups of handlers begin."""
+
+    @pytest.fixture(autouse=True)
+    async def empty(self, connections: Connections) -> None:
+        """Delete the groups that the fixture made."""
+        await connections.client.flushall()
+
+    async def starts(self, client: Any, partition: int = 0) -> dict[str, str]:
+        """Return each group of a partition, and the last id it counts as read."""
+        groups = await client.xinfo_groups(TWO.transitions(partition))
+        return {one["name"].decode(): one["last-delivered-id"].decode() for one in groups}
+
+    async def test_the_first_groups_begin_at_the_start(
+        self, connections: Connections, client: Any
+    ) -> None:
+        """On streams without groups nothing was read, so nothing is skipped."""
+        await admit(client, "*")
+        assert await create_groups(connections, TWO, ["log", "nats"]) == ["log", "nats"]
+        for partition in range(2):
+            assert await self.starts(client, partition) == {"log": "0-0", "nats": "0-0"}
+
+    async def test_a_group_added_later_begins_at_the_end(
+        self, connections: Connections, client: Any
+    ) -> None:
+        """A new handler does not get history; on an untouched stream it misses nothing."""
+        await create_groups(connections, TWO, ["log"])
+        [last] = await admit(client, "*")
+        assert await create_groups(connections, TWO, ["log", "nats"]) == ["nats"]
+        assert await self.starts(client, 0) == {"log": "0-0", "nats": last}
+        assert await self.starts(client, 1) == {"log": "0-0", "nats": "0-0"}
+
+    async def test_creating_again_changes_nothing(
+        self, connections: Connections, client: Any
+    ) -> None:
+        """A restart leaves every group where it was."""
+        await create_groups(connections, TWO, ["log"])
+        await admit(client, "*")
+        await read(client, 1)
+        before = await self.starts(client)
+        assert await create_groups(connections, TWO, ["log"]) == []
+        assert await self.starts(client) == before
+
+    async def test_groups_of_a_deleted_stream_begin_at_its_new_start(
+        self, connections: Connections, client: Any
+    ) -> None:
+        """What was admitted since an operator deleted the stream is read."""
+        await create_groups(connections, TWO, ["log", "nats"])
+        await client.delete(STREAM)
+        await admit(client, "*")
+        assert await create_groups(connections, TWO, ["log", "nats"]) == ["log", "nats"]
+        assert await self.starts(client) == {"log": "0-0", "nats": "0-0"}
+
+    async def test_workers_may_create_them_at_once(
+        self, connections: Connections, client: Any
+    ) -> None:
+        """Workers that start together neither fail nor miss a group."""
+        await asyncio.gather(*(create_groups(connections, TWO, ["log"]) for _ in range(8)))
+        assert await self.starts(client, 1) == {"log": "0-0"}
+
+    async def test_no_group_is_created_on_another_layout(
+        self, connections: Connections, client: Any
+    ) -> None:
+        """Where Redis holds another layout, that is an error."""
+        await claim(connections, TWO._replace(partitions=3))
+        with pytest.raises(ConfigError, match="PARTITIONS is 2"):
+            await create_groups(connections, TWO, ["log"])
+        assert not await client.exists(STREAM)
+
+    async def test_a_failure_is_raised(self, connections: Connections, client: Any) -> None:
+        """A group that cannot be created is not passed over."""
+        await client.set(TWO.transitions(1), "not a stream")
+        with pytest.raises(Exception, match="WRONGTYPE"):
+            await create_groups(connections, TWO, ["log"])
+
+
+class TestLag:
+    """What one handler has not acknowledged in one partition."""
+
+    async def lag(self, connections: Connections, keys: Keys) -> Lag | Exception:
+        """Measure the lag of `log` in partition 0."""
+        [lag] = await measure_lags(connections, keys, [("log", 0)])
+        return lag
+
+    async def test_unread_and_pending_entries_count(
+        self, connections: Connections, keys: Keys, client: Any
+    ) -> None:
+        """The age is that of the oldest of either."""
+        assert await self.lag(connections, keys) == Lag(0, 0, oldest_s=0.0, dead_letters=0)
+
+        await admit(client, "*", "*", "*")
+        await asyncio.sleep(0.03)
+        unread = await self.lag(connections, keys)
+        assert isinstance(unread, Lag)
+        assert unread.entries == 3
+        assert 0.03 <= unread.oldest_s < 60
+
+        first, second = await read(client, 2)
+        await client.xack(STREAM, "log", second)
+        await admit(client, "*")
+        mixed = await self.lag(connections, keys)
+        assert isinstance(mixed, Lag)
+        assert mixed.entries == 3
+        assert mixed.oldest_s >= unread.oldest_s
+        await client.xack(STREAM, "log", first)
+        after = await self.lag(connections, keys)
+        assert isinstance(after, Lag)
+        assert after.entries == 2
+
+    async def test_a_number_that_redis_does_not_know_is_none(
+        self, connections: Connections, keys: Keys, client: Any
+    ) -> None:
+        """Where unread entries were deleted, the number is not guessed."""
+        _, second, _ = await admit(client, "*", "*", "*")
+        await read(client, 1)
+        await client.xdel(STREAM, second)
+        await asyncio.sleep(0.005)
+        lag = await self.lag(connections, keys)
+        assert isinstance(lag, Lag)
+        assert lag.entries is None
+        assert lag.oldest_s > 0
+
+    async def test_without_a_group_it_is_an_error(
+        self, connections: Connections, keys: Keys, client: Any
+    ) -> None:
+        """A deleted stream, or one without our group, is an error for that partition alone."""
+        await client.xgroup_destroy(STREAM, "log")
+        assert isinstance(await self.lag(connections, keys), ResponseError)
+        await client.delete(STREAM)
+        assert isinstance(await self.lag(connections, keys), ResponseError)
+
+
+class TestListing:
+    """All groups with the sums of their lags."""
+
+    async def test_each_group_has_its_lag_replays_and_dead_letters(
+        self, connections: Connections, keys: Keys, client: Any
+    ) -> None:
+        """Also a group whose handler is not configured."""
+        await create_groups(connections, keys, ["other"])
+        await admit(client, "1-1", "1-2")
+        await read(client, 1)
+        await client.xadd(keys.dead(3, "log"), FIELDS)
+        await client.xadd(keys.replays(2, "other"), FIELDS)
+
+        log, other = await list_groups(connections, keys)
+        assert log == Group("log", 2, replays=0, dead_letters=1, oldest_s=log.oldest_s)
+        assert log.oldest_s > 1e9
+        # Not every server knows how many entries there are before such a group.
+        other = other._replace(lag=None, oldest_s=0)
+        assert other == Group("other", None, replays=1, dead_letters=0, oldest_s=0)
+
+    async def test_partitions_without_a_stream_are_passed_over(
+        self, connections: Connections, keys: Keys, client: Any
+    ) -> None:
+        """Groups of the other partitions are listed all the same."""
+        for partition in range(1, keys.partitions):
+            await client.delete(keys.transitions(partition))
+        await admit(client, "1-1")
+        [group] = await list_groups(connections, keys)
+        assert (group.handler, group.lag) == ("log", 1)
+
+    @pytest.mark.parametrize("failing_call", [1, 2], ids=["names", "lags"])
+    async def test_an_error_of_redis_is_raised(
+        self,
+        connections: Connections,
+        keys: Keys,
+        monkeypatch: pytest.MonkeyPatch,
+        failing_call: int,
+    ) -> None:
+        """A partition that Redis does not answer for does not count as empty."""
+        run, calls = connections.run, 0
+
+        async def fail_once(calls_made: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            replies = await run(calls_made, **options)
+            if calls == failing_call:
+                replies[-1] = RedisConnectionError()
+            return replies
+
+        monkeypatch.setattr(connections, "run", fail_once)
+        with pytest.raises(RedisConnectionError):
+            await list_groups(connections, keys)
+
+
+async def test_retiring_deletes_everything_of_a_handler(
+    connections: Connections, keys: Keys, client: Any
+) -> None:
+    """No key of a retired handler is left; those of the others stay."""
+    await create_groups(connections, keys, ["log", "gone"])
+    before = set(await client.keys("*"))
+    for key in (keys.dead(1, "gone"), keys.replays(1, "gone"), keys.dead(1, "log")):
+        await client.xadd(key, FIELDS)
+    await client.set(keys.lease(1, "gone"), "x")
+    assert await retire(connections, keys, "gone") == keys.partitions
+
+    assert set(await client.keys("*")) == before | {keys.dead(1, "log").encode()}
+    assert [group.handler for group in await list_groups(connections, keys)] == ["log"]
+    assert await retire(connections, keys, "gone") == 0
