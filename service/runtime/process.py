@@ -212,7 +212,7 @@ async def _create_groups(context: Context) -> None:
 
 async def _stop(context: Context, listeners: Sequence[Listener], *, receives: bool) -> None:
     """Answer probes "not ready", give balancers DRAIN_S to notice, then close the listeners."""
-    context.health.draining = True
+    context.health.is_draining = True
     for listener in listeners:
         listener.drain()
     # No balancer sends requests to a receiver that was never ready.

@@ -63,17 +63,17 @@ class Health:
         self._layout_problem = ""
         # Set once Redis has answered, is new enough, and has our layout.
         self.usable = asyncio.Event()
-        self.draining = False
+        self.is_draining = False
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether a load balancer should send traffic here."""
         return self.reason is None
 
     @property
     def reason(self) -> str | None:
         """Why a load balancer should send no traffic here, as one word; None while it should."""
-        if self.draining:
+        if self.is_draining:
             return DRAINING
         if self._no_answer is not None:
             return self._no_answer
@@ -102,7 +102,7 @@ class Health:
                 self._note_answer()
             except (RedisError, OSError) as error:
                 self._note_no_answer(unavailable_reason(error))
-            metrics.READY.set(self.ready)
+            metrics.READY.set(self.is_ready)
             await asyncio.sleep(PROBE_EVERY_S)
 
     async def _check_usable(self) -> None:

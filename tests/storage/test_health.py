@@ -141,18 +141,18 @@ class TestReadiness:
         self, connections: Connections, settings: Settings
     ) -> None:
         """A process is not ready before Redis has answered once."""
-        assert not Health(connections, settings).ready
+        assert not Health(connections, settings).is_ready
 
     async def test_readiness_follows_redis(self, watched: tuple[Health, Any, Any]) -> None:
         """It is ready exactly while Redis answers; each change is logged once."""
         one, proxy, lines = watched
         for _ in range(2):
-            await until(lambda: one.ready)
+            await until(lambda: one.is_ready)
             proxy.refusing = True
             proxy.cut()
-            await until(lambda: not one.ready)
+            await until(lambda: not one.is_ready)
             proxy.refusing = False
-        await until(lambda: one.ready)
+        await until(lambda: one.is_ready)
 
         words = [line["event"] for line in lines if line["event"] != "redis.finding"]
         assert words == ["redis.recovered", "redis.lost"] * 2 + ["redis.recovered"]
@@ -163,23 +163,23 @@ class TestReadiness:
     async def test_a_draining_process_is_not_ready(self, watched: tuple[Health, Any, Any]) -> None:
         """A process that is about to stop is not ready, whatever the state of Redis."""
         one, _, _ = watched
-        await until(lambda: one.ready)
-        one.draining = True
-        assert not one.ready
+        await until(lambda: one.is_ready)
+        one.is_draining = True
+        assert not one.is_ready
 
     async def test_a_wrong_clock_makes_it_unready(
         self, watched: tuple[Health, Any, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """While no event would be admitted it is not ready; with the right time it is again."""
         one, _, lines = watched
-        await until(lambda: one.ready)
+        await until(lambda: one.is_ready)
         own = time.time
         with monkeypatch.context() as patched:
             patched.setattr("service.storage.health.time.time", lambda: own() - 302)
-            await until(lambda: not one.ready)
+            await until(lambda: not one.is_ready)
             assert one.reason == "clocks_differ"
         health.INSPECT_EVERY_S = 60.0
-        await until(lambda: one.ready)
+        await until(lambda: one.is_ready)
         assert [line["severity"] for line in lines if line.get("finding") == "clock"] == [FATAL]
 
     async def test_another_layout_makes_it_unready(
@@ -187,13 +187,13 @@ class TestReadiness:
     ) -> None:
         """While no event would be admitted it is not ready; the reason is logged once."""
         one, _, lines = watched
-        await until(lambda: one.ready)
+        await until(lambda: one.is_ready)
         await claim(connections, keys)
         await connections.client.hset(keys.layout, "partitions", 16)
-        await until(lambda: not one.ready)
+        await until(lambda: not one.is_ready)
         assert one.reason == "layout_differs"
         await connections.client.delete(keys.layout)
-        await until(lambda: one.ready)
+        await until(lambda: one.is_ready)
         [meaning] = [line["meaning"] for line in lines if line["event"] == "layout.differs"]
         assert meaning == "PARTITIONS is 8, but the layout in Redis was made for 16"
 
@@ -202,17 +202,17 @@ class TestReadiness:
     ) -> None:
         """An evicting policy is fatal, and events get 503 for it; the process stays ready."""
         one, _, lines = watched
-        await until(lambda: one.ready)
+        await until(lambda: one.is_ready)
         async with configured(connections, maxmemory_policy="allkeys-lru"):
             await until(lambda: any(line.get("finding") == "eviction" for line in lines))
-            assert one.ready
+            assert one.is_ready
         health.INSPECT_EVERY_S = 60.0
         await until(lambda: not any(each.severity is FATAL for each in one._findings))
 
     async def test_a_finding_is_logged_once(self, watched: tuple[Health, Any, Any]) -> None:
         """However often Redis is inspected, an unchanged finding is not logged again."""
         one, _, lines = watched
-        await until(lambda: one.ready)
+        await until(lambda: one.is_ready)
         client = one._connections.client
         seen = (await client.info("commandstats"))["cmdstat_config|get"]["calls"]
 
@@ -323,12 +323,12 @@ async def test_a_redis_that_takes_no_writes_leaves_it_ready(
         async with connect(settings.redis_url) as connections:
             one = Health(connections, settings)
             watching = asyncio.create_task(one.watch())
-            await until(lambda: one.ready)
+            await until(lambda: one.is_ready)
             assert await probe(connections) == ""
             with trouble(client):
                 await until(lambda: bool(meanings()))
                 assert f"Redis answers {word} to every write" in meanings()[0]
-                assert one.ready
+                assert one.is_ready
                 assert await probe(connections) == word
             await until(lambda: not any(each.severity is FATAL for each in one._findings))
             await cancellation.cancel_and_wait(watching)
@@ -364,7 +364,7 @@ class TestStart:
         assert (one.reason, one.usable.is_set()) == ("redis_unreachable", False)
         proxy.refusing = False
         await until(one.usable.is_set)
-        await until(lambda: one.ready)
+        await until(lambda: one.is_ready)
         assert await is_claimed(one._connections, one._keys)
         assert len([line for line in lines if line["event"] == "redis.lost"]) == 1
 
@@ -402,5 +402,5 @@ class TestStart:
             one = Health(connections, settings)
             watching = asyncio.create_task(one.watch())
             await until(one.usable.is_set)
-            await until(lambda: one.ready)
+            await until(lambda: one.is_ready)
             await cancellation.cancel_and_wait(watching)

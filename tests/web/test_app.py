@@ -744,7 +744,7 @@ async def test_redis_may_go_and_come(
             async def ready() -> bool:
                 return (await client.get("/readyz")).status_code == 200
 
-            await eventually(lambda: health.ready)
+            await eventually(lambda: health.is_ready)
             assert await ready()
             assert_answer(await post(client, event()), 200, outcome="admitted")
             await line.cut()
@@ -754,11 +754,11 @@ async def test_redis_may_go_and_come(
             await eventually(lambda: sample("idv_admission_batch_events_count") > flights)
             push(600)
             assert_answer(await refused, 503, error="unavailable")
-            await eventually(lambda: not health.ready)
+            await eventually(lambda: not health.is_ready)
             assert not await ready()
             assert (await client.get("/livez")).status_code == 200
             await line.mend()
-            await eventually(lambda: health.ready)
+            await eventually(lambda: health.is_ready)
             assert await ready()
             assert_answer(await post(client, late), 200, outcome="admitted")
             assert_answer(await post(client, event()), 200, outcome="duplicate")
@@ -794,15 +794,15 @@ async def test_probes_say_ready_or_not(connections: Connections, settings: Setti
     held: Any = Held()
     app = create_app(held, health, settings)
     for one in (app, create_admin_app(health)):
-        health.draining = False
-        await eventually(lambda: health.ready)
+        health.is_draining = False
+        await eventually(lambda: health.is_ready)
         async with client_of(one) as client:
             for path, status in (("/livez", 200), ("/readyz", 200)):
                 response = await client.get(path)
                 assert (response.status_code, response.content) == (status, b"")
                 assert (await client.head(path)).status_code == status
                 assert (await client.post(path)).status_code == 405
-            health.draining = True
+            health.is_draining = True
             assert (await client.get("/readyz")).status_code == 503
             assert (await client.get("/livez")).status_code == 200
             shown = await client.get("/metrics")
