@@ -120,7 +120,7 @@ class Consumer:
         self.handler = handler
         self._stream_watcher = stream_watcher
         self._replicas = replicas
-        self._dead_letters = keys.dead(partition, handler)
+        self._dead_letters = keys.dead_letters(partition, handler)
         transitions, replays = keys.transitions(partition), keys.replays(partition, handler)
         self._transitions = _GroupStream(lease, transitions, replicas, delete_on_ack=False)
         # A replay is a copy made for this handler alone: it is deleted when it is acknowledged.

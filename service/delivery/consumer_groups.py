@@ -155,7 +155,7 @@ async def retire(connections: Connections, keys: Keys, handler: str) -> int:
                     keys.transitions(partition),
                     keys.lease(partition, handler),
                     keys.replays(partition, handler),
-                    keys.dead(partition, handler),
+                    keys.dead_letters(partition, handler),
                 ],
                 [handler],
             )
@@ -168,7 +168,7 @@ async def retire(connections: Connections, keys: Keys, handler: str) -> int:
 
 def _lag_call(keys: Keys, handler: str, partition: int) -> ScriptCall:
     streams = [keys.transitions(partition), keys.replays(partition, handler)]
-    return ScriptCall(_LAG, [*streams, keys.dead(partition, handler)], [handler])
+    return ScriptCall(_LAG, [*streams, keys.dead_letters(partition, handler)], [handler])
 
 
 def _lag(transitions: int, replays: int, oldest_ms: int, dead_letters: int) -> Lag:

@@ -73,7 +73,9 @@ class DeadLetterExpiry:
         return await self._connections.run(
             [
                 ScriptCall(
-                    _EXPIRE, [self._keys.dead(partition, handler)], [int(time.time()), *limits]
+                    _EXPIRE,
+                    [self._keys.dead_letters(partition, handler)],
+                    [int(time.time()), *limits],
                 )
                 for handler, partition in assignments
             ]

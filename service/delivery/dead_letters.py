@@ -81,7 +81,7 @@ async def letters(
 ) -> AsyncIterator[Entry]:
     """Yield a handler's dead letters, oldest first in each partition."""
     for partition in range(keys.partitions):
-        stream = keys.dead(partition, handler)
+        stream = keys.dead_letters(partition, handler)
         async for entry in _entries(connections, stream, partition, wanted):
             yield entry
 
@@ -130,7 +130,7 @@ async def replay(
         RedisError: Redis refused or did not answer, or the handler has no group there.
     """
     partition, are_dead = entries[0].partition, entries[0].reason is not None
-    source = keys.dead(partition, handler) if are_dead else keys.transitions(partition)
+    source = keys.dead_letters(partition, handler) if are_dead else keys.transitions(partition)
     streams = [source, keys.replays(partition, handler)]
     entry_ids = [entry.entry_id for entry in entries]
     what = "move" if are_dead else "count" if dry_run else "copy"
@@ -139,7 +139,7 @@ async def replay(
 
 async def drop(connections: Connections, keys: Keys, handler: str, entries: Sequence[Entry]) -> int:
     """Delete dead letters of one partition; return how many were still there."""
-    stream = keys.dead(entries[0].partition, handler)
+    stream = keys.dead_letters(entries[0].partition, handler)
     return int(await connections.client.xdel(stream, *(entry.entry_id for entry in entries)))
 
 

@@ -46,7 +46,7 @@ class Keys(NamedTuple):
         """Return the key of a partition's stream of transitions."""
         return f"{self.prefix}:{{{partition}}}:transitions"
 
-    def dead(self, partition: int, handler: str) -> str:
+    def dead_letters(self, partition: int, handler: str) -> str:
         """Return the key of a handler's stream of dead letters."""
         return f"{self.prefix}:{{{partition}}}:dead:{handler}"
 

@@ -286,7 +286,9 @@ def _memory(sandbox: Sandbox) -> None:
         _say(f"memory, handler {name}", f"{steps} MiB: empty, then every {MEMORY_STEP_S} s")
         assert worker.stop() == 0
     with redis.Redis.from_url(sandbox.server.url) as client:
-        dead = sum(client.xlen(Keys("failing", 8).dead(n, "subjects:failing")) for n in range(8))
+        dead = sum(
+            client.xlen(Keys("failing", 8).dead_letters(n, "subjects:failing")) for n in range(8)
+        )
     _say("dead letters meanwhile", f"{dead:,} by the handler that fails")
 
 

@@ -71,7 +71,7 @@ class Ground:
             partitions = [KEYS.partition(f"vs_{n}") for n in range(first, first + count)]
             for n, partition in enumerate(partitions, first):
                 letter = {"entry_id": "1-0", "reason": reason, "error": "ValueError", "attempts": 3}
-                pipeline.xadd(KEYS.dead(partition, "log"), fields(n) | letter)
+                pipeline.xadd(KEYS.dead_letters(partition, "log"), fields(n) | letter)
             entry_ids = pipeline.execute()
         return [
             f"{partition}-{entry_id.decode()}"
@@ -158,7 +158,7 @@ def test_text_of_strangers_is_shown_as_text(ground: Ground) -> None:
     }
     stored = {"change": orjson.dumps(change), "previous": HOSTILE, "sequence": 1, "epoch": 1}
     letter = {"entry_id": "1-0", "reason": HOSTILE, "error": HOSTILE, "attempts": 3}
-    entry_id = ground.client.xadd(KEYS.dead(0, "log"), stored | letter).decode()
+    entry_id = ground.client.xadd(KEYS.dead_letters(0, "log"), stored | letter).decode()
     ground.client.xgroup_create(KEYS.transitions(0), HOSTILE, "0", mkstream=True)
     status = f"{len(HOSTILE)} {HOSTILE}{HOSTILE}"
     ground.client.hset(
@@ -185,7 +185,7 @@ def test_letters_are_dropped(ground: Ground) -> None:
     ground.run("dead", "drop", "log", "--all", code=1, answer="n\n")
     assert b"Delete 5 dead letters of log for good?" in ground.err
     assert ground.run("dead", "drop", "log", "--all", "--dry-run", "--json") == {"would_drop": 5}
-    assert ground.length(KEYS.dead) == 5
+    assert ground.length(KEYS.dead_letters) == 5
     assert not ground.logged
 
     dropped = ["dead", "drop", "log", "--yes", "--json"]
@@ -202,7 +202,7 @@ def test_letters_are_dropped(ground: Ground) -> None:
         }
     ]
     assert ground.run("dead", "drop", "log", "--all", "--json", answer="y\n") == {"dropped": 1}
-    assert ground.length(KEYS.dead) == 0
+    assert ground.length(KEYS.dead_letters) == 0
 
 
 def test_wrong_words_are_told_from_wrong_states(ground: Ground) -> None:
@@ -276,7 +276,7 @@ def test_a_handler_that_does_not_exist_is_an_error(ground: Ground, words: tuple[
 def test_a_handler_that_is_no_longer_configured_is_known_by_its_group(ground: Ground) -> None:
     """Dead letters of a handler that is gone are listed and dropped as before."""
     ground.client.xgroup_create(KEYS.transitions(0), "old", "0", mkstream=True)
-    ground.client.xadd(KEYS.dead(0, "old"), fields(1))
+    ground.client.xadd(KEYS.dead_letters(0, "old"), fields(1))
     assert len(ground.run("dead", "list", "old", "--json")) == 1
     assert ground.run("dead", "drop", "old", "--all", "--yes", "--json") == {"dropped": 1}
 
@@ -292,7 +292,7 @@ def test_a_replay_interrupted_is_continued(ground: Ground) -> None:
     assert str(done).encode() in process.out
     assert orjson.loads(process.err.split(b"\n")[0])["replayed"] == done
     assert process.err.endswith(b"error: interrupted: the rest is unchanged\n")
-    assert ground.length(KEYS.dead) == 2_000 - done
+    assert ground.length(KEYS.dead_letters) == 2_000 - done
 
     rest = ground.run("dead", "replay", "log", "--all", "--json")
     assert rest["replayed"] == 2_000 - done
@@ -312,12 +312,12 @@ def test_a_chunk_that_is_exactly_full_is_followed_by_the_next(ground: Ground, co
     for partition in (2, 3):
         for n in range(count):
             letter = {"entry_id": "1-0", "reason": "exhausted", "error": "E", "attempts": 3}
-            ground.client.xadd(KEYS.dead(partition, "log"), fields(n) | letter)
+            ground.client.xadd(KEYS.dead_letters(partition, "log"), fields(n) | letter)
     told = ground.run("dead", "replay", "log", "--all", "--dry-run", "--json")
     assert told == {"would_replay": 2 * count}
     dropped = ground.run("dead", "drop", "log", "--all", "--yes", "--json")
     assert dropped == {"dropped": 2 * count}
-    assert ground.length(KEYS.dead) == 0
+    assert ground.length(KEYS.dead_letters) == 0
 
 
 def test_the_past_is_handed_to_a_running_worker(ground: Ground) -> None:
@@ -388,7 +388,7 @@ def test_a_full_redis_refuses_and_loses_nothing(ground: Ground) -> None:
     ground.client.config_set("maxmemory", 1)
     try:
         ground.run("dead", "replay", "log", "--all", code=3)
-        assert ground.length(KEYS.dead) == 300
+        assert ground.length(KEYS.dead_letters) == 300
         assert ground.length(KEYS.replays) == 0
         assert ground.run("dead", "drop", "log", "--yes", "--all", "--json") == {"dropped": 300}
     finally:
@@ -398,7 +398,7 @@ def test_a_full_redis_refuses_and_loses_nothing(ground: Ground) -> None:
 def test_groups_are_listed_and_retired(ground: Ground) -> None:
     """A handler that is gone is listed until it is retired, which no running worker survives."""
     ground.client.xgroup_create(KEYS.transitions(0), "gone", "0", mkstream=True)
-    ground.client.xadd(KEYS.dead(0, "gone"), fields(1))
+    ground.client.xadd(KEYS.dead_letters(0, "gone"), fields(1))
     ground.client.xadd(KEYS.transitions(0), fields(1))
     [row] = ground.run("handlers", "list", "--json")
     assert row.pop("oldest_s") < PATIENCE_S
@@ -410,13 +410,13 @@ def test_groups_are_listed_and_retired(ground: Ground) -> None:
     # Silent for longer than a lease, and heard of before Redis's clock stepped back.
     ground.client.zadd(KEYS.workers("gone"), {"w": 1, "x": time.time() * 1000 + 100_000})
     ground.run("handlers", "retire", "gone", code=1, answer="n\n")
-    assert ground.client.exists(KEYS.dead(0, "gone"))
+    assert ground.client.exists(KEYS.dead_letters(0, "gone"))
     ground.run("handlers", "retire", "gone", answer="y\n")
     assert [(line["event"], line["handler"]) for line in ground.logged] == [
         ("handler.retired", "gone")
     ]
     assert ground.run("handlers", "list", "--json") == []
-    assert not ground.client.exists(KEYS.dead(0, "gone"))
+    assert not ground.client.exists(KEYS.dead_letters(0, "gone"))
 
 
 @pytest.mark.parametrize("text", ["90m", "3d", "2026-01-31T12:00", "2026-01-31T12:00+02:00"])

@@ -185,7 +185,7 @@ class TestListing:
         await create_groups(connections, keys, ["other"])
         await admit(client, "1-1", "1-2")
         await read(client, 1)
-        await client.xadd(keys.dead(3, "log"), FIELDS)
+        await client.xadd(keys.dead_letters(3, "log"), FIELDS)
         await client.xadd(keys.replays(2, "other"), FIELDS)
 
         log, other = await list_groups(connections, keys)
@@ -235,11 +235,11 @@ async def test_retiring_deletes_everything_of_a_handler(
     """No key of a retired handler is left; those of the others stay."""
     await create_groups(connections, keys, ["log", "gone"])
     before = set(await client.keys("*"))
-    for key in (keys.dead(1, "gone"), keys.replays(1, "gone"), keys.dead(1, "log")):
+    for key in (keys.dead_letters(1, "gone"), keys.replays(1, "gone"), keys.dead_letters(1, "log")):
         await client.xadd(key, FIELDS)
     await client.set(keys.lease(1, "gone"), "x")
     assert await retire(connections, keys, "gone") == keys.partitions
 
-    assert set(await client.keys("*")) == before | {keys.dead(1, "log").encode()}
+    assert set(await client.keys("*")) == before | {keys.dead_letters(1, "log").encode()}
     assert [group.handler for group in await list_groups(connections, keys)] == ["log"]
     assert await retire(connections, keys, "gone") == 0

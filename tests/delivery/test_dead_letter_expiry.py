@@ -49,12 +49,12 @@ class Post:
     async def dead_letter(self, age_s: float, handler: str = "log", partition: int = 0) -> str:
         """Make a dead letter of some age; return its id."""
         entry_id = f"{(time.time() - age_s) * 1000:.0f}-0"
-        await self.client.xadd(self.keys.dead(partition, handler), FIELDS, id=entry_id)
+        await self.client.xadd(self.keys.dead_letters(partition, handler), FIELDS, id=entry_id)
         return entry_id
 
     async def letters(self, handler: str = "log", partition: int = 0) -> list[str]:
         """Return the ids of the dead letters there are."""
-        found = await self.client.xrange(self.keys.dead(partition, handler))
+        found = await self.client.xrange(self.keys.dead_letters(partition, handler))
         return [entry_id.decode() for entry_id, _ in found]
 
     async def turn(self) -> list[tuple[str, str]]:

@@ -74,7 +74,7 @@ class Post:
         self, session: str, n: int, *, reason: str = "exhausted", **more: str
     ) -> None:
         """Make a dead letter."""
-        stream = self.keys.dead(self.keys.partition(session), HANDLER)
+        stream = self.keys.dead_letters(self.keys.partition(session), HANDLER)
         letter = {"entry_id": "1-0", "reason": reason, "error": "ValueError", "attempts": 3}
         await self.client.xadd(stream, fields(session, n) | letter | more)
 
@@ -355,7 +355,7 @@ async def test_a_replay_differs_in_its_name_alone(
     if is_dead:
         for fields in written:
             letter = {"entry_id": "1-0", "reason": "exhausted", "error": "E", "attempts": 1}
-            await post.client.xadd(post.keys.dead(partition, HANDLER), fields | letter)
+            await post.client.xadd(post.keys.dead_letters(partition, HANDLER), fields | letter)
     await post.ack(3)
     await post.replay(await (post.letters() if is_dead else post.past()), "again")
     copied = [
@@ -375,7 +375,7 @@ async def test_since_is_exact_to_the_millisecond(post: Post, *, is_dead: bool) -
     """An entry of that very millisecond is wanted, one of the millisecond before is not."""
     at = datetime(2026, 1, 31, 12, 0, 0, 500_000, UTC)
     ms = int(at.timestamp() * 1000)
-    stream = post.keys.dead(0, HANDLER) if is_dead else post.keys.transitions(0)
+    stream = post.keys.dead_letters(0, HANDLER) if is_dead else post.keys.transitions(0)
     letter = {"entry_id": "1-0", "reason": "exhausted", "error": "E", "attempts": 1}
     for entry_id in (f"{ms - 1}-9", f"{ms}-0", f"{ms + 1}-0"):
         await post.client.xadd(stream, fields("vs_a", 1) | letter, id=entry_id)
@@ -415,7 +415,7 @@ async def test_only_what_is_wanted_is_found(post: Post) -> None:
 
 async def test_what_cannot_be_read_is_shown_and_left(post: Post) -> None:
     """A letter without a readable transition is listed, passed over by replays, and droppable."""
-    stream = post.keys.dead(0, HANDLER)
+    stream = post.keys.dead_letters(0, HANDLER)
     await post.client.xadd(stream, {"change": "x", "reason": "unreadable", "attempts": 0})
     [letter] = await post.letters()
 

@@ -189,7 +189,7 @@ class Site:
 
     def dead(self, handler: str = "log") -> list[tuple[str, str]]:
         """Return session and reason of each dead letter."""
-        streams = [self.keys.dead(p, handler) for p in range(self.keys.partitions)]
+        streams = [self.keys.dead_letters(p, handler) for p in range(self.keys.partitions)]
         found = [fields for stream in streams for _, fields in self.client.xrange(stream)]
         return [
             (

@@ -112,7 +112,7 @@ def _gone(sandbox: Sandbox, queues: Mapping[str, Broker], absent: Mapping[str, s
         worker = sandbox.start("work", **settings).ready()
         soon(lambda: _is_settled(ledger, len(queues)), DEADLINE_S)
         handed_over = _handed_over(ledger)
-        dead = sum(ledger.xlen(KEYS.dead(n, name)) for n in range(8) for name in queues)
+        dead = sum(ledger.xlen(KEYS.dead_letters(n, name)) for n in range(8) for name in queues)
     received = {name: asyncio.run(queue.received()) for name, queue in queues.items()}
     _in_good_order(receiver, worker)
     return Way(orderly, disorderly, answers, handed_over, received, absent, dead)

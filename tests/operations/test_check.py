@@ -111,7 +111,7 @@ async def test_dead_letters_are_a_warning(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:
     """Dead letters are a warning, with their number beside what is unsettled and replayed."""
-    for key in (keys.dead(1, "log"), keys.dead(2, "log"), keys.replays(0, "log")):
+    for key in (keys.dead_letters(1, "log"), keys.dead_letters(2, "log"), keys.replays(0, "log")):
         await connections.client.xadd(key, FIELDS)
     await connections.client.xadd(keys.transitions(3), FIELDS)
     group = await found(settings, "group log")

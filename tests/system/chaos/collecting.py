@@ -48,7 +48,7 @@ def taken(journals: Mapping[str, Sequence[Call]]) -> set[Transition]:
 
 def letters(client: redis.Redis, keys: Keys, handler: str) -> list[DeadLetter]:
     """Return a handler's dead letters."""
-    streams = [keys.dead(partition, handler) for partition in range(keys.partitions)]
+    streams = [keys.dead_letters(partition, handler) for partition in range(keys.partitions)]
     return [
         DeadLetter(
             transition_of(entry), entry[b"reason"].decode(), int(entry[b"attempts"].decode())

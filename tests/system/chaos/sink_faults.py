@@ -56,7 +56,8 @@ async def sink_poisoned(scene: Scene, stripe: Stripe, random: Random) -> None:
 
 def _is_buried(scene: Scene) -> bool:
     streams = [
-        scene.keys.dead(partition, HANDLERS[1]) for partition in range(scene.keys.partitions)
+        scene.keys.dead_letters(partition, HANDLERS[1])
+        for partition in range(scene.keys.partitions)
     ]
     with contextlib.suppress(redis.RedisError), scene.client() as client:
         read: Any = client.xrange

@@ -149,7 +149,7 @@ def _each_is_somewhere(client: Any, entries: dict[str, Any]) -> Counter[str]:
     stream = KEYS.transitions(0)
     groups = {one["name"]: one for one in client.xinfo_groups(stream)} if entries else {}
     if BURIES not in groups:
-        assert not client.exists(KEYS.dead(0, BURIES))
+        assert not client.exists(KEYS.dead_letters(0, BURIES))
         return Counter()
     last_read = _order(groups[BURIES]["last-delivered-id"])
     pending = {one["message_id"] for one in client.xpending_range(stream, BURIES, "-", "+", 1000)}
@@ -158,7 +158,7 @@ def _each_is_somewhere(client: Any, entries: dict[str, Any]) -> Counter[str]:
         for entry_id, fields in entries.items()
         if entry_id in pending or _order(entry_id) > last_read
     ]
-    places += [("dead", _named(one)) for _, one in client.xrange(KEYS.dead(0, BURIES))]
+    places += [("dead", _named(one)) for _, one in client.xrange(KEYS.dead_letters(0, BURIES))]
     places += [("replayed", _named(one)) for _, one in client.xrange(KEYS.replays(0, BURIES))]
     assert Counter(name for _, name in places) == Counter(map(_named, entries.values()))
     return Counter(place for place, _ in places)
