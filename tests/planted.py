@@ -278,7 +278,7 @@ MUTANTS = (
         "service/transitions/lifecycle.py",
         "    return previous in FINAL and current not in",
         "    return previous == current and current not in",
-        "operations/test_synthetic_events_follow.py",
+        "operations/test_synthetic_events.py",
     ),
     Mutant(
         "what no replica has is acknowledged",

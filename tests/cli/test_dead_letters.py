@@ -1,4 +1,4 @@
-"""Laws of the commands about mail: what they print, do, and exit with."""
+"""The commands about dead letters, replays and handler groups: output, effect, exit code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.servers import PATIENCE_S
 
 KEYS = Keys("idv", 8)
 CANARY = "canary4711"
-# As `python -m service`, with somebody who types Ctrl-C after two hand-overs.
+# `python -m service`, with Ctrl-C after two calls of `replay`.
 INTERRUPTED = """
 import os, signal
 from service.delivery import dead_letters
@@ -42,8 +42,8 @@ main()
 """
 
 
-class Ground:
-    """A server with its sandbox, emptied for each test."""
+class Operator:
+    """Runs commands against an empty Redis."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
@@ -57,7 +57,7 @@ class Ground:
         self.err = b""
 
     def run(self, *words: str, code: int = 0, answer: str = "", **settings: str) -> Any:
-        """Type a command, check its exit code, and return what it printed."""
+        """Run a command, check its exit code, and return its output."""
         typed = self.sandbox.invoke(*words, answer=answer, **settings)
         self.logged, self.err = typed.logged, typed.err
         assert typed.code == code, typed
@@ -65,8 +65,8 @@ class Ground:
         assert CANARY.encode() not in typed.err
         return orjson.loads(typed.out) if typed.out.startswith((b"{", b"[")) else typed.out
 
-    def bury(self, count: int, *, reason: str = "exhausted", first: int = 0) -> list[str]:
-        """Make so many dead letters, of a session each; return their ids."""
+    def add_letters(self, count: int, *, reason: str = "exhausted", first: int = 0) -> list[str]:
+        """Add *count* dead letters, each of another session; return their ids."""
         with self.client.pipeline(transaction=False) as pipeline:
             partitions = [KEYS.partition(f"vs_{n}") for n in range(first, first + count)]
             for n, partition in enumerate(partitions, first):
@@ -79,17 +79,17 @@ class Ground:
         ]
 
     def admit(self, count: int, kind: str = "processing") -> None:
-        """Append so many transitions."""
+        """Append *count* transitions."""
         for n in range(count):
             self.client.xadd(KEYS.transitions(KEYS.partition(f"vs_{n}")), fields(n, kind))
 
     def pending(self) -> int:
-        """Return how many transitions are read and not settled."""
+        """Return how many transitions are read and not acknowledged."""
         streams = [KEYS.transitions(partition) for partition in range(KEYS.partitions)]
         return sum(self.client.xpending(stream, "log")["pending"] for stream in streams)
 
     def length(self, key: Any) -> int:
-        """Return how many entries the streams of all partitions hold."""
+        """Return the number of entries in the streams of all partitions."""
         return sum(self.client.xlen(key(p, "log")) for p in range(KEYS.partitions))
 
 
@@ -111,42 +111,42 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def ground(opened: Sandbox) -> Iterator[Ground]:
-    """Yield an empty server; whatever still runs is ended."""
-    one = Ground(opened)
+def operator(opened: Sandbox) -> Iterator[Operator]:
+    """Yield an empty server; end all processes afterwards."""
+    one = Operator(opened)
     yield one
     opened.close()
     one.client.close()
 
 
-def test_letters_are_listed_and_shown(ground: Ground) -> None:
-    """`list` tells where, when and why, never yours; `show` tells the whole of one letter."""
-    [first] = ground.bury(1)
-    ground.bury(2, reason="refused", first=1)
-    listed = ground.run("dead", "list", "log", "--json")
+def test_letters_are_listed_and_shown(operator: Operator) -> None:
+    """`list` shows where, when and why, but no metadata; `show` shows everything about one."""
+    [first] = operator.add_letters(1)
+    operator.add_letters(2, reason="refused", first=1)
+    listed = operator.run("dead", "list", "log", "--json")
 
     assert Counter(row["reason"] for row in listed) == {"exhausted": 1, "refused": 2}
     assert set(listed[0]) == set(dead_letters._COLUMNS)
     assert CANARY not in str(listed)
-    [one] = ground.run("dead", "list", "log", "--reason", "exhausted", "--json")
+    [one] = operator.run("dead", "list", "log", "--reason", "exhausted", "--json")
     assert (one["id"], one["session_id"], one["event_id"]) == (first, "vs_0", "evt_0")
     assert (one["error"], one["attempts"]) == ("ValueError", 3)
-    assert CANARY.encode() not in ground.run("dead", "list", "log")
+    assert CANARY.encode() not in operator.run("dead", "list", "log")
 
-    assert ground.run("dead", "list", "log", "--session", "vs_1", "--since", "1h", "--json")
-    shown = ground.run("dead", "show", "log", first, "--json")
+    assert operator.run("dead", "list", "log", "--session", "vs_1", "--since", "1h", "--json")
+    shown = operator.run("dead", "show", "log", first, "--json")
     assert shown["metadata"] == {"k": CANARY}
     assert shown["sequence"] == 1
-    assert b"exhausted" in ground.run("dead", "show", "log", first)
-    assert ground.run("dead", "show", "log", "0-1-1", code=1) == b""
+    assert b"exhausted" in operator.run("dead", "show", "log", first)
+    assert operator.run("dead", "show", "log", "0-1-1", code=1) == b""
 
 
 HOSTILE = "[/x][red]a\x1b[2Jb"
 SHOWN = rb"[/x][red]a\x1b[2Jb"
 
 
-def test_text_of_strangers_is_shown_as_text(ground: Ground) -> None:
-    """Whatever a command shows, markup in it is not obeyed, nor what a terminal would obey."""
+def test_text_from_requests_is_printed_as_text(operator: Operator) -> None:
+    """No command interprets markup in what it prints, or prints control characters."""
     change = {
         "event_id": "evt_1",
         "event_type": HOSTILE,
@@ -158,10 +158,10 @@ def test_text_of_strangers_is_shown_as_text(ground: Ground) -> None:
     }
     stored = {"change": orjson.dumps(change), "previous": HOSTILE, "sequence": 1, "epoch": 1}
     letter = {"entry_id": "1-0", "reason": HOSTILE, "error": HOSTILE, "attempts": 3}
-    entry_id = ground.client.xadd(KEYS.dead_letters(0, "log"), stored | letter).decode()
-    ground.client.xgroup_create(KEYS.transitions(0), HOSTILE, "0", mkstream=True)
+    entry_id = operator.client.xadd(KEYS.dead_letters(0, "log"), stored | letter).decode()
+    operator.client.xgroup_create(KEYS.transitions(0), HOSTILE, "0", mkstream=True)
     status = f"{len(HOSTILE)} {HOSTILE}{HOSTILE}"
-    ground.client.hset(
+    operator.client.hset(
         KEYS.session("vs_x"),
         mapping={"state": "1 1 1 a r", "status": status, "latest": "r 1 evt_1", "evt_1": "a 1 1 n"},
     )
@@ -173,26 +173,26 @@ def test_text_of_strangers_is_shown_as_text(ground: Ground) -> None:
         ("session", "vs_x"),
         ("check",),
     ):
-        shown = ground.run(*words)
+        shown = operator.run(*words)
         assert SHOWN in shown, words
         assert b"\x1b" not in shown, words
 
 
-def test_letters_are_dropped(ground: Ground) -> None:
-    """One, some or all are dropped, after a yes; what is named and not there is said."""
-    named = ground.bury(3)
-    ground.bury(2, reason="refused", first=3)
-    ground.run("dead", "drop", "log", "--all", code=1, answer="n\n")
-    assert b"Delete 5 dead letters of log for good?" in ground.err
-    assert ground.run("dead", "drop", "log", "--all", "--dry-run", "--json") == {"would_drop": 5}
-    assert ground.length(KEYS.dead_letters) == 5
-    assert not ground.logged
+def test_letters_are_dropped(operator: Operator) -> None:
+    """One, some or all are dropped, after confirmation; a missing id is an error."""
+    named = operator.add_letters(3)
+    operator.add_letters(2, reason="refused", first=3)
+    operator.run("dead", "drop", "log", "--all", code=1, answer="n\n")
+    assert b"Delete 5 dead letters of log for good?" in operator.err
+    assert operator.run("dead", "drop", "log", "--all", "--dry-run", "--json") == {"would_drop": 5}
+    assert operator.length(KEYS.dead_letters) == 5
+    assert not operator.logged
 
     dropped = ["dead", "drop", "log", "--yes", "--json"]
-    assert ground.run(*dropped, named[0]) == {"dropped": 1}
-    assert ground.run(*dropped, named[0], named[1], code=1) == {"dropped": 1}
-    assert ground.run(*dropped, "--reason", "refused") == {"dropped": 2}
-    assert ground.logged == [
+    assert operator.run(*dropped, named[0]) == {"dropped": 1}
+    assert operator.run(*dropped, named[0], named[1], code=1) == {"dropped": 1}
+    assert operator.run(*dropped, "--reason", "refused") == {"dropped": 2}
+    assert operator.logged == [
         {
             "event": "dead_letters.dropped",
             "log_level": "warning",
@@ -201,23 +201,23 @@ def test_letters_are_dropped(ground: Ground) -> None:
             "reason": "refused",
         }
     ]
-    assert ground.run("dead", "drop", "log", "--all", "--json", answer="y\n") == {"dropped": 1}
-    assert ground.length(KEYS.dead_letters) == 0
+    assert operator.run("dead", "drop", "log", "--all", "--json", answer="y\n") == {"dropped": 1}
+    assert operator.length(KEYS.dead_letters) == 0
 
 
-def test_wrong_words_are_told_from_wrong_states(ground: Ground) -> None:
-    """Exit codes: 2 for what was typed or set wrong, 3 for a Redis that does not answer."""
+def test_exit_codes(operator: Operator) -> None:
+    """2 for a wrong argument or setting, 3 for a Redis that does not answer."""
     nowhere = {"REDIS_URL": "redis://127.0.0.1:1"}
-    ground.run("dead", "replay", "log", code=2)
-    ground.run("dead", "drop", "log", code=2)
-    ground.run("dead", "replay", "gone", "--all", code=2)
-    ground.run("dead", "list", "log", "--since", "yesterday", code=2)
-    ground.run("replay", "gone", "--all", code=2)
-    ground.run("replay", "log", "--all", "--yes", code=2)
-    assert b"log has no group yet" in ground.err
-    ground.run("handlers", "retire", "log", code=2)
-    ground.run("dead", "list", "log", code=3, **nowhere)
-    ground.run("replay", "log", "--all", code=3, **nowhere)
+    operator.run("dead", "replay", "log", code=2)
+    operator.run("dead", "drop", "log", code=2)
+    operator.run("dead", "replay", "gone", "--all", code=2)
+    operator.run("dead", "list", "log", "--since", "yesterday", code=2)
+    operator.run("replay", "gone", "--all", code=2)
+    operator.run("replay", "log", "--all", "--yes", code=2)
+    assert b"log has no group yet" in operator.err
+    operator.run("handlers", "retire", "log", code=2)
+    operator.run("dead", "list", "log", code=3, **nowhere)
+    operator.run("replay", "log", "--all", code=3, **nowhere)
 
 
 EVERY_COMMAND = (
@@ -238,15 +238,15 @@ EVERY_COMMAND = (
 
 @pytest.mark.parametrize("words", EVERY_COMMAND, ids=" ".join)
 def test_another_deployment_is_not_taken_for_an_empty_one(
-    ground: Ground, words: tuple[str, ...]
+    operator: Operator, words: tuple[str, ...]
 ) -> None:
-    """A wrong prefix and a wrong number of partitions are errors by name, before any question."""
-    # The operator's user may not even look under another prefix.
+    """A wrong prefix or number of partitions is named in an error, before any question."""
+    # The operator's Redis user may not read under another prefix.
     code, said = (3, b"error: Redis at ") if roles.are_wanted() else (2, b"error: REDIS_PREFIX: ")
-    assert ground.run(*words, code=code, REDIS_PREFIX="wrong") == b""
-    assert ground.err.startswith(said)
-    assert ground.run(*words, code=2, PARTITIONS="16") == b""
-    assert ground.err == b"error: PARTITIONS is 16, but the layout in Redis was made for 8\n"
+    assert operator.run(*words, code=code, REDIS_PREFIX="wrong") == b""
+    assert operator.err.startswith(said)
+    assert operator.run(*words, code=2, PARTITIONS="16") == b""
+    assert operator.err == b"error: PARTITIONS is 16, but the layout in Redis was made for 8\n"
 
 
 @pytest.mark.parametrize(
@@ -263,70 +263,69 @@ def test_another_deployment_is_not_taken_for_an_empty_one(
     ],
     ids=" ".join,
 )
-def test_a_handler_that_does_not_exist_is_an_error(ground: Ground, words: tuple[str, ...]) -> None:
-    """A name that is neither configured nor has a group is said before any question."""
-    ground.client.xgroup_create(KEYS.transitions(0), "old", "0", mkstream=True)
-    assert ground.run(*words, code=2) == b""
-    assert ground.err.startswith(b"error: ")
-    assert b"typo" in ground.err
-    assert b"log" in ground.err
-    assert b"[y/N]" not in ground.err
+def test_an_unknown_handler_is_an_error(operator: Operator, words: tuple[str, ...]) -> None:
+    """A name that is neither configured nor has a group is an error, before any question."""
+    operator.client.xgroup_create(KEYS.transitions(0), "old", "0", mkstream=True)
+    assert operator.run(*words, code=2) == b""
+    assert operator.err.startswith(b"error: ")
+    assert b"typo" in operator.err
+    assert b"log" in operator.err
+    assert b"[y/N]" not in operator.err
 
 
-def test_a_handler_that_is_no_longer_configured_is_known_by_its_group(ground: Ground) -> None:
-    """Dead letters of a handler that is gone are listed and dropped as before."""
-    ground.client.xgroup_create(KEYS.transitions(0), "old", "0", mkstream=True)
-    ground.client.xadd(KEYS.dead_letters(0, "old"), fields(1))
-    assert len(ground.run("dead", "list", "old", "--json")) == 1
-    assert ground.run("dead", "drop", "old", "--all", "--yes", "--json") == {"dropped": 1}
+def test_a_handler_that_is_no_longer_configured_is_known_by_its_group(operator: Operator) -> None:
+    """Dead letters of a removed handler can be listed and dropped."""
+    operator.client.xgroup_create(KEYS.transitions(0), "old", "0", mkstream=True)
+    operator.client.xadd(KEYS.dead_letters(0, "old"), fields(1))
+    assert len(operator.run("dead", "list", "old", "--json")) == 1
+    assert operator.run("dead", "drop", "old", "--all", "--yes", "--json") == {"dropped": 1}
 
 
-def test_a_replay_interrupted_is_continued(ground: Ground) -> None:
-    """Of two thousand letters whose replay was cut off half-way each is delivered exactly once."""
-    ground.bury(2_000)
-    process = ground.sandbox.run("dead", "replay", "log", "--all", program=INTERRUPTED)
+def test_a_replay_interrupted_is_continued(operator: Operator) -> None:
+    """Of 2,000 dead letters whose replay was interrupted, each is delivered exactly once."""
+    operator.add_letters(2_000)
+    process = operator.sandbox.run("dead", "replay", "log", "--all", program=INTERRUPTED)
     assert process.wait() == 1
-    done = ground.length(KEYS.replays)
+    done = operator.length(KEYS.replays)
     assert 0 < done < 2_000
-    # What was done before it was cut off is said and logged.
+    # What was done before the interruption is printed and logged.
     assert str(done).encode() in process.out
     assert orjson.loads(process.err.split(b"\n")[0])["replayed"] == done
     assert process.err.endswith(b"error: interrupted: the rest is unchanged\n")
-    assert ground.length(KEYS.dead_letters) == 2_000 - done
+    assert operator.length(KEYS.dead_letters) == 2_000 - done
 
-    rest = ground.run("dead", "replay", "log", "--all", "--json")
+    rest = operator.run("dead", "replay", "log", "--all", "--json")
     assert rest["replayed"] == 2_000 - done
-    assert ground.run("dead", "replay", "log", "--all", "--json")["replayed"] == 0
+    assert operator.run("dead", "replay", "log", "--all", "--json")["replayed"] == 0
 
-    # Nobody worked so far; now somebody does.
-    worker = ground.sandbox.start("work").ready()
-    soon(lambda: ground.length(KEYS.replays) == 0)
+    worker = operator.sandbox.start("work").ready()
+    soon(lambda: operator.length(KEYS.replays) == 0)
     assert worker.stop() == 0
     taken = Counter(line["event_id"] for line in worker.lines("transition"))
     assert taken == dict.fromkeys((f"evt_{n}" for n in range(2_000)), 1)
 
 
 @pytest.mark.parametrize("count", [99, 100, 101, 200, 201])
-def test_a_chunk_that_is_exactly_full_is_followed_by_the_next(ground: Ground, count: int) -> None:
-    """Of one partition and of the one after it each letter is counted and dropped once."""
+def test_chunks_of_any_size_are_complete(operator: Operator, count: int) -> None:
+    """Each letter of two partitions is counted and dropped once, whatever the chunks."""
     for partition in (2, 3):
         for n in range(count):
             letter = {"entry_id": "1-0", "reason": "exhausted", "error": "E", "attempts": 3}
-            ground.client.xadd(KEYS.dead_letters(partition, "log"), fields(n) | letter)
-    told = ground.run("dead", "replay", "log", "--all", "--dry-run", "--json")
-    assert told == {"would_replay": 2 * count}
-    dropped = ground.run("dead", "drop", "log", "--all", "--yes", "--json")
+            operator.client.xadd(KEYS.dead_letters(partition, "log"), fields(n) | letter)
+    result = operator.run("dead", "replay", "log", "--all", "--dry-run", "--json")
+    assert result == {"would_replay": 2 * count}
+    dropped = operator.run("dead", "drop", "log", "--all", "--yes", "--json")
     assert dropped == {"dropped": 2 * count}
-    assert ground.length(KEYS.dead_letters) == 0
+    assert operator.length(KEYS.dead_letters) == 0
 
 
-def test_the_past_is_handed_to_a_running_worker(ground: Ground) -> None:
-    """`replay` hands over what the options cover, and leaves the streams as they were."""
-    ground.admit(20)
-    ground.admit(5, "verified")
-    worker = ground.sandbox.start("work").ready()
+def test_the_past_is_replayed_to_a_running_worker(operator: Operator) -> None:
+    """`replay` delivers what the options cover, and leaves the streams as they were."""
+    operator.admit(20)
+    operator.admit(5, "verified")
+    worker = operator.sandbox.start("work").ready()
     soon(lambda: len(worker.lines("transition")) == 25)
-    soon(lambda: not ground.pending())
+    soon(lambda: not operator.pending())
     verified = "identity.verification_session.verified"
 
     for options, count in (
@@ -337,97 +336,97 @@ def test_the_past_is_handed_to_a_running_worker(ground: Ground) -> None:
         (["--all"], 25),
     ):
         before = len(worker.lines("transition"))
-        told = ground.run("replay", "log", *options, "--json", "--yes")
-        assert (told["replayed"], told["left_out"]) == (count, 0)
-        assert told["replay"]
+        result = operator.run("replay", "log", *options, "--json", "--yes")
+        assert (result["replayed"], result["left_out"]) == (count, 0)
+        assert result["replay"]
         soon(lambda: len(worker.lines("transition")) == before + count)  # noqa: B023
-    soon(lambda: ground.length(KEYS.replays) == 0)
+    soon(lambda: operator.length(KEYS.replays) == 0)
 
     assert worker.stop() == 0
-    ground.admit(3)
-    planned = ground.run("replay", "log", "--all", "--json", "--dry-run")
+    operator.admit(3)
+    planned = operator.run("replay", "log", "--all", "--json", "--dry-run")
     assert planned == {"would_replay": 25, "left_out": 3}
-    ground.run("replay", "log", "--all", code=1, answer="n\n")
-    assert b"Deliver 25 transitions to log again?" in ground.err
-    assert not ground.logged
-    assert ground.length(KEYS.replays) == 0
-    told = ground.run("replay", "log", "--since", "1h", "--json", answer="y\n")
-    assert (told["replayed"], told["left_out"]) == (25, 3)
-    [audit] = ground.logged
+    operator.run("replay", "log", "--all", code=1, answer="n\n")
+    assert b"Deliver 25 transitions to log again?" in operator.err
+    assert not operator.logged
+    assert operator.length(KEYS.replays) == 0
+    result = operator.run("replay", "log", "--since", "1h", "--json", answer="y\n")
+    assert (result["replayed"], result["left_out"]) == (25, 3)
+    [audit] = operator.logged
     assert {
         "event": "replay.made",
         "handler": "log",
-        "replay": told["replay"],
+        "replay": result["replay"],
         "replayed": 25,
         "left_out": 3,
     }.items() <= audit.items()
     assert audit["since"].endswith("+00:00")
-    assert ground.run("replay", "log", "--session", "vs_none", "--json")["would_replay"] == 0
+    assert operator.run("replay", "log", "--session", "vs_none", "--json")["would_replay"] == 0
 
 
 @pytest.mark.parametrize("word", ["verify", "", "identity.verification_session.", "payment.failed"])
-def test_a_type_that_does_not_exist_is_an_error(ground: Ground, word: str) -> None:
-    """What is no event type of ours replays nothing and says which there are."""
-    ground.run("replay", "log", "--type", word, code=2)
-    assert b"created, processing, requires_input, verified, canceled, redacted" in ground.err
+def test_a_type_that_does_not_exist_is_an_error(operator: Operator, word: str) -> None:
+    """An unknown event type replays nothing, and the error lists the known ones."""
+    operator.run("replay", "log", "--type", word, code=2)
+    assert b"created, processing, requires_input, verified, canceled, redacted" in operator.err
 
 
-def test_what_is_logged_of_a_change_is_a_line_on_standard_error(ground: Ground) -> None:
-    """Who collects standard error knows what operators have done; standard output stays JSON."""
-    ground.bury(2)
-    process = ground.sandbox.run("dead", "drop", "log", "--all", "--yes", "--json")
+def test_what_is_logged_of_a_change_is_a_line_on_standard_error(operator: Operator) -> None:
+    """A change is logged to standard error; standard output is only JSON."""
+    operator.add_letters(2)
+    process = operator.sandbox.run("dead", "drop", "log", "--all", "--yes", "--json")
     assert process.wait() == 0
     assert orjson.loads(process.out) == {"dropped": 2}
     line = orjson.loads(process.err)
     assert (line["event"], line["handler"], line["dropped"]) == ("dead_letters.dropped", "log", 2)
 
 
-def test_a_full_redis_refuses_and_loses_nothing(ground: Ground) -> None:
-    """On a full Redis a replay exits with 3; every letter is where it was."""
-    ground.bury(300)
-    ground.client.config_set("maxmemory", 1)
+def test_a_full_redis_refuses_and_loses_nothing(operator: Operator) -> None:
+    """On a full Redis a replay exits with 3, and every letter stays where it was."""
+    operator.add_letters(300)
+    operator.client.config_set("maxmemory", 1)
     try:
-        ground.run("dead", "replay", "log", "--all", code=3)
-        assert ground.length(KEYS.dead_letters) == 300
-        assert ground.length(KEYS.replays) == 0
-        assert ground.run("dead", "drop", "log", "--yes", "--all", "--json") == {"dropped": 300}
+        operator.run("dead", "replay", "log", "--all", code=3)
+        assert operator.length(KEYS.dead_letters) == 300
+        assert operator.length(KEYS.replays) == 0
+        assert operator.run("dead", "drop", "log", "--yes", "--all", "--json") == {"dropped": 300}
     finally:
-        ground.client.config_set("maxmemory", 0)
+        operator.client.config_set("maxmemory", 0)
 
 
-def test_groups_are_listed_and_retired(ground: Ground) -> None:
-    """A handler that is gone is listed until it is retired, which no running worker survives."""
-    ground.client.xgroup_create(KEYS.transitions(0), "gone", "0", mkstream=True)
-    ground.client.xadd(KEYS.dead_letters(0, "gone"), fields(1))
-    ground.client.xadd(KEYS.transitions(0), fields(1))
-    [row] = ground.run("handlers", "list", "--json")
+def test_groups_are_listed_and_retired(operator: Operator) -> None:
+    """A removed handler is listed until it is retired, which is refused while a worker runs."""
+    operator.client.xgroup_create(KEYS.transitions(0), "gone", "0", mkstream=True)
+    operator.client.xadd(KEYS.dead_letters(0, "gone"), fields(1))
+    operator.client.xadd(KEYS.transitions(0), fields(1))
+    [row] = operator.run("handlers", "list", "--json")
     assert row.pop("oldest_s") < PATIENCE_S
     assert row == {"handler": "gone", "lag": 1, "replays": 0, "dead_letters": 1}
 
-    ground.client.zadd(KEYS.workers("gone"), {"w": time.time() * 1000 - 1000})
-    ground.run("handlers", "retire", "gone", code=1)
-    assert ground.err == b"error: a worker still works for it: stop it first\n"
-    # Silent for longer than a lease, and heard of before Redis's clock stepped back.
-    ground.client.zadd(KEYS.workers("gone"), {"w": 1, "x": time.time() * 1000 + 100_000})
-    ground.run("handlers", "retire", "gone", code=1, answer="n\n")
-    assert ground.client.exists(KEYS.dead_letters(0, "gone"))
-    ground.run("handlers", "retire", "gone", answer="y\n")
-    assert [(line["event"], line["handler"]) for line in ground.logged] == [
+    operator.client.zadd(KEYS.workers("gone"), {"w": time.time() * 1000 - 1000})
+    operator.run("handlers", "retire", "gone", code=1)
+    assert operator.err == b"error: a worker still works for it: stop it first\n"
+    # A worker that is silent for longer than a lease, and one from before the clock stepped back.
+    operator.client.zadd(KEYS.workers("gone"), {"w": 1, "x": time.time() * 1000 + 100_000})
+    operator.run("handlers", "retire", "gone", code=1, answer="n\n")
+    assert operator.client.exists(KEYS.dead_letters(0, "gone"))
+    operator.run("handlers", "retire", "gone", answer="y\n")
+    assert [(line["event"], line["handler"]) for line in operator.logged] == [
         ("handler.retired", "gone")
     ]
-    assert ground.run("handlers", "list", "--json") == []
-    assert not ground.client.exists(KEYS.dead_letters(0, "gone"))
+    assert operator.run("handlers", "list", "--json") == []
+    assert not operator.client.exists(KEYS.dead_letters(0, "gone"))
 
 
 @pytest.mark.parametrize("text", ["90m", "3d", "2026-01-31T12:00", "2026-01-31T12:00+02:00"])
 def test_times_are_understood(text: str) -> None:
-    """A time is so long ago, or ISO 8601, in UTC where it does not say."""
+    """A time is a duration ago, or ISO 8601, in UTC unless it has an offset."""
     found = selection.Since().convert(text, None, None)
     assert found.tzinfo is not None
 
 
 @pytest.mark.parametrize("text", ["", "0m", "-1h", "999999d", "1w", "now", "2026-13-01"])
 def test_other_times_are_refused(text: str) -> None:
-    """What is no time is a wrong argument, not an accident."""
+    """Anything else is a wrong argument."""
     with pytest.raises(click.BadParameter):
         selection.Since().convert(text, None, None)

@@ -1,4 +1,4 @@
-"""Laws of the commands: a new user's two commands work, and exit codes mean one thing each."""
+"""The commands as a user types them: `dev`, `send`, `check` and the rest, and their exit codes."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ COMMANDS = ["dev", "serve", "work", "check", "send", "session", "selftest", "ver
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """Yield a sandbox with a server for the tests of this module."""
     with open_sandbox(tmp_path_factory.mktemp("cli")) as opened:
         yield opened
 
 
 class Dev:
-    """A directory in which somebody new types what the README says, and what `dev` says."""
+    """A new user's directory, in which the commands of the README and of `dev` are typed."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.processes: list[Process] = []
 
     def start(self, **settings: str) -> Process:
-        """Type `python -m service dev`, and wait until it answers."""
+        """Run `python -m service dev`, and wait until it is ready."""
         process = Process(
             "dev", directory=self.directory, **{"PORT": "0", "ADMIN_PORT": "0", **settings}
         )
@@ -67,7 +67,7 @@ class Dev:
         return process
 
     def type(self, line: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        """Type a line of shell, and wait for its end."""
+        """Run a line of shell, and wait for its end."""
         return subprocess.run(
             ["/bin/sh", "-c", line],
             cwd=self.directory,
@@ -97,9 +97,9 @@ def _said(process: Process, label: str) -> str:
 
 
 def test_two_commands_are_enough(dev: Dev) -> None:
-    """`dev`, and then exactly what it says to type next, and then what that says.
+    """`dev`, then exactly the command that `dev` prints, then the one that this prints.
 
-    Empty variables are none, as in a copied .env.example.
+    Empty variables count as unset, as in a copied .env.example.
     """
     running = dev.start(STRIPE_WEBHOOK_SECRETS="", REDIS_URL="")
     assert _said(running, "endpoint") == running.url
@@ -134,7 +134,7 @@ def test_two_commands_are_enough(dev: Dev) -> None:
 
 @takes_long
 def test_dev_remembers(dev: Dev) -> None:
-    """After a restart of `dev`, by Ctrl-C, the same events are duplicates; the secret is kept."""
+    """After Ctrl-C and a restart, the same events are duplicates, and the secret is the same."""
     first = dev.start()
     secret = _said(first, "signing secret")
     command = "python -m service send canceled --seed 7 --json --to "
@@ -161,12 +161,12 @@ def test_dev_remembers(dev: Dev) -> None:
     assert second.stop() == 0
 
 
-def test_dev_takes_what_is_set(dev: Dev, ground: Sandbox) -> None:
-    """Whatever source names a secret or a Redis, `dev` takes it and makes none of its own."""
+def test_dev_takes_what_is_set(dev: Dev, sandbox: Sandbox) -> None:
+    """`dev` uses a secret and a Redis that the environment names, and makes none of its own."""
     (dev.directory / "secret").write_bytes(SECRET.reveal() + b"\n")
     running = dev.start(
         STRIPE_WEBHOOK_SECRETS_FILE=str(dev.directory / "secret"),
-        REDIS_URL=ground.server.url,
+        REDIS_URL=sandbox.server.url,
     )
     assert SECRET.reveal() not in running.err + running.out
     assert not (dev.directory / ".data").exists()
@@ -176,17 +176,17 @@ def test_dev_takes_what_is_set(dev: Dev, ground: Sandbox) -> None:
 
 
 def test_dev_without_a_place_to_write(dev: Dev) -> None:
-    """Where .data cannot be made, that is said in one line."""
+    """If .data cannot be made, `dev` fails with one line."""
     (dev.directory / ".data").write_text("in the way")
     process = Process("dev", directory=dev.directory)
     assert process.wait() == 2
     assert process.err.count(b"\n") == 1
 
 
-def test_every_problem_is_said_at_once(ground: Sandbox) -> None:
-    """Bad settings: exit 2, each by name on a line of its own, no value, nothing started."""
+def test_all_wrong_settings_are_reported_at_once(sandbox: Sandbox) -> None:
+    """Exit 2, one line for each setting, by name and without its value."""
     bad = {"PORT": CANARY, "REDIS_URL": CANARY, "LIVEMODE": CANARY, "RETRY_MAX_ATTEMPTS": "-1"}
-    typed = ground.invoke("serve", **bad, STRIPE_WEBHOOK_SECRETS=f"{CANARY} x")
+    typed = sandbox.invoke("serve", **bad, STRIPE_WEBHOOK_SECRETS=f"{CANARY} x")
     assert typed.code == 2
     said = typed.err.decode()
     assert {line.split(":")[1].strip() for line in said.splitlines()} == {
@@ -195,7 +195,7 @@ def test_every_problem_is_said_at_once(ground: Sandbox) -> None:
     }
     assert CANARY not in said
     assert typed.out == b""
-    missing = ground.invoke("serve", STRIPE_WEBHOOK_SECRETS="")
+    missing = sandbox.invoke("serve", STRIPE_WEBHOOK_SECRETS="")
     assert (missing.code, missing.err.count(b"\n")) == (2, 1)
 
 
@@ -215,15 +215,15 @@ async def unset(environ):
 """
 
 
-def test_check_says_what_holds(ground: Sandbox) -> None:
-    """`check`: 0 when every promise can be kept, 1 when not, 2 for settings, 3 without Redis."""
-    (ground.directory / "queues.py").write_text(HANDLERS)
-    closed = ground.start("check", "--json", HANDLERS="log,queues:unreachable,queues:unset")
-    fine = ground.invoke("check", "--json")
-    table = ground.invoke("check")
-    fatal = ground.invoke("check", "--json", DURABILITY="fsync")
-    wrong = ground.invoke("check", HANDLERS="nobody")
-    gone = ground.invoke("check", REDIS_URL=f"redis://{CANARY}:{CANARY}@127.0.0.1:1/0")
+def test_exit_codes_of_check(sandbox: Sandbox) -> None:
+    """0 when every promise can be kept, 1 when not, 2 for wrong settings, 3 without Redis."""
+    (sandbox.directory / "queues.py").write_text(HANDLERS)
+    closed = sandbox.start("check", "--json", HANDLERS="log,queues:unreachable,queues:unset")
+    fine = sandbox.invoke("check", "--json")
+    table = sandbox.invoke("check")
+    fatal = sandbox.invoke("check", "--json", DURABILITY="fsync")
+    wrong = sandbox.invoke("check", HANDLERS="absent")
+    gone = sandbox.invoke("check", REDIS_URL=f"redis://{CANARY}:{CANARY}@127.0.0.1:1/0")
     assert [one.code for one in (fine, table, fatal, wrong, gone)] == [0, 0, 1, 2, 3]
     assert closed.wait() == 1
     rows = {row["name"]: row for row in orjson.loads(fine.out)}
@@ -242,13 +242,13 @@ def test_check_says_what_holds(ground: Sandbox) -> None:
     )
     meanings = {row["name"]: row["meaning"] for row in orjson.loads(closed.out)}
     assert meanings["handler log"] == opens
-    place = f"{ground.directory}/queues.py:7 unreachable"
+    place = f"{sandbox.directory}/queues.py:7 unreachable"
     assert meanings["handler queues:unreachable"] == (
         f"HANDLERS: queues:unreachable cannot be opened: ConnectionRefusedError ({place})"
         " (queues:unreachable)"
     )
     assert meanings["handler queues:unset"] == "QUEUE_URL: expected a URL (queues:unset)"
-    assert wrong.err.startswith(b"error: HANDLERS: nobody")
+    assert wrong.err.startswith(b"error: HANDLERS: absent")
     assert gone.err == (
         b"error: Redis at 127.0.0.1:1 does not answer (redis_unreachable); REDIS_URL says where\n"
     )
@@ -269,36 +269,36 @@ async def open(environ):
 """
 
 
-def test_send_says_what_it_lacks(ground: Sandbox) -> None:
-    """No secret, no such address, nothing to send: exit 2 and one line; refused: 1."""
-    secret = ground.invoke("send", "verified", STRIPE_WEBHOOK_SECRETS="")
-    address = ground.invoke("send", "verified", "--to", f"ftp://{CANARY}")
-    nothing = ground.invoke("send")
-    unknown = ground.invoke("send", "verify")
-    # Bound and not listened on, so that nobody else can.
+def test_exit_codes_of_send(sandbox: Sandbox) -> None:
+    """2 without a secret, an address or anything to send; 1 when nothing answers."""
+    secret = sandbox.invoke("send", "verified", STRIPE_WEBHOOK_SECRETS="")
+    address = sandbox.invoke("send", "verified", "--to", f"ftp://{CANARY}")
+    nothing = sandbox.invoke("send")
+    unknown = sandbox.invoke("send", "verify")
+    # Bound but not listening, so that no other process takes the port.
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         port = str(silent.getsockname()[1])
-        refused = ground.invoke("send", "verified", "--json", PORT=port)
+        refused = sandbox.invoke("send", "verified", "--json", PORT=port)
     tries = (secret, address, nothing, unknown, refused)
     assert [one.code for one in tries] == [2, 2, 2, 2, 1]
     for one, said in ((secret, b"no signing secret"), (address, b"URL")):
         assert said in one.err
         assert one.err.count(b"\n") == 1
-        unheard = ground.invoke("send", "verified", PORT=port)
+        unheard = sandbox.invoke("send", "verified", PORT=port)
     assert orjson.loads(refused.out) == [{"outcome": "unreachable", "answers": 3}]
-    # Nobody has received the session, so nobody can be asked about it.
+    # No hint to look at the session: no receiver has it.
     assert unheard.err == b""
     assert CANARY.encode() not in address.err
 
 
-def test_send_sends_files(ground: Sandbox) -> None:
+def test_send_sends_files(sandbox: Sandbox) -> None:
     """`send --file` signs and posts the bytes of each file as they are."""
-    serve = ground.start("serve").ready()
+    serve = sandbox.start("serve").ready()
     body = lifecycle_events("verified", random=Random(5), started_at=1)[0].body
-    (ground.directory / "old.json").write_bytes(body)
-    (ground.directory / "none.json").write_bytes(b"[]")
-    process = ground.run(
+    (sandbox.directory / "old.json").write_bytes(body)
+    (sandbox.directory / "none.json").write_bytes(b"[]")
+    process = sandbox.run(
         "send", "--file", "old.json", "--file", "none.json", "--json", PORT=str(serve.port)
     )
     assert process.wait() == 1
@@ -306,12 +306,12 @@ def test_send_sends_files(ground: Sandbox) -> None:
         {"outcome": "body_not_an_event", "answers": 1},
         {"outcome": "expired", "answers": 1},
     ]
-    unknown = ground.invoke("session", "vs_nobody")
+    unknown = sandbox.invoke("session", "vs_absent")
     assert unknown.code == 1
     assert unknown.err == b"error: no session record has this id\n"
-    with redis.Redis.from_url(ground.server.url) as client:
+    with redis.Redis.from_url(sandbox.server.url) as client:
         client.hset(Keys("idv", 8).session("vs_spoiled"), "state", "?")
-    spoiled = ground.invoke("session", "vs_spoiled")
+    spoiled = sandbox.invoke("session", "vs_spoiled")
     assert spoiled.code == 1
     assert spoiled.err == b"error: the stored session record cannot be read\n"
     assert serve.stop() == 0
@@ -340,14 +340,14 @@ server.serve_forever()
 
 
 @pytest.mark.parametrize("rate", ["5", "0.1"])
-def test_send_keeps_its_summary_when_it_is_interrupted(ground: Sandbox, rate: str) -> None:
-    """After Ctrl-C `send` says what was answered so far, however long the next one has to wait."""
+def test_an_interrupted_send_prints_its_summary(sandbox: Sandbox, rate: str) -> None:
+    """After Ctrl-C `send` prints the answers so far, without waiting for the next turn."""
     with subprocess.Popen(
         [sys.executable, "-c", SLOW], stdout=subprocess.PIPE, text=True
     ) as endpoint:
         assert endpoint.stdout is not None
         to = f"http://127.0.0.1:{endpoint.stdout.readline().strip()}/"
-        sending = ground.start(
+        sending = sandbox.start(
             "send", "verified", "--count", "1000", "--rate", rate, "--json", "--to", to
         )
         assert endpoint.stdout.readline() == "answered\n"
@@ -375,24 +375,24 @@ def test_the_version_is_printed() -> None:
         ("LEASE_TTL", "LEASE_TTL_S"),
     ],
 )
-def test_a_setting_that_is_nearly_ours_is_named(ground: Sandbox, name: str, meant: str) -> None:
-    """Who misspells a setting is told so, by every command, and never with the value."""
+def test_a_misspelled_setting_is_named(sandbox: Sandbox, name: str, meant: str) -> None:
+    """Every command warns of a misspelled setting, without its value."""
     for words in (("check", "--json"), ("handlers", "list"), ("serve",)):
-        typed = ground.invoke(*words, STRIPE_WEBHOOK_SECRETS="", **{name: CANARY})
+        typed = sandbox.invoke(*words, STRIPE_WEBHOOK_SECRETS="", **{name: CANARY})
         line = f"warning: {name} is no setting, but {meant} is\n".encode()
         assert typed.err.startswith(line), typed
         assert CANARY.encode() not in typed.err + typed.out
 
 
-def test_dev_is_not_stopped_by_a_foreign_host(dev: Dev) -> None:
-    """HOST as conda sets it, which names a compiler, is said to be no address and left alone."""
+def test_dev_ignores_a_host_that_is_no_address(dev: Dev) -> None:
+    """HOST as conda sets it names a compiler: `dev` prints a note and listens on loopback."""
     running = dev.start(HOST="x86_64-conda-linux-gnu")
     assert b"HOST is not an IP address: dev listens on 127.0.0.1\n" in running.err
     assert running.stop() == 0
 
 
-def test_hints_are_typed_as_the_program_was(dev: Dev) -> None:
-    """What `dev` and `send` say to type next works for who called them by a path."""
+def test_hints_call_the_program_as_it_was_called(dev: Dev) -> None:
+    """The commands that `dev` and `send` print start with the path by which they were called."""
     (dev.directory / "venv").symlink_to(Path(sys.executable).parents[1])
     with subprocess.Popen(
         ["/bin/sh", "-c", "exec venv/bin/python -m service dev"],
@@ -417,7 +417,7 @@ def test_hints_are_typed_as_the_program_was(dev: Dev) -> None:
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_every_command_explains_itself(command: str) -> None:
-    """-h and --help print what a command does, and its options, and exit 0."""
+    """-h and --help print a command's help, and exit 0."""
     for option in ("-h", "--help"):
         result = CliRunner().invoke(commands, [*shlex.split(command), option])
         assert result.exit_code == 0
@@ -426,12 +426,12 @@ def test_every_command_explains_itself(command: str) -> None:
     assert all(word in result.output for word in listed)
 
 
-def test_the_console_script_finds_handlers_of_the_folder(dev: Dev, ground: Sandbox) -> None:
-    """A handler in a file of the current folder is found by the script as by `python -m`."""
+def test_the_console_script_finds_handlers_of_the_folder(dev: Dev, sandbox: Sandbox) -> None:
+    """Both the console script and `python -m` find a handler in a file of the current folder."""
     (dev.directory / "bin").mkdir()
     (dev.directory / "bin" / "script").write_text("from service.cli import main\nmain()\n")
     (dev.directory / "own.py").write_text(OWN)
-    settings = {"HANDLERS": "own:open", "REDIS_URL": ground.server.url}
+    settings = {"HANDLERS": "own:open", "REDIS_URL": sandbox.server.url}
     for start in ("bin/script", "-m service"):
         checked = dev.type(f"python {start} check --json", **settings)
         rows = {row["name"]: row["meaning"] for row in orjson.loads(checked.stdout)}
@@ -440,8 +440,8 @@ def test_the_console_script_finds_handlers_of_the_folder(dev: Dev, ground: Sandb
     assert "module own is not installed" in refused.stderr
 
 
-def test_dev_tries_a_handler_of_the_folder(dev: Dev) -> None:
-    """`dev` hands what `send` sends to the handlers that HANDLERS names."""
+def test_dev_calls_a_handler_of_the_folder(dev: Dev) -> None:
+    """`dev` delivers what `send` sends to the handlers that HANDLERS names."""
     (dev.directory / "own.py").write_text(OWN)
     running = dev.start(HANDLERS="own:open")
     assert dev.type(_said(running, "type next")).returncode == 0
@@ -456,9 +456,9 @@ def test_dev_tries_a_handler_of_the_folder(dev: Dev) -> None:
     assert running.stop() == 0
 
 
-def test_the_module_is_a_program(ground: Sandbox) -> None:
-    """`python -m service` without a command shows the help; so does the console script."""
-    assert b"Usage: python -m service" in ground.run("--help", program="").out
+def test_the_module_is_a_program(sandbox: Sandbox) -> None:
+    """`python -m service` is named in its help, and the console script is installed."""
+    assert b"Usage: python -m service" in sandbox.run("--help", program="").out
     script = shutil.which("identity-webhooks", path=str(Path(sys.executable).parent))
     if script is None:
         pytest.skip("the package is not installed")

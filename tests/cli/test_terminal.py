@@ -1,4 +1,4 @@
-"""Laws of what commands print: text stays text, and no id is cut."""
+"""What commands print: text is never interpreted, and no id is cut."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from service.cli import terminal
 from tests.support.harness import PACKAGE, environment
 
-# What rich would take for markup, and what a terminal would obey: clear the screen, write the
-# clipboard, CSI in one character, turn the direction of writing, begin another line.
+# Markup of rich, and control sequences: clear the screen, write the clipboard, CSI as one
+# character, reverse the writing direction, start another line.
 HOSTILE = "[/x][red]a\x1b[2J\x1b]52;c;aGk=\x07\x9b2J\u202eb\r\nc\x7f"
 SHOWN = r"[/x][red]a\x1b[2J\x1b]52;c;aGk=\x07\x9b2J\u202eb\r\nc\x7f"
 LONG = "vs_" + "0123456789" * 20
@@ -31,7 +31,7 @@ def printed(call: Any, *arguments: Any, **options: Any) -> str:
 
 
 def on_a_terminal(program: str, *, columns: int) -> str:
-    """Return what a program prints on a terminal of so many columns."""
+    """Return what a program prints on a terminal with *columns* columns."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -53,7 +53,7 @@ def on_a_terminal(program: str, *, columns: int) -> str:
 
 
 def test_a_table_prints_text_as_text() -> None:
-    """Neither markup nor control characters of a cell or a column are obeyed; all is readable."""
+    """Markup in a cell or a column name is printed, control characters are escaped."""
     table = printed(
         terminal.print_rows, ("[b]id", "text"), [("[/x]", HOSTILE), (None, 3)], as_json=False
     )
@@ -61,7 +61,7 @@ def test_a_table_prints_text_as_text() -> None:
 
 
 def test_json_prints_no_control_character() -> None:
-    """What a program reads is the same text, and a terminal that shows it obeys nothing."""
+    """Parsed, the text is the same; printed, it has no control characters."""
     line = printed(terminal.print_rows, ("text",), [(HOSTILE + "\U000e0001é",)], as_json=True)
     assert line.removesuffix("\n").isprintable()
     assert line.isascii()
@@ -69,7 +69,7 @@ def test_json_prints_no_control_character() -> None:
 
 
 def test_notes_and_errors_print_text_as_text() -> None:
-    """A note and an error are lines of text, whatever stands in them."""
+    """A note and an error are one line of text each."""
     assert printed(terminal.print_note, HOSTILE) == f"{SHOWN}\n"
     with CliRunner().isolation() as (_, err, _out), pytest.raises(SystemExit) as ended:
         terminal.fail([HOSTILE], 2)
@@ -78,7 +78,7 @@ def test_notes_and_errors_print_text_as_text() -> None:
 
 @pytest.mark.parametrize("columns", ["80", "1"])
 def test_a_pipe_gets_whole_lines(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However narrow the terminal is said to be, a row is one line, without blanks at its end."""
+    """In a pipe a row is one line without trailing blanks, whatever COLUMNS is."""
     monkeypatch.setenv("COLUMNS", columns)
     rows = [(LONG, "word " * 40, 1), ("short", "", 2)]
     table = printed(
@@ -92,7 +92,7 @@ def test_a_pipe_gets_whole_lines(columns: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("columns", [80, 20])
 def test_a_terminal_cuts_no_id(columns: int) -> None:
-    """On a narrow terminal prose is folded, and every other cell stays whole, on one line."""
+    """On a narrow terminal prose is folded, and every other cell stays on one line."""
     program = f"""
 from service.cli import terminal
 rows = [({LONG!r}, "{"word " * 40}"), ("vs_short", "[/x]")]
@@ -118,7 +118,7 @@ terminal.print_rows(("id", "meaning"), [("a", "b c")], as_json=False, prose=("me
 def test_a_console_script_is_called_by_its_name_where_that_is_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its name where the shell finds it by that, else by the path that was typed."""
+    """By its name if the shell finds that, else by the path that was typed."""
     script = tmp_path / "my scripts" / "identity-webhooks"
     script.parent.mkdir()
     script.touch(mode=0o755)

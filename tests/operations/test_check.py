@@ -1,4 +1,4 @@
-"""Laws of `check`: what waits for whom, who is gone, and what cannot be is said."""
+"""What `check` finds: in settings, in Redis, in handlers and their groups."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def found(settings: Settings, name: str) -> Finding:
 
 @pytest.mark.usefixtures("connections")
 async def test_all_is_fine(settings: Settings) -> None:
-    """With nothing waiting and the log handler, group and handler are fine."""
+    """With nothing pending, the group and the handler are fine."""
     group, handler = [await found(settings, f"{kind} log") for kind in ("group", "handler")]
 
     assert group.severity is handler.severity is Severity.FINE
@@ -48,10 +48,10 @@ async def test_all_is_fine(settings: Settings) -> None:
     assert handler.meaning == "opens (service.handlers.log:open)"
 
 
-async def test_the_oldest_is_told_and_a_long_wait_is_a_warning(
+async def test_a_long_wait_is_a_warning(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:
-    """What has waited for long is told with its age, and that nobody works for the handler."""
+    """The age of the oldest transition is reported, and that no worker runs for the handler."""
     now_ms = int(time.time() * 1000)
     await connections.client.xadd(keys.transitions(3), FIELDS, id=f"{now_ms - 400_000}-1")
     await connections.client.xadd(keys.transitions(5), FIELDS, id=f"{now_ms - 2_000}-1")
@@ -64,8 +64,8 @@ async def test_the_oldest_is_told_and_a_long_wait_is_a_warning(
     assert group.meaning.endswith("; no worker works for it")
 
 
-def test_each_promise_has_a_verdict() -> None:
-    """A promise is as safe as the worst finding that touches it, and that is named."""
+def test_each_promise_has_its_worst_severity() -> None:
+    """A promise has the severity of the worst finding about it, and the names of those."""
     findings = [
         Finding("clock", Severity.FATAL, (Promise.AUTHENTIC, Promise.ONCE), ""),
         Finding("fsync", Severity.WARNING, (Promise.DURABLE, Promise.ONCE), ""),
@@ -83,15 +83,15 @@ def test_each_promise_has_a_verdict() -> None:
 
 
 @pytest.mark.usefixtures("connections")
-async def test_every_promise_is_looked_at(settings: Settings) -> None:
-    """No promise is called kept because nobody looked."""
+async def test_every_promise_is_checked(settings: Settings) -> None:
+    """There is a finding about every promise."""
     findings = await check.collect_findings(settings, {})
     assert {promise for each in findings for promise in each.promises} == {*Promise}
 
 
 @pytest.mark.usefixtures("connections")
 async def test_a_tolerance_above_stripes_is_a_warning(settings: Settings) -> None:
-    """A signature may be as old as Stripe's own libraries let it be, or it is said."""
+    """A tolerance above the default of Stripe's libraries is reported."""
     wide = await found(replace(settings, signature_tolerance_s=301), "signatures")
     assert wide.severity is Severity.WARNING
     assert (await found(settings, "signatures")).severity is Severity.FINE
@@ -99,7 +99,7 @@ async def test_a_tolerance_above_stripes_is_a_warning(settings: Settings) -> Non
 
 @pytest.mark.usefixtures("connections")
 async def test_a_prefix_under_which_nothing_is_stored_is_a_warning(settings: Settings) -> None:
-    """A deployment that is not there is told from one in which all is well."""
+    """A wrong prefix does not look like a deployment in which all is well."""
     assert await found(settings, "layout") == Finding(
         "layout", Severity.FINE, (Promise.ONCE,), "8 partitions under idv"
     )
@@ -110,7 +110,7 @@ async def test_a_prefix_under_which_nothing_is_stored_is_a_warning(settings: Set
 async def test_dead_letters_are_a_warning(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:
-    """Dead letters are a warning, with their number beside what is unsettled and replayed."""
+    """Dead letters are a warning, with the numbers of dead letters and replays."""
     for key in (keys.dead_letters(1, "log"), keys.dead_letters(2, "log"), keys.replays(0, "log")):
         await connections.client.xadd(key, FIELDS)
     await connections.client.xadd(keys.transitions(3), FIELDS)
@@ -126,7 +126,7 @@ async def test_dead_letters_are_a_warning(
 async def test_a_handler_that_fails_is_a_warning(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:
-    """What a handler has failed with is told before it has become a dead letter."""
+    """Failures are reported before the transitions become dead letters."""
     for partition in (3, 3, 5):
         await connections.client.xadd(keys.transitions(partition), FIELDS)
         await connections.client.xreadgroup("log", "w", {keys.transitions(partition): ">"})
@@ -145,7 +145,7 @@ async def test_a_handler_that_fails_is_a_warning(
 
 @pytest.mark.usefixtures("connections")
 async def test_without_a_signing_secret_nothing_can_be_received(settings: Settings) -> None:
-    """A receiver would not start, and that is said."""
+    """Fatal, because a receiver would not start."""
     signatures = await found(replace(settings, secrets={}), "signatures")
     assert signatures.severity is Severity.FATAL
     assert "STRIPE_WEBHOOK_SECRETS" in signatures.meaning
@@ -161,16 +161,16 @@ async def test_without_a_signing_secret_nothing_can_be_received(settings: Settin
     ],
 )
 @pytest.mark.usefixtures("connections")
-async def test_the_log_alone_leads_nowhere(
+async def test_the_log_as_the_only_handler_is_a_warning(
     settings: Settings, handlers: tuple[str, ...], livemode: Livemode, severity: Severity
 ) -> None:
-    """Where real events come, a log as the only handler is a warning."""
+    """It is fine only where no live events arrive."""
     chosen = replace(settings, handlers=handlers, livemode=livemode)
     assert (await found(chosen, "handlers")).severity is severity
 
 
 async def test_a_full_redis_is_fatal(connections: Connections, settings: Settings) -> None:
-    """Where every event gets 503, `check` is not content, and everything else is told as well."""
+    """Fatal, because every event gets 503; everything else is reported as well."""
     await connections.client.config_set("maxmemory", 1)
     try:
         findings = await check.collect_findings(settings, {})
@@ -181,8 +181,8 @@ async def test_a_full_redis_is_fatal(connections: Connections, settings: Setting
     assert severities.keys() >= {"memory", "group log", "handler log"}
 
 
-async def test_a_busy_redis_is_told_as_such(settings: Settings, tmp_path: Path) -> None:
-    """A Redis that runs a script and answers nothing else is a finding, not a silence."""
+async def test_a_busy_redis_is_fatal(settings: Settings, tmp_path: Path) -> None:
+    """A Redis that is busy with a script is reported as such."""
     with server(tmp_path) as started, started.client() as client:
         client.config_set("busy-reply-threshold", 10)
         with ThreadPoolExecutor(1) as threads, started.client() as other:
@@ -204,8 +204,8 @@ def _refuses_with(client: redis.Redis, word: str) -> bool:
     return False
 
 
-async def test_a_redis_that_is_too_old_is_told_as_such(settings: Settings) -> None:
-    """Redis 6.2 knows no `#!lua` and refuses our scripts: its version is the reason."""
+async def test_a_redis_that_is_too_old_is_fatal(settings: Settings) -> None:
+    """Redis 6.2 does not know `#!lua` and refuses our scripts: the version is reported."""
     asked = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -238,7 +238,7 @@ _SAID_BY_6_2 = {
 
 
 async def _command(reader: asyncio.StreamReader) -> list[bytes]:
-    """Read a command as a client sends it; nothing at the end."""
+    """Read a command as a client sends it; empty at the end of the stream."""
     words = []
     for _ in range(int((await reader.readline())[1:] or 0)):
         size = int((await reader.readline())[1:])
@@ -249,7 +249,7 @@ async def _command(reader: asyncio.StreamReader) -> list[bytes]:
 async def test_a_group_without_an_owner_is_a_warning(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:
-    """A group that is not among HANDLERS is reported: it holds trimming."""
+    """A group that is not among HANDLERS is reported, because it keeps entries from trimming."""
     await create_groups(connections, keys, ["gone"])
     group = await found(settings, "group gone")
 
@@ -260,16 +260,16 @@ async def test_a_group_without_an_owner_is_a_warning(
 async def test_another_layout_is_refused(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:
-    """With a number of partitions that Redis was not made for nothing is looked at."""
+    """A number of partitions other than the stored one is an error."""
     await claim(connections, keys)
     with pytest.raises(ConfigError, match="PARTITIONS is 16"):
         await check.collect_findings(replace(settings, partitions=16), {})
 
 
-async def test_a_look_claims_nothing(
+async def test_check_writes_nothing(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:
-    """On an empty server `check` leaves no trace."""
+    """An empty server is empty after `check`."""
     await connections.client.flushall()
     await check.collect_findings(settings, {})
     assert await connections.client.keys("*") == []
@@ -291,7 +291,7 @@ async def test_a_handler_that_fails_its_check_is_fatal(
     error: Exception,
     meaning: str,
 ) -> None:
-    """What a handler's own look at its queue raises is told by its class, or our own words."""
+    """An error of a handler's own check is reported by its class, or in our own words."""
 
     class Own:
         async def __call__(self, _: StatusTransition, /) -> None: ...
@@ -315,7 +315,7 @@ async def test_a_handler_that_fails_its_check_is_fatal(
 async def test_a_handler_that_hangs_is_given_up(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A queue that never answers is fatal after a while, not a hang."""
+    """A queue that never answers is fatal after a timeout."""
 
     @asynccontextmanager
     async def opener(_: Mapping[str, str]) -> AsyncIterator[None]:

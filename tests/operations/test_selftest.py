@@ -1,4 +1,4 @@
-"""Laws of the self-test: green where promises are kept, red in the right row where one is not."""
+"""The self-test: all rows green where promises are kept, else red in the right row."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def open(environ):
 
 
 class Endpoint:
-    """A receiver in memory that keeps every promise, but for those it was made to break."""
+    """A receiver in memory that keeps every promise except those it is made to break."""
 
     def __init__(self, *flaws: str) -> None:
         self._flaws = flaws
@@ -84,12 +84,12 @@ class Endpoint:
             raise Rejected(RejectionReason.BODY_TOO_LARGE)
         header = request.headers.get("stripe-signature")
         event = parse(self._verified(body, header.encode() if header else None))
-        return self._judged(event) if isinstance(event, Event) else "ignored"
+        return self._outcome_of(event) if isinstance(event, Event) else "ignored"
 
     def _verified(self, body: bytes, header: bytes | None) -> VerifiedPayload:
         return verify(body, header, [SECRET], now=time.time(), tolerance_s=300)
 
-    def _judged(self, event: Event) -> str:
+    def _outcome_of(self, event: Event) -> str:
         if event.created < time.time() - 35 * DAY_S and "admits the old" not in self._flaws:
             return "expired"
         if event.id in self._known and "admits twice" not in self._flaws:
@@ -134,7 +134,7 @@ def broken(rows: list[Row]) -> set[str]:
 
 
 async def test_an_endpoint_that_keeps_every_promise_is_green() -> None:
-    """Nothing is held against an endpoint that does as promised, through one door or two."""
+    """No row is red, with one receiver or with two."""
     async with serving() as url:
         rows = await tried(url)
     async with serving() as url:
@@ -164,13 +164,13 @@ async def test_an_endpoint_that_keeps_every_promise_is_green() -> None:
 )  # fmt: skip
 @takes_long
 async def test_each_broken_promise_has_its_red_row(flaw: str, promises: set[str]) -> None:
-    """An endpoint that breaks one promise is red in the rows of that promise, and nowhere else."""
+    """An endpoint that breaks one promise is red in the rows of that promise only."""
     async with serving(flaw) as url:
         assert broken(await tried(url)) == promises
 
 
-async def test_an_endpoint_that_breaks_down_or_is_not_there_keeps_nothing() -> None:
-    """Neither a 500 nor silence passes for the keeping of any promise."""
+async def test_an_endpoint_that_fails_or_is_absent_keeps_nothing() -> None:
+    """Neither a 500 nor silence counts as a kept promise."""
     async with serving("breaks down") as url:
         rows = await tried(url)
     assert all(row.kept is False for row in rows)
@@ -180,14 +180,14 @@ async def test_an_endpoint_that_breaks_down_or_is_not_there_keeps_nothing() -> N
     assert all(row.kept is False for row in rows)
 
 
-async def test_one_bad_door_of_two_is_enough() -> None:
-    """Each receiver is tried: one that accepts forgeries is found beside one that does not."""
+async def test_one_bad_receiver_of_two_is_enough() -> None:
+    """Each receiver is tried: one that accepts forgeries is found beside a good one."""
     async with serving() as good, serving("signature_mismatch") as bad:
         assert "a forged signature is refused" in broken(await tried(good, bad))
 
 
 async def test_sessions_are_marked_unless_they_are_to_be_delivered() -> None:
-    """Every session of a self-test is recognised by its id; asked to deliver, none is."""
+    """The ids of a self-test's sessions are marked, with `deliver` none is."""
     async with serving() as url:
         _, marked = await selftest(url).run()
         _, ordinary = await selftest(url, deliver=True).run()
@@ -196,11 +196,11 @@ async def test_sessions_are_marked_unless_they_are_to_be_delivered() -> None:
 
 
 async def test_limits_are_tried_where_the_settings_put_them() -> None:
-    """What counts as stale or oversized is what the deployment's own settings say."""
+    """What counts as stale or too large depends on the deployment's settings."""
     settings = replace(Settings(), signature_tolerance_s=30, max_body_bytes=MAX_BYTES * 2)
     async with serving() as url:
         rows = await tried(url, settings=settings)
-    # This endpoint's tolerance is 300 s: what is stale for 30 s it accepts.
+    # This endpoint's tolerance is 300 s, so it accepts what 30 s would reject.
     assert broken(rows) == {
         "a stale signature is refused",
         "a signature from the future is refused",
@@ -208,7 +208,7 @@ async def test_limits_are_tried_where_the_settings_put_them() -> None:
 
 
 async def test_a_live_deployment_is_tried_with_live_events() -> None:
-    """Where test events are ignored, the self-test's are not test events."""
+    """A deployment that ignores test events is sent live events."""
     bodies = []
     settings = replace(Settings(), livemode=Livemode.LIVE)
 
@@ -224,7 +224,7 @@ async def test_a_live_deployment_is_tried_with_live_events() -> None:
 
 @given(st.text("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", min_size=1))
 def test_no_session_of_stripes_is_taken_for_a_selftests(word: str) -> None:
-    """Stripe's ids are letters and digits behind their prefix: none of them is marked."""
+    """After the prefix, Stripe's ids have letters and digits only: none is marked."""
     assert not is_selftest(f"vs_{word}")
 
 
@@ -263,10 +263,10 @@ async def _seen(settings: Settings, sent: list[SentSession]) -> list[Row]:
     return await selftest_redis.inspect_redis(settings, sent, since=time.time())
 
 
-async def test_what_is_left_in_redis_is_looked_at_and_taken_out(
+async def test_a_correct_redis_is_green(
     sent: list[SentSession], settings: Settings, connections: Connections, keys: Keys
 ) -> None:
-    """Where ledger, stream and groups are as they must be all is green, and the record is gone."""
+    """With the right record, stream and groups all rows are green, and the record is deleted."""
     rows = await _seen(settings, sent)
 
     assert [row.kept for row in rows] == [True] * 5
@@ -289,14 +289,14 @@ SPOILED: dict[str, Spoil] = {
 
 
 @pytest.mark.parametrize("promise", SPOILED)
-async def test_each_trace_that_should_not_be_has_its_red_row(
+async def test_each_fault_in_redis_has_its_red_row(
     promise: str,
     sent: list[SentSession],
     settings: Settings,
     keys: Keys,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is missing, wrong, secret or unsettled in Redis is said in its own row alone."""
+    """What is missing, wrong, secret or unacknowledged in Redis is red in its own row only."""
     monkeypatch.setattr(selftest_redis, "ACK_DEADLINE_S", 0.2)
     accepted, _ = sent
     with redis.Redis.from_url(settings.redis_url.reveal()) as client:
@@ -309,23 +309,23 @@ async def test_each_trace_that_should_not_be_has_its_red_row(
 async def test_a_record_that_cannot_be_read_is_red(
     sent: list[SentSession], settings: Settings, connections: Connections, keys: Keys
 ) -> None:
-    """What somebody else made of a record is a broken promise, and no end of the self-test."""
+    """An unreadable record is a broken promise, and does not end the self-test."""
     await connections.client.hset(keys.session(sent[0].session_id), "state", "?")
 
     assert broken(await _seen(settings, sent)) == {"every event and each final status is recorded"}
 
 
-async def test_what_was_refused_and_is_remembered_is_red(
+async def test_a_refused_session_with_a_record_is_red(
     sent: list[SentSession], settings: Settings, connections: Connections, keys: Keys
 ) -> None:
-    """A record of a session that was only ever refused is a broken promise."""
+    """A record of a session whose requests were all refused is a broken promise."""
     await connections.client.hset(keys.session(REFUSED.session_id), "status", "8 verified")
 
     assert broken(await _seen(settings, sent)) == {"nothing is recorded of what was refused"}
 
 
-async def test_a_redis_out_of_reach_is_said_and_held_against_nobody(settings: Settings) -> None:
-    """Without Redis the rows about it say so, and the rest of the self-test stands."""
+async def test_an_unreachable_redis_breaks_no_promise(settings: Settings) -> None:
+    """Without Redis one row says so, and is not red."""
     [row] = await _seen(replace(settings, redis_url=NOWHERE), [REFUSED])
 
     assert (row.seen, row.kept) == ("redis_unreachable", None)
@@ -338,18 +338,18 @@ async def test_a_redis_out_of_reach_is_said_and_held_against_nobody(settings: Se
         ({"partitions": 16}, "PARTITIONS is 16, but the layout in Redis was made for 8"),
     ],
 )
-async def test_another_deployment_is_said_and_held_against_nobody(
+async def test_another_deployment_breaks_no_promise(
     sent: list[SentSession], settings: Settings, wrong: dict[str, Any], seen: str
 ) -> None:
-    """With a wrong setting of its own the self-test does not say that promises are broken."""
+    """With a wrong setting of its own, the self-test reports no broken promise."""
     [row] = await _seen(replace(settings, **wrong), sent)
 
     assert (row.seen, row.kept) == (seen, None)
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """Yield a sandbox with a handler that notes what it is shown."""
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """Yield a sandbox with a handler that notes the sessions it is called with."""
     directory = tmp_path_factory.mktemp("selftest")
     (directory / "showing.py").write_text(HANDLER)
     with open_sandbox(directory) as opened:
@@ -367,22 +367,22 @@ def _selftest(
 
 
 @takes_long
-def test_a_deployment_behind_two_receivers_is_green(deployment: Sandbox) -> None:
-    """Two receivers and a worker keep every promise; handlers see nothing unless asked to."""
-    receivers = [deployment.start("serve", **HANDLERS).ready() for _ in range(2)]
-    worker = deployment.start("work", **HANDLERS).ready()
-    doors = [word for receiver in receivers for word in ("--to", receiver.url)]
-    command, rows = _selftest(deployment, *doors)
-    shown = Path(deployment.directory, "shown")
+def test_a_deployment_behind_two_receivers_is_green(sandbox: Sandbox) -> None:
+    """Two receivers and a worker keep every promise; handlers are called with --deliver only."""
+    receivers = [sandbox.start("serve", **HANDLERS).ready() for _ in range(2)]
+    worker = sandbox.start("work", **HANDLERS).ready()
+    urls = [word for receiver in receivers for word in ("--to", receiver.url)]
+    command, rows = _selftest(sandbox, *urls)
+    shown = Path(sandbox.directory, "shown")
 
     assert command.wait() == 0, rows
     assert [row for row in rows if row["kept"] is not True] == []
     assert not shown.exists()
     assert 'outcome="selftest"' in httpx2.get(f"{worker.admin}/metrics").text
-    with redis.Redis.from_url(deployment.server.url) as client:
+    with redis.Redis.from_url(sandbox.server.url) as client:
         assert [*client.scan_iter(f"*{SELFTEST_PREFIX}*")] == []
 
-    command, rows = _selftest(deployment, *doors, "--deliver")
+    command, rows = _selftest(sandbox, *urls, "--deliver")
     assert command.wait() == 0, rows
     assert soon(shown.exists)
     for process in (*receivers, worker):
@@ -390,20 +390,20 @@ def test_a_deployment_behind_two_receivers_is_green(deployment: Sandbox) -> None
         assert b"Traceback" not in process.out + process.err
 
 
-def test_an_address_at_which_nothing_answers_is_one_line(deployment: Sandbox) -> None:
-    """Exit code 1 and the address, without its password, rather than a row for each promise."""
+def test_an_address_at_which_nothing_answers_is_one_line(sandbox: Sandbox) -> None:
+    """Exit code 1 and the address, without its password."""
     silent = f"http://user:canary@127.0.0.1:1{WEBHOOK}"
-    typed = deployment.invoke("selftest", "--to", silent)
+    typed = sandbox.invoke("selftest", "--to", silent)
 
     assert (typed.code, typed.out) == (1, b"")
     said = f"error: http://{MASK}@127.0.0.1:1{WEBHOOK}: no answer\n"
     assert typed.err == said.encode()
 
 
-def test_a_terminal_of_another_encoding_gets_the_rows(deployment: Sandbox) -> None:
-    """What an encoding lacks is printed as an escape."""
-    dev = deployment.start("dev", **HANDLERS).ready()
-    command = deployment.run("selftest", "--to", dev.url, PYTHONIOENCODING="latin-1", **HANDLERS)
+def test_a_terminal_of_another_encoding_gets_the_rows(sandbox: Sandbox) -> None:
+    """Characters that the encoding lacks are printed as escapes."""
+    dev = sandbox.start("dev", **HANDLERS).ready()
+    command = sandbox.run("selftest", "--to", dev.url, PYTHONIOENCODING="latin-1", **HANDLERS)
 
     assert rb"sequences are 1, 2, 3 \u2026 without a gap" in command.out
     assert command.err == b""

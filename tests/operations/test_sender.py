@@ -1,4 +1,4 @@
-"""Laws of the sender: what it signs, in which order it sends, and how it counts."""
+"""The sender: what it signs, in which order it sends, and how it counts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOW = 1_785_931_200
 
 @dataclass
 class Endpoint:
-    """A small real receiver: keeps what came, answers what `reply` says, after `hold`."""
+    """A small real receiver: records requests, awaits `hold`, answers `reply`."""
 
     url: str = ""
     status: int = 200
@@ -62,8 +62,8 @@ class Endpoint:
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.reply})
 
-    def most_at_once(self) -> int:
-        """Return how many requests were in hand at the busiest moment."""
+    def max_at_once(self) -> int:
+        """Return the maximum number of requests in progress."""
         in_hand = most = 0
         for step, _ in self.steps:
             in_hand += 1 if step == "begun" else -1
@@ -73,7 +73,7 @@ class Endpoint:
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Run on asyncio, which is what the sender is made of."""
+    """Run on asyncio only, as the sender does."""
     return "asyncio"
 
 
@@ -83,7 +83,7 @@ async def endpoint() -> AsyncIterator[Endpoint]:
     app = Endpoint()
     config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None)
     server = uvicorn.Server(config)
-    # asyncio switches Nagle's 40 ms off only where the protocol is spelled out.
+    # asyncio sets TCP_NODELAY only on sockets whose protocol is named.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         app.url = f"http://127.0.0.1:{listening.getsockname()[1]}/webhooks/stripe"
@@ -99,7 +99,7 @@ async def endpoint() -> AsyncIterator[Endpoint]:
 
 @contextmanager
 def closed_port() -> Iterator[str]:
-    """Give an address that nobody listens on, and that nobody else can take meanwhile."""
+    """Yield an address on which no process listens, or can listen meanwhile."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
@@ -110,7 +110,7 @@ def raw(*bodies: str, ordering_key: str | None = None) -> list[WebhookRequest]:
     return [WebhookRequest(body=body.encode(), ordering_key=ordering_key) for body in bodies]
 
 
-def told(count: int, seed: int = 0) -> list[SyntheticEvent]:
+def events_of(count: int, seed: int = 0) -> list[SyntheticEvent]:
     """Return the events of *count* sessions."""
     random = Random(seed)
     return [
@@ -130,8 +130,8 @@ def told(count: int, seed: int = 0) -> list[SyntheticEvent]:
     seed=st.integers(0, 1000),
 )
 def test_share_of_duplicates(count: int, duplicates: float, shuffle: bool, seed: int) -> None:
-    """Every event is sent, the asked share of them twice, none three times."""
-    events = told(count)
+    """Every event is sent once, and the requested share of them twice."""
+    events = events_of(count)
     planned = plan(events, duplicates=duplicates, shuffle=shuffle, random=Random(seed))
     times = Counter(request.body for request in planned)
     assert set(times) == {event.body for event in events}
@@ -142,7 +142,7 @@ def test_share_of_duplicates(count: int, duplicates: float, shuffle: bool, seed:
 @given(count=st.integers(1, 6), duplicates=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_unshuffled(count: int, duplicates: float, seed: int) -> None:
     """Unshuffled, events keep their order, and a copy comes after its original only."""
-    events = told(count)
+    events = events_of(count)
     planned = plan(events, duplicates=duplicates, shuffle=False, random=Random(seed))
     firsts = dict.fromkeys(request.body for request in planned)
     assert list(firsts) == [event.body for event in events]
@@ -151,8 +151,8 @@ def test_unshuffled(count: int, duplicates: float, seed: int) -> None:
 
 
 def test_copies_lie_scattered() -> None:
-    """Copies go to all sorts of later places, not all behind their originals or at the end."""
-    events = told(20)
+    """Copies are at many different distances from their originals."""
+    events = events_of(20)
     planned = plan(events, duplicates=0.5, shuffle=False, random=Random(1))
     bodies = [request.body for request in planned]
     gaps = {
@@ -164,8 +164,8 @@ def test_copies_lie_scattered() -> None:
 
 
 def test_shuffled() -> None:
-    """Shuffled, everything is mixed, the same way for the same chance, and waits for nothing."""
-    events = told(5)
+    """Shuffled, the order depends on the seed only, and no request waits for another."""
+    events = events_of(5)
     planned = plan(events, duplicates=0, shuffle=True, random=Random(1))
     assert [one.body for one in planned] != [event.body for event in events]
     assert planned == plan(events, duplicates=0, shuffle=True, random=Random(1))
@@ -177,7 +177,7 @@ def test_shuffled() -> None:
 
 
 async def test_signed(endpoint: Endpoint) -> None:
-    """Each body arrives as it was, signed with the whole secret at the moment of sending."""
+    """Each body arrives unchanged, signed with the whole secret at the time of sending."""
     moments = iter([NOW + 0.9, NOW + 1.2])
     bodies = ['{"id": "evt_1"}', "{ \r\n}é"]
     await send(
@@ -201,7 +201,7 @@ async def test_headers(endpoint: Endpoint) -> None:
 async def test_proxy_unused_on_loopback(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy of the environment is not asked for this machine's own addresses."""
+    """A proxy of the environment is not used for this machine's own addresses."""
     with closed_port() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy)
         monkeypatch.setenv("ALL_PROXY", proxy)
@@ -212,8 +212,8 @@ async def test_proxy_unused_on_loopback(
 
 
 async def test_session_order(endpoint: Endpoint) -> None:
-    """The events of one session go one after the other, each after the answer to the last."""
-    requests = plan(told(6), duplicates=0.3, shuffle=False, random=Random(3))
+    """The events of one session are sent one after the other, each after the last answer."""
+    requests = plan(events_of(6), duplicates=0.3, shuffle=False, random=Random(3))
     await send(requests, to=endpoint.url, secret=SECRET, concurrency=8)
     for lane in {request.ordering_key for request in requests}:
         own = [request.body.decode() for request in requests if request.ordering_key == lane]
@@ -225,30 +225,30 @@ async def test_sessions_side_by_side(endpoint: Endpoint) -> None:
     """Different sessions do not wait for each other."""
     together = asyncio.Barrier(3)
     endpoint.hold = together.wait
-    requests = plan(told(3), duplicates=0, shuffle=False, random=Random(0))
+    requests = plan(events_of(3), duplicates=0, shuffle=False, random=Random(0))
     async with asyncio.timeout(PATIENCE_S):
         await send(requests, to=endpoint.url, secret=SECRET, concurrency=3)
-    assert endpoint.most_at_once() == 3
+    assert endpoint.max_at_once() == 3
 
 
 async def test_concurrency(endpoint: Endpoint) -> None:
-    """No more than the allowed number of requests is under way, and as many as that are."""
+    """As many requests as allowed are in progress, and no more."""
     together = asyncio.Barrier(3)
     endpoint.hold = together.wait
     async with asyncio.timeout(PATIENCE_S):
         await send(raw(*map(str, range(12))), to=endpoint.url, secret=SECRET, concurrency=3)
-    assert endpoint.most_at_once() == 3
+    assert endpoint.max_at_once() == 3
 
 
 async def test_planned_order(endpoint: Endpoint) -> None:
-    """Deliveries that wait for nothing start in the planned order."""
-    requests = plan(told(4), duplicates=0.5, shuffle=True, random=Random(5))
+    """Requests without a key start in the planned order."""
+    requests = plan(events_of(4), duplicates=0.5, shuffle=True, random=Random(5))
     await send(requests, to=endpoint.url, secret=SECRET, concurrency=1)
     assert endpoint.bodies == [request.body for request in requests]
 
 
 async def test_rate(endpoint: Endpoint) -> None:
-    """With a rate, requests start evenly: at most so many per second, no burst to catch up."""
+    """With a rate, requests start at even intervals, without a burst to catch up."""
     moment = 0.0
     starts = []
 
@@ -279,7 +279,7 @@ async def test_rate(endpoint: Endpoint) -> None:
 
 
 async def test_rate_is_shared(endpoint: Endpoint) -> None:
-    """The rate is that of all requests together, however many may be under way."""
+    """The rate is that of all requests together, whatever the concurrency."""
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -317,7 +317,7 @@ async def test_rate_is_shared(endpoint: Endpoint) -> None:
     ],
 )
 async def test_outcome(endpoint: Endpoint, status: int, reply: str, outcome: str) -> None:
-    """An answer counts under its own word or else its status, and is good only as a 2xx."""
+    """An answer counts under its own word, else its status, and is ok only if a 2xx."""
     endpoint.status, endpoint.reply = status, reply.encode()
     summary = await send(raw("a", "b"), to=endpoint.url, secret=SECRET)
     assert summary.counts == {outcome: 2}
@@ -326,8 +326,8 @@ async def test_outcome(endpoint: Endpoint, status: int, reply: str, outcome: str
     assert len(endpoint.bodies) == 2
 
 
-async def test_one_refusal_spoils_all(endpoint: Endpoint) -> None:
-    """A summary is good only when every single answer was."""
+async def test_one_refusal_is_not_ok(endpoint: Endpoint) -> None:
+    """A summary is ok only if every answer is."""
     requests = raw("a", "b", "c", ordering_key="one")
 
     def progress(answer: Answer) -> None:
@@ -342,7 +342,7 @@ async def test_one_refusal_spoils_all(endpoint: Endpoint) -> None:
 
 
 async def test_progress(endpoint: Endpoint) -> None:
-    """Every answer is told as it comes, with what it answers."""
+    """`progress` gets every answer as it arrives, with its request."""
     requests = raw("a", "b", "c", ordering_key="one")
     answers: list[Answer] = []
     await send(requests, to=endpoint.url, secret=SECRET, progress=answers.append)
@@ -353,7 +353,7 @@ async def test_progress(endpoint: Endpoint) -> None:
 
 
 async def test_unreachable() -> None:
-    """Where nobody listens, every request is counted and none is tried again."""
+    """If nothing listens, every request is counted and none is retried."""
     answers: list[Answer] = []
     with closed_port() as url:
         summary = await send(raw("a", "b"), to=url, secret=SECRET, progress=answers.append)
@@ -373,7 +373,7 @@ async def test_silent_endpoint(endpoint: Endpoint, monkeypatch: pytest.MonkeyPat
 
 
 async def test_elapsed(endpoint: Endpoint) -> None:
-    """A summary and its answers say how long they took, by the clock given."""
+    """A summary and its answers have durations, by the given clock."""
     ticks = iter(range(100))
     answers: list[Answer] = []
     summary = await send(
@@ -386,12 +386,6 @@ async def test_elapsed(endpoint: Endpoint) -> None:
     assert 0 < answers[0].elapsed_s < summary.elapsed_s
 
 
-async def test_nothing(endpoint: Endpoint) -> None:
-    """Sending nothing is fine."""
-    summary = await send([], to=endpoint.url, secret=SECRET)
-    assert (summary.counts, summary.total, summary.ok) == ({}, 0, True)
-
-
 # What is refused before anything is sent
 
 
@@ -399,7 +393,7 @@ async def test_nothing(endpoint: Endpoint) -> None:
     "to", ["", "localhost:8000", "ftp://localhost/", "http://", "http://x:y/", "http://x/\0"]
 )
 async def test_no_address(to: str) -> None:
-    """What is no http or https URL is refused at once."""
+    """An address that is no http or https URL is an error."""
     with pytest.raises(ConfigError, match="no http or https URL"):
         await send(raw("a"), to=to, secret=SECRET)
 

@@ -1,4 +1,4 @@
-"""Laws of the embedded server: it is found, it is private, and it never stays behind."""
+"""The embedded server: how it is found, that it is private, and that it always stops."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ with EmbeddedServer.start(server, directory=directory) as running:
 
 
 def _installed() -> dict[str, Path]:
-    """Return every server there is here, by where it comes from."""
+    """Return every server that is installed here, by name."""
     found = {}
     for name in ("valkey-server", "redis-server"):
         for folder in os.get_exec_path():
@@ -52,14 +52,14 @@ INSTALLED = _installed()
 
 @pytest.fixture(params=list(INSTALLED.values()), ids=list(INSTALLED))
 def server(request: pytest.FixtureRequest) -> Path:
-    """One server after the other, of all that are installed here."""
+    """Each server that is installed here."""
     path: Path = request.param
     return path
 
 
 @pytest.fixture
 def unpackaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the `embedded` extra look as if it were not installed."""
+    """Make the `embedded` extra look absent."""
     monkeypatch.setattr(embedded_redis, "_find_packaged_server", lambda: None)
 
 
@@ -70,7 +70,7 @@ def ask(running: EmbeddedServer, *words: str) -> Any:
 
 
 def is_running(pid: int) -> bool:
-    """Say whether *pid* lives; a zombie that nobody has collected yet does not."""
+    """Say whether *pid* runs; a zombie does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -100,7 +100,7 @@ def test_find_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "plain file", "directory"])
 def test_find_named_wrongly(tmp_path: Path, kind: str) -> None:
-    """A REDIS_SERVER that cannot be run is refused by name, not passed over, nor shown."""
+    """A REDIS_SERVER that cannot be run is an error, without its value."""
     named = tmp_path / "given"
     if kind == "plain file":
         named.touch(mode=0o600)
@@ -111,7 +111,7 @@ def test_find_named_wrongly(tmp_path: Path, kind: str) -> None:
 
 
 def test_find_packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extra's pinned server comes before whatever PATH holds; an empty name is no name."""
+    """The extra's pinned server comes before those on PATH; an empty REDIS_SERVER is unset."""
     path = program(tmp_path / "bin" / "valkey-server").parent
     monkeypatch.setattr(embedded_redis, "_find_packaged_server", lambda: tmp_path / "packaged")
     assert find_server({"REDIS_SERVER": "", "PATH": str(path)}) == tmp_path / "packaged"
@@ -119,7 +119,7 @@ def test_find_packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("unpackaged")
 def test_find_on_path(tmp_path: Path) -> None:
-    """On PATH, Valkey comes before Redis wherever in PATH either is."""
+    """Valkey comes before Redis, wherever on PATH they are."""
     redis_server = program(tmp_path / "first" / "redis-server")
     path = f"{tmp_path / 'first'}{os.pathsep}{tmp_path / 'second'}"
     assert find_server({"PATH": path}) == redis_server
@@ -130,7 +130,7 @@ def test_find_on_path(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("unpackaged")
 @pytest.mark.parametrize("environ", [{}, {"PATH": ""}])
 def test_find_none(environ: dict[str, str]) -> None:
-    """Where there is no server, one line names every remedy."""
+    """If there is no server, one line names every remedy."""
     with pytest.raises(ConfigError) as caught:
         find_server(environ)
     (problem,) = caught.value.problems
@@ -165,7 +165,7 @@ def test_packaged_unimported() -> None:
 
 
 def test_start_and_stop(server: Path, tmp_path: Path) -> None:
-    """A started server answers, and leaves neither process nor socket behind."""
+    """A server answers while it runs, and leaves neither process nor socket behind."""
     with EmbeddedServer.start(server, directory=tmp_path / "kept") as running:
         assert ask(running, "PING")
         assert int(ask(running, "INFO", "server")["process_id"]) == running.pid
@@ -175,7 +175,7 @@ def test_start_and_stop(server: Path, tmp_path: Path) -> None:
 
 
 def test_options(server: Path, tmp_path: Path) -> None:
-    """A server keeps everything, on its append-only file, and listens on no port."""
+    """A server keeps everything in its append-only file, and listens on no port."""
     expected = {
         "port": "0",
         "unixsocketperm": "700",
@@ -188,14 +188,14 @@ def test_options(server: Path, tmp_path: Path) -> None:
 
 
 def test_privacy(server: Path, tmp_path: Path) -> None:
-    """Socket, its directory, and the data are for this user alone."""
+    """Only this user can reach the socket and the data."""
     with EmbeddedServer.start(server, directory=tmp_path / "kept") as running:
         private = (running.socket, running.socket.parent, tmp_path / "kept")
         assert [path.stat().st_mode & 0o077 for path in private] == [0, 0, 0]
 
 
 def test_restart(server: Path, tmp_path: Path) -> None:
-    """What was written is there after a restart, at another address."""
+    """After a restart the data is there, at another address."""
     with EmbeddedServer.start(server, directory=tmp_path) as first:
         ask(first, "SET", "kept", "yes")
     with EmbeddedServer.start(server, directory=tmp_path) as second:
@@ -225,7 +225,7 @@ def killed_parent(server: Path, directory: Path) -> Iterator[EmbeddedServer]:
 
 @on_linux
 def test_parent_killed(server: Path, tmp_path: Path) -> None:
-    """A server ends with its parent even when that is killed, and loses nothing."""
+    """A server stops when its parent is killed, and loses nothing."""
     with killed_parent(server, tmp_path) as orphan:
         ask(orphan, "SET", "kept", "yes")
     soon(lambda: not is_running(orphan.pid))
@@ -239,7 +239,7 @@ def test_parent_killed(server: Path, tmp_path: Path) -> None:
 def test_orphan_keeps_its_directory(
     server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As long as an orphan lives its directory is not given to another server."""
+    """While an orphan runs, no other server is started on its directory."""
     with killed_parent(server, tmp_path) as orphan:
         os.kill(orphan.pid, signal.SIGSTOP)
     try:
@@ -256,20 +256,20 @@ def test_orphan_keeps_its_directory(
 
 @on_linux
 def test_parent_gone_before_the_request() -> None:
-    """A parent that has died already leaves nothing started."""
+    """If the parent has died already, nothing is started."""
     command = [sys.executable, "-c", parent_death._BIND_TO_PARENT, "0", "/does/not/exist"]
     assert subprocess.run(command, check=False).returncode == 0
 
 
 def test_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no prctl the server is started as it is."""
+    """Without prctl the command is unchanged."""
     monkeypatch.setattr(sys, "platform", "darwin")
     command = parent_death.bind_to_parent([str(tmp_path / "server"), "--port", "0"])
     assert command == [str(tmp_path / "server"), "--port", "0"]
 
 
 def test_second_start(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory is one server's: the second is refused, and told whose it is."""
+    """A second server on the same directory is refused."""
     monkeypatch.setattr(embedded_redis, "LOCK_DEADLINE_S", 0.1)
     with EmbeddedServer.start(server, directory=tmp_path) as running:
         again = EmbeddedServer.start(server, directory=tmp_path)
@@ -282,14 +282,14 @@ def test_second_start(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def fails(server: Path, directory: Path) -> str:
-    """Return how the start of *server* is refused."""
+    """Return the error with which *server* does not start."""
     with pytest.raises(ConfigError) as caught, EmbeddedServer.start(server, directory=directory):
         pytest.fail("this cannot be started")
     return str(caught.value)
 
 
 def test_ends_at_start(tmp_path: Path) -> None:
-    """A server that ends while starting leads to its log, which is not quoted."""
+    """If a server ends while starting, the error names its log and does not quote it."""
     server = program(tmp_path / "server", '#!/bin/sh\necho "secret words"\nexit 1\n')
     assert fails(server, tmp_path) == (
         "the server ended while starting; see server.log in the data directory"
@@ -298,21 +298,21 @@ def test_ends_at_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("platform", [sys.platform, "darwin"])
 def test_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
-    """A file that is executable and yet no program is a matter for the operator."""
+    """An executable file that is no program is a ConfigError."""
     monkeypatch.setattr(sys, "platform", platform)
     message = fails(program(tmp_path / "server", "\0"), tmp_path)
     assert re.search(r"ended while starting|cannot be run on this machine", message)
 
 
 def test_never_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that does not answer in time is given up and stopped."""
+    """A server that does not answer in time is stopped."""
     monkeypatch.setattr(embedded_redis, "READY_DEADLINE_S", 0.3)
     server = program(tmp_path / "server", "#!/bin/sh\nexec sleep 60\n")
     assert "not ready" in fails(server, tmp_path)
 
 
 def test_deaf_to_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that does not heed SIGTERM in time is killed."""
+    """A server that ignores SIGTERM is killed."""
     monkeypatch.setattr(embedded_redis, "STOP_DEADLINE_S", 0.1)
     deaf = (
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
@@ -326,7 +326,7 @@ def test_deaf_to_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unwritable_directory(tmp_path: Path) -> None:
-    """A data directory that cannot be made is a matter for the operator."""
+    """A data directory that cannot be made is a ConfigError."""
     (tmp_path / "file").touch()
     message = fails(tmp_path / "server", tmp_path / "file" / "kept")
     assert message == "the data directory cannot be written"

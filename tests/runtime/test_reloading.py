@@ -1,4 +1,4 @@
-"""Laws of reloading: what is new is used whole, what is wrong changes nothing and is said once."""
+"""Reloading: a new value is applied once, an invalid one changes nothing and is logged once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OLD, NEW = (Secret(b"whsec_old"),), (Secret(b"whsec_new"),)
 
 
 class Log:
-    """Stands in for the logger and keeps what was written."""
+    """Stands in for the logger and keeps its lines."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, dict[str, Any]]] = []
@@ -32,15 +32,15 @@ class Log:
 
 
 class Source:
-    """Where a setting stands: a list of what each look finds, the last for ever."""
+    """The source of a setting: what each reading finds, the last one again and again."""
 
     def __init__(self, *looks: str | ConfigError) -> None:
         self.looks = list(looks)
-        self.looked = 0
+        self.count = 0
 
     def read(self) -> str:
-        """Return or raise what comes next."""
-        self.looked += 1
+        """Return or raise the next one."""
+        self.count += 1
         found = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         if isinstance(found, ConfigError):
             raise found
@@ -49,17 +49,17 @@ class Source:
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
-    """Record what is logged, and look often."""
+    """Record what is logged, and read often."""
     recorded = Log()
     monkeypatch.setattr(reloading, "log", recorded)
     monkeypatch.setattr(reloading, "READ_EVERY_S", 0.001)
     return recorded
 
 
-async def followed(
-    source: Source, *, looks: int, ask: Callable[[Reloader[str]], None] = lambda _: None
+async def applied(
+    source: Source, *, readings: int, start: Callable[[Reloader[str]], None] = lambda _: None
 ) -> list[str]:
-    """Return what was taken into use within so many looks, beginning with `old`."""
+    """Return the values applied within a number of readings, starting from `old`."""
     used: list[str] = []
 
     def use(found: str) -> dict[str, Any]:
@@ -67,51 +67,51 @@ async def followed(
         return {"now": found}
 
     reloader = Reloader("secrets", "old", read=source.read, apply=use)
-    ask(reloader)
-    following = asyncio.create_task(reloader.run())
-    await eventually(lambda: source.looked > looks)
-    following.cancel()
+    start(reloader)
+    running = asyncio.create_task(reloader.run())
+    await eventually(lambda: source.count > readings)
+    running.cancel()
     return used
 
 
 BAD, WORSE = ConfigError(["SECRETS: expected one"]), ConfigError(["SECRETS: expected a file"])
 
 
-async def test_what_stays_the_same_is_not_mentioned(log: Log) -> None:
-    """While nothing changes nothing is exchanged and nothing is said."""
-    assert await followed(Source("old"), looks=5) == []
+async def test_an_unchanged_value_is_not_applied(log: Log) -> None:
+    """Nothing is applied and nothing logged while nothing changes."""
+    assert await applied(Source("old"), readings=5) == []
     assert log.lines == []
 
 
-async def test_what_is_new_is_used_once_it_is_sure(log: Log) -> None:
-    """A new value is used when two looks agree, once, and said to be."""
-    assert await followed(Source("old", "ne", "new", "new", "new"), looks=8) == ["new"]
+async def test_a_new_value_is_applied_once_two_readings_agree(log: Log) -> None:
+    """It is applied once, and logged."""
+    assert await applied(Source("old", "ne", "new", "new", "new"), readings=8) == ["new"]
     assert log.lines == [("secrets.reloaded", {"now": "new"})]
 
 
-async def test_who_asks_is_believed_at_once(log: Log) -> None:
-    """Asked for, a new value is used at the first look; asked again, what is in use is said."""
-    assert await followed(Source("new"), looks=3, ask=Reloader.request) == ["new"]
-    assert await followed(Source("old"), looks=3, ask=Reloader.request) == ["old"]
+async def test_a_requested_value_is_applied_at_once(log: Log) -> None:
+    """A requested reading counts alone, and logs the value even if it is the same."""
+    assert await applied(Source("new"), readings=3, start=Reloader.request) == ["new"]
+    assert await applied(Source("old"), readings=3, start=Reloader.request) == ["old"]
     assert log.lines == [("secrets.reloaded", {"now": now}) for now in ("new", "old")]
 
 
-async def test_what_is_wrong_keeps_the_old_and_is_said_once(log: Log) -> None:
-    """A bad source changes nothing; each fault is said once, and again after it was mended."""
+async def test_an_invalid_value_is_logged_once(log: Log) -> None:
+    """It changes nothing; each problem is logged once, and again after it was fixed."""
     looks: list[str | ConfigError] = [BAD, BAD, BAD, WORSE, WORSE, "old", "old", BAD, BAD, "new"]
-    assert await followed(Source(*looks), looks=15) == ["new"]
+    assert await applied(Source(*looks), readings=15) == ["new"]
     kept = [("secrets.reload_failed", {"problems": each.problems}) for each in (BAD, WORSE, BAD)]
     assert log.lines == [*kept, ("secrets.reloaded", {"now": "new"})]
 
 
-async def test_what_is_wrong_for_a_moment_is_not_said(log: Log) -> None:
-    """A file that is missing for one look is one that is being replaced."""
-    assert await followed(Source("old", BAD, "new"), looks=6) == ["new"]
+async def test_a_momentary_problem_is_not_logged(log: Log) -> None:
+    """A file that is missing for one reading is being replaced."""
+    assert await applied(Source("old", BAD, "new"), readings=6) == ["new"]
     assert [event for event, _ in log.lines] == ["secrets.reloaded"]
 
 
-def test_a_keyring_is_exchanged_whole() -> None:
-    """After an exchange only the new secrets count, and are known by their fingerprints."""
+def test_signing_secrets_are_replaced_as_a_whole() -> None:
+    """After a replacement only the new secrets are in use, and in the fingerprints."""
     signing_secrets = SigningSecrets({"": OLD, "eu": OLD})
     before = signing_secrets[""]
     signing_secrets.replace({"": (*NEW, *OLD), "us": NEW})

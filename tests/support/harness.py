@@ -1,4 +1,4 @@
-"""What the tests of the outside share: signed events, raw sockets, real processes.
+"""What tests from outside share: signed events, raw connections, real processes.
 
 Holds no test and no fixture; `conftest` has those.
 """
@@ -39,18 +39,18 @@ from tests.support.servers import PATIENCE_S
 Found = TypeVar("Found")
 
 PACKAGE = Path(service.__file__).parent
-# What takes more of a machine than everyday tests may: fail-overs under load, for the most part.
+# Marks tests that take long, such as fail-overs under load.
 takes_long = pytest.mark.skipif(
     not os.environ.get("TEST_LONG"), reason="takes long: set TEST_LONG=1, as .ci/run does"
 )
 DEADLINE_S = 2 * PATIENCE_S
-# A dozen processes that start at once on a busy machine.
+# For a dozen processes that start at once on a busy machine.
 PROCESS_DEADLINE_S = 3 * PATIENCE_S
 NOW = int(time.time())
 PREFIX = "identity.verification_session."
 WEBHOOK = "/webhooks/stripe"
 SECRET = Secret(b"whsec_tests")
-# `python -m service`, but patient with Redis: what a busy machine delays is no failure.
+# `python -m service` with longer timeouts for Redis, for busy machines.
 PATIENT = f"""
 from service.storage import clients
 from service.cli import main
@@ -71,7 +71,7 @@ def event(
     envelope: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> bytes:
-    """Return the body of an event about a session, created at `NOW` unless told."""
+    """Return the body of an event about a session, by default created at `NOW`."""
     return orjson.dumps(
         {
             "id": id,
@@ -86,14 +86,14 @@ def event(
 
 
 def signed(body: bytes, secret: Secret[bytes] = SECRET, *, age_s: float = 0) -> dict[str, str]:
-    """Return the headers that make *body* genuine."""
+    """Return the headers that sign *body*."""
     return {"Stripe-Signature": sign(body, secret, int(time.time() - age_s))}
 
 
 def request(
     body: bytes, headers: Mapping[str, str], *, path: str = WEBHOOK, close: bool = True
 ) -> bytes:
-    """Return a whole POST as it goes over the wire."""
+    """Return the bytes of a POST."""
     lines = {"Host": "tests", "Content-Length": str(len(body)), **headers}
     if close:
         lines["Connection"] = "close"
@@ -103,7 +103,7 @@ def request(
 
 @asynccontextmanager
 async def listening(app: Starlette, **changes: Any) -> AsyncIterator[Listener]:
-    """Serve *app* on a port of the system's choice."""
+    """Serve *app* on any free port."""
     defaults = {
         "max_connections": 1000,
         "receive_timeout_s": 10.0,
@@ -132,7 +132,7 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
 
 
 async def rest(reader: asyncio.StreamReader) -> bytes:
-    """Return what still comes until the other side closes."""
+    """Read until the other side closes."""
     try:
         return await asyncio.wait_for(reader.read(), DEADLINE_S)
     except ConnectionError:
@@ -140,7 +140,7 @@ async def rest(reader: asyncio.StreamReader) -> bytes:
 
 
 async def talk(port: int, *pieces: bytes) -> bytes:
-    """Send *pieces* and return all that is answered until the connection is closed."""
+    """Send *pieces* and return the whole answer, until the connection is closed."""
     async with connected(port) as (reader, writer):
         with contextlib.suppress(ConnectionError):
             for piece in pieces:
@@ -150,7 +150,7 @@ async def talk(port: int, *pieces: bytes) -> bytes:
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Read one answer off a connection that stays open."""
+    """Read one response from a connection that stays open."""
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
     fields = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:-2])
     body = await reader.readexactly(int(fields[b"content-length"]))
@@ -176,7 +176,7 @@ def soon(ask: Callable[[], Found], deadline_s: float = DEADLINE_S) -> Found:
 
 
 def cost(call: Callable[[], object], *, times: int = 1) -> float:
-    """Return what *call* takes of the processor, at its best: to be held against another's."""
+    """Return the minimum CPU time of *call*, for comparison with that of another."""
     found = []
     for _ in range(7):
         began = time.thread_time()
@@ -194,13 +194,13 @@ def environment(**settings: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if name.removesuffix("_FILE") not in names and not name.startswith("STRIPE_")
     }
-    # Processes run the same code as the tests, wherever either was started.
+    # Processes run the same code as the tests, whatever the current folder.
     path = os.pathsep.join(filter(None, [settings.pop("PYTHONPATH", ""), str(PACKAGE.parent)]))
     return {**kept, "COLUMNS": "200", "PYTHONPATH": path, **settings}
 
 
 class Process:
-    """One `python -m service …`, or another *program*, with everything it writes.
+    """One `python -m service …`, or another *program*, and its output.
 
     Attributes:
         started: The fields of its `process.started` line, once `ready` has seen it.
@@ -226,7 +226,7 @@ class Process:
         self.started: dict[str, Any] = {}
 
     def _stdout(self, out: BinaryIO) -> int:
-        """Return where standard output goes, of which *out* has everything in the end."""
+        """Return where standard output goes; *out* must have it all in the end."""
         return out.fileno()
 
     @property
@@ -280,14 +280,14 @@ class Process:
         return self.wait()
 
     def end(self) -> None:
-        """Make sure that it is gone."""
+        """Kill it if it still runs."""
         if self.popen.poll() is None:
             self.popen.kill()
         self.popen.wait()
 
 
 class Invoked(NamedTuple):
-    """What came of a command: its exit code, what it wrote, and what it logged."""
+    """The result of a command: its exit code, its output, and its log lines."""
 
     code: int
     out: bytes
@@ -296,7 +296,7 @@ class Invoked(NamedTuple):
 
 
 class Processes:
-    """Starts processes on one Redis, and leaves none behind."""
+    """Starts processes on one Redis, and ends them all."""
 
     def __init__(self, url: str, directory: Path) -> None:
         self.url = url
@@ -304,7 +304,7 @@ class Processes:
         self._processes: list[Process] = []
 
     def start(self, *arguments: str, program: str = PATIENT, **settings: str) -> Process:
-        """Start `python -m service *arguments*`; ports are the system's choice."""
+        """Start `python -m service *arguments*`, by default on free ports."""
         process = Process(
             *arguments,
             directory=self.directory,
@@ -330,14 +330,14 @@ class Processes:
         }
 
     def invoke(self, *arguments: str, answer: str = "", **settings: str) -> Invoked:
-        """Do in this process what `python -m service *arguments*` does: it is there sooner.
+        """Run `python -m service *arguments*` within this process, which is faster.
 
-        Its logging is not taken over, which would be that of all tests from then on. To whatever it
-        asks, *answer* is typed.
+        Logging is not reconfigured, since that would affect all later tests. *answer* is typed when
+        the command asks.
         """
         environ = environment(**{**self._defaults(arguments[0]), **settings})
         with (
-            # Where the tests are run, `dev` may have left its own secret.
+            # In the folder of the tests, `dev` may have left a secret.
             contextlib.chdir(self.directory),
             mock.patch.dict(os.environ, environ, clear=True),
             mock.patch.object(sys, "argv", ["service", *arguments]),
@@ -356,13 +356,13 @@ class Processes:
         return process
 
     def close(self) -> None:
-        """End whatever still runs."""
+        """End all processes."""
         for process in self._processes:
             process.end()
 
 
 class Sandbox(Processes):
-    """The same, on a server of their own."""
+    """Processes with a Redis of their own."""
 
     def __init__(self, server: EmbeddedServer, directory: Path) -> None:
         super().__init__(server.url, directory)
@@ -371,7 +371,7 @@ class Sandbox(Processes):
 
 @contextmanager
 def open_sandbox(directory: Path) -> Iterator[Sandbox]:
-    """Yield a sandbox with a server of its own."""
+    """Yield a sandbox with a new Redis."""
     with (
         EmbeddedServer.start(find_server(os.environ), directory=directory / "redis") as server,
         contextlib.closing(Sandbox(server, directory)) as opened,
@@ -385,7 +385,7 @@ def open_sandbox(directory: Path) -> Iterator[Sandbox]:
 async def post_all(
     client: httpx2.AsyncClient, url: str, bodies: Iterable[bytes]
 ) -> list[httpx2.Response]:
-    """Post all *bodies*, signed, at once."""
+    """Post all *bodies*, signed, concurrently."""
     return await asyncio.gather(
         *(client.post(url, content=body, headers=signed(body)) for body in bodies)
     )
