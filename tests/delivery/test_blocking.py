@@ -1,4 +1,4 @@
-"""Laws of a blocked event loop: the handler that blocks it is named, and Redis is not blamed."""
+"""Tests of a blocked event loop: the handler is named, and Redis is not blamed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TRANSITION = StatusTransition(
 
 @pytest.fixture(autouse=True)
 async def _measured(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """Let the loop be measured, at a quicker pace, and forget what other tests have done to it."""
+    """Measure the loop more often than in service, without what earlier tests have left."""
     for module in (blocking, loop_lag):
         monkeypatch.setattr(module, "TICK_S", TICK_S)
     monkeypatch.setattr(loop_lag, "BLOCKED_S", BLOCK_S / 2)
@@ -50,7 +50,7 @@ async def _measured(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
 
 async def compute() -> None:
     """Do what a handler must not do."""
-    time.sleep(BLOCK_S)  # noqa: ASYNC251 - what this is about
+    time.sleep(BLOCK_S)  # noqa: ASYNC251 - the point of the test
 
 
 async def handler(_: StatusTransition) -> None:
@@ -59,8 +59,8 @@ async def handler(_: StatusTransition) -> None:
     await compute()
 
 
-async def test_a_handler_that_blocks_is_named_with_its_place() -> None:
-    """The line tells the handler, and where in its own code the loop stood still."""
+async def test_a_blocking_handler_is_named_with_its_place() -> None:
+    """The line names the handler, and the place in its own code that blocked."""
     with structlog.testing.capture_logs() as lines:
         assert await HandlerCalls("own:open", handler, 10).call(TRANSITION) is None
         await eventually(lambda: bool(lines))
@@ -71,8 +71,8 @@ async def test_a_handler_that_blocks_is_named_with_its_place() -> None:
     assert line["place"].endswith(" handler")
 
 
-async def test_who_is_not_in_a_handler_is_not_called_one() -> None:
-    """What blocks outside of any handler makes no such line, also while one is waiting."""
+async def test_other_code_that_blocks_is_not_a_handler() -> None:
+    """Code outside of handlers causes no such line, also while a handler is waiting."""
     call = asyncio.create_task(
         HandlerCalls("own:open", lambda _: asyncio.sleep(2), 10).call(TRANSITION)
     )
@@ -83,8 +83,8 @@ async def test_who_is_not_in_a_handler_is_not_called_one() -> None:
     assert not lines
 
 
-async def test_a_time_out_while_the_loop_stood_still_is_not_redis_own() -> None:
-    """What ran out of time during a block, or just after one, says nothing about Redis."""
+async def test_a_timeout_of_a_blocked_loop_is_not_blamed_on_redis() -> None:
+    """A timeout during a block, or just after one, says nothing about Redis."""
     assert unavailable_reason(RedisTimeoutError()) is UnavailableReason.REDIS_SLOW
     before = metrics.LOOP_LAG_SECONDS._sum.get()
     await compute()

@@ -1,4 +1,4 @@
-"""Laws of the circuit: an outage pauses and probes, is visible, and burns no attempts."""
+"""Tests of the circuit breaker: an outage costs no attempts, is probed, and is visible."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from service.delivery import retries
 from service.delivery.retries import (
     MAX_DESTINATIONS,
     MAX_PROBE_DELAY_S,
+    CircuitBreaker,
     CircuitBreakers,
     CircuitSession,
 )
@@ -24,9 +25,9 @@ from service.storage.connections import Connections
 from service.storage.layout import Keys
 from service.telemetry import metrics
 from service.transitions.transition import StatusTransition
-from tests.support import virtual_time
 from tests.support.harness import eventually
 from tests.support.servers import until
+from tests.support.virtual_time import in_virtual_time
 
 CHANGE = (
     '{"event_id":"evt_%d","event_type":"t","occurred_at":"2026-01-01T00:00:00Z",'
@@ -34,31 +35,31 @@ CHANGE = (
 )
 
 
-class Callers:
-    """An owner of callers that remembers whom it was told to resume, and when."""
+class RecordingScheduler:
+    """A scheduler that records when it was asked to resume which session."""
 
-    def __init__(self) -> None:
-        self.circuit = CircuitBreakers("one", initial_delay_s=1).for_destination("")
+    def __init__(self, circuit: CircuitBreaker | None = None) -> None:
+        self.circuit = circuit or CircuitBreakers("one", initial_delay_s=1).for_destination("")
         self.resumed: list[tuple[float, str]] = []
 
-    def resume(self, caller: CircuitSession) -> None:
-        """Remember."""
-        self.resumed.append((asyncio.get_running_loop().time(), caller.key))
+    def resume(self, session: CircuitSession) -> None:
+        """Record."""
+        self.resumed.append((asyncio.get_running_loop().time(), session.key))
 
-    def lose(self, caller: CircuitSession) -> bool:
-        """Let a call fail to reach the queue, and its caller wait if the queue is to blame."""
-        is_queues = self.circuit.record_unreachable(
-            caller, "away", successes_before=self.circuit.successes
-        )
-        if is_queues:
-            self.circuit.add_waiting(caller, self)
-        return is_queues
+    def fail(self, session: CircuitSession) -> bool:
+        """Let a call not reach the destination; return whether its session waits for that."""
+        successes = self.circuit.successes
+        is_outage = self.circuit.record_unreachable(session, "away", successes_before=successes)
+        if is_outage:
+            self.circuit.add_waiting(session, self)
+        return is_outage
 
-    async def probing(self) -> str:
-        """Return whose turn to probe comes next."""
+    async def next_resumed(self) -> str:
+        """Wait for the next session to be resumed."""
         before = len(self.resumed)
-        while len(self.resumed) == before:  # noqa: ASYNC110 - it knows no event
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10 * MAX_PROBE_DELAY_S):
+            while len(self.resumed) == before:  # noqa: ASYNC110 - there is no event to wait for
+                await asyncio.sleep(0.01)
         return self.resumed[-1][1]
 
 
@@ -70,192 +71,162 @@ def lines() -> Iterator[list[structlog.typing.EventDict]]:
 
 
 def gauge(handler: str = "one") -> float:
-    """Return what the metric says of a handler."""
+    """Return the metric of open circuits."""
     return float(metrics.CIRCUIT_OPEN.labels(handler)._value.get())
 
 
-def test_an_outage_opens_and_any_answer_closes(lines: list[structlog.typing.EventDict]) -> None:
-    """The first lost call opens, any answer closes; metric and log say each once."""
-
-    async def law() -> None:
-        callers = Callers()
-        circuit = callers.circuit
-        assert (circuit.is_open, gauge()) == (False, 0)
-        for name in "abc":
-            assert callers.lose(CircuitSession(name))
-        assert (circuit.is_open, gauge()) == (True, 1)
-        assert not circuit.begin_call(CircuitSession("d"))
-        for _ in range(3):
-            circuit.record_response()
-        assert (circuit.is_open, gauge()) == (False, 0)
-        assert circuit.begin_call(CircuitSession("d"))
-        assert [name for _, name in callers.resumed] == ["a", "b", "c"]
-        assert [line["event"] for line in lines] == ["circuit.opened", "circuit.closed"]
-
-    virtual_time.run(law())
-
-
-def test_a_success_of_another_makes_it_an_attempt() -> None:
-    """A lost call counts whenever another session has succeeded since this one's last try."""
-
-    async def law() -> None:
-        callers = Callers()
-        circuit, poison, other = callers.circuit, CircuitSession("poison"), CircuitSession("other")
-        before = circuit.successes
-        circuit.record_success()
-        assert not circuit.record_unreachable(poison, "away", successes_before=before)
-        assert not circuit.is_open
-        assert callers.lose(poison)
-        circuit.record_success()
-        assert callers.lose(other)
-        # Open now by another's word; but this one has failed before and after a success.
-        assert not circuit.record_unreachable(poison, "away", successes_before=circuit.successes)
-        poison.reset()
-        assert circuit.record_unreachable(poison, "away", successes_before=circuit.successes)
-
-    virtual_time.run(law())
-
-
-def test_a_first_try_that_meets_an_outage_does_not_count() -> None:
-    """Who began before the last success, and fails after the first lost call, is not to blame."""
-
-    async def law() -> None:
-        callers = Callers()
-        before = callers.circuit.successes
-        callers.circuit.record_success()
-        callers.lose(CircuitSession("first"))
-        assert callers.circuit.record_unreachable(
-            CircuitSession("second"), "away", successes_before=before
-        )
-
-    virtual_time.run(law())
-
-
-def test_what_an_outage_is_called_is_told(lines: list[structlog.typing.EventDict]) -> None:
-    """The word is in the line that opens; another word while open has a line, and no more."""
-
-    async def law() -> None:
-        circuit = CircuitBreakers("one", initial_delay_s=1).for_destination("there")
-        for reason in ("refused", "refused", "unroutable", "unroutable"):
-            circuit.record_unreachable(CircuitSession(reason), reason, successes_before=0)
+@in_virtual_time
+async def test_a_circuit_opens_and_closes(lines: list[structlog.typing.EventDict]) -> None:
+    """An unreachable destination opens the circuit, any response closes it, each logged once."""
+    scheduler = RecordingScheduler()
+    circuit = scheduler.circuit
+    assert (circuit.is_open, gauge()) == (False, 0)
+    for name in "abc":
+        assert scheduler.fail(CircuitSession(name))
+    assert (circuit.is_open, gauge()) == (True, 1)
+    assert not circuit.begin_call(CircuitSession("d"))
+    for _ in range(3):
         circuit.record_response()
-        told = [(one["event"], one["log_level"], one.get("reason")) for one in lines]
-        assert told == [
-            ("circuit.opened", "error", "refused"),
-            ("circuit.still_open", "error", "unroutable"),
-            ("circuit.closed", "info", None),
-        ]
-        assert {one["destination"] for one in lines} == {"there"}
-
-    virtual_time.run(law())
+    assert (circuit.is_open, gauge()) == (False, 0)
+    assert circuit.begin_call(CircuitSession("d"))
+    assert [name for _, name in scheduler.resumed] == ["a", "b", "c"]
+    assert [line["event"] for line in lines] == ["circuit.opened", "circuit.closed"]
 
 
-def test_each_destination_has_a_circuit_of_its_own() -> None:
-    """One that is away does not stop the others; the metric counts the open ones; bounded."""
-
-    async def law() -> None:
-        circuits = CircuitBreakers("one", initial_delay_s=1)
-        for name in ("a", "b"):
-            circuits.for_destination(name).record_unreachable(
-                CircuitSession(name), "away", successes_before=0
-            )
-        assert (circuits.is_open, gauge()) == (True, 2)
-        assert not circuits.for_destination("a").begin_call(CircuitSession("x"))
-        assert circuits.for_destination("c").begin_call(CircuitSession("x"))
-        circuits.for_destination("a").record_response()
-        assert (circuits.is_open, gauge()) == (True, 1)
-        circuits.for_destination("b").record_response()
-        assert (circuits.is_open, gauge()) == (False, 0)
-        many = {circuits.for_destination(f"d{n}") for n in range(2 * MAX_DESTINATIONS)}
-        assert len(many) <= MAX_DESTINATIONS
-
-    virtual_time.run(law())
+@in_virtual_time
+async def test_a_failure_of_the_session_is_told_from_an_outage() -> None:
+    """If another session has succeeded since this one's last call, the failure is its own."""
+    scheduler = RecordingScheduler()
+    circuit, poison = scheduler.circuit, CircuitSession("poison")
+    circuit.record_success()
+    assert not circuit.record_unreachable(poison, "away", successes_before=0)
+    assert not circuit.is_open
+    assert scheduler.fail(poison)
+    circuit.record_success()
+    assert scheduler.fail(CircuitSession("other"))
+    # The circuit is open because of another session; but this one failed before and after a
+    # success.
+    assert not circuit.record_unreachable(poison, "away", successes_before=circuit.successes)
+    poison.reset()
+    assert circuit.record_unreachable(poison, "away", successes_before=circuit.successes)
 
 
-def test_the_least_probed_is_next() -> None:
-    """Probes come one at a time, to whoever had the fewest; a newcomer has its turn soon."""
-
-    async def law() -> None:
-        callers = Callers()
-        loop = asyncio.get_running_loop()
-        known = {name: CircuitSession(name) for name in "abc"}
-        for caller in known.values():
-            callers.lose(caller)
-        turns = []
-        for _ in range(30):
-            turns.append(await callers.probing())
-            assert callers.circuit.begin_call(known[turns[-1]])
-            assert sum(map(callers.circuit.begin_call, known.values())) == 1
-            callers.lose(known[turns[-1]])
-        assert [sorted(turns[n : n + 3]) for n in range(0, 30, 3)] == [["a", "b", "c"]] * 10
-
-        begun = loop.time()
-        newcomer = CircuitSession("newcomer")
-        callers.circuit.add_waiting(newcomer, callers)
-        assert await callers.probing() == "newcomer"
-        assert loop.time() <= begun + 1.1
-
-    virtual_time.run(law())
+@in_virtual_time
+async def test_a_first_call_that_meets_an_outage_does_not_count() -> None:
+    """A call that began before the last success, and failed in the outage, is not to blame."""
+    scheduler = RecordingScheduler()
+    circuit = scheduler.circuit
+    circuit.record_success()
+    scheduler.fail(CircuitSession("first"))
+    assert circuit.record_unreachable(CircuitSession("second"), "away", successes_before=0)
 
 
-def test_pauses_grow_to_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session's probes come after pauses that double at the longest, never beyond the ceiling."""
-    monkeypatch.setattr("random.uniform", lambda _, most: most)
-
-    async def law() -> None:
-        callers = Callers()
-        alone = CircuitSession("alone")
-        callers.lose(alone)
-        for _ in range(40):
-            await callers.probing()
-            callers.lose(alone)
-        times = [0.0, *(at for at, _ in callers.resumed)]
-        pauses = [round(after - before) for before, after in pairwise(times)]
-        assert pauses[:7] == [1, 2, 4, 8, 16, MAX_PROBE_DELAY_S, 30]
-        assert max(pauses) == MAX_PROBE_DELAY_S
-
-    virtual_time.run(law())
+@in_virtual_time
+async def test_reasons_of_an_outage_are_logged(lines: list[structlog.typing.EventDict]) -> None:
+    """The line of an opened circuit has the reason; another reason has one line of its own."""
+    circuit = CircuitBreakers("one", initial_delay_s=1).for_destination("there")
+    for reason in ("refused", "refused", "unroutable", "unroutable"):
+        circuit.record_unreachable(CircuitSession(reason), reason, successes_before=0)
+    circuit.record_response()
+    assert [(line["event"], line["log_level"], line.get("reason")) for line in lines] == [
+        ("circuit.opened", "error", "refused"),
+        ("circuit.still_open", "error", "unroutable"),
+        ("circuit.closed", "info", None),
+    ]
+    assert {line["destination"] for line in lines} == {"there"}
 
 
-def test_who_leaves_takes_no_turn_along() -> None:
-    """Callers of an owner that stops are forgotten; a turn that was theirs goes to another."""
-
-    async def law() -> None:
-        leaving, staying = Callers(), Callers()
-        staying.circuit = leaving.circuit
-        circuit = leaving.circuit
-        leaver = CircuitSession("leaver")
-        leaving.lose(leaver)
-        assert await leaving.probing() == "leaver"
-        circuit.add_waiting(CircuitSession("waits"), leaving)
-        circuit.add_waiting(CircuitSession("stays"), staying)
-        await asyncio.sleep(2 * MAX_PROBE_DELAY_S)
-        assert not staying.resumed
-        circuit.remove_waiting(leaving)
-        assert await staying.probing() == "stays"
-        assert [name for _, name in leaving.resumed] == ["leaver"]
-
-    virtual_time.run(law())
+@in_virtual_time
+async def test_each_destination_has_its_own_circuit() -> None:
+    """An unreachable destination stops no other; the metric counts them; they are bounded."""
+    circuits = CircuitBreakers("one", initial_delay_s=1)
+    for name in ("a", "b"):
+        circuit = circuits.for_destination(name)
+        circuit.record_unreachable(CircuitSession(name), "away", successes_before=0)
+    assert (circuits.is_open, gauge()) == (True, 2)
+    assert not circuits.for_destination("a").begin_call(CircuitSession("x"))
+    assert circuits.for_destination("c").begin_call(CircuitSession("x"))
+    for name in ("a", "b"):
+        assert circuits.is_open
+        circuits.for_destination(name).record_response()
+    assert (circuits.is_open, gauge()) == (False, 0)
+    many = {circuits.for_destination(f"d{n}") for n in range(2 * MAX_DESTINATIONS)}
+    assert len(many) <= MAX_DESTINATIONS
 
 
-async def test_an_outage_is_seen_and_ends(
+@in_virtual_time
+async def test_the_least_probed_is_next() -> None:
+    """One session probes at a time, the one that has probed least; a new one does so soon."""
+    scheduler = RecordingScheduler()
+    loop = asyncio.get_running_loop()
+    known = {name: CircuitSession(name) for name in "abc"}
+    for session in known.values():
+        scheduler.fail(session)
+    turns = []
+    for _ in range(30):
+        turns.append(await scheduler.next_resumed())
+        assert sum(map(scheduler.circuit.begin_call, known.values())) == 1
+        assert scheduler.circuit.begin_call(known[turns[-1]])
+        scheduler.fail(known[turns[-1]])
+    assert [sorted(turns[n : n + 3]) for n in range(0, 30, 3)] == [["a", "b", "c"]] * 10
+
+    begun = loop.time()
+    scheduler.circuit.add_waiting(CircuitSession("new"), scheduler)
+    assert await scheduler.next_resumed() == "new"
+    assert loop.time() <= begun + 1.1
+
+
+@in_virtual_time
+async def test_delays_of_probes_double_up_to_a_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound of the delay before a session's next probe doubles up to a maximum."""
+    monkeypatch.setattr("random.uniform", lambda _, bound: bound)
+    scheduler = RecordingScheduler()
+    session = CircuitSession("alone")
+    scheduler.fail(session)
+    for _ in range(40):
+        await scheduler.next_resumed()
+        scheduler.fail(session)
+    times = [0.0, *(at for at, _ in scheduler.resumed)]
+    delays = [round(after - before) for before, after in pairwise(times)]
+    assert delays[:7] == [1, 2, 4, 8, 16, MAX_PROBE_DELAY_S, 30]
+    assert max(delays) == MAX_PROBE_DELAY_S
+
+
+@in_virtual_time
+async def test_a_scheduler_that_stops_gives_up_its_turn() -> None:
+    """Sessions of a scheduler that stops are removed; another one's session probes instead."""
+    stopping = RecordingScheduler()
+    circuit = stopping.circuit
+    staying = RecordingScheduler(circuit)
+    stopping.fail(CircuitSession("has its turn"))
+    assert await stopping.next_resumed() == "has its turn"
+    circuit.add_waiting(CircuitSession("waits"), stopping)
+    circuit.add_waiting(CircuitSession("stays"), staying)
+    await asyncio.sleep(2 * MAX_PROBE_DELAY_S)
+    assert not staying.resumed
+    circuit.remove_waiting(stopping)
+    assert await staying.next_resumed() == "stays"
+    assert [name for _, name in stopping.resumed] == ["has its turn"]
+
+
+async def test_an_outage_is_seen_by_check_and_ends(
     make_settings: Callable[..., Settings],
     connections: Connections,
     lines: list[structlog.typing.EventDict],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While every call fails to connect nothing is buried, `check` warns, and then all is taken."""
+    """With Redis: during an outage `check` warns and nothing is a dead letter; then all follows."""
     monkeypatch.setattr(retries, "MAX_PROBE_DELAY_S", 0.02)
     settings = make_settings(
         lease_ttl_s=1.0, retry_initial_delay_s=0.01, retry_max_delay_s=0.02, retry_max_attempts=1
     )
     keys = Keys(settings.redis_prefix, settings.partitions)
-    away, calls, taken = True, 0, list[str]()
+    is_unreachable, calls, taken = True, 0, list[str]()
 
     async def handle(transition: StatusTransition) -> None:
         nonlocal calls
         calls += 1
-        if away:
+        if is_unreachable:
             raise ConnectionError
         taken.append(transition.session_id)
 
@@ -266,14 +237,14 @@ async def test_an_outage_is_seen_and_ends(
     stopping = asyncio.Event()
     work = asyncio.create_task(Worker(connections, keys, settings, {"log": handle}).run(stopping))
     await until(lambda: connections.client.exists(keys.circuit("log")))
-    # Every attempt counted, each session's only one would be gone long before the last probe.
+    # If calls counted as attempts, each session's only one would be used up by now.
     await eventually(lambda: calls > 60)
     assert gauge("log") == 1
     found = {finding.name: finding for finding in await check.collect_findings(settings, {})}
     assert found["group log"].severity is Severity.WARNING
-    assert "cannot reach its queue" in found["group log"].meaning
+    assert "its queue is unreachable" in found["group log"].meaning
 
-    away = False
+    is_unreachable = False
     await eventually(lambda: len(taken) == 50)
     assert gauge("log") == 0
     stopping.set()
