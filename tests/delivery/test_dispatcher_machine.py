@@ -1,7 +1,7 @@
-"""The law of dispatching, searched in virtual time: several workers, and everything goes wrong.
+"""A random search in virtual time: several workers dispatch, and everything goes wrong.
 
-Hypothesis makes up transitions, failing handlers, lost and slow replies, lost leases, pauses,
-kills and outages; a store in memory stands for Redis, fenced as its scripts are. `depth` says how
+Hypothesis generates transitions, failing handlers, lost and slow replies, lost leases, pauses,
+kills and outages. A store in memory stands for Redis, with the same fencing. `depth` says how
 to search further, and how a failure is repeated.
 """
 
@@ -33,7 +33,7 @@ from service.delivery.retries import CircuitBreakers, RetryPolicy
 from service.errors import Undeliverable
 from service.transitions.transition import StatusTransition
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
-from tests.support.dispatching import Entry, entry, transition
+from tests.support.dispatching import HANDLER, Entry, entry, transition
 from tests.support.virtual_time import VirtualTimeLoop
 
 Found = TypeVar("Found")
@@ -45,9 +45,19 @@ LATENCY_S = 0.01
 MAX_WORKERS = 3
 
 SESSIONS = st.lists(st.sampled_from("abc"), min_size=1, max_size=6)
-FATES = st.lists(
+OUTCOMES = st.lists(
     st.sampled_from(
-        ["well", "slow", "fails", "fails", "halves", "cancels", "disconnects", "hangs", "refuses"]
+        [
+            "succeeds",
+            "slow",
+            "fails",
+            "fails",
+            "halves",
+            "cancels",
+            "disconnects",
+            "hangs",
+            "undeliverable",
+        ]
     ),
     max_size=8,
 )
@@ -56,21 +66,21 @@ PAUSES = st.sampled_from([0, 0.015, 0.1, 1, 4, 12, 60])
 
 
 class World:
-    """What a store, its workers and the outside world know of each other.
+    """What the store, the workers and the destination share, and the rules that were broken.
 
     Attributes:
-        fates: What becomes of the next calls of the handler.
-        faults: What becomes of the next calls of a consumer.
-        outage: Whether the handler's queue is out of reach.
-        interruptions: How often anything came between a worker and its entries.
-        copies: How many entries were read once more.
-        refusals: Those of the failures that were connection errors.
-        violations: Laws that were broken, where no assertion would be heard.
+        outcomes: How the next calls of the handler end.
+        faults: What happens to the next calls of a consumer.
+        outage: Whether the handler's destination is unreachable.
+        interruptions: How often a worker lost a reply, its lease or its life.
+        copies: How many entries were read twice.
+        unreachables: The failures that were connection errors.
+        violations: Rules that were broken, where nothing would see an assertion.
     """
 
     def __init__(self, loop: VirtualTimeLoop) -> None:
         self.loop = loop
-        self.fates: deque[str] = deque()
+        self.outcomes: deque[str] = deque()
         self.faults: deque[str] = deque()
         self.outage = False
         self.interruptions = 0
@@ -79,57 +89,57 @@ class World:
         self.last: Counter[str] = Counter()
         self.calls: Counter[Entry] = Counter()
         self.failures: Counter[Entry] = Counter()
-        self.refusals: Counter[Entry] = Counter()
+        self.unreachables: Counter[Entry] = Counter()
         self.successes: set[tuple[Worker, Entry]] = set()
 
-    def hold(self, law: str, *, holds: bool) -> None:
-        """Remember that a law was broken."""
+    def check(self, rule: str, *, holds: bool) -> None:
+        """Record a rule that is broken."""
         if not holds:
-            self.violations.append(law)
+            self.violations.append(rule)
 
 
 class Store:
-    """Redis as one partition of one handler sees it: entries, pending ones, a lease that ends."""
+    """One partition of one handler in Redis: entries, pending entries, a lease that expires."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.stream: list[StatusTransition] = []
         self.pending: dict[int, Attempts] = {}
         self.consumers: dict[int, Worker] = {}
-        self.settled: list[Entry] = []
-        self.buried: list[Entry] = []
+        self.acked: list[Entry] = []
+        self.dead_letters: list[Entry] = []
         self.read_to = 0
-        self.owner: Box | None = None
+        self.owner: MachineConsumer | None = None
         self.until = 0.0
-        self.grown = asyncio.Event()
+        self.has_grown = asyncio.Event()
 
     def admit(self, one: Entry) -> None:
         """Append to the stream."""
         self.stream.append(transition(*one))
-        self.grown.set()
+        self.has_grown.set()
 
-    def lease(self, box: Box, *, renew: bool) -> bool:
-        """Give the lease to *box*, or prolong it."""
+    def lease(self, consumer: MachineConsumer, *, renew: bool) -> bool:
+        """Let *consumer* take or renew the lease."""
         now = self.world.loop.time()
         if now >= self.until:
             self.owner = None
-        if self.owner is not box and (renew or self.owner is not None):
+        if self.owner is not consumer and (renew or self.owner is not None):
             return False
-        self.owner, self.until = box, now + TTL_S
+        self.owner, self.until = consumer, now + TTL_S
         return True
 
-    def owns(self, box: Box) -> bool:
-        """Say whether the lease is still that box's."""
-        return self.owner is box and self.world.loop.time() < self.until
+    def owns(self, consumer: MachineConsumer) -> bool:
+        """Return whether *consumer* holds the lease."""
+        return self.owner is consumer and self.world.loop.time() < self.until
 
     @property
     def is_done(self) -> bool:
-        """Whether everything was settled or buried."""
+        """Whether every entry is acknowledged or a dead letter."""
         return not self.pending and self.read_to == len(self.stream)
 
 
-class Box:
-    """One worker's consumer: every call is fenced, and may be lost, late, or answered twice."""
+class MachineConsumer:
+    """A worker's consumer: every call is fenced, and may be lost, late, or answered twice."""
 
     def __init__(self, store: Store, worker: Worker) -> None:
         self.store = store
@@ -137,30 +147,32 @@ class Box:
         self.deadline = 0.0
 
     def has_lease(self) -> bool:
-        """Say whether the lease holds, by the worker's clock."""
+        """Return whether the lease is held, by the worker's clock."""
         return self.store.world.loop.time() < self.deadline
 
     async def claim_pending(self) -> AsyncIterator[list[Delivery]]:
-        """Claim what pends; what another worker had gains a start."""
+        """Claim pending entries; those of another worker count one delivery more."""
         at = -1
         while True:
-            found = await self._ask(lambda first=at: self._claimed(first))  # type: ignore[misc]
+            found = await self._ask(lambda first=at: self._claim(first))  # type: ignore[misc]
             if not found:
                 return
             at = int(found[-1].entry_id)
             yield found
 
-    def _claimed(self, after: int) -> list[Delivery]:
+    def _claim(self, after: int) -> list[Delivery]:
         store = self.store
         for i in sorted(i for i in store.pending if i > after)[:BATCH]:
             failed, deliveries = store.pending[i]
-            strange = store.consumers[i] is not self.worker and deliveries < QUARANTINE_AFTER
-            store.pending[i] = Attempts(failed, deliveries + strange)
+            is_other_worker = (
+                store.consumers[i] is not self.worker and deliveries < QUARANTINE_AFTER
+            )
+            store.pending[i] = Attempts(failed, deliveries + is_other_worker)
             store.consumers[i] = self.worker
         return [self._delivery(i) for i in sorted(i for i in store.pending if i > after)[:BATCH]]
 
     async def read(self, most: int) -> list[Delivery]:
-        """Return what is new, and perhaps, once more, what was read before."""
+        """Return new entries, and perhaps one that was read before."""
         store = self.store
 
         def act() -> list[Delivery]:
@@ -177,30 +189,30 @@ class Box:
         return found + again
 
     async def load(self, delivery: Delivery) -> StatusTransition | Missing:
-        """Return what an entry holds."""
+        """Return an entry's transition."""
         return await self._ask(lambda: self.store.stream[int(delivery.entry_id)])
 
     async def ack(self, delivery: Delivery) -> None:
-        """Settle what the handler has taken."""
+        """Acknowledge an entry that the handler has taken."""
         one = self._entry(delivery)
 
         def act() -> None:
-            self.store.world.hold(
-                "only what was handed over is settled",
+            self.store.world.check(
+                "only what the handler took is acknowledged",
                 holds=(self.worker, one) in self.store.world.successes,
             )
             if self.store.pending.pop(int(delivery.entry_id), None) is not None:
-                self.store.settled.append(one)
+                self.store.acked.append(one)
 
         await self._ask(act)
 
     async def record_attempts(self, delivery: Delivery, attempts: Attempts) -> None:
-        """Write attempts down."""
+        """Record attempts."""
         one, store = self._entry(delivery), self.store
 
         def act() -> None:
             made = store.world.failures[one]
-            store.world.hold("no failure is counted that was none", holds=attempts.failed <= made)
+            store.world.check("only failures are recorded as such", holds=attempts.failed <= made)
             if int(delivery.entry_id) in store.pending:
                 store.pending[int(delivery.entry_id)] = attempts
 
@@ -209,28 +221,28 @@ class Box:
     async def dead_letter(
         self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
     ) -> int:
-        """Bury what nobody can deliver."""
+        """Make an entry a dead letter."""
         one, store, world = self._entry(delivery), self.store, self.store.world
 
         def act() -> int:
-            world.hold("only what was tried is buried", holds=world.calls[one] > 0)
+            world.check("only entries that were tried are dead letters", holds=world.calls[one] > 0)
             if reason == DeadLetterReason.EXHAUSTED:
                 enough = attempts == POLICY.max_attempts <= world.failures[one]
-                world.hold("exhausted means that all attempts were made", holds=enough)
+                world.check("all attempts were made", holds=enough)
             if reason == DeadLetterReason.KILLED_WORKER:
                 enough = world.interruptions >= MAX_DELIVERIES_WITHOUT_OUTCOME
-                world.hold("a killer has killed", holds=enough)
+                world.check("workers died before", holds=enough)
             if store.pending.pop(int(delivery.entry_id), None) is not None:
-                store.buried.append(one)
-            return len(store.buried) + 1
+                store.dead_letters.append(one)
+            return len(store.dead_letters) + 1
 
         return await self._ask(act)
 
     async def wait_for_entries(self) -> None:
-        """Wait until the stream has grown past what was read."""
-        self.store.grown.clear()
+        """Wait until the stream is longer than what was read."""
+        self.store.has_grown.clear()
         if self.store.read_to >= len(self.store.stream):
-            await self.store.grown.wait()
+            await self.store.has_grown.wait()
 
     def _delivery(self, i: int) -> Delivery:
         return Delivery(str(i), self.store.stream[i], self.store.pending[i])
@@ -239,7 +251,7 @@ class Box:
         return entry(self.store.stream[int(delivery.entry_id)])
 
     async def _ask(self, act: Callable[[], Found]) -> Found:
-        """Do *act* if the lease is ours, unless the weather is against it."""
+        """Call *act* if the lease is held, unless the next fault prevents it."""
         world = self.store.world
         fault = world.faults.popleft() if world.faults else ""
         world.interruptions += fault in {"request", "reply"}
@@ -258,27 +270,27 @@ class Box:
 
 
 class Worker:
-    """Takes the lease when it is free, keeps it, and dispatches, as the real one does."""
+    """Takes the lease when it is free, renews it, and dispatches, as the real one does."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.world = store.world
         self.is_stopping = False
         self._running = 0
-        self._circuits = CircuitBreakers("journal", initial_delay_s=POLICY.initial_delay_s)
+        self._circuits = CircuitBreakers(HANDLER, initial_delay_s=POLICY.initial_delay_s)
         self._quarantine = asyncio.Lock()
         self._dispatching: asyncio.Task[None] | None = None
         self._dispatcher: Dispatcher | None = None
         self.task = self.world.loop.create_task(self._live())
 
     def stop(self) -> None:
-        """Finish what is started, then leave."""
+        """Finish the calls that have begun, then end."""
         self.is_stopping = True
         if self._dispatcher is not None:
             self._dispatcher.stop()
 
     def kill(self) -> None:
-        """End at once; the lease stays where it is until it runs out."""
+        """End at once; the lease remains until it expires."""
         self.world.interruptions += 1
         self.is_stopping = True
         for task in (self.task, self._dispatching):
@@ -287,29 +299,29 @@ class Worker:
 
     async def _live(self) -> None:
         while not self.is_stopping:
-            box, before = Box(self.store, self), self.world.loop.time()
-            if self.store.lease(box, renew=False):
-                box.deadline = before + TTL_S
-                await self._tenure(box)
+            consumer, before = MachineConsumer(self.store, self), self.world.loop.time()
+            if self.store.lease(consumer, renew=False):
+                consumer.deadline = before + TTL_S
+                await self._hold_lease(consumer)
             else:
                 await asyncio.sleep(0.7)
 
-    async def _tenure(self, box: Box) -> None:
-        keeping = asyncio.create_task(self._keep(box))
+    async def _hold_lease(self, consumer: MachineConsumer) -> None:
+        renewing = asyncio.create_task(self._renew(consumer))
         try:
-            while box.has_lease() and not self.is_stopping:
-                await self._dispatch(box)
+            while consumer.has_lease() and not self.is_stopping:
+                await self._dispatch(consumer)
         finally:
-            keeping.cancel()
-        if self.store.owner is box:
+            renewing.cancel()
+        if self.store.owner is consumer:
             self.store.owner = None
 
-    async def _dispatch(self, box: Box) -> None:
-        """Dispatch until stopped or until an error, which has to be one that is meant."""
+    async def _dispatch(self, consumer: MachineConsumer) -> None:
+        """Dispatch until stopped, or until one of the expected errors."""
         self._dispatcher = Dispatcher(
-            "journal",
+            HANDLER,
             self._handle,
-            box,
+            consumer,
             POLICY,
             circuits=self._circuits,
             quarantine=self._quarantine,
@@ -317,49 +329,49 @@ class Worker:
         self._dispatching = asyncio.create_task(self._dispatcher.run())
         await asyncio.wait([self._dispatching])
         if not self._dispatching.cancelled() and (error := self._dispatching.exception()):
-            meant = (LeaseLostError, RedisConnectionError)
+            expected = (LeaseLostError, RedisConnectionError)
             group = BaseExceptionGroup("alone, or in a group", [error])
-            rest = group.split(meant)[1]
-            self.world.hold(f"no error but those of the consumer: {rest!r}", holds=rest is None)
+            rest = group.split(expected)[1]
+            self.world.check(f"only expected errors: {rest!r}", holds=rest is None)
             await asyncio.sleep(0.3)
 
-    async def _keep(self, box: Box) -> None:
+    async def _renew(self, consumer: MachineConsumer) -> None:
         while True:
             await asyncio.sleep(TTL_S / 3)
             before = self.world.loop.time()
-            if not self.store.lease(box, renew=True):
+            if not self.store.lease(consumer, renew=True):
                 self.world.interruptions += 1
-                box.deadline = 0.0
+                consumer.deadline = 0.0
                 if self._dispatching is not None:
                     self._dispatching.cancel()
                 return
-            box.deadline = before + TTL_S
+            consumer.deadline = before + TTL_S
 
     async def _handle(self, taken: StatusTransition) -> None:
         one, world = entry(taken), self.world
         session, sequence = one
-        done = {*self.store.settled, *self.store.buried}
+        done = {*self.store.acked, *self.store.dead_letters}
         before = {(session, n) for n in range(1, sequence)}
-        world.hold(f"what came before is done: {one}", holds=before <= done)
-        world.hold(
+        world.check(f"earlier entries are done with: {one}", holds=before <= done)
+        world.check(
             f"first deliveries are in order: {one}", holds=sequence <= world.last[session] + 1
         )
         world.last[session] = max(world.last[session], sequence)
         world.calls[one] += 1
         self._running += 1
-        world.hold("concurrency is bounded", holds=self._running <= POLICY.concurrency)
+        world.check("concurrency is bounded", holds=self._running <= POLICY.concurrency)
         try:
-            await self._meet_its_fate()
+            await self._end_as_drawn()
         except BaseException as error:
             world.failures[one] += 1
-            world.refusals[one] += isinstance(error, ConnectionError)
+            world.unreachables[one] += isinstance(error, ConnectionError)
             raise
         finally:
             self._running -= 1
         world.successes.add((self, one))
 
-    async def _meet_its_fate(self) -> None:
-        fate = self.world.fates.popleft() if self.world.fates else "well"
+    async def _end_as_drawn(self) -> None:
+        outcome = self.world.outcomes.popleft() if self.world.outcomes else "succeeds"
         if self.world.outage:
             await asyncio.sleep(LATENCY_S)
             raise ConnectionRefusedError
@@ -367,15 +379,15 @@ class Worker:
             "fails": ValueError,
             "cancels": asyncio.CancelledError,
             "disconnects": ConnectionResetError,
-            "refuses": Undeliverable,
+            "undeliverable": Undeliverable,
         }
-        await asyncio.sleep({"slow": 3.0, "hangs": 60.0}.get(fate, LATENCY_S))
-        if fate == "halves":
+        await asyncio.sleep({"slow": 3.0, "hangs": 60.0}.get(outcome, LATENCY_S))
+        if outcome == "halves":
             # Before Python 3.13 this leaves its task half canceled.
             async with asyncio.TaskGroup() as group:
                 group.create_task(_fail())
-        if fate in errors:
-            raise errors[fate]
+        if outcome in errors:
+            raise errors[outcome]
 
 
 async def _fail() -> NoReturn:
@@ -383,7 +395,7 @@ async def _fail() -> NoReturn:
 
 
 class Dispatching(RuleBasedStateMachine):
-    """Lets workers work in bad weather, and at the end in good."""
+    """Workers with faults, and at the end without."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -392,33 +404,33 @@ class Dispatching(RuleBasedStateMachine):
         self.world = World(loop)
         self.store = Store(self.world)
         self.workers: list[Worker] = []
-        self.told: Counter[str] = Counter()
+        self.admitted: Counter[str] = Counter()
 
     def pass_time(self, seconds: float) -> None:
-        """Let the loop run for so long."""
+        """Run the loop."""
         self.runner.run(asyncio.sleep(seconds))
         self.workers = [worker for worker in self.workers if not worker.task.done()]
 
     @initialize(sessions=SESSIONS)
     def begin(self, sessions: list[str]) -> None:
-        """A worker starts, and has something to do."""
+        """A worker starts, with entries to deliver."""
         self.admit(sessions)
         self.workers.append(Worker(self.store))
 
-    @rule(sessions=SESSIONS, fates=FATES, faults=FAULTS, seconds=PAUSES)
+    @rule(sessions=SESSIONS, outcomes=OUTCOMES, faults=FAULTS, seconds=PAUSES)
     def live(
-        self, sessions: list[str], fates: list[str], faults: list[str], seconds: float
+        self, sessions: list[str], outcomes: list[str], faults: list[str], seconds: float
     ) -> None:
-        """Sessions move on, calls end as they have to, and time passes."""
+        """Transitions arrive, calls and requests end as drawn, and time passes."""
         self.admit(sessions)
-        self.world.fates.extend(fates)
+        self.world.outcomes.extend(outcomes)
         self.world.faults.extend(faults)
         self.pass_time(seconds)
 
-    @rule(fates=FATES, seconds=PAUSES)
-    def suffer(self, fates: list[str], seconds: float) -> None:
-        """The next calls end as they have to, and time passes."""
-        self.world.fates.extend(fates)
+    @rule(outcomes=OUTCOMES, seconds=PAUSES)
+    def end_calls(self, outcomes: list[str], seconds: float) -> None:
+        """Calls end as drawn, and time passes."""
+        self.world.outcomes.extend(outcomes)
         self.pass_time(seconds)
 
     @rule(seconds=PAUSES)
@@ -427,22 +439,22 @@ class Dispatching(RuleBasedStateMachine):
         self.pass_time(seconds)
 
     def admit(self, sessions: list[str]) -> None:
-        """Append to the stream what comes next of each session."""
+        """Append the next transition of each session."""
         for session in sessions:
-            self.told[session] += 1
-            self.store.admit((session, self.told[session]))
+            self.admitted[session] += 1
+            self.store.admit((session, self.admitted[session]))
 
     @precondition(lambda self: len(self.workers) < MAX_WORKERS)
     @rule()
     def start(self) -> None:
-        """One more worker starts."""
+        """Another worker starts."""
         self.workers.append(Worker(self.store))
         self.pass_time(0)
 
     @precondition(lambda self: self.workers)
     @rule(which=st.integers(0, MAX_WORKERS))
     def stop(self, which: int) -> None:
-        """A worker is told to stop."""
+        """A worker is stopped."""
         self.workers[which % len(self.workers)].stop()
 
     @precondition(lambda self: self.workers)
@@ -454,44 +466,44 @@ class Dispatching(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, TTL_S - 0.5, TTL_S + 1, 5 * TTL_S]))
     def pause(self, seconds: float) -> None:
-        """The process stands still, perhaps past its leases."""
+        """The process is suspended, perhaps for longer than its leases."""
         self.world.interruptions += 1
         self.world.loop.advance(seconds)
 
     @rule()
     def forget_lease(self) -> None:
-        """Redis loses the lease; whoever had it goes on until it is told."""
+        """Redis loses the lease; its holder goes on until it notices."""
         self.world.interruptions += 1
         self.store.owner = None
         self.pass_time(0.8)
 
     @precondition(lambda self: not self.world.faults)
     @rule(minutes=st.integers(1, 30))
-    def lose_the_queue(self, minutes: int) -> None:
-        """The queue is out of reach for long: that costs an entry one attempt at the most."""
+    def lose_the_destination(self, minutes: int) -> None:
+        """The destination is unreachable for long; an entry loses one attempt at most."""
         self.world.outage = True
         store, interrupted = self.store, self.world.interruptions
         before = {entry(store.stream[i]): attempts.failed for i, attempts in store.pending.items()}
-        buried = len(store.buried)
+        dead_letters = len(store.dead_letters)
         self.pass_time(minutes * 60)
         self.world.outage = False
         after = {entry(store.stream[i]): attempts.failed for i, attempts in store.pending.items()}
-        after |= dict.fromkeys(store.buried[buried:], POLICY.max_attempts)
+        after |= dict.fromkeys(store.dead_letters[dead_letters:], POLICY.max_attempts)
         most = len(self.workers) + self.world.interruptions - interrupted
         assert all(failed - before.get(one, 0) <= most for one, failed in after.items())
 
     @invariant()
-    def no_law_is_broken(self) -> None:
-        """Order, fencing, honest counts, and no more attempts than the policy has."""
+    def no_rule_is_broken(self) -> None:
+        """No rule is broken, and no entry had more attempts than the policy allows."""
         assert not self.world.violations
         world = self.world
         most = POLICY.max_attempts * (1 + world.copies) + world.interruptions
         for one, failures in world.failures.items():
-            assert failures - world.refusals[one] <= most
+            assert failures - world.unreachables[one] <= most
 
     def teardown(self) -> None:
-        """Hold that in calm weather everything is settled or buried, once, and soon."""
-        self.world.fates.clear()
+        """Without faults, every entry is soon acknowledged or a dead letter, once."""
+        self.world.outcomes.clear()
         self.world.faults.clear()
         self.workers.append(Worker(self.store))
         for _ in range(60):
@@ -503,14 +515,14 @@ class Dispatching(RuleBasedStateMachine):
         self.pass_time(30)
         assert not self.workers
         self.runner.close()
-        everything = {(name, n) for name, most in self.told.items() for n in range(1, most + 1)}
-        assert sorted(self.store.settled + self.store.buried) == sorted(everything)
+        everything = {(name, n) for name, most in self.admitted.items() for n in range(1, most + 1)}
+        assert sorted(self.store.acked + self.store.dead_letters) == sorted(everything)
         assert everything == self.world.calls.keys()
         assert not self.world.violations
 
 
 @pytest.mark.timeout(SEARCH_TIMEOUT_S)
-def test_in_any_weather_nothing_is_lost_or_out_of_order() -> None:
-    """Order per session, at least once, honest and bounded attempts, whoever fails whenever."""
+def test_nothing_is_lost_or_out_of_order() -> None:
+    """Order per session, delivery at least once, and bounded attempts, whatever fails."""
     with structlog.testing.capture_logs():
         run_state_machine_as_test(Dispatching, settings=searching(60, steps=40))
