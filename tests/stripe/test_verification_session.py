@@ -1,4 +1,4 @@
-"""The laws of `sessions` and `reports`: everything Stripe sends is read, nothing personal shows."""
+"""Every field that Stripe sends is read, and nothing personal is shown."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.support.programs import FIXTURES
 EVENTS = sorted(FIXTURES.glob("*identity.verification_session.*.json"))
 BARE = {"id": "vs_1", "status": "processing"}
 
-# Every leaf that is not a Secret. A new field fails the test until somebody decides where it goes.
+# Every leaf that is not a Secret. A new field fails the test until it is listed here or a Secret.
 PLAIN = {
     "CheckError.code",
     "DocumentCheck.status",
@@ -86,8 +86,8 @@ PLAIN = {
     "VerifiedOutputs.id_number_type",
 }
 
-# The text leaves each struct's repr may tell; a struct that is not named here tells none.
-TOLD = {
+# The text leaves that the repr of each struct may show; of other structs it shows none.
+SHOWN = {
     "CheckError": {"CheckError.code"},
     "DocumentOptions": {"DocumentOptions.allowed_types"},
     "LastError": {"LastError.code"},
@@ -116,7 +116,7 @@ TOLD = {
 
 
 class Spot(NamedTuple):
-    """One field somewhere inside a session: where it is, whose it is, what it may hold."""
+    """One field inside a session: its path, its struct and the type of its value."""
 
     path: tuple[str, ...]
     owner: str
@@ -125,7 +125,7 @@ class Spot(NamedTuple):
 
     @property
     def sealed(self) -> bool:
-        """Tell whether the field is declared a Secret."""
+        """Whether the field is declared a Secret."""
         return get_origin(self.leaf) is Secret
 
 
@@ -153,7 +153,7 @@ by_path = pytest.mark.parametrize("spot", SPOTS, ids=lambda spot: ".".join(spot.
 
 
 def canary(spot: Spot) -> Any:
-    """Return a value that fits the leaf and is found again in any text."""
+    """Return a value that fits the leaf and can be recognized in any text."""
     text, inner = f"canary<{spot.owner}>", get_args(spot.leaf)[0] if spot.sealed else spot.leaf
     if inner is int:
         return 7_000_000_000 + crc32(text.encode()) % 1_000_000_000
@@ -174,7 +174,7 @@ def planted(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def placed(path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    """Return the barest session that has `value` at `path`."""
+    """Return the smallest session that has `value` at `path`."""
     for name in reversed(path):
         value = {name: value}
     return {**BARE, **value}
@@ -192,7 +192,7 @@ def seen(text: str) -> set[str]:
 
 
 def opened(value: Any) -> Any:
-    """Turn structs and secrets back into plain values, leaving out what is None."""
+    """Turn structs and secrets back into plain values, without those that are None."""
     if isinstance(value, Secret):
         return value.reveal()
     if isinstance(value, msgspec.Struct):
@@ -211,7 +211,7 @@ def session_of(path: Path) -> dict[str, Any]:
 def refusal(
     source: Any, kind: type[VerificationSession | VerificationReport] = VerificationSession
 ) -> ValueError | None:
-    """Return the error that refuses `source`, or None when it reads."""
+    """Return the error that `source` raises, or None if it is read."""
     try:
         kind.from_json(source)
     except ValueError as error:
@@ -219,8 +219,8 @@ def refusal(
     return None
 
 
-def told(error: BaseException) -> str:
-    """Return whatever a reporter of errors could find: the whole chain, arguments, attributes."""
+def everything_in(error: BaseException) -> str:
+    """Return all that an error reporter could find: the whole chain, arguments, attributes."""
     links: list[BaseException] = []
     link: BaseException | None = error
     while link:
@@ -232,7 +232,7 @@ def told(error: BaseException) -> str:
 
 @pytest.mark.parametrize("path", EVENTS, ids=lambda path: path.stem)
 def test_every_fixture_reads_back_whole(path: Path) -> None:
-    """Each field of each recorded session is read, with its value, and none is left over."""
+    """Every field of every recorded session is read, with its value."""
     found = session_of(path)
 
     session = VerificationSession.from_json(found)
@@ -244,13 +244,13 @@ def test_every_fixture_reads_back_whole(path: Path) -> None:
 
 
 class SdkObject:
-    """An object as Stripe's SDK makes it: no mapping, but there is a way to one."""
+    """An object like those of Stripe's SDK: not a mapping, but convertible to one."""
 
     def __init__(self, found: dict[str, Any]) -> None:
         self._found = found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it."""
+        """Return the object as a dict."""
         return self._found
 
 
@@ -265,15 +265,15 @@ READINGS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("read", READINGS.values(), ids=READINGS)
-def test_whatever_holds_a_session_reads_alike(read: Callable[[Any], Any]) -> None:
-    """JSON, mappings and the SDK's objects of one session give equal sessions."""
+def test_every_kind_of_source_gives_the_same_session(read: Callable[[Any], Any]) -> None:
+    """JSON, mappings and the SDK's objects are read to equal sessions."""
     found = session_of(FIXTURES / "identity.verification_session.created.json")
 
     assert VerificationSession.from_json(read(found)) == VerificationSession.from_json(found)
 
 
 def test_the_readmes_example() -> None:
-    """What service/README.md shows of sessions by themselves works as it stands."""
+    """The example of reading sessions in service/README.md works."""
     readme = (Path(__file__).parents[2] / "service" / "README.md").read_text()
     [example] = [
         code
@@ -290,7 +290,7 @@ def test_the_readmes_example() -> None:
 
 
 def test_an_expanded_report_is_typed_throughout() -> None:
-    """An expanded session holds structs for structs and secrets for what is personal."""
+    """An expanded session has structs for objects and secrets for personal values."""
     path = FIXTURES / "expanded_report.identity.verification_session.verified.json"
     session = VerificationSession.from_json(session_of(path))
     report = session.last_verification_report
@@ -336,7 +336,7 @@ def test_an_expanded_report_is_typed_throughout() -> None:
 
 
 def test_a_report_reads_on_its_own() -> None:
-    """A bare report is read like one inside a session."""
+    """A report alone is read like one inside a session."""
     path = FIXTURES / "expanded_report.identity.verification_session.verified.json"
     found = session_of(path)
 
@@ -361,7 +361,7 @@ def test_the_seed_sample_reads_with_its_quirks() -> None:
 
 
 def test_the_barest_session_reads() -> None:
-    """Nothing but id and status is needed; all else is None."""
+    """Only id and status are required; all other fields are None if missing."""
     session = VerificationSession.from_json(BARE)
 
     assert opened(session) == BARE
@@ -372,13 +372,13 @@ def test_the_barest_session_reads() -> None:
 
 @pytest.mark.parametrize("missing", ["id", "status"])
 def test_id_and_status_are_required(missing: str) -> None:
-    """A session without id or status is refused by the field's name."""
+    """A session without id or status is refused with the name of the field."""
     with pytest.raises(ValueError, match=f"required field `{missing}`"):
         VerificationSession.from_json({k: v for k, v in BARE.items() if k != missing})
 
 
 def test_shortcuts_read_the_parts() -> None:
-    """The convenient properties give the code, the status and the id inside the parts."""
+    """The properties return the code, the status and the id inside the parts."""
     session = VerificationSession(
         id="vs_1",
         status="requires_input",
@@ -393,7 +393,7 @@ def test_shortcuts_read_the_parts() -> None:
 
 
 def test_unknown_words_stay_text() -> None:
-    """A status, type, code or sex that Stripe adds later is kept as it came."""
+    """A status, type, code or sex that Stripe adds later is kept as text."""
     session = VerificationSession.from_json(
         {
             "id": "vs_1",
@@ -412,14 +412,14 @@ def test_unknown_words_stay_text() -> None:
 
 @pytest.mark.parametrize("kind", STRUCTS)
 def test_unknown_fields_are_ignored(kind: type[msgspec.Struct]) -> None:
-    """A field Stripe adds to any part neither disturbs nor stays."""
+    """A field that Stripe adds to any part is ignored."""
     found = planted(kind)
 
     assert convert(found | {"brand_new": {"canary": ["x"]}}, kind) == convert(found, kind)
 
 
 def test_redacted_placeholders_read() -> None:
-    """What Stripe leaves after a redaction is read like any other value."""
+    """The placeholders of redacted values are read like any other value."""
     gone = "[redacted]"
     session = VerificationSession.from_json(
         BARE
@@ -444,7 +444,7 @@ def test_redacted_placeholders_read() -> None:
 
 
 def test_an_error_without_code_is_no_error() -> None:
-    """Stripe's `{"code": null, "reason": null}` reads as a failure of nothing."""
+    """Stripe's `{"code": null, "reason": null}` is no failure."""
     session = VerificationSession.from_json(placed(("last_error",), {"code": None, "reason": None}))
 
     assert session.last_error == LastError()
@@ -453,14 +453,14 @@ def test_an_error_without_code_is_no_error() -> None:
 
 @pytest.mark.parametrize("name", ["null", "Null", "NULL", "true", "1"])
 def test_people_may_be_called_null(name: str) -> None:
-    """Being lenient never turns a person's text into None, a boolean or a number."""
+    """The lenient conversion never turns text into None, a boolean or a number."""
     session = VerificationSession.from_json(placed(("verified_outputs", "last_name"), name))
 
     assert session.verified_outputs == VerifiedOutputs(last_name=Secret(name))
 
 
 def test_numbers_inside_secrets_may_be_digits() -> None:
-    """A sealed number is read from digits too, and is a number then."""
+    """A secret number may be sent as digits, and is read as a number."""
     session = VerificationSession.from_json(placed(("verified_outputs", "dob"), {"year": "1984"}))
 
     assert session.verified_outputs
@@ -469,7 +469,7 @@ def test_numbers_inside_secrets_may_be_digits() -> None:
 
 @pytest.mark.parametrize("created", [0, "1662261086", 99_999_999_999, 1785931200.0])
 def test_moments_within_reason_are_read(created: object) -> None:
-    """Whole seconds from 1970 for some three thousand years are a moment."""
+    """Whole seconds from 1970 for some three thousand years are accepted."""
     assert VerificationSession.from_json(placed(("created",), created)).created == float(
         str(created)
     )
@@ -479,14 +479,14 @@ def test_moments_within_reason_are_read(created: object) -> None:
     "created", [-1, 10**11, 10**30, "9" * 5000, True, 1.5, float("nan"), "1_0", " 1", "", [], {}]
 )
 def test_moments_beyond_reason_are_refused(created: object) -> None:
-    """Anything else is not, and the error names the field."""
+    """Anything else is refused, and the error names the field."""
     with pytest.raises(ValueError, match=r"\$\.created|neither JSON"):
         VerificationSession.from_json(placed(("created",), created))
 
 
 @pytest.mark.parametrize("kind", STRUCTS)
 def test_structs_cannot_be_changed(kind: type[msgspec.Struct]) -> None:
-    """Every struct is frozen, keyword-only and out of the garbage collector's sight."""
+    """Every struct is frozen, keyword-only and not tracked by the garbage collector."""
     settled = kind.__struct_config__
 
     assert (settled.frozen, settled.gc) == (True, False)
@@ -495,7 +495,7 @@ def test_structs_cannot_be_changed(kind: type[msgspec.Struct]) -> None:
 
 
 def test_every_leaf_is_secret_or_on_the_list() -> None:
-    """What is not a Secret was put on the list of plain leaves by hand."""
+    """Every leaf that is not a Secret is on the list of plain leaves."""
     assert {spot.owner for spot in SPOTS if not spot.struct and not spot.sealed} == PLAIN
 
 
@@ -510,15 +510,15 @@ def convert(found: Mapping[str, Any], kind: type[msgspec.Struct]) -> msgspec.Str
     [repr, str, format, pretty_repr, "{!s:>9}".format, lambda part: repr({"a": [part]})],
     ids=["repr", "str", "format", "rich", "spec", "nested"],
 )
-def test_no_way_of_showing_tells_more_than_agreed(
+def test_no_way_of_showing_shows_more_than_listed(
     kind: type[msgspec.Struct], show: Callable[[object], str]
 ) -> None:
-    """However a struct is printed, only the leaves agreed upon show."""
-    assert seen(show(convert(planted(kind), kind))) == TOLD.get(kind.__name__, set())
+    """However a struct is printed, only the listed leaves are shown."""
+    assert seen(show(convert(planted(kind), kind))) == SHOWN.get(kind.__name__, set())
 
 
 def test_masked_structs_show_a_mask() -> None:
-    """A part that is personal throughout shows its name and the mask; a session what is safe."""
+    """A struct with personal fields only shows a mask; a session shows its safe fields."""
     assert repr(VerifiedOutputs(id_number_type="us_ssn")) == f"VerifiedOutputs({MASK})"
     assert repr(CheckError(code="c", reason=Secret("r"))) == "CheckError(code='c')"
     assert repr(VerificationSession(id="vs_1", status="verified", metadata={"a": "b"})) == (
@@ -529,14 +529,14 @@ def test_masked_structs_show_a_mask() -> None:
 
 @pytest.mark.parametrize("spot", SEALED, ids=lambda spot: ".".join(spot.path))
 def test_no_secret_is_serialised(spot: Spot) -> None:
-    """A session with any one secret is refused by every encoder and by pickle, without it."""
+    """Every encoder and pickle refuse a session that holds a secret, without quoting it."""
     session = VerificationSession.from_json(placed(spot.path, canary(spot)))
 
     assert seen(repr(opened(session))) == {spot.owner}
     for encode in (msgspec.json.encode, msgspec.to_builtins, orjson.dumps, pickle.dumps):
         with pytest.raises(TypeError) as refused:
             encode(session)
-        assert not seen(told(refused.value))
+        assert not seen(everything_in(refused.value))
     assert copy.deepcopy(session) == session
 
 
@@ -559,24 +559,24 @@ WRONG: list[Any] = [
 
 @by_path
 def test_errors_name_the_path_and_never_the_value(spot: Spot) -> None:
-    """What does not fit is refused by its path; no link of the error's chain holds the value."""
+    """A wrong value is refused with its path; no error in the chain holds the value."""
     errors = [error for wrong in WRONG if (error := refusal(placed(spot.path, wrong)))]
 
     assert errors
     for error in errors:
         assert f"`$.{'.'.join(spot.path)}" in str(error)
-        assert "canary" not in told(error)
-        assert "66600666" not in told(error)
+        assert "canary" not in everything_in(error)
+        assert "66600666" not in everything_in(error)
 
 
 @by_path
 def test_broken_text_is_refused_without_it(spot: Spot) -> None:
-    """A lone surrogate, which makes Python's own errors hold the text, leaves no trace of it."""
+    """Text with a lone surrogate, which Python's own errors quote, is not quoted by ours."""
     broken = ("\ud800canary", {"\ud800canary": "\ud800canary"}, ["canary\udfff"])
     errors = [error for wrong in broken if (error := refusal(placed(spot.path, wrong)))]
 
     assert errors
-    assert not any("canary" in told(error) for error in errors)
+    assert not any("canary" in everything_in(error) for error in errors)
 
 
 @pytest.mark.parametrize(
@@ -597,32 +597,32 @@ def test_broken_text_is_refused_without_it(spot: Spot) -> None:
 def test_what_is_not_json_is_refused_without_it(
     kind: type[VerificationSession | VerificationReport], source: bytes | str
 ) -> None:
-    """Text that is not JSON is refused in a few words, and the decoder's error is not kept."""
+    """Text that is not JSON is refused, and the decoder's error is not kept."""
     with pytest.raises(ValueError, match=r"^neither JSON nor a mapping nor ") as refused:
         kind.from_json(source)
 
-    assert "canary" not in told(refused.value)
+    assert "canary" not in everything_in(refused.value)
     assert refused.value.__context__ is None
 
 
 @pytest.mark.parametrize("source", [None, 7, ["canary"], object()])
 def test_what_cannot_hold_a_session_is_refused(source: Any) -> None:
-    """Anything else is refused, and what would have done is said."""
+    """Any other source is refused, and the error says what is accepted."""
     with pytest.raises(ValueError, match=r"mapping nor an object with to_dict\(\)$") as refused:
         VerificationSession.from_json(source)
 
-    assert "canary" not in told(refused.value)
+    assert "canary" not in everything_in(refused.value)
 
 
 @pytest.mark.parametrize("source", [b"[]", b'"canary"', b"null", b"7", b'["canary"]'])
 def test_what_is_no_object_is_refused(source: bytes) -> None:
-    """JSON that is not an object is no session."""
+    """JSON that is not an object is refused."""
     with pytest.raises(ValueError, match=r"^Expected `object`, got `\w+`$"):
         VerificationSession.from_json(source)
 
 
 def test_refused_fields_are_validation_errors() -> None:
-    """A caller that needs the path may catch msgspec's own error, a ValueError."""
+    """A caller that needs the path can catch msgspec's own error, a ValueError."""
     with pytest.raises(msgspec.ValidationError, match=r"^Expected `str` - at `\$\.client_secret`$"):
         VerificationSession.from_json(placed(("client_secret",), 5))
 
@@ -644,9 +644,9 @@ VALUES = st.recursive(
 @given(
     found=st.dictionaries(st.sampled_from(NAMES) | TEXT, VALUES, max_size=8), whole=st.booleans()
 )
-def test_anything_reads_or_is_refused_quietly(found: dict[str, Any], whole: bool) -> None:
-    """Any mapping is read, or refused by a ValueError that holds nothing of it."""
+def test_any_mapping_is_read_or_refused(found: dict[str, Any], whole: bool) -> None:
+    """Any mapping is read, or refused with a ValueError that holds none of it."""
     source = {"id": "canary", "status": "canary"} | found if whole else found
     for kind in (VerificationSession, VerificationReport):
         error = refusal(source, kind)
-        assert error is None or "canary" not in told(error)
+        assert error is None or "canary" not in everything_in(error)
