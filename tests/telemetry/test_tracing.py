@@ -1,4 +1,4 @@
-"""Laws of traces: one from the POST to each handler, telling ids and words; none when not asked."""
+"""One trace from the POST to each handler, with ids and words only; none unless configured."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ALLOWED = {
 
 
 class Spans:
-    """What was traced so far."""
+    """Collects finished spans."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -61,17 +61,17 @@ class Spans:
 
     @property
     def all(self) -> list[ReadableSpan]:
-        """Every span that has ended."""
+        """All finished spans."""
         return list(self._exporter.get_finished_spans())
 
     def named(self, name: str) -> list[ReadableSpan]:
-        """Return those of one name."""
+        """Return the spans with this name."""
         return [span for span in self.all if span.name == name]
 
 
 @pytest.fixture
 def spans() -> Spans:
-    """Return an empty collector."""
+    """Return an empty collector of spans."""
     return Spans()
 
 
@@ -79,7 +79,7 @@ def spans() -> Spans:
 async def receiving(
     connections: Connections, settings: Settings, keys: Keys, traced: Tracing | None
 ) -> AsyncIterator[httpx2.AsyncClient]:
-    """Yield a client of a receiver."""
+    """Yield a client that is connected to a receiver."""
     inbox = Inbox(connections, keys, settings)
     how: Any = {"tolerance_s": 300, "livemode": settings.livemode}
     receiver = TracedReceiver(traced, inbox, **how) if traced else Receiver(inbox, **how)
@@ -93,7 +93,7 @@ async def receiving(
 async def working(
     connections: Connections, settings: Settings, keys: Keys, handler: Handler
 ) -> AsyncIterator[None]:
-    """Run a worker for the length of the block."""
+    """Run a worker during the block."""
     stopping = asyncio.Event()
     worker = Worker(connections, keys, settings, {"log": handler})
     task = asyncio.create_task(worker.run(stopping))
@@ -104,18 +104,18 @@ async def working(
         await task
 
 
-class Taking:
-    """A handler that keeps what it gets."""
+class RecordingHandler:
+    """A handler that records transitions."""
 
     def __init__(self) -> None:
-        self.taken: list[StatusTransition] = []
+        self.received: list[StatusTransition] = []
 
     async def __call__(self, transition: StatusTransition, /) -> None:
-        """Keep it."""
-        self.taken.append(transition)
+        """Record the transition."""
+        self.received.append(transition)
 
 
-def told(span: ReadableSpan) -> Mapping[str, Any]:
+def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
     """Return a span's attributes."""
     return dict(span.attributes or {})
 
@@ -123,9 +123,9 @@ def told(span: ReadableSpan) -> Mapping[str, Any]:
 async def test_one_trace_from_the_post_to_the_handler(
     connections: Connections, settings: Settings, keys: Keys, spans: Spans
 ) -> None:
-    """The receiver goes on from the header, the handler's call from the receiver, in one trace."""
-    body, taking = event(id="evt_traced"), Taking()
-    following = trace_handlers(spans.tracing, {"log": taking})["log"]
+    """The parent of the receiver's span is in the header, that of the call is the receiver's."""
+    body, handler = event(id="evt_traced"), RecordingHandler()
+    following = trace_handlers(spans.tracing, {"log": handler})["log"]
     async with (
         receiving(connections, settings, keys, spans.tracing) as client,
         working(connections, settings, keys, following),
@@ -141,12 +141,12 @@ async def test_one_trace_from_the_post_to_the_handler(
     assert {f"{span.context.trace_id:032x}" for span in spans.all} == {TRACE}
     assert handled.parent.span_id == received.context.span_id
     ids = {"event_id": "evt_traced", "session_id": "vs_1"}
-    assert ids.items() <= told(received).items()
-    assert ids.items() <= told(handled).items()
-    assert told(received)["outcome"] == "admitted"
-    assert told(handled)["handler"] == "log"
+    assert ids.items() <= attributes_of(received).items()
+    assert ids.items() <= attributes_of(handled).items()
+    assert attributes_of(received)["outcome"] == "admitted"
+    assert attributes_of(handled)["handler"] == "log"
 
-    [transition] = taking.taken
+    [transition] = handler.received
     place = f"00-{TRACE}-{received.context.span_id:016x}-01"
     assert transition.traceparent == place
     sent = message(transition)
@@ -157,7 +157,7 @@ async def test_one_trace_from_the_post_to_the_handler(
 async def test_dead_letters_and_replays_stay_in_the_trace(
     connections: Connections, settings: Settings, keys: Keys, spans: Spans, is_traced: bool
 ) -> None:
-    """What is buried, and what is replayed, carries on what came in; untraced as well."""
+    """Dead letters and replays keep the trace context, also without tracing."""
     body = event(id="evt_dead")
     refused: list[StatusTransition] = []
 
@@ -175,21 +175,21 @@ async def test_dead_letters_and_replays_stay_in_the_trace(
 
         dead: list[dead_letters.Entry] = []
 
-        async def is_buried() -> bool:
+        async def is_dead_lettered() -> bool:
             dead[:] = [
                 one async for one in dead_letters.letters(connections, keys, "log", Wanted())
             ]
             return bool(dead)
 
-        await until(is_buried)
+        await until(is_dead_lettered)
         assert dead[0].transition is not None
-        buried = dead[0].transition.traceparent
+        stored = dead[0].transition.traceparent
         await dead_letters.replay(connections, keys, "log", dead, name="again")
         await eventually(lambda: len(refused) == 2)
 
-    assert {one.traceparent for one in refused} == {buried}
-    assert (buried == PARENT) is not is_traced
-    assert f"-{TRACE}-" in str(buried)
+    assert {one.traceparent for one in refused} == {stored}
+    assert (stored == PARENT) is not is_traced
+    assert f"-{TRACE}-" in str(stored)
 
 
 @pytest.mark.parametrize(
@@ -205,31 +205,31 @@ async def test_dead_letters_and_replays_stay_in_the_trace(
         f"{PARENT}-{CANARY}",
     ],
 )
-async def test_what_is_no_traceparent_is_not_carried(
+async def test_an_invalid_traceparent_is_dropped(
     connections: Connections, settings: Settings, keys: Keys, header: str | None
 ) -> None:
-    """Without a valid header nothing is stored or made up, and a message says nothing of it."""
-    body, taking = event(id="evt_none"), Taking()
+    """Without a valid header nothing is stored or invented, and the message has none."""
+    body, handler = event(id="evt_none"), RecordingHandler()
     async with (
         receiving(connections, settings, keys, None) as client,
-        working(connections, settings, keys, taking),
+        working(connections, settings, keys, handler),
     ):
         headers = signed(body) | ({} if header is None else {"traceparent": header})
         answer = await client.post("/webhooks/stripe", content=body, headers=headers)
         assert answer.status_code == 200
         [entry] = await connections.client.xrange(keys.transitions(keys.partition("vs_1")))
         assert b"traceparent" not in entry[1][b"change"]
-        await eventually(lambda: taking.taken)
-    [transition] = taking.taken
+        await eventually(lambda: handler.received)
+    [transition] = handler.received
     assert transition.traceparent is msgspec.UNSET
     assert b"traceparent" not in message(transition).body
     assert "traceparent" not in message(transition).headers
 
 
-async def test_spans_tell_ids_and_words_only(
+async def test_spans_hold_ids_and_words_only(
     connections: Connections, settings: Settings, keys: Keys, spans: Spans
 ) -> None:
-    """No header, query, body or exception is in a span: attributes are from an allow list."""
+    """Attributes are from an allow list; no header, query, body or exception is in a span."""
     secret: dict[str, Any] = {
         "client_secret": f"vs_1_secret_{CANARY}",
         "metadata": {"user": CANARY},
@@ -252,23 +252,23 @@ async def test_spans_tell_ids_and_words_only(
         await eventually(lambda: spans.named("handle log"))
 
     for span in spans.all:
-        assert told(span).keys() <= ALLOWED
+        assert attributes_of(span).keys() <= ALLOWED
         assert not span.events
         assert CANARY not in span.to_json()
-    outcomes = [told(span)["outcome"] for span in spans.named("receive")]
+    outcomes = [attributes_of(span)["outcome"] for span in spans.named("receive")]
     assert outcomes == [
         *("admitted", "field_mistyped", "body_not_json", "duplicate", "signature_missing"),
     ]
-    assert told(spans.named("handle log")[0])["error"] == "ValueError"
+    assert attributes_of(spans.named("handle log")[0])["error"] == "ValueError"
 
 
-def test_it_is_off_unless_asked_for() -> None:
-    """Without a collector's address, or with the SDK disabled, there is nothing to trace with."""
+def test_tracing_is_off_by_default() -> None:
+    """Without the address of a collector, or with the SDK disabled, nothing is traced."""
     address = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
     for environ in ({}, {**address, "OTEL_SDK_DISABLED": "true"}):
         with tracing.open_tracing(environ) as traced:
             assert traced is None
-    # redis-py looks for the extra on its own account, but makes no spans.
+    # redis-py imports parts of OpenTelemetry by itself, but not its SDK.
     names = "[name for name in sys.modules if 'opentelemetry.sdk.trace' in name]"
     program = f"import sys, service.cli; print({names})"
     said = subprocess.run(
@@ -277,8 +277,8 @@ def test_it_is_off_unless_asked_for() -> None:
     assert said.stdout == b"[]\n"
 
 
-def test_without_the_extra_it_is_off_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collector's address alone, without the extra, is a warning and no reason not to start."""
+def test_tracing_is_off_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the extra is not installed, the service starts without tracing."""
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with tracing.open_tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}) as traced:
         assert traced is None
@@ -286,7 +286,7 @@ def test_without_the_extra_it_is_off_and_says_so(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Run a collector of sorts; yield its address and what was sent to it."""
+    """Run a collector; yield its address and the list of requests it received."""
     sent: list[tuple[str, bytes]] = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -296,7 +296,7 @@ def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
             self.end_headers()
 
         def log_message(self, *arguments: object) -> None:
-            """Be quiet."""
+            """Log nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Collector) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -310,7 +310,7 @@ def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 def test_real_processes_send_their_spans(
     collector: tuple[str, list[tuple[str, bytes]]], tmp_path: Path
 ) -> None:
-    """`serve` and `work` send what they traced to the collector, at the latest when they stop."""
+    """`serve` and `work` send their spans to the collector, at the latest when they stop."""
     address, sent = collector
     with open_sandbox(tmp_path) as ground:
         settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": address}
@@ -327,14 +327,14 @@ def test_real_processes_send_their_spans(
 
 
 @takes_long
-def test_a_collector_that_is_gone_costs_nothing_but_spans(tmp_path: Path) -> None:
-    """Out of reach or silent, a collector neither loses an event nor holds up the stop for long."""
+def test_an_unreachable_collector_costs_only_spans(tmp_path: Path) -> None:
+    """A collector that is down or silent loses no event and does not delay the shutdown."""
     with open_sandbox(tmp_path) as ground, socket.create_server(("127.0.0.1", 0)) as silent:
         for port in (1, silent.getsockname()[1]):
             address = f"http://127.0.0.1:{port}"
             serve = ground.start("serve", OTEL_EXPORTER_OTLP_ENDPOINT=address).ready()
             body = event(id=f"evt_unsent{port}")
             assert httpx2.post(serve.url, content=body, headers=signed(body)).is_success
-            # Were it waited for as its client would, that would be for longer than we wait.
+            # The exporter's own retries would take longer than this waits.
             assert serve.stop() == 0
             assert b"Traceback" not in serve.out + serve.err

@@ -1,12 +1,9 @@
-"""The laws of `transitions`: what is newer than what, what changed, what may leave the process."""
+"""The order of events, the statuses and their hashes."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +22,6 @@ from service.transitions.lifecycle import (
     order_key,
     state_hash,
 )
-from service.transitions.transition import SessionChange, StatusTransition
 
 CREATED = 1_785_931_200
 STATUSES = ("requires_input", "processing", "verified", "canceled", "requires_action")
@@ -35,7 +31,7 @@ MOMENTS = st.integers(0, 10**11 - 1)
 
 
 def session(status: str = "processing", redaction: str | None = None, **more: Any) -> Any:
-    """Return a session that is just so far."""
+    """Return a session with these statuses."""
     return VerificationSession(
         id="vs_1", status=status, redaction=Redaction(status=redaction), **more
     )
@@ -47,7 +43,7 @@ def key(step: str, status: str, *, created: int = CREATED, redaction: str | None
 
 
 def test_digits_of_an_order_key() -> None:
-    """From the top: redaction rank, eleven digits of seconds, step rank."""
+    """The digits, highest first: redaction rank, eleven digits of seconds, step rank."""
     assert key("created", "requires_input") == 1785931200_0
     assert key("processing", "processing") == 1785931200_1
     assert key("requires_input", "requires_input") == 1785931200_2
@@ -69,7 +65,7 @@ def test_digits_of_an_order_key() -> None:
 def test_an_order_key_is_exact_in_lua(
     step: str, status: str, redaction: str | None, created: int
 ) -> None:
-    """An order key stays below 2**53, and *created* can be read back from it."""
+    """An order key is below 2**53, and *created* can be computed from it."""
     found = key(step, status, created=created, redaction=redaction)
 
     assert 0 <= found < 2**53
@@ -77,8 +73,8 @@ def test_an_order_key_is_exact_in_lua(
 
 
 @given(MOMENTS, MOMENTS, st.sampled_from(STATUSES), st.sampled_from(STATUSES))
-def test_redaction_absorbs(first: int, second: int, status: str, other: str) -> None:
-    """Redacted ranks above redaction under way, and that above none, whatever time and status."""
+def test_redaction_ranks_highest(first: int, second: int, status: str, other: str) -> None:
+    """Redacted ranks above a redaction in progress, and that above none, at any time."""
     ranks = [
         key("newer", status, created=first, redaction="redacted"),
         key("newer", other, created=second, redaction="processing"),
@@ -91,8 +87,8 @@ def test_redaction_absorbs(first: int, second: int, status: str, other: str) -> 
 
 
 @given(*[st.tuples(st.sampled_from(STEPS[:-2]), st.sampled_from(STATUSES), MOMENTS)] * 2)
-def test_the_rest_goes_by_time(one: tuple[str, str, int], other: tuple[str, str, int]) -> None:
-    """The event that was created in a later second is the later one, whatever its status."""
+def test_time_ranks_next(one: tuple[str, str, int], other: tuple[str, str, int]) -> None:
+    """An event that was created in a later second is later, whatever its status."""
     (step, status, first), (other_step, other_status, second) = one, other
     if first != second:
         later = key(step, status, created=first) > key(other_step, other_status, created=second)
@@ -100,7 +96,7 @@ def test_the_rest_goes_by_time(one: tuple[str, str, int], other: tuple[str, str,
 
 
 def test_steps_within_one_second() -> None:
-    """Within one second what ends comes after what begins."""
+    """Within one second, results come after steps."""
     steps = ("created", "processing", "requires_input", "verified", "redacted")
     ranks = [key(step, "processing") for step in steps]
 
@@ -110,7 +106,7 @@ def test_steps_within_one_second() -> None:
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("step", STEPS)
 def test_steps_and_results(step: str, status: str) -> None:
-    """The creation of a session and the start of a check are steps, all else is a result."""
+    """The creation of a session and the start of a check are steps; all others are results."""
     assert is_step(EVENT_TYPE_PREFIX + step, status) is (
         step == "created" or status == "processing"
     )
@@ -133,14 +129,14 @@ def test_steps_and_results(step: str, status: str) -> None:
     ],
 )
 def test_reversals(previous: str | None, current: str, expected: bool) -> None:
-    """Whatever follows a final status, but itself and redaction, reverses it."""
+    """Every status after a final one reverses it, except itself and redacted."""
     assert is_reversal(previous, current) is expected
 
 
 @pytest.mark.parametrize("redaction", REDACTIONS)
 @pytest.mark.parametrize("step", STEPS)
 def test_current_status(step: str, redaction: str | None) -> None:
-    """The status is Stripe's word, and `redacted` once that has finished, by word or by type."""
+    """The status is Stripe's, or `redacted` if the redaction status or the event type says so."""
     done = redaction == "redacted" or step == "redacted"
 
     assert current_status(EVENT_TYPE_PREFIX + step, session("verified", redaction)) == (
@@ -176,14 +172,14 @@ def hash_of(step: str = "processing", **changes: Any) -> str:
 
 
 def test_a_state_hash_changes_with_what_matters() -> None:
-    """Status, redaction, error code and report each change the hash, all differently."""
+    """Status, redaction, error code and report each change the hash."""
     hashes = [hash_of(), *(hash_of(**changes) for changes in MATTERS)]
 
     assert len(set(hashes)) == len(hashes)
 
 
-def test_redacted_is_redacted_by_word_or_by_type() -> None:
-    """An event that says so in its type alone is no other state than one that says so in both."""
+def test_redacted_by_status_or_type_has_one_hash() -> None:
+    """The hash of a redacted session is the same whether status, type or both say so."""
     both = hash_of("redacted", redaction="redacted")
 
     assert hash_of("redacted") == hash_of("redacted", redaction="processing") == both
@@ -193,19 +189,19 @@ def test_redacted_is_redacted_by_word_or_by_type() -> None:
 
 @pytest.mark.parametrize("changes", DOES_NOT_MATTER, ids=lambda changes: next(iter(changes)))
 def test_a_state_hash_holds_nothing_else(changes: dict[str, Any]) -> None:
-    """What no handler would act upon, not even the event's type, leaves the hash alone."""
+    """Data that no handler acts upon, including the event type, does not change the hash."""
     assert hash_of(**changes) == hash_of()
     assert hash_of("newer", **changes) == hash_of()
 
 
-def test_a_state_hash_is_the_same_for_ever() -> None:
-    """A hash is stored for longer than any release: it must not change with the code."""
+def test_a_state_hash_never_changes() -> None:
+    """Hashes are stored for longer than a release lives, so the code must not change them."""
     assert hash_of() == "1aaffa1f8a7f087b"
     assert hash_of("redacted", status="verified", redaction="redacted") == "416fff3db45b1fc8"
 
 
-def test_fields_cannot_run_together() -> None:
-    """A word in one field is never mistaken for the same word in another."""
+def test_fields_are_hashed_separately() -> None:
+    """The same word in two different fields gives two hashes."""
     error = LastError(code="vr_1")
 
     assert hash_of(last_error=error) != hash_of(last_verification_report="vr_1")
@@ -213,14 +209,14 @@ def test_fields_cannot_run_together() -> None:
 
 @pytest.mark.parametrize("previous", [*NEXT_STATUSES, "requires_action"])
 @pytest.mark.parametrize("current", ["requires_action", "", "VERIFIED"])
-def test_unknown_words_are_never_unexpected(previous: str | None, current: str) -> None:
-    """A word the table does not know is never held against an event, on either side."""
+def test_unknown_statuses_are_expected(previous: str | None, current: str) -> None:
+    """A step from or to a status that the table does not know counts as expected."""
     assert is_expected(previous, current)
     assert all(is_expected(current, known) for known in Status)
 
 
 def test_expected_is_what_the_table_lists() -> None:
-    """Between known words, exactly the steps of the table are expected."""
+    """Between known statuses, exactly the steps in the table are expected."""
     steps = {
         (previous, current)
         for previous in NEXT_STATUSES
@@ -232,49 +228,3 @@ def test_expected_is_what_the_table_lists() -> None:
         (previous, current) for previous, then in NEXT_STATUSES.items() for current in then
     }
     assert set(NEXT_STATUSES) == {None, *Status}
-
-
-def types_in(annotation: Any) -> set[Any]:
-    """Return every type that a value of *annotation* may hold, structs' fields included."""
-    if get_origin(annotation) is not None or isinstance(annotation, UnionType):
-        inner = [types_in(each) for each in get_args(annotation)]
-        origin = get_origin(annotation)
-        return set().union(*inner) | (set() if origin in {Union, UnionType} else {origin})
-    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
-        hints = get_type_hints(annotation)
-        fields = [types_in(hints[name]) for name in annotation.__struct_fields__]
-        return {annotation}.union(*fields)
-    return {annotation}
-
-
-@pytest.mark.parametrize("kind", [SessionChange, StatusTransition])
-def test_what_leaves_has_no_place_for_a_secret(kind: type) -> None:
-    """Nowhere inside what leaves the process is there a field that could hold a Secret."""
-    leaves = {each for each in types_in(kind) if not issubclass(each, msgspec.Struct)}
-
-    assert leaves == {str, int, bool, datetime, dict, type(None), msgspec.UnsetType} - (
-        set() if kind is StatusTransition else {int}
-    )
-    assert Secret in types_in(VerificationSession), "the walk would find one"
-
-
-def test_a_transition_keeps_to_itself_what_is_yours() -> None:
-    """The repr of a transition tells ids and statuses, not metadata or your own reference."""
-    transition = StatusTransition(
-        event_id="evt_1",
-        event_type="t",
-        occurred_at=datetime(2026, 1, 1, tzinfo=UTC),
-        session_id="vs_1",
-        current="verified",
-        client_reference_id="canary",
-        metadata={"canary": "canary"},
-        sequence=3,
-        epoch=1,
-        expected=True,
-    )
-
-    assert repr(transition) == (
-        "StatusTransition(event_id='evt_1', event_type='t', session_id='vs_1', "
-        "current='verified', previous=None, sequence=3, epoch=1, "
-        "replay=None)"
-    )
