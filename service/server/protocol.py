@@ -130,8 +130,9 @@ class GuardedProtocol(ClosingProtocol):
             return
         if len(self.pipeline) >= MAX_PIPELINED:
             raise CloseConnectionError(BUSY)
-        self._stage = _Stage.BODY
+        # Raises for an invalid URL: then the request has no cycle that could be aborted.
         super().on_headers_complete()
+        self._stage = _Stage.BODY
         if self._listener.draining:
             self.cycle.keep_alive = False
         # The request must not get trailers, which the parser reports as headers.

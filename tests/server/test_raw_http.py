@@ -283,6 +283,7 @@ PATHS = {
         post(start=b"POST http://evil.example/webhooks/stripe HTTP/1.1"),
         UNSIGNED,
     ),
+    "absolute, invalid": (post(start=b"POST http://[::1/x HTTP/1.1"), MALFORMED),
     "percent-encoded": (post(start=b"POST /webhooks/%73tripe HTTP/1.1"), UNSIGNED),
     "ill encoded": (post(start=b"POST /webhooks/%zz HTTP/1.1"), NOT_FOUND),
     "NUL, encoded": (post(start=b"POST /webhooks/stripe%00 HTTP/1.1"), NOT_FOUND),
@@ -299,6 +300,10 @@ PATHS = {
     ),
 }
 PIPELINES = {
+    "an invalid URL after good": (
+        post() + post(start=b"POST http://[::1/x HTTP/1.1"),
+        UNSIGNED + MALFORMED,
+    ),
     "in order": (post() + LIVEZ + post(LENGTH_1, body=b"x"), UNSIGNED + ALIVE + UNSIGNED),
     "after the last": (post(b"Connection: close") + LIVEZ, UNSIGNED_LAST),
     "malformed after good": (
