@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import httptools
+
 from ..errors import RETRY_AFTER_S, RejectionReason, UnavailableReason
 
 MAX_HEADER_BYTES = 32 * 1024
@@ -100,6 +102,20 @@ def check_head(
     if version != "1.0" if host is None else not _HOST.fullmatch(host):
         raise CloseConnectionError(MALFORMED)
     if len(values) < len(headers) and sum(name == b"host" for name, _ in headers) > 1:
+        raise CloseConnectionError(MALFORMED)
+
+
+def check_url(url: bytes) -> None:
+    """Check what uvicorn checks when it builds a scope: requests that are shed get none.
+
+    Raises:
+        CloseConnectionError: The URL is invalid, or has no path.
+    """
+    try:
+        path = httptools.parse_url(url).path
+    except httptools.HttpParserInvalidURLError:
+        path = None
+    if path is None:
         raise CloseConnectionError(MALFORMED)
 
 

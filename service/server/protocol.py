@@ -27,6 +27,7 @@ from .framing import (
     TOO_MANY_CHUNKS,
     CloseConnectionError,
     check_head,
+    check_url,
     without_upgrade,
 )
 from .responses import OneWriteApp
@@ -126,6 +127,7 @@ class GuardedProtocol(ClosingProtocol):
         check_head(self.url, self.headers, version, received=self._bytes_since_body)
         self._body_bytes = self._chunks = 0
         if self._listener.is_overloaded() and self._may_be_shed(version):
+            check_url(self.url)
             self._stage = _Stage.SHED_BODY
             return
         if len(self.pipeline) >= MAX_PIPELINED:

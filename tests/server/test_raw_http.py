@@ -283,6 +283,7 @@ PATHS = {
         post(start=b"POST http://evil.example/webhooks/stripe HTTP/1.1"),
         UNSIGNED,
     ),
+    "absolute, without a path": (post(start=b"POST http://evil HTTP/1.1"), MALFORMED),
     "absolute, invalid": (post(start=b"POST http://[::1/x HTTP/1.1"), MALFORMED),
     "percent-encoded": (post(start=b"POST /webhooks/%73tripe HTTP/1.1"), UNSIGNED),
     "ill encoded": (post(start=b"POST /webhooks/%zz HTTP/1.1"), NOT_FOUND),
