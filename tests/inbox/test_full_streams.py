@@ -1,4 +1,4 @@
-"""Laws of full streams: new events outrank what is kept for replays, and nothing else."""
+"""Full streams: new events outrank history, and nothing else."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from tests.support.virtual_time import push
 
 STREAM = "idv:{0}:transitions"
 FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch": 1}
-CAP = 10
+MAX_ENTRIES = 10
 
 
-class Ground:
-    """Partition 0 of an empty server, and two handlers' groups on it."""
+class FullStream:
+    """The stream of partition 0, and two groups on it."""
 
     def __init__(self, connections: Connections, keys: Keys) -> None:
         self.connections = connections
@@ -49,41 +49,41 @@ class Ground:
         found = await self.client.xreadgroup(group, "w", {STREAM: ">"}, count=count)
         return [entry_id for _, entries in found for entry_id, _ in entries]
 
-    async def settle(self, group: str, count: int) -> list[bytes]:
-        """Read and settle so many; return the ids."""
+    async def acknowledge(self, group: str, count: int) -> list[bytes]:
+        """Read and acknowledge so many; return the ids."""
         entry_ids = await self.read(group, count)
         await self.client.xack(STREAM, group, *entry_ids)
         return entry_ids
 
     async def ids(self) -> list[bytes]:
-        """Return what the stream holds."""
+        """Return the ids in the stream."""
         return [entry_id for entry_id, _ in await self.client.xrange(STREAM)]
 
     async def trim(self) -> bool:
-        """Make room, however lately that was tried."""
+        """Trim the stream, even if that was tried just now."""
         push(PAUSE_S)
         return await self.trimmer.trim([0])
 
 
 @pytest.fixture
-async def ground(connections: Connections, keys: Keys) -> Ground:
+async def stream(connections: Connections, keys: Keys) -> FullStream:
     """Return partition 0, on which the groups of `log` and `other` read."""
-    opened = Ground(connections, keys)
+    opened = FullStream(connections, keys)
     await create_groups(connections, keys, ["other"])
     await opened.client.xgroup_setid(STREAM, "other", "0", entries_read=0)
     return opened
 
 
-async def test_what_all_have_settled_goes(ground: Ground) -> None:
-    """Entries that every group has settled go, and no others; it is logged and counted."""
-    entry_ids = await ground.fill(6)
-    await ground.settle("log", 5)
-    await ground.settle("other", 3)
+async def test_acknowledged_entries_are_deleted(stream: FullStream) -> None:
+    """Entries that every group has acknowledged are deleted, logged and counted."""
+    entry_ids = await stream.fill(6)
+    await stream.acknowledge("log", 5)
+    await stream.acknowledge("other", 3)
     before = metrics.STREAM_TRIMMED.labels("full")._value.get()
     with structlog.testing.capture_logs() as lines:
-        assert await ground.trim()
-    # How far a group is behind could not be told without the entry that it has read last.
-    assert await ground.ids() == entry_ids[2:]
+        assert await stream.trim()
+    # Without the entry that a group has read last, Redis cannot tell how far it is behind.
+    assert await stream.ids() == entry_ids[2:]
     assert lines == [
         {
             "event": "stream.trimmed",
@@ -96,34 +96,34 @@ async def test_what_all_have_settled_goes(ground: Ground) -> None:
     assert metrics.STREAM_TRIMMED.labels("full")._value.get() == before + 2
 
 
-async def test_a_pending_entry_holds_itself_alone(ground: Ground) -> None:
-    """What is settled goes also where it stands between entries that are pending."""
-    entry_ids = await ground.fill(6)
+async def test_a_pending_entry_keeps_itself_only(stream: FullStream) -> None:
+    """Acknowledged entries between pending ones are deleted too."""
+    entry_ids = await stream.fill(6)
     for group in ("log", "other"):
-        await ground.read(group, 6)
-    await ground.client.xack(STREAM, "log", *entry_ids[1:])
-    await ground.client.xack(STREAM, "other", *(entry_ids[i] for i in (0, 1, 2, 4, 5)))
-    assert await ground.trim()
-    assert await ground.ids() == [entry_ids[0], entry_ids[3]]
-    assert not await ground.trim()
+        await stream.read(group, 6)
+    await stream.client.xack(STREAM, "log", *entry_ids[1:])
+    await stream.client.xack(STREAM, "other", *(entry_ids[i] for i in (0, 1, 2, 4, 5)))
+    assert await stream.trim()
+    assert await stream.ids() == [entry_ids[0], entry_ids[3]]
+    assert not await stream.trim()
 
 
-async def test_where_all_is_settled_all_goes(ground: Ground) -> None:
-    """The last entry goes too when no group has anything before it."""
-    await ground.fill(3)
+async def test_the_last_entry_may_be_deleted(stream: FullStream) -> None:
+    """When all groups have acknowledged everything, the stream is emptied."""
+    await stream.fill(3)
     for group in ("log", "other"):
-        await ground.settle(group, 3)
-    assert await ground.trim()
-    assert await ground.ids() == []
+        await stream.acknowledge(group, 3)
+    assert await stream.trim()
+    assert await stream.ids() == []
 
 
-async def test_a_backlog_is_told_with_the_group_that_holds_it(ground: Ground) -> None:
-    """Where nothing is settled the log names who is furthest behind, once in a while."""
-    await ground.fill(4)
-    await ground.settle("log", 3)
+async def test_a_backlog_is_logged_with_its_group(stream: FullStream) -> None:
+    """Where nothing can be deleted the log names the slowest group, at intervals."""
+    await stream.fill(4)
+    await stream.acknowledge("log", 3)
     with structlog.testing.capture_logs() as lines:
-        assert not await ground.trim()
-        assert not await ground.trimmer.trim([0])
+        assert not await stream.trim()
+        assert not await stream.trimmer.trim([0])
     assert lines == [
         {
             "event": "backlog.filled",
@@ -133,24 +133,24 @@ async def test_a_backlog_is_told_with_the_group_that_holds_it(ground: Ground) ->
             "transitions": 4,
         }
     ]
-    await ground.settle("other", 2)
-    assert not await ground.trimmer.trim([0])
-    assert await ground.trim()
+    await stream.acknowledge("other", 2)
+    assert not await stream.trimmer.trim([0])
+    assert await stream.trim()
 
 
-async def test_a_stream_without_a_group_is_a_backlog(ground: Ground) -> None:
-    """Where no worker has ever started nothing is settled."""
+async def test_a_stream_without_a_group_is_a_backlog(stream: FullStream) -> None:
+    """Where no worker has ever started nothing is acknowledged."""
     for group in ("log", "other"):
-        await ground.client.xgroup_destroy(STREAM, group)
-    await ground.fill(2)
-    assert not await ground.trim()
-    assert len(await ground.ids()) == 2
+        await stream.client.xgroup_destroy(STREAM, group)
+    await stream.fill(2)
+    assert not await stream.trim()
+    assert len(await stream.ids()) == 2
 
 
-async def test_a_failing_redis_makes_no_room(
-    ground: Ground, monkeypatch: pytest.MonkeyPatch
+async def test_a_failing_redis_is_left_alone_for_a_while(
+    stream: FullStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error is counted and not asked about again at once."""
+    """After an error the stream is not examined again at once."""
     asked = 0
 
     async def run(calls: list[ScriptCall]) -> list[Exception]:
@@ -158,78 +158,78 @@ async def test_a_failing_redis_makes_no_room(
         asked += 1
         return [RedisConnectionError()] * len(calls)
 
-    monkeypatch.setattr(ground.connections, "run", run)
-    assert not await ground.trim()
-    assert not await ground.trimmer.trim([0])
+    monkeypatch.setattr(stream.connections, "run", run)
+    assert not await stream.trim()
+    assert not await stream.trimmer.trim([0])
     assert asked == 1
 
 
-async def test_what_was_looked_at_is_not_looked_at_each_time(
-    ground: Ground, monkeypatch: pytest.MonkeyPatch
+async def test_pending_entries_are_not_examined_each_time(
+    stream: FullStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind many pending entries room is found a little at a time, and each time at once."""
+    """Behind many pending entries a part is deleted each time, without examining those again."""
     monkeypatch.setattr(module, "MAX_EXAMINED_PER_CALL", 5)
     monkeypatch.setattr(module, "MAX_TRIM_S", -1.0)
-    entry_ids = await ground.fill(40)
+    entry_ids = await stream.fill(40)
     for group in ("log", "other"):
-        await ground.read(group, 40)
-        await ground.client.xack(STREAM, group, *entry_ids[20:])
-    # Without time to look there is none to find.
-    assert not await ground.trim()
+        await stream.read(group, 40)
+        await stream.client.xack(STREAM, group, *entry_ids[20:])
+    # Without time nothing is deleted.
+    assert not await stream.trim()
     monkeypatch.setattr(module, "MAX_TRIM_S", 600.0)
     asked = 0
-    run = ground.connections.run
+    run = stream.connections.run
 
     async def counted(calls: list[ScriptCall]) -> list[Any]:
         nonlocal asked
         asked += len(calls)
         return await run(calls)
 
-    monkeypatch.setattr(ground.connections, "run", counted)
-    assert await ground.trim()
+    monkeypatch.setattr(stream.connections, "run", counted)
+    assert await stream.trim()
     assert asked == 5
     for _ in range(3):
-        assert await ground.trim()
+        assert await stream.trim()
     assert asked == 8
-    assert await ground.ids() == entry_ids[:20]
-    assert not await ground.trim()
-    # What was pending in front is found when it is settled.
-    await ground.client.xack(STREAM, "log", entry_ids[7])
-    await ground.client.xack(STREAM, "other", entry_ids[7])
-    assert await ground.trim()
-    assert await ground.ids() == entry_ids[:7] + entry_ids[8:20]
+    assert await stream.ids() == entry_ids[:20]
+    assert not await stream.trim()
+    # Entries that were pending before are found once they are acknowledged.
+    await stream.client.xack(STREAM, "log", entry_ids[7])
+    await stream.client.xack(STREAM, "other", entry_ids[7])
+    assert await stream.trim()
+    assert await stream.ids() == entry_ids[:7] + entry_ids[8:20]
 
 
-async def test_a_pending_list_longer_than_a_look_hides_nothing(
-    ground: Ground, monkeypatch: pytest.MonkeyPatch
+async def test_a_long_pending_list_hides_nothing(
+    stream: FullStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pending entries that an operator deleted do not make others pass for settled."""
+    """Pending entries that an operator deleted do not make others look acknowledged."""
     monkeypatch.setattr(module, "MAX_EXAMINED_PER_CALL", 4)
-    entry_ids = await ground.fill(20)
-    await ground.settle("other", 20)
-    await ground.read("log", 20)
-    await ground.client.xack(STREAM, "log", entry_ids[18])
-    await ground.client.xdel(STREAM, *entry_ids[1:15])
+    entry_ids = await stream.fill(20)
+    await stream.acknowledge("other", 20)
+    await stream.read("log", 20)
+    await stream.client.xack(STREAM, "log", entry_ids[18])
+    await stream.client.xdel(STREAM, *entry_ids[1:15])
     for _ in range(3):
-        await ground.trim()
-    assert await ground.ids() == [entry_ids[0], *entry_ids[15:18], entry_ids[19]]
+        await stream.trim()
+    assert await stream.ids() == [entry_ids[0], *entry_ids[15:18], entry_ids[19]]
 
 
-async def test_redis_still_knows_how_far_each_group_is_behind(ground: Ground) -> None:
-    """What goes leaves no hole before the place of any group."""
-    await ground.fill(20)
-    await ground.settle("log", 15)
-    await ground.settle("other", 10)
-    await ground.trim()
-    measured = await measure_lags(ground.connections, ground.keys, [("log", 0), ("other", 0)])
+async def test_redis_still_knows_how_far_each_group_is_behind(stream: FullStream) -> None:
+    """After trimming Redis still knows the lag of each group."""
+    await stream.fill(20)
+    await stream.acknowledge("log", 15)
+    await stream.acknowledge("other", 10)
+    await stream.trim()
+    measured = await measure_lags(stream.connections, stream.keys, [("log", 0), ("other", 0)])
     assert [lag.transitions for lag in measured if isinstance(lag, Lag)] == [5, 10]
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_no_history_loses_what_is_not_settled_and_all_else_goes(
-    ground: Ground, monkeypatch: pytest.MonkeyPatch, seed: int
+async def test_random_histories_keep_what_is_not_acknowledged(
+    stream: FullStream, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Whatever two groups read and settle: no unsettled entry goes, and room is made if any can."""
+    """Only acknowledged entries are deleted, and some of them whenever there are any."""
     monkeypatch.setattr(module, "MAX_EXAMINED_PER_CALL", 3)
     monkeypatch.setattr(module, "MAX_TRIM_S", 600.0)
     random = Random(seed)
@@ -240,29 +240,29 @@ async def test_no_history_loses_what_is_not_settled_and_all_else_goes(
         group = random.choice(["log", "other"])
         match random.randrange(4):
             case 0:
-                added += await ground.fill(random.randrange(1, 4))
+                added += await stream.fill(random.randrange(1, 4))
             case 1:
-                found = await ground.read(group, random.randrange(1, 5))
+                found = await stream.read(group, random.randrange(1, 5))
                 was_read[group].update(found)
                 pending[group].update(found)
             case 2 if pending[group]:
                 one = random.choice(sorted(pending[group]))
                 pending[group].discard(one)
-                await ground.client.xack(STREAM, group, one)
+                await stream.client.xack(STREAM, group, one)
             case _:
-                before = await ground.ids()
-                has_made = await ground.trim()
-                after = await ground.ids()
-                unsettled = {
+                before = await stream.ids()
+                has_trimmed = await stream.trim()
+                after = await stream.ids()
+                unacknowledged = {
                     entry_id
                     for name in was_read
                     for entry_id in pending[name] | ({*added} - was_read[name])
                 }
-                assert unsettled <= {*after}
-                assert has_made == (len(after) < len(before))
-                # All but the one entry by which Redis knows how far a group is behind.
-                if not has_made:
-                    assert len({*before} - unsettled) <= 1
+                assert unacknowledged <= {*after}
+                assert has_trimmed == (len(after) < len(before))
+                # All but the entry by which Redis knows how far a group is behind.
+                if not has_trimmed:
+                    assert len({*before} - unacknowledged) <= 1
 
 
 def sessions(keys: Keys, partition: int) -> Iterator[str]:
@@ -271,7 +271,7 @@ def sessions(keys: Keys, partition: int) -> Iterator[str]:
 
 
 async def admitted(receiver: Receiver, sessions: Iterable[str]) -> list[str]:
-    """Let an event of each session arrive, one after the other; return the outcomes."""
+    """Receive an event of each session, one after the other; return the outcomes."""
     outcomes = []
     for session in sessions:
         body = event(id=f"evt_{session}", session=session, created=NOW - 100)
@@ -286,48 +286,51 @@ async def admitted(receiver: Receiver, sessions: Iterable[str]) -> list[str]:
 
 @pytest.fixture
 def receiver(connections: Connections, make_settings: Callable[..., Settings]) -> Receiver:
-    """Return a receiver whose streams are soon full."""
-    settings = make_settings(stream_max_entries=CAP)
+    """Return a receiver with a low limit of entries."""
+    settings = make_settings(stream_max_entries=MAX_ENTRIES)
     inbox = Inbox(connections, Keys(settings.redis_prefix, settings.partitions), settings)
     return Receiver(inbox, tolerance_s=10**9, livemode=Livemode.BOTH)
 
 
-async def test_events_are_admitted_while_anything_is_settled(
+async def test_events_are_admitted_at_the_cost_of_history(
     connections: Connections, keys: Keys, receiver: Receiver
 ) -> None:
-    """At the cap events are admitted at the cost of history, without any worker's help."""
-    ground = Ground(connections, keys)
+    """In a full stream events are admitted while there is history to delete, without a worker."""
+    stream = FullStream(connections, keys)
     new = sessions(keys, 0)
-    assert await admitted(receiver, islice(new, CAP)) == [Outcome.ADMITTED] * CAP
+    assert await admitted(receiver, islice(new, MAX_ENTRIES)) == [Outcome.ADMITTED] * MAX_ENTRIES
     assert await admitted(receiver, islice(new, 1)) == [UnavailableReason.BACKLOG_FULL]
-    stuck = await ground.read("log", 3)
-    await ground.settle("log", CAP)
+    stuck = await stream.read("log", 3)
+    await stream.acknowledge("log", MAX_ENTRIES)
     push(PAUSE_S)
 
     for _ in range(5):
-        outcomes = await admitted(receiver, islice(new, CAP - 3))
-        assert outcomes == [Outcome.ADMITTED] * (CAP - 3)
-        assert await ground.client.xlen(STREAM) <= CAP
-        await ground.settle("log", CAP)
-    assert (await ground.ids())[:3] == stuck
+        outcomes = await admitted(receiver, islice(new, MAX_ENTRIES - 3))
+        assert outcomes == [Outcome.ADMITTED] * (MAX_ENTRIES - 3)
+        assert await stream.client.xlen(STREAM) <= MAX_ENTRIES
+        await stream.acknowledge("log", MAX_ENTRIES)
+    assert (await stream.ids())[:3] == stuck
 
 
-async def test_events_that_wait_together_find_the_room_together(
+async def test_a_batch_may_be_for_full_and_other_streams(
     connections: Connections, keys: Keys, receiver: Receiver
 ) -> None:
-    """One flight for full and other partitions: each event is admitted once, or told why not."""
+    """In one batch each event is admitted once, or has the reason why not."""
     client = connections.client
-    held, settled, *_ = streams = [keys.transitions(p) for p in range(keys.partitions)]
-    for stream in (held, settled):
-        for _ in range(CAP):
+    held, acknowledged, *_ = streams = [keys.transitions(p) for p in range(keys.partitions)]
+    for stream in (held, acknowledged):
+        for _ in range(MAX_ENTRIES):
             await client.xadd(stream, FIELDS)
-    [[_, entries]] = await client.xreadgroup("log", "w", {settled: ">"})
-    await client.xack(settled, "log", *(entry_id for entry_id, _ in entries))
+    [[_, entries]] = await client.xreadgroup("log", "w", {acknowledged: ">"})
+    await client.xack(acknowledged, "log", *(entry_id for entry_id, _ in entries))
 
     new = [next(sessions(keys, partition)) for partition in range(keys.partitions)]
-    told = await asyncio.gather(*(admitted(receiver, [session]) for session in new))
-    assert told == [[UnavailableReason.BACKLOG_FULL], *[[Outcome.ADMITTED]] * (keys.partitions - 1)]
+    found = await asyncio.gather(*(admitted(receiver, [session]) for session in new))
+    assert found == [
+        [UnavailableReason.BACKLOG_FULL],
+        *[[Outcome.ADMITTED]] * (keys.partitions - 1),
+    ]
     lengths = [await client.xlen(stream) for stream in streams]
-    assert lengths == [CAP, *[1] * (keys.partitions - 1)]
+    assert lengths == [MAX_ENTRIES, *[1] * (keys.partitions - 1)]
     copies = [await client.hget(keys.session(session), "duplicates") for session in new]
     assert not any(copies)

@@ -1,4 +1,4 @@
-"""The laws of `receiver`: verify, then parse, then admit, and nothing before its turn."""
+"""The receiver verifies, then parses, then admits, in this order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 NOW = 1_785_931_200
 SECRET = Secret(b"whsec_tests")
-BARE = {
+MINIMAL = {
     "id": "evt_1",
     "type": "identity.verification_session.verified",
     "created": NOW,
@@ -30,14 +30,14 @@ ADMITTED = Admission(Outcome.ADMITTED, 3, "processing", after_final=False)
 
 
 class FakeInbox(Inbox):
-    """Remembers what it was given, and answers what it was told to."""
+    """Records what it is given, and answers as configured."""
 
     def __init__(self, answer: Admission | Unavailable = ADMITTED) -> None:
         self.admitted: list[tuple[Event, SessionChange]] = []
         self._answer = answer
 
     async def admit(self, event: Event, change: SessionChange) -> Admission:
-        """Take an event."""
+        """Record an event."""
         self.admitted.append((event, change))
         if isinstance(self._answer, Unavailable):
             raise self._answer
@@ -52,7 +52,7 @@ async def receive(
     livemode: Livemode = Livemode.BOTH,
     now: float = NOW,
 ) -> Receipt:
-    """Receive *body*, rightly signed unless a signature is given."""
+    """Receive *body*, with a valid signature unless one is given."""
     receiver = Receiver(inbox, tolerance_s=300, livemode=livemode, account_name="shop")
     if signature is None:
         signature = sign(body, SECRET, NOW).encode()
@@ -60,12 +60,12 @@ async def receive(
 
 
 def body(**changes: Any) -> bytes:
-    """Return the barest event with *changes*."""
-    return json.dumps(BARE | changes).encode()
+    """Return a minimal event with *changes*."""
+    return json.dumps(MINIMAL | changes).encode()
 
 
-async def test_what_becomes_of_an_event() -> None:
-    """A genuine event is admitted, and the receipt tells what was parsed and what was said."""
+async def test_a_genuine_event_is_admitted() -> None:
+    """The receipt has the event, the change and the decision."""
     inbox = FakeInbox()
 
     receipt = await receive(inbox, body())
@@ -78,8 +78,8 @@ async def test_what_becomes_of_an_event() -> None:
 
 
 @pytest.mark.parametrize("outcome", [each for each in Outcome if each is not Outcome.IGNORED])
-async def test_the_ledgers_verdict_is_the_outcome(outcome: Outcome) -> None:
-    """Whatever the ledger says becomes the outcome."""
+async def test_the_decision_is_the_outcome(outcome: Outcome) -> None:
+    """The outcome of admission is that of the receipt."""
     admission = Admission(outcome, 1, None, after_final=False)
 
     receipt = await receive(FakeInbox(admission), body())
@@ -102,7 +102,7 @@ async def test_the_ledgers_verdict_is_the_outcome(outcome: Outcome) -> None:
 async def test_nothing_is_parsed_before_it_is_verified(
     sent: bytes, signature: bytes | None, now: float, reason: RejectionReason
 ) -> None:
-    """Whatever is wrong with the body, a wrong signature is what is said, and nothing admitted."""
+    """With a wrong signature the reason is the signature's, whatever the body is."""
     inbox = FakeInbox()
 
     with pytest.raises(Rejected) as refused:
@@ -124,7 +124,7 @@ async def test_nothing_is_parsed_before_it_is_verified(
 async def test_nothing_is_admitted_before_it_is_parsed(
     sent: bytes, reason: RejectionReason
 ) -> None:
-    """A genuine body that is no event never reaches the ledger."""
+    """A genuine body that is no event is rejected, and not admitted."""
     inbox = FakeInbox()
 
     with pytest.raises(Rejected) as refused:
@@ -133,8 +133,8 @@ async def test_nothing_is_admitted_before_it_is_parsed(
     assert (refused.value.reason, inbox.admitted) == (reason, [])
 
 
-async def test_what_is_not_for_us_is_not_admitted() -> None:
-    """An event of another type is ignored, with the reason, and the secret that matched."""
+async def test_other_events_are_ignored() -> None:
+    """An event of another type is ignored; the receipt has the reason and the matching secret."""
     inbox = FakeInbox()
 
     receipt = await receive(inbox, body(type="charge.succeeded"))
@@ -157,8 +157,8 @@ THIN_WORDS = ["canceled", "created", "processing", "redacted", "requires_input",
 
 @pytest.mark.parametrize("livemode", Livemode)
 @pytest.mark.parametrize("word", THIN_WORDS)
-async def test_a_thin_event_of_a_session_is_not_forgotten(word: str, livemode: Livemode) -> None:
-    """Without a way to ask for its session it is not taken: Stripe keeps it, and sends it again."""
+async def test_a_thin_event_of_a_session_is_unavailable(word: str, livemode: Livemode) -> None:
+    """Without an API key to fetch its session it gets no 200, so that Stripe sends it again."""
     inbox = FakeInbox()
     is_live = livemode is not Livemode.TEST
 
@@ -171,10 +171,10 @@ async def test_a_thin_event_of_a_session_is_not_forgotten(word: str, livemode: L
 @pytest.mark.parametrize(
     ("livemode", "is_live"), [(Livemode.LIVE, False), (Livemode.TEST, True), (Livemode.TEST, None)]
 )
-async def test_thin_events_of_the_other_world_are_ignored(
+async def test_thin_events_of_the_other_mode_are_ignored(
     livemode: Livemode, is_live: bool | None
 ) -> None:
-    """A session of the world nobody listens to is not worth asking for."""
+    """A thin event of a mode that is not received is ignored."""
     receipt = await receive(FakeInbox(), thin("verified", livemode=is_live), livemode=livemode)
 
     event_type = "v1.identity.verification_session.verified"
@@ -182,7 +182,7 @@ async def test_thin_events_of_the_other_world_are_ignored(
 
 
 @pytest.mark.parametrize(
-    ("livemode", "said", "listened"),
+    ("livemode", "fields", "is_received"),
     [
         (Livemode.BOTH, {"livemode": True}, True),
         (Livemode.BOTH, {"livemode": False}, True),
@@ -195,20 +195,20 @@ async def test_thin_events_of_the_other_world_are_ignored(
         (Livemode.TEST, {}, False),
     ],
 )
-async def test_livemode(livemode: Livemode, said: dict[str, Any], listened: bool) -> None:
-    """Events of the world nobody listens to are ignored; one that does not say is live."""
+async def test_livemode(livemode: Livemode, fields: dict[str, Any], is_received: bool) -> None:
+    """Events of a mode that is not received are ignored; one without `livemode` is live."""
     inbox = FakeInbox()
 
-    receipt = await receive(inbox, body(**said), livemode=livemode)
+    receipt = await receive(inbox, body(**fields), livemode=livemode)
 
-    assert len(inbox.admitted) == listened
-    if not listened:
-        assert receipt.event == Ignored(IgnoredReason.LIVEMODE, "evt_1", BARE["type"])  # type: ignore[arg-type]
+    assert len(inbox.admitted) == is_received
+    if not is_received:
+        assert receipt.event == Ignored(IgnoredReason.LIVEMODE, "evt_1", MINIMAL["type"])  # type: ignore[arg-type]
         assert receipt.outcome is Outcome.IGNORED
 
 
 async def test_livemode_of_the_session() -> None:
-    """Where the envelope does not say which world it is of, the session does."""
+    """Where the envelope has no `livemode`, that of the session counts."""
     inbox = FakeInbox()
     session = {"id": "vs_1", "status": "verified", "livemode": False}
 
@@ -217,8 +217,8 @@ async def test_livemode_of_the_session() -> None:
     assert len(inbox.admitted) == 1
 
 
-async def test_undecided_is_said_as_such() -> None:
-    """When the ledger cannot decide, nothing is answered in its place."""
+async def test_no_decision_is_no_receipt() -> None:
+    """`Unavailable` from admission is raised, and not replaced by an answer."""
     with pytest.raises(Unavailable) as undecided:
         await receive(FakeInbox(Unavailable(UnavailableReason.REDIS_SLOW)), body())
 

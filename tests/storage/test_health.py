@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,8 @@ from service.storage.layout import Keys, claim, is_claimed
 from service.storage.redis_errors import unavailable_reason
 from tests.support.harness import soon
 from tests.support.proxy import proxy_to
-from tests.support.servers import server, until
+from tests.support.servers import Server, server, until
+from tests.support.troubles import cut_off, demoted, full, lacking_replicas, unable_to_save
 
 NAMES = [
     *("clock", "version", "writes", "eviction", "memory", "role"),
@@ -226,27 +226,10 @@ class TestReadiness:
 
 
 @contextmanager
-def unable_to_save(client: redis.Redis) -> Iterator[None]:
-    """Make the last snapshot fail."""
-    in_the_way = Path(str(client.config_get("dir")["dir"])) / "dump.rdb"
-    in_the_way.mkdir()
-    client.config_set("save", "3600 1")
-    client.set("key", "value")
-    with contextlib.suppress(redis.RedisError):
-        client.bgsave()
-    soon(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
-    yield
-    client.config_set("stop-writes-on-bgsave-error", "no")
-
-
-@contextmanager
-def running_a_script(client: redis.Redis) -> Iterator[None]:
+def running_a_script(server: Server) -> Iterator[None]:
     """Run a script that does not end."""
-    client.config_set("busy-reply-threshold", "10")
-    with (
-        ThreadPoolExecutor(1) as threads,
-        redis.Redis(port=client.connection_pool.connection_kwargs["port"]) as other,
-    ):
+    with ThreadPoolExecutor(1) as threads, server.client() as client, server.client() as other:
+        client.config_set("busy-reply-threshold", "10")
         running = threads.submit(other.eval, "while true do end", 0)
         soon(lambda: _is_busy(client))
         yield
@@ -262,45 +245,13 @@ def _is_busy(client: redis.Redis) -> bool:
     return False
 
 
-@contextmanager
-def full(client: redis.Redis) -> Iterator[None]:
-    """Leave no memory."""
-    client.config_set("maxmemory", "1")
-    yield
-    client.config_set("maxmemory", "0")
-
-
-@contextmanager
-def lonely(client: redis.Redis) -> Iterator[None]:
-    """Require more replicas than there are."""
-    client.config_set("min-replicas-to-write", "1")
-    yield
-    client.config_set("min-replicas-to-write", "0")
-
-
-@contextmanager
-def demoted(client: redis.Redis) -> Iterator[None]:
-    """Make the server a replica of a primary that does not answer."""
-    client.replicaof("127.0.0.1", 1)
-    yield
-    client.replicaof("NO", "ONE")
-
-
-@contextmanager
-def cut_off(client: redis.Redis) -> Iterator[None]:
-    """The same, where it may not answer reads either."""
-    client.config_set("replica-serve-stale-data", "no")
-    with demoted(client):
-        yield
-
-
 @pytest.mark.parametrize(
     ("trouble", "word"),
     [
         (unable_to_save, "MISCONF"),
         (running_a_script, "BUSY"),
         (full, "OOM"),
-        (lonely, "NOREPLICAS"),
+        (lacking_replicas, "NOREPLICAS"),
         (demoted, "READONLY"),
         (cut_off, "READONLY"),
     ],
@@ -309,12 +260,12 @@ async def test_a_redis_that_takes_no_writes_leaves_it_ready(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     make_settings: Callable[..., Settings],
-    trouble: Callable[[redis.Redis], AbstractContextManager[None]],
+    trouble: Callable[[Server], AbstractContextManager[None]],
     word: str,
 ) -> None:
     """An error reply is an answer: its word is a finding, and a starting process is ready."""
     monkeypatch.setattr(health, "PROBE_EVERY_S", 0.01)
-    with server(tmp_path) as started, started.client() as client, capture_logs() as lines:
+    with server(tmp_path) as started, capture_logs() as lines:
 
         def meanings() -> list[str]:
             return [line["meaning"] for line in lines if line.get("finding") == "writes"]
@@ -325,7 +276,7 @@ async def test_a_redis_that_takes_no_writes_leaves_it_ready(
             watching = asyncio.create_task(one.watch())
             await until(lambda: one.is_ready)
             assert await probe(connections) == ""
-            with trouble(client):
+            with trouble(started):
                 await until(lambda: bool(meanings()))
                 assert f"Redis answers {word} to every write" in meanings()[0]
                 assert one.is_ready

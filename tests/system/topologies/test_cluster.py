@@ -1,4 +1,4 @@
-"""Laws of a Cluster: slots that move and primaries that die, under load."""
+"""A Cluster whose slots move and whose primaries die, under load."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.topologies import Cluster, cluster, command
 pytestmark = [pytest.mark.timeout(400), takes_long]
 
 RELEASE = Script("service.delivery", "lua/release.lua")
-# The crc16 of a partition's tag, modulo 16384: where all of the partition lies.
+# The slot of all keys of partition 3: the crc16 of its tag, modulo 16384.
 SLOT_OF_PARTITION_3 = 1584
 
 
@@ -53,11 +53,11 @@ def call(key: str) -> ScriptCall:
     return ScriptCall(RELEASE, [key], ["x"])
 
 
-async def test_a_slot_on_its_way_is_found(nodes: Cluster, connections: Connections) -> None:
+async def test_a_moving_slot_is_found(nodes: Cluster, connections: Connections) -> None:
     """While a slot moves, each call reaches the node that has its key, on busy connections too."""
     slot = SLOT_OF_PARTITION_3
     assert int(command(nodes.home(slot), "CLUSTER", "KEYSLOT", "{3}")) == slot
-    # Many connections to either node: ASKING on one of them says nothing to the others.
+    # Many connections to either node: ASKING counts only on its own.
     await asyncio.gather(*(connections.run([call(f"{{{n}}}:a")] * 8) for n in range(8)))
     with nodes.moving(slot) as target:
         for _ in range(20):
@@ -66,10 +66,10 @@ async def test_a_slot_on_its_way_is_found(nodes: Cluster, connections: Connectio
     assert await connections.run([call("{3}:gone")] * 8) == [0] * 8
 
 
-async def test_keys_on_both_sides_are_refused_until_all_have_moved(
+async def test_a_new_session_waits_while_its_slot_moves(
     nodes: Cluster, connections: Connections
 ) -> None:
-    """A new session's event is put off while its partition's slot moves, then taken."""
+    """A call whose keys are on both nodes fails while the slot moves, and succeeds then."""
     both = ScriptCall(RELEASE, ["{3}:there", "{3}:new"], ["y"])
     await connections.client.set("{3}:there", "x")
     with nodes.moving(SLOT_OF_PARTITION_3):
@@ -82,7 +82,7 @@ async def test_keys_on_both_sides_are_refused_until_all_have_moved(
 async def test_hundreds_of_calls_at_once_find_their_nodes(
     nodes: Cluster, connections: Connections
 ) -> None:
-    """More calls than there are connections are answered, also while a slot is on its way."""
+    """More calls than there are connections are answered, also while a slot moves."""
     many = [call(f"{{{n % 256}}}:a{n}") for n in range(1024)]
     for made in many:
         await connections.client.set(made.keys[0], "x")
@@ -91,7 +91,7 @@ async def test_hundreds_of_calls_at_once_find_their_nodes(
     assert await connections.run(many) == [0] * 1024
 
 
-async def test_a_worker_takes_hundreds_of_partitions(nodes: Cluster) -> None:
+async def test_a_worker_may_have_hundreds_of_partitions(nodes: Cluster) -> None:
     """256 partitions of two handlers are leased and worked, and no lease is lost."""
     settings = Settings(redis_url=Secret(nodes.url), partitions=256, handlers=("log", "other"))
     keys = Keys("hundreds", 256)
@@ -127,7 +127,7 @@ async def test_a_worker_takes_hundreds_of_partitions(nodes: Cluster) -> None:
 
 
 async def test_a_replica_confirms(nodes: Cluster, connections: Connections) -> None:
-    """WAIT speaks of the primary that ran the script, and of nobody else's replicas."""
+    """WAIT counts the replicas of the primary that ran the script, and no others."""
     await connections.client.set("{3}:a", "x")
     await connections.client.set("{3}:b", "x")
     assert await connections.run([call("{3}:a")], needs=Needs(replicas=1)) == [1]
@@ -137,8 +137,8 @@ async def test_a_replica_confirms(nodes: Cluster, connections: Connections) -> N
         assert isinstance(reply, NotReplicatedError)
 
 
-async def test_a_cluster_out_of_reach_is_an_error_of_redis() -> None:
-    """Without any node, every call fails like any other on a Redis that is gone."""
+async def test_a_cluster_that_is_away_is_unreachable() -> None:
+    """Without any node every call fails as on one server that is away."""
     url = Secret(f"redis+cluster://127.0.0.1:{free_port()}")
     async with connect(url) as connections:
         with pytest.raises(RedisError):
@@ -147,10 +147,10 @@ async def test_a_cluster_out_of_reach_is_an_error_of_redis() -> None:
     assert unavailable_reason(reply) is UnavailableReason.REDIS_UNREACHABLE
 
 
-async def test_a_slot_that_moves_and_a_primary_that_dies_cost_nothing(
+async def test_a_moved_slot_and_a_killed_primary_lose_nothing(
     nodes: Cluster, tmp_path: Path
 ) -> None:
-    """With DURABILITY=replica every 200 outlives both, and all goes on by itself."""
+    """With DURABILITY=replica every event answered 200 is kept, and all recovers by itself."""
     async with deployment(nodes.url, tmp_path, DURABILITY="replica") as deployed:
         await deployed.load.answered(BEFORE)
         await during(lambda: nodes.move(SLOT_OF_PARTITION_3, 0.05))

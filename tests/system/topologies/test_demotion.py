@@ -1,4 +1,4 @@
-"""Laws of one address behind which the primary changes: a managed endpoint, a balancer of TCP.
+"""One address behind which the primary changes, as at a managed endpoint or a TCP balancer.
 
 The old primary becomes a replica of the new one and keeps every connection that it has; only new
 connections reach the new primary.
@@ -33,7 +33,7 @@ CALL = ScriptCall(RELEASE, ["key"], ["token"])
 
 
 def demote(pair: tuple[Server, Server]) -> None:
-    """Let both servers change places; whoever is connected to the old primary stays so."""
+    """Make the replica the primary and the primary its replica; connections stay open."""
     old, new = pair
     command(new, "REPLICAOF", "NO", "ONE")
     command(old, "REPLICAOF", "127.0.0.1", new.port)
@@ -43,13 +43,13 @@ def demote(pair: tuple[Server, Server]) -> None:
 async def behind_one_address(
     pair: tuple[Server, Server],
 ) -> AsyncIterator[tuple[Proxy, Connections]]:
-    """Yield what carries connections to the first of *pair*, and clients that use it."""
+    """Yield a proxy to the first of *pair*, and clients that use it."""
     async with proxy_to(pair[0].url) as proxy, connect(Secret(proxy.url)) as connections:
         yield proxy, connections
 
 
 async def test_scripts_reach_the_new_primary(pair: tuple[Server, Server]) -> None:
-    """After one answer of a server that is no primary any more, the next call is at another."""
+    """After one READONLY of the old primary the next call reaches the new one."""
     async with behind_one_address(pair) as (proxy, connections):
         assert await connections.run([CALL] * 2) == [0, 0]
         demote(pair)
@@ -59,8 +59,8 @@ async def test_scripts_reach_the_new_primary(pair: tuple[Server, Server]) -> Non
         assert await connections.run([CALL] * 2) == [0, 0]
 
 
-async def test_one_refusal_is_enough_for_every_connection(pair: tuple[Server, Server]) -> None:
-    """Ten connections made before need not each be refused once, whoever is refused first."""
+async def test_one_readonly_replaces_every_connection(pair: tuple[Server, Server]) -> None:
+    """READONLY on one of ten connections leads all of them to the new primary."""
     async with behind_one_address(pair) as (proxy, connections):
         client = connections.client
         await asyncio.gather(*(connections.run([CALL]) for _ in range(10)))
@@ -72,8 +72,8 @@ async def test_one_refusal_is_enough_for_every_connection(pair: tuple[Server, Se
         assert await asyncio.gather(*(connections.run([CALL]) for _ in range(10))) == [[0]] * 10
 
 
-async def test_a_link_that_is_down_is_left_too(pair: tuple[Server, Server]) -> None:
-    """MASTERDOWN, of a demoted server that may not even be read, leads away as well."""
+async def test_masterdown_replaces_the_connections_too(pair: tuple[Server, Server]) -> None:
+    """A demoted server that answers MASTERDOWN is left as well."""
     old, new = pair
     async with behind_one_address(pair) as (proxy, connections):
         await connections.client.ping()
@@ -87,13 +87,13 @@ async def test_a_link_that_is_down_is_left_too(pair: tuple[Server, Server]) -> N
 
 
 @pytest.mark.parametrize("is_reset", [False, True], ids=["refused", "reset"])
-async def test_a_reader_that_is_not_refused_is_led_away(
+async def test_a_blocking_read_reaches_the_new_primary(
     pair: tuple[Server, Server], is_reset: bool
 ) -> None:
-    """A replica may be read: who waits for arrivals there is led away with everybody else.
+    """A blocking read, which a replica never refuses, moves with the other connections.
 
-    The old primary has lost sight of the new one, so what is written is never seen there. Others
-    are refused, or their connections reset, so that they find the new one unrefused.
+    The old primary does not follow the new one, so that writes never arrive there. Other calls get
+    READONLY, or their connections are reset and find the new primary.
     """
     old, new = pair
     keys = Keys("idv", 1)
@@ -103,7 +103,7 @@ async def test_a_reader_that_is_not_refused_is_led_away(
         stream_watcher = StreamWatcher(connections, 0)
         command(new, "REPLICAOF", "NO", "ONE")
         command(old, "REPLICAOF", "127.0.0.1", 1)
-        # Demoted already, and not yet left: whoever blocked before would have been sent away.
+        # Blocked after the demotion: a read that blocked before would have been ended by it.
         waiting = asyncio.create_task(stream_watcher.wait_after({keys.transitions(0): "0"}))
         await until(lambda: _blocked(old) == 1)
         proxy.aim(new.url)
@@ -136,8 +136,8 @@ def _blocked(server: Server) -> int:
         return int(client.info("clients")["blocked_clients"])
 
 
-async def test_refused_credentials_do_not_keep_a_connection(redis_url: str) -> None:
-    """What a user was not allowed is asked for on another connection the next time."""
+async def test_noperm_replaces_the_connection(redis_url: str) -> None:
+    """After NOPERM the next call uses a new connection."""
     async with connect(Secret(redis_url)) as admin:
         await admin.client.execute_command(
             *("ACL", "SETUSER", "limited", "on", ">pass", "~*", "+@all", "-set")
@@ -153,7 +153,7 @@ async def test_refused_credentials_do_not_keep_a_connection(redis_url: str) -> N
 
 @takes_long
 async def test_receivers_and_workers_follow(pair: tuple[Server, Server], tmp_path: Any) -> None:
-    """Under load, there and back: what was answered 200 is kept and handed over, without gaps."""
+    """Under load, there and back: every event answered 200 is kept and handed over without gaps."""
     for one in pair:
         command(one, "CONFIG", "SET", "appendonly", "yes")
     async with proxy_to(pair[0].url) as proxy:

@@ -1,4 +1,4 @@
-"""Laws of a fail-over under Sentinel, with real receivers and workers under load."""
+"""Fail-over under Sentinel, with real receivers and workers under load."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 async def test_a_killed_primary_costs_nothing_that_a_replica_has(
     pair: Pair, tmp_path: Path
 ) -> None:
-    """With DURABILITY=replica every 200 outlives the primary, and all begin again by themselves."""
+    """With DURABILITY=replica every event answered 200 is kept, and all recovers by itself."""
     async with deployment(pair.url, tmp_path, DURABILITY="replica") as deployed:
         await deployed.load.answered(BEFORE)
         await during(pair.kill)
@@ -39,7 +39,7 @@ async def test_a_killed_primary_costs_nothing_that_a_replica_has(
 async def test_a_planned_change_costs_nothing_that_a_replica_has(
     pair: Pair, tmp_path: Path
 ) -> None:
-    """With DURABILITY=replica every 200 outlives `SENTINEL FAILOVER`, there and back."""
+    """With DURABILITY=replica `SENTINEL FAILOVER`, there and back, loses nothing answered 200."""
     async with deployment(pair.url, tmp_path, DURABILITY="replica") as deployed:
         await deployed.load.answered(BEFORE)
         await during(pair.switch)
@@ -52,7 +52,7 @@ async def test_a_planned_change_costs_nothing_that_a_replica_has(
 
 
 async def test_whichever_replica_is_promoted_has_it(tmp_path: Path) -> None:
-    """Of two replicas Sentinel promotes the one it prefers, which is the one that stood still.
+    """Sentinel promotes the replica with the better priority, which is the one that hung.
 
     What only the other had was not answered 200.
     """
@@ -62,7 +62,7 @@ async def test_whichever_replica_is_promoted_has_it(tmp_path: Path) -> None:
             [told] = deployed.receivers[0].lines("redis.finding")[-1:]
             assert "differ in replica-priority" in told["meaning"]
             _, preferred = family.replicas()
-            # It takes nothing from its primary any more, and is well to the Sentinels.
+            # It receives nothing from its primary, and looks healthy to the Sentinels.
             command(preferred, "CLIENT", "PAUSE", 600_000, "WRITE")
             refused = deployed.load.statuses[503]
             await eventually(lambda: deployed.load.statuses[503] >= refused + SESSIONS)
@@ -75,7 +75,7 @@ async def test_whichever_replica_is_promoted_has_it(tmp_path: Path) -> None:
 
 
 def _kill_before_it_is_up_to_date(family: Pair, paused: Server) -> Server:
-    """Kill the primary; only then let a paused replica go on, which has not what it was sent."""
+    """Kill the primary, and only then resume a paused replica, which lacks the last writes."""
     family.primary().process.kill()
     wait_for(lambda: command(paused, "ROLE")[3] != b"connected", "the end of its link")
     command(paused, "CLIENT", "UNPAUSE")
@@ -85,7 +85,7 @@ def _kill_before_it_is_up_to_date(family: Pair, paused: Server) -> Server:
 async def test_without_a_replica_s_word_some_of_it_may_be_lost_and_no_more(
     pair: Pair, tmp_path: Path
 ) -> None:
-    """With DURABILITY=none a killed primary takes with it what was under way, and nothing older."""
+    """With DURABILITY=none a killed primary loses what was under way, and nothing older."""
     async with deployment(pair.url, tmp_path, DURABILITY="none") as deployed:
         await deployed.load.answered(BEFORE)
         old = {*deployed.load.outcomes}

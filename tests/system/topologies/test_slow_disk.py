@@ -1,4 +1,4 @@
-"""Laws of a Redis that is killed while its disk is slow: what a 200 was worth.
+"""A Redis that is killed while its disk is slow: which answers were true.
 
 A library that slows every sync down is compiled here and loaded into the server.
 """
@@ -32,7 +32,7 @@ KILLS = 3
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile what makes a disk slow."""
+    """Compile the library that makes syncs slow."""
     if (compiler := shutil.which("gcc")) is None:
         pytest.skip("gcc is not on this machine")
     made = tmp_path_factory.mktemp("shim") / "slow_disk.so"
@@ -42,7 +42,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Machine:
-    """A server on a slow disk, that may be killed and comes back with what its disk had."""
+    """A server on a slow disk; after a crash it has what was on the disk."""
 
     def __init__(self, stack: ExitStack, directory: Path, environ: Mapping[str, str]) -> None:
         self._stack = stack
@@ -77,7 +77,7 @@ def slow(stack: ExitStack, directory: Path, shim: Path, sync_ms: int) -> Machine
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """Yield what ends the servers."""
+    """Yield the stack that stops the servers."""
     with ExitStack() as opened:
         yield opened
 
@@ -85,7 +85,7 @@ def stack() -> Iterator[ExitStack]:
 async def test_what_is_synced_before_it_is_answered_is_never_lost(
     stack: ExitStack, shim: Path, tmp_path: Path
 ) -> None:
-    """With DURABILITY=fsync and `always`, killed again and again: every 200 is kept, in order."""
+    """With DURABILITY=fsync every event answered 200 outlives repeated crashes, in order."""
     machine = slow(stack, tmp_path, shim, 200)
     machine.start("always")
     async with deployment(
@@ -103,7 +103,7 @@ async def test_what_is_synced_before_it_is_answered_is_never_lost(
 async def test_with_everysec_the_last_seconds_may_be_lost_and_no_more(
     stack: ExitStack, shim: Path, tmp_path: Path
 ) -> None:
-    """What was answered earlier is kept, though the write itself waits for a busy disk."""
+    """Events answered earlier are kept, although the write itself waits for a busy disk."""
     machine = slow(stack, tmp_path, shim, 1500)
     machine.start("everysec")
     lost: list[set[str]] = []
@@ -113,7 +113,7 @@ async def test_with_everysec_the_last_seconds_may_be_lost_and_no_more(
             old = {*deployed.load.outcomes} - {name for each in lost for name in each}
             await deployed.load.answered(8 * PER_SECOND)
             machine.kill()
-            # When each session has been refused once, no 200 is on its way any more.
+            # Once each session has had an error, no 200 is on its way any more.
             refused = deployed.load.statuses[503] + SESSIONS
             await eventually(lambda: deployed.load.statuses[503] >= refused)  # noqa: B023 - awaited
             answered = {*deployed.load.outcomes}

@@ -1,4 +1,4 @@
-"""Laws of TLS to Redis: both sides prove who they are, or nothing is said."""
+"""TLS to Redis: both sides verify each other, or no command is sent."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
     made = Papers(directory=tmp_path_factory.mktemp("papers"))
     key = ("-newkey", "rsa:2048", "-nodes", "-sha256")
     for name in ("ca", "stranger"):
-        # Python 3.13 wants of an authority that it says what its key is for.
+        # Python 3.13 requires a key usage in the certificate of an authority.
         _openssl("req", "-x509", *key, "-days", "2", "-subj", f"/CN={name}",
                  "-addext", "keyUsage=critical,keyCertSign,cRLSign",
                  "-keyout", made[f"{name}.key"], "-out", made[f"{name}.crt"])  # fmt: skip
@@ -116,7 +116,7 @@ def _place(
 
 
 def assert_untrusted(process: Process, *, by_server: bool = False) -> None:
-    """Assert one line that says so, and exit code 3.
+    """Assert one line with the reason, and exit code 3.
 
     Who is refused *by the server* has sent something when it is: the server's word may be lost with
     the connection, and then nothing but that end is known.
@@ -143,13 +143,13 @@ def test_who_is_trusted_is_spoken_to(program: Path, papers: Papers, tmp_path: Pa
 def test_another_host_s_certificate_is_refused(
     program: Path, papers: Papers, tmp_path: Path
 ) -> None:
-    """A genuine certificate of another host is none."""
+    """A genuine certificate of another host is not accepted."""
     with _place(program, papers, tmp_path, name="elsewhere", ask="no") as place:
         assert_untrusted(place.check(place.url("ca.crt")))
 
 
 def test_redis_may_ask_for_a_certificate(program: Path, papers: Papers, tmp_path: Path) -> None:
-    """Where Redis asks for certificates, only who shows one of its authority's gets in."""
+    """Where Redis asks for certificates, only one of its own authority is accepted."""
     with _place(program, papers, tmp_path, name="server", ask="yes") as place:
         assert place.check(place.url("ca.crt", "client")).wait() == 0
         assert_untrusted(place.check(place.url("ca.crt")), by_server=True)
@@ -159,7 +159,7 @@ def test_redis_may_ask_for_a_certificate(program: Path, papers: Papers, tmp_path
 def test_a_certificate_must_name_the_key_of_its_authority(
     program: Path, papers: Papers, tmp_path: Path
 ) -> None:
-    """Since Python 3.13 one that does not is refused, as the README says of private authorities."""
+    """Since Python 3.13 an authority without key usage is not accepted, as the README says."""
     with _place(program, papers, tmp_path, name="lax", ask="no") as place:
         checked = place.check(place.url("ca.crt"))
         if sys.version_info >= (3, 13):
@@ -171,14 +171,14 @@ def test_a_certificate_must_name_the_key_of_its_authority(
 def test_a_certificate_of_its_own_making_can_be_let_pass(
     program: Path, papers: Papers, tmp_path: Path
 ) -> None:
-    """Told so in the URL, nobody asks who Redis is; what is said is encrypted all the same."""
+    """With `ssl_cert_reqs=none` Redis is not verified; the connection is encrypted."""
     with _place(program, papers, tmp_path, name="elsewhere", ask="no") as place:
         url = f"rediss://127.0.0.1:{place.port}/0?ssl_cert_reqs=none"
         assert place.check(url).wait() == 0
 
 
 def test_a_file_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
-    """A URL that names a file nobody can find is exit code 2, and says which option."""
+    """A URL that names a missing file is exit code 2, and the error names the option."""
     with contextlib.closing(Processes("", tmp_path)) as processes:
         url = f"rediss://127.0.0.1:1/0?ssl_ca_certs={tmp_path}/none.crt"
         process = processes.run("check", REDIS_URL=url)

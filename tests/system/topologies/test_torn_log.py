@@ -1,4 +1,4 @@
-"""Laws of a torn append-only file: wherever it ends, no event is there by half.
+"""A torn append-only file: wherever it ends, no event is there by half.
 
 TEST_AOF_CUTS says how often it is torn (25), TEST_AOF_SEED where to begin (1): a failing test names
 its seed, and TEST_AOF_SEED=<seed> TEST_AOF_CUTS=1 tears it there again.
@@ -55,7 +55,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def _live(url: str) -> None:
-    """Admit every kind of event, several at once, and settle, bury and replay in between."""
+    """Admit every kind of event, several at once; ack, dead-letter and replay in between."""
     async with connect(Secret(url)) as connections:
         await _work(connections)
 
@@ -99,7 +99,7 @@ def _event(session: int, step: int, kind: str = "") -> Event:
 
 
 def test_the_whole_log_holds_everything(log: Path, tmp_path: Path) -> None:
-    """Not torn, the log gives back all there was: the tests below tear something worth it."""
+    """The whole log restores everything, so that the tests below tear something of value."""
     found = _found(log, tmp_path, None)
     assert found["sessions"].total() == SESSIONS * len(STEPS)
     assert found["places"].keys() == {"dead", "replayed", "unread"}
@@ -108,12 +108,12 @@ def test_the_whole_log_holds_everything(log: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + CUTS))
 def test_a_torn_log_shows_no_half(log: Path, tmp_path: Path, seed: int) -> None:
-    """Record and entry, settled and dead letter, letter and replay: both are there, or neither."""
+    """Of record and entry, ack and dead letter, dead letter and replay there are both or neither."""
     _found(log, tmp_path, seed)
 
 
 def _found(log: Path, copy: Path, seed: int | None) -> dict[str, Counter[Any]]:
-    """Restart on a copy of the log, torn if there is a seed; check it, and count what is there."""
+    """Restart on a copy of the log, torn if there is a seed; check it, and count its contents."""
     shutil.copytree(log, copy, dirs_exist_ok=True)
     if seed is not None:
         [last] = (copy / "appendonlydir").glob("*.incr.aof")
@@ -128,7 +128,7 @@ def _found(log: Path, copy: Path, seed: int | None) -> dict[str, Counter[Any]]:
 
 
 def _records_match(client: Any, entries: dict[str, Any]) -> Counter[str]:
-    """Assert that each session's record tells of its entries in the stream and of no others."""
+    """Assert that each session's record knows its entries in the stream, and no others."""
     streamed = Counter(_session(fields) for fields in entries.values())
     recorded: Counter[str] = Counter()
     for key in client.scan_iter("idv:*:session:*"):
@@ -145,7 +145,7 @@ def _records_match(client: Any, entries: dict[str, Any]) -> Counter[str]:
 
 
 def _each_is_somewhere(client: Any, entries: dict[str, Any]) -> Counter[str]:
-    """Assert that each entry is, for the handler that buries all, in exactly one place."""
+    """Assert that each entry is in exactly one place for the handler that dead-letters all."""
     stream = KEYS.transitions(0)
     groups = {one["name"]: one for one in client.xinfo_groups(stream)} if entries else {}
     if BURIES not in groups:

@@ -1,4 +1,4 @@
-"""Laws of deploy/redis: the files load, and each user can do its work and nothing else."""
+"""deploy/redis: the files load, and each user can do its work and nothing else."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_without_passwords_nothing_starts(tmp_path: Path) -> None:
 
 
 def test_nobody_is_let_in_without_a_name(guarded: Server) -> None:
-    """There is no default user, and a placeholder is nobody's password."""
+    """There is no default user, and no user has a placeholder as password."""
     for user, password in ((None, None), ("default", ""), (RECEIVER, "RECEIVER_PASSWORD_SHA256")):
         with (
             redis.Redis(
@@ -79,7 +79,7 @@ def test_nobody_is_let_in_without_a_name(guarded: Server) -> None:
 
 
 def test_every_line_is_explained_and_in_force(guarded: Server) -> None:
-    """Each setting of redis.conf has a comment before it, and the server has taken it."""
+    """Each setting of redis.conf has a comment before it, and is in effect."""
     changed_by_the_test = {"dir", "aclfile", "bind", "port", "save"}
     explained, found = False, {}
     for line in CONFIGURATION.read_text().splitlines():
@@ -101,14 +101,14 @@ def test_every_line_is_explained_and_in_force(guarded: Server) -> None:
 @pytest.mark.timeout(180)
 @takes_long
 def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
-    """Receiver, worker and every command do all they do as their users, and are refused nothing."""
+    """Receiver, worker and every command can do everything as their users."""
     (tmp_path / "failing.py").write_text(FAILING)
     urls = {name: roles.as_user(guarded.url, name) for name in roles.ROLES}
     with contextlib.closing(Processes(guarded.url, tmp_path)) as processes:
         both = {"HANDLERS": "log,failing:open", "DURABILITY": "fsync"}
         receiver = processes.start("serve", REDIS_URL=urls[RECEIVER], **both).ready()
         worker = processes.start("work", REDIS_URL=urls[WORKER], **both).ready()
-        # So many of one session that its record is pruned once.
+        # Enough events of one session for its record to be pruned once.
         now = int(time.time())
         bodies = [event(id=f"evt_{n}", created=now - 100 + n) for n in range(70)]
         bodies += [event("verified", id="evt_70", status="verified", created=now), bodies[0]]
@@ -137,7 +137,7 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
         soon(lambda: len(worker.lines("transition")) == 4)
         run("handlers", "list")
         assert (receiver.stop(), worker.stop()) == (0, 0)
-        # Whom nobody announces any more is forgotten after a while, or by a goodbye.
+        # A worker without heartbeats is forgotten after a while, or when it says goodbye.
         run("handlers", "retire", "failing:open", "--yes", HANDLERS="log")
     assert _refused(guarded) == []
 
@@ -145,7 +145,7 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
 @takes_long
 @pytest.mark.timeout(120)
 async def test_replicas_and_sentinels_have_users_too(tmp_path: Path) -> None:
-    """As the users of these names servers follow each other, and Sentinels replace a primary."""
+    """Replication and Sentinel work as the users of these names."""
     acl = roles.write_acl(tmp_path / "users.acl")
     with watched_pair(tmp_path / "servers", acl) as pair:
         url = roles.as_user(pair.url, RECEIVER)
@@ -195,7 +195,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("role", roles.ROLES)
 def test_each_user_is_refused_the_rest(guarded: Server, role: str) -> None:
-    """What a user has no need of is refused by name, by key, and inside a script as well."""
+    """A user may not use commands or keys that it does not need, in a script neither."""
     inside = "return redis.call(unpack(ARGV))"
     keyless = {"EVAL", "SUBSCRIBE", "MONITOR", "SHUTDOWN", "SCAN"}
     with _as(guarded, role) as client:
