@@ -108,7 +108,7 @@ def test_the_whole_log_holds_everything(log: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + CUTS))
 def test_a_torn_log_shows_no_half(log: Path, tmp_path: Path, seed: int) -> None:
-    """Of record and entry, ack and dead letter, dead letter and replay there are both or neither."""
+    """Record and entry, ack and dead letter, dead letter and replay: both or neither are there."""
     _found(log, tmp_path, seed)
 
 
