@@ -644,14 +644,14 @@ MUTANTS = (
         "service/storage/batching.py",
         "max_items=MAX_SCRIPT_CALLS)",
         "max_items=1)",
-        "delivery/test_worker.py::test_far_from_redis_with_many_partitions_nothing_is_lost_or_repeated",
+        "delivery/test_worker.py::test_a_distant_redis_and_many_partitions",
     ),
     Mutant(
         "trimming is asked for in each partition alone",
         "service/delivery/retention.py",
         "    replies = await connections.run(calls)\n",
         "    replies = [(await connections.run([call]))[0] for call in calls]\n",
-        "delivery/test_worker.py::test_a_turn_is_few_round_trips_however_many_partitions",
+        "delivery/test_worker.py::test_periodic_work_takes_few_round_trips",
     ),
     Mutant(
         "why a dispatcher ended is logged each time",
