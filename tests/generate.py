@@ -1,6 +1,6 @@
-"""Writes .env.example and the tables of settings and metrics: `python -m tests.generate`.
+"""Writes .env.example, and the tables of settings, metrics and packages in the documents.
 
-`test_schema` fails while a file differs from what this would write.
+Run `python -m tests.generate`; `test_readme` fails while a file differs from what it would write.
 """
 
 from __future__ import annotations

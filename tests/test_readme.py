@@ -12,7 +12,7 @@ import pytest
 
 import service
 from service.cli.main import commands
-from tests.generate import PACKAGES, series, series_name
+from tests.generate import PACKAGES, generated, series, series_name
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -120,6 +120,12 @@ def test_every_series_named_exists(path: Path) -> None:
     known = {series_name(one) for one in series()}
 
     assert set(re.findall(r"\bidv_\w+", TEXTS[path])) <= known
+
+
+@pytest.mark.parametrize("path", generated(), ids=str)
+def test_generated_files_are_current(path: Path) -> None:
+    """Each generated file is what `python -m tests.generate` would write."""
+    assert path.read_text(encoding="utf-8") == generated()[path]
 
 
 def test_the_package_names_its_parts() -> None:

@@ -21,7 +21,6 @@ from service.handlers import kafka, nats, rabbitmq, redis_stream, sqs
 from service.transitions import cloudevents
 from service.transitions.lifecycle import STEP_RANKS, Status
 from service.transitions.transition import Origin, StatusTransition
-from tests.generate import generated
 from tests.support.programs import CONTRACTS, documents
 from tests.support.transitions import TRACEPARENT, TRANSITION, TRANSITIONS, WORD
 
@@ -209,12 +208,6 @@ def test_the_example_is_a_message_of_ours() -> None:
 
     assert sent(transition) == example["payload"]
     assert cloudevents.message(transition).headers == example["headers"]
-
-
-@pytest.mark.parametrize("path", generated(), ids=str)
-def test_generated_files_are_current(path: Path) -> None:
-    """Each generated file is what `python -m tests.generate` would write."""
-    assert path.read_text(encoding="utf-8") == generated()[path]
 
 
 @pytest.mark.skipif(
