@@ -79,7 +79,8 @@ class EmbeddedServer:
     def start(cls, server: Path, *, directory: Path) -> Iterator[EmbeddedServer]:
         """Run *server* on the append-only file in *directory* until the block is left.
 
-        On Linux the server also stops when this process dies without leaving the block.
+        On Linux the server also stops when this process dies without leaving the block. Call this
+        from the main thread: the end of the calling thread stops the server too.
 
         Raises:
             ConfigError: Another server runs on *directory*, or this one does not start.

@@ -160,26 +160,26 @@ async def _work(
     stopping: asyncio.Event,
 ) -> None:
     """Work until *stopping*. A worker that is not ready by then is cancelled."""
-    is_ready = asyncio.Event()
+    is_ready = False
 
     async def open_and_work() -> None:
+        nonlocal is_ready
         async with loading.open_all(openers, context.environment) as opened:
             await _check_queues(opened)
             await context.health.usable.wait()
             await _create_groups(context)
-            is_ready.set()
+            is_ready = True
             called = wrap_handlers(context, opened, print_tracebacks=options.print_tracebacks)
             worker = Worker(context.connections, context.keys, context.settings, called)
             with blocking.detecting():
                 await worker.run(stopping)
 
     working = asyncio.create_task(open_and_work())
-    waits = [asyncio.create_task(event.wait()) for event in (stopping, is_ready)]
-    await _wait_for_any(working, *waits)
-    if stopping.is_set() and not is_ready.is_set():
+    waiting = asyncio.create_task(stopping.wait())
+    await _wait_for_any(working, waiting)
+    if not is_ready:
         await cancellation.cancel_and_wait(working)
-    for wait in waits:
-        await cancellation.cancel_and_wait(wait)
+    await cancellation.cancel_and_wait(waiting)
     await asyncio.wait({working})
     if not working.cancelled():
         await working

@@ -12,9 +12,9 @@ import os
 from hypothesis import HealthCheck, settings
 
 DEPTH = int(os.environ.get("TEST_DEPTH", "1"))
-# Hypothesis may take minutes to make a failure small; ended before, it would not be told at all.
+# Shrinking a failure may take Hypothesis minutes; interrupted, it would not report the failure.
 SEARCH_TIMEOUT_S = 600 * DEPTH
-# Of the machine's speed, which is not what is tested.
+# Health checks about the machine's speed, which is not under test.
 _TOLERATED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 
 

@@ -224,10 +224,10 @@ class Loop:
                 self._thread.join(ANSWER_DEADLINE_S)
 
     def faults_logged(self) -> list[str]:
-        """Return the log lines that no stranger may cause."""
+        """Return the log lines that no request may cause."""
         logs.flush()
         lines = [orjson.loads(line) for line in self.log.getvalue().splitlines()]
-        # A stranger may be refused, or told to come later: neither has an exception in it.
+        # Requests may be rejected or shed, and neither logs an exception.
         return [
             str(line)[:500]
             for line in lines

@@ -1,7 +1,7 @@
-"""Programs that tests run: where they are, and what becomes of a test whose program is missing.
+"""Programs that tests run: where they are, and what happens if one is missing.
 
-Whoever has not installed one skips its tests and is told what to install; with REQUIRE_BROKERS
-set, as where everything is meant to be installed, they fail.
+Tests of a missing program are skipped and name what to install. With REQUIRE_BROKERS set, as in CI,
+they fail instead.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Proxy:
             try:
                 from_redis, to_redis = await self._dial()
             except OSError:
-                # Nobody listens there, and so nobody listens here.
+                # Redis does not listen, so the proxy must look as if it did not either.
                 writer.transport.abort()
                 return
             for end in (writer, to_redis):

@@ -1,4 +1,4 @@
-"""Private servers on loopback TCP, for what one server on a socket cannot show.
+"""Private servers on loopback TCP, for tests that one server on a socket does not suffice for.
 
 Replicas, Sentinel and Cluster need ports; the plain tests use the server of `conftest`.
 """
@@ -26,13 +26,13 @@ from service.runtime.parent_death import bind_to_parent
 from service.storage.connections import Connections
 from service.storage.health import probe
 
-# So long everything that must come is waited for: a busy machine is slow, and no test measures it.
+# How long tests wait for what must happen. Long, because a busy machine is slow.
 PATIENCE_S = 30.0
 START_DEADLINE_S = PATIENCE_S
 
 
 class Server(NamedTuple):
-    """A running server, and who its administrator is, where it has users."""
+    """A running server, and its administrator if it has users."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -40,11 +40,11 @@ class Server(NamedTuple):
 
     @property
     def url(self) -> str:
-        """Its address, for nobody in particular."""
+        """Its address, without a user."""
         return f"redis://127.0.0.1:{self.port}"
 
     def client(self) -> redis.Redis:
-        """Return a plain client of it, for its administrator."""
+        """Return a plain client, as its administrator."""
         return redis.Redis(
             port=self.port,
             username=self.user,
@@ -54,7 +54,7 @@ class Server(NamedTuple):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Stop its process for the length of the block, as a hung machine would."""
+        """Stop its process until the block is left, like a hung machine."""
         with frozen(self.process.pid):
             yield
 
@@ -64,9 +64,9 @@ _ports_given: set[int] = set()
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """Stop a process of ours for the length of the block."""
+    """Stop a process until the block is left."""
     os.kill(pid, signal.SIGSTOP)
-    # The signal is there at once, but a thread stops only where it next looks.
+    # A thread stops only when it next handles signals.
     deadline = time.monotonic() + PATIENCE_S
     while not _stands(pid):
         assert time.monotonic() < deadline, "the process did not stop"
@@ -87,7 +87,7 @@ def _stands(pid: int) -> bool:
 
 
 async def until(met: Callable[[], bool | Awaitable[bool]], deadline_s: float = PATIENCE_S) -> None:
-    """Wait until a condition is met, looking again and again, or fail at the deadline."""
+    """Poll until a condition is met, or fail at the deadline."""
     async with asyncio.timeout(deadline_s):
         while True:
             found = met()
@@ -97,7 +97,7 @@ async def until(met: Callable[[], bool | Awaitable[bool]], deadline_s: float = P
 
 
 async def until_answers(connections: Connections) -> None:
-    """Wait until Redis answers, be it that it takes no writes."""
+    """Wait until Redis answers, even if it accepts no writes."""
 
     async def answers() -> bool:
         try:
@@ -118,10 +118,10 @@ def binary() -> Path:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, below those the system gives to clients.
+    """Return a port on which no process listens, below those that the system gives to clients.
 
-    Test processes take from ports of their own, and none twice: between the asking and the
-    listening nobody else comes.
+    Each test process has its own range and returns no port twice, so that no other test takes the
+    port before its server listens.
     """
     process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
@@ -147,10 +147,10 @@ def server(
     Args:
         directory: Where its files are.
         options: `--name value` pairs, maybe with the path of a configuration before them.
-        port: Its port; else any that is free.
-        user: Its administrator, whose name is the password.
-        program: The server, where it must not be the one under test.
-        environ: What its environment has beside ours.
+        port: Its port; by default any free one.
+        user: Its administrator, whose name is also the password.
+        program: The server, if not the one under test.
+        environ: Additional environment variables.
     """
     port = port or free_port()
     before = [option for option in options[:1] if not option.startswith("--")]
@@ -197,7 +197,7 @@ def running(
 def _start_bound(
     command: list[str], directory: Path, environ: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start a server that ends with us, even if we are killed."""
+    """Start a server that ends with this process, even if that is killed."""
     with (directory / "server.log").open("wb") as log:
         return subprocess.Popen(
             bind_to_parent(command),

@@ -20,10 +20,10 @@ from service.storage.scripts import NO_NEEDS, Needs, ScriptCall
 
 
 class Tapped(Connections):
-    """Connections that keep every call they carried, and lose what they are told to.
+    """Connections that record every call, and lose those that a test chooses.
 
     Attributes:
-        calls: Every call that was carried.
+        calls: Every call that was sent.
         faults: What happens to the next calls: "request" is lost before it arrives, "reply" after.
     """
 
