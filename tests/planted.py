@@ -607,7 +607,7 @@ MUTANTS = (
     Mutant(
         "dead letters are kept for ever",
         "service/delivery/maintenance.py",
-        "        await self._dead_letter_expiry.turn(assignments)\n",
+        "        await self._dead_letter_expiry.expire_if_due(assignments)\n",
         "",
         "delivery/test_dead_letter_expiry.py",
     ),

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..delivery import dead_letters
-from ..delivery.dead_letters import Entry, Wanted
+from ..delivery.dead_letters import Entry, EntryFilter
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from . import bulk, defaults, selection, terminal
@@ -37,8 +37,8 @@ def list_letters(handler: str, *, as_json: bool, **filters: Any) -> None:
         async with defaults.open_deployment(handler) as (connections, keys):
             return [
                 _row(entry)
-                async for entry in dead_letters.letters(
-                    connections, keys, handler, Wanted(**filters)
+                async for entry in dead_letters.read_dead_letters(
+                    connections, keys, handler, EntryFilter(**filters)
                 )
             ]
 
@@ -59,7 +59,7 @@ def show(handler: str, letter: str, *, as_json: bool) -> None:
     entry = terminal.run_async(read)
     if entry is None:
         terminal.fail(["no such dead letter"], terminal.EXIT_FAILED)
-    described = dead_letters.described(entry)
+    described = dead_letters.describe(entry)
     if as_json:
         terminal.print_json(described)
     else:
@@ -98,7 +98,7 @@ def replay_letters(
 
     async def act(connections: Connections, keys: Keys, entries: Sequence[Entry]) -> None:
         done = await dead_letters.replay(connections, keys, handler, entries, name=name)
-        result["replayed"] += done.put
+        result["replayed"] += done.replayed
 
     bulk.change(
         "dead_letters.replayed",
@@ -161,7 +161,9 @@ def _finder(handler: str, ids: Sequence[str], filters: dict[str, Any]) -> bulk.F
     """Return what yields a handler's dead letters: those named by id, or all that are covered."""
 
     async def find(connections: Connections, keys: Keys) -> AsyncIterator[Entry]:
-        async for entry in dead_letters.letters(connections, keys, handler, Wanted(**filters)):
+        async for entry in dead_letters.read_dead_letters(
+            connections, keys, handler, EntryFilter(**filters)
+        ):
             if not ids or entry.id in ids:
                 yield entry
 
@@ -174,5 +176,5 @@ def _require_all_found(ids: Sequence[str], done: int) -> None:
 
 
 def _row(entry: Entry) -> tuple[object, ...]:
-    described = dead_letters.described(entry)
+    described = dead_letters.describe(entry)
     return tuple(described.get(column) for column in _COLUMNS)

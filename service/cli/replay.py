@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..delivery import consumer_groups, dead_letters
-from ..delivery.dead_letters import Entry, Wanted
+from ..delivery.dead_letters import Entry, EntryFilter
 from ..errors import ConfigError
 from ..storage.connections import Connections
 from ..storage.layout import Keys
@@ -46,7 +46,7 @@ def replay(
     async def find(connections: Connections, keys: Keys) -> AsyncIterator[Entry]:
         if handler not in await consumer_groups.group_names(connections, keys):
             raise ConfigError([f"{handler} has no group yet: start its worker first"])
-        async for entry in dead_letters.past(connections, keys, Wanted(**filters)):
+        async for entry in dead_letters.read_history(connections, keys, EntryFilter(**filters)):
             yield entry
 
     def adding_to(result: dict[str, Any], *, dry_run: bool) -> bulk.Act:
@@ -55,7 +55,7 @@ def replay(
                 connections, keys, handler, entries, name=name, dry_run=dry_run
             )
             result["left_out"] += done.left_out
-            result["would_replay" if dry_run else "replayed"] += done.put
+            result["would_replay" if dry_run else "replayed"] += done.replayed
 
         return act
 

@@ -1,6 +1,6 @@
-"""The age limit of dead letters: they hold personal metadata, and nobody may have asked for them.
+"""The age limit of dead letters: they hold personal metadata, and may never be looked at.
 
-A week before the first ones go, the log and a metric say so. What is deleted is gone.
+What is deleted cannot be restored, so a log line and a metric warn a week before.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import structlog
 from ..config import DAY_S, MAX_CLOCK_DIFFERENCE_S
 from ..storage.connections import Connections
 from ..storage.layout import Keys
-from ..storage.scripts import Script, ScriptCall
+from ..storage.scripts import Script, ScriptCall, raise_first
 from ..telemetry import metrics
+from .leases import Assignment
 
-LOOK_EVERY_S = 60.0
+EXPIRE_EVERY_S = 60.0
 WARN_BEFORE_S = 7 * DAY_S
 WARN_EVERY_S = float(DAY_S)
-# In one partition, at each look: a backlog of old letters goes bit by bit.
+# Bounds the time that one call takes; a long backlog of old dead letters takes several.
 MAX_DELETED_PER_CALL = 500
 
 _EXPIRE = Script(__package__, "lua/expire_dead_letters.lua")
@@ -44,49 +45,48 @@ class DeadLetterExpiry:
         self._connections = connections
         self._keys = keys
         self._retention_s = retention_s
-        self._looked_at = float("-inf")
-        self._warned_at: dict[str, float] = {}
+        self._expired_at = float("-inf")
+        self._warn_again_at: dict[str, float] = {}
 
-    async def turn(self, assignments: Sequence[tuple[str, int]]) -> None:
-        """Do what is due for *assignments*, by handler and partition, in one round trip.
+    async def expire_if_due(self, assignments: Sequence[Assignment]) -> None:
+        """Expire dead letters in one round trip, unless that was done within `EXPIRE_EVERY_S`.
 
         Raises:
-            RedisError: Redis did not answer; what was not done waits for the next turn.
+            RedisError: Redis did not answer; the next attempt is as far away as after a success.
         """
         now = asyncio.get_running_loop().time()
-        if not (assignments and self._retention_s) or now < self._looked_at + LOOK_EVERY_S:
+        if not (assignments and self._retention_s) or now < self._expired_at + EXPIRE_EVERY_S:
             return
-        self._looked_at = now
+        self._expired_at = now
         deleted: dict[str, int] = defaultdict(int)
-        left_s: dict[str, float] = {}
-        for (handler, _), reply in zip(assignments, await self._expire(assignments), strict=True):
-            if isinstance(reply, Exception):
-                raise reply
-            deleted[handler] += reply[0]
-            expires_s = reply[1] / 1000 + self._retention_s - time.time() if reply[1] else math.inf
-            left_s[handler] = min(left_s.get(handler, math.inf), expires_s)
-        for handler, expires_s in left_s.items():
-            self._tell(handler, deleted[handler], expires_s)
+        next_in_s: dict[str, float] = {}
+        replies = await self._expire(assignments)
+        for (handler, _), (count, oldest_ms) in zip(assignments, replies, strict=True):
+            deleted[handler] += count
+            age_s = time.time() - oldest_ms / 1000
+            expires_s = self._retention_s - age_s if oldest_ms else math.inf
+            next_in_s[handler] = min(next_in_s.get(handler, math.inf), expires_s)
+        for handler, expires_s in next_in_s.items():
+            self._report(handler, deleted[handler], expires_s)
 
-    async def _expire(self, assignments: Sequence[tuple[str, int]]) -> Sequence[Any]:
+    async def _expire(self, assignments: Sequence[Assignment]) -> Sequence[Any]:
+        now = int(time.time())
         limits = (MAX_CLOCK_DIFFERENCE_S, self._retention_s, MAX_DELETED_PER_CALL)
-        return await self._connections.run(
+        replies = await self._connections.run(
             [
-                ScriptCall(
-                    _EXPIRE,
-                    [self._keys.dead_letters(partition, handler)],
-                    [int(time.time()), *limits],
-                )
+                ScriptCall(_EXPIRE, [self._keys.dead_letters(partition, handler)], [now, *limits])
                 for handler, partition in assignments
             ]
         )
+        raise_first(replies)
+        return replies
 
-    def _tell(self, handler: str, deleted: int, expires_s: float) -> None:
-        """Say what was deleted, and, once a day, what soon will be."""
+    def _report(self, handler: str, deleted: int, expires_s: float) -> None:
+        """Log what was deleted and, once a day, that the next ones will be soon."""
         metrics.DEAD_LETTERS_EXPIRE.labels(handler).set(expires_s)
         if deleted:
             log.warning("dead_letters.expired", handler=handler, dead_letters=deleted)
         now = asyncio.get_running_loop().time()
-        if expires_s < WARN_BEFORE_S and now >= self._warned_at.get(handler, -math.inf):
-            self._warned_at[handler] = now + WARN_EVERY_S
+        if expires_s < WARN_BEFORE_S and now >= self._warn_again_at.get(handler, -math.inf):
+            self._warn_again_at[handler] = now + WARN_EVERY_S
             log.warning("dead_letters.expiring", handler=handler, expires_s=round(expires_s))

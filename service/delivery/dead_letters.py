@@ -1,7 +1,8 @@
-"""Dead letters and the past: found, handed to a handler again, or dropped.
+"""What an operator does with dead letters and with history: read, replay and drop entries.
 
-What is replayed goes onto a stream that the handler's worker reads beside the new entries, so
-order, retries and settling stay the worker's business. How letters come to be is in `consumer`.
+History is what the streams of transitions still hold. A replayed entry is appended to a stream that
+the handler's worker reads beside the new entries, so order, retries and acknowledgements are the
+worker's business. How an entry becomes a dead letter is in `consumer`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ MAX_PER_CALL = 200
 _REPLAY = Script(__package__, "lua/replay.lua")
 
 
-class Wanted(NamedTuple):
+class EntryFilter(NamedTuple):
     """Which entries are meant; None means any.
 
     Attributes:
-        session_id: Of this session.
-        event_type: Of this type, whole.
-        reason: Buried for this reason.
-        since: Not before this time.
+        session_id: Those of this session.
+        event_type: Those of this type, in full.
+        reason: Dead letters with this reason.
+        since: Those that were appended at this time or later.
     """
 
     session_id: str | None = None
@@ -38,8 +39,8 @@ class Wanted(NamedTuple):
     reason: str | None = None
     since: datetime | None = None
 
-    def covers(self, transition: StatusTransition | None, reason: str | None) -> bool:
-        """Say whether an entry is meant, but for its time."""
+    def matches(self, transition: StatusTransition | None, reason: str | None) -> bool:
+        """Say whether an entry is meant; its time is not looked at."""
         if self.reason is not None and reason != self.reason:
             return False
         if transition is None:
@@ -51,15 +52,15 @@ class Wanted(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One entry of a stream: a dead letter, or a transition of the past.
+    """One entry of a stream: a dead letter, or a transition of the history.
 
     Attributes:
-        id: `<partition>-<entry id>`, by which the commands name it.
-        partition: Where it is.
+        id: `<partition>-<entry id>`, as the commands print and take it.
+        partition: The partition of its stream.
         entry_id: Its id in its stream.
-        at: When it came there.
-        transition: What it is about; None when it cannot be read.
-        reason: Why it was buried; None for the past.
+        at: When it was appended.
+        transition: What it holds; None when it cannot be read.
+        reason: Why it became a dead letter; None in the history.
         error: The class of the last error.
         place: Where that was raised: files, lines and functions.
         attempts: How often it was tried.
@@ -76,32 +77,35 @@ class Entry(NamedTuple):
     attempts: int
 
 
-async def letters(
-    connections: Connections, keys: Keys, handler: str, wanted: Wanted
+async def read_dead_letters(
+    connections: Connections, keys: Keys, handler: str, wanted: EntryFilter
 ) -> AsyncIterator[Entry]:
-    """Yield a handler's dead letters, oldest first in each partition."""
+    """Yield a handler's dead letters, the oldest first in each partition."""
     for partition in range(keys.partitions):
         stream = keys.dead_letters(partition, handler)
-        async for entry in _entries(connections, stream, partition, wanted):
+        async for entry in _read(connections, stream, partition, wanted):
             yield entry
 
 
-async def past(connections: Connections, keys: Keys, wanted: Wanted) -> AsyncIterator[Entry]:
-    """Yield what the streams of transitions still hold, oldest first in each partition."""
+async def read_history(
+    connections: Connections, keys: Keys, wanted: EntryFilter
+) -> AsyncIterator[Entry]:
+    """Yield what the streams of transitions still hold, the oldest first in each partition."""
     for partition in range(keys.partitions):
-        async for entry in _entries(connections, keys.transitions(partition), partition, wanted):
+        async for entry in _read(connections, keys.transitions(partition), partition, wanted):
             yield entry
 
 
-class Replayed(NamedTuple):
-    """What became of entries that were to be replayed.
+class ReplayCounts(NamedTuple):
+    """How many of the entries of one replay were replayed.
 
     Attributes:
-        put: How many the handler is handed again.
-        left_out: How many it is not: its group has not settled them, so they come anyway.
+        replayed: How many the handler gets again.
+        left_out: How many it does not, because its group has not acknowledged them yet: the
+            handler gets them anyway.
     """
 
-    put: int
+    replayed: int
     left_out: int
 
 
@@ -113,18 +117,18 @@ async def replay(
     *,
     name: str,
     dry_run: bool = False,
-) -> Replayed:
-    """Hand entries of one partition to a handler again, those that are still there.
+) -> ReplayCounts:
+    """Replay those entries of one partition that still exist to a handler.
 
-    Dead letters are no more once they are replayed; the past stays where it is.
+    Dead letters are moved, history is copied.
 
     Args:
         connections: Open clients.
         keys: The layout.
         handler: The handler's name.
-        entries: Dead letters of that handler, or transitions of the past; not both.
-        name: The replay's name, which every message of it carries.
-        dry_run: Of the past only say what would be handed over.
+        entries: Dead letters of that handler, or transitions of the history; not both.
+        name: The replay's name, which each of its messages carries.
+        dry_run: Only count; for history.
 
     Raises:
         RedisError: Redis refused or did not answer, or the handler has no group there.
@@ -132,9 +136,9 @@ async def replay(
     partition, are_dead = entries[0].partition, entries[0].reason is not None
     source = keys.dead_letters(partition, handler) if are_dead else keys.transitions(partition)
     streams = [source, keys.replays(partition, handler)]
-    entry_ids = [entry.entry_id for entry in entries]
-    what = "move" if are_dead else "count" if dry_run else "copy"
-    return Replayed(*await connections.run_one(_REPLAY, streams, [handler, name, what, *entry_ids]))
+    verb = "move" if are_dead else "count" if dry_run else "copy"
+    arguments = [handler, name, verb, *(entry.entry_id for entry in entries)]
+    return ReplayCounts(*await connections.run_one(_REPLAY, streams, arguments))
 
 
 async def drop(connections: Connections, keys: Keys, handler: str, entries: Sequence[Entry]) -> int:
@@ -143,9 +147,9 @@ async def drop(connections: Connections, keys: Keys, handler: str, entries: Sequ
     return int(await connections.client.xdel(stream, *(entry.entry_id for entry in entries)))
 
 
-def described(entry: Entry) -> dict[str, Any]:
-    """Return all that is known of an entry, flat, as builtin types for people and machines."""
-    found: dict[str, Any] = {
+def describe(entry: Entry) -> dict[str, Any]:
+    """Return everything an entry holds, in one flat mapping of builtin types."""
+    fields: dict[str, Any] = {
         "id": entry.id,
         "at": entry.at.isoformat(timespec="milliseconds"),
         "reason": entry.reason,
@@ -154,21 +158,21 @@ def described(entry: Entry) -> dict[str, Any]:
         "attempts": entry.attempts,
     }
     if entry.transition is not None:
-        found |= msgspec.to_builtins(entry.transition)
-    return found
+        fields |= msgspec.to_builtins(entry.transition)
+    return fields
 
 
-async def _entries(
-    connections: Connections, stream: str, partition: int, wanted: Wanted
+async def _read(
+    connections: Connections, stream: str, partition: int, wanted: EntryFilter
 ) -> AsyncIterator[Entry]:
-    """Read a stream page by page, as it was when the reading began."""
+    """Read a stream in pages, up to the entry that was its last when the reading began."""
     first = "-" if wanted.since is None else _first_id(wanted.since)
     newest = await connections.client.xrevrange(stream, count=1)
     last = newest[0][0] if newest else "-"
     while page := await connections.client.xrange(stream, first, last, count=MAX_PER_CALL):
         for entry_id, fields in page:
             entry = _entry(partition, entry_id.decode(), fields)
-            if wanted.covers(entry.transition, entry.reason):
+            if wanted.matches(entry.transition, entry.reason):
                 yield entry
         first = f"({page[-1][0].decode()}"
 
@@ -179,8 +183,8 @@ def _first_id(since: datetime) -> str:
 
 def _entry(partition: int, entry_id: str, fields: dict[bytes, bytes]) -> Entry:
     def text(name: bytes) -> str | None:
-        found: Any = fields.get(name)
-        return None if found is None else found.decode()
+        value: Any = fields.get(name)
+        return None if value is None else value.decode()
 
     try:
         transition = stream_entry.unpack(fields)

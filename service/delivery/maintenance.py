@@ -69,7 +69,7 @@ class PartitionMaintenance:
             self._measured_at = now if assignments else float("-inf")
             await self._measure(assignments)
         await self._retention.trim_if_due({partition for _, partition in assignments})
-        await self._dead_letter_expiry.turn(assignments)
+        await self._dead_letter_expiry.expire_if_due(assignments)
 
     async def _publish_open_circuits(self) -> None:
         """Write to Redis which destinations this worker cannot reach, for `check`."""

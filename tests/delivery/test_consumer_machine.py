@@ -32,7 +32,14 @@ from service.config import Settings
 from service.delivery import consumer as way_out
 from service.delivery.consumer import Attempts, Consumer, Delivery
 from service.delivery.consumer_groups import create_groups, retire
-from service.delivery.dead_letters import Entry, Wanted, drop, letters, past, replay
+from service.delivery.dead_letters import (
+    Entry,
+    EntryFilter,
+    drop,
+    read_dead_letters,
+    read_history,
+    replay,
+)
 from service.delivery.leases import Lease, LeaseLostError, take_or_renew
 from service.delivery.retention import trim
 from service.delivery.stream_watcher import StreamWatcher
@@ -387,8 +394,12 @@ class Delivering(RuleBasedStateMachine):
 
     async def entries_of(self, handler: str, *, dead: bool) -> list[Entry]:
         """Return a handler's dead letters, or the past."""
-        every = Wanted()
-        found = letters(self.tap, KEYS, handler, every) if dead else past(self.tap, KEYS, every)
+        every = EntryFilter()
+        found = (
+            read_dead_letters(self.tap, KEYS, handler, every)
+            if dead
+            else read_history(self.tap, KEYS, every)
+        )
         return [entry async for entry in found]
 
     @rule(handler=HANDLER)

@@ -18,7 +18,7 @@ from service.config import Livemode, Settings
 from service.delivery import consumer, dead_letters
 from service.delivery.consumer import Consumer
 from service.delivery.consumer_groups import Lag, measure_lags
-from service.delivery.dead_letters import Entry, Replayed, Wanted
+from service.delivery.dead_letters import Entry, EntryFilter, ReplayCounts
 from service.delivery.leases import Lease, LeaseLostError, take_or_renew
 from service.delivery.stream_watcher import StreamWatcher
 from service.delivery.worker import Worker
@@ -80,22 +80,24 @@ class Post:
 
     async def letters(self, **wanted: Any) -> list[Entry]:
         """Return the dead letters."""
-        found = dead_letters.letters(self.connections, self.keys, HANDLER, Wanted(**wanted))
+        found = dead_letters.read_dead_letters(
+            self.connections, self.keys, HANDLER, EntryFilter(**wanted)
+        )
         return [entry async for entry in found]
 
     async def past(self, **wanted: Any) -> list[Entry]:
         """Return the past."""
-        found = dead_letters.past(self.connections, self.keys, Wanted(**wanted))
+        found = dead_letters.read_history(self.connections, self.keys, EntryFilter(**wanted))
         return [entry async for entry in found]
 
-    async def replay(self, entries: list[Entry], name: str = "r1") -> Replayed:
+    async def replay(self, entries: list[Entry], name: str = "r1") -> ReplayCounts:
         """Replay entries, partition by partition."""
-        put = left_out = 0
+        replayed = left_out = 0
         for partition in sorted({entry.partition for entry in entries}):
             part = [entry for entry in entries if entry.partition == partition]
             done = await dead_letters.replay(self.connections, self.keys, HANDLER, part, name=name)
-            put, left_out = put + done.put, left_out + done.left_out
-        return Replayed(put, left_out)
+            replayed, left_out = replayed + done.replayed, left_out + done.left_out
+        return ReplayCounts(replayed, left_out)
 
     async def ack(self, count: int) -> None:
         """Read and settle so much in each partition as a worker would that took everything."""
@@ -208,7 +210,7 @@ async def test_a_replay_waits_for_its_worker(post: Post) -> None:
 
 
 async def test_one_sessions_order_holds_among_replayed_and_new(post: Post) -> None:
-    """Replayed and new entries of a session come one at a time, each kind in its order."""
+    """ReplayCounts and new entries of a session come one at a time, each kind in its order."""
     await post.admit("vs_a", *range(1, 31))
     await post.admit("vs_b", *range(1, 31))
     post.work()
@@ -427,12 +429,12 @@ async def test_what_cannot_be_read_is_shown_and_left(post: Post) -> None:
 
 
 async def test_a_letter_replayed_twice_at_once_goes_once(post: Post) -> None:
-    """Two who replay the same letters at the same time put each of them there once."""
+    """Two who replay the same letters at the same time replayed each of them there once."""
     for n in range(50):
         await post.dead_letter("vs_a", n + 1)
     found = await post.letters()
     done = await asyncio.gather(*(post.replay(found, f"r{n}") for n in range(4)))
-    assert sum(one.put for one in done) == await post.waiting() == 50
+    assert sum(one.replayed for one in done) == await post.waiting() == 50
 
 
 async def test_a_full_server_refuses_replays_and_lets_the_way_out_work(post: Post) -> None:

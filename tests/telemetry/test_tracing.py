@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from service.config import Settings
 from service.delivery import dead_letters
-from service.delivery.dead_letters import Wanted
+from service.delivery.dead_letters import EntryFilter
 from service.delivery.worker import Worker
 from service.errors import Undeliverable
 from service.handlers import Handler
@@ -177,7 +177,10 @@ async def test_dead_letters_and_replays_stay_in_the_trace(
 
         async def is_dead_lettered() -> bool:
             dead[:] = [
-                one async for one in dead_letters.letters(connections, keys, "log", Wanted())
+                one
+                async for one in dead_letters.read_dead_letters(
+                    connections, keys, "log", EntryFilter()
+                )
             ]
             return bool(dead)
 

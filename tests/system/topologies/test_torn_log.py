@@ -21,7 +21,7 @@ import redis
 from service.config import Settings
 from service.delivery.consumer import Consumer
 from service.delivery.consumer_groups import create_groups
-from service.delivery.dead_letters import Wanted, letters, replay
+from service.delivery.dead_letters import EntryFilter, read_dead_letters, replay
 from service.delivery.leases import Lease, take_or_renew
 from service.delivery.stream_watcher import StreamWatcher
 from service.inbox.admission import Inbox
@@ -80,7 +80,7 @@ async def _work(connections: Connections) -> None:
                     await consumer.ack(delivery)
                 else:
                     await consumer.dead_letter(delivery, reason="refused", error="E", attempts=1)
-        entries = [one async for one in letters(connections, KEYS, BURIES, Wanted())]
+        entries = [one async for one in read_dead_letters(connections, KEYS, BURIES, EntryFilter())]
         await replay(connections, KEYS, BURIES, entries[:2], name="again")
 
 
