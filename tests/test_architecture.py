@@ -1,4 +1,4 @@
-"""The laws of the whole: who may import whom, who owns what, how things are named, how long."""
+"""Rules for all modules: imports, owners of libraries, names, lengths and docstrings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 
 SERVICE = Path(__file__).parents[1] / "service"
 
-# What stands at the top of `service/` without a package of its own: imported by all, importing
-# nothing of ours but each other. The rest of the top is for others: the package's version, the
-# command, and what tests of one's own handlers need.
+# The ground: modules of `service/` that all packages may import, and that import only each other.
+# The other modules at the top are the version, the command, and `testing` for custom handlers.
 GROUND = {"cancellation", "config", "environment", "errors", "secret"}
 # Each package, and the packages it may import.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -34,13 +33,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cli": "stripe transitions telemetry storage inbox delivery operations runtime",
     }.items()
 }
-# Of a package that may import another, the modules that alone do so.
+# Imports between packages that only some modules may use.
 ONLY = {
     ("handlers", "storage"): {"handlers.redis_stream"},
     ("handlers", "telemetry"): {"handlers.log"},
 }
 
-# Who alone may import what is foreign.
+# The packages or modules that may import a library; no others may.
 OWNERS = {
     "starlette": {"web", "server", "runtime.composition"},
     "uvicorn": {"server"},
@@ -56,12 +55,12 @@ FORBIDDEN_WORDS = {
     *("util", "utils", "helper", "helpers", "common", "core", "base", "manager", "processor"),
     *("abstract", "impl", "data", "info", "obj"),
 }
-# Names that are not ours to choose.
+# Names with forbidden words that others chose.
 OTHERS_NAMES = {
     "data": "Stripe's name for the envelope's wrapper",
     "INFO": "the standard library's name of a severity",
-    "info": "structlog's name of the same",
-    "data_received": "asyncio's name of a protocol's method",
+    "info": "structlog's name of the same severity",
+    "data_received": "asyncio's name of a method of protocols",
     "exc_info": "the standard library's name for a raised exception",
     "ExcInfo": "as above",
 }
@@ -82,13 +81,13 @@ every_module = pytest.mark.parametrize("name", TREES)
 
 
 def package(name: str) -> str:
-    """Return the package a module is in; empty for the modules at the top."""
+    """Return the package of a module; empty for modules at the top."""
     first = name.partition(".")[0]
     return first if first in MAY_IMPORT else ""
 
 
 def imported(name: str) -> set[str]:
-    """Return what a module imports of ours, at any depth of its code."""
+    """Return the modules of ours that a module imports, at any depth of its code."""
     package = name if PATHS[name].stem == "__init__" else name.rpartition(".")[0]
     found: set[str] = set()
     for node in ast.walk(TREES[name]):
@@ -103,7 +102,7 @@ def imported(name: str) -> set[str]:
 
 
 def foreign(name: str) -> set[str]:
-    """Return the foreign modules a module imports, by their dotted names."""
+    """Return the dotted names that a module imports from libraries."""
     found: set[str] = set()
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
@@ -114,12 +113,12 @@ def foreign(name: str) -> set[str]:
 
 
 def top(dotted: str) -> str:
-    """Return the first word of a dotted name."""
+    """Return the first part of a dotted name."""
     return dotted.partition(".")[0]
 
 
-def test_packages_import_what_is_below_them() -> None:
-    """Each package imports those packages that the table names, and no others."""
+def test_packages_import_only_packages_below() -> None:
+    """Each package imports the packages in the table, and no others."""
     found: dict[str, set[str]] = {name: set() for name in MAY_IMPORT}
     for name in TREES:
         if package(name):
@@ -129,8 +128,8 @@ def test_packages_import_what_is_below_them() -> None:
 
 
 @pytest.mark.parametrize("arrow", ONLY, ids=" imports ".join)
-def test_few_modules_look_further(arrow: tuple[str, str]) -> None:
-    """Where the table lets a package import another for the sake of some modules, only those do."""
+def test_some_imports_are_for_few_modules(arrow: tuple[str, str]) -> None:
+    """An import that the table allows for the sake of some modules is used by those only."""
     ours, below = arrow
     users = {
         name
@@ -142,34 +141,34 @@ def test_few_modules_look_further(arrow: tuple[str, str]) -> None:
 
 
 @every_module
-def test_the_ground_imports_nothing_above_it(name: str) -> None:
-    """The modules at the top import each other at most; all of ours is imported relatively."""
+def test_the_ground_imports_only_itself(name: str) -> None:
+    """Ground modules import only each other, and all imports of ours are relative."""
     assert name not in GROUND or imported(name) <= GROUND
     assert "service" not in {top(dotted) for dotted in foreign(name)}
 
 
-def test_the_package_says_that_it_is_typed() -> None:
-    """Type checkers read a package's annotations where they find this file (PEP 561)."""
+def test_the_package_is_marked_as_typed() -> None:
+    """Type checkers read the annotations of a package with this file (PEP 561)."""
     assert (SERVICE / "py.typed").is_file()
 
 
-def test_arrows_point_down() -> None:
-    """The modules can be put in an order in which each imports only those before it."""
+def test_imports_have_no_cycle() -> None:
+    """The modules can be ordered so that each imports only earlier ones."""
     order = list(TopologicalSorter({name: imported(name) for name in TREES}).static_order())
 
     assert len(order) == len(TREES)
 
 
 @pytest.mark.parametrize("library", OWNERS)
-def test_one_owner_for_each_foreign_thing(library: str) -> None:
-    """Each foreign library is imported by its owner, a module or a package, and by no other."""
+def test_each_library_has_one_owner(library: str) -> None:
+    """Each library is imported by its owners, modules or packages, and by no others."""
     users = {name for name in TREES if library in {top(dotted) for dotted in foreign(name)}}
 
     assert {name for name in users if not {name, package(name)} & OWNERS[library]} == set()
 
 
 def test_only_storage_knows_the_client() -> None:
-    """Clients are built in `clients`; a few modules beside it amend them; others know errors."""
+    """Only four modules of storage import redis-py; others know its exceptions alone."""
     known = {
         (name, dotted)
         for name in TREES
@@ -182,7 +181,7 @@ def test_only_storage_knows_the_client() -> None:
 
 
 def test_only_web_knows_http() -> None:
-    """Routes, requests and responses are `web`'s; who runs it knows the application's type only."""
+    """Only `web.app` imports Starlette; other modules know the type of an application alone."""
     users = [name for name in TREES if name != "web.app"]
     known = {dotted for name in users for dotted in foreign(name) if top(dotted) == "starlette"}
 
@@ -191,17 +190,17 @@ def test_only_web_knows_http() -> None:
 
 @every_module
 def test_only_web_knows_status_codes(name: str) -> None:
-    """Status codes are `web`'s, and `sender`'s, which reads other servers' answers.
+    """Only `web` chooses status codes, and `sender` reads those of other servers.
 
-    To redis-py, a status code is the first word of an error of Redis.
+    redis-py calls the first word of an error a status code.
     """
-    spoken = {
+    used = {
         node.arg if isinstance(node, ast.keyword) else node.attr
         for node in ast.walk(TREES[name])
         if isinstance(node, ast.keyword | ast.Attribute)
     }
 
-    assert "status_code" not in spoken or name in {
+    assert "status_code" not in used or name in {
         "web.app",
         "operations.sender",
         "storage.redis_errors",
@@ -210,20 +209,20 @@ def test_only_web_knows_status_codes(name: str) -> None:
 
 @every_module
 def test_only_the_command_line_reads_the_environment(name: str) -> None:
-    """`os.environ` is touched in `cli` and nowhere else: everybody else is handed a mapping."""
-    touched = {
+    """Only `cli` uses `os.environ`; other modules receive a mapping."""
+    used = {
         node.attr
         for node in ast.walk(TREES[name])
         if isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv"}
     }
-    brought = {dotted for dotted in foreign(name) if dotted in {"os.environ", "os.getenv"}}
+    imports = {dotted for dotted in foreign(name) if dotted in {"os.environ", "os.getenv"}}
 
-    assert not (touched | brought) or name in {"cli.main", "cli.run", "cli.defaults"}
+    assert not (used | imports) or name in {"cli.main", "cli.run", "cli.defaults"}
 
 
 @every_module
 def test_only_settings_are_read_by_name(name: str) -> None:
-    """Nobody looks a variable up by name but `variables` for `config`, and a few who say so."""
+    """Variables are read by `environment`, except for those listed here."""
     looked_up = {
         node.args[0].value
         for node in ast.walk(TREES[name])
@@ -243,8 +242,8 @@ def test_only_settings_are_read_by_name(name: str) -> None:
 
 
 @every_module
-def test_no_secret_is_revealed_in_passing(name: str) -> None:
-    """`.reveal()` is called where secrets are used: to sign, to connect, to read settings."""
+def test_few_modules_reveal_secrets(name: str) -> None:
+    """`reveal` is called only where secrets are used: to sign, to connect, to show defaults."""
     calls = [
         node
         for node in ast.walk(TREES[name])
@@ -273,7 +272,7 @@ def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
 
 @every_module
 def test_docstrings(name: str) -> None:
-    """Every module and every public name says what it is; a first line ends like a sentence."""
+    """Every module and every public name has a docstring whose first line ends like a sentence."""
     documented = [(name, TREES[name]), *definitions(TREES[name])]
     silent = [
         dotted
@@ -285,7 +284,7 @@ def test_docstrings(name: str) -> None:
 
 
 def names(tree: ast.Module) -> Iterator[str]:
-    """Yield every name a module gives: to classes, functions, parameters, variables, fields."""
+    """Yield every name that a module gives to classes, functions, parameters and variables."""
     for node in ast.walk(tree):
         match node:
             case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
@@ -301,8 +300,8 @@ def names(tree: ast.Module) -> Iterator[str]:
 
 
 @every_module
-def test_words_we_do_not_use(name: str) -> None:
-    """No name we give holds one of the words that say nothing."""
+def test_no_name_has_a_forbidden_word(name: str) -> None:
+    """No name contains one of the words that say nothing."""
     given = {*names(TREES[name]), *name.split(".")} - OTHERS_NAMES.keys()
     words = {
         (each, word.lower()) for each in given for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", each)
@@ -313,12 +312,11 @@ def test_words_we_do_not_use(name: str) -> None:
 
 @every_module
 def test_functions_are_short(name: str) -> None:
-    """No function, docstring included or not, is longer than forty lines of code."""
+    """No function is longer than forty lines, without its signature and docstring."""
     long = {}
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
-            # The signature and the docstring are there to be read; the code is what is counted.
             lines = (node.end_lineno or 0) - first.lineno + 1
             if lines > MAX_LINES_PER_FUNCTION:
                 long[node.name] = lines
@@ -328,13 +326,13 @@ def test_functions_are_short(name: str) -> None:
 
 @every_module
 def test_modules_are_short(name: str) -> None:
-    """No module is longer than can be read in one sitting."""
+    """No module exceeds the maximum length."""
     assert len(PATHS[name].read_text().splitlines()) <= MAX_LINES_PER_MODULE
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts(path: Path) -> None:
-    """A script opens with its keys, arguments and returns, and no function of it is long."""
+    """A script begins with its keys, arguments and results, and its functions are short."""
     text = path.read_text()
     uncommented = re.sub(r"^ *--.*\n", "", text, flags=re.MULTILINE)
     function = re.compile(r"^(?:local )?function .*?^end", flags=re.DOTALL | re.MULTILINE)

@@ -1,4 +1,4 @@
-"""A task is ended for certain."""
+"""A task that swallows cancellations is canceled all the same."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from service import cancellation
 
 
 async def test_a_lost_cancellation_is_sent_again() -> None:
-    """A task that never heard of its end, as redis-py's on Python 3.11, is told until it does."""
-    heard = 0
+    """A task that swallows a cancellation, like redis-py's on Python 3.11, is canceled again."""
+    swallowed = 0
 
-    async def deaf() -> None:
-        nonlocal heard
-        while heard < 3:
+    async def swallow() -> None:
+        nonlocal swallowed
+        while swallowed < 3:
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
-                heard += 1
+                swallowed += 1
 
-    task = asyncio.create_task(deaf())
+    task = asyncio.create_task(swallow())
     await asyncio.sleep(0)
 
     await cancellation.cancel_and_wait(task)
 
-    assert heard == 3
+    assert swallowed == 3

@@ -1,6 +1,6 @@
-"""The laws of the settings: where each may stand, what it may be, and that no problem repeats it.
+"""Where settings come from, which values they accept, and that no problem quotes a value.
 
-Nothing here reads the environment of the process that runs it.
+No test reads the environment of its own process.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ BAD = tuple((name, CANARY) for name in NAMES)
 def load(
     environ: dict[str, str], *, require_secrets: bool = False, run_secrets: Path = NOWHERE
 ) -> Settings:
-    """Read settings without ever looking at this machine's own secrets."""
+    """Read settings without the secrets of this machine."""
     return Settings.from_environ(environ, require_secrets=require_secrets, run_secrets=run_secrets)
 
 
 def problems(
     environ: dict[str, str], *, require_secrets: bool = False, run_secrets: Path = NOWHERE
 ) -> tuple[str, ...]:
-    """Return what is wrong with an environment that must be refused."""
+    """Return the problems of an environment that must be refused."""
     with pytest.raises(ConfigError) as caught:
         load(environ, require_secrets=require_secrets, run_secrets=run_secrets)
     assert caught.value.__cause__ is None
@@ -46,7 +46,7 @@ def problems(
 
 
 def file(folder: Path, name: str, text: str) -> Path:
-    """Write a file as an operator, Docker or systemd would, and return its path."""
+    """Write a file and return its path."""
     folder.mkdir(exist_ok=True)
     path = folder / name
     path.write_bytes(text.encode())
@@ -54,12 +54,12 @@ def file(folder: Path, name: str, text: str) -> Path:
 
 
 def keys(*texts: str) -> tuple[Secret[bytes], ...]:
-    """Return secrets as the settings hold them."""
+    """Return texts as the secrets of an endpoint."""
     return tuple(Secret(text.encode()) for text in texts)
 
 
-def test_nothing_set_means_the_defaults() -> None:
-    """An environment that sets nothing gives the documented defaults, none of them a secret."""
+def test_defaults() -> None:
+    """An empty environment gives the documented defaults, without any secret."""
     assert load({}) == Settings()
     assert load({}).redis_url.reveal() == "redis://127.0.0.1:6379/0"
     assert load({}).secrets == {}
@@ -67,8 +67,8 @@ def test_nothing_set_means_the_defaults() -> None:
     assert (load({}).durability, load({}).livemode) == (Durability.NONE, Livemode.BOTH)
 
 
-def test_a_set_value_has_its_type() -> None:
-    """Each kind of setting arrives as the type its field declares."""
+def test_values_have_the_declared_type() -> None:
+    """Every kind of setting is converted to the type of its field."""
     found = load(
         {
             "PORT": "0",
@@ -89,7 +89,7 @@ def test_a_set_value_has_its_type() -> None:
 
 
 def test_settings_cannot_be_changed() -> None:
-    """Settings are read once and stay as they were read."""
+    """Settings are frozen."""
     with pytest.raises(FrozenInstanceError):
         load({}).port = 1  # type: ignore[misc]
     with pytest.raises(TypeError):
@@ -98,19 +98,19 @@ def test_settings_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_variable_is_one_not_set(name: str, tmp_path: Path) -> None:
-    """An empty `NAME` or `NAME_FILE` means what its absence means, so later sources still count."""
+    """An empty `NAME` or `NAME_FILE` is ignored, so that later sources count."""
     assert load({name: "", f"{name}_FILE": ""}) == Settings()
     file(tmp_path, "port", "81")
     assert load({"PORT": ""}, run_secrets=tmp_path).port == 81
 
 
 def test_unknown_variables_are_ignored() -> None:
-    """The environment is shared: what is not ours is not looked at."""
+    """Variables of other programs are ignored."""
     assert load({"PATH": "/bin", "PORTS": "x", "stripe_webhook_secrets_a": " "}) == Settings()
 
 
-def test_sources_are_asked_in_order(tmp_path: Path) -> None:
-    """The variable wins over its file, that over systemd's credentials, those over mounted ones."""
+def test_order_of_the_sources(tmp_path: Path) -> None:
+    """The order is: variable, file, systemd credentials, mounted secrets."""
     mounted, credentials = tmp_path / "mounted", tmp_path / "credentials"
     places = [
         file(mounted, "port", "1"),
@@ -130,7 +130,7 @@ def test_sources_are_asked_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_variable_and_its_file_are_a_problem(name: str) -> None:
-    """Whoever sets both `NAME` and `NAME_FILE` is asked which one is meant."""
+    """Setting both `NAME` and `NAME_FILE` is a problem."""
     assert problems({name: "1", f"{name}_FILE": "x"}) == (
         f"{name}: expected alone, but {name}_FILE is set as well",
     )
@@ -138,14 +138,14 @@ def test_a_variable_and_its_file_are_a_problem(name: str) -> None:
 
 @pytest.mark.parametrize("path", ["/nonexistent/canary", ".", "canary\0", "\udcff"])
 def test_an_unreadable_file_is_a_problem(path: str) -> None:
-    """A file that is named has to be there; the problem does not repeat its path."""
+    """A `NAME_FILE` that cannot be read is a problem, which does not quote the path."""
     assert problems({"REDIS_URL_FILE": path}) == (
         "REDIS_URL_FILE: expected a readable file of UTF-8 text",
     )
 
 
 def test_an_unreadable_mounted_file_is_a_problem(tmp_path: Path) -> None:
-    """A mounted file that is no text is said so by the setting's name, not passed over."""
+    """A mounted file that is not text is a problem."""
     (tmp_path / "redis_url").write_bytes(b"redis://\xff")
     assert problems({}, run_secrets=tmp_path) == (
         "REDIS_URL: expected a readable file of UTF-8 text",
@@ -156,7 +156,7 @@ def test_an_unreadable_mounted_file_is_a_problem(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_listed_is_empty(
     directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A credentials directory inherited from elsewhere, or none at all, changes nothing."""
+    """A credentials directory that cannot be listed, or an empty one, changes nothing."""
     file(tmp_path, "port", "81")
     monkeypatch.chdir(tmp_path)
     assert load({"CREDENTIALS_DIRECTORY": directory}) == Settings()
@@ -175,7 +175,7 @@ def test_a_directory_that_cannot_be_listed_is_empty(
     ],
 )
 def test_exactly_one_newline_of_a_file_is_dropped(text: str, good: bool, tmp_path: Path) -> None:
-    """An editor's last newline is no part of a secret; all other whitespace is refused."""
+    """One newline at the end of a file is dropped; all other whitespace is refused."""
     environ = {f"{SECRETS}_FILE": str(file(tmp_path, "any", text))}
     if good:
         assert load(environ).secrets == {"": keys("whsec_a")}
@@ -183,8 +183,8 @@ def test_exactly_one_newline_of_a_file_is_dropped(text: str, good: bool, tmp_pat
         assert len(problems(environ)) == 1
 
 
-def test_all_problems_are_told_at_once() -> None:
-    """One start tells everything that is wrong, each by its variable and what is expected."""
+def test_all_problems_are_reported_at_once() -> None:
+    """The error has every problem, each with the variable and what is expected."""
     found = problems(dict(BAD) | {f"{SECRETS}_A": " ", f"{SECRETS}_b": "x"})
     assert len(found) == len(NAMES) + 2
     assert "PORT: expected a whole number from 0 to 65535" in found
@@ -195,8 +195,8 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)
-def test_no_problem_repeats_a_value(name: str, value: str) -> None:
-    """A wrong value is never part of the error, whichever way the error is shown."""
+def test_no_problem_quotes_a_value(name: str, value: str) -> None:
+    """A wrong value is never part of the error, however the error is shown."""
     with pytest.raises(ConfigError) as caught:
         load({name: value})
     assert name in str(caught.value)
@@ -206,8 +206,8 @@ def test_no_problem_repeats_a_value(name: str, value: str) -> None:
 @pytest.mark.parametrize("name", [*NAMES, f"{SECRETS}_ACME"])
 @given(value=st.text(min_size=6) | st.from_regex(r"[ -~]{6,40}", fullmatch=True))
 @settings(max_examples=40)
-def test_any_text_is_taken_or_refused_in_the_same_words(name: str, value: str) -> None:
-    """Whatever a variable holds, it is accepted or refused with words that do not depend on it."""
+def test_any_text_is_accepted_or_refused(name: str, value: str) -> None:
+    """Any text is accepted or refused with a problem that does not depend on it."""
     words = {*problems({name: CANARY}), *ASCENDING}
     try:
         load({name: value})
@@ -232,7 +232,7 @@ def test_any_text_is_taken_or_refused_in_the_same_words(name: str, value: str) -
     ],
 )
 def test_bounds_are_included(name: str, low: int, high: int) -> None:
-    """A number may be either of its bounds and nothing beyond them."""
+    """Both bounds of a number are accepted, and nothing beyond them."""
     assert getattr(load({name: str(low)}), name.lower()) == low
     assert getattr(load({name: str(high)}), name.lower()) == high
     assert problems({name: str(low - 1)})
@@ -245,7 +245,7 @@ def test_bounds_are_included(name: str, low: int, high: int) -> None:
 )
 @pytest.mark.parametrize("name", ["PORT", "DRAIN_S"])
 def test_numbers_are_plain_digits(name: str, text: str) -> None:
-    """Python reads many texts as numbers; a setting takes ASCII digits only."""
+    """A number has ASCII digits only, although Python reads other texts as numbers."""
     assert len(problems({name: text})) == 1
 
 
@@ -277,12 +277,12 @@ def test_decimals_are_plain(text: str) -> None:
     ],
 )
 def test_texts_have_a_syntax(name: str, text: str) -> None:
-    """A text that cannot work is refused at the start, not at the first event."""
+    """A text with wrong syntax is refused at the start, not at the first event."""
     assert len(problems({name: text})) == 1
 
 
-def test_what_must_ascend_is_compared() -> None:
-    """Memory may not end with the age limit, nor the ceiling lie below the first back-off."""
+def test_related_settings_are_compared() -> None:
+    """Retention must exceed the age limit, and the longest delay the first one."""
     environ = {"MAX_EVENT_AGE_DAYS": "400", "RETRY_INITIAL_DELAY_S": "300.5"}
     assert problems(environ) == ASCENDING
     assert (
@@ -291,14 +291,14 @@ def test_what_must_ascend_is_compared() -> None:
     )
 
 
-def test_nothing_is_compared_with_a_wrong_value() -> None:
-    """A setting that could not be read makes one problem, not a second by comparison."""
+def test_a_wrong_value_is_not_compared() -> None:
+    """A wrong setting causes one problem, and no second one by comparison."""
     environ = {"MAX_EVENT_AGE_DAYS": "x", "SESSION_RETENTION_DAYS": "32"}
     assert problems(environ) == ("MAX_EVENT_AGE_DAYS: expected a whole number from 31 to 3649",)
 
 
 def test_several_secrets_make_a_rotation() -> None:
-    """A comma list keeps its order and the bytes of each whole secret."""
+    """A comma-separated list keeps its order and the bytes of each secret."""
     found = load({SECRETS: "whsec_new,whsec_old"}).secrets
     assert found == {"": keys("whsec_new", "whsec_old")}
     assert found[""][0].reveal() == b"whsec_new"
@@ -333,19 +333,19 @@ def test_several_secrets_make_a_rotation() -> None:
     ],
 )
 @pytest.mark.parametrize("name", [SECRETS, f"{SECRETS}_ACME"])
-def test_a_doubtful_secret_refuses_to_start(name: str, text: str) -> None:
-    """Empty, blank, whitespace-carrying, doubled, too long or too many secrets are refused."""
+def test_wrong_secrets_are_refused(name: str, text: str) -> None:
+    """Empty, blank, repeated, too long or too many secrets, or any whitespace, are refused."""
     assert len(problems({name: text}, require_secrets=True)) == 1
 
 
-def test_the_largest_secrets_are_taken() -> None:
-    """Sixteen secrets of 256 characters are still a rotation."""
+def test_the_largest_secrets_are_accepted() -> None:
+    """Sixteen secrets of 256 characters are accepted."""
     texts = [f"{number:x}" * 256 for number in range(16)]
     assert load({SECRETS: ",".join(texts)}).secrets[""] == keys(*texts)
 
 
 def test_endpoints_are_found_in_every_source(tmp_path: Path) -> None:
-    """Each source can name an endpoint; the key is its name in lower case."""
+    """Every source can name an endpoint; the key is its name in lower case."""
     mounted, credentials = tmp_path / "mounted", tmp_path / "credentials"
     file(mounted, "stripe_webhook_secrets_docker_1", "d\n")
     file(mounted, f"{SECRETS}_ENV", "lost")
@@ -374,7 +374,7 @@ def test_the_file_of_the_main_secrets_is_no_endpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["", "a", "A-B", "Ä", "FILE_FILE", "A_FILE_FILE", "A" * 65])
 def test_an_endpoint_has_a_plain_name(ending: str) -> None:
-    """A variable that begins like ours and names no possible endpoint is a mistake, not noise."""
+    """A variable that begins like ours but names no possible endpoint is a problem."""
     (problem,) = problems({f"{SECRETS}_{ending}": "whsec_canary"}, require_secrets=True)
     assert "expected an ENDPOINT" in problem
     assert problem.isascii()
@@ -382,18 +382,18 @@ def test_an_endpoint_has_a_plain_name(ending: str) -> None:
 
 
 def test_a_mounted_file_cannot_look_like_a_pointer(tmp_path: Path) -> None:
-    """In a directory there are values only, so a name that ends in `_file` is refused."""
+    """Directories hold values only, so a name that ends in `_file` is refused."""
     file(tmp_path, "stripe_webhook_secrets_file", "a")
     assert len(problems({}, run_secrets=tmp_path)) == 1
 
 
 def test_a_named_endpoint_has_secrets() -> None:
-    """Naming an endpoint and leaving it empty refuses to start: its variable failed to expand."""
+    """An endpoint with an empty variable is a problem: the variable failed to expand."""
     assert len(problems({SECRETS: "a", f"{SECRETS}_ACME": ""})) == 1
 
 
 def test_secrets_are_required_on_request() -> None:
-    """A receiver needs one endpoint with secrets, whichever it is; a worker needs none."""
+    """A receiver needs secrets for at least one endpoint; a worker needs none."""
     assert load({}).secrets == {}
     assert load({f"{SECRETS}_ACME": "a"}, require_secrets=True).secrets == {"acme": keys("a")}
     found = problems({"PORT": "x"}, require_secrets=True)
@@ -401,14 +401,14 @@ def test_secrets_are_required_on_request() -> None:
 
 
 def test_repr_shows_no_secret() -> None:
-    """Settings can be printed: secrets and the URL of Redis stay masked."""
+    """The repr of settings masks secrets and the URL of Redis."""
     shown = repr(load({SECRETS: "whsec_canary", "REDIS_URL": "redis://:canary@localhost"}))
     assert "canary" not in shown
     assert "partitions=8" in shown
 
 
 def test_the_example_names_every_setting_once() -> None:
-    """Each field has one variable in the example, with one line of comment before it."""
+    """Every setting is in the example once, with one line of comment before it."""
     lines = [line for line in example(describe()).splitlines() if line]
     named = [line.partition("=")[0].lower() for line in lines[1::2]]
     expected = [item.name.replace("secrets", SECRETS.lower()) for item in fields(Settings)]
@@ -417,7 +417,7 @@ def test_the_example_names_every_setting_once() -> None:
 
 
 def test_the_example_is_the_defaults() -> None:
-    """Whoever copies the example changes nothing, and finds no secret in it."""
+    """The example sets every default, and no secret."""
     lines = [line for line in example(describe()).splitlines() if line and not line.startswith("#")]
     environ = dict(line.split("=", 1) for line in lines)
     assert load(environ) == Settings()

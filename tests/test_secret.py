@@ -1,4 +1,4 @@
-"""The laws of `secret`: a Secret shows itself to nobody who does not ask for it by name."""
+"""Only `reveal` gives the value of a `Secret`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHOWS: dict[str, Callable[[object], str]] = {
 @pytest.mark.parametrize("way", SHOWS)
 @pytest.mark.parametrize("value", [CANARY, CANARY.encode(), [CANARY], 66600666], ids=repr)
 def test_no_way_of_showing_shows_it(way: str, value: object) -> None:
-    """However a Secret is turned into text, the mask is all there is."""
+    """Every way to turn a Secret into text gives a mask."""
     shown = SHOWS[way](Secret(value))
 
     assert MASK in shown
@@ -48,23 +48,23 @@ def test_no_way_of_showing_shows_it(way: str, value: object) -> None:
     [json.dumps, orjson.dumps, msgspec.json.encode, msgspec.to_builtins, pickle.dumps],
     ids=["json", "orjson", "msgspec", "builtins", "pickle"],
 )
-def test_no_encoder_takes_it(encode: Callable[[object], Any]) -> None:
-    """Every encoder refuses a Secret, and says nothing of it."""
+def test_no_encoder_accepts_it(encode: Callable[[object], Any]) -> None:
+    """Every encoder raises a TypeError that does not hold the value."""
     with pytest.raises(TypeError) as refused:
         encode({"a": Secret(CANARY)})
 
     assert CANARY not in str(refused.value)
 
 
-def test_reveal_is_the_way_in() -> None:
-    """Who asks by name receives the very value."""
+def test_reveal_returns_the_value() -> None:
+    """`reveal` returns the value itself."""
     value = [CANARY]
 
     assert Secret(value).reveal() is value
 
 
 def test_copies_are_the_same_secret() -> None:
-    """Copying, deep or not, gives the Secret itself, so structs that hold one can be copied."""
+    """A copy, deep or shallow, is the Secret itself, so structs that hold one can be copied."""
     secret = Secret([CANARY])
 
     assert copy.copy(secret) is secret
@@ -80,7 +80,7 @@ def test_secrets_compare_by_value_with_secrets_only() -> None:
 
 
 def test_an_empty_secret_is_false() -> None:
-    """A Secret is as true as what it holds."""
+    """A Secret has the truth value of its value."""
     assert Secret(CANARY)
     assert not Secret("")
 

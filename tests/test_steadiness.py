@@ -1,4 +1,4 @@
-"""Laws of these tests: none passes or fails by the speed of the machine it runs on."""
+"""No test depends on the speed of the machine."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# Those that wait, or weigh one cost against another, for all others.
+# Modules that wait, or compare costs, for all tests.
 CLOCKS = {
     *("harness.py", "servers.py", "brokers.py", "moto_queue.py"),
     *("topologies.py", "mutating_client.py"),
 }
 TIMED = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "timeit"}
-# Torments and benchmarks are about time, and no part of the suite.
+# Chaos runs and benchmarks are about time, and not part of the suite.
 SUITE = [
     path
     for path in sorted(HERE.glob("**/*.py"))
@@ -28,7 +28,7 @@ LIMITS = {"timeout", "wait_for"}
 
 
 def clocks(tree: ast.AST) -> Iterator[int]:
-    """Yield the lines that name a clock to measure by."""
+    """Yield the lines that use a clock."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in TIMED:
             yield node.lineno
@@ -37,9 +37,9 @@ def clocks(tree: ast.AST) -> Iterator[int]:
 
 
 def short_limits(tree: ast.AST) -> Iterator[int]:
-    """Yield the lines that give something a short time to succeed in.
+    """Yield the lines with a short time limit.
 
-    Where a time-out is what is asked for, and where time is virtual, short is as good as long.
+    If the time-out is expected, or time is virtual, a short limit is allowed.
     """
     if any(
         isinstance(node, ast.Import | ast.ImportFrom) and _names(node, "virtual_time")
@@ -79,8 +79,8 @@ def _is_short(call: ast.Call) -> bool:
 
 
 @pytest.mark.parametrize("path", SUITE, ids=lambda path: str(path.relative_to(HERE)))
-def test_nothing_is_timed(path: Path) -> None:
-    """No test reads a clock to judge by, nor gives what must succeed less than ten seconds."""
+def test_no_test_depends_on_time(path: Path) -> None:
+    """No test reads a clock, or sets a time limit below ten seconds for success."""
     tree = ast.parse(path.read_text())
     assert [*clocks(tree)] == []
     assert [*short_limits(tree)] == []
@@ -97,8 +97,8 @@ def test_nothing_is_timed(path: Path) -> None:
         "async def f(): await asyncio.wait_for(g(), timeout=2)",
     ],
 )
-def test_what_is_timed_is_found(timed: str) -> None:
-    """Each way to depend on a machine's speed that there was is seen."""
+def test_dependence_on_time_is_found(timed: str) -> None:
+    """Every way to depend on the machine's speed that ever occurred is found."""
     tree = ast.parse(timed)
     assert [*clocks(tree), *short_limits(tree)]
 
@@ -111,7 +111,7 @@ def test_what_is_timed_is_found(timed: str) -> None:
         VIRTUAL + "async def f():\n async with asyncio.timeout(1): await g()",
     ],
 )
-def test_what_is_not_timed_passes(steady: str) -> None:
-    """Patience, time-outs that are asked for, and virtual time are nobody's fault."""
+def test_long_limits_and_virtual_time_pass(steady: str) -> None:
+    """Long limits, expected time-outs and virtual time are allowed."""
     tree = ast.parse(steady)
     assert [*clocks(tree), *short_limits(tree)] == []

@@ -1,4 +1,4 @@
-"""The laws of `logs`: one format for everybody's lines, and none tells what it must not."""
+"""All lines have one format and hold nothing secret, and logging never blocks."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ FORMATS = pytest.mark.parametrize("log_format", [LogFormat.JSON, LogFormat.CONSO
 
 
 class Out(io.BytesIO):
-    """Where lines go in these tests; a terminal when told so."""
+    """Collects the output; can pretend to be a terminal."""
 
     def __init__(self, *, is_terminal: bool = False) -> None:
         super().__init__()
         self._is_terminal = is_terminal
 
     def isatty(self) -> bool:
-        """Tell whether this is a terminal."""
+        """Say whether this is a terminal."""
         return self._is_terminal
 
     @property
     def text(self) -> str:
-        """Everything logged so far."""
+        """The text of all lines logged so far."""
         logs.flush()
         return self.getvalue().decode()
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """Everything written so far, where that is JSON."""
+        """All lines logged so far, decoded."""
         return [json.loads(line) for line in self.text.split("\n")[:-1]]
 
 
@@ -71,12 +71,12 @@ TRANSITION = StatusTransition(
 
 @pytest.fixture(name="configure")
 def _configure() -> Iterator[Configure]:
-    """Yield what configures logging for one test; everything is as before afterwards."""
+    """Yield a function that configures logging; restore everything afterwards."""
     root = logging.getLogger()
     loggers = [logging.getLogger(name) for name in logs.LIBRARIES]
     state = [(each, each.level, each.propagate, list(each.handlers)) for each in [root, *loggers]]
     hooks = sys.unraisablehook, threading.excepthook
-    root.handlers.clear()  # configuring closes whatever handlers it finds there
+    root.handlers.clear()  # configuring would close pytest's handlers
     before = structlog.get_config() if structlog.is_configured() else None
 
     def configure(
@@ -105,12 +105,12 @@ def _configure() -> Iterator[Configure]:
 
 
 def logger() -> Any:
-    """Return a logger that nobody has used yet: a used one keeps its configuration."""
+    """Return a new logger: one that was used keeps its configuration."""
     return structlog.get_logger()
 
 
 def fail() -> None:
-    """Raise with secrets in locals, messages, notes, and the causes of causes."""
+    """Raise an exception with secrets in locals, messages, notes and causes."""
     body = secret = CANARY
     try:
         try:
@@ -122,8 +122,8 @@ def fail() -> None:
         raise ExceptionGroup(CANARY, [OSError(CANARY), RuntimeError(CANARY)])  # noqa: B904
 
 
-def test_a_line_is_an_object(configure: Configure) -> None:
-    """A line is one JSON object: what happened, how bad it is, when, and the fields as named."""
+def test_a_line_is_a_json_object(configure: Configure) -> None:
+    """A line is one JSON object with event, level, timestamp and the named fields."""
     out = configure()
 
     logger().info("event.admitted", event_id="evt_1", sequence=3, livemode=None)
@@ -141,10 +141,8 @@ def test_a_line_is_an_object(configure: Configure) -> None:
 
 
 @pytest.mark.parametrize("log_format", [LogFormat.JSON, LogFormat.CONSOLE])
-def test_fields_made_beforehand_are_a_line_s_own(
-    configure: Configure, log_format: LogFormat
-) -> None:
-    """Handed over as one they stand and are masked as if each had been named."""
+def test_prepared_fields_are_like_named_ones(configure: Configure, log_format: LogFormat) -> None:
+    """Fields passed as one, `_fields`, are rendered and masked like named ones."""
     out = configure(log_format)
     fields = {"event_id": "evt_1", "email": CANARY, "field": f"x whsec_{CANARY}"}
 
@@ -170,7 +168,7 @@ def test_fields_made_beforehand_are_a_line_s_own(
 def test_formats(
     configure: Configure, log_format: LogFormat, is_terminal: bool, is_json: bool, is_colored: bool
 ) -> None:
-    """A terminal has coloured text, anything else JSON, unless told; a file never has colours."""
+    """By default a terminal gets colored text, other outputs JSON; a file never gets colors."""
     out = configure(log_format, out=Out(is_terminal=is_terminal))
 
     logger().info("event.admitted")
@@ -183,7 +181,7 @@ def test_formats(
 def test_standard_output_is_the_default(
     configure: Configure, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """Unless told otherwise, lines go to standard output."""
+    """By default, lines go to standard output."""
     configure()
     logs.configure(LogLevel.INFO, LogFormat.JSON)
 
@@ -194,10 +192,10 @@ def test_standard_output_is_the_default(
 
 
 @FORMATS
-def test_an_exception_tells_class_and_place_only(
+def test_of_an_exception_only_class_and_place_are_logged(
     configure: Configure, log_format: LogFormat
 ) -> None:
-    """Of an exception the classes and places are told, never a message, note, local or source."""
+    """Of an exception and its causes no message, note, local or source line is logged."""
     out = configure(log_format)
 
     for write in (logger().exception, logging.getLogger("uvicorn.error").exception):
@@ -215,7 +213,7 @@ def test_an_exception_tells_class_and_place_only(
 
 
 def test_exceptions_are_structured(configure: Configure) -> None:
-    """In JSON an exception is a list, itself first and then its causes, frames innermost last."""
+    """In JSON an exception is a list: itself, then its causes, each with its frames."""
     out = configure()
     error = ValueError(CANARY)
     error.__cause__ = error
@@ -226,7 +224,7 @@ def test_exceptions_are_structured(configure: Configure) -> None:
 
 
 def test_a_deep_traceback_is_cut(configure: Configure) -> None:
-    """Of a deep traceback the innermost frames are told."""
+    """Of a deep traceback the innermost frames are logged."""
     out = configure()
 
     def dive(depth: int) -> None:
@@ -247,7 +245,7 @@ def test_a_deep_traceback_is_cut(configure: Configure) -> None:
 @FORMATS
 @pytest.mark.parametrize("name", ["uvicorn", "uvicorn.error", "redis", "redis.x", "asyncio", "new"])
 def test_libraries_log_the_same_way(configure: Configure, log_format: LogFormat, name: str) -> None:
-    """Lines of the standard library's loggers come out in the same format, with their name."""
+    """Lines of the standard library's loggers have the same format, with the logger's name."""
     library = logging.getLogger(name)
     library.addHandler(logging.NullHandler())
     out = configure(log_format)
@@ -266,7 +264,7 @@ def test_libraries_log_the_same_way(configure: Configure, log_format: LogFormat,
 
 
 def test_asyncio_does_not_quote_exceptions(configure: Configure) -> None:
-    """What asyncio says of an exception nobody fetched holds the class, not the message."""
+    """Asyncio's line about an exception that was never retrieved has its class only."""
     out = configure()
 
     async def lose() -> None:
@@ -296,7 +294,7 @@ def test_asyncio_does_not_quote_exceptions(configure: Configure) -> None:
     ids=ascii,
 )
 def test_no_line_can_be_forged(configure: Configure, log_format: LogFormat, character: str) -> None:
-    """No value, message or name can end a line, start another, or command a terminal."""
+    """No value, message or name can end a line, start another, or control a terminal."""
     out = configure(log_format)
     forged = f'x{character}{{"event":"forged"}}'
 
@@ -309,10 +307,10 @@ def test_no_line_can_be_forged(configure: Configure, log_format: LogFormat, char
 
 @FORMATS
 @pytest.mark.parametrize("name", ["event", "reason", "logger", "level", "timestamp"])
-def test_no_field_of_ours_is_an_exception(
+def test_special_fields_are_sanitized_too(
     configure: Configure, log_format: LogFormat, name: str
 ) -> None:
-    """The fields that renderers treat in their own ways hold hostile text as tamely as any."""
+    """Fields that renderers treat specially are sanitized like all others."""
     out = configure(log_format)
     hostile = 'x\n\x1b[31m{"event":"forged"}\u2028y'
 
@@ -322,8 +320,8 @@ def test_no_field_of_ours_is_an_exception(
     assert not {"\x1b", "\u2028"} & {*out.text}
 
 
-def test_floods_are_held_back(configure: Configure) -> None:
-    """A fault that repeats is written a few times and counted; what was decided always is."""
+def test_repeated_faults_are_throttled(configure: Configure) -> None:
+    """A repeated fault is written a few times; lines about decided events are always written."""
     out = configure()
     log = logger()
     for _ in range(3 * MAX_PER_WINDOW):
@@ -337,8 +335,10 @@ def test_floods_are_held_back(configure: Configure) -> None:
     assert said.count("event.late") == 3 * MAX_PER_WINDOW
 
 
-def test_what_was_held_back_is_told(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next line of a kind, a library's too, says how many before it were not written."""
+def test_suppressed_lines_are_counted(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next line of a kind, also of a library's, says how many were suppressed before it."""
     monkeypatch.setattr("service.telemetry.log_throttle.WINDOW_S", 0.0)
     monkeypatch.setattr("service.telemetry.log_throttle.MAX_PER_WINDOW", 0)
     out = configure()
@@ -357,8 +357,8 @@ def test_what_was_held_back_is_told(configure: Configure, monkeypatch: pytest.Mo
     assert [line.get("suppressed") for line in out.lines] == [2, 2, None, None]
 
 
-def test_warnings_take_the_same_way(configure: Configure) -> None:
-    """What Python or a library warns of is one line, without the source it quotes."""
+def test_warnings_are_logged(configure: Configure) -> None:
+    """A warning of Python or a library is one line, without the source line."""
     out = configure()
 
     with warnings.catch_warnings():
@@ -372,10 +372,10 @@ def test_warnings_take_the_same_way(configure: Configure) -> None:
     assert line["event"].endswith(f": DeprecationWarning: old {MASK}")
 
 
-def test_faults_nobody_can_catch_are_reported(
+def test_unhandled_errors_are_logged(
     configure: Configure, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What ends a thread, or fails in a finalizer, is a line with its class, not its message."""
+    """An error that ends a thread, or occurs in a finalizer, is logged without its message."""
     out = configure()
     logs.log_unhandled_errors()
 
@@ -400,7 +400,7 @@ def test_faults_nobody_can_catch_are_reported(
 
 @FORMATS
 def test_secrets_are_scrubbed(configure: Configure, log_format: LogFormat) -> None:
-    """Whatever field a secret strayed into, and even the message itself, it is masked."""
+    """A secret in any field, or in the message itself, is masked."""
     out = configure(log_format)
     stray = 'whsec_canary"66600666'
 
@@ -412,7 +412,7 @@ def test_secrets_are_scrubbed(configure: Configure, log_format: LogFormat) -> No
 
 @pytest.mark.parametrize("level", LogLevel)
 def test_levels(configure: Configure, level: LogLevel) -> None:
-    """What is less severe than the level is not written; libraries' chatter never is."""
+    """Lines below the level are not written; those of libraries need at least a warning."""
     out = configure(level=level)
 
     for each in LogLevel:
@@ -426,8 +426,8 @@ def test_levels(configure: Configure, level: LogLevel) -> None:
     assert theirs == [each for each in ours if each in {"warning", "error"}]
 
 
-class Odd:
-    """Cannot be shown."""
+class Unprintable:
+    """An object whose repr fails."""
 
     def __repr__(self) -> str:
         raise RuntimeError(CANARY)
@@ -436,13 +436,13 @@ class Odd:
 @FORMATS
 @pytest.mark.parametrize(
     "value",
-    [Odd(), {1: {2}}, "\ud800", 10**5000, float("nan"), b"\xff", ValueError(CANARY)],
+    [Unprintable(), {1: {2}}, "\ud800", 10**5000, float("nan"), b"\xff", ValueError(CANARY)],
     ids=type,
 )
 def test_no_value_breaks_logging(
     configure: Configure, log_format: LogFormat, value: object
 ) -> None:
-    """A value that cannot be serialised, or even shown, costs neither the line nor the caller."""
+    """A value that cannot be serialized, or even shown, neither loses the line nor raises."""
     out = configure(log_format)
 
     logger().info("odd.seen", value=value)
@@ -454,7 +454,7 @@ def test_no_value_breaks_logging(
 def test_a_message_that_does_not_fit_is_not_quoted(
     configure: Configure, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A library's message that does not fit its arguments is one line without either."""
+    """A library's message that does not fit its arguments is one line without both."""
     out = configure()
 
     logging.getLogger("redis").error(f"%d {CANARY}", CANARY)  # noqa: G004 - that is the fault
@@ -467,7 +467,7 @@ def test_a_message_that_does_not_fit_is_not_quoted(
 def test_a_broken_stream_breaks_nothing_else(
     configure: Configure, error: type[Exception], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A full disk or a closed pipe does not stop what was being reported on."""
+    """A full disk or a closed pipe raises nothing in the code that logs."""
 
     class Broken(Out):
         def write(self, line: object, /) -> int:
@@ -485,7 +485,7 @@ def test_a_broken_stream_breaks_nothing_else(
 
 
 def test_a_line_costs_little(configure: Configure) -> None:
-    """A line costs about what it does bare; one below the level is dropped before it is made."""
+    """A line costs little more than plain JSON; below the level it costs much less."""
     configure()
     log = logger()
     fields = {f"field_{n}": f"evt_{n:024d}" for n in range(16)}
@@ -501,10 +501,10 @@ def test_a_line_costs_little(configure: Configure) -> None:
     assert dropped < written / 2
 
 
-async def test_whoever_must_know_hears_that_a_line_was_not_written(
+async def test_a_write_error_is_reported_to_the_log_handler(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk is told to who waits for his line, and forgotten once there is room again."""
+    """The log handler fails while the disk is full, and succeeds once it is not."""
     is_full = True
 
     class Disk(Out):
@@ -525,7 +525,7 @@ async def test_whoever_must_know_hears_that_a_line_was_not_written(
 
 
 class Pipe:
-    """A pipe that is read only when the test says so."""
+    """A pipe whose reader stalls until the test calls `drain`."""
 
     def __init__(self) -> None:
         self._reading, writing = os.pipe()
@@ -534,11 +534,11 @@ class Pipe:
         self._reader = threading.Thread(target=self._read)
 
     def drain(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         self._reader.start()
 
     def lines(self) -> list[dict[str, Any]]:
-        """Read everything that was logged; nothing can be logged any more."""
+        """Close the pipe and return all lines."""
         if not self._reader.is_alive():
             self.drain()
         logs.flush()
@@ -552,10 +552,10 @@ class Pipe:
             self._found.append(some)
 
 
-async def test_a_reader_that_stalls_stops_nothing(
+async def test_lines_are_dropped_while_the_reader_stalls(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lines that find no room are dropped and counted; when the reader is back one line says so."""
+    """Lines beyond the bound are dropped and counted; one line reports that afterwards."""
     monkeypatch.setattr(log_writer, "MAX_QUEUED_BYTES", 100_000)
     pipe = Pipe()
     configure(out=pipe.out)
@@ -577,10 +577,10 @@ def _dropped() -> float:
     return float(metrics.LOG_LINES_DROPPED._value.get())
 
 
-async def test_whoever_needs_its_line_waits_for_a_reader_that_stalls(
+async def test_the_log_handler_waits_for_a_stalled_reader(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log handler fails while its line is not out; the next attempt, once it is, succeeds."""
+    """The log handler fails while its line is not written; a later attempt succeeds."""
     monkeypatch.setattr(log_writer, "MAX_QUEUED_BYTES", 1000)
     pipe = Pipe()
     configure(out=pipe.out)
@@ -590,7 +590,7 @@ async def test_whoever_needs_its_line_waits_for_a_reader_that_stalls(
         for _ in range(200):
             log.info("event.admitted", text="x" * 500)
         await asyncio.sleep(0)
-        # The pipe and the queue are full: the first finds room no more, nor do those after it.
+        # The pipe and the queue are full, so both attempts fail.
         for attempt in (handle(TRANSITION), handle(TRANSITION)):
             with pytest.raises(ConnectionError):
                 await asyncio.wait_for(attempt, 30)
@@ -604,8 +604,8 @@ async def test_whoever_needs_its_line_waits_for_a_reader_that_stalls(
     assert "transition" in [line["event"] for line in lines]
 
 
-async def test_a_line_that_comes_late_is_not_taken_for_lost(configure: Configure) -> None:
-    """Whoever stops waiting disturbs nobody else who waits for a line of the same turn."""
+async def test_waiting_tasks_are_independent(configure: Configure) -> None:
+    """A task that stops waiting does not disturb another one that waits for the same turn."""
     pipe = Pipe()
     configure(out=pipe.out)
     log = logger()
@@ -620,7 +620,7 @@ async def test_a_line_that_comes_late_is_not_taken_for_lost(configure: Configure
 
 
 async def test_lines_do_not_overtake_those_that_are_queued(configure: Configure) -> None:
-    """While a reader that has stalled catches up, new lines stay behind the queued ones."""
+    """While a stalled reader catches up, new lines stay behind the queued ones."""
     pipe = Pipe()
     configure(out=pipe.out)
     log = logger()
@@ -635,8 +635,8 @@ async def test_lines_do_not_overtake_those_that_are_queued(configure: Configure)
     assert [line["number_of_this"] for line in lines] == [*range(3000)]
 
 
-async def test_an_output_that_does_not_block_gets_every_line(configure: Configure) -> None:
-    """Where whoever started us has made the output non-blocking, nothing is torn or lost."""
+async def test_a_non_blocking_output_gets_every_line(configure: Configure) -> None:
+    """If the output is non-blocking, no line is torn or lost."""
     pipe = Pipe()
     os.set_blocking(pipe.out.fileno(), False)
     configure(out=pipe.out)
@@ -648,8 +648,8 @@ async def test_an_output_that_does_not_block_gets_every_line(configure: Configur
     assert [line["number_of_this"] for line in lines] == [*range(1000)]
 
 
-def test_threads_log_at_once(configure: Configure) -> None:
-    """What threads log, with loops of their own or without, arrives whole, each thread in order."""
+def test_threads_may_log_concurrently(configure: Configure) -> None:
+    """The lines of threads, with or without an event loop, are whole and in order."""
     out = configure()
     log = logger()
 
@@ -677,8 +677,8 @@ def test_threads_log_at_once(configure: Configure) -> None:
     assert len(lines) == 1600
 
 
-def test_a_process_ends_though_nobody_reads(tmp_path: Path) -> None:
-    """At the end what is still queued gets a moment, and is given up where the reader stalls."""
+def test_a_process_ends_although_the_reader_stalls(tmp_path: Path) -> None:
+    """When the process ends, queued lines have a deadline and are then lost."""
     program = """
 import os, structlog
 from service.telemetry import log_writer

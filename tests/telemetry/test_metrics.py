@@ -1,4 +1,4 @@
-"""Laws of the series: all explained, all labels from closed lists, all counting what happened."""
+"""All series have a help text and closed labels, and count what happened."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ OLD = Secret(b"whsec_old")
 
 @pytest.mark.parametrize("series", SERIES, ids=lambda one: str(one._name))
 def test_each_series_explains_itself(series: Counter | Gauge | Histogram) -> None:
-    """A series is named idv_<noun>, has a sentence of help, and labels from the known few."""
+    """A series has a name idv_…, a sentence of help, and known labels."""
     [family] = series.collect()
     assert re.fullmatch(r"idv_[a-z_]+", family.name)
     assert re.fullmatch(r"[A-Z0-9].*\.", family.documentation)
@@ -58,7 +58,7 @@ def test_each_series_explains_itself(series: Counter | Gauge | Histogram) -> Non
 
 
 def test_every_series_is_in_the_one_registry() -> None:
-    """What is exposed is what is listed in `metrics`, and the process's own."""
+    """The exposition has the series listed in `metrics`, and those of the process."""
     shown = {family.name for family in text_string_to_metric_families(_exposition())}
     ours = {name for name in shown if re.fullmatch(r"idv_.*(?<!_created)", name)}
     assert ours == {one._name for one in SERIES}
@@ -78,15 +78,15 @@ def _samples() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 @given(st.lists(st.floats(0, 20) | st.sampled_from([0.001, 0.5, 10.0, 0, 1])))
-def test_many_values_at_once_are_those_values(amounts: list[float]) -> None:
-    """A histogram told of all at once says what one says that was told one by one."""
+def test_observe_all_equals_observe(amounts: list[float]) -> None:
+    """`observe_all` gives the same histogram as observing the values one by one."""
     at_once = metrics.BulkHistogram("at", "At once.", buckets=(0.001, 0.5, 1, 10), registry=None)
     one_by_one = Histogram("at", "One by one.", buckets=(0.001, 0.5, 1, 10), registry=None)
     at_once.observe_all(amounts)
     for amount in amounts:
         one_by_one.observe(amount)
-    [told], [expected] = at_once.collect(), one_by_one.collect()
-    assert {_place(one): pytest.approx(one.value) for one in told.samples} == {
+    [found], [expected] = at_once.collect(), one_by_one.collect()
+    assert {_place(one): pytest.approx(one.value) for one in found.samples} == {
         _place(one): one.value for one in expected.samples
     }
 
@@ -98,7 +98,7 @@ def _place(sample: Sample) -> tuple[str, str]:
 async def test_the_counters_say_what_happened(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:
-    """After a scripted run each outcome, type and secret is counted, once for each request."""
+    """After a scripted run, each outcome, type and secret is counted once for each request."""
     secrets = {"": (*settings.secrets[""], OLD)}
     inbox = Inbox(connections, keys, settings)
     receiver = Receiver(inbox, tolerance_s=300, livemode=settings.livemode)
@@ -152,27 +152,27 @@ async def test_the_counters_say_what_happened(
     assert "canary" not in _exposition()
 
 
-def test_only_secrets_in_use_are_told() -> None:
-    """What is taken out of use is no longer told as in use, whatever is put in its place."""
+def test_only_loaded_secrets_are_shown() -> None:
+    """A secret that was replaced is no longer shown as loaded."""
     metrics.set_loaded_secrets([("aaaaaaaa", "current"), ("bbbbbbbb", "old")])
     metrics.set_loaded_secrets([("cccccccc", "current"), ("aaaaaaaa", "old")])
-    told = {
+    loaded = {
         tuple(sorted(value for _, value in labels))
         for (name, labels), value in _samples().items()
         if name == "idv_secret_loaded" and value
     }
-    assert told == {("cccccccc", "current"), ("aaaaaaaa", "old")}
+    assert loaded == {("cccccccc", "current"), ("aaaaaaaa", "old")}
     metrics.set_loaded_secrets([])
 
 
 def test_label_values_are_from_closed_lists() -> None:
-    """Whatever was received in this process so far, no label holds a word nobody listed."""
+    """After all requests in this process so far, no label has an unlisted value."""
     for name, labels in _samples():
-        said = dict(labels)
+        values = dict(labels)
         if name.startswith("idv_events_total"):
-            assert said["outcome"] in WORDS
-            assert said["type"] in TYPES
+            assert values["outcome"] in WORDS
+            assert values["type"] in TYPES
         if name.startswith("idv_redis_errors"):
-            assert said["reason"] in set(UnavailableReason)
+            assert values["reason"] in set(UnavailableReason)
         if name.startswith("idv_secret_matches"):
-            assert re.fullmatch(r"[0-9a-f]{8}", said["secret_fingerprint"])
+            assert re.fullmatch(r"[0-9a-f]{8}", values["secret_fingerprint"])

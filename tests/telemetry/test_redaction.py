@@ -1,4 +1,4 @@
-"""The laws of `redaction`: nothing secret, nothing personal and nothing unruly in a line."""
+"""No secret, no personal data and no control character is in a line."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ SURROUNDINGS = {
 
 @pytest.mark.parametrize("around", SURROUNDINGS)
 @pytest.mark.parametrize("name", SECRETS)
-def test_what_looks_secret_is_scrubbed(name: str, around: str) -> None:
-    """Whatever looks like a secret is masked wherever it stands, and said to have been there."""
+def test_secrets_are_masked(name: str, around: str) -> None:
+    """Everything that looks like a secret is masked, whatever text surrounds it."""
     scrubbed = scrub(SURROUNDINGS[around].format(SECRETS[name], SECRETS[name]))
 
     assert "66600666" not in scrubbed
@@ -80,14 +80,14 @@ def test_what_looks_secret_is_scrubbed(name: str, around: str) -> None:
         "whsec",
     ],
 )
-def test_what_is_not_secret_stays(text: str) -> None:
+def test_other_texts_stay(text: str) -> None:
     """Ids, words and addresses without credentials are left alone."""
     assert scrub(text) == text
 
 
 @given(st.text(), st.sampled_from(sorted(SECRETS)), st.text())
 def test_scrubbing_is_final(before: str, name: str, after: str) -> None:
-    """In any surroundings a secret goes, and scrubbing again finds nothing more."""
+    """In any text a secret is masked, and scrubbing again changes nothing."""
     scrubbed = scrub(before + SECRETS[name] + after)
 
     assert "66600666" not in scrubbed
@@ -95,15 +95,15 @@ def test_scrubbing_is_final(before: str, name: str, after: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["://", "://a", "vs_", "vs_a_secret", "v1=", "whsec", "sk_"])
-def test_scrubbing_costs_no_more_than_it_must(part: str) -> None:
-    """A text made to be looked at again and again costs in proportion to its length."""
+def test_scrubbing_takes_linear_time(part: str) -> None:
+    """A text with many possible beginnings of a secret takes time in proportion to its length."""
     short, long = (part * (size // len(part)) for size in (2**13, 2**15))
 
     assert cost(lambda: scrub(long)) < 8 * cost(lambda: scrub(short)), "16 if each met each"
 
 
-def test_only_the_beginning_of_a_long_text_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a megabyte in a field no more is scrubbed than twice what is shown."""
+def test_only_the_beginning_of_a_long_text_is_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a long text no more is scrubbed than twice the part that is shown."""
     lengths = []
 
     def spy(text: str) -> str:
@@ -119,7 +119,7 @@ def test_only_the_beginning_of_a_long_text_is_looked_at(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("key", sorted(FORBIDDEN_KEYS))
 @pytest.mark.parametrize("value", [CANARY, 66600666, [CANARY], {"a": CANARY}, None], ids=str)
 def test_forbidden_keys_are_masked(key: str, value: object) -> None:
-    """A field named like something secret or personal is masked, whatever and wherever it is."""
+    """A field with a forbidden name is masked, whatever its value, at any depth."""
     spelled = key.upper().replace("_", "-")
 
     assert sanitize({key: value, "kept": 1}) == {key: MASK, "kept": 1}
@@ -127,8 +127,8 @@ def test_forbidden_keys_are_masked(key: str, value: object) -> None:
     assert sanitize({"a": [{"b": ({key: value},)}]}) == {"a": [{"b": [{key: MASK}]}]}
 
 
-def test_everything_personal_is_forbidden() -> None:
-    """The list holds what the service must never tell."""
+def test_personal_fields_of_stripe_are_forbidden() -> None:
+    """The list contains Stripe's secret and personal fields."""
     never = "client_secret url verified_outputs provided_details metadata body stripe_signature"
 
     assert set(never.split()) <= FORBIDDEN_KEYS
@@ -140,13 +140,13 @@ TURNING = ["\u061c", "\u200e", "\u200f", "\u202a", "\u202e", "\u2066", "\u2069"]
 
 @pytest.mark.parametrize("character", UNRULY + TURNING, ids=ascii)
 def test_no_character_breaks_or_turns_a_line(character: str) -> None:
-    """Line ends of every kind, terminal commands and changes of direction come out escaped."""
+    """Line ends, terminal commands and changes of direction are escaped."""
     assert one_line(f"a{character}é") == f"a{ascii(character)[1:-1]}é"
 
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_one_line_is_one_line(text: str) -> None:
-    """Any text becomes one line of text that can be encoded; what is printable stays as it was."""
+    """Any text becomes one line that can be encoded; printable text stays as it is."""
     line = one_line(text)
 
     assert len((line + "x").splitlines()) == 1
@@ -156,7 +156,7 @@ def test_one_line_is_one_line(text: str) -> None:
 
 
 class Unprintable:
-    """Cannot be shown."""
+    """An object whose repr fails."""
 
     def __repr__(self) -> str:
         raise RuntimeError(CANARY)
@@ -189,14 +189,14 @@ ODD: dict[str, tuple[object, object]] = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_values(name: str) -> None:
-    """What is no plain value is told in a few sanitize words."""
+    """A value that is not a plain one is replaced by a short text."""
     value, expected = ODD[name]
 
     assert sanitize({"a": value}) == {"a": expected}
 
 
-def test_a_long_secret_is_masked_before_it_is_cut() -> None:
-    """Cutting long texts never leaves half a secret that no longer looks like one."""
+def test_a_text_is_scrubbed_before_it_is_cut() -> None:
+    """Cutting a long text leaves no half of a secret."""
     assert "canary" not in sanitize({"a": "a" * 985 + "redis://u:canary@h"})["a"]
 
 
@@ -221,8 +221,8 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(), VALUES, max_size=5))
-def test_anything_can_be_written(fields: dict[str, Any]) -> None:
-    """Whatever is logged, what is left of it is JSON, of one line, and without a secret."""
+def test_any_fields_can_be_written(fields: dict[str, Any]) -> None:
+    """Any fields become JSON on one line, without a secret."""
     line = orjson.dumps(sanitize(fields)).decode()
 
     assert isinstance(json.loads(line), dict)
