@@ -22,10 +22,10 @@ What becomes of an entry; the first line that fits decides:
     the handler raised, or timed out      retried after a delay; at last dead letter
     an error of ours about this entry     dead letter
 
-Quarantine: two workers died while they held the entry, so it may be a poison pill, or have been
-there when another was. From then on it runs alone in its process (among entries in quarantine), and
-each delivery is recorded before the call. So the one that kills workers is found, and no other is
-blamed for it.
+Quarantine: two workers died while they held an entry (`QUARANTINE_AFTER`). It may be a poison pill,
+or only have been held together with one. From then on one entry in quarantine runs at a time in the
+process, and its delivery is recorded before the call. So if the worker dies again, the delivery
+counts for the entry that was running, and for no other in quarantine.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ import asyncio
 
 import structlog
 
+from .leases import Assignment
+
 # All dispatchers that one cause ends, end within this time.
 GATHER_S = 1.0
 # After this time without an end, a cause is over: the next end with the same reason is another's.
@@ -21,10 +23,10 @@ class FailureLog:
     """Gathers the dispatchers that ended by their reason, and logs each cause once."""
 
     def __init__(self) -> None:
-        self._gathered: dict[str, set[tuple[str, int]]] = {}
+        self._gathered: dict[str, set[Assignment]] = {}
         self._last_at: dict[str, float] = {}
 
-    def record(self, reason: str, assignment: tuple[str, int]) -> None:
+    def record(self, reason: str, assignment: Assignment) -> None:
         """Record that the dispatcher of a handler and a partition has ended."""
         loop = asyncio.get_running_loop()
         is_new = loop.time() - self._last_at.get(reason, float("-inf")) > QUIET_S

@@ -14,6 +14,7 @@ from ..storage.layout import Keys
 from ..telemetry import metrics
 from .consumer_groups import Lag, measure_lags
 from .dead_letter_expiry import DeadLetterExpiry
+from .leases import Assignment
 from .retention import Retention
 from .retries import CircuitBreakers
 
@@ -56,7 +57,7 @@ class PartitionMaintenance:
             connections, keys, retention_s=settings.dead_letter_retention_days * DAY_S
         )
 
-    async def run_due(self, assignments: Sequence[tuple[str, int]]) -> None:
+    async def run_due(self, assignments: Sequence[Assignment]) -> None:
         """Do what is due for these handlers' partitions.
 
         Raises:
@@ -78,7 +79,7 @@ class PartitionMaintenance:
                 key = self._keys.circuit(handler)
                 await self._connections.client.set(key, self._worker, ex=CIRCUIT_TTL_S)
 
-    async def _measure(self, assignments: Sequence[tuple[str, int]]) -> None:
+    async def _measure(self, assignments: Sequence[Assignment]) -> None:
         """Set the gauges of lag and dead letters."""
         found: dict[str, list[Lag]] = {handler: [] for handler in self._circuits}
         measured = await measure_lags(self._connections, self._keys, assignments)

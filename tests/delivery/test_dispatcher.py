@@ -232,7 +232,7 @@ async def test_claiming_stops_at_the_window() -> None:
 @in_virtual_time
 async def test_an_error_of_the_consumer_ends_the_run(method: str, error: Exception) -> None:
     """If a call to the consumer fails, the run ends with that error, and no handler runs on."""
-    consumer = FakeConsumer([("slow", 1), ("retried", 1), ("settled", 1), ("refused", 1)])
+    consumer = FakeConsumer([("slow", 1), ("retried", 1), ("acked", 1), ("undeliverable", 1)])
 
     def faulty(name: str) -> None:
         if name == method:
@@ -244,7 +244,7 @@ async def test_an_error_of_the_consumer_ends_the_run(method: str, error: Excepti
                 await asyncio.sleep(9)
             case "retried":
                 raise ValueError
-            case "refused":
+            case "undeliverable":
                 raise Undeliverable
 
     consumer.fail = faulty
