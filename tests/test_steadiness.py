@@ -11,7 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 # Modules that wait, or compare costs, for all tests.
 CLOCKS = {
-    *("harness.py", "servers.py", "brokers.py", "moto_queue.py"),
+    *("harness.py", "servers.py", "process.py", "sqs.py"),
     *("topologies.py", "mutating_client.py"),
 }
 TIMED = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "timeit"}

@@ -37,7 +37,7 @@ from service.storage.connections import connect
 from service.storage.layout import Keys
 from service.transitions import stream_entry
 from service.transitions.transition import SessionChange
-from tests.handlers.contract import Broker
+from tests.support.brokers.broker import Broker
 from tests.support.harness import SECRET, Process, Sandbox, open_sandbox, soon
 
 PARTITIONS = 8
@@ -91,7 +91,8 @@ def main() -> None:
 def _queues(running: ExitStack, directory: Path) -> Iterator[tuple[str, Broker]]:
     for name in QUEUES:
         try:
-            broker = running.enter_context(import_module(f"test_{name}").serving(directory))
+            module = import_module(f"tests.support.brokers.{name}")
+            broker = running.enter_context(module.run_broker(directory))
         except pytest.skip.Exception as skipped:
             _say(f"queue {name}", str(skipped))
         else:

@@ -1,5 +1,4 @@
-"""The laws of every queue for `kafka`, and what only Kafka has."""
-# ruff: noqa: E402 (what may be missing is imported after the skip)
+"""The `kafka` handler against librdkafka's mock broker."""
 
 from __future__ import annotations
 
@@ -9,126 +8,53 @@ import ssl
 import struct
 import subprocess
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from service.errors import ConfigError, Undeliverable
-from service.handlers import Handler
-from tests.handlers import brokers
+from service.handlers import Handler, kafka
+from service.transitions.cloudevents import message
 from tests.handlers.contract import (
     BOUND_S,
     Load,
-    Misconfigured,
-    QueueLaws,
-    Received,
-    Refused,
+    QueueContract,
     check,
-    in_order,
-    persist,
-    transition,
+    deliver,
+    sequences_of,
 )
-from tests.handlers.mock_kafka import MISSING, MockKafka, library, mock_kafka
-from tests.support import programs
+from tests.support.brokers.broker import transition
+from tests.support.brokers.kafka import KafkaBroker, run_broker
 from tests.support.proxy import Proxy
-
-brokers.client_installed("aiokafka", "kafka")
-
-from service.handlers import kafka
-from service.transitions.cloudevents import message
-
-
-class Broker(MockKafka):
-    """What the laws ask of a broker."""
-
-    def environ(self, port: int | None = None, *, credentials: str = "") -> dict[str, str]:
-        """Return the settings."""
-        who = credentials and f"{credentials}@"
-        return {
-            "KAFKA_URL": f"kafka://{who}127.0.0.1:{port or self.port}",
-            "KAFKA_TOPIC": self.topic,
-        }
-
-    def refused(self) -> Iterable[Refused]:
-        """Return what is refused for good."""
-        huge = transition("huge", 1, metadata={"key": "x" * 1_100_000})
-        return [Refused("message_too_large", self.environ(), huge)]
-
-    def refusing(self) -> Iterable[Refused]:
-        """Return a topic that is not there."""
-        missing = {**self.environ(), "KAFKA_TOPIC": "missing"}
-        return [Refused("no_such_topic", missing, transition("a", 1))]
-
-    @asynccontextmanager
-    async def away(self) -> AsyncIterator[str]:
-        """Do nothing: the stand-in cannot lose its topic."""
-        yield ""
-
-    def misconfigured(self) -> Iterable[Misconfigured]:
-        """Return what a check finds."""
-        return [Misconfigured("KAFKA_TOPIC", {**self.environ(), "KAFKA_TOPIC": "missing"})]
-
-    async def received(self) -> list[Received]:
-        """Return the records since `empty`."""
-        return [
-            Received(
-                record.value,
-                None,
-                record.key.decode(),
-                {name: value.decode() for name, value in record.headers},
-            )
-            for record in await self.records()
-        ]
-
-
-@contextmanager
-def serving(directory: Path) -> Iterator[Broker]:
-    """Run a broker until the block is left; it writes nothing."""
-    if library() is None:
-        programs.missing(MISSING)
-    with mock_kafka() as process:
-        yield Broker(process)
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     """Run a broker for this module."""
-    with serving(tmp_path_factory.mktemp("kafka")) as broker:
+    with run_broker(tmp_path_factory.mktemp("kafka")) as broker:
         yield broker
 
 
-class TestKafka(QueueLaws):
-    """A broker names the address to which its clients go on, so a proxy's is named by it."""
+class TestKafka(QueueContract):
+    """The contract of every queue, and Kafka's own cases."""
 
     opener = "service.handlers.kafka:open"
 
     @asynccontextmanager
-    async def proxied(self, broker: Broker) -> AsyncIterator[tuple[Handler, Proxy]]:  # type: ignore[override]  # our own broker
-        """Yield a handler that stays behind a proxy."""
+    async def proxied(self, broker: KafkaBroker) -> AsyncIterator[tuple[Handler, Proxy]]:  # type: ignore[override]  # our own broker
+        """Yield a handler behind a proxy, whose port the broker names to its clients."""
         async with super().proxied(broker) as (handler, proxy):
             with broker.advertising(proxy.port):
                 yield handler, proxy
 
-    async def test_a_cut_connection_loses_nothing(self, broker: Broker) -> None:  # type: ignore[override]  # our own broker
-        """As for every queue; but its client mends a cut by itself, so no call need fail."""
-        async with self.proxied(broker) as (handler, proxy):
-            load = Load(handler, 20, "c")
-            async with load.running():
-                for _ in range(6):
-                    await load.more(60)
-                    proxy.cut()
-                proxy.refusing = True
-                proxy.cut()
-                await asyncio.sleep(0.3)
-                proxy.refusing = False
-                await load.more(60)
+    async def outage_noticed(self, load: Load) -> None:
+        """Wait a little: the client reconnects by itself, so no call need fail."""
+        await asyncio.sleep(0.3)
 
-        await self._nothing_lost(broker, load.confirmed)
-
-    async def test_a_record_lies_as_bytes_in_the_partition_of_its_key(self, broker: Broker) -> None:
-        """Key and headers are bytes; a session has one partition, and many sessions have all."""
+    async def test_a_session_has_one_partition(self, broker: KafkaBroker) -> None:
+        """All records of a session are in one partition; many sessions use all partitions."""
         async with self.opened(broker.environ()) as handler:
             sent = [transition(f"s{n}", sequence) for sequence in (1, 2) for n in range(40)]
             await asyncio.gather(*(handler(one) for one in sent))
@@ -142,8 +68,10 @@ class TestKafka(QueueLaws):
         assert set.union(*places.values()) == {0, 1, 2, 3}
 
     @pytest.mark.parametrize("code", [45, 47, 59, 31, 87])
-    async def test_a_producer_in_doubt_is_replaced(self, broker: Broker, code: int) -> None:
-        """Out of order, fenced, unknown or refused otherwise: not counted, and the next is new."""
+    async def test_a_refused_record_replaces_the_producer(
+        self, broker: KafkaBroker, code: int
+    ) -> None:
+        """After a refusal, such as of its sequence number, the next call has a new producer."""
         async with self.opened(broker.environ()) as handler:
             await handler(transition("a", 1))
             broker.order("refuse", code)
@@ -152,21 +80,23 @@ class TestKafka(QueueLaws):
             for sequence in (2, 3, 4):
                 await handler(transition("a", sequence))
 
-        assert in_order(await broker.received()) == {"vs_a": [1, 2, 3, 4]}
+        assert sequences_of(await broker.received()) == {"vs_a": [1, 2, 3, 4]}
 
-    async def test_a_topic_that_is_not_ours_waits_for_the_operator(self, broker: Broker) -> None:
-        """A broker that forbids writing buries nothing, and may change its mind."""
+    async def test_a_forbidden_topic_is_waited_for(self, broker: KafkaBroker) -> None:
+        """A broker that forbids writing makes the queue unreachable until it allows it."""
         async with self.opened(broker.environ()) as handler:
             broker.order("refuse", 29)
             with pytest.raises(ConnectionError, match=r"^access_refused$"):
                 await handler(transition("a", 1))
             await handler(transition("a", 1))
 
-        assert in_order(await broker.received()) == {"vs_a": [1]}
+        assert sequences_of(await broker.received()) == {"vs_a": [1]}
 
     @pytest.mark.parametrize("code", [10, 18])
-    async def test_a_broker_may_find_a_message_too_large(self, broker: Broker, code: int) -> None:
-        """The broker's own limit is final too, and does not spoil the producer's sequence."""
+    async def test_a_broker_may_find_a_message_too_large(
+        self, broker: KafkaBroker, code: int
+    ) -> None:
+        """The broker's own limit makes a message undeliverable, and the producer continues."""
         async with self.opened(broker.environ()) as handler:
             await handler(transition("a", 1))
             broker.order("refuse", code)
@@ -174,10 +104,10 @@ class TestKafka(QueueLaws):
                 await handler(transition("a", 2))
             await handler(transition("a", 3))
 
-        assert in_order(await broker.received()) == {"vs_a": [1, 3]}
+        assert sequences_of(await broker.received()) == {"vs_a": [1, 3]}
 
-    async def test_what_the_client_tries_again_is_there_once(self, broker: Broker) -> None:
-        """Passing refusals (no leader, too few replicas) are ridden out within one call."""
+    async def test_a_retry_of_the_client_appends_once(self, broker: KafkaBroker) -> None:
+        """The client itself repeats after passing refusals: no leader, too few replicas."""
         async with self.opened(broker.environ()) as handler:
             await handler(transition("a", 1))
             broker.order("refuse", 6, 19, 7)
@@ -188,8 +118,8 @@ class TestKafka(QueueLaws):
         ]
 
     @pytest.mark.usefixtures("own_limits")
-    async def test_what_was_given_up_does_not_arrive_later(self, broker: Broker) -> None:
-        """A call that failed leaves nothing behind that overtakes or repeats what follows."""
+    async def test_a_failed_call_does_not_arrive_later(self, broker: KafkaBroker) -> None:
+        """A record whose call failed is not sent when the broker is back."""
         async with self.opened(broker.environ()) as handler:
             await handler(transition("a", 1))
             broker.kill()
@@ -198,13 +128,13 @@ class TestKafka(QueueLaws):
                     await handler(transition("a", 2))
             finally:
                 broker.start()
-            await persist(handler, transition("a", 3))
+            await deliver(handler, transition("a", 3))
             await asyncio.sleep(0.5)
 
-        assert in_order(await broker.received()) == {"vs_a": [1, 3]}
+        assert sequences_of(await broker.received()) == {"vs_a": [1, 3]}
 
-    async def test_closing_does_not_wait_for_what_is_under_way(self, broker: Broker) -> None:
-        """A request without an answer holds up closing no longer than a link may."""
+    async def test_closing_does_not_wait_for_an_answer(self, broker: KafkaBroker) -> None:
+        """A request without an answer delays closing for a bounded time."""
         async with self.opened(broker.environ()) as handler:
             await handler(transition("a", 1))
             with broker.frozen():
@@ -214,12 +144,12 @@ class TestKafka(QueueLaws):
                     await handler.aclose()  # type: ignore[attr-defined]
                 with pytest.raises(ConnectionError):
                     await call
-            await persist(handler, transition("a", 3))
+            await deliver(handler, transition("a", 3))
 
 
 @asynccontextmanager
 async def refusing_credentials(code: int) -> AsyncIterator[int]:
-    """Yield the port of a stand-in for a broker that ends the handshake with an error code."""
+    """Yield the port of a fake broker that ends the SASL handshake with an error code."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -248,8 +178,8 @@ _ANSWERS: dict[int, Callable[[int], bytes]] = {
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
-async def test_refused_credentials_wait_for_the_operator(mechanism: str) -> None:
-    """Nothing is buried for credentials that brokers refuse; a check tells of them."""
+async def test_refused_credentials_are_waited_for(mechanism: str) -> None:
+    """Refused credentials make the queue unreachable; a check reports them."""
     async with refusing_credentials(58) as port:
         environ = {
             "KAFKA_URL": f"kafka://someone:p%40ss@127.0.0.1:{port}",
@@ -263,8 +193,8 @@ async def test_refused_credentials_wait_for_the_operator(mechanism: str) -> None
                     await check(handler)
 
 
-async def test_an_untrusted_certificate_waits_for_the_operator(tmp_path: Path) -> None:
-    """Nothing is sent to brokers nobody vouches for, nor buried; a check tells of them."""
+async def test_an_untrusted_certificate_is_waited_for(tmp_path: Path) -> None:
+    """An untrusted certificate makes the queue unreachable; a check reports it."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("needs openssl on PATH: apt-get install openssl")
@@ -272,7 +202,7 @@ async def test_an_untrusted_certificate_waits_for_the_operator(tmp_path: Path) -
     subject = ["-subj", "/CN=tests", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", str(key), "-out", str(certificate)]
     command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *subject]
-    subprocess.run(command, check=True, capture_output=True)  # noqa: ASYNC221 - nobody else waits
+    subprocess.run(command, check=True, capture_output=True)  # noqa: ASYNC221 - no other task waits
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
@@ -295,8 +225,8 @@ async def test_an_untrusted_certificate_waits_for_the_operator(tmp_path: Path) -
         ("KAFKA_SASL_MECHANISM", {"KAFKA_SASL_MECHANISM": "canary"}),
     ],
 )
-async def test_wrong_settings_are_told_by_name(name: str, environ: dict[str, str]) -> None:
-    """Opening names the variable that is wrong, and never its value."""
+async def test_wrong_settings_are_reported_by_name(name: str, environ: dict[str, str]) -> None:
+    """Opening names the wrong variable, and does not show its value."""
     with pytest.raises(ConfigError, match=f"^{name}: ") as raised:
         async with kafka.open(environ):
             pass

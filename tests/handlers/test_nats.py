@@ -1,178 +1,41 @@
-"""The laws of queues for `nats`, against a real server with JetStream."""
-# ruff: noqa: E402 (what may be missing is imported after the skip)
+"""The `nats` handler against a real server with JetStream."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
+from nats.js import JetStreamContext
+from nats.js.errors import NoStreamResponseError
 
 from service.errors import Unreachable
-from service.transitions import cloudevents
-from service.transitions.transition import StatusTransition
-from tests.handlers import brokers
-from tests.handlers.contract import Broker, Misconfigured, QueueLaws, Received, Refused, transition
-from tests.support.servers import PATIENCE_S, free_port
-
-brokers.client_installed("nats", "nats")
-
-from nats.aio.client import Client
-from nats.js import JetStreamContext
-from nats.js.api import DiscardPolicy, StreamConfig
-from nats.js.errors import NoStreamResponseError, NotFoundError
-
 from service.handlers.nats import _servers
 from service.secret import Secret
-
-SUBJECT = "identity.verifications"
-NARROW = "identity.narrow"
-FULL = "identity.full"
-MAX_BYTES = 60_000
-STREAMS = [
-    StreamConfig(name="IDENTITY", subjects=[SUBJECT]),
-    StreamConfig(name="NARROW", subjects=[NARROW], max_msg_size=4000),
-    StreamConfig(name="FULL", subjects=[FULL], max_msgs=1, discard=DiscardPolicy.NEW),
-]
-
-
-def sized(total_bytes: int) -> StatusTransition:
-    """Return a transition whose message has so many bytes, headers included."""
-    message = cloudevents.message(transition("sized", 1, metadata={"x": ""}))
-    headers = {**message.headers, "Nats-Msg-Id": message.id}
-    lines = sum(len(name) + len(value) + len(": \r\n") for name, value in headers.items())
-    rest = total_bytes - len(message.body) - lines - len("NATS/1.0\r\n\r\n")
-    return transition("sized", 1, metadata={"x": "x" * rest})
-
-
-class NatsBroker:
-    """A server and one stream."""
-
-    keeps = True
-    drops_repeats = True
-
-    def __init__(self, port: int, process: brokers.Process) -> None:
-        self.port = port
-        self._process = process
-
-    def environ(self, port: int | None = None, *, credentials: str = "") -> dict[str, str]:
-        """Return the environment of the handler."""
-        credentials = credentials or f"{brokers.USER}:{brokers.QUOTED_PASSWORD}"
-        url = f"nats://{credentials}@127.0.0.1:{port or self.port}"
-        return {"NATS_URL": url, "NATS_SUBJECT": SUBJECT}
-
-    def refused(self) -> Iterable[Refused]:
-        """Return what neither the server nor a stream will ever take."""
-        ours, narrow = self.environ(), {**self.environ(), "NATS_SUBJECT": NARROW}
-        large = transition("large", 1, metadata={"x": "x" * MAX_BYTES})
-        edge = sized(MAX_BYTES + 1)
-        medium = transition("medium", 1, metadata={"x": "x" * 5000})
-        return [
-            Refused("message_too_large", ours, large),
-            Refused("message_too_large", ours, edge),
-            Refused("message_too_large", narrow, medium),
-        ]
-
-    def refusing(self) -> Iterable[Refused]:
-        """Return where nobody listens."""
-        absent = {**self.environ(), "NATS_SUBJECT": "nobody.listens"}
-        return [Refused("no_such_stream", absent, transition("a", 1))]
-
-    @asynccontextmanager
-    async def away(self) -> AsyncIterator[str]:
-        """Delete the streams."""
-        async with self.stream() as stream:
-            for config in STREAMS:
-                await stream.delete_stream(str(config.name))
-        yield "no_such_stream"
-        await self.empty()
-
-    def misconfigured(self) -> Iterable[Misconfigured]:
-        """Return what a check must find."""
-        return [
-            Misconfigured("NATS_URL", self.environ(credentials="identity:wrong")),
-            Misconfigured("NATS_SUBJECT", {**self.environ(), "NATS_SUBJECT": "nobody.listens"}),
-        ]
-
-    async def empty(self) -> None:
-        """Make the streams anew: emptied ones would remember the ids."""
-        async with self.stream() as stream:
-            for config in STREAMS:
-                with contextlib.suppress(NotFoundError):
-                    await stream.delete_stream(str(config.name))
-                await stream.add_stream(config)
-
-    async def received(self) -> list[Received]:
-        """Return what the stream holds."""
-        async with self.stream() as stream:
-            state = (await stream.stream_info("IDENTITY")).state
-            found = []
-            for sequence in range(max(1, state.first_seq), state.last_seq + 1):
-                message = await stream.get_msg("IDENTITY", sequence)
-                headers = dict(message.headers or {})
-                found.append(
-                    Received(message.data or b"", headers.pop("Nats-Msg-Id"), None, headers)
-                )
-            return found
-
-    def kill(self) -> None:
-        """End the server."""
-        self._process.kill()
-
-    def start(self) -> None:
-        """Start the server again."""
-        self._process.start()
-
-    def frozen(self) -> AbstractContextManager[None]:
-        """Freeze the server."""
-        return self._process.frozen()
-
-    @asynccontextmanager
-    async def stream(self) -> AsyncIterator[JetStreamContext]:
-        """Yield JetStream over a connection of its own."""
-        client = Client()
-        # The client takes what stands in a URL as it is, percent signs and all.
-        await client.connect(
-            f"nats://127.0.0.1:{self.port}",
-            user=brokers.USER,
-            password=brokers.PASSWORD,
-            max_reconnect_attempts=3,
-        )
-        try:
-            yield client.jetstream()
-        finally:
-            await client.close()
-
-
-@contextmanager
-def serving(directory: Path) -> Iterator[NatsBroker]:
-    """Run a server with JetStream until the block is left."""
-    port = free_port()
-    process = brokers.nats(directory / "nats", port, most_bytes=MAX_BYTES)
-    with brokers.running(process):
-        yield NatsBroker(port, process)
+from service.transitions import cloudevents
+from tests.handlers.contract import QueueContract
+from tests.support.brokers.broker import transition
+from tests.support.brokers.nats import FULL, MAX_BYTES, STREAMS, NatsBroker, run_broker, sized
+from tests.support.servers import PATIENCE_S, free_port
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """Run a server for this module."""
-    with serving(tmp_path_factory.mktemp("nats")) as broker:
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsBroker]:
+    """Run a broker for this module."""
+    with run_broker(tmp_path_factory.mktemp("nats")) as broker:
         yield broker
 
 
 @pytest.mark.xdist_group("nats")
-class TestNats(QueueLaws):
-    """NATS JetStream keeps the laws."""
+class TestNats(QueueContract):
+    """The contract of every queue, and JetStream's own cases."""
 
     opener = "service.handlers.nats:open"
 
-    async def test_the_largest_message_is_taken(self, broker: Broker) -> None:
-        """What the server allows, headers included, is delivered to the last byte."""
+    async def test_the_largest_message_is_taken(self, broker: NatsBroker) -> None:
+        """A message of exactly the server's limit, headers included, is delivered."""
         largest = sized(MAX_BYTES)
         async with self.opened(broker.environ()) as handler:
             await handler(largest)
@@ -180,8 +43,8 @@ class TestNats(QueueLaws):
         [received] = await broker.received()
         assert received.body == cloudevents.message(largest).body
 
-    async def test_a_full_stream_is_waited_for(self, broker: Broker) -> None:
-        """A stream that takes no more is like a queue that is away: nothing is counted or lost."""
+    async def test_a_full_stream_is_waited_for(self, broker: NatsBroker) -> None:
+        """A full stream is an unreachable queue."""
         full = {**broker.environ(), "NATS_SUBJECT": FULL}
         async with self.opened(full) as handler:
             await handler(transition("a", 1))
@@ -190,7 +53,7 @@ class TestNats(QueueLaws):
                     await handler(transition("a", 2))
 
     async def test_a_sealed_stream_is_waited_for(self, broker: NatsBroker) -> None:
-        """What an operator may mend is no message's fault."""
+        """A sealed stream is an unreachable queue."""
         async with broker.stream() as stream:
             await stream.update_stream(dataclasses.replace(STREAMS[0], sealed=True))
         async with self.opened(broker.environ()) as handler:
@@ -200,7 +63,7 @@ class TestNats(QueueLaws):
     async def test_a_stream_without_a_leader_is_waited_for(
         self, broker: NatsBroker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nobody answers, but the stream is known: that is a cluster's bad moment, no refusal."""
+        """No response to publishing from a stream that exists means that it has no leader."""
 
         async def publish(*_: object, **__: object) -> NoReturn:
             raise NoStreamResponseError
@@ -211,8 +74,8 @@ class TestNats(QueueLaws):
             with pytest.raises(ConnectionError):
                 await handler(transition("a", 2))
 
-    async def test_one_of_several_servers_is_enough(self, broker: Broker) -> None:
-        """Servers that are away do not matter while one answers; the first's credentials do."""
+    async def test_one_of_several_servers_is_enough(self, broker: NatsBroker) -> None:
+        """The handler connects to any server of the list, with the credentials of the first."""
         several = broker.environ(free_port())
         several["NATS_URL"] += f",nats://127.0.0.1:{broker.port},nats://127.0.0.1:{free_port()}"
         async with self.opened(several) as handler:
@@ -220,8 +83,8 @@ class TestNats(QueueLaws):
 
         assert len(await broker.received()) == 1
 
-    async def test_a_lost_connection_is_noticed_at_once(self, broker: Broker) -> None:
-        """Calls that wait for an acknowledgement are not left to their time limit."""
+    async def test_a_lost_connection_is_noticed_at_once(self, broker: NatsBroker) -> None:
+        """Calls that wait for an acknowledgement fail at once when the connection is lost."""
         async with self.proxied(broker) as (handler, proxy):
             await handler(transition("a", 1))
             proxy.delay_s = 10 * PATIENCE_S
@@ -244,6 +107,6 @@ class TestNats(QueueLaws):
         ),
     ],
 )
-def test_credentials_are_taken_out_of_the_urls(urls: str, wanted: dict[str, object]) -> None:
-    """The client receives addresses without credentials, and these as they were before quoting."""
+def test_urls_become_arguments_of_the_client(urls: str, wanted: dict[str, object]) -> None:
+    """Addresses have no credentials; user, password and token are unquoted."""
     assert _servers(Secret(urls)) == wanted

@@ -27,7 +27,7 @@ from service.operations.sender import Summary, plan, send
 from service.operations.synthetic_events import LIFECYCLES, SyntheticEvent, lifecycle_events
 from service.storage.layout import Keys
 from service.transitions import cloudevents, stream_entry
-from tests.handlers.contract import Broker, Received
+from tests.support.brokers.broker import Broker, Received
 from tests.support.harness import SECRET, Process, Sandbox, eventually, open_sandbox, soon
 
 QUEUES = ("redis_stream", "rabbitmq", "nats", "kafka", "sqs")
@@ -84,7 +84,7 @@ def _queues(running: ExitStack, directory: Path) -> tuple[dict[str, Broker], dic
     for name in QUEUES:
         try:
             queues[name] = running.enter_context(
-                import_module(f"tests.handlers.test_{name}").serving(directory)
+                import_module(f"tests.support.brokers.{name}").run_broker(directory)
             )
         except pytest.skip.Exception as skipped:
             absent[name] = str(skipped)

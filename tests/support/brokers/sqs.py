@@ -1,0 +1,190 @@
+"""One SQS queue, played by moto in a process of its own; it keeps everything in memory.
+
+moto's pins clash with those of the service's other packages, so it lives in an environment of
+its own: TEST_MOTO_SERVER or PATH says where. https://docs.getmoto.org/en/latest/docs/server_mode.html
+"""
+# ruff: noqa: E402 (the client may be missing)
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support import programs
+from tests.support.brokers import process
+from tests.support.brokers.broker import Received, Refused, WrongSettings, transition
+from tests.support.servers import START_DEADLINE_S, free_port, frozen
+
+process.require_client("aiobotocore", "sqs")
+
+from aiobotocore.session import get_session
+
+KEY = {"aws_access_key_id": "tests", "aws_secret_access_key": "tests"}
+REGION = "eu-west-1"
+ACCOUNT = "123456789012"
+
+# Run by moto's own Python. The queue exists before the port is open, so that a waiting client finds
+# both. Connections are kept alive. moto reads the clock for every message on the queue at every
+# send, so it gets a cheaper clock.
+_SERVE = """
+import sys, time
+from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.sqs import models
+from werkzeug.serving import WSGIRequestHandler, run_simple
+
+port, account, region, name = sys.argv[1:]
+models.unix_time_millis = lambda: time.time() * 1000
+WSGIRequestHandler.protocol_version = "HTTP/1.1"
+fifo = {"FifoQueue": "true"} if name.endswith(".fifo") else {}
+models.sqs_backends[account][region].create_queue(name, **fifo)
+application = DomainDispatcherApplication(create_backend_app)
+run_simple("127.0.0.1", int(port), application, threaded=True)
+"""
+
+
+class SqsBroker:
+    """A running moto with one queue; a FIFO queue if its name ends in `.fifo`."""
+
+    is_durable = False
+
+    def __init__(self, program: str, name: str) -> None:
+        self.port = free_port()
+        self.deduplicates = name.endswith(".fifo")
+        self._program = program
+        self._name = name
+        self._process: subprocess.Popen[bytes] | None = None
+        self._taken: list[dict[str, Any]] = []
+
+    def environ(self, port: int | None = None, *, credentials: str = "") -> dict[str, str]:
+        """Return the settings of the handler."""
+        return {
+            "SQS_QUEUE_URL": self._url(port),
+            "SQS_REGION": REGION,
+            "SQS_ACCESS_KEY_ID": "tests",
+            "SQS_SECRET_ACCESS_KEY": credentials.partition(":")[2] or "tests",
+        }
+
+    def undeliverable_messages(self) -> Iterable[Refused]:
+        """Return a message that is too large."""
+        huge = transition("huge", 1, metadata={"key": "x" * 1_100_000})
+        return [Refused("message_too_large", self.environ(), huge)]
+
+    def refusing_destinations(self) -> Iterable[Refused]:
+        """Return a queue that does not exist."""
+        return [Refused("no_such_queue", self._missing(), transition("a", 1))]
+
+    @asynccontextmanager
+    async def queue_removed(self) -> AsyncIterator[str]:
+        """Delete the queue."""
+        async with self._client() as client:
+            await client.delete_queue(QueueUrl=self._url())
+        yield "no_such_queue"
+        async with self._client() as client:
+            await client.create_queue(QueueName=self._name, Attributes=self._attributes())
+
+    def wrong_settings(self) -> Iterable[WrongSettings]:
+        """Return a queue that does not exist."""
+        return [WrongSettings("SQS_QUEUE_URL", self._missing())]
+
+    async def empty(self) -> None:
+        """Make the queue anew, so that it forgets the deduplication ids too."""
+        self._taken = []
+        async with self._client() as client:
+            await client.delete_queue(QueueUrl=self._url())
+            await client.create_queue(QueueName=self._name, Attributes=self._attributes())
+
+    async def received(self) -> list[Received]:
+        """Return every message since `empty`."""
+        async with self._client() as client:
+            while found := (
+                await client.receive_message(
+                    QueueUrl=self._url(),
+                    MaxNumberOfMessages=10,
+                    MessageSystemAttributeNames=["All"],
+                    MessageAttributeNames=["All"],
+                )
+            ).get("Messages"):
+                self._taken += found
+                await client.delete_message_batch(
+                    QueueUrl=self._url(),
+                    Entries=[
+                        {"Id": str(n), "ReceiptHandle": one["ReceiptHandle"]}
+                        for n, one in enumerate(found)
+                    ],
+                )
+        return [
+            Received(
+                one["Body"].encode(),
+                one["Attributes"].get("MessageDeduplicationId"),
+                one["Attributes"].get("MessageGroupId"),
+                {name: each["StringValue"] for name, each in one["MessageAttributes"].items()},
+            )
+            for one in self._taken
+        ]
+
+    def start(self) -> None:
+        """Start moto with an empty queue."""
+        python = Path(self._program).resolve().with_name("python")
+        self._taken = []
+        self._process = subprocess.Popen(
+            [python, "-c", _SERVE, str(self.port), ACCOUNT, REGION, self._name],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + START_DEADLINE_S
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                assert self._process.poll() is None
+                time.sleep(0.02)
+            else:
+                return
+        raise AssertionError("moto does not answer")
+
+    def kill(self) -> None:
+        """End moto at once."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Stop moto's process for the length of the block."""
+        assert self._process is not None
+        return frozen(self._process.pid)
+
+    def _url(self, port: int | None = None, name: str = "") -> str:
+        return f"http://127.0.0.1:{port or self.port}/{ACCOUNT}/{name or self._name}"
+
+    def _missing(self) -> dict[str, str]:
+        return {**self.environ(), "SQS_QUEUE_URL": self._url(name="missing.fifo")}
+
+    def _attributes(self) -> dict[str, str]:
+        return {"FifoQueue": "true"} if self.deduplicates else {}
+
+    def _client(self) -> Any:
+        endpoint = f"http://127.0.0.1:{self.port}"
+        return get_session().create_client("sqs", endpoint_url=endpoint, region_name=REGION, **KEY)
+
+
+@contextmanager
+def run_broker(directory: Path, name: str = "everything.fifo") -> Iterator[SqsBroker]:
+    """Run one queue; it writes no files."""
+    program = shutil.which(os.environ.get("TEST_MOTO_SERVER") or "moto_server")
+    if program is None:
+        programs.missing(
+            "needs moto_server on PATH or in TEST_MOTO_SERVER: pip install moto[server]"
+        )
+    broker = SqsBroker(program, name)
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.kill()
