@@ -93,10 +93,12 @@ def session(session_id: str, *, as_json: bool) -> None:
     Times are UTC. Types and changes are those of transitions that the streams still hold.
     """
 
-    async def read() -> tuple[SessionRecord | None, session_record.Changes]:
+    async def read() -> tuple[SessionRecord | None, session_record.Transitions]:
         async with defaults.open_deployment() as (connections, keys):
             record = await session_record.read(connections, keys, session_id)
-            return record, await session_record.changes(connections, keys, record) if record else {}
+            return record, await session_record.find_transitions(
+                connections, keys, record
+            ) if record else {}
 
     try:
         record, changes = terminal.run_async(read)
@@ -129,7 +131,7 @@ def version() -> None:
 
 
 def _describe_event(
-    event: session_record.KnownEvent, changes: session_record.Changes
+    event: session_record.KnownEvent, changes: session_record.Transitions
 ) -> dict[str, Any]:
     """Return an event as builtin types, with the type and change that its transition has."""
     change = changes.get(event.event_id)

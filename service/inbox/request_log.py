@@ -26,11 +26,7 @@ from .receiver import Receipt
 
 Fields = dict[str, Any]
 
-_SHORT = {event_type: event_type.removeprefix(EVENT_TYPE_PREFIX) for event_type in STEP_RANKS}
-
-# Exported from 0 on, so that Prometheus sees the first one as an increase.
-for _event_type in (*_SHORT.values(), metrics.OTHER_TYPE):
-    metrics.events(Outcome.EXPIRED, _event_type)
+_SHORT_TYPES = {event_type: event_type.removeprefix(EVENT_TYPE_PREFIX) for event_type in STEP_RANKS}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -82,8 +78,10 @@ class RequestLog:
         # Prometheus sees no increase in a series that appears with its first count.
         for reason in (*RejectionReason, *UnavailableReason):
             metrics.events(reason, metrics.OTHER_TYPE)
-        for event_type in _SHORT.values():
+        for event_type in _SHORT_TYPES.values():
             metrics.events(Outcome.IGNORED, event_type)
+            metrics.events(Outcome.EXPIRED, event_type)
+        metrics.events(Outcome.EXPIRED, metrics.OTHER_TYPE)
         # Bound once: structlog's lazy logger would bind itself anew for every line.
         self._log = log.bind()
 
@@ -131,7 +129,7 @@ class RequestLog:
     ) -> None:
         event = receipt.event
         event_type = event.type if isinstance(event, Event) else event.event_type
-        counts.events.append((receipt.outcome, _SHORT.get(event_type, metrics.OTHER_TYPE)))
+        counts.events.append((receipt.outcome, _SHORT_TYPES.get(event_type, metrics.OTHER_TYPE)))
         counts.secrets.append(receipt.secret_fingerprint)
         counts.body_bytes.append(entry.body_bytes)
         if isinstance(event, Event):

@@ -72,11 +72,13 @@ async def read(connections: Connections, keys: Keys, session_id: str) -> Session
     raise ValueError("unreadable")
 
 
-# Transitions, by the ids of their events.
-Changes = Mapping[str, StatusTransition]
+# By the ids of their events.
+Transitions = Mapping[str, StatusTransition]
 
 
-async def changes(connections: Connections, keys: Keys, record: SessionRecord) -> Changes:
+async def find_transitions(
+    connections: Connections, keys: Keys, record: SessionRecord
+) -> Transitions:
     """Return the transitions of a record's events that the streams still hold.
 
     An entry is looked up soon after its event was created. One that was appended much later,

@@ -29,8 +29,8 @@ for n, found in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
 end
 if not read_to or read_to == '0-0' then return {0, '', slowest, backlog} end
 
--- The entry that the slowest group has read last stays, for without it Redis cannot tell how far the
--- group is behind. Where no entry follows it, Redis can.
+-- The entry that the slowest group has read last stays, for without it Redis does not know how far
+-- the group is behind. Where no entry follows it, Redis does.
 local is_read = #redis.call('XRANGE', stream, '(' .. read_to, '+', 'COUNT', 1) == 0
 local last_deletable = (is_read and '' or '(') .. read_to
 local entries = redis.call('XRANGE', stream, first, last_deletable, 'COUNT', max_examined)

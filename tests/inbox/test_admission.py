@@ -363,8 +363,8 @@ class TestAnyOrder:
             transitions = await inbox.transitions(session)
 
             assert [one.sequence for one in transitions] == [*range(1, len(transitions) + 1)]
-            places = [order_of(found[one.event_id]) for one in transitions]
-            assert places == sorted(places)
+            orders = [order_of(found[one.event_id]) for one in transitions]
+            assert orders == sorted(orders)
             assert [one.previous for one in transitions] == [
                 None,
                 *(one.current for one in transitions[:-1]),

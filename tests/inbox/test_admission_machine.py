@@ -398,8 +398,8 @@ class AdmissionMachine(RuleBasedStateMachine):
         kind = "s" if session_record_model.is_step(event) else "r"
         if session_record_model.status_of(event) in session_record_model.FINAL:
             kind = kind.upper()
-        place = session_record_model.order_of(event)
-        return f"{kind} {place.order_key} {place.event_id}"
+        order = session_record_model.order_of(event)
+        return f"{kind} {order.order_key} {order.event_id}"
 
     def teardown(self) -> None:
         """Check that every record that is left has a time to live."""

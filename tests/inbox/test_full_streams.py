@@ -82,7 +82,7 @@ async def test_acknowledged_entries_are_deleted(stream: FullStream) -> None:
     before = metrics.STREAM_TRIMMED.labels("full")._value.get()
     with structlog.testing.capture_logs() as lines:
         assert await stream.trim()
-    # Without the entry that a group has read last, Redis cannot tell how far it is behind.
+    # Without the entry that a group has read last, Redis does not know how far it is behind.
     assert await stream.ids() == entry_ids[2:]
     assert lines == [
         {

@@ -72,7 +72,7 @@ async def test_a_record_has_status_numbers_and_events(
 async def test_statuses_may_hold_any_letters(
     connections: Connections, keys: Keys, settings: Settings
 ) -> None:
-    """A status and the one before it are told apart by length, whatever they hold."""
+    """A status and the one before it are separated by length, whatever they hold."""
     inbox = Inbox(connections, keys, settings)
     for step, status in (("created", "überprüft 7 "), ("processing", "à revoir")):
         event = make_event(step, status, at=0 if step == "created" else 10)
@@ -98,7 +98,7 @@ async def test_transitions_are_found_soon_after_their_events(
     record = await session_record.read(connections, keys, SESSION_ID)
     assert record is not None
 
-    found = await session_record.changes(connections, keys, record)
+    found = await session_record.find_transitions(connections, keys, record)
     assert {name: (one.previous, one.current) for name, one in found.items()} == {
         PROCESSING.id: (None, "processing"),
         VERIFIED.id: ("processing", "verified"),
@@ -107,7 +107,7 @@ async def test_transitions_are_found_soon_after_their_events(
     stream = keys.transitions(keys.partition(SESSION_ID))
     await connections.client.xtrim(stream, maxlen=0)
     await connections.client.xadd(stream, {"nothing": "ours"})
-    assert await session_record.changes(connections, keys, record) == {}
+    assert await session_record.find_transitions(connections, keys, record) == {}
 
 
 async def test_few_entries_are_read_for_each_event(
@@ -122,6 +122,6 @@ async def test_few_entries_are_read_for_each_event(
     await inbox.admit(PROCESSING, make_change(PROCESSING))
     record = await session_record.read(connections, keys, SESSION_ID)
     assert record is not None
-    assert await session_record.changes(connections, keys, record) == {}
+    assert await session_record.find_transitions(connections, keys, record) == {}
     monkeypatch.setattr(session_record, "MAX_ENTRIES_PER_EVENT", 4)
-    assert {*await session_record.changes(connections, keys, record)} == {PROCESSING.id}
+    assert {*await session_record.find_transitions(connections, keys, record)} == {PROCESSING.id}

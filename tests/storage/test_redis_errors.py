@@ -53,7 +53,7 @@ def test_every_error_has_one_reason(error: Exception, reason: UnavailableReason)
 
 
 class TestUnauthorized:
-    """A Redis that does not accept our user is told apart from one that is away."""
+    """A Redis that does not accept our user has another reason than one that is away."""
 
     @pytest.fixture
     def guarded(self, tmp_path: Path) -> Iterator[Server]:

@@ -139,7 +139,7 @@ class Deployment:
         self.workers = [processes.start("work", **settings).ready() for _ in range(2)]
         self.load = Load(self.receivers)
 
-    async def settled(self, expected: set[str]) -> None:
+    async def handed_over(self, expected: set[str]) -> None:
         """Wait until all events of *expected* have been handed over."""
         await eventually(
             lambda: expected <= {line["event_id"] for line in handed_over(self.workers)},

@@ -138,15 +138,15 @@ class Record:
         """Say whether an event is late: rules 3 and 4."""
         if self.latest is None:
             return False
-        place, latest = order_of(event), order_of(self.latest)
+        order, latest = order_of(event), order_of(self.latest)
         result = None if self.result is None else order_of(self.result)
         if is_step(event):
-            settled = result is not None and place.created <= result.created + SKEW_S
-            return place < latest or settled or self.status in FINAL or latest.redaction > 0
-        if result is not None and place < result:
+            follows_result = result is not None and order.created <= result.created + SKEW_S
+            return order < latest or follows_result or self.status in FINAL or latest.redaction > 0
+        if result is not None and order < result:
             return True
-        overtaken = place.created < latest.created - SKEW_S
-        return self.is_from_step and place.redaction == 0 and overtaken
+        is_overtaken = order.created < latest.created - SKEW_S
+        return self.is_from_step and order.redaction == 0 and is_overtaken
 
     def move_up(self, event: Any) -> None:
         """Record an event that is not late as the latest."""

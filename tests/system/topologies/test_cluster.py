@@ -159,6 +159,6 @@ async def test_a_moved_slot_and_a_killed_primary_lose_nothing(
         await during(nodes.revive)
         await deployed.load.answered(AFTER)
         deployed.load.stop()
-        await deployed.settled({*deployed.load.outcomes})
+        await deployed.handed_over({*deployed.load.outcomes})
     primaries = {nodes.home(slot).port: nodes.home(slot) for slot in range(0, 16384, 1024)}
     deployed.assert_nothing_lost(remembered(primaries.values()))

@@ -164,5 +164,5 @@ async def test_receivers_and_workers_follow(pair: tuple[Server, Server], tmp_pat
                 proxy.aim(there[1].url)
             await deployed.load.answered(AFTER)
             deployed.load.stop()
-            await deployed.settled({*deployed.load.outcomes})
+            await deployed.handed_over({*deployed.load.outcomes})
         deployed.assert_nothing_lost(remembered([pair[0]]))

@@ -32,7 +32,7 @@ async def test_a_killed_primary_costs_nothing_that_a_replica_has(
         await during(pair.revive)
         await deployed.load.answered(AFTER)
         deployed.load.stop()
-        await deployed.settled({*deployed.load.outcomes})
+        await deployed.handed_over({*deployed.load.outcomes})
     deployed.assert_nothing_lost(remembered([pair.primary()]))
 
 
@@ -47,7 +47,7 @@ async def test_a_planned_change_costs_nothing_that_a_replica_has(
         await during(pair.switch)
         await deployed.load.answered(AFTER)
         deployed.load.stop()
-        await deployed.settled({*deployed.load.outcomes})
+        await deployed.handed_over({*deployed.load.outcomes})
     deployed.assert_nothing_lost(remembered([pair.primary()]))
 
 
@@ -59,8 +59,8 @@ async def test_whichever_replica_is_promoted_has_it(tmp_path: Path) -> None:
     with watched_pair(tmp_path / "servers", priorities=(100, 1)) as family:
         async with deployment(family.url, tmp_path, DURABILITY="replica") as deployed:
             await deployed.load.answered(BEFORE)
-            [told] = deployed.receivers[0].lines("redis.finding")[-1:]
-            assert "differ in replica-priority" in told["meaning"]
+            [finding] = deployed.receivers[0].lines("redis.finding")[-1:]
+            assert "differ in replica-priority" in finding["meaning"]
             _, preferred = family.replicas()
             # It receives nothing from its primary, and looks healthy to the Sentinels.
             command(preferred, "CLIENT", "PAUSE", 600_000, "WRITE")
@@ -70,7 +70,7 @@ async def test_whichever_replica_is_promoted_has_it(tmp_path: Path) -> None:
             assert promoted == preferred
             await deployed.load.answered(AFTER)
             deployed.load.stop()
-            await deployed.settled({*deployed.load.outcomes})
+            await deployed.handed_over({*deployed.load.outcomes})
         deployed.assert_nothing_lost(remembered([promoted]))
 
 
@@ -93,8 +93,8 @@ async def test_without_a_replica_s_word_some_of_it_may_be_lost_and_no_more(
         await during(pair.kill)
         await deployed.load.answered(AFTER)
         deployed.load.stop()
-        ledger = remembered([pair.primary()])
-        await deployed.settled({*ledger})
-    lost = deployed.load.outcomes.keys() - ledger.keys()
+        recorded = remembered([pair.primary()])
+        await deployed.handed_over({*recorded})
+    lost = deployed.load.outcomes.keys() - recorded.keys()
     assert not lost & old
     print(f"lost {len(lost)} of {len(deployed.load.outcomes)}")  # noqa: T201 - to be read with -s

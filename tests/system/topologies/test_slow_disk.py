@@ -96,7 +96,7 @@ async def test_what_is_synced_before_it_is_answered_is_never_lost(
             await during(machine.restart)
         await deployed.load.answered(AFTER)
         deployed.load.stop()
-        await deployed.settled({*deployed.load.outcomes})
+        await deployed.handed_over({*deployed.load.outcomes})
     deployed.assert_nothing_lost(remembered([machine.server]))
 
 
