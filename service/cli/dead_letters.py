@@ -22,7 +22,7 @@ _COLUMNS = ("id", "at", "session_id", "event_id", "current", "reason", "error", 
 
 @click.group()
 def dead() -> None:
-    """List, show, replay or drop dead letters: transitions that a handler could not take."""
+    """List, show, replay or drop dead letters."""
 
 
 @dead.command("list")
@@ -83,9 +83,10 @@ def replay_letters(
     as_json: bool,
     **filters: Any,
 ) -> None:
-    """Deliver dead letters to their HANDLER again, through its running worker.
+    """Deliver dead letters to their HANDLER again.
 
-    It can be interrupted and called again: what has been replayed is no dead letter any more.
+    Its running worker does so. The command can be interrupted and called again: what has been
+    replayed is no dead letter any more.
     """
     selection.require_any(letters, filters, everything=everything)
     defaults.require_configured(handler)
@@ -134,6 +135,7 @@ def drop(
     """Delete dead letters of a HANDLER for good."""
     selection.require_any(letters, filters, everything=everything)
     find = _finder(handler, letters, filters)
+    # Counting reads all entries, so it is done only where the number is shown.
     count = 0 if yes and not dry_run else bulk.count(handler, find)
     if dry_run:
         bulk.print_result({"would_drop": count}, as_json=as_json)

@@ -99,6 +99,7 @@ def make_signing_secret() -> Secret[bytes]:
     try:
         DIRECTORY.mkdir(mode=0o700, exist_ok=True)
         if not SIGNING_SECRET.exists():
+            # Created readable by the owner only: a later chmod would leave a moment between.
             descriptor = os.open(SIGNING_SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(f"whsec_{secrets.token_hex(16)}\n")

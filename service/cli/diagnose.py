@@ -33,7 +33,10 @@ _EVENT_COLUMNS = ("event_id", "created", "type", "outcome", "sequence", "from", 
 @click.command()
 @terminal.json_option
 def check(*, as_json: bool) -> None:
-    """Check settings, Redis and handlers; exit 0 only when every promise can be kept."""
+    """Check settings, Redis and handlers.
+
+    The exit code is 0 only if every promise can be kept.
+    """
     environ = defaults.environment()
     settings = Settings.from_environ(environ)
     logs.configure(settings.log_level, settings.log_format, sys.stderr.buffer)
@@ -61,7 +64,10 @@ def check(*, as_json: bool) -> None:
 def selftest(
     addresses: Sequence[str], secret_file: Path | None, *, deliver: bool, as_json: bool
 ) -> None:
-    """Try every promise on a running deployment; exit 0 only when none is seen broken."""
+    """Try every promise on a running deployment.
+
+    The exit code is 0 only if none is seen broken.
+    """
     run = Selftest(
         urls=addresses or (defaults.find_endpoint(),),
         secret=defaults.find_signing_secret(secret_file),
@@ -88,9 +94,10 @@ def selftest(
 @click.argument("session_id", metavar="vs_...")
 @terminal.json_option
 def session(session_id: str, *, as_json: bool) -> None:
-    """Show the record of a session: where it stands, and every event that is remembered.
+    """Show the record of a session.
 
-    Times are UTC. Types and changes are those of transitions that the streams still hold.
+    It has the session's status and every event that is remembered. Times are UTC. Types and
+    changes are those of transitions that the streams still hold.
     """
 
     async def read() -> tuple[SessionRecord | None, session_record.Transitions]:

@@ -14,13 +14,13 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 @click.group()
 def handlers() -> None:
-    """List the handlers' consumer groups, or delete that of a removed handler."""
+    """List or delete the handlers' consumer groups."""
 
 
 @handlers.command("list")
 @terminal.json_option
 def list_groups(*, as_json: bool) -> None:
-    """List every group, with its unacknowledged transitions, replays and dead letters."""
+    """List every group, with its lag, replays and dead letters."""
 
     async def read() -> list[tuple[object, ...]]:
         async with defaults.open_deployment() as (connections, keys):
@@ -34,11 +34,15 @@ def list_groups(*, as_json: bool) -> None:
 @click.argument("handler")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def retire(handler: str, *, yes: bool) -> None:
-    """Delete the group of a HANDLER that is no longer configured, and all that waits for it."""
+    """Delete the group of a removed HANDLER.
+
+    Its replays and dead letters are deleted too.
+    """
     settings = defaults.read_settings()
     if handler in settings.handlers:
         raise ConfigError([f"{handler} is among HANDLERS: take it out there first"])
 
+    # Two calls, so that no connection stays open while the operator decides.
     async def has_worker() -> bool:
         async with defaults.open_deployment(handler) as (connections, keys):
             return await consumer_groups.is_worked(

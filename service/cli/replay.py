@@ -34,10 +34,11 @@ def replay(
     as_json: bool,
     **filters: Any,
 ) -> None:
-    """Deliver to a HANDLER again what the streams still hold, marked as a replay.
+    """Deliver past transitions to a HANDLER again.
 
-    What the handler has not acknowledged yet is left out: it is delivered anyway. When interrupted
-    and called again, it begins again.
+    It replays what the streams still hold, marked as a replay. What the handler has not
+    acknowledged yet is left out: it is delivered anyway. When interrupted and called again, the
+    command begins again.
     """
     selection.require_any((), filters, everything=everything)
     defaults.require_configured(handler)
@@ -59,6 +60,7 @@ def replay(
 
         return act
 
+    # The dry run asks Redis about each entry, since only the group knows what it has acknowledged.
     planned: dict[str, Any] = {"would_replay": 0, "left_out": 0}
     if dry_run or not yes:
         bulk.look(handler, find, adding_to(planned, dry_run=True))

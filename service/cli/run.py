@@ -17,11 +17,12 @@ from . import defaults, terminal
 
 @click.command()
 def dev() -> None:
-    """Run receiver and worker in one process, on a private Valkey kept in .data/.
+    """Run receiver and worker with a private Valkey in .data/.
 
     HANDLERS names the handlers (log unless set): your own too, as my_handler:open for the function
     open in my_handler.py of this folder. REDIS_URL names another Redis.
     """
+    # Only this machine may connect, and no balancer has to notice a stop.
     environ = {"HOST": defaults.LOOPBACK, "DRAIN_S": "0", **os.environ}
     if not defaults.is_address(environ["HOST"]):
         # Some shells, and conda, have a variable of that name for something else.
@@ -62,6 +63,7 @@ def _run_dev(environ: dict[str, str]) -> None:
     settings = Settings.from_environ(environ)
     makes_secret = "" not in settings.secrets
     if makes_secret:
+        # From a file, so that a changed secret is reloaded like any other.
         defaults.make_signing_secret()
         environ = environ | {f"{SECRETS}_FILE": str(defaults.SIGNING_SECRET)}
         settings = Settings.from_environ(environ)

@@ -55,7 +55,7 @@ def send(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Send signed synthetic lifecycles, or the bodies of files, to an endpoint.
+    """Send signed synthetic events, or files.
 
     When interrupted, it prints what was answered so far.
     """

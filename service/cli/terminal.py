@@ -94,6 +94,7 @@ def print_rows(
         table.add_column(Text(column), no_wrap=column not in prose, overflow="fold")
     for row in rows:
         table.add_row(*(Text("" if cell is None else escape(str(cell))) for cell in row))
+    # Rich cuts cells that do not fit. A console as wide as the widest row needs never does.
     console = Console()
     needed = console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum
     console.width = max(needed, console.width) if console.is_terminal else _UNBOUNDED
@@ -111,12 +112,14 @@ def escape_unencodable_output() -> None:
 
 def print_json(found: object) -> None:
     """Print one line of JSON, in ASCII: standard output may have any encoding."""
+    # orjson leaves non-ASCII and control characters such as U+009B as they are.
     line = orjson.dumps(found).decode()
     click.echo("".join(c if c.isascii() and c.isprintable() else json.dumps(c)[1:-1] for c in line))
 
 
 def program() -> str:
     """Return what to type to call this program again, from the same shell and folder."""
+    # `python -m` sets argv[0] to the path of __main__.py; orig_argv keeps what was typed.
     script = Path(sys.argv[0])
     if script.name == "__main__.py":
         return f"{shlex.quote(sys.orig_argv[0])} -m {_PACKAGE}"

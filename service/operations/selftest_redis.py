@@ -169,6 +169,7 @@ async def _has_acked(
         first, last = min(entry_ids, key=_order), max(entry_ids, key=_order)
         groups: Any = await connections.client.xinfo_groups(stream)
         read = [each["last-delivered-id"] for each in groups if each["name"] == handler.encode()]
+        # Entries beyond the last delivered one are not pending, but not acknowledged either.
         if not read or _order(read[0]) < _order(last):
             return False
         pending: Any = await connections.client.xpending_range(

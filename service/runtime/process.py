@@ -108,6 +108,7 @@ async def _run(
 ) -> None:
     openers = loading.find(settings.handlers)
     chosen = {name: openers[name] for name in options.work}
+    # Signal handlers come first: SIGHUP would end a process that has none.
     reloaders: list[Reloader[Any]] = []
     stopping = signals.stop_event()
     signals.reload_on_hangup(reloaders, stopping)
@@ -129,6 +130,7 @@ async def _run(
         await _wait_for_any(asyncio.create_task(stopping.wait()), *watching, *parts)
         stopping.set()
         await _stop(context, listeners, receives=options.receive)
+        # The parts end by themselves now; the watchers would run for ever.
         for task in watching:
             await cancellation.cancel_and_wait(task)
         ended = await asyncio.gather(*parts, *watching, return_exceptions=True)
@@ -174,6 +176,8 @@ async def _work(
             with blocking.detecting():
                 await worker.run(stopping)
 
+    # A running worker stops in order by itself. One that still opens handlers or waits for Redis
+    # has nothing to finish, and could wait for ever.
     working = asyncio.create_task(open_and_work())
     waiting = asyncio.create_task(stopping.wait())
     await _wait_for_any(working, waiting)
