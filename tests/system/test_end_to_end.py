@@ -134,10 +134,10 @@ def test_disorder_ends_in_the_same_states(deployment: Deployment) -> None:
     assert sum(map(len, moves.values())) == counts["admitted"]
     with redis.Redis.from_url(deployment.sandbox.server.url, decode_responses=True) as client:
         for name, events in lives:
-            ledger = client.hgetall(KEYS.session(events[0].session_id))
-            length, words = ledger["status"].split(" ", 1)
+            record = client.hgetall(KEYS.session(events[0].session_id))
+            length, words = record["status"].split(" ", 1)
             assert words[: int(length)] == _status(LIFECYCLES[name][-1])
-            assert {one.id for one in events} <= ledger.keys()
+            assert {one.id for one in events} <= record.keys()
 
 
 async def test_of_many_copies_one_is_admitted(deployment: Deployment) -> None:
