@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 # Modules that wait, or compare costs, for all tests.
 CLOCKS = {
     *("harness.py", "servers.py", "process.py", "sqs.py"),
-    *("topologies.py", "mutating_client.py"),
+    *("topologies.py", "http.py"),
 }
 TIMED = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "timeit"}
 # Chaos runs and benchmarks are about time, and not part of the suite.

@@ -1,7 +1,7 @@
 """Listening, draining, stopping: uvicorn as a part of this process.
 
-What a connection may do is `protocol`'s business, what is answered `web`'s; when to stop is
-decided by whoever awaits `Listener.run`.
+It does not know what a connection may do (`protocol`), what is answered (`web`), or when to stop:
+`runtime` decides that.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .listener_state import ListenerState
 from .protocol import GuardedProtocol
 
 BACKLOG = 2048
-# What the kernel may hold of a connection in each direction, and so what one read can bring: left
-# to itself it takes megabytes of what a client sends at once, or does not read.
+# What the kernel buffers of a connection in each direction, and so the most that one read returns.
+# By default it buffers megabytes of what a client sends at once, or does not read.
 SOCKET_BUFFER_BYTES = 64 * 1024
-# Files for everything that is no connection of ours: Redis, queues, the log, the other listener.
+# Open files that are no connections of this listener: Redis, queues, the log, the admin port.
 OTHER_FILES = 256
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -34,8 +34,18 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 class Listener:
     """One application listening on one address.
 
+    Args:
+        app: The application.
+        host: The address.
+        port: The port; 0 lets the system choose.
+        max_connections: How many connections may be open, if the limit on open files allows it.
+        receive_timeout_s: Seconds a client has to send a whole request, and to take a response.
+        keep_alive_s: Seconds a connection may be idle between requests.
+        grace_s: Seconds that requests have to finish after `stop`.
+        available_slots: Returns how many more requests the application can take.
+
     Raises:
-        ConfigError: The address cannot be had.
+        ConfigError: It is impossible to listen on the address.
     """
 
     def __init__(
@@ -50,10 +60,10 @@ class Listener:
         grace_s: float,
         available_slots: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        self._socket = _bound(host, port, stalled_after_s=receive_timeout_s)
+        self._socket = _listening_socket(host, port, stalled_after_s=receive_timeout_s)
         self._state = ListenerState(
             receive_timeout_s=receive_timeout_s,
-            max_connections=_affordable(max_connections),
+            max_connections=_affordable_connections(max_connections),
             available_slots=available_slots,
         )
         self._server = _Server(
@@ -74,34 +84,34 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The port listened on, chosen by the system where 0 was asked for."""
+        """The port listened on, chosen by the system if 0 was configured."""
         return int(self._socket.getsockname()[1])
 
     async def run(self) -> None:
-        """Serve until told to stop, then let what is in hand finish."""
+        """Serve until `stop` is called, then let requests in flight finish."""
         await self._server.serve(sockets=[self._socket])
         self._state.report_shed()
 
     def drain(self) -> None:
-        """Still answer everybody, and tell them that the connection ends with the answer."""
+        """Answer each further request with `connection: close`."""
         self._state.draining = True
 
     def stop(self) -> None:
-        """Close the listening socket and finish what is in hand."""
+        """Close the listening socket and idle connections; finish requests in flight."""
         self.drain()
         self._server.should_exit = True
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server without its own ideas about signals."""
+    """uvicorn's server without its signal handlers."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def _affordable(connections: int) -> int:
-    """Raise the limit on open files as far as it may be; return what it allows of *connections*."""
+def _affordable_connections(connections: int) -> int:
+    """Raise the limit on open files as needed; return how many of *connections* it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -114,17 +124,17 @@ def _affordable(connections: int) -> int:
     return affordable
 
 
-def _bound(host: str, port: int, *, stalled_after_s: float) -> socket.socket:
+def _listening_socket(host: str, port: int, *, stalled_after_s: float) -> socket.socket:
     """Return a socket that listens on an address.
 
     Raises:
-        ConfigError: The address cannot be had.
+        ConfigError: It is impossible to listen on the address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio switches Nagle off only where the protocol is named.
+    # asyncio sets TCP_NODELAY only on sockets whose protocol is named.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections inherit these, and the next.
+    # Connections inherit these options.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
     if hasattr(socket, "TCP_USER_TIMEOUT"):

@@ -1,11 +1,11 @@
-"""Searches without end: `python -m tests.fuzz LAW`, or `http`, from the root; see `--help`.
+"""Fuzzing: `python -m tests.fuzz LAW`, or `http`, from the root; see `--help`.
 
-`http` needs the project's own environment. The laws of `fuzz_targets` are searched by atheris,
-which is no part of it: `python3 -m venv .venv-fuzz`, then
+`http` needs the project's own environment. The laws of `targets` are searched by atheris, which is
+not part of it: `python3 -m venv .venv-fuzz`, then
 `.venv-fuzz/bin/pip install --no-deps -r deploy/requirements/runtime.txt 'atheris>=3,<4'`, and
-`.venv-fuzz/bin/python -m tests.fuzz body --seconds 300`. What it has found interesting is kept in
-`.fuzz/`, and the next search goes on from there; so is what broke a law, as `.fuzz/LAW-crash-…`,
-which `--again FILE` tries once more. Exit code 0 when nothing was found.
+`.venv-fuzz/bin/python -m tests.fuzz body --seconds 300`. The corpus is kept in `.fuzz/` for the
+next search. So is an input that broke a law, as `.fuzz/LAW-crash-…`: `--again FILE` runs it once
+more. Exit code 0 when nothing was found.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ MAX_BYTES = 8192
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("law", type=click.Choice([*LAWS, "http"]))
 @click.option("--seconds", default=60, show_default=True, type=click.IntRange(1, 86_400),
-              help="How long to search for; not for http.")  # fmt: skip
+              help="Length of the search; not for http.")  # fmt: skip
 @click.option("--requests", default=5000, show_default=True, type=click.IntRange(1, 10**6),
               help="Requests to send in each state; only for http.")  # fmt: skip
-@click.option("--seed", type=int, help="Make the same choices again.")
+@click.option("--seed", type=int, help="Seed of the random choices.")
 @click.option("--again", type=click.Path(exists=True, path_type=Path),
-              help="Try what a search has kept, instead of searching.")  # fmt: skip
+              help="Run one kept input instead of a search.")  # fmt: skip
 def main(law: str, seconds: int, requests: int, seed: int | None, again: Path | None) -> None:
     """Search for bytes that break a LAW, or for HTTP that a listener does not survive."""
     seed = random.randrange(1, 2**31) if seed is None else seed
     click.echo(f"seed {seed}")
     if law == "http":
-        sys.exit(_torment(requests, seed))
+        sys.exit(_attack(requests, seed))
     _search(law, seconds, seed, again)
 
 
-def _torment(requests: int, seed: int) -> int:
-    # Not at the top: the environment that has atheris need not have what this one imports.
-    client: Any = importlib.import_module("mutating_client")
+def _attack(requests: int, seed: int) -> int:
+    # Not imported at the top: the environment of atheris lacks what it needs.
+    client: Any = importlib.import_module("tests.fuzz.http")
     faults = 0
     for state in client.STATES:
         found = client.run(requests, seed, state)
         answers = ", ".join(f"{status}: {count}" for status, count in sorted(found.answers.items()))
-        click.echo(f"{state}: {found.requests} requests; answers {answers} (0 is silence)")
+        click.echo(f"{state}: {found.requests} requests; answers {answers} (0 is no response)")
         click.echo(
             f"longest callback {found.worst_s * 1000:.1f} ms, while sending {found.worst!r:.120}"
         )
@@ -60,10 +60,10 @@ def _torment(requests: int, seed: int) -> int:
 
 
 def _search(law: str, seconds: int, seed: int, again: Path | None) -> None:
-    """Hand over to libFuzzer, which ends the process."""
+    """Run libFuzzer, which ends the process."""
     atheris: Any = importlib.import_module("atheris")
-    with atheris.instrument_imports(include=["service", "fuzz_targets"]):
-        targets = importlib.import_module("fuzz_targets")
+    with atheris.instrument_imports(include=["service", "tests.fuzz.targets"]):
+        targets = importlib.import_module("tests.fuzz.targets")
     directory = KEPT / law
     directory.mkdir(parents=True, exist_ok=True)
     for n, example in enumerate(targets.corpus(law)):

@@ -1,6 +1,6 @@
-"""What must hold for any bytes at all: the laws that `fuzz` and `test_fuzz_targets` search against.
+"""What must hold for any bytes: the laws that fuzzing and `test_targets` try to break. No tests.
 
-A law raises when it is broken, and says nothing when it holds. Holds no test.
+A law raises if it is broken.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support.programs import FIXTURES
 KEY = b"whsec_tests"
 NOW = 1_785_931_200
 TOLERANCE_S = 300
-# In a header these stand for the time and for the digest that is right, which nobody can guess.
+# In a header these stand for the current time and the valid digest, which a search cannot guess.
 TIME, DIGEST = b"@T", b"@D"
 BETWEEN = b"\0\0"
 
@@ -41,7 +41,7 @@ ALWAYS_TRUE = {
     "SESSION_RETENTION_DAYS: expected more than MAX_EVENT_AGE_DAYS",
     "RETRY_MAX_DELAY_S: expected at least RETRY_INITIAL_DELAY_S",
 }
-# All that a path into an event may be made of: names that we declare, and places in lists.
+# A path into an event may consist of declared field names, and indices, only.
 DECLARED = {
     name
     for module in (events, verification_session, verification_report)
@@ -52,39 +52,39 @@ DECLARED = {
 
 
 def signature(found: bytes) -> None:
-    """Hold that a header and a body, apart by two zeros, are proven by the digest or refused."""
+    """Check that a header and a body, separated by two zeros, are verified or rejected."""
     header, _, body = found.partition(BETWEEN)
     digest = hmac.new(KEY, b"%d.%b" % (NOW, body), hashlib.sha256).hexdigest().encode()
     header = header.replace(TIME, b"%d" % NOW).replace(DIGEST, digest)
     try:
         payload = verify(body, header, [Secret(KEY)], now=NOW, tolerance_s=TOLERANCE_S)
     except Rejected as error:
-        _hold_discreet(error)
+        _check_nothing_repeated(error)
         return
     assert payload.body == body
-    # Any other time would need another digest, and nobody has the key.
+    # Any other time would need another digest, and only this test has the key.
     items = [item.removeprefix(b" ") for item in header.split(b",")]
     assert b"v1=" + digest in items
     assert b"t=%d" % NOW in items
 
 
 def body(found: bytes) -> None:
-    """Hold that a signed body is understood, ignored or refused, and what follows from it."""
+    """Check that a signed body is parsed, ignored or rejected, and what follows from it."""
     try:
         event = parse(VerifiedPayload(found, "fingerprint"))
     except Rejected as error:
-        _hold_discreet(error)
+        _check_nothing_repeated(error)
         return
     repr(event)
     if isinstance(event, Ignored | ThinEvent):
         assert event.event_id is None or re.fullmatch(r"evt_[A-Za-z0-9_]{1,250}", event.event_id)
         return
     assert DECLARED.issuperset(name for path in event.skipped_fields for name in path.split("."))
-    _hold_handed_over(event)
+    _check_delivered(event)
 
 
-def _hold_handed_over(event: Event) -> None:
-    """Hold that an event has its place, and that what it says survives the way to a handler."""
+def _check_delivered(event: Event) -> None:
+    """Check an event's order key, and that what it says reaches a handler unchanged."""
     change = make_change(event)
     key = order_key(event.type, event.created, event.session)
     assert 0 <= key < 2**53
@@ -104,22 +104,22 @@ def _hold_handed_over(event: Event) -> None:
 
 
 def report(found: bytes) -> None:
-    """Hold that bytes are a report or a session, or are refused without a word of them."""
+    """Check that bytes are a report or a session, or the error repeats nothing of them."""
     for kind in (VerificationReport, VerificationSession):
         try:
             repr(kind.from_json(found))
         except ValueError as error:
-            told: BaseException | None = error
-            while told is not None:
-                # Those hold their whole input.
-                assert not isinstance(told, orjson.JSONDecodeError | UnicodeError)
-                told = told.__context__
+            raised: BaseException | None = error
+            while raised is not None:
+                # These errors hold their whole input.
+                assert not isinstance(raised, orjson.JSONDecodeError | UnicodeError)
+                raised = raised.__context__
 
 
 def environment(found: bytes) -> None:
-    """Hold that settings are taken, or refused in words that do not depend on what was set.
+    """Check that settings are accepted, or rejected in words that do not depend on the values.
 
-    The bytes: a line for each variable, which begins with the letter that stands for its name.
+    The bytes are one line for each variable, which begins with the letter for its name.
     """
     environ = {
         NAMES[(one[0] - FIRST_LETTER) % len(NAMES)]: one[1:].decode(errors="surrogateescape")
@@ -139,7 +139,7 @@ def environment(found: bytes) -> None:
 
 @cache
 def _refused(name: str) -> frozenset[str]:
-    """Return the words in which a value that no setting takes is refused."""
+    """Return the problems reported for a value that no setting accepts."""
     try:
         Settings.from_environ({name: "canary-é7 \t"}, run_secrets=NOWHERE)
     except ConfigError as error:
@@ -147,8 +147,8 @@ def _refused(name: str) -> frozenset[str]:
     return frozenset()
 
 
-def _hold_discreet(error: Rejected) -> None:
-    """Hold that a refusal carries nothing of what was refused."""
+def _check_nothing_repeated(error: Rejected) -> None:
+    """Check that an error carries nothing of the rejected input."""
     assert error.__context__ is None
     assert error.__cause__ is None
     path = re.sub(r"\[(\.\.\.|\d+)\]", "", error.field or "")
@@ -164,12 +164,12 @@ LAWS: dict[str, Callable[[bytes], None]] = {
 
 
 def line(number: int, value: str) -> bytes:
-    """Return the line by which `environment` sets the variable of that number."""
+    """Return the line with which `environment` sets the variable of that number."""
     return bytes([FIRST_LETTER + number]) + value.encode(errors="surrogateescape")
 
 
 def corpus(name: str) -> list[bytes]:
-    """Return examples that a search of one law may begin with."""
+    """Return the examples that the search of a law starts from."""
     if name == "signature":
         parts = (b"t=@T,v1=@D", b"v1=@D, t=@T", b"t=@T,v0=@D,v1=" + b"0" * 64, b"t=1,t=@T,v1=@D")
         return [part + BETWEEN + b"{}" for part in parts]

@@ -1,4 +1,4 @@
-"""The laws for any bytes, searched with what Hypothesis makes of real events and settings."""
+"""The laws of `targets`, with inputs that Hypothesis derives from real events and settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.timeout(SEARCH_TIMEOUT_S)
 
 
 def places(found: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the path to every value in a tree of JSON."""
+    """Return the path to every value in a JSON tree."""
     inner: Iterable[tuple[Any, Any]] = found.items() if isinstance(found, dict) else ()
     inner = enumerate(found) if isinstance(found, list) else inner
     return [path, *(one for key, value in inner for one in places(value, (*path, key)))]
@@ -49,7 +49,7 @@ def places(found: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """Draw an event of Stripe's in which some values are others, gone, or in another's place."""
+    """Draw an event of Stripe's in which some values are replaced or missing."""
     event = orjson.loads(orjson.dumps(draw(st.sampled_from(SEEDS))))
     for _ in range(draw(st.integers(1, 4))):
         path = draw(st.sampled_from(places(event)[1:]))
@@ -62,7 +62,7 @@ def mutated(draw: st.DrawFn) -> bytes:
             del parent[path[-1]]
         if not event:
             break
-    # The standard library's, whose numbers know no bounds.
+    # The standard library writes numbers of any size.
     return json.dumps(event).encode()
 
 
@@ -107,32 +107,30 @@ VARIABLES = st.lists(
 
 @given(found=mutated())
 @searching(200)
-def test_any_change_of_an_event_is_understood_or_refused(found: bytes) -> None:
-    """An event of Stripe's with anything in any place is handed over whole, ignored or refused."""
+def test_any_change_of_an_event_is_parsed_or_rejected(found: bytes) -> None:
+    """An event with any value in any place is delivered whole, ignored or rejected."""
     targets.body(found)
 
 
 @given(found=mutated(), cut=st.integers(0, 4000), junk=st.binary(max_size=8))
 @searching(100)
-def test_any_damage_to_the_bytes_is_understood_or_refused(
-    found: bytes, cut: int, junk: bytes
-) -> None:
-    """Bytes lost, added or replaced in the middle of an event do no more than be refused."""
+def test_any_damage_to_the_bytes_is_parsed_or_rejected(found: bytes, cut: int, junk: bytes) -> None:
+    """Bytes lost, added or replaced in an event lead to a rejection at worst."""
     targets.body(found[:cut] + junk + found[cut + len(junk) :])
     targets.body(found[:cut] + junk)
 
 
 @pytest.mark.parametrize("found", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize("law", ["body", "report"])
-def test_hostile_json_is_refused(found: bytes, law: str) -> None:
-    """What is made to hurt a parser, by depth, size or alphabet, is refused like anything else."""
+def test_hostile_json_is_rejected(found: bytes, law: str) -> None:
+    """JSON that attacks a parser, by depth, size or alphabet, is rejected like any other."""
     targets.LAWS[law](found)
 
 
 @given(event=mutated())
 @searching(100)
-def test_any_change_of_a_session_is_read_or_refused(event: bytes) -> None:
-    """A bare session or report with anything in any place is read, or refused in silence."""
+def test_any_change_of_a_session_is_parsed_or_rejected(event: bytes) -> None:
+    """A session or report with any value in any place is parsed or rejected."""
     found = json.loads(event)
     inner = found.get("data") if isinstance(found, dict) else None
     targets.report(json.dumps(inner.get("object") if isinstance(inner, dict) else inner).encode())
@@ -140,22 +138,22 @@ def test_any_change_of_a_session_is_read_or_refused(event: bytes) -> None:
 
 @given(header=HEADERS, body=st.binary(max_size=20).filter(lambda body: BETWEEN not in body))
 @searching(300)
-def test_any_header_made_of_right_parts_is_proven_or_refused(header: bytes, body: bytes) -> None:
-    """A header of right and wrong parts in any order passes with time and digest, or not at all."""
+def test_any_header_of_valid_parts_is_verified_or_rejected(header: bytes, body: bytes) -> None:
+    """A header of valid and invalid parts passes with time and digest, or not at all."""
     targets.signature(header + BETWEEN + body)
 
 
 @given(variables=VARIABLES)
 @searching(200)
-def test_any_variables_are_taken_or_refused(variables: list[tuple[int, str]]) -> None:
-    """Settings are taken or refused, several at once, in words that do not depend on values."""
+def test_any_variables_are_accepted_or_rejected(variables: list[tuple[int, str]]) -> None:
+    """Settings are accepted or rejected, several at once, in words independent of the values."""
     lines = [targets.line(n, value) for n, value in variables]
     targets.environment(b"\n".join(lines))
 
 
 @pytest.mark.parametrize("name", targets.LAWS)
-def test_a_search_begins_with_what_is_right(name: str) -> None:
-    """The examples that searches begin with hold the law, and there are some."""
+def test_the_examples_of_a_search_hold_the_law(name: str) -> None:
+    """Each law has examples to start from, and they hold it."""
     examples = targets.corpus(name)
 
     assert examples
