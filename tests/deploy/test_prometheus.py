@@ -22,7 +22,7 @@ from tests.support.harness import event, open_sandbox, signed, soon
 from tests.support.programs import ROOT, documents, program, run
 
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
-TESTS = RULES.with_name("tests.yml")
+TESTS = (RULES.with_name("tests.yml"), RULES.with_name("tests-days.yml"))
 RUNBOOK = RULES.with_name("runbook.md")
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
 PACKAGE = "prometheus"
@@ -91,9 +91,10 @@ def test_the_rules_are_valid() -> None:
 
 def test_each_alert_fires_when_it_should() -> None:
     """Promtool runs each alert's cases: it fires in some, and not in others."""
-    run(promtool(), "test", "rules", TESTS)
-    [found] = documents(TESTS)
-    cases = [case for test in found["tests"] for case in test["promql_expr_test"]]
+    run(promtool(), "test", "rules", *TESTS)
+    files = [found for path in TESTS for found in documents(path)]
+    tests = [test for found in files for test in found["tests"]]
+    cases = [case for test in tests for case in test["promql_expr_test"]]
     for alert in alerts():
         mine = [case for case in cases if f'alertname="{alert["alert"]}"' in case["expr"]]
         assert {bool(case["exp_samples"]) for case in mine} == {True, False}, alert["alert"]
