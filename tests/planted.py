@@ -33,7 +33,9 @@ _APPENDED = (
 )
 _UNFENCED = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end\n"
 _MAY_TAKE = (
-    "if ARGV[3] == 'take' then may = may or not owner or held ~= '' and held == ARGV[4] end\n"
+    "if ARGV[3] == 'take' then\n"
+    "  is_allowed = is_allowed or not owner or description ~= '' and description == ARGV[4]\n"
+    "end\n"
 )
 _LATE = "  if record.latest and is_late(event, record) then\n"
 _SETTLED = "      or result and event.created <= created_in(result.key) + skew_s\n"
@@ -531,14 +533,14 @@ MUTANTS = (
         "a lease is taken from whoever has it",
         "service/delivery/lua/lease.lua",
         _MAY_TAKE,
-        "if ARGV[3] == 'take' then may = true end\n",
+        "if ARGV[3] == 'take' then is_allowed = true end\n",
         "delivery/test_consumer_machine.py",
     ),
     Mutant(
         "a lease that ran out is renewed",
         "service/delivery/lua/lease.lua",
         _MAY_TAKE,
-        "may = may or not owner\n",
+        "is_allowed = is_allowed or not owner\n",
         "delivery/test_consumer_machine.py",
     ),
     Mutant(
@@ -628,8 +630,8 @@ MUTANTS = (
     Mutant(
         "a lease that was renewed meanwhile is taken from its owner",
         "service/delivery/lua/lease.lua",
-        " or held ~= '' and held == ARGV[4] end\n",
-        " or ARGV[4] ~= '' end\n",
+        " or description ~= '' and description == ARGV[4]\n",
+        " or ARGV[4] ~= ''\n",
         "delivery/test_leases.py",
     ),
     Mutant(

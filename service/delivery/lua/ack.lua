@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- Settle entries a handler has taken, while the lease is ours.
+-- Acknowledge entries while the lease is ours. Replays are deleted with it: they are copies that
+-- were made for this group alone.
 --
--- KEYS  1  the lease; 2  the stream they are in
--- ARGV  1  token; 2  group; 3  1 when they go with it; 4..  entry ids
--- Returns false when the lease is not ours, else the number of entries settled.
+-- KEYS  1  the lease; 2  the entries' stream
+-- ARGV  1  token; 2  group; 3  1 to delete them; 4..  entry ids
+-- Returns false when the lease is not ours, else the number of entries that were pending.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 if ARGV[3] == '1' then redis.call('XDEL', KEYS[2], unpack(ARGV, 4)) end

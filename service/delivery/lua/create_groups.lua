@@ -1,11 +1,10 @@
 #!lua flags=allow-oom
--- Create the groups of all handlers on one partition's stream, where they are missing.
--- On a stream without any group, all begin at its beginning: nothing admitted so far was read.
--- On one that others already read, a new group begins at its end.
+-- Create the missing groups of handlers on one partition's stream. On a stream without groups they
+-- begin at its start: nothing was read yet. On a stream with groups a new one begins at its end.
 --
 -- KEYS  1      the partition's stream of transitions
 -- ARGV  1..    the handlers' names
--- Returns the names of the groups created.
+-- Returns the names of the groups that were created.
 
 local stream, existing, created = KEYS[1], {}, {}
 local start = '0'

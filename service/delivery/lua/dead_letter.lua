@@ -1,13 +1,14 @@
 #!lua flags=allow-oom
--- Move an entry to the handler's dead letters and settle it, in one step, while the lease is ours.
--- Of an entry that is gone from its stream, or that has more fields than a call can take (no entry
--- of ours has), only its id is left to bury.
+-- Move an entry to the handler's dead letters, in one step, while the lease is ours.
 --
--- KEYS  1  the lease; 2  the stream it is in; 3  the handler's dead letters
--- ARGV  1  token; 2  group; 3  1 when it goes when it is settled; 4  most dead letters
+-- The dead letter has the entry's fields and the reason. Where the entry was deleted from its
+-- stream, or has more fields than one call can take (none of ours has), its id is all that is kept.
+--
+-- KEYS  1  the lease; 2  the entry's stream; 3  the handler's dead letters
+-- ARGV  1  token; 2  group; 3  1 to delete the entry; 4  most dead letters
 --       5  entry id; 6  reason; 7  error class; 8  where that was raised; 9  attempts
--- Returns false when the lease is not ours, else the number of dead letters now held, or 0 when
--- there is no room for another and the entry is where it was.
+-- Returns false when the lease is not ours, else the number of dead letters, or 0 when there are
+-- too many for another one and the entry is still pending.
 
 local MAX_FIELDS = 1000
 
@@ -20,9 +21,10 @@ for i, name in ipairs({'entry_id', 'reason', 'error', 'place', 'attempts'}) do
   fields[#fields + 1] = name
   fields[#fields + 1] = ARGV[4 + i]
 end
--- A call repeated after a lost reply finds it settled, and makes no second letter.
+-- A call that is repeated because its reply was lost must not make a second dead letter.
 if redis.call('XACK', KEYS[2], ARGV[2], id) == 1 then
   redis.call('XADD', KEYS[3], '*', unpack(fields))
 end
 if ARGV[3] == '1' then redis.call('XDEL', KEYS[2], id) end
+-- Never 0, which means that there are too many: an operator may have dropped them all meanwhile.
 return math.max(1, redis.call('XLEN', KEYS[3]))

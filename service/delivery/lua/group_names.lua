@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- Name the groups of a partition's stream. Reads only.
+-- Return the names of the groups of a partition's stream; none when there is no stream. Reads only.
 --
 -- KEYS  1  the partition's stream of transitions
 -- ARGV  none

@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
--- Say that a worker is alive, and forget those that are silent. Times are the server's, so workers
--- need not agree on a clock. What is later than now was said before that clock stepped back: the
--- living say it again within a turn.
+-- Record a worker's heartbeat for one handler, and drop workers that have been silent too long.
 --
--- KEYS  1  the handler's workers (sorted set by last sign of life)
--- ARGV  1  worker; 2  time to live in milliseconds, or 0 to say goodbye
--- Returns the workers that are alive, each followed by the time of its last sign of life.
+-- All times are the server's, so workers need not agree on a clock. Heartbeats later than now date
+-- from before that clock stepped back; live workers send another one within a second.
+--
+-- KEYS  1  the handler's workers (sorted set by last heartbeat)
+-- ARGV  1  worker; 2  time to live in milliseconds, or 0 to remove the worker
+-- Returns the live workers, each followed by the time of its last heartbeat.
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -1,9 +1,9 @@
 #!lua flags=no-writes
--- Count a handler's living workers. Reads only. What is later than now was said before the server's
--- clock stepped back: the living say it again within a turn.
+-- Count the live workers of one handler. Reads only. Heartbeats later than now date from before the
+-- server's clock stepped back, and do not count.
 --
--- KEYS  1  the handler's workers (sorted set by last sign of life)
--- ARGV  1  milliseconds for which a sign of life counts
+-- KEYS  1  the handler's workers (sorted set by last heartbeat)
+-- ARGV  1  milliseconds for which a heartbeat counts
 -- Returns their number.
 
 local time = redis.call('TIME')

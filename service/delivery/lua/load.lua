@@ -1,10 +1,10 @@
 #!lua flags=no-writes
--- Read entries of which only the ids were kept, while the lease is ours.
+-- Read entries by their ids, while the lease is ours.
 --
--- KEYS  1  the lease; 2  the stream they are in
+-- KEYS  1  the lease; 2  the entries' stream
 -- ARGV  1  token; 2..  entry ids
 -- Returns false when the lease is not ours, else for each id the entry's fields, or false when it
--- is gone from the stream.
+-- was deleted from the stream.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 local found = {}

@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- Keep how often entries were tried where it survives a restart: in the group's pending list.
+-- Set the delivery counts of pending entries, while the lease is ours: the pending list keeps them
+-- when the worker dies. What a count holds is said in consumer.py.
 --
--- KEYS  1  the lease; 2  the stream they are in
--- ARGV  1  token; 2  group; 3  consumer; then two per entry: its id and the count to keep
+-- KEYS  1  the lease; 2  the entries' stream
+-- ARGV  1  token; 2  group; 3  consumer; then for each entry its id and its count
 -- Returns false when the lease is not ours, else 1.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end

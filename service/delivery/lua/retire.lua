@@ -1,14 +1,13 @@
 #!lua flags=allow-oom
--- Forget a handler in one partition: its group, and with it what it has not settled, its lease,
--- its replays and its dead letters.
+-- Delete everything that one handler has in one partition: its group, with what is pending in it,
+-- its lease, its replays and its dead letters.
 --
--- KEYS  1  the partition's stream of transitions; 2..  everything else that is only its own
+-- KEYS  1  the partition's stream of transitions; 2..  the keys that are the handler's alone
 -- ARGV  1  group
--- Returns 1 when there was anything to forget.
+-- Returns 1 when there was anything to delete, else 0.
 
-local had = 0
+local groups = 0
 if redis.call('EXISTS', KEYS[1]) == 1 then
-  had = redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])
+  groups = redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])
 end
-local rest = redis.call('DEL', unpack(KEYS, 2))
-return math.min(1, had + rest)
+return math.min(1, groups + redis.call('DEL', unpack(KEYS, 2)))

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Trim a partition's stream: only what every group has settled and what is old enough. A stream
--- that no group reads is left alone.
+-- Delete the oldest entries of a partition's stream: those that every group has acknowledged and
+-- that are older than the retention time. A stream without groups is left alone.
 --
 -- KEYS  1  the partition's stream of transitions
--- ARGV  1  seconds every entry is kept at least
--- Returns {number of entries removed, names of all groups}.
+-- ARGV  1  retention time in seconds
+-- Returns {number of entries deleted, names of all groups}.
 
 local stream, names = KEYS[1], {}
 if redis.call('EXISTS', stream) == 0 then return {0, names} end
@@ -14,6 +14,7 @@ if #groups == 0 then return {0, names} end
 local time = redis.call('TIME')
 local kept_ms, kept_number = math.max(0, (time[1] - ARGV[1]) * 1000), 0
 
+-- Keep every entry from this id on, or from the id that is *after* greater.
 local function keep_from(id, after)
   local ms, number = id:match('^(%d+)-(%d+)$')
   ms, number = tonumber(ms), tonumber(number) + after
