@@ -142,7 +142,7 @@ async def replay(
 
 
 async def drop(connections: Connections, keys: Keys, handler: str, entries: Sequence[Entry]) -> int:
-    """Delete dead letters of one partition; return how many were still there."""
+    """Delete dead letters of one partition; return how many of them still existed."""
     stream = keys.dead_letters(entries[0].partition, handler)
     return int(await connections.client.xdel(stream, *(entry.entry_id for entry in entries)))
 

@@ -42,7 +42,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class LeaseLostError(Exception):
-    """The partition may have another owner: all entries in hand are void."""
+    """The partition may have another owner: what was read or claimed of it is void."""
 
 
 class Lease:

@@ -1,8 +1,8 @@
-"""The law of the way out, searched: whoever does what in whatever order, Redis holds the model's.
+"""Random search: whatever workers and operators do in whatever order, Redis holds what it should.
 
 Hypothesis makes up admissions, workers with and without the lease, lost replies, replays, trimming
-and an operator's deliveries; after every step all that Redis holds is compared. `depth` says how to
-search further, and how a failure is repeated.
+and what an operator does. After every step everything in Redis is compared with
+`delivery_model`. `depth` says how to search further, and how to repeat a failure.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ KEYS = Keys("idv", 1)
 STREAM = KEYS.transitions(0)
 HANDLERS = ("log", "audit")
 WORKERS = ("w1", "w2", "w3")
-# Small, so that a few entries are more than one batch and a few letters more than there is room.
+# Small, so that a few entries are several batches, and a few dead letters are too many.
 BATCH, ROOM = 2, 2
 RETENTION_S = 3600
 MAX_TASKS = 8
-# Nothing runs out by itself here: the machine says when.
+# No lease expires by itself: the machine deletes it.
 TTL_S = 10_000.0
 OLD_MS = int(time.time() * 1000) - 10 * RETENTION_S * 1000
 
@@ -97,12 +97,12 @@ def text_of(entry: Id) -> str:
 
 
 class WorkerTask:
-    """A consumer of one worker, and what it believes_held.
+    """One worker's lease and consumer, with what the model says of them.
 
     Attributes:
-        can_take: Whether it still may take a lease: it never had one.
-        believes_held: Whether it takes the lease for its own.
-        deliveries: All it was ever delivered.
+        can_take: Whether it may still take the lease: it never asked for it.
+        believes_held: Whether it should believe that it has the lease.
+        deliveries: Everything it was ever given.
     """
 
     def __init__(self, lease: Lease, consumer: Consumer) -> None:
@@ -116,7 +116,7 @@ class WorkerTask:
 
 
 class Delivering(RuleBasedStateMachine):
-    """Lets workers work, and holds what they are delivered and what is stored against the model."""
+    """Lets workers work, and compares what they get and what Redis holds with the model."""
 
     tasks: Bundle[WorkerTask] = Bundle("tasks")
 
@@ -136,15 +136,15 @@ class Delivering(RuleBasedStateMachine):
 
     @property
     def has_deliveries(self) -> bool:
-        """Whether any worker was ever delivered anything."""
+        """Whether any worker was ever given an entry."""
         return any(task.deliveries for task in self.all)
 
     def state(self, task: WorkerTask) -> HandlerState:
-        """Return the model of the handler a task is of."""
+        """Return the model of a task's handler."""
         return self.model.handlers[task.handler]
 
     def call(self, fault: str, asked: Awaitable[Reply]) -> Reply | None:
-        """Make one call of a worker; return None when its reply, or it itself, is lost."""
+        """Make one call of a worker; return None when its request or its reply is lost."""
         if fault:
             self.tap.faults.append(fault)
         try:
@@ -156,7 +156,7 @@ class Delivering(RuleBasedStateMachine):
         return reply
 
     def fenced(self, task: WorkerTask, fault: str, asked: Awaitable[Reply]) -> tuple[bool, Any]:
-        """Make a call that only the owner may make; say whether the model does it too."""
+        """Make a call that needs the lease; say whether the model has to do the same."""
         owns = self.state(task).owner is task
         if owns or fault:
             return owns and fault != "request", self.call(fault, asked)
@@ -168,11 +168,11 @@ class Delivering(RuleBasedStateMachine):
     @precondition(lambda self: len(self.all) < MAX_TASKS)
     @rule(target=tasks, worker=st.sampled_from(WORKERS), handler=HANDLER)
     def begin(self, worker: str, handler: str) -> WorkerTask:
-        """A worker turns to a handler's consumer, still without the lease."""
+        """A worker makes a consumer of a handler, without the lease so far."""
         return self.task(worker, handler)
 
     def task(self, worker: str, handler: str) -> WorkerTask:
-        """Return a new consumer."""
+        """Return a new task."""
         lease = Lease(self.tap, KEYS, handler=handler, partition=0, worker=worker)
         consumer = Consumer(lease, KEYS, self.stream_watcher)
         self.all.append(WorkerTask(lease, consumer))
@@ -180,7 +180,7 @@ class Delivering(RuleBasedStateMachine):
 
     @rule(task=tasks, fault=FAULTS)
     def lease(self, task: WorkerTask, fault: str) -> None:
-        """A worker takes the lease, or renews it: it has one owner, and is never had twice."""
+        """A worker takes or renews the lease, which never has two owners."""
         state = self.state(task)
         if fault:
             self.tap.faults.append(fault)
@@ -197,7 +197,7 @@ class Delivering(RuleBasedStateMachine):
     @precondition(lambda self: len(self.all) < MAX_TASKS)
     @rule(target=tasks, worker=st.sampled_from(WORKERS), handler=HANDLER)
     def succeed(self, worker: str, handler: str) -> WorkerTask:
-        """A lease runs out; another worker has it at once and takes over, unknown to the first."""
+        """A lease expires; another worker takes it and claims, before its owner notices."""
         self.expire_lease(handler)
         task = self.task(worker, handler)
         self.lease(task, "")
@@ -206,13 +206,13 @@ class Delivering(RuleBasedStateMachine):
 
     @rule(handler=HANDLER)
     def expire_lease(self, handler: str) -> None:
-        """A lease runs out, by Redis's clock: its owner was paused and knows nothing of it."""
+        """A lease expires in Redis; its owner was paused and does not know."""
         self.run(self.client.delete(KEYS.lease(0, handler)))
         self.model.handlers[handler].owner = None
 
     @rule(task=tasks)
     def release(self, task: WorkerTask) -> None:
-        """A worker gives up the lease, if it is its own."""
+        """A worker releases the lease, if it has it."""
         self.run(task.lease.release())
         state = self.state(task)
         state.owner = None if state.owner is task else state.owner
@@ -220,7 +220,7 @@ class Delivering(RuleBasedStateMachine):
 
     @initialize(target=tasks, handler=HANDLER)
     def begin_with_deliveries(self, handler: str) -> WorkerTask:
-        """Something was admitted, and a first worker has it in deliveries."""
+        """Transitions were admitted, and a first worker has read them."""
         self.admit(3, old=True, readable=True)
         task = self.task("w1", handler)
         self.lease(task, "")
@@ -229,7 +229,7 @@ class Delivering(RuleBasedStateMachine):
 
     @rule(handlers=st.sampled_from([["log"], ["audit"], ["log", "audit"], ["audit", "log"]]))
     def finish_everything(self, handlers: list[str]) -> None:
-        """Calm workers take over, read and settle everything, after an operator has made room."""
+        """Undisturbed workers claim, read and acknowledge everything; dead letters are dropped."""
         for handler in handlers:
             self.drop_dead_letters(handler)
             self.expire_lease(handler)
@@ -248,7 +248,7 @@ class Delivering(RuleBasedStateMachine):
         readable=st.sampled_from([True] * 4 + [False]),
     )
     def admit(self, count: int, *, old: bool, readable: bool) -> None:
-        """Transitions are admitted, and what is not ours appears on the stream."""
+        """Transitions, or entries that are not ours, are appended to the stream."""
         for number in itertools.islice(self.numbers, count):
             early = (OLD_MS + number, 0)
             fields = {"change": change(number), "previous": "", "sequence": number, "epoch": 1}
@@ -261,7 +261,7 @@ class Delivering(RuleBasedStateMachine):
 
     @rule(task=tasks, most=st.integers(1, 4), fault=FAULTS)
     def read(self, task: WorkerTask, most: int, fault: str) -> None:
-        """A worker reads what is new."""
+        """A worker reads new entries."""
         done, found = self.fenced(task, fault, task.consumer.read(most))
         if done:
             state = self.state(task)
@@ -270,7 +270,7 @@ class Delivering(RuleBasedStateMachine):
 
     @rule(task=tasks, fault=FAULTS)
     def claim_pending(self, task: WorkerTask, fault: str) -> None:
-        """A worker claims what is pending, whoever had it."""
+        """A worker claims all pending entries."""
 
         async def all_batches() -> list[Delivery]:
             return [one async for batch in task.consumer.claim_pending() for one in batch]
@@ -282,22 +282,22 @@ class Delivering(RuleBasedStateMachine):
             self.give(task, found or [], delivered)
 
     def give(self, task: WorkerTask, found: list[Delivery], delivered: list[Delivered]) -> None:
-        """Hold that a worker was delivered what the model says."""
+        """Compare what a worker was given with the model."""
         assert [
             Delivered(pair(one.entry_id), read_as(one), *one.attempts) for one in found
         ] == delivered
         task.deliveries += zip(found, delivered, strict=True)
 
     def chosen(self, which: int) -> tuple[WorkerTask, Delivery, Delivered, GroupStream]:
-        """Return one of the deliveries that any worker has, or had, in deliveries."""
-        hands = [(task, *one) for task in self.all for one in task.deliveries]
-        task, delivery, delivered = hands[which % len(hands)]
+        """Return one of the deliveries that any worker was ever given."""
+        every = [(task, *one) for task in self.all for one in task.deliveries]
+        task, delivery, delivered = every[which % len(every)]
         return task, delivery, delivered, self.state(task).stream_of(delivered.item)
 
     @precondition(lambda self: self.has_deliveries)
     @rule(which=INDEX, fault=FAULTS)
     def ack(self, which: int, fault: str) -> None:
-        """A worker settles a delivery, perhaps not for the first time."""
+        """A worker acknowledges a delivery, perhaps not for the first time."""
         task, delivery, delivered, stream = self.chosen(which)
         done, _ = self.fenced(task, fault, task.consumer.ack(delivery))
         if done:
@@ -305,7 +305,7 @@ class Delivering(RuleBasedStateMachine):
 
     @rule(task=tasks)
     def ack_all(self, task: WorkerTask) -> None:
-        """A worker settles everything it has in deliveries at once, or nothing of it."""
+        """A worker acknowledges all its deliveries at once: all of them, or none."""
         if not task.deliveries:
             return
         state = self.state(task)
@@ -323,7 +323,7 @@ class Delivering(RuleBasedStateMachine):
     @precondition(lambda self: self.has_deliveries)
     @rule(which=INDEX, failed=st.integers(0, 3), delivery_count=st.integers(0, 5), fault=FAULTS)
     def record_attempts(self, which: int, failed: int, delivery_count: int, fault: str) -> None:
-        """A worker writes down how often a delivery was tried."""
+        """A worker records how often a delivery was tried."""
         task, delivery, delivered, stream = self.chosen(which)
         recording = task.consumer.record_attempts(delivery, Attempts(failed, delivery_count))
         done, _ = self.fenced(task, fault, recording)
@@ -335,7 +335,7 @@ class Delivering(RuleBasedStateMachine):
     @precondition(lambda self: self.has_deliveries)
     @rule(which=INDEX, attempts=st.integers(1, 9), fault=FAULTS)
     def dead_letter(self, which: int, attempts: int, fault: str) -> None:
-        """A worker buries a delivery, perhaps not for the first time, if there is room."""
+        """A worker dead-letters a delivery, perhaps not for the first time, if there is room."""
         task, delivery, delivered, stream = self.chosen(which)
         words = {"reason": "exhausted", "error": "ValueError", "attempts": attempts}
         calling = task.consumer.dead_letter(delivery, **words)  # type: ignore[arg-type]
@@ -349,7 +349,7 @@ class Delivering(RuleBasedStateMachine):
 
     @rule(handler=HANDLER, first=st.integers(0, 2), number=st.integers(1, 99))
     def replay_history(self, handler: str, first: int, number: int) -> None:
-        """An operator has the past handed to a handler again: what its group has acked."""
+        """An operator replays history to a handler: what its group has acknowledged."""
         chosen = self.run(self.entries_of(handler, dead=False))[first::2]
         stream = self.model.handlers[handler].new
         items = [self.model.entries[pair(one.entry_id)] for one in chosen]
@@ -359,7 +359,7 @@ class Delivering(RuleBasedStateMachine):
     @precondition(lambda self: any(state.dead for state in self.model.handlers.values()))
     @rule(first=st.integers(0, 1), number=st.integers(1, 99))
     def replay_dead_letters(self, first: int, number: int) -> None:
-        """An operator has dead letters handed to their handler again: they are none any more."""
+        """An operator replays dead letters to their handler: they are moved."""
         handler = next(name for name, state in self.model.handlers.items() if state.dead)
         state = self.model.handlers[handler]
         chosen = self.run(self.entries_of(handler, dead=True))[first::2]
@@ -377,7 +377,7 @@ class Delivering(RuleBasedStateMachine):
         acked: Sequence[bool],
         name: str,
     ) -> None:
-        """Have entries replayed; the model gets those that are readable and acked."""
+        """Replay entries; the model replays those that are readable and acknowledged."""
         if not chosen:
             return
         put, left_out = self.run(replay(self.tap, KEYS, handler, chosen, name=name))
@@ -393,7 +393,7 @@ class Delivering(RuleBasedStateMachine):
             state.replays.entries[pair(entry_id)] = Item(n, name)
 
     async def entries_of(self, handler: str, *, dead: bool) -> list[Entry]:
-        """Return a handler's dead letters, or the past."""
+        """Return a handler's dead letters, or the history."""
         every = EntryFilter()
         found = (
             read_dead_letters(self.tap, KEYS, handler, every)
@@ -422,14 +422,14 @@ class Delivering(RuleBasedStateMachine):
 
     @rule()
     def trim(self) -> None:
-        """The janitor removes what every group has acked and what is old enough."""
+        """What every group has acknowledged and what is old enough is trimmed."""
         removed, names = self.run(trim(self.tap, KEYS, [0], retention_s=RETENTION_S))
         assert names == {*HANDLERS}
         assert removed == self.model.trim(time.time_ns() // 10**6, RETENTION_S)
 
     @rule()
     def retire(self) -> None:
-        """An operator retires a handler; named again, it begins at the end."""
+        """An operator retires a handler; configured again, it begins at the end."""
         assert self.run(retire(self.tap, KEYS, "audit")) == 1
         del self.model.handlers["audit"]
         assert self.run(create_groups(self.tap, KEYS, HANDLERS)) == ["audit"]
@@ -437,7 +437,7 @@ class Delivering(RuleBasedStateMachine):
 
     @invariant()
     def all_is_the_models(self) -> None:
-        """Stream, places, pending lists, leases, replays and dead letters are the model's."""
+        """Streams, groups, pending lists, leases and dead letters are those of the model."""
         entries, groups, *rest = self.run(self.everything())
         assert [pair(entry_id) for entry_id, _ in entries] == sorted(self.model.entries)
         places = {one["name"].decode(): pair(one["last-delivered-id"]) for one in groups}
@@ -446,7 +446,7 @@ class Delivering(RuleBasedStateMachine):
             self.check_handler(self.model.handlers[handler], rest[n * 5 : n * 5 + 5])
 
     async def everything(self) -> list[Any]:
-        """Return all that Redis holds."""
+        """Return everything that Redis holds."""
         pipeline = self.client.pipeline(transaction=False)
         pipeline.xrange(STREAM)
         pipeline.xinfo_groups(STREAM)
@@ -461,7 +461,7 @@ class Delivering(RuleBasedStateMachine):
 
     @staticmethod
     def check_handler(state: HandlerState, found: list[Any]) -> None:
-        """Hold that what Redis has of one handler is what the model has."""
+        """Compare what Redis holds of one handler with the model."""
         token, pending, replays, replayed, dead = found
         assert isinstance(state.owner, WorkerTask | None)
         assert token == (state.owner and state.owner.lease.token.encode())
@@ -474,16 +474,16 @@ class Delivering(RuleBasedStateMachine):
             assert one <= state.new.read_to
 
     @invariant()
-    def nobody_is_told_otherwise(self) -> None:
-        """A worker takes the lease for its own until it is told, and no longer."""
+    def each_worker_believes_what_it_was_told(self) -> None:
+        """A worker believes that it has the lease until a reply says otherwise."""
 
-        async def told() -> list[bool]:
+        async def beliefs() -> list[bool]:
             return [task.lease.is_held() for task in self.all]
 
-        assert self.run(told()) == [task.believes_held for task in self.all]
+        assert self.run(beliefs()) == [task.believes_held for task in self.all]
 
     def teardown(self) -> None:
-        """Hold that a calm worker finds everything that is neither acked nor buried."""
+        """Nothing was lost: an undisturbed worker finds everything that was not acknowledged."""
         self.finish_everything(["log"])
         state = self.model.handlers["log"]
         self.all_is_the_models()
@@ -492,7 +492,7 @@ class Delivering(RuleBasedStateMachine):
 
 
 def readable(item: Item | None) -> bool:
-    """Say whether an entry, or what is left of it, can be handed to anybody."""
+    """Say whether an entry, or what is left of it, can be delivered."""
     return item is not None and item.number is not None
 
 
@@ -518,7 +518,7 @@ def held(pending: Any) -> dict[Id, tuple[str, int]]:
 
 
 def item_of(fields: dict[bytes, bytes]) -> Item | None:
-    """Return what an entry is; None when only its id was left."""
+    """Return what an entry is; None when only its id is left."""
     if b"change" in fields:
         name = fields.get(b"replay")
         return Item(int(fields[b"sequence"]), name.decode() if name else None)
@@ -537,10 +537,10 @@ def dead_letter_of(fields: dict[bytes, bytes]) -> DeadLetter:
 
 
 @pytest.mark.timeout(SEARCH_TIMEOUT_S)
-def test_the_way_out_is_what_the_model_says(make_settings: Callable[..., Settings]) -> None:
-    """Leases exclude, fences hold, nothing pending is lost, letters are exact, at every step."""
+def test_redis_holds_what_the_model_says(make_settings: Callable[..., Settings]) -> None:
+    """One owner at a time, fenced calls, nothing lost, exact dead letters: at every step."""
     small = mock.patch.multiple(way_out, MAX_CLAIMED_PER_CALL=BATCH, MAX_DEAD_LETTERS=ROOM)
     with small, tapped(make_settings().redis_url) as (runner, tap):
-        # Any factory does at run time, whatever the annotation says.
+        # At run time any factory will do, although the annotation asks for a class.
         machine: Any = partial(Delivering, runner, tap)
         run_state_machine_as_test(machine, settings=searching(40, steps=50))

@@ -1,7 +1,6 @@
-"""The way out written once more: what the consumers of one partition must hold, by plain Python.
+"""A model of one partition's consumers in plain Python; `test_consumer_machine` compares with it.
 
-Shares no line with the service. Holds no test; `test_consumer_machine` asks it. Ids of entries are
-pairs of numbers here, as Redis orders them.
+Shares no line with the service. Entry ids are pairs of numbers here, in the order of Redis.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-FAILURE = 1000
+FAILURE_WEIGHT = 1000
 QUARANTINE_AFTER = 3
 
 Id = tuple[int, int]
@@ -18,21 +17,21 @@ START: Id = (0, 0)
 
 
 class Item(NamedTuple):
-    """What an entry is: a transition by its number, or nothing readable; perhaps a replay's."""
+    """What an entry is: a transition by its number, or unreadable; perhaps a replay."""
 
     number: int | None
     replay: str | None = None
 
 
 class Pending(NamedTuple):
-    """A pending entry: who has it, and its delivery count."""
+    """A pending entry: its owner and its delivery count."""
 
     owner: str
     times: int
 
 
 class DeadLetter(NamedTuple):
-    """A dead letter; of an entry that was gone there is no item."""
+    """A dead letter; of a deleted entry there is no item."""
 
     item: Item | None
     entry: Id
@@ -42,7 +41,7 @@ class DeadLetter(NamedTuple):
 
 
 class Delivered(NamedTuple):
-    """An entry in the deliveries of a worker."""
+    """An entry as a worker gets it."""
 
     entry: Id
     item: Item
@@ -59,24 +58,24 @@ class GroupStream:
     read_to: Id = START
 
     def read(self, most: int, owner: str) -> list[Id]:
-        """Hand out the oldest that nobody was delivered yet."""
+        """Deliver the oldest entries that the group has not read."""
         found = sorted(i for i in self.entries if i > self.read_to)[: max(most, 0)]
         self.pending |= dict.fromkeys(found, Pending(owner, 1))
         self.read_to = found[-1] if found else self.read_to
         return found
 
     def is_acked(self, entry: Id) -> bool:
-        """Say whether an entry was read and is not pending any more."""
+        """Say whether an entry was read and is not pending."""
         return entry <= self.read_to and entry not in self.pending
 
     def claim(self, entry: Id, owner: str) -> Pending | None:
-        """Make a pending entry somebody's; one that is gone from the stream is not pending."""
+        """Claim a pending entry; one that was deleted from the stream is pending no more."""
         held = self.pending[entry]
         if entry not in self.entries:
             del self.pending[entry]
             return None
-        strange = held.owner != owner and held.times % FAILURE < QUARANTINE_AFTER
-        self.pending[entry] = Pending(owner, held.times + strange)
+        counts = held.owner != owner and held.times % FAILURE_WEIGHT < QUARANTINE_AFTER
+        self.pending[entry] = Pending(owner, held.times + counts)
         return self.pending[entry]
 
 
@@ -85,9 +84,9 @@ class HandlerState:
     """Everything of one handler.
 
     Attributes:
-        owner: Who has the lease.
+        owner: The lease's owner.
         replays: None until anything was replayed.
-        acked: The numbers of all transitions ever acked.
+        acked: The numbers of all transitions that were ever acknowledged.
     """
 
     new: GroupStream
@@ -98,15 +97,15 @@ class HandlerState:
     acked: set[int | None] = field(default_factory=set)
 
     def streams(self) -> list[GroupStream]:
-        """Return what there is to read from, in the order of taking over."""
+        """Return the streams in the order in which they are claimed."""
         return [self.new, *([self.replays] if self.replays else [])]
 
     def stream_of(self, item: Item) -> GroupStream:
-        """Return the stream an item is of."""
+        """Return the stream that an item is in."""
         return (self.replays or GroupStream()) if item.replay else self.new
 
     def read(self, most: int, worker: str, *, is_answered: bool) -> list[Delivered]:
-        """Read what is new: up to half of it replays. Unheard, nothing is delivered."""
+        """Read new entries, up to half of them replays; without a reply the worker gets none."""
         replayed = self.replays.read(math.ceil(most / 2), worker) if self.replays else []
         new = self.new.read(most - len(replayed), worker)
         found = [(self.replays, i) for i in replayed] + [(self.new, i) for i in new]
@@ -117,7 +116,7 @@ class HandlerState:
         ]
 
     def claim_pending(self, worker: str, *, batch: int, is_answered: bool) -> list[Delivered]:
-        """Claim all that is pending, oldest first; unheard, only the first batch."""
+        """Claim all pending entries, the oldest first; without a reply only the first batch."""
         claimed = []
         for stream in self.streams():
             left = sorted(stream.pending)
@@ -130,21 +129,21 @@ class HandlerState:
         return claimed
 
     def ack(self, stream: GroupStream, entry: Id) -> None:
-        """Settle an entry; a replay's goes with it."""
+        """Acknowledge an entry; a replay is deleted with it."""
         if stream.pending.pop(entry, None) and entry in stream.entries:
             self.acked.add(stream.entries[entry].number)
         if stream is not self.new:
             stream.entries.pop(entry, None)
 
     def record_attempts(self, stream: GroupStream, entry: Id, count: int, worker: str) -> None:
-        """Write down how often an entry was tried, if it pends."""
+        """Set the delivery count of an entry, if it is pending."""
         if entry in stream.pending and stream.claim(entry, worker):
             stream.pending[entry] = Pending(worker, count)
 
     def dead_letter(
         self, stream: GroupStream, entry: Id, letter: DeadLetter, room: int
     ) -> int | None:
-        """Bury an entry, if it pends and there is room."""
+        """Dead-letter an entry, if it is pending and there is room."""
         if len(self.dead) >= room:
             return None
         if stream.pending.pop(entry, None):
@@ -156,20 +155,20 @@ class HandlerState:
 
 
 def delivered(stream: GroupStream, entry: Id, held: Pending) -> Delivered:
-    """Return what a worker gets of an entry."""
-    return Delivered(entry, stream.entries[entry], *divmod(held.times, FAILURE))
+    """Return an entry as a worker gets it."""
+    return Delivered(entry, stream.entries[entry], *divmod(held.times, FAILURE_WEIGHT))
 
 
 @dataclass
 class Partition:
-    """One stream of transitions and the handlers of all handlers on it."""
+    """One stream of transitions and the state of each handler on it."""
 
     entries: dict[Id, Item] = field(default_factory=dict)
     handlers: dict[str, HandlerState] = field(default_factory=dict)
     last: Id = START
 
     def open(self, *handlers: str) -> None:
-        """Create the groups that are missing: at the beginning if there is none, else the end."""
+        """Create the missing groups: at the start if there is none yet, else at the end."""
         read_to = self.last if self.handlers else START
         for name in handlers:
             stream = GroupStream(self.entries, read_to=read_to)
@@ -181,7 +180,7 @@ class Partition:
         self.last = entry
 
     def trim(self, now_ms: int, retention_s: int) -> int:
-        """Remove what every group has acked and what is old enough."""
+        """Delete what every group has acknowledged and what is old enough."""
         kept = (max(0, now_ms // 1000 - retention_s) * 1000, 0)
         for state in self.handlers.values():
             ms, number = state.new.read_to
