@@ -1,4 +1,4 @@
-"""Laws of what an exception of a handler tells: whose fault it is, its class and place, no more."""
+"""What is said about an exception of a handler: its class, its place, and "unreachable"."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CANARY = "canary-3c1f"
     ids=repr,
 )
 def test_what_counts_as_unreachable(error: BaseException, word: str) -> None:
-    """Our error, Python's connection errors, names, TLS, network numbers, groups of no other."""
+    """Unreachable, connection errors, name resolution, TLS, network errno, and groups of these."""
     assert unreachable_reason(error) == word
     assert CANARY not in word
 
@@ -54,13 +54,13 @@ def test_what_counts_as_unreachable(error: BaseException, word: str) -> None:
     ],
     ids=repr,
 )
-def test_what_does_not(error: BaseException) -> None:
-    """Time-outs, files, whatever else, and groups that hold any of it, are attempts."""
+def test_what_counts_as_a_failed_attempt(error: BaseException) -> None:
+    """Any other error, and a group that contains one, has no reason."""
     assert unreachable_reason(error) is None
 
 
-def test_an_http_client_that_names_the_number_is_understood() -> None:
-    """For a connection that cannot be made aiohttp raises an OSError with a network's number."""
+def test_an_aiohttp_error_has_its_errno() -> None:
+    """When aiohttp cannot connect, it raises an OSError with the network's errno."""
     aiohttp = pytest.importorskip("aiohttp")
     key: Any = None
     error = aiohttp.ClientConnectorError(key, OSError(errno.ECONNREFUSED, "refused"))
@@ -68,7 +68,7 @@ def test_an_http_client_that_names_the_number_is_understood() -> None:
 
 
 def fail(depth: int) -> None:
-    """Raise an error so many calls below this one, with a canary wherever one could be."""
+    """Raise an error *depth* calls below, with a canary in its message and a variable."""
     secret = CANARY
     if not depth:
         raise ValueError(secret)
@@ -85,15 +85,15 @@ def raised(depth: int = 0) -> Exception:
 
 
 def test_a_place_names_files_lines_and_functions() -> None:
-    """Of each frame its file, line and function are told; no message, no variable."""
-    told = place(raised())
+    """Each frame is file, line and function, without messages and variables."""
+    text = place(raised())
     first, then = raised.__code__.co_firstlineno + 3, fail.__code__.co_firstlineno + 4
-    assert told == f"{__file__}:{first} raised, {__file__}:{then} fail"
-    assert CANARY not in told
+    assert text == f"{__file__}:{first} raised, {__file__}:{then} fail"
+    assert CANARY not in text
 
 
 def test_a_place_is_bounded() -> None:
-    """Of many frames the first and the last are told, and of a long text the end."""
+    """Of many frames the first and the last are kept, and of a long text the end."""
     assert place(raised(400)).count(", ") == 5
     namespace: dict[str, Any] = {}
     code = compile("def f():\n    raise ValueError", "x" * 5000 + ".py", "exec")
@@ -101,13 +101,13 @@ def test_a_place_is_bounded() -> None:
     try:
         namespace["f"]()
     except ValueError as error:
-        told = place(error)
-    assert len(told) <= MAX_PLACE
-    assert told.endswith(".py:2 f")
+        text = place(error)
+    assert len(text) <= MAX_PLACE
+    assert text.endswith(".py:2 f")
 
 
-def test_what_cannot_be_encoded_is_escaped() -> None:
-    """Names of files and classes may be any text; what is told can be sent and stored."""
+def test_odd_names_are_replaced_or_escaped() -> None:
+    """Names of files and classes may be any text; class name and place can be encoded."""
     odd = type("no name", (Exception,), {})
     assert class_name(odd()) == "unnamed"
     assert class_name(ValueError()) == "ValueError"
@@ -120,8 +120,8 @@ def test_what_cannot_be_encoded_is_escaped() -> None:
         place(error).encode()
 
 
-def test_a_definition_is_where_it_was_written() -> None:
-    """A function is found below what decorates it; what has no code is nowhere."""
+def test_a_definition_is_where_the_code_is() -> None:
+    """A function has a definition; anything without Python code has none."""
     assert definition(raised) == f"{__file__}:{raised.__code__.co_firstlineno} raised"
     assert definition(print) == ""
     assert definition(None) == ""

@@ -1,4 +1,4 @@
-"""Laws of your own handlers: the README's example works as installed; plain callables too."""
+"""Handlers of your own: the example in the README, installed, tested, checked and run."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ async def test_the_example_delivers(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("importable")
-async def test_the_example_answers_for_a_user_of_several_sessions(tmp_path: Path) -> None:
-    """A user is verified while a session is, whatever comes late, twice, or is redacted."""
+async def test_the_example_knows_users_with_several_sessions(tmp_path: Path) -> None:
+    """A user is verified while any session is, also after late, repeated and redacted ones."""
     own = importlib.import_module("own_audit")
     path = str(tmp_path / "out")
     another = functools.partial(transition, session_id="vs_2")
@@ -106,9 +106,9 @@ async def test_the_example_answers_for_a_user_of_several_sessions(tmp_path: Path
         (transition(current="requires_input", sequence=1), False),
         (another(current="requires_input", sequence=1), False),
         (transition(current="verified", sequence=3), True),
-        # Another session of the user fails: its numbers are greater, and its own.
+        # Another session of the user fails; its sequence is independent.
         (another(current="requires_input", sequence=9), True),
-        # A repeat of what came before.
+        # A repeated delivery.
         (transition(current="requires_input", sequence=1), True),
         (transition(current="redacted", client_reference_id=None, sequence=4), True),
         # Staff reject the session on review; then a new epoch begins.
@@ -124,7 +124,7 @@ async def test_the_example_answers_for_a_user_of_several_sessions(tmp_path: Path
 
 
 def test_the_example_s_test_passes(tmp_path: Path) -> None:
-    """The README's test of the README's handler is as it stands what pytest runs."""
+    """Pytest passes the README's test of the README's handler."""
     handler, test = blocks()
     (tmp_path / "my_handler.py").write_text(handler)
     (tmp_path / "test_my_handler.py").write_text(test)
@@ -142,20 +142,10 @@ def test_the_example_s_test_passes(tmp_path: Path) -> None:
     assert "1 passed" in ended.stdout
 
 
-def test_a_transition_for_tests_is_what_it_says() -> None:
-    """What follows from the status follows it; a field that does not exist is refused."""
-    assert transition(current="canceled").event_type.endswith(".canceled")
-    assert transition(current="canceled").stripe_status == "canceled"
-    assert transition(current="redacted").stripe_status == "verified"
-    assert transition(event_type="x", stripe_status="y").event_type == "x"
-    with pytest.raises(TypeError):
-        transition(state="verified")
-
-
 def test_check_says_what_is_loaded_and_from_where(
     ground: Sandbox, installed: Path, tmp_path: Path
 ) -> None:
-    """`check` names each handler, its module and what installed it; and whether it opens."""
+    """`check` names each handler, its module, what installed it, and whether it opens."""
 
     def check(**settings: str) -> tuple[int, dict[str, dict[str, str]]]:
         names = {"HANDLERS": ",".join(NAMES), "PYTHONPATH": str(installed)}
@@ -172,8 +162,8 @@ def test_check_says_what_is_loaded_and_from_where(
     assert found["handler audit"]["severity"] == Severity.FATAL
 
 
-def test_a_bare_function_works_and_its_failures_are_shown(ground: Sandbox) -> None:
-    """`async def` and no more is a handler; in `dev` a failed call shows the whole traceback."""
+def test_a_function_is_a_handler_and_its_failures_are_shown(ground: Sandbox) -> None:
+    """A bare `async def` is a handler; in `dev`, a failed call prints its traceback."""
     (ground.directory / "bare.py").write_text(
         "async def handle(transition):\n"
         "    user = transition.client_reference_id\n"

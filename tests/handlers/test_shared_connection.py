@@ -1,4 +1,4 @@
-"""The laws of a link: one connection for all, nothing waits longer than it must."""
+"""A shared connection: opened once, lost for all calls at once, and never waited for too long."""
 
 from __future__ import annotations
 
@@ -21,188 +21,191 @@ from tests.support.virtual_time import push
 
 
 async def never() -> None:
-    """Wait for what does not come."""
+    """Wait for ever."""
     await asyncio.Event().wait()
 
 
-class GoneError(Exception):
-    """A client's word for a connection that was lost."""
+class LostError(Exception):
+    """The client's error for a lost connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a handler might need."""
+    """Settings with one URL."""
 
     acme_url: Secret[str] = environment.setting(  # noqa: RUF009 - this makes a dataclass field
-        Secret("amqp://127.0.0.1"), shared_connection.broker_url("amqp", "amqps"), "Its broker"
+        Secret("amqp://127.0.0.1"), shared_connection.broker_url("amqp", "amqps"), "Broker"
     )
 
 
-class Wire:
-    """A connection that remembers whether it is open."""
+class FakeConnection:
+    """A connection that knows whether it is open."""
 
     is_open = True
 
 
-class Dialer:
-    """Opens wires, and does beforehand what the test says.
+class Broker:
+    """Opens connections.
 
     Attributes:
-        wires: All that were opened.
-        before: Awaited before a wire is opened.
-        after: Awaited before a wire is closed.
+        connections: Those that were opened.
+        attempts: How often opening was attempted.
+        before: Awaited before a connection is opened.
+        after: Awaited after a connection is closed.
     """
 
     def __init__(self, before: Callable[[], Awaitable[object]] | None = None) -> None:
-        self.wires: list[Wire] = []
-        self.dials = 0
+        self.connections: list[FakeConnection] = []
+        self.attempts = 0
         self.before = before
         self.after: Callable[[], Awaitable[object]] | None = None
 
     @asynccontextmanager
-    async def __call__(self) -> AsyncIterator[Wire]:
-        """Open a wire."""
-        self.dials += 1
+    async def __call__(self) -> AsyncIterator[FakeConnection]:
+        """Open a connection."""
+        self.attempts += 1
         if self.before is not None:
             await self.before()
-        wire = Wire()
-        self.wires.append(wire)
+        connection = FakeConnection()
+        self.connections.append(connection)
         try:
-            yield wire
+            yield connection
         finally:
-            wire.is_open = False
+            connection.is_open = False
             if self.after is not None:
                 await self.after()
 
 
-async def in_use(over: SharedConnection[Wire], times: int = 1) -> None:
-    """Wait until the connection is used by so many."""
-    await until(lambda: over._current is not None and len(over._current.timeouts) == times)
+async def in_use(shared: SharedConnection[FakeConnection], calls: int = 1) -> None:
+    """Wait until *calls* calls use the connection."""
+    await until(lambda: shared._current is not None and len(shared._current.timeouts) == calls)
 
 
-def linked(dialer: Dialer) -> SharedConnection[Wire]:
-    """Return a link over *dialer*."""
-    return SharedConnection(dialer, lost=(GoneError,), is_open=lambda wire: wire.is_open)
+def shared_by(broker: Broker) -> SharedConnection[FakeConnection]:
+    """Return a shared connection to *broker*."""
+    return SharedConnection(
+        broker, lost=(LostError,), is_open=lambda connection: connection.is_open
+    )
 
 
 async def use(
-    over: SharedConnection[Wire], raised: Exception | None = None, *, ends: bool = True
-) -> Wire:
-    """Use a link for a moment or for ever, and perhaps fail."""
-    async with over.acquire() as wire:
+    shared: SharedConnection[FakeConnection], raised: Exception | None = None, *, ends: bool = True
+) -> FakeConnection:
+    """Use the connection once: return it, raise an error, or never end."""
+    async with shared.acquire() as connection:
         if not ends:
             await never()
         if raised is not None:
             raise raised
-        return wire
+        return connection
 
 
-async def test_all_share_one_connection() -> None:
-    """However many ask at once, one connection is opened, and it is kept."""
-    dialer = Dialer(lambda: asyncio.sleep(0.01))
-    over = linked(dialer)
+async def test_calls_share_one_connection() -> None:
+    """Concurrent calls open one connection, which later calls use too."""
+    broker = Broker(lambda: asyncio.sleep(0.01))
+    shared = shared_by(broker)
 
-    wires = await asyncio.gather(*(use(over) for _ in range(20)))
-    assert {*wires, await use(over)} == {*dialer.wires}
-    assert dialer.dials == 1
-    await over.close()
-    assert not dialer.wires[0].is_open
+    connections = await asyncio.gather(*(use(shared) for _ in range(20)))
+    assert {*connections, await use(shared)} == {*broker.connections}
+    assert broker.attempts == 1
+    await shared.close()
+    assert not broker.connections[0].is_open
 
 
-async def test_all_who_wait_for_a_connection_hear_at_once_that_there_is_none() -> None:
-    """One attempt is made for all who wait, not one after the other."""
+async def test_a_failed_attempt_fails_all_waiting_calls() -> None:
+    """Concurrent calls make one attempt to connect, not one each."""
 
     async def fail() -> None:
         await asyncio.sleep(0.01)
-        raise GoneError
+        raise LostError
 
-    dialer = Dialer(fail)
-    over = linked(dialer)
+    broker = Broker(fail)
+    shared = shared_by(broker)
 
-    outcomes = await asyncio.gather(*(use(over) for _ in range(20)), return_exceptions=True)
+    outcomes = await asyncio.gather(*(use(shared) for _ in range(20)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [Unreachable] * 20
-    assert dialer.dials == 1
-    dialer.before = None
-    await use(over)
-    await over.close()
+    assert broker.attempts == 1
+    broker.before = None
+    await use(shared)
+    await shared.close()
 
 
-async def test_what_ends_before_it_is_used_is_not_used() -> None:
-    """Who asks in the very turn in which another loses the connection, does not get that one."""
-    dialer = Dialer()
-    over = linked(dialer)
-    lost = await use(over)
-    late = asyncio.create_task(use(over))
+async def test_a_connection_lost_before_its_use_is_not_used() -> None:
+    """A call that begins in the turn in which the connection is lost does not get it."""
+    broker = Broker()
+    shared = shared_by(broker)
+    lost = await use(shared)
+    late = asyncio.create_task(use(shared))
     await asyncio.sleep(0)
-    over.discard(lost)
+    shared.discard(lost)
 
     with pytest.raises(ConnectionError):
         await late
-    assert await use(over) is not lost
-    await over.close()
+    assert await use(shared) is not lost
+    await shared.close()
 
 
 async def test_opening_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that never greets is unreachable after `CONNECT_TIMEOUT_S`."""
+    """A broker that does not respond is unreachable after `CONNECT_TIMEOUT_S`."""
     monkeypatch.setattr(shared_connection, "CONNECT_TIMEOUT_S", 600)
-    dialer = Dialer(never)
-    over = linked(dialer)
-    used = asyncio.create_task(use(over))
-    await until(lambda: dialer.dials == 1)
+    broker = Broker(never)
+    shared = shared_by(broker)
+    used = asyncio.create_task(use(shared))
+    await until(lambda: broker.attempts == 1)
     push(600)
 
     with pytest.raises(ConnectionError):
         await used
-    await over.close()
+    await shared.close()
 
 
-def test_limits_are_ours_and_not_the_dispatchers() -> None:
-    """Connecting and publishing give up before a handler's usual time limit counts an attempt."""
+def test_limits_are_below_the_dispatchers() -> None:
+    """Connecting and publishing end before the handler's time limit counts an attempt."""
     both_s = shared_connection.CONNECT_TIMEOUT_S + shared_connection.PUBLISH_TIMEOUT_S
     assert both_s < ServiceSettings(redis_url=Secret("")).handler_timeout_s
 
 
-async def test_a_use_has_a_time_limit_and_takes_the_connection_along(
+async def test_a_call_that_times_out_discards_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Who hears nothing for `PUBLISH_TIMEOUT_S` gives up, and the connection with it."""
+    """After `PUBLISH_TIMEOUT_S` a call is unreachable, and the next one connects anew."""
     monkeypatch.setattr(shared_connection, "PUBLISH_TIMEOUT_S", 600)
-    over = linked(Dialer())
-    first = await use(over)
-    used = asyncio.create_task(use(over, ends=False))
-    await in_use(over)
+    shared = shared_by(Broker())
+    first = await use(shared)
+    used = asyncio.create_task(use(shared, ends=False))
+    await in_use(shared)
     push(600)
 
     with pytest.raises(ConnectionError):
         await used
-    assert await use(over) is not first
-    await over.close()
+    assert await use(shared) is not first
+    await shared.close()
     assert not first.is_open
 
 
-async def test_a_lost_connection_ends_every_use_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When one finds the connection gone, the others need not find out for themselves."""
+async def test_a_lost_connection_fails_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When one call finds the connection lost, the others fail at once."""
     monkeypatch.setattr(shared_connection, "PUBLISH_TIMEOUT_S", 600)
-    over = linked(Dialer())
-    waiting = [asyncio.create_task(use(over, ends=False)) for _ in range(5)]
-    await in_use(over, 5)
+    shared = shared_by(Broker())
+    waiting = [asyncio.create_task(use(shared, ends=False)) for _ in range(5)]
+    await in_use(shared, 5)
 
     async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(ConnectionError):
-            await use(over, GoneError("what the client said"))
+            await use(shared, LostError())
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [Unreachable] * 5
-    await over.close()
+    await shared.close()
 
 
-async def test_a_lost_connection_takes_no_later_one_along() -> None:
-    """Whoever still fails on an old connection leaves the new one alone."""
-    over = linked(Dialer())
+async def test_a_lost_connection_does_not_affect_the_next() -> None:
+    """A call that still fails on the old connection does not discard the new one."""
+    shared = shared_by(Broker())
     old = asyncio.Event()
 
     async def late() -> None:
         try:
-            async with over.acquire():
+            async with shared.acquire():
                 try:
                     await never()
                 except asyncio.CancelledError:
@@ -212,70 +215,70 @@ async def test_a_lost_connection_takes_no_later_one_along() -> None:
             return
 
     lingering = asyncio.create_task(late())
-    await in_use(over)
+    await in_use(shared)
     with pytest.raises(ConnectionError):
-        await use(over, GoneError())
-    new = await use(over)
+        await use(shared, LostError())
+    new = await use(shared)
     old.set()
     await lingering
-    over.discard(Wire())
-    assert await use(over) is new
-    await over.close()
+    shared.discard(FakeConnection())
+    assert await use(shared) is new
+    await shared.close()
 
 
-async def test_another_error_is_nobodys_concern() -> None:
-    """What does not mean a lost connection passes, and the connection stays."""
-    over = linked(Dialer())
-    wire = await use(over)
+async def test_other_errors_keep_the_connection() -> None:
+    """An error that does not mean a lost connection is raised, and the connection stays."""
+    shared = shared_by(Broker())
+    connection = await use(shared)
 
     with pytest.raises(KeyError):
-        await use(over, KeyError())
-    assert await use(over) is wire
-    await over.close()
+        await use(shared, KeyError())
+    assert await use(shared) is connection
+    await shared.close()
 
 
-async def test_a_canceled_caller_cancels_nobody_else() -> None:
-    """Who gives up while the connection is being opened does not stop it from being opened."""
+async def test_a_canceled_call_does_not_cancel_connecting() -> None:
+    """When a waiting call is canceled, the connection is still opened for the others."""
     may_open = asyncio.Event()
-    dialer = Dialer(may_open.wait)
-    over = linked(dialer)
-    first, second = (asyncio.create_task(use(over)) for _ in range(2))
-    await until(lambda: dialer.dials == 1)
+    broker = Broker(may_open.wait)
+    shared = shared_by(broker)
+    first, second = (asyncio.create_task(use(shared)) for _ in range(2))
+    await until(lambda: broker.attempts == 1)
     first.cancel()
     await asyncio.sleep(0)
     may_open.set()
 
-    assert await second is dialer.wires[0]
+    assert await second is broker.connections[0]
     assert first.cancelled()
-    await over.close()
+    await shared.close()
 
 
-async def test_a_refusal_is_a_config_error_to_a_check_alone() -> None:
-    """Refused by a broker that is there: a call tries again later, a check says what is wrong."""
+async def test_a_refusal_is_a_config_error_for_checks() -> None:
+    """A refused configuration is `Unreachable` for a call and `ConfigError` for a check."""
 
     async def refuse() -> None:
         raise BrokerRefusedError("NAME: wrong")
 
-    over = linked(Dialer(refuse))
+    shared = shared_by(Broker(refuse))
     with pytest.raises(BrokerRefusedError):
-        await use(over)
+        await use(shared)
     with pytest.raises(ConfigError, match=r"^NAME: wrong$"):
-        async with over.acquire_for_check():
+        async with shared.acquire_for_check():
             pytest.fail("not reached")
-    await over.close()
+    await shared.close()
 
 
 async def test_closing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that cannot be closed is left, and so is one that fails to close."""
+    """A connection that does not close is given up after `CLOSE_TIMEOUT_S`."""
     monkeypatch.setattr(shared_connection, "CLOSE_TIMEOUT_S", 0.05)
-    dialer = Dialer()
-    over = linked(dialer)
-    await use(over)
-    dialer.after = never
+    broker = Broker()
+    shared = shared_by(broker)
+    await use(shared)
+    broker.after = never
 
     async with asyncio.timeout(PATIENCE_S):
-        await over.close()
-        await over.close()
+        await shared.close()
+        await shared.close()
 
 
 @pytest.mark.parametrize(
@@ -293,7 +296,7 @@ async def test_closing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_an_unusable_url_is_refused_without_being_shown(wrong: str) -> None:
-    """A URL without host, with an odd port or scheme, is refused before any client sees it."""
+    """A URL without a host, or with a wrong port or scheme, is a problem without the URL."""
     with pytest.raises(ConfigError) as raised:
         environment.read(Settings, {"ACME_URL": wrong})
     assert str(raised.value) == "ACME_URL: expected amqp://host:port or amqps://host:port"
@@ -301,20 +304,20 @@ def test_an_unusable_url_is_refused_without_being_shown(wrong: str) -> None:
 
 @pytest.mark.parametrize("right", ["amqp://host", "amqps://user:p%2Fw@[::1]:5671/a?b=c"])
 def test_a_usable_url_is_kept_secret(right: str) -> None:
-    """A URL that can be used is read as a secret."""
+    """A usable URL is parsed as a secret."""
     read = shared_connection.broker_url("amqp", "amqps").parse(right)
 
     assert read.reveal() == right
     assert right not in repr(read)
 
 
-def test_several_urls_are_read_where_allowed() -> None:
-    """Servers by commas, each a URL of its own."""
+def test_several_urls_are_parsed_where_allowed() -> None:
+    """Several URLs are separated by commas."""
     text = "nats://a:b@one:4222,tls://two"
     assert shared_connection.broker_url("nats", "tls", many=True).parse(text).reveal() == text
 
 
-def test_silenced_loggers_say_nothing() -> None:
-    """Not even their worst."""
+def test_disabled_loggers_log_nothing() -> None:
+    """Not even critical lines."""
     shared_connection.disable_loggers("acme.broker")
     assert not logging.getLogger("acme.broker").isEnabledFor(logging.CRITICAL)

@@ -1,8 +1,8 @@
-"""The laws of the whole way: HTTP at its beginning, and at its end every queue that is there.
+"""The whole way from HTTP to every queue that is installed.
 
-One receiver and one worker, real processes, take sessions of every lifecycle, shuffled and
-doubled, to five kinds of queues at once; in the middle the worker is killed. TEST_SESSIONS says
-how many sessions live.
+A receiver and a worker, as real processes, deliver sessions of every lifecycle, shuffled and
+duplicated, to five kinds of queues at once. In between the worker is killed. TEST_SESSIONS is the
+number of sessions.
 """
 
 from __future__ import annotations
@@ -45,40 +45,40 @@ pytestmark = [
 Lives = dict[str, list[SyntheticEvent]]
 
 
-class Way(NamedTuple):
-    """What went in at one end, and what came out at the others.
+class Run(NamedTuple):
+    """What was sent and what was received.
 
     Attributes:
-        orderly: The events of each session whose events were posted one after the other.
-        disorderly: Those of sessions whose events were posted all at once.
-        answers: How the posts were answered, added up.
-        handed_over: The messages of each session that the ledger's streams stand for.
-        received: What came to each queue, in the queue's order.
-        absent: Why a queue is not there.
-        dead: How many dead letters there are.
+        ordered: Events by session, of sessions whose events were posted in order.
+        shuffled: Events by session, of sessions whose events were posted in random order.
+        outcomes: The number of responses with each outcome.
+        admitted: The messages of each session, as the streams in Redis have them.
+        received: The messages on each queue, in the queue's order.
+        absent: Why a queue is not tested.
+        dead_letters: The number of dead letters.
     """
 
-    orderly: Lives
-    disorderly: Lives
-    answers: Mapping[str, int]
-    handed_over: Mapping[str, list[cloudevents.Message]]
+    ordered: Lives
+    shuffled: Lives
+    outcomes: Mapping[str, int]
+    admitted: Mapping[str, list[cloudevents.Message]]
     received: Mapping[str, list[Received]]
     absent: Mapping[str, str]
-    dead: int
+    dead_letters: int
 
 
 @pytest.fixture(scope="module")
-def way(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Way]:
-    """Go the whole way once."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run everything once."""
     directory = tmp_path_factory.mktemp("everything")
     with ExitStack() as running:
         queues, absent = _queues(running, directory)
         opened = running.enter_context(open_sandbox(directory))
-        yield _gone(opened, queues, absent)
+        yield _run(opened, queues, absent)
 
 
 def _queues(running: ExitStack, directory: Path) -> tuple[dict[str, Broker], dict[str, str]]:
-    """Start and empty every queue that can be had; return them, and why the others are not."""
+    """Start and empty every installed queue; return them, and why the others are absent."""
     queues: dict[str, Broker] = {}
     absent: dict[str, str] = {}
     for name in QUEUES:
@@ -93,29 +93,29 @@ def _queues(running: ExitStack, directory: Path) -> tuple[dict[str, Broker], dic
     return queues, absent
 
 
-def _gone(sandbox: Sandbox, queues: Mapping[str, Broker], absent: Mapping[str, str]) -> Way:
+def _run(sandbox: Sandbox, queues: Mapping[str, Broker], absent: Mapping[str, str]) -> Run:
     random = Random(20)
-    orderly, disorderly = (_lives(random, SESSIONS // 2) for _ in range(2))
+    ordered, shuffled = (_lives(random, SESSIONS // 2) for _ in range(2))
     settings = {"HANDLERS": ",".join(queues), "LEASE_TTL_S": "1", "ADMIT_DEADLINE_S": "30"}
     for queue in queues.values():
         settings |= queue.environ()
     receiver, killed = (sandbox.start(command, **settings) for command in ("serve", "work"))
     receiver.ready()
     killed.ready()
-    with redis.Redis.from_url(sandbox.server.url) as ledger:
+    with redis.Redis.from_url(sandbox.server.url) as store:
 
         async def posted() -> dict[str, int]:
-            posting = _post(receiver.url, orderly, disorderly, random)
-            return (await asyncio.gather(posting, _kill(killed, ledger, SESSIONS)))[0]
+            posting = _post(receiver.url, ordered, shuffled, random)
+            return (await asyncio.gather(posting, _kill(killed, store, SESSIONS)))[0]
 
-        answers = asyncio.run(posted())
+        outcomes = asyncio.run(posted())
         worker = sandbox.start("work", **settings).ready()
-        soon(lambda: _is_settled(ledger, len(queues)), DEADLINE_S)
-        handed_over = _handed_over(ledger)
-        dead = sum(ledger.xlen(KEYS.dead_letters(n, name)) for n in range(8) for name in queues)
+        soon(lambda: _is_settled(store, len(queues)), DEADLINE_S)
+        admitted = _admitted_messages(store)
+        dead = sum(store.xlen(KEYS.dead_letters(n, name)) for n in range(8) for name in queues)
     received = {name: asyncio.run(queue.received()) for name, queue in queues.items()}
-    _in_good_order(receiver, worker)
-    return Way(orderly, disorderly, answers, handed_over, received, absent, dead)
+    _stop_cleanly(receiver, worker)
+    return Run(ordered, shuffled, outcomes, admitted, received, absent, dead)
 
 
 def _lives(random: Random, count: int) -> Lives:
@@ -126,8 +126,8 @@ def _lives(random: Random, count: int) -> Lives:
     return {events[0].session_id: events for events in lived}
 
 
-async def _post(url: str, orderly: Lives, disorderly: Lives, random: Random) -> dict[str, int]:
-    """Post everything, from two sides at once; return how it was answered."""
+async def _post(url: str, ordered: Lives, shuffled: Lives, random: Random) -> dict[str, int]:
+    """Post all events from two clients; return the number of responses with each outcome."""
 
     def posting(lives: Lives, *, shuffle: bool) -> Coroutine[Any, Any, Summary]:
         events = [event for life in lives.values() for event in life]
@@ -135,44 +135,44 @@ async def _post(url: str, orderly: Lives, disorderly: Lives, random: Random) -> 
         return send(deliveries, to=url, secret=SECRET, concurrency=16)
 
     summaries = await asyncio.gather(
-        posting(orderly, shuffle=False), posting(disorderly, shuffle=True)
+        posting(ordered, shuffle=False), posting(shuffled, shuffle=True)
     )
     assert all(summary.ok for summary in summaries), summaries
     return sum((Counter(summary.counts) for summary in summaries), Counter())
 
 
-async def _kill(worker: Process, ledger: redis.Redis, admitted: int) -> None:
-    """Kill the worker in the middle of its work: once so many transitions were admitted."""
-    await eventually(lambda: _admitted(ledger) >= admitted, DEADLINE_S)
+async def _kill(worker: Process, store: redis.Redis, admitted: int) -> None:
+    """Kill the worker once *admitted* transitions are in the streams."""
+    await eventually(lambda: _count_admitted(store) >= admitted, DEADLINE_S)
     worker.popen.kill()
 
 
-def _admitted(ledger: redis.Redis) -> int:
-    return sum(ledger.xlen(KEYS.transitions(partition)) for partition in range(8))
+def _count_admitted(store: redis.Redis) -> int:
+    return sum(store.xlen(KEYS.transitions(partition)) for partition in range(8))
 
 
-def _is_settled(ledger: redis.Redis, handlers: int) -> bool:
+def _is_settled(store: redis.Redis, handlers: int) -> bool:
     groups = [
         group
         for partition in range(8)
-        if ledger.exists(stream := KEYS.transitions(partition))
-        for group in ledger.xinfo_groups(stream)
+        if store.exists(stream := KEYS.transitions(partition))
+        for group in store.xinfo_groups(stream)
     ]
     left = [group for group in groups if group["pending"] or group["lag"] != 0]
     return len(groups) >= handlers and not left
 
 
-def _handed_over(ledger: redis.Redis) -> dict[str, list[cloudevents.Message]]:
+def _admitted_messages(store: redis.Redis) -> dict[str, list[cloudevents.Message]]:
     found: dict[str, list[cloudevents.Message]] = defaultdict(list)
     for partition in range(8):
-        entries: Any = ledger.xrange(KEYS.transitions(partition))
+        entries: Any = store.xrange(KEYS.transitions(partition))
         for _, entry in entries:
             transition = stream_entry.unpack(entry)
             found[transition.session_id].append(cloudevents.message(transition))
     return dict(found)
 
 
-def _in_good_order(*processes: Process) -> None:
+def _stop_cleanly(*processes: Process) -> None:
     assert [process.stop() for process in processes] == [0] * len(processes)
     for process in processes:
         assert process.err == b""
@@ -180,7 +180,7 @@ def _in_good_order(*processes: Process) -> None:
 
 
 def _consumed(received: Iterable[Received]) -> dict[str, list[Received]]:
-    """Do what a consumer is told to do: ignore a sequence that is not above the last one seen."""
+    """Return what a consumer acts on that ignores a sequence not above the last one."""
     taken: dict[str, list[Received]] = defaultdict(list)
     for one in received:
         session = one.headers["subject"]
@@ -190,59 +190,59 @@ def _consumed(received: Iterable[Received]) -> dict[str, list[Received]]:
     return dict(taken)
 
 
-def test_every_post_has_its_place(way: Way) -> None:
-    """Each event is admitted or late, each copy a duplicate, and what is admitted handed over."""
-    events = sum(len(life) for lives in (way.orderly, way.disorderly) for life in lives.values())
-    assert way.answers["admitted"] + way.answers["late"] == events
-    assert way.answers["duplicate"] == sum(way.answers.values()) - events
-    assert way.answers["duplicate"] >= DUPLICATES * events - 1
-    assert way.answers["admitted"] == sum(map(len, way.handed_over.values()))
+def test_every_post_has_its_outcome(run: Run) -> None:
+    """Each event is admitted or late, and each copy of it a duplicate."""
+    events = sum(len(life) for lives in (run.ordered, run.shuffled) for life in lives.values())
+    assert run.outcomes["admitted"] + run.outcomes["late"] == events
+    assert run.outcomes["duplicate"] == sum(run.outcomes.values()) - events
+    assert run.outcomes["duplicate"] >= DUPLICATES * events - 1
+    assert run.outcomes["admitted"] == sum(map(len, run.admitted.values()))
 
 
-def test_what_was_in_order_comes_whole_and_what_was_not_ends_right(way: Way) -> None:
-    """Orderly sessions keep every step; the others skip some, and end where they should."""
-    for session, life in way.orderly.items():
-        assert [one.id for one in way.handed_over[session]] == [event.id for event in life]
-    for session, life in way.disorderly.items():
+def test_sessions_are_complete_or_end_right(run: Run) -> None:
+    """Sessions posted in order keep every step; shuffled ones skip some, and end right."""
+    for session, life in run.ordered.items():
+        assert [one.id for one in run.admitted[session]] == [event.id for event in life]
+    for session, life in run.shuffled.items():
         place = {event.id: n for n, event in enumerate(life)}
-        places = [place[one.id] for one in way.handed_over[session]]
+        places = [place[one.id] for one in run.admitted[session]]
         assert places == sorted(places)
         assert places[-1] == len(life) - 1
 
 
 @pytest.mark.parametrize("queue", QUEUES)
-def test_a_consumer_gets_each_transition_once_and_in_order(way: Way, queue: str) -> None:
-    """By the documented rule: all there, gap-free, in order, ids unique, and to the byte."""
-    if queue in way.absent:
-        pytest.skip(way.absent[queue])
-    received = way.received[queue]
+def test_a_consumer_gets_each_transition_once_and_in_order(run: Run, queue: str) -> None:
+    """A consumer gets exactly the admitted messages, in order, without a gap or repeat."""
+    if queue in run.absent:
+        pytest.skip(run.absent[queue])
+    received = run.received[queue]
     taken = _consumed(received)
-    assert taken.keys() == way.handed_over.keys()
-    for session, wanted in way.handed_over.items():
+    assert taken.keys() == run.admitted.keys()
+    for session, wanted in run.admitted.items():
         assert [one.body for one in taken[session]] == [message.body for message in wanted]
         sent = [orjson.loads(one.body) for one in taken[session]]
         assert [int(one["sessionsequence"]) for one in sent] == [*range(1, len(wanted) + 1)]
         assert len({one["data"]["epoch"] for one in sent}) == 1
     ids = [one.headers["id"] for each in taken.values() for one in each]
     assert len(set(ids)) == len(ids)
-    # A repeat is the very same message, and never something else.
+    # A repeat is the same message to the byte.
     assert {one.body for one in received} == {
-        message.body for each in way.handed_over.values() for message in each
+        message.body for each in run.admitted.values() for message in each
     }
 
 
 @pytest.mark.parametrize("queue", QUEUES)
-def test_first_deliveries_are_in_order(way: Way, queue: str) -> None:
-    """Whatever was repeated after the kill, no sequence came before the one below it."""
-    if queue in way.absent:
-        pytest.skip(way.absent[queue])
+def test_first_deliveries_are_in_order(run: Run, queue: str) -> None:
+    """Even with repeats after the kill, no sequence came before the one below it."""
+    if queue in run.absent:
+        pytest.skip(run.absent[queue])
     first: dict[str, dict[int, None]] = defaultdict(dict)
-    for one in way.received[queue]:
+    for one in run.received[queue]:
         first[one.headers["subject"]][int(one.headers["sessionsequence"])] = None
     for sequences in first.values():
         assert [*sequences] == [*range(1, len(sequences) + 1)]
 
 
-def test_nothing_died_on_the_way(way: Way) -> None:
-    """A killed worker is no reason for a dead letter."""
-    assert way.dead == 0
+def test_a_killed_worker_causes_no_dead_letter(run: Run) -> None:
+    """No message became a dead letter."""
+    assert run.dead_letters == 0
