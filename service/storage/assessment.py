@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -44,10 +44,19 @@ class Finding(NamedTuple):
     meaning: str
 
 
-RANKS = {Severity.FINE: 0, Severity.WARNING: 1, Severity.FATAL: 2}
-# The promises that a loss of data breaks: forgotten events are taken for new ones, and transitions
-# that waited for a handler are gone.
-_MEMORY = (Promise.DURABLE, Promise.ONCE, Promise.FORWARD_ONLY)
+class _State(NamedTuple):
+    """What is known of one primary; see `assess`."""
+
+    described: Mapping[str, Any]
+    skew_s: float
+    durability: Durability
+    write_error: str
+
+
+_Verdict = tuple[Severity, str]
+
+FINE, WARNING, FATAL = Severity
+RANKS = {severity: rank for rank, severity in enumerate(Severity)}
 _NOT_PERMITTED = "CONFIG GET is not permitted"
 # The cause of each error reply to a write. Until it is removed, workers wait too.
 _WRITE_ERRORS = {
@@ -71,21 +80,24 @@ def assess(
         durability: What must hold before an event is acknowledged.
         write_error: The first word of its error reply to a write; empty where it takes writes.
     """
-    version = _version(described)
-    if version.severity is Severity.FATAL:
+    state = _State(described, skew_s, durability, write_error)
+    version = _finding("version", _version(state))
+    if version.severity is FATAL:
         return [version]
-    return [
-        _clock(skew_s),
-        version,
-        assess_writes(write_error),
-        _eviction(described.get("maxmemory_policy")),
-        _memory(described),
-        _role(described.get("role")),
-        _persistence(described),
-        _fsync(described),
-        _replication(described),
-        _durability(described, durability),
-    ]
+    return [_finding(name, rule(state)) for name, (_, rule) in _RULES.items()]
+
+
+def assess_writes(write_error: str) -> Finding:
+    """Return what the first word of an error reply to a write means; empty for no error."""
+    return _finding("writes", _writes(_State({}, 0.0, Durability.NONE, write_error)))
+
+
+def unreachable_primary(reason: str) -> Finding:
+    """Return what it means that one primary of a Cluster does not answer, while others do."""
+    meaning = (
+        f"a primary is silent ({reason}): events of its sessions get 503 until another takes over"
+    )
+    return _finding("writes", (FATAL, meaning))
 
 
 def combine(per_primary: Sequence[Sequence[Finding]]) -> list[Finding]:
@@ -98,7 +110,7 @@ def combine(per_primary: Sequence[Sequence[Finding]]) -> list[Finding]:
     for same in by_name.values():
         worst = max(same, key=lambda one: RANKS[one.severity])
         as_bad = sum(one.severity is worst.severity for one in same)
-        if as_bad < len(per_primary) and worst.severity is not Severity.FINE:
+        if as_bad < len(per_primary) and worst.severity is not FINE:
             worst = worst._replace(
                 meaning=f"{worst.meaning} (on {as_bad} of {len(per_primary)} primaries)"
             )
@@ -106,187 +118,128 @@ def combine(per_primary: Sequence[Sequence[Finding]]) -> list[Finding]:
     return joined
 
 
-def assess_writes(write_error: str) -> Finding:
-    """Return what the first word of an error reply to a write means; empty for no error."""
-    if not write_error:
-        return Finding("writes", Severity.FINE, (Promise.DURABLE,), "Redis takes writes")
-    why = _WRITE_ERRORS.get(write_error, "its own log may say why")
-    return Finding(
-        "writes",
-        Severity.FATAL,
-        (Promise.DURABLE,),
-        f"Redis answers {write_error} to every write, so every event gets 503: {why}",
-    )
+def _finding(name: str, verdict: _Verdict) -> Finding:
+    (severity, meaning), (promises, _) = verdict, _RULES[name]
+    return Finding(name, severity, promises, meaning)
 
 
-def unreachable_primary(reason: str) -> Finding:
-    """Return what it means that one primary of a Cluster does not answer, while others do."""
-    return Finding(
-        "writes",
-        Severity.FATAL,
-        (Promise.DURABLE,),
-        f"a primary is silent ({reason}): events of its sessions get 503 until another takes over",
-    )
-
-
-def _clock(skew_s: float) -> Finding:
-    promises = (Promise.AUTHENTIC, Promise.ONCE)
-    if abs(skew_s) <= CLOCK_WARNING_S:
-        return Finding("clock", Severity.FINE, promises, "our clock and Redis's agree")
-    if abs(skew_s) <= MAX_CLOCK_DIFFERENCE_S:
-        return Finding(
-            "clock",
-            Severity.WARNING,
-            promises,
-            "our clock and Redis's differ by more than 30 s: genuine signatures may be refused",
+def _clock(state: _State) -> _Verdict:
+    skew_s = abs(state.skew_s)
+    if skew_s <= CLOCK_WARNING_S:
+        return FINE, "our clock and Redis's agree"
+    if skew_s <= MAX_CLOCK_DIFFERENCE_S:
+        return WARNING, (
+            "our clock and Redis's differ by more than 30 s: genuine signatures may be refused"
         )
-    return Finding(
-        "clock",
-        Severity.FATAL,
-        promises,
+    return FATAL, (
         f"our clock and Redis's differ by more than {MAX_CLOCK_DIFFERENCE_S} s: one of them is "
-        "wrong, and no event is admitted",
+        "wrong, and no event is admitted"
     )
 
 
-def _version(described: Mapping[str, Any]) -> Finding:
-    name, promises = "version", (Promise.DURABLE,)
+def _version(state: _State) -> _Verdict:
     # Valkey calls itself Redis 7.2.4 as well.
-    version = str(described.get("redis_version", OLDEST_VERSION))
+    version = str(state.described.get("redis_version", OLDEST_VERSION))
     if int(version.partition(".")[0]) >= OLDEST_VERSION:
-        return Finding(name, Severity.FINE, promises, "our scripts run on it")
-    return Finding(
-        name,
-        Severity.FATAL,
-        promises,
-        "older than Redis 7.0: it does not run our scripts",
-    )
+        return FINE, "our scripts run on it"
+    return FATAL, "older than Redis 7.0: it does not run our scripts"
 
 
-def _eviction(policy: str | None) -> Finding:
-    promises = (*_MEMORY, Promise.ALONE)
+def _writes(state: _State) -> _Verdict:
+    word = state.write_error
+    if not word:
+        return FINE, "Redis takes writes"
+    cause = _WRITE_ERRORS.get(word, "its own log may say why")
+    return FATAL, f"Redis answers {word} to every write, so every event gets 503: {cause}"
+
+
+def _eviction(state: _State) -> _Verdict:
+    policy = state.described.get("maxmemory_policy")
     if policy in ("noeviction", None):
-        return Finding(
-            "eviction", Severity.FINE, promises, "a full Redis refuses writes and forgets nothing"
-        )
-    return Finding(
-        "eviction",
-        Severity.FATAL,
-        promises,
+        return FINE, "a full Redis refuses writes and forgets nothing"
+    return FATAL, (
         "maxmemory-policy is not noeviction: a full Redis would forget events and transitions in "
-        "silence, so every event gets 503",
+        "silence, so every event gets 503"
     )
 
 
-def _memory(described: Mapping[str, Any]) -> Finding:
-    """Return a warning before Redis is full; where no limit is set, before the machine is."""
-    name, promises = "memory", (Promise.DURABLE, Promise.ALONE)
-    limit = described.get("maxmemory") or described.get("total_system_memory") or 0
-    if not limit or described.get("used_memory", 0) <= MAX_MEMORY_USED * limit:
-        return Finding(name, Severity.FINE, promises, "there is room")
+def _memory(state: _State) -> _Verdict:
+    """Warn before Redis is full; where no limit is set, before the machine is."""
+    limit = state.described.get("maxmemory") or state.described.get("total_system_memory") or 0
+    if not limit or state.described.get("used_memory", 0) <= MAX_MEMORY_USED * limit:
+        return FINE, "there is room"
     what, then = "maxmemory", "Stripe gets 503 and nothing is lost"
-    if not described.get("maxmemory"):
+    if not state.described.get("maxmemory"):
         what, then = "the machine's memory, and no maxmemory is set", "the system may end Redis"
-    return Finding(
-        name, Severity.WARNING, promises, f"more than 80 % of {what} is used: once full, {then}"
-    )
+    return WARNING, f"more than 80 % of {what} is used: once full, {then}"
 
 
-def _role(role: str | None) -> Finding:
-    if role != "slave":
-        return Finding("role", Severity.FINE, (Promise.DURABLE,), "this Redis takes writes")
-    return Finding(
-        "role",
-        Severity.FATAL,
-        (Promise.DURABLE,),
-        "this Redis is a replica and takes no writes: REDIS_URL must lead to its primary",
-    )
+def _role(state: _State) -> _Verdict:
+    if state.described.get("role") != "slave":
+        return FINE, "this Redis takes writes"
+    return FATAL, "this Redis is a replica and takes no writes: REDIS_URL must lead to its primary"
 
 
-def _persistence(described: Mapping[str, Any]) -> Finding:
-    name = "persistence"
-    if not described.get("aof_enabled"):
-        return Finding(
-            name,
-            Severity.WARNING,
-            _MEMORY,
-            "appendonly is off: a restart of Redis loses what "
-            "was acknowledged since its last snapshot",
+def _persistence(state: _State) -> _Verdict:
+    if not state.described.get("aof_enabled"):
+        return WARNING, (
+            "appendonly is off: a restart of Redis loses what was acknowledged since its last "
+            "snapshot"
         )
     for field, failed, then in (
         ("aof_last_write_status", "write to the append-only file", "Redis refuses further writes"),
         ("aof_last_bgrewrite_status", "rewrite of the append-only file", "it grows without end"),
         ("rdb_last_bgsave_status", "snapshot", "Redis refuses writes while it stays so"),
     ):
-        if described.get(field, "ok") != "ok":
-            meaning = f"the last {failed} failed, the disk may be full: {then}"
-            return Finding(name, Severity.WARNING, _MEMORY, meaning)
-    return Finding(name, Severity.FINE, _MEMORY, "what is on disk outlives a restart of Redis")
+        if state.described.get(field, "ok") != "ok":
+            return WARNING, f"the last {failed} failed, the disk may be full: {then}"
+    return FINE, "what is on disk outlives a restart of Redis"
 
 
-def _fsync(described: Mapping[str, Any]) -> Finding:
-    name = "fsync"
-    if not described.get("aof_enabled"):
-        return Finding(name, Severity.FINE, _MEMORY, "does not matter while appendonly is off")
-    obstacle = _fsync_obstacle(described)
+def _fsync(state: _State) -> _Verdict:
+    if not state.described.get("aof_enabled"):
+        return FINE, "does not matter while appendonly is off"
+    obstacle = _fsync_obstacle(state.described)
     if not obstacle:
-        return Finding(name, Severity.FINE, _MEMORY, "what is acknowledged is on disk")
+        return FINE, "what is acknowledged is on disk"
     cause = f"{obstacle}:"
-    if described.get("appendfsync") is None:
+    if state.described.get("appendfsync") is None:
         cause = f"appendfsync cannot be read, {_NOT_PERMITTED}: unless it is always,"
-    return Finding(
-        name,
-        Severity.WARNING,
-        _MEMORY,
+    return WARNING, (
         f"{cause} when Redis is killed or loses power, the last seconds of what was acknowledged "
-        "may be lost, the more the slower its disk",
+        "may be lost, the more the slower its disk"
     )
 
 
-def _replication(described: Mapping[str, Any]) -> Finding:
-    name = "replication"
-    if not described.get("connected_slaves"):
-        return Finding(
-            name,
-            Severity.WARNING,
-            _MEMORY,
-            "no replica is connected: what is lost with this Redis and its disk is lost",
-        )
-    if len({*described.get("replica-priorities", ())} - {0}) > 1:
-        return Finding(
-            name,
-            Severity.WARNING,
-            _MEMORY,
+def _replication(state: _State) -> _Verdict:
+    if not state.described.get("connected_slaves"):
+        return WARNING, "no replica is connected: what is lost with this Redis and its disk is lost"
+    if len({*state.described.get("replica-priorities", ())} - {0}) > 1:
+        return WARNING, (
             "replicas differ in replica-priority: Sentinel may promote one that was cut off and "
-            "lacks what was acknowledged since; give all the same, or 0 to those it must leave",
+            "lacks what was acknowledged since; give all the same, or 0 to those it must leave"
         )
-    least = described.get("min-replicas-to-write")
-    if least is None or int(least) > 0:
-        unknown = (
-            f"; min-replicas-to-write cannot be read, {_NOT_PERMITTED}" if least is None else ""
-        )
-        return Finding(name, Severity.FINE, _MEMORY, f"a replica follows{unknown}")
-    return Finding(
-        name,
-        Severity.WARNING,
-        _MEMORY,
+    least = state.described.get("min-replicas-to-write")
+    if least is None:
+        return FINE, (f"a replica follows; min-replicas-to-write cannot be read, {_NOT_PERMITTED}")
+    if int(least) > 0:
+        return FINE, "a replica follows"
+    return WARNING, (
         "min-replicas-to-write is 0: a primary cut off from its replicas goes on acknowledging "
-        "what is lost when one of them takes over",
+        "what is lost when one of them takes over"
     )
 
 
-def _durability(described: Mapping[str, Any], wanted: Durability) -> Finding:
-    """Return whether what DURABILITY asks for can hold at all."""
-    problem = ""
-    if wanted is Durability.FSYNC and (obstacle := _fsync_obstacle(described)):
+def _durability(state: _State) -> _Verdict:
+    """Decide whether what DURABILITY asks for can hold at all."""
+    wanted, problem = state.durability, ""
+    if wanted is Durability.FSYNC and (obstacle := _fsync_obstacle(state.described)):
         problem = f"=fsync, but {obstacle}"
-    elif wanted is Durability.REPLICA and not described.get("connected_slaves"):
+    elif wanted is Durability.REPLICA and not state.described.get("connected_slaves"):
         problem = "=replica, but no replica is connected"
-    meaning = f"DURABILITY{problem}: every event gets 503" if problem else ""
-    severity = Severity.FATAL if problem else Severity.FINE
-    return Finding(
-        "durability", severity, (Promise.DURABLE,), meaning or f"DURABILITY={wanted} holds"
-    )
+    if problem:
+        return FATAL, f"DURABILITY{problem}: every event gets 503"
+    return FINE, f"DURABILITY={wanted} holds"
 
 
 def _fsync_obstacle(described: Mapping[str, Any]) -> str:
@@ -299,3 +252,21 @@ def _fsync_obstacle(described: Mapping[str, Any]) -> str:
         if described[name] != value:
             return f"{name} is not {value}"
     return ""
+
+
+# The promises that a loss of data breaks: forgotten events are taken for new ones, and transitions
+# that waited for a handler are gone.
+_DATA = (Promise.DURABLE, Promise.ONCE, Promise.FORWARD_ONLY)
+# Each finding's name, the promises that it touches, and its rule.
+_RULES: dict[str, tuple[Sequence[Promise], Callable[[_State], _Verdict]]] = {
+    "clock": ((Promise.AUTHENTIC, Promise.ONCE), _clock),
+    "version": ((Promise.DURABLE,), _version),
+    "writes": ((Promise.DURABLE,), _writes),
+    "eviction": ((*_DATA, Promise.ALONE), _eviction),
+    "memory": ((Promise.DURABLE, Promise.ALONE), _memory),
+    "role": ((Promise.DURABLE,), _role),
+    "persistence": (_DATA, _persistence),
+    "fsync": (_DATA, _fsync),
+    "replication": (_DATA, _replication),
+    "durability": ((Promise.DURABLE,), _durability),
+}
