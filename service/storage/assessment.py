@@ -256,17 +256,17 @@ def _fsync_obstacle(described: Mapping[str, Any]) -> str:
 
 # The promises that a loss of data breaks: forgotten events are taken for new ones, and transitions
 # that waited for a handler are gone.
-_DATA = (Promise.DURABLE, Promise.ONCE, Promise.FORWARD_ONLY)
+_KEPT = (Promise.DURABLE, Promise.ONCE, Promise.FORWARD_ONLY)
 # Each finding's name, the promises that it touches, and its rule.
 _RULES: dict[str, tuple[Sequence[Promise], Callable[[_State], _Verdict]]] = {
     "clock": ((Promise.AUTHENTIC, Promise.ONCE), _clock),
     "version": ((Promise.DURABLE,), _version),
     "writes": ((Promise.DURABLE,), _writes),
-    "eviction": ((*_DATA, Promise.ALONE), _eviction),
+    "eviction": ((*_KEPT, Promise.ALONE), _eviction),
     "memory": ((Promise.DURABLE, Promise.ALONE), _memory),
     "role": ((Promise.DURABLE,), _role),
-    "persistence": (_DATA, _persistence),
-    "fsync": (_DATA, _fsync),
-    "replication": (_DATA, _replication),
+    "persistence": (_KEPT, _persistence),
+    "fsync": (_KEPT, _fsync),
+    "replication": (_KEPT, _replication),
     "durability": ((Promise.DURABLE,), _durability),
 }
