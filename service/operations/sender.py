@@ -78,7 +78,6 @@ class Summary:
 
     counts: Mapping[str, int]
     total: int
-    elapsed_s: float
     ok: bool
 
 
@@ -137,7 +136,6 @@ async def send(
     Raises:
         ConfigError: *to* is no http or https URL.
     """
-    started_at = clock()
     stopping = stopping or asyncio.Event()
     limiter = _RateLimiter(rate, stopping, clock=clock, sleep=sleep)
     # One iterator for all workers: each takes the next sequence.
@@ -157,14 +155,13 @@ async def send(
         endpoint = _Endpoint(client=client, to=to, secret=secret, now=now, clock=clock)
         for _ in range(concurrency):
             workers.create_task(work(endpoint))
-    return _summary(answers, clock() - started_at)
+    return _summary(answers)
 
 
-def _summary(answers: Collection[Answer], elapsed_s: float) -> Summary:
+def _summary(answers: Collection[Answer]) -> Summary:
     return Summary(
         counts=Counter(answer.outcome for answer in answers),
         total=len(answers),
-        elapsed_s=elapsed_s,
         ok=all(answer.ok for answer in answers),
     )
 
