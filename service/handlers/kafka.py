@@ -67,7 +67,9 @@ class KafkaSettings:
     kafka_url: Secret[str] = environment.setting(
         Secret("kafka://127.0.0.1:9092"),
         environment.secret(
-            environment.matching(_URL, "kafka:// or kafkas:// and hosts, user and password escaped")
+            environment.matching(
+                _URL, "kafka:// or kafkas:// and hosts, user and password percent-encoded"
+            )
         ),
         "Kafka brokers, separated by commas, with user:password@ for SASL; kafkas for TLS",
     )

@@ -104,7 +104,7 @@ class SqsSettings:
     )
     sqs_region: str = environment.setting(
         "",
-        environment.matching(r"[a-z0-9-]{1,32}", "a region"),
+        environment.matching(r"[a-z0-9-]{1,32}", "an AWS region"),
         "AWS region, if the URL does not name it",
     )
     sqs_access_key_id: str = environment.setting(
