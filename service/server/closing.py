@@ -132,14 +132,13 @@ class ClosingProtocol(HttpToolsProtocol):
             # The deadline is for the whole request: a byte now and then does not move it.
             return
         self._state = state
-        deadline_s = self._deadlines_s.get(state)
-        if deadline_s is None:
+        if state is State.ANSWERING or state is State.CLOSING:
             return
         self._since = self.loop.time()
         if state is not State.IDLE:
             self._cancel_timer()
         if self._timer is None:
-            self._timer = self.loop.call_later(deadline_s, self._on_timer)
+            self._timer = self.loop.call_later(self._deadlines_s[state], self._on_timer)
 
     def _on_timer(self) -> None:
         """End what has been in one state for too long."""

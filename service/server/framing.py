@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import httptools
@@ -62,7 +63,6 @@ TOO_SLOW = FinalResponse("too_slow")
 IDLE = FinalResponse("idle")
 
 _NAME = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
-# A host and maybe a port (RFC 9110, 7.2); it may be empty.
 _HOST = re.compile(rb"(?:%b|\[[A-Za-z0-9.:%%_~-]+\])(?::[0-9]*)?" % _NAME)
 
 
@@ -99,10 +99,16 @@ def check_head(
         if version == "1.0" or any(coding != b"chunked" for coding in codings):
             raise CloseConnectionError(MALFORMED)
     host = values.get(b"host")
-    if version != "1.0" if host is None else not _HOST.fullmatch(host):
+    if version != "1.0" if host is None else not _is_host(host):
         raise CloseConnectionError(MALFORMED)
     if len(values) < len(headers) and sum(name == b"host" for name, _ in headers) > 1:
         raise CloseConnectionError(MALFORMED)
+
+
+@lru_cache(maxsize=64)
+def _is_host(value: bytes) -> bool:
+    """Say whether *value* is a host and maybe a port (RFC 9110, 7.2); it may be empty."""
+    return _HOST.fullmatch(value) is not None
 
 
 def check_url(url: bytes) -> None:

@@ -75,7 +75,7 @@ class GuardedProtocol(ClosingProtocol):
             return
         if self._bytes_since_body > MAX_HEADER_BYTES:
             self._close_with(TOO_LARGE)
-        else:
+        elif self._state is not State.ANSWERING:
             self._wait()
 
     def _parse(self, data: bytes) -> None:
@@ -172,7 +172,7 @@ class GuardedProtocol(ClosingProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Let the application have the whole request, or shed it."""
+        """Hand the whole request to the application, or shed it."""
         if self._head_without_upgrade is not None:
             return
         is_shed = self._stage is _Stage.SHED_BODY
@@ -185,6 +185,8 @@ class GuardedProtocol(ClosingProtocol):
         if self._listener.requests_this_turn == 1:
             self.loop.call_soon(self._listener.end_turn)
         super().on_message_complete()
+        if not self.cycle.response_complete:
+            self._enter(State.ANSWERING)
 
     def _shed(self) -> None:
         """Answer a whole request without running the application."""

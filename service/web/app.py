@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import orjson
@@ -17,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..config import WEBHOOK_PATH, Settings
 from ..errors import RETRY_AFTER_S, Rejected, RejectionReason, Unavailable, UnavailableReason
@@ -247,22 +248,25 @@ class _Webhook:
 
 async def _respond(send: Send, outcome: Receipt | Rejected | Unavailable) -> None:
     """Send the response to a request that ended in *outcome*."""
-    status, content = _response(outcome)
-    body = orjson.dumps(content)
+    if isinstance(outcome, Receipt):
+        start, body = _response(200, "outcome", outcome.outcome)
+    elif isinstance(outcome, Unavailable):
+        start, body = _response(503, "error", "unavailable")
+    else:
+        status = _STATUSES.get(outcome.reason, 400)
+        start, body = _response(status, "error", outcome.reason, outcome.field)
+    await send(start)
+    await send(body)
+
+
+@lru_cache(maxsize=1024)
+def _response(
+    status: int, key: str, word: str, field: str | None = None
+) -> tuple[Message, Message]:
+    """Return a response, ready to be sent: there are few, since words and fields are lists."""
+    body = orjson.dumps({key: word} if field is None else {key: word, "field": field})
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if status == 503:  # noqa: PLR2004 - HTTP's own number
         headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _response(outcome: Receipt | Rejected | Unavailable) -> tuple[int, dict[str, str]]:
-    """Return an outcome's status code and JSON body."""
-    if isinstance(outcome, Receipt):
-        return 200, {"outcome": outcome.outcome}
-    if isinstance(outcome, Unavailable):
-        return 503, {"error": "unavailable"}
-    status = _STATUSES.get(outcome.reason, 400)
-    if outcome.field is None:
-        return status, {"error": outcome.reason}
-    return status, {"error": outcome.reason, "field": outcome.field}
+    start = {"type": "http.response.start", "status": status, "headers": headers}
+    return start, {"type": "http.response.body", "body": body}
