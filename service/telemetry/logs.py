@@ -56,7 +56,7 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
     atexit.unregister(flush)
     atexit.register(flush)
     structlog.configure(
-        processors=[partial(_throttle, throttle), *processors],
+        processors=[_throttling(throttle), *processors],
         wrapper_class=structlog.make_filtering_bound_logger(min_level),
         logger_factory=lambda *_: sink,
         cache_logger_on_first_use=True,
@@ -150,13 +150,16 @@ def _lines_dropped(processors: Sequence[Processor], number: int) -> bytes:
     return line
 
 
-def _throttle(throttle: LogThrottle, _: Any, __: str, fields: EventDict) -> EventDict:
-    suppressed = throttle.check_line(fields)
-    if suppressed is None:
-        raise structlog.DropEvent
-    if suppressed:
-        fields["suppressed"] = suppressed
-    return fields
+def _throttling(throttle: LogThrottle) -> Processor:
+    def process(_: Any, __: str, fields: EventDict) -> EventDict:
+        suppressed = throttle.check_line(fields)
+        if suppressed is None:
+            raise structlog.DropEvent
+        if suppressed:
+            fields["suppressed"] = suppressed
+        return fields
+
+    return process
 
 
 def _order_fields(_: Any, level: str, fields: EventDict) -> EventDict:
