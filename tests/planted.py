@@ -850,6 +850,13 @@ MUTANTS = (
         "telemetry/test_logs.py",
     ),
     Mutant(
+        "a signing secret in a log line counts as clean",
+        "service/telemetry/redaction.py",
+        '        and line.find(b"whsec_") < 0\n',
+        "",
+        "telemetry/test_redaction.py",
+    ),
+    Mutant(
         "log lines overtake those that are queued",
         "service/telemetry/log_writer.py",
         "            if not self._queued_bytes:\n",

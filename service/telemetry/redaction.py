@@ -131,7 +131,8 @@ def _sanitize_value(value: object, depth: int) -> Any:
     if value is None or isinstance(value, bool | float | datetime):
         return value
     if isinstance(value, int):
-        return value if value.bit_length() < 64 else f"{value.bit_length()} bits"  # noqa: PLR2004
+        # JSON encoders take no larger numbers.
+        return value if -(2**63) <= value < 2**64 else f"{value.bit_length()} bits"
     if isinstance(value, dict) and depth < MAX_DEPTH:
         return sanitize(value, depth)
     if (type(value) is list or type(value) is tuple) and depth < MAX_DEPTH:
