@@ -5,17 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from random import Random
 
-import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from service.config import DAY_S
 from service.errors import Unavailable, UnavailableReason
 from service.inbox.admission import Admission, Outcome
-from service.operations.synthetic_events import LIFECYCLES, lifecycle_events
 from service.transitions import stream_entry
 from service.transitions.transition import make_change
 from tests.support.admissions import (
@@ -30,10 +25,7 @@ from tests.support.admissions import (
     OpenInbox,
     make_event,
     outcomes,
-    parsed,
 )
-from tests.support.depth import searching
-from tests.support.session_record_model import order_of, state_of
 
 
 class TestVerdicts:
@@ -309,74 +301,3 @@ class TestBatches:
             )
             assert sorted(outcomes(answers)) == ["admitted"] + ["duplicate"] * 49
         assert len(await replicas[0].entries()) == 20
-
-
-@st.composite
-def arrivals(draw: st.DrawFn) -> list[bytes]:
-    """Draw the events of some sessions, shuffled, each at least once and some several times."""
-    names = draw(st.lists(st.sampled_from(sorted(LIFECYCLES)), min_size=1, max_size=3))
-    random = Random(draw(st.integers(0, 2**32)))
-    bodies = [
-        event.body
-        for name in names
-        for event in lifecycle_events(name, random=random, started_at=NOW - 7 * DAY_S)
-    ]
-    copies = draw(st.lists(st.sampled_from(bodies), max_size=6))
-    return draw(st.permutations(bodies + copies))
-
-
-class TestAnyOrder:
-    """Events in any order, several times, at several replicas."""
-
-    @given(bodies=arrivals(), seed=st.integers(0, 2**32))
-    @searching(50)
-    async def test_concurrent_admissions_end_in_the_same_state(
-        self, open_inbox: OpenInbox, bodies: list[bytes], seed: int
-    ) -> None:
-        """Concurrent admissions leave each session in its newest state, its stream without gaps."""
-        inboxes, random = [open_inbox() for _ in range(3)], Random(seed)
-        await inboxes[0].client.flushall()
-        answers = await asyncio.gather(
-            *(random.choice(inboxes).admit(parsed(body)) for body in bodies)
-        )
-        decided = [
-            orjson.loads(body)["id"]
-            for body, [answer] in zip(bodies, answers, strict=True)
-            if answer.outcome is not Outcome.DUPLICATE
-        ]
-        admitted = [
-            orjson.loads(body)["id"]
-            for body, [answer] in zip(bodies, answers, strict=True)
-            if answer.outcome is Outcome.ADMITTED
-        ]
-        assert sorted(decided) == sorted({orjson.loads(body)["id"] for body in bodies})
-        streamed = [stream_entry.unpack(entry).event_id for entry in await inboxes[0].entries()]
-        assert sorted(streamed) == sorted(admitted)
-        await self.check_final_states(inboxes[0], bodies)
-
-    async def check_final_states(self, inbox: InspectedInbox, bodies: list[bytes]) -> None:
-        """Check that each session is as its newest event says, and its stream is in order."""
-        found = {event["id"]: event for event in map(orjson.loads, bodies)}
-        for session in {event["data"]["object"]["id"] for event in found.values()}:
-            own = [one for one in found.values() if one["data"]["object"]["id"] == session]
-            newest = max(own, key=order_of)
-            transitions = await inbox.transitions(session)
-
-            assert [one.sequence for one in transitions] == [*range(1, len(transitions) + 1)]
-            orders = [order_of(found[one.event_id]) for one in transitions]
-            assert orders == sorted(orders)
-            assert [one.previous for one in transitions] == [
-                None,
-                *(one.current for one in transitions[:-1]),
-            ]
-            assert len({one.epoch for one in transitions}) == 1
-            assert state_of(found[transitions[-1].event_id]) == state_of(newest)
-            record = await inbox.record(session)
-            assert record["status"] == transitions[-1].current
-            assert int(record["sequence"]) == len(transitions)
-            assert record["latest"].split(" ")[1:] == [
-                str(order_of(newest).order_key),
-                newest["id"],
-            ]
-            remembered = {name for name in record if name.startswith("evt_")}
-            assert remembered == {one["id"] for one in own}
