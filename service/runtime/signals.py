@@ -26,6 +26,7 @@ def stop_event() -> asyncio.Event:
             loop.remove_signal_handler(each)
 
     for each in (signal.SIGTERM, signal.SIGINT):
+        # Outside the main thread signals cannot be handled.
         with contextlib.suppress(ValueError):
             loop.add_signal_handler(each, stop)
     return stopping

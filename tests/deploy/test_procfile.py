@@ -18,6 +18,13 @@ def test_it_is_well_formed() -> None:
     assert "web, worker" in run(tool("honcho"), "check", "--procfile", PROCFILE)
 
 
+def test_both_processes_fit_on_one_machine() -> None:
+    """Their admin ports differ, and signals reach Python because of `exec`."""
+    kinds = dict(line.split(": ") for line in PROCFILE.read_text().splitlines())
+    assert kinds["web"] == "exec python -m service serve"
+    assert kinds["worker"] == "ADMIN_PORT=8002 exec python -m service work"
+
+
 def test_its_commands_parse() -> None:
     """Each line ends in a command that our command line accepts."""
     for line in PROCFILE.read_text().splitlines():

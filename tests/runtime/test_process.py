@@ -6,10 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
-import signal
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,12 +14,9 @@ import orjson
 import pytest
 import redis
 
-from service.secret import Secret
-from service.stripe.signatures import fingerprint
 from tests.support.harness import (
     DEADLINE_S,
     PROCESS_DEADLINE_S,
-    SECRET,
     WEBHOOK,
     Process,
     Sandbox,
@@ -30,7 +24,6 @@ from tests.support.harness import (
     connected,
     event,
     eventually,
-    open_sandbox,
     post_all,
     request,
     signed,
@@ -40,31 +33,6 @@ from tests.support.harness import (
 from tests.support.servers import free_port, frozen, server
 
 CANARY = "canary-4711"
-BROKEN = f"""
-from contextlib import asynccontextmanager
-from service.errors import ConfigError
-
-@asynccontextmanager
-async def refuses(environ):
-    raise ConfigError(["BROKEN_URL: expected a URL", "BROKEN_TOPIC: expected a name"])
-    yield
-
-@asynccontextmanager
-async def crashes(environ):
-    secret = "{CANARY}"
-    raise RuntimeError(secret, environ)
-    yield
-
-@asynccontextmanager
-async def slow(environ):
-    import asyncio
-    try:
-        print("opening", flush=True)
-        await asyncio.sleep(3600)
-        yield
-    finally:
-        print("closing", flush=True)
-"""
 # `python -m service` with a low limit of open files.
 FEW_FILES = """
 import resource
@@ -94,15 +62,6 @@ async def watch(health):
 Health.watch = watch
 main()
 """
-
-
-@pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """Yield a sandbox with a server for the tests of this module."""
-    directory = tmp_path_factory.mktemp("processes")
-    (directory / "broken.py").write_text(BROKEN)
-    with open_sandbox(directory) as opened:
-        yield opened
 
 
 def assert_one_line(process: Process, code: int, *problems: str) -> None:
@@ -263,52 +222,6 @@ def test_readiness_names_its_reason(sandbox: Sandbox) -> None:
     assert serve.stop() == 0
 
 
-def test_stopping_is_not_ready_then_closed_then_gone(sandbox: Sandbox) -> None:
-    """On SIGTERM: not ready at once, open for another DRAIN_S, then closed; exit code 0."""
-    serve = sandbox.start("serve", DRAIN_S="5", KEEP_ALIVE_S="3600").ready()
-    with httpx2.Client(base_url=f"http://127.0.0.1:{serve.port}") as client:
-        soon(lambda: client.get("/readyz").status_code == 200)
-        serve.popen.terminate()
-        soon(lambda: client.get("/readyz").status_code == 503)
-        body = event(session="vs_drain", id="evt_drain")
-        with httpx2.Client() as fresh:
-            assert fresh.post(serve.url, content=body, headers=signed(body)).status_code == 200
-        assert client.get("/livez").status_code == 200
-        # The test would time out if the process waited for this connection.
-        assert serve.wait() == 0
-    names = [line["event"] for line in serve.lines()]
-    assert names[-2:] == ["event.admitted", "process.stopped"]
-    assert b"Traceback" not in serve.out + serve.err
-
-
-def test_a_second_signal_ends_it_at_once(sandbox: Sandbox) -> None:
-    """A second SIGTERM skips the drain."""
-    serve = sandbox.start("serve", DRAIN_S="300").ready()
-    serve.popen.terminate()
-    soon(lambda: serve.lines("process.draining"))
-    serve.popen.terminate()
-    assert serve.wait() == -signal.SIGTERM
-
-
-async def test_a_stuck_client_does_not_hold_up_the_stop(sandbox: Sandbox) -> None:
-    """A client that stops in mid-body delays the stop by SHUTDOWN_GRACE_S, and gets 503."""
-    serve = sandbox.start("serve", RECEIVE_TIMEOUT_S="300", SHUTDOWN_GRACE_S="1").ready()
-    reader, writer = await asyncio.open_connection("127.0.0.1", serve.port)
-    head = b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
-    writer.write(head + b"Expect: 100-continue\r\n\r\n")
-    invited = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
-    assert invited == b"HTTP/1.1 100 Continue\r\n\r\n"
-    writer.write(b"half")
-    serve.popen.terminate()
-    said = await asyncio.wait_for(reader.read(), DEADLINE_S)
-    assert said.startswith(b"HTTP/1.1 503 ")
-    assert b"retry-after: 5" in said
-    assert await asyncio.to_thread(serve.wait) == 0
-    assert b"Traceback" not in serve.out + serve.err
-    assert b"exception" not in serve.out
-    writer.close()
-
-
 async def test_requests_beyond_the_limit_are_shed(sandbox: Sandbox) -> None:
     """With MAX_IN_FLIGHT requests in progress, another POST is answered 503 by the listener."""
     process = sandbox.start(
@@ -335,103 +248,6 @@ def _metrics(process: Process) -> bytes:
     return httpx2.get(f"{process.admin}/metrics").content
 
 
-@pytest.mark.parametrize("command", ["serve", "work", "dev"])
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_while_starting_is_a_stop(
-    sandbox: Sandbox, command: str, how: signal.Signals
-) -> None:
-    """A process that still waits for Redis stops at once, with exit code 0."""
-    nowhere = f"unix://{sandbox.directory}/nowhere.sock"
-    process = sandbox.start(command, REDIS_URL=nowhere, DRAIN_S="300").ready()
-    soon(lambda: process.lines("redis.lost"))
-    process.popen.send_signal(how)
-    assert process.wait() == 0, process.err
-    assert process.lines()[-1]["event"] == "process.stopped"
-    assert command == "dev" or process.err == b""
-
-
-def test_a_stop_while_a_handler_opens_is_a_stop(sandbox: Sandbox) -> None:
-    """A handler that is still being opened is cancelled, and cleans up."""
-    process = sandbox.start("work", HANDLERS="broken:slow").ready()
-    soon(lambda: b"opening" in process.out)
-    assert process.stop() == 0
-    assert b"closing" in process.out
-    assert process.err == b""
-
-
-def rotated(
-    process: Process, client: httpx2.Client, secret: Secret[bytes], number: int
-) -> dict[str, int]:
-    """Post an event signed with each of the two secrets; return the status codes."""
-    statuses = {}
-    for name, by in (("old", SECRET), ("new", secret)):
-        body = event(id=f"evt_{name}_{number}", session=f"vs_{name}")
-        answer = client.post(process.url, content=body, headers=signed(body, by))
-        statuses[name] = answer.status_code
-    return statuses
-
-
-@pytest.mark.parametrize(
-    "asked", [True, pytest.param(False, marks=takes_long)], ids=["by signal", "by itself"]
-)
-@pytest.mark.parametrize("command", ["serve", "dev"])
-def test_secrets_follow_their_file(sandbox: Sandbox, command: str, asked: bool) -> None:
-    """A changed file, or SIGHUP, replaces the secrets; an invalid one changes nothing."""
-    new = Secret(b"whsec_new_" + CANARY.encode())
-    path = sandbox.directory / f"secrets_{command}_{asked}"
-    path.write_bytes(SECRET.reveal())
-    process = sandbox.start(
-        command, STRIPE_WEBHOOK_SECRETS="", STRIPE_WEBHOOK_SECRETS_FILE=str(path)
-    ).ready()
-
-    def put(text: bytes, event: str, count: int) -> None:
-        path.with_suffix(".new").write_bytes(text)
-        path.with_suffix(".new").replace(path)
-        if asked:
-            process.popen.send_signal(signal.SIGHUP)
-        soon(lambda: len(process.lines(event)) == count)
-
-    both = new.reveal() + b"," + SECRET.reveal() + b"\n"
-    with httpx2.Client() as client:
-        assert rotated(process, client, new, 1) == {"old": 200, "new": 400}
-        put(both, "secrets.reloaded", 1)
-        assert rotated(process, client, new, 2) == {"old": 200, "new": 200}
-        put(b"two words " + CANARY.encode(), "secrets.reload_failed", 1)
-        assert rotated(process, client, new, 3) == {"old": 200, "new": 200}
-        put(new.reveal(), "secrets.reloaded", 2)
-        assert rotated(process, client, new, 4) == {"old": 400, "new": 200}
-    assert process.lines("secrets.reloaded")[-1]["fingerprints"] == [fingerprint(new)]
-    [kept] = process.lines("secrets.reload_failed")
-    assert kept["problems"][0].startswith("STRIPE_WEBHOOK_SECRETS: expected ")
-    assert process.stop() == 0
-    assert CANARY.encode() not in process.out + process.err
-
-
-@takes_long
-def test_networks_follow_their_file(sandbox: Sandbox) -> None:
-    """The allow list is read again when its file changes; a missing file changes nothing."""
-    path = sandbox.directory / "networks"
-    path.write_text("192.0.2.0/24\n2001:db8::/32\n")
-    serve = sandbox.start("serve", ALLOWED_NETWORKS_FILE=str(path)).ready()
-    body = event(session="vs_networks", id="evt_networks")
-    with httpx2.Client() as client:
-
-        def status() -> int:
-            return client.post(serve.url, content=body, headers=signed(body)).status_code
-
-        assert status() == 403
-        path.write_text("192.0.2.0/24\n127.0.0.0/8\n")
-        soon(lambda: serve.lines("networks.reloaded"))
-        assert status() == 200
-        path.unlink()
-        soon(lambda: serve.lines("networks.reload_failed"))
-        assert status() == 200
-    assert serve.lines("networks.reload_failed")[0]["problems"] == [
-        "ALLOWED_NETWORKS_FILE: expected a readable file of UTF-8 text"
-    ]
-    assert serve.stop() == 0
-
-
 async def test_few_files_mean_few_connections(sandbox: Sandbox) -> None:
     """With a low limit of open files connections are limited, and some are left for Redis."""
     serve = sandbox.start("serve", program=FEW_FILES)
@@ -449,15 +265,6 @@ async def test_few_files_mean_few_connections(sandbox: Sandbox) -> None:
     assert serve.err == b""
 
 
-def test_sighup_does_not_stop_a_process(sandbox: Sandbox) -> None:
-    """SIGHUP stops neither a worker nor a receiver."""
-    started = [sandbox.start("serve"), sandbox.start("work")]
-    for process in started:
-        process.ready().popen.send_signal(signal.SIGHUP)
-    soon(lambda: started[0].lines("secrets.reloaded"))
-    assert [process.stop() for process in started] == [0, 0]
-
-
 def test_a_worker_has_an_admin_port(sandbox: Sandbox) -> None:
     """`work` serves probes and metrics on its admin port, and no webhooks."""
     work = sandbox.start("work").ready()
@@ -468,14 +275,6 @@ def test_a_worker_has_an_admin_port(sandbox: Sandbox) -> None:
         assert client.post("/webhooks/stripe").status_code == 404
     assert work.started["port"] is None
     assert work.stop() == 0
-
-
-def test_the_procfile_runs_both_on_one_machine() -> None:
-    """Both processes of the Procfile fit on one machine: their admin ports differ."""
-    lines = (Path(__file__).parents[2] / "Procfile").read_text().splitlines()
-    kinds = dict(line.split(": ") for line in lines)
-    assert kinds["web"] == "exec python -m service serve"
-    assert kinds["worker"] == "ADMIN_PORT=8002 exec python -m service work"
 
 
 # `python -m service` with a pipe as standard output.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable
 from typing import Any
 
+import httpx2
 import pytest
 
 from service.errors import ConfigError
@@ -14,8 +16,18 @@ from service.runtime.reloading import Reloader
 from service.secret import Secret
 from service.stripe.signatures import fingerprint
 from service.stripe.signing_secrets import SigningSecrets
-from tests.support.harness import eventually
+from tests.support.harness import (
+    SECRET,
+    Process,
+    Sandbox,
+    event,
+    eventually,
+    signed,
+    soon,
+    takes_long,
+)
 
+CANARY = "canary-4711"
 OLD, NEW = (Secret(b"whsec_old"),), (Secret(b"whsec_new"),)
 
 
@@ -120,3 +132,79 @@ def test_signing_secrets_are_replaced_as_a_whole() -> None:
     assert len(signing_secrets) == 2
     assert signing_secrets.get("eu") is None
     assert signing_secrets.fingerprints() == sorted({fingerprint(OLD[0]), fingerprint(NEW[0])})
+
+
+# Whole processes
+
+
+def rotated(
+    process: Process, client: httpx2.Client, secret: Secret[bytes], number: int
+) -> dict[str, int]:
+    """Post an event signed with each of the two secrets; return the status codes."""
+    statuses = {}
+    for name, by in (("old", SECRET), ("new", secret)):
+        body = event(id=f"evt_{name}_{number}", session=f"vs_{name}")
+        answer = client.post(process.url, content=body, headers=signed(body, by))
+        statuses[name] = answer.status_code
+    return statuses
+
+
+@pytest.mark.parametrize(
+    "asked", [True, pytest.param(False, marks=takes_long)], ids=["by signal", "by itself"]
+)
+@pytest.mark.parametrize("command", ["serve", "dev"])
+def test_secrets_follow_their_file(sandbox: Sandbox, command: str, asked: bool) -> None:
+    """A changed file, or SIGHUP, replaces the secrets; an invalid one changes nothing."""
+    new = Secret(b"whsec_new_" + CANARY.encode())
+    path = sandbox.directory / f"secrets_{command}_{asked}"
+    path.write_bytes(SECRET.reveal())
+    process = sandbox.start(
+        command, STRIPE_WEBHOOK_SECRETS="", STRIPE_WEBHOOK_SECRETS_FILE=str(path)
+    ).ready()
+
+    def put(text: bytes, event: str, count: int) -> None:
+        path.with_suffix(".new").write_bytes(text)
+        path.with_suffix(".new").replace(path)
+        if asked:
+            process.popen.send_signal(signal.SIGHUP)
+        soon(lambda: len(process.lines(event)) == count)
+
+    both = new.reveal() + b"," + SECRET.reveal() + b"\n"
+    with httpx2.Client() as client:
+        assert rotated(process, client, new, 1) == {"old": 200, "new": 400}
+        put(both, "secrets.reloaded", 1)
+        assert rotated(process, client, new, 2) == {"old": 200, "new": 200}
+        put(b"two words " + CANARY.encode(), "secrets.reload_failed", 1)
+        assert rotated(process, client, new, 3) == {"old": 200, "new": 200}
+        put(new.reveal(), "secrets.reloaded", 2)
+        assert rotated(process, client, new, 4) == {"old": 400, "new": 200}
+    assert process.lines("secrets.reloaded")[-1]["fingerprints"] == [fingerprint(new)]
+    [kept] = process.lines("secrets.reload_failed")
+    assert kept["problems"][0].startswith("STRIPE_WEBHOOK_SECRETS: expected ")
+    assert process.stop() == 0
+    assert CANARY.encode() not in process.out + process.err
+
+
+@takes_long
+def test_networks_follow_their_file(sandbox: Sandbox) -> None:
+    """The allow list is read again when its file changes; a missing file changes nothing."""
+    path = sandbox.directory / "networks"
+    path.write_text("192.0.2.0/24\n2001:db8::/32\n")
+    serve = sandbox.start("serve", ALLOWED_NETWORKS_FILE=str(path)).ready()
+    body = event(session="vs_networks", id="evt_networks")
+    with httpx2.Client() as client:
+
+        def status() -> int:
+            return client.post(serve.url, content=body, headers=signed(body)).status_code
+
+        assert status() == 403
+        path.write_text("192.0.2.0/24\n127.0.0.0/8\n")
+        soon(lambda: serve.lines("networks.reloaded"))
+        assert status() == 200
+        path.unlink()
+        soon(lambda: serve.lines("networks.reload_failed"))
+        assert status() == 200
+    assert serve.lines("networks.reload_failed")[0]["problems"] == [
+        "ALLOWED_NETWORKS_FILE: expected a readable file of UTF-8 text"
+    ]
+    assert serve.stop() == 0
