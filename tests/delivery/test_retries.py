@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 import structlog.testing
 
-from service.config import Settings
 from service.delivery import retries
 from service.delivery.retries import (
     MAX_DESTINATIONS,
@@ -18,21 +17,13 @@ from service.delivery.retries import (
     CircuitBreakers,
     CircuitSession,
 )
-from service.delivery.worker import Worker
 from service.operations import check
 from service.storage.assessment import Severity
 from service.storage.connections import Connections
-from service.storage.layout import Keys
 from service.telemetry import metrics
-from service.transitions.transition import StatusTransition
-from tests.support.harness import eventually
 from tests.support.servers import until
 from tests.support.virtual_time import in_virtual_time
-
-CHANGE = (
-    '{"event_id":"evt_%d","event_type":"t","occurred_at":"2026-01-01T00:00:00Z",'
-    '"session_id":"vs_%d","current":"processing"}'
-)
+from tests.support.workers import CallLog, Deployment, Entry
 
 
 class RecordingScheduler:
@@ -210,45 +201,37 @@ async def test_a_scheduler_that_stops_gives_up_its_turn() -> None:
 
 
 async def test_an_outage_is_seen_by_check_and_ends(
-    make_settings: Callable[..., Settings],
+    deployment: Deployment,
     connections: Connections,
     lines: list[structlog.typing.EventDict],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With Redis: during an outage `check` warns and nothing is a dead letter; then all follows."""
     monkeypatch.setattr(retries, "MAX_PROBE_DELAY_S", 0.02)
-    settings = make_settings(
-        lease_ttl_s=1.0, retry_initial_delay_s=0.01, retry_max_delay_s=0.02, retry_max_attempts=1
-    )
-    keys = Keys(settings.redis_prefix, settings.partitions)
-    is_unreachable, calls, taken = True, 0, list[str]()
+    is_unreachable = True
 
-    async def handle(transition: StatusTransition) -> None:
-        nonlocal calls
-        calls += 1
+    async def act(_: Entry) -> None:
         if is_unreachable:
             raise ConnectionError
-        taken.append(transition.session_id)
 
-    for n in range(50):
-        stream = keys.transitions(keys.partition(f"vs_{n}"))
-        fields = {"change": CHANGE % (n, n), "previous": "", "sequence": 1, "epoch": 1}
-        await connections.client.xadd(stream, fields)
-    stopping = asyncio.Event()
-    work = asyncio.create_task(Worker(connections, keys, settings, {"log": handle}).run(stopping))
-    await until(lambda: connections.client.exists(keys.circuit("log")))
+    log = CallLog()
+    deployment.admit(50)
+    deployment.start(
+        connections,
+        {"log": log.handler(act)},
+        retry_initial_delay_s=0.01,
+        retry_max_delay_s=0.02,
+        retry_max_attempts=1,
+    )
+    await until(lambda: connections.client.exists(deployment.keys.circuit("log")))
     # If calls counted as attempts, each session's only one would be used up by now.
-    await eventually(lambda: calls > 60)
+    await until(lambda: len(log.calls) > 60)
     assert gauge("log") == 1
-    found = {finding.name: finding for finding in await check.collect_findings(settings, {})}
+    found = {one.name: one for one in await check.collect_findings(deployment.settings, {})}
     assert found["group log"].severity is Severity.WARNING
     assert "its queue is unreachable" in found["group log"].meaning
 
     is_unreachable = False
-    await eventually(lambda: len(taken) == 50)
+    await deployment.deliver_all(lambda: log.returns)
     assert gauge("log") == 0
-    stopping.set()
-    await work
-    assert not [
-        line for line in lines if line["event"] in ("delivery.dead_lettered", "delivery.retried")
-    ]
+    assert not {line["event"] for line in lines} & {"delivery.dead_lettered", "delivery.retried"}
