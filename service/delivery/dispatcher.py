@@ -1,8 +1,7 @@
 """Which session of a partition runs when: in order, within bounds. Knows no Redis and no queue.
 
-A `Dispatcher` handles one handler's entries of one partition while the lease is held. (`deliverer`
-lists who decides what on the way of an attempt.) Time is the event loop's alone. A session is in
-one of three states:
+A `Dispatcher` handles one handler's entries of one partition while the lease is held. `deliverer`
+lists who decides what on the way of an attempt. A session is in one of three states:
 
     running                  a task delivers its entries, one after the other
     waiting for a retry      its first entry has failed; it runs again after a delay
@@ -11,12 +10,10 @@ one of three states:
 
 What bounds the memory:
 
-    WINDOW        loaded entries, of running sessions. Sessions that wait are parked (`backlog`) and
-                  take no slots of the window, so failing sessions do not hold up the others. A
-                  session that waits for a circuit keeps one slot, since while the only destination
-                  is unreachable, there is no point in reading on. If the handler has several
-                  destinations, there is, and no slot is kept.
-    MAX_PARKED    parked entries. Beyond it nothing is read until enough of them are done with.
+    WINDOW        loaded entries. A session that waits is parked (`backlog`), so failing sessions take
+                  no slots of the others. If the handler has only one destination, a session that
+                  waits for its circuit keeps one slot: reading on would not deliver anything.
+    MAX_PARKED    parked entries. At this number reading pauses until enough of them are delivered.
 """
 
 from __future__ import annotations
