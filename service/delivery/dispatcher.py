@@ -10,8 +10,8 @@ lists who decides what on the way of an attempt. A session is in one of three st
 
 What bounds the memory:
 
-    WINDOW        loaded entries. A session that waits is parked (`backlog`), so failing sessions take
-                  no slots of the others. If the handler has only one destination, a session that
+    WINDOW        loaded entries. Sessions that wait are parked (`backlog`), so failing ones take no
+                  slots of the others. If the handler has only one destination, a session that
                   waits for its circuit keeps one slot: reading on would not deliver anything.
     MAX_PARKED    parked entries. At this number reading pauses until enough of them are delivered.
 """

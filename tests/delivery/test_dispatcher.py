@@ -143,7 +143,7 @@ async def test_retries_use_half_of_the_concurrency() -> None:
 
 @in_virtual_time
 async def test_parked_entries_are_bounded() -> None:
-    """With too many parked entries reading pauses, with one error line, until there are less."""
+    """With too many parked entries reading pauses, with one error line, until there are fewer."""
     consumer = FakeConsumer((f"bad{n}", 1) for n in range(300))
     is_failing = True
 
@@ -153,7 +153,7 @@ async def test_parked_entries_are_bounded() -> None:
 
     small = mock.patch.multiple(dispatcher_module, MAX_PARKED=50, MAX_PER_READ=10, WINDOW=10)
     with small, structlog.testing.capture_logs() as lines:
-        async with dispatching(consumer, act) as dispatcher:
+        async with dispatching(consumer, act, POLICY._replace(max_attempts=1000)) as dispatcher:
             await until(lambda: dispatcher.parked >= 50)
             consumer.add(("good", 1))
             await asyncio.sleep(0.2)
