@@ -51,16 +51,16 @@ def matching(pattern: str, expected: str) -> Parser[str]:
 
 
 def comma_separated(
-    item: Parser[T], at_least: int, at_most: int, what: str
+    item: Parser[T], min_items: int, max_items: int, what: str
 ) -> Parser[tuple[T, ...]]:
-    """Return a parser of *at_least* to *at_most* different items, separated by commas."""
+    """Return a parser of *min_items* to *max_items* different items, separated by commas."""
     expected = (
-        f"{at_least} to {at_most} different {what}, separated by commas only: {item.expected}"
+        f"{min_items} to {max_items} different {what}, separated by commas only: {item.expected}"
     )
 
     def parse(text: str) -> tuple[T, ...]:
         items = tuple(item.parse(part) for part in text.split(",")) if text else ()
-        if not at_least <= len(items) <= at_most or len(set(items)) < len(items):
+        if not min_items <= len(items) <= max_items or len(set(items)) < len(items):
             raise ValueError(expected)
         return items
 

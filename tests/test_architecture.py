@@ -342,3 +342,11 @@ def test_scripts(path: Path) -> None:
     for word in ("KEYS", "ARGV", "Returns"):
         assert re.search(rf"^-- {word}", text, flags=re.MULTILINE)
     assert max(len(part.splitlines()) for part in [*functions, code]) <= MAX_LINES_PER_SCRIPT
+
+
+def test_no_test_file_imports_another() -> None:
+    """Tests share code through modules without tests, such as those in `support`."""
+    imports = re.compile(r"^(?:from|import) tests[\w.]*(?:\.| import .*\b)test_", re.MULTILINE)
+    tests = Path(__file__).parent.rglob("*.py")
+
+    assert [path.name for path in tests if imports.search(path.read_text())] == []

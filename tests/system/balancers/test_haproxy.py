@@ -11,25 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import DEADLINE_S
-from tests.support.programs import ROOT
 from tests.support.servers import free_port
 from tests.system.balancers import balancer
-from tests.system.balancers.balancer import Balancer, Laws, Site, secured
-
-
-class HAProxy(Balancer):
-    """Debian's HAProxy."""
-
-    shipped = ROOT / "deploy" / "haproxy.cfg"
-    name = "haproxy"
-
-    def checked(self, configuration: Path) -> Sequence[str | Path]:
-        """Check, and take warnings for faults."""
-        return ("-c", "-dW", "-f", configuration)
-
-    def run(self, configuration: Path) -> Sequence[str | Path]:
-        """Stay in the foreground."""
-        return ("-db", "-f", configuration)
+from tests.system.balancers.balancer import Laws, Site, secured
+from tests.system.balancers.haproxy import HAProxy
 
 
 @pytest.fixture(scope="module")

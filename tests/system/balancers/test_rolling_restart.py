@@ -24,7 +24,7 @@ from tests.support.harness import (
     takes_long,
 )
 from tests.system.balancers.balancer import receivers, trusting
-from tests.system.balancers.test_haproxy import HAProxy
+from tests.system.balancers.haproxy import HAProxy
 
 EVENTS_PER_S = 50
 CHAINS = 25
