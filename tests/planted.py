@@ -727,14 +727,14 @@ MUTANTS = (
         "delivery/test_deliverer.py",
     ),
     Mutant(
-        "an entry is settled before its handler was called",
+        "an entry is acknowledged before its handler was called",
         "service/delivery/deliverer.py",
         _CALLED,
         f"            await self._consumer.ack(delivery)\n{_CALLED}",
         "delivery/test_dispatcher_machine.py",
     ),
     Mutant(
-        "an entry is settled whether or not its handler has taken it",
+        "an entry is acknowledged although its handler failed",
         "service/delivery/deliverer.py",
         _ENOUGH,
         "        if failed >= 2:\n"
@@ -756,7 +756,7 @@ MUTANTS = (
         "delivery/test_deliverer.py",
     ),
     Mutant(
-        "an outage burns attempts",
+        "an outage costs attempts",
         "service/delivery/deliverer.py",
         "        if (reason := unreachable_reason(error)) is None:\n",
         "        if (reason := None) is None:\n",
@@ -791,7 +791,7 @@ MUTANTS = (
         "delivery/test_dispatcher.py",
     ),
     Mutant(
-        "a session whose task was canceled is held back in silence",
+        "a session whose task was canceled is held back silently",
         "service/cancellation.py",
         "            if not self.is_ending and task not in self._canceled:\n",
         "            if False:\n",
