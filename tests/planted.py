@@ -469,14 +469,14 @@ MUTANTS = (
         "service/server/protocol.py",
         'value.strip(b" \\t")',
         "value",
-        "server/test_raw_http.py web/test_app.py",
+        "server/test_raw_http.py web/test_request_log.py",
     ),
     Mutant(
         "a refusal keeps the body that was refused",
         "service/web/app.py",
         "            return error.with_traceback(None)\n",
         "            return error\n",
-        "web/test_app.py",
+        "web/test_request_log.py",
     ),
     Mutant(
         "a thin event of a session is forgotten",
@@ -491,7 +491,7 @@ MUTANTS = (
         "service/inbox/request_log.py",
         "        if self.ages_s:\n",
         "        if self.secrets:\n",
-        "web/test_app.py",
+        "web/test_request_log.py",
     ),
     Mutant(
         "other endpoints' secrets are good enough",

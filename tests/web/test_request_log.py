@@ -1,0 +1,266 @@
+"""What is logged and counted of each request: one line, with allowed fields only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from service.config import Livemode, Settings
+from service.errors import Rejected, RejectionReason, Unavailable, UnavailableReason
+from service.inbox import request_log
+from service.secret import Secret
+from service.storage.connections import Connections, connect
+from service.storage.layout import Keys
+from service.telemetry import metrics
+from service.transitions import stream_entry
+from tests.support.apps import webhook_app
+from tests.support.harness import (
+    NOW,
+    SECRET,
+    WEBHOOK,
+    event,
+    listening,
+    request,
+    signed,
+    talk,
+)
+from tests.support.web_client import (
+    THIN,
+    Log,
+    OpenApp,
+    asgi_client,
+    assert_response,
+    post_event,
+    sample,
+)
+
+DAY_S = 86_400
+TRACE = "00-" + "a1" * 16 + "-00f067aa0ba902b7-01"
+
+
+async def test_only_admitted_or_known_events_count_as_events(open_app: OpenApp) -> None:
+    """Ignored, rejected and unavailable requests do not move the time of the last event."""
+    metrics.LAST_EVENT.set(0)
+    thin = THIN.replace(b"v2.core.event_destination", b"v1.identity.verification_session")
+    other = [THIN, thin, event("customer.created"), b"[]", event(envelope={"livemode": True})]
+    async with open_app(livemode=Livemode.TEST) as client:
+        for body in other:
+            await post_event(client, body)
+        await asyncio.sleep(0)
+        assert sample("idv_last_event_timestamp_seconds") == 0
+        for _ in range(2):
+            metrics.LAST_EVENT.set(0)
+            await post_event(client, event())
+            await asyncio.sleep(0)
+            assert sample("idv_last_event_timestamp_seconds") >= NOW
+
+
+async def test_what_is_alerted_on_is_counted_from_zero(open_app: OpenApp) -> None:
+    """Each series exists before its first event: Prometheus sees increases only."""
+    async with open_app():
+        counted = metrics.exposition().decode()
+    for word in (*RejectionReason, *UnavailableReason):
+        assert f'idv_events_total{{outcome="{word}",type="other"}}' in counted
+    assert 'idv_events_total{outcome="ignored",type="verified"}' in counted
+
+
+async def test_an_invalid_field_that_is_not_needed_costs_no_event(
+    open_app: OpenApp, log: Log
+) -> None:
+    """A field that cannot be read is skipped, counted, and logged by its path."""
+    before = sample("idv_skipped_fields_total")
+    async with open_app() as client:
+        assert_response(await post_event(client, event(options="canary")), 200, outcome="admitted")
+        assert_response(await post_event(client, event(id="evt_2")), 200, outcome="unchanged")
+    assert sample("idv_skipped_fields_total") == before + 1
+    assert [line.get("skipped_fields") for line in log.lines] == [("data.object.options",), None]
+    assert "canary" not in str(log.lines)
+
+
+REQUEST_IDS: dict[str, tuple[list[tuple[str, str | bytes]], str | None]] = {
+    "given": ([("X-Request-Id", "0A1b2c3d-4e5f")], "0A1b2c3d-4e5f"),
+    "traced": ([("traceparent", TRACE)], "a1" * 16),
+    "both": ([("traceparent", TRACE), ("X-Request-Id", "0A1b2c3d-4e5f")], "0A1b2c3d-4e5f"),
+    "both, other order": (
+        [("X-Request-Id", "0A1b2c3d-4e5f"), ("traceparent", TRACE)],
+        "0A1b2c3d-4e5f",
+    ),
+    "made": ([], None),
+    "too short": ([("X-Request-Id", "abc")], None),
+    "too long": ([("X-Request-Id", "a" * 65)], None),
+    "hostile": ([("X-Request-Id", '"}\t<script>${jndi:ldap}')], None),
+    "not ASCII": ([("X-Request-Id", b"\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8")], None),
+    "hostile trace": ([("traceparent", TRACE.replace("a1", "zz"))], None),
+    "long trace": ([("traceparent", TRACE + "-" + "x" * 4000)], None),
+}
+
+
+@pytest.mark.parametrize(("headers", "logged"), REQUEST_IDS.values(), ids=REQUEST_IDS)
+async def test_every_line_names_its_request(
+    open_app: OpenApp, log: Log, headers: list[tuple[str, Any]], logged: str | None
+) -> None:
+    """A valid X-Request-Id or traceparent is logged; otherwise an id of our own."""
+    all_headers: Any = [*signed(event()).items(), *headers]
+    async with open_app() as client:
+        await client.post(WEBHOOK, content=event(), headers=all_headers)
+    [line] = log.lines
+    if logged is None:
+        assert len(line["request_id"]) == 16
+        assert set(line["request_id"]) <= set("0123456789abcdef")
+    else:
+        assert line["request_id"] == logged
+
+
+async def test_one_line_for_each_delivery(open_app: OpenApp, log: Log) -> None:
+    """Each request has one line, named after its outcome, with allowed fields only."""
+    late = event("processing", id="evt_2", status="processing", created=NOW - 60)
+    contradiction = event("processing", id="evt_4", status="processing", created=NOW + 60)
+    bodies = [
+        event(), event(), late, event(id="evt_3", created=NOW + 9), THIN, b"[]",
+        event("verified", id="evt_5", status="verified", created=NOW + 20), contradiction,
+    ]  # fmt: skip
+    async with open_app() as client:
+        for body in bodies:
+            await post_event(client, body)
+    async with open_app(stream_max_entries=1) as client:
+        full = event("redacted", id="evt_6", status="verified", created=NOW + 90)
+        await post_event(client, full)
+    assert [line["event"] for line in log.lines] == [
+        "event.admitted", "event.duplicate", "event.late", "event.unchanged", "event.ignored",
+        "event.rejected", "event.admitted", "event.late", "event.unavailable",
+    ]  # fmt: skip
+    allowed = {
+        "event", "event_id", "event_type", "session_id", "previous", "current", "reversal",
+        "status", "ignored_status", "sequence", "endpoint", "last_error_code",
+        "redaction_status", "report_id", "livemode", "account", "reason",
+        "field", "after_final", "secret_fingerprint", "duration_ms", "body_bytes",
+        "request_id",
+    }  # fmt: skip
+    assert all(line.keys() <= allowed for line in log.lines)
+    assert [line.get("after_final") for line in log.lines[6:8]] == [False, True]
+
+
+async def test_a_line_says_what_the_session_is(open_app: OpenApp, log: Log) -> None:
+    """An ignored status is not logged like a change of the session."""
+    async with open_app() as client:
+        for body in (
+            event(created=NOW - 60),
+            event("verified", id="evt_2", status="verified"),
+            event("processing", id="evt_3", status="processing", created=NOW - 30),
+            event("verified", id="evt_4", status="verified", created=NOW + 1),
+            event(created=NOW - 60),
+            event(id="evt_5", session="vs_old", created=NOW - 99 * DAY_S),
+        ):
+            await post_event(client, body)
+    words = ("event", "previous", "current", "status", "ignored_status")
+    assert [tuple(line.get(word, "-") for word in words) for line in log.lines] == [
+        ("event.admitted", None, "requires_input", "-", "-"),
+        ("event.admitted", "requires_input", "verified", "-", "-"),
+        ("event.late", "-", "-", "verified", "processing"),
+        ("event.unchanged", "-", "-", "verified", "-"),
+        ("event.duplicate", "-", "-", None, "requires_input"),
+        ("event.expired", "-", "-", None, "requires_input"),
+    ]
+    assert log.warned == []
+
+
+async def test_a_reversal_is_a_warning_and_counted(open_app: OpenApp, log: Log) -> None:
+    """A verification that staff revoke is a warning; one that they grant is not."""
+    before = metrics.REVERSALS._value.get()
+    async with open_app() as client:
+        await post_event(client, event("verified", status="verified"))
+        await post_event(client, event("requires_input", id="evt_2", created=NOW + 100))
+        await post_event(
+            client, event("verified", id="evt_3", status="verified", created=NOW + 200)
+        )
+    assert [line["reversal"] for line in log.lines] == [False, True, False]
+    assert log.warned == ["event.admitted"]
+    assert metrics.REVERSALS._value.get() == before + 1
+
+
+async def test_the_endpoint_is_logged_and_delivered(
+    open_app: OpenApp, log: Log, connections: Connections
+) -> None:
+    """The name in the URL is in the line and in the transition; the default has none."""
+    secrets = {"": (SECRET,), "acme": (SECRET,)}
+    async with open_app(secrets=secrets) as client:
+        for path, body in (
+            (WEBHOOK, event()),
+            (f"{WEBHOOK}/Acme", event(id="evt_2", session="vs_2")),
+        ):
+            await client.post(path, content=body, headers=signed(body))
+    assert [line["endpoint"] for line in log.lines] == [None, "acme"]
+    keys = Keys("idv", 8)
+    for session, endpoint in (("vs_1", None), ("vs_2", "acme")):
+        [(_, entry)] = await connections.client.xrange(keys.transitions(keys.partition(session)))
+        assert stream_entry.unpack(entry).endpoint == endpoint
+
+
+@pytest.mark.parametrize("space", [b" ", b"\t", b" \t \t"])
+async def test_whitespace_around_a_value_is_ignored(
+    connections: Connections, settings: Settings, log: Log, space: bytes
+) -> None:
+    """Spaces and tabs around header values mean nothing (RFC 9110, 5.5)."""
+    app, _ = webhook_app(connections, settings)
+    headers = {**signed(event()), "X-Request-Id": "0a1b2c3d", "traceparent": TRACE}
+    sent = request(event(), headers)
+    for value in (*headers.values(), str(len(event())), "tests", "close"):
+        sent = sent.replace(
+            f": {value}\r\n".encode(), b":%b%b%b\r\n" % (space, value.encode(), space)
+        )
+    async with listening(app) as listener:
+        said = await talk(listener.port, sent)
+    assert said.startswith(b"HTTP/1.1 200 ")
+    assert [line["request_id"] for line in log.lines] == ["0a1b2c3d"]
+
+
+@pytest.mark.parametrize("broken", ["log", "metrics"])
+async def test_a_failing_log_costs_no_response(
+    open_app: OpenApp, monkeypatch: pytest.MonkeyPatch, log: Log, broken: str
+) -> None:
+    """A full disk or a broken metric changes no response and raises nothing."""
+    async with open_app() as client:
+        if broken == "log":
+            for method in ("info", "warning", "error"):
+                monkeypatch.setattr(log, method, _broken)
+        else:
+            monkeypatch.setattr(metrics, "events", _broken)
+        assert_response(await post_event(client, event()), 200, outcome="admitted")
+        assert_response(await post_event(client, b"["), 400, error="body_not_json")
+
+
+def _broken(*_: object, **__: object) -> None:
+    raise BrokenPipeError
+
+
+REFUSED: dict[str, tuple[bytes, dict[str, str], str]] = {
+    "forged": (event(), signed(event(), Secret(b"whsec_other")), "signature_mismatch"),
+    "too large": (b"x" * 1025, {}, "body_too_large"),
+    "not JSON": (b"[", signed(b"["), "body_not_json"),
+    "Redis gone": (event(), signed(event()), "redis_unreachable"),
+}
+
+
+@pytest.mark.parametrize(("body", "headers", "reason"), REFUSED.values(), ids=REFUSED)
+async def test_a_rejection_keeps_nothing_of_the_body(
+    make_settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    body: bytes,
+    headers: dict[str, str],
+    reason: str,
+) -> None:
+    """An error is kept until its line is written: it must not keep frames with the body alive."""
+    noted: list[request_log.Entry] = []
+    monkeypatch.setattr(request_log.RequestLog, "add", lambda _, entry: noted.append(entry))
+    url = Secret("unix:///nowhere.sock")
+    settings = make_settings(max_body_bytes=1024, admit_deadline_s=0.1, redis_url=url)
+    async with connect(url) as nowhere, asgi_client(webhook_app(nowhere, settings)[0]) as client:
+        await post_event(client, body, headers)
+    [entry] = noted
+    error = entry.outcome
+    assert isinstance(error, Rejected | Unavailable)
+    assert error.reason == reason
+    assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
