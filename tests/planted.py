@@ -509,7 +509,7 @@ MUTANTS = (
     ),
     # The way out: leases, fences, counts.
     Mutant(
-        "the lease is not checked when settling",
+        "the lease is not checked when acknowledging",
         "service/delivery/lua/ack.lua",
         _UNFENCED,
         "",
@@ -523,28 +523,28 @@ MUTANTS = (
         "delivery/test_consumer_machine.py",
     ),
     Mutant(
-        "the lease is not checked when counting",
+        "the lease is not checked when recording attempts",
         "service/delivery/lua/record_attempts.lua",
         _UNFENCED,
         "",
         "delivery/test_consumer_machine.py",
     ),
     Mutant(
-        "a lease is taken from whoever has it",
+        "a lease is taken from its owner",
         "service/delivery/lua/lease.lua",
         _MAY_TAKE,
         "if ARGV[3] == 'take' then is_allowed = true end\n",
         "delivery/test_consumer_machine.py",
     ),
     Mutant(
-        "a lease that ran out is renewed",
+        "an expired lease is renewed",
         "service/delivery/lua/lease.lua",
         _MAY_TAKE,
         "is_allowed = is_allowed or not owner\n",
         "delivery/test_consumer_machine.py",
     ),
     Mutant(
-        "the lease is counted from its answer",
+        "a lease counts from the reply, not from the request",
         "service/delivery/leases.py",
         "            lease.extend(asked_at + ttl_s)\n",
         "            lease.extend(asyncio.get_running_loop().time() + ttl_s)\n",
@@ -579,7 +579,7 @@ MUTANTS = (
         "inbox/test_full_streams.py",
     ),
     Mutant(
-        "a wrong clock of Redis's makes dead letters old",
+        "dead letters expire by a wrong clock of Redis",
         "service/delivery/lua/expire_dead_letters.lua",
         "if math.abs(redis.call('TIME')[1] - ARGV[1]) <= tonumber(ARGV[2]) then\n",
         "if true then\n",
@@ -607,14 +607,14 @@ MUTANTS = (
         "cli/test_dead_letters.py",
     ),
     Mutant(
-        "dead letters are kept for ever",
+        "dead letters never expire",
         "service/delivery/maintenance.py",
         "        await self._dead_letter_expiry.expire_if_due(assignments)\n",
         "",
         "delivery/test_dead_letter_expiry.py",
     ),
     Mutant(
-        "leases are renewed once a life",
+        "only the first renewal extends a lease",
         "service/delivery/leases.py",
         "        self._deadline = until\n",
         "        self._deadline = self._deadline or until\n",
@@ -649,7 +649,7 @@ MUTANTS = (
         "delivery/test_worker.py::test_a_distant_redis_and_many_partitions",
     ),
     Mutant(
-        "trimming is asked for in each partition alone",
+        "each partition is trimmed in a round trip of its own",
         "service/delivery/retention.py",
         "    replies = await connections.run(calls)\n",
         "    replies = [(await connections.run([call]))[0] for call in calls]\n",
@@ -663,14 +663,14 @@ MUTANTS = (
         "delivery/test_failure_log.py",
     ),
     Mutant(
-        "starts that nobody saw the end of are not counted",
+        "claiming from another consumer counts no delivery",
         "service/delivery/lua/claim_pending.lua",
         "then count = count + 1 end\n",
         "then count = count end\n",
-        "delivery/test_consumer_machine.py",
+        "delivery/test_consumer_machine.py delivery/test_consumer.py",
     ),
     Mutant(
-        "a letter lost on the way back is written twice",
+        "a call repeated after a lost reply makes a second dead letter",
         "service/delivery/lua/dead_letter.lua",
         "if redis.call('XACK', KEYS[2], ARGV[2], id) == 1 then\n",
         "redis.call('XACK', KEYS[2], ARGV[2], id)\nif true then\n",
@@ -684,7 +684,7 @@ MUTANTS = (
         "delivery/test_dead_letters.py",
     ),
     Mutant(
-        "what a group has not settled is replayed",
+        "what a group has not acknowledged is replayed",
         "service/delivery/lua/replay.lua",
         "  if are_dead then return true end\n",
         "  if true then return true end\n",
@@ -716,7 +716,7 @@ MUTANTS = (
         "service/delivery/lua/trim.lua",
         "  if oldest_pending then\n",
         "  if false then\n",
-        "delivery/test_consumer_machine.py",
+        "delivery/test_consumer_machine.py delivery/test_retention.py",
     ),
     # The worker: order, attempts, circuit.
     Mutant(
@@ -826,7 +826,7 @@ MUTANTS = (
         "delivery/test_retries.py",
     ),
     Mutant(
-        "what cannot be read is looked for in the wrong stream",
+        "an unreadable replay is looked for in the wrong stream",
         "service/delivery/consumer.py",
         "            is_replay=bool(self._delete_on_ack),\n",
         "            is_replay=transition != Missing.UNREADABLE and bool(self._delete_on_ack),\n",

@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..storage.batching import Batcher
@@ -149,8 +150,8 @@ class Consumer:
         )
         if last_read:
             self._last_read = dict(zip(keys, map(bytes.decode, last_read), strict=True))
-        return [self._replays.delivery(*entry, count=1) for entry in replayed] + [
-            self._transitions.delivery(*entry, count=1) for entry in new
+        return [self._replays.make_delivery(*entry, count=1) for entry in replayed] + [
+            self._transitions.make_delivery(*entry, count=1) for entry in new
         ]
 
     async def load(self, delivery: Delivery) -> StatusTransition | Missing:
@@ -199,13 +200,13 @@ class _GroupStream:
         self._replicas = replicas
         self._delete_on_ack = int(delete_on_ack)
 
-    def delivery(self, entry_id: bytes, fields: list[bytes], *, count: int) -> Delivery:
+    def make_delivery(self, entry_id: bytes, fields: list[bytes], *, count: int) -> Delivery:
         """Return an entry of this stream with its delivery count."""
         transition = _unpack(fields)
         return Delivery(
             entry_id.decode(),
             None if isinstance(transition, Missing) else transition,
-            Attempts(*divmod(count, FAILURE_WEIGHT)),
+            _attempts(count),
             is_replay=bool(self._delete_on_ack),
         )
 
@@ -218,7 +219,7 @@ class _GroupStream:
         )
         # An entry without fields was deleted from the stream: there is nothing to deliver.
         return next_start.decode(), [
-            self.delivery(entry_id, fields, count=count)
+            self.make_delivery(entry_id, fields, count=count)
             for entry_id, count, fields in entries
             if fields is not None
         ]
@@ -252,3 +253,12 @@ def _unpack(fields: list[bytes]) -> StatusTransition | Missing:
         return stream_entry.unpack(dict(zip(fields[::2], fields[1::2], strict=True)))
     except ValueError:
         return Missing.UNREADABLE
+
+
+@lru_cache(maxsize=1024)
+def _attempts(count: int) -> Attempts:
+    """Return what a delivery count says.
+
+    Entries share the result, which would be a third of the memory of an entry kept by its id.
+    """
+    return Attempts(*divmod(count, FAILURE_WEIGHT))

@@ -212,16 +212,6 @@ async def test_claiming_keeps_failures_and_counts_deliveries_up_to_quarantine(
     assert fresh.attempts == Attempts(0, 1)
 
 
-async def test_claiming_ones_own_entries_adds_no_delivery(partition: Partition) -> None:
-    """A worker that begins again was not killed: its own entries keep their count."""
-    await partition.admit(1)
-    consumer = await partition.consumer()
-    await consumer.read(1)
-    for _ in range(5):
-        [delivery] = await claim_all(consumer)
-    assert delivery.attempts == Attempts(0, 1)
-
-
 async def test_many_attempts_recorded_at_once_are_all_kept(partition: Partition) -> None:
     """Calls that share round trips each keep the number of their own entry."""
     await partition.admit(*range(300))
@@ -233,17 +223,6 @@ async def test_many_attempts_recorded_at_once_are_all_kept(partition: Partition)
 
     counts = [count for _, count in (await partition.pending()).values()]
     assert counts == [n * 1000 + 1 for n in range(300)]
-
-
-async def test_entries_deleted_from_the_stream_are_not_claimed(partition: Partition) -> None:
-    """A pending entry that an operator deleted is neither delivered nor in the way."""
-    first, _ = await partition.admit(1, 2)
-    consumer = await partition.consumer()
-    await consumer.read(2)
-    await partition.client.xdel(STREAM, first)
-
-    assert sequences(await claim_all(consumer)) == [2]
-    assert len(await partition.pending()) == 1
 
 
 async def test_a_dead_letter_holds_the_entry_and_why(partition: Partition) -> None:

@@ -11,16 +11,11 @@ from typing import Any
 
 import msgspec
 import pytest
-import structlog.testing
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from service.config import Livemode, Settings
-from service.delivery import consumer, dead_letters
-from service.delivery.consumer import Consumer
-from service.delivery.consumer_groups import Lag, measure_lags
+from service.delivery import dead_letters
 from service.delivery.dead_letters import Entry, EntryFilter, ReplayCounts
-from service.delivery.leases import Lease, LeaseLostError, take_or_renew
-from service.delivery.stream_watcher import StreamWatcher
 from service.delivery.worker import Worker
 from service.errors import Undeliverable
 from service.handlers import Handler
@@ -52,6 +47,7 @@ class Deployment:
         taken: Session, sequence, and whether it was a replay, of each call of the handler.
         seen: The transition of each call.
         act: Called by the handler with each transition.
+        overlaps: Whether two calls for one session ever ran at the same time.
     """
 
     def __init__(self, connections: Connections, settings: Settings) -> None:
@@ -62,6 +58,8 @@ class Deployment:
         self.taken: list[Taken] = []
         self.seen: list[StatusTransition] = []
         self.act: Callable[[StatusTransition], Any] = lambda _: None
+        self.overlaps = False
+        self._running: list[str] = []
         self._work: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
@@ -145,7 +143,10 @@ class Deployment:
             one = (transition.session_id, transition.sequence, transition.replay is not None)
             self.taken.append(one)
             self.seen.append(transition)
+            self.overlaps |= transition.session_id in self._running
+            self._running.append(transition.session_id)
             await asyncio.sleep(0)
+            self._running.remove(transition.session_id)
             self.act(transition)
 
         return handle
@@ -215,7 +216,7 @@ async def test_a_replay_waits_for_its_worker(deployment: Deployment) -> None:
 
 
 async def test_replayed_and_new_entries_each_keep_their_order(deployment: Deployment) -> None:
-    """Of each session replayed entries come in order, and so do new ones."""
+    """Of each session replayed entries come in order, and so do new ones, one at a time."""
     await deployment.admit("vs_a", *range(1, 31))
     await deployment.admit("vs_b", *range(1, 31))
     deployment.start_worker()
@@ -231,30 +232,7 @@ async def test_replayed_and_new_entries_each_keep_their_order(deployment: Deploy
         again = [n for one, n, replayed in deployment.taken if replayed and one == session]
         assert again == list(range(1, 31))
     assert [n for _, n, replayed in deployment.taken if not replayed] == list(range(31, 61))
-
-
-async def test_calls_for_one_session_never_overlap(deployment: Deployment) -> None:
-    """Even where one is for a replay and the other for a new entry."""
-    running: list[str] = []
-    most = 0
-
-    async def handle(transition: StatusTransition) -> None:
-        nonlocal most
-        running.append(transition.session_id)
-        most = max(most, len(running))
-        deployment.taken.append(
-            (transition.session_id, transition.sequence, bool(transition.replay))
-        )
-        await asyncio.sleep(0.005)
-        running.remove(transition.session_id)
-
-    deployment._handler = lambda: handle  # type: ignore[method-assign]
-    await deployment.admit("vs_a", *range(1, 11))
-    await deployment.add_dead_letter("vs_a", 99)
-    await deployment.replay(await deployment.dead_letters())
-    deployment.start_worker()
-    await eventually(lambda: len(deployment.taken) == 11)
-    assert most == 1
+    assert not deployment.overlaps
 
 
 async def test_a_replay_that_fails_again_is_a_dead_letter_again(deployment: Deployment) -> None:
@@ -274,21 +252,6 @@ async def test_a_replay_that_fails_again_is_a_dead_letter_again(deployment: Depl
         assert letter.transition is not None
         assert letter.transition.replay == name
     assert [seen.replay for seen in deployment.seen] == ["r1", "r2"]
-
-
-async def test_a_failing_replay_is_exhausted_like_a_new_entry(deployment: Deployment) -> None:
-    """It is retried up to the same number of attempts, then dead-lettered."""
-
-    def fail(_: StatusTransition) -> None:
-        raise ValueError
-
-    deployment.act = fail
-    await deployment.add_dead_letter("vs_a", 1)
-    await deployment.replay(await deployment.dead_letters())
-    deployment.start_worker()
-    await until(lambda: deployment.has_dead_letters(1))
-    found = await deployment.dead_letters()
-    assert (found[0].reason, found[0].attempts, len(deployment.taken)) == ("exhausted", 2, 2)
 
 
 async def test_history_can_be_replayed_again(deployment: Deployment) -> None:
@@ -486,78 +449,6 @@ async def test_a_full_server_refuses_replays_and_lets_workers_finish(
 
     assert {e.transition.session_id for e in found if e.transition} == {"vs_a", "vs_c"}
     assert await deployment.count_replays() == 0
-
-
-async def test_with_too_many_dead_letters_an_entry_stays_pending(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is logged, other sessions go on, and after a drop it becomes a dead letter."""
-    monkeypatch.setattr(consumer, "MAX_DEAD_LETTERS", 1)
-    await deployment.add_dead_letter("vs_a", 1)
-    await deployment.admit("vs_a", 2)
-
-    def refuse(transition: StatusTransition) -> None:
-        if transition.sequence == 2:
-            raise Undeliverable("refused")
-
-    deployment.act = refuse
-    with structlog.testing.capture_logs() as lines:
-        deployment.start_worker()
-        await eventually(
-            lambda: [one for one in lines if one["event"] == "delivery.dead_letters_full"]
-        )
-        await deployment.admit("vs_other", 1)
-        await eventually(lambda: ("vs_other", 1, False) in deployment.taken)
-        [old] = await deployment.dead_letters()
-        assert old.reason == "exhausted"
-        await dead_letters.drop(deployment.connections, deployment.keys, HANDLER, [old])
-        await eventually(lambda: [one for one in lines if one["event"] == "delivery.dead_lettered"])
-    [letter] = await deployment.dead_letters()
-    assert letter.reason == "refused"
-    assert [one for one in deployment.taken if one[1] == 2] == [("vs_a", 2, False)]
-
-
-async def test_replays_are_fenced(deployment: Deployment) -> None:
-    """A consumer without the lease cannot acknowledge a replay; the next owner claims it."""
-    await deployment.add_dead_letter("vs_a", 1)
-    await deployment.replay(await deployment.dead_letters())
-    partition = deployment.keys.partition("vs_a")
-    stream_watcher = StreamWatcher(deployment.connections, partition)
-    first, second = (
-        Consumer(
-            Lease(
-                deployment.connections,
-                deployment.keys,
-                handler=HANDLER,
-                partition=partition,
-                worker=name,
-            ),
-            deployment.keys,
-            stream_watcher,
-        )
-        for name in ("w1", "w2")
-    )
-    await take_or_renew(deployment.connections, [first.lease], 10)
-    [delivery] = await first.read(10)
-    await deployment.client.delete(deployment.keys.lease(partition, HANDLER))
-    await take_or_renew(deployment.connections, [second.lease], 10)
-    with pytest.raises(LeaseLostError):
-        await first.ack(delivery)
-
-    [[again]] = [batch async for batch in second.claim_pending()]
-    assert again.transition == delivery.transition
-    await second.ack(again)
-    assert await deployment.count_replays() == 0
-
-
-async def test_replays_count_as_lag(deployment: Deployment) -> None:
-    """Until they are acknowledged."""
-    await deployment.add_dead_letter("vs_a", 1)
-    await deployment.replay(await deployment.dead_letters())
-    place = (HANDLER, deployment.keys.partition("vs_a"))
-    [lag] = await measure_lags(deployment.connections, deployment.keys, [place])
-    assert isinstance(lag, Lag)
-    assert (lag.entries, lag.dead_letters) == (1, 0)
 
 
 async def test_a_replay_wakes_an_idle_worker(deployment: Deployment) -> None:

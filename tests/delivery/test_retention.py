@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
 import structlog.testing
 
-from service.config import Settings
 from service.delivery import retention
 from service.delivery.consumer_groups import create_groups, retire
 from service.delivery.retention import Retention
-from service.delivery.worker import Worker
 from service.storage.connections import Connections
 from service.storage.layout import Keys
 from service.telemetry import metrics
-from service.transitions.transition import StatusTransition
-from tests.support.harness import eventually
 
 STREAM = "idv:{0}:transitions"
 FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch": 1}
@@ -112,37 +107,6 @@ async def test_a_stream_without_a_group_is_left_alone(
     await admit(client, "1-1")
     assert await trim(connections, keys) == 0
     assert await client.exists(STREAM) == 1
-
-
-async def test_trimming_takes_nothing_from_workers(
-    connections: Connections, settings: Settings
-) -> None:
-    """A worker loses nothing while its stream is trimmed all the time, without any retention."""
-    keys = Keys(settings.redis_prefix, settings.partitions)
-    taken: list[int] = []
-
-    async def handle(transition: StatusTransition) -> None:
-        taken.append(transition.sequence)
-        await asyncio.sleep(0.001)
-
-    stopping = asyncio.Event()
-    work = asyncio.create_task(Worker(connections, keys, settings, {"log": handle}).run(stopping))
-    for n in range(400):
-        change = (
-            f'{{"event_id":"evt_{n}","event_type":"t","occurred_at":"2026-01-01T00:00:00Z",'
-            f'"session_id":"vs_{n % 7}","current":"processing"}}'
-        )
-        fields = FIELDS | {"change": change, "sequence": n}
-        await connections.client.xadd(STREAM, fields, id=f"{n + 1}-1")
-        if n % 5 == 0:
-            await trim(connections, keys)
-    await eventually(lambda: len(taken) == 400)
-    stopping.set()
-    await work
-    await trim(connections, keys)
-
-    assert sorted(taken) == list(range(400))
-    assert await ids(connections.client) == []
 
 
 async def test_orphaned_groups_are_logged_once_and_counted(
