@@ -39,7 +39,7 @@ class Clocked(NamedTuple):
         written.write_text(f"{seconds:+}s")
         written.rename(self.offset)
         with self.server.client() as client:
-            # A server keeps the time for a moment, what it tells scripts above all.
+            # A server caches the time for a moment, in particular the time that scripts get.
             soon(lambda: abs(float(client.eval(_TIME, 0)) - time.time() - seconds) <= MAX_ERROR_S)
 
 
