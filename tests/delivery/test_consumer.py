@@ -25,9 +25,8 @@ from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
 from service.storage.scripts import NotReplicatedError
-from service.transitions import stream_entry
-from service.transitions.transition import SessionChange
 from tests.support.servers import PATIENCE_S, Server
+from tests.support.transitions import stored_entry
 
 HANDLER = "log"
 STREAM = "idv:{0}:transitions"
@@ -60,15 +59,8 @@ class Partition:
 
     async def admit(self, *sequences: int) -> list[str]:
         """Append a transition of a session of its own for each number; return the ids."""
-        return [
-            (
-                await self.client.xadd(
-                    STREAM,
-                    {"change": change(n), "previous": "", "sequence": n, "epoch": 1},
-                )
-            ).decode()
-            for n in sequences
-        ]
+        added = [await self.client.xadd(STREAM, stored_entry(f"vs_{n}", n)) for n in sequences]
+        return [entry_id.decode() for entry_id in added]
 
     async def create_replays(self) -> str:
         """Create the handler's stream of replays and its group; return the key."""
@@ -83,15 +75,6 @@ class Partition:
             one["message_id"].decode(): (one["consumer"].decode(), one["times_delivered"])
             for one in found
         }
-
-
-def change(n: int) -> bytes:
-    """Return the stored form of one change."""
-    return (
-        b'{"event_id":"evt_%d","event_type":"identity.verification_session.processing",'
-        b'"occurred_at":"2026-01-01T00:00:00Z","session_id":"vs_%d","current":"processing"}'
-        % (n, n)
-    )
 
 
 def sequences(deliveries: Sequence[Delivery]) -> list[int | None]:
@@ -112,12 +95,6 @@ async def partition(connections: Connections, keys: Keys) -> AsyncIterator[Parti
         connections=connections, keys=keys, stream_watcher=watcher, client=connections.client
     )
     await watcher.close()
-
-
-def test_the_entries_of_these_tests_are_those_of_admission() -> None:
-    """What these tests put on the stream can be unpacked as a transition."""
-    stored = {b"change": change(1), b"previous": b"", b"sequence": b"1", b"epoch": b"1"}
-    assert isinstance(stream_entry.unpack(stored), SessionChange)
 
 
 @pytest.mark.parametrize(
@@ -237,11 +214,9 @@ async def test_a_dead_letter_holds_the_entry_and_why(partition: Partition) -> No
     assert held == 1
     assert await partition.pending() == {}
     [(_, fields)] = await partition.client.xrange(DEAD_LETTERS)
+    entry = {name.encode(): str(value).encode() for name, value in stored_entry("vs_1", 1).items()}
     assert fields == {
-        b"change": change(1),
-        b"previous": b"",
-        b"sequence": b"1",
-        b"epoch": b"1",
+        **entry,
         b"entry_id": entry_id.encode(),
         b"reason": b"exhausted",
         b"error": b"ValueError",
@@ -266,7 +241,7 @@ async def test_an_entry_kept_by_its_id_is_loaded_again(partition: Partition) -> 
     replays = await partition.create_replays()
     first, second = await partition.admit(1, 2)
     await partition.client.xadd(STREAM, {"nothing": "ours"})
-    entry = {"change": change(3), "previous": "", "sequence": 3, "epoch": 1, "replay": "r"}
+    entry = stored_entry("vs_3", 3) | {"replay": "r"}
     # Under the same id, so that only the stream tells them apart.
     await partition.client.xadd(replays, entry, id=second)
     consumer = await partition.consumer()
@@ -368,9 +343,8 @@ async def test_reading_a_deleted_stream_is_an_error(partition: Partition) -> Non
 async def test_replays_and_new_entries_share_a_read(partition: Partition) -> None:
     """Half of a read is for replays: neither kind waits for the other to end."""
     replays = await partition.create_replays()
-    entry = {"previous": "", "epoch": 1, "replay": "r"}
     for n in range(11, 17):
-        await partition.client.xadd(replays, {"change": change(n), "sequence": n, **entry})
+        await partition.client.xadd(replays, stored_entry(f"vs_{n}", n) | {"replay": "r"})
     await partition.admit(*range(1, 7))
     consumer = await partition.consumer()
 

@@ -55,6 +55,7 @@ from tests.support.delivery_model import (
 )
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
 from tests.support.tapped import Tapped, tapped
+from tests.support.transitions import stored_entry
 
 KEYS = Keys("idv", 1)
 STREAM = KEYS.transitions(0)
@@ -73,15 +74,6 @@ Reply = TypeVar("Reply")
 FAULTS = st.sampled_from(["", "", "", "request", "reply"])
 HANDLER = st.sampled_from(HANDLERS)
 INDEX = st.integers(0, 10**6)
-
-
-def change(number: int) -> bytes:
-    """Return the stored form of one change."""
-    return (
-        b'{"event_id":"evt_%d","event_type":"identity.verification_session.processing",'
-        b'"occurred_at":"2026-01-01T00:00:00Z","session_id":"vs_%d","current":"processing"}'
-        % (number, number)
-    )
 
 
 def pair(entry_id: bytes | str) -> Id:
@@ -254,7 +246,7 @@ class Delivering(RuleBasedStateMachine):
         """Transitions, or entries that are not ours, are appended to the stream."""
         for number in itertools.islice(self.numbers, count):
             early = (OLD_MS + number, 0)
-            fields = {"change": change(number), "previous": "", "sequence": number, "epoch": 1}
+            fields = stored_entry(f"vs_{number}", number)
             entry = text_of(early) if old and early > self.model.last else "*"
             fields = fields if readable else {"nothing": "ours"}
             found = self.run(self.client.xadd(STREAM, fields, id=entry))

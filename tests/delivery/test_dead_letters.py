@@ -27,6 +27,7 @@ from service.transitions import stream_entry
 from service.transitions.transition import StatusTransition
 from tests.support.harness import NOW, SECRET, event, eventually, signed
 from tests.support.servers import until
+from tests.support.transitions import stored_entry
 
 HANDLER = "log"
 QUICK = {
@@ -67,7 +68,7 @@ class Deployment:
         """Append transitions as admission writes them."""
         stream = self.keys.transitions(self.keys.partition(session))
         for n in sequences:
-            await self.client.xadd(stream, fields(session, n, kind))
+            await self.client.xadd(stream, stored_entry(session, n, kind=kind))
 
     async def add_dead_letter(
         self, session: str, n: int, *, reason: str = "exhausted", **more: str
@@ -75,7 +76,7 @@ class Deployment:
         """Add a dead letter."""
         stream = self.keys.dead_letters(self.keys.partition(session), HANDLER)
         letter = {"entry_id": "1-0", "reason": reason, "error": "ValueError", "attempts": 3}
-        await self.client.xadd(stream, fields(session, n) | letter | more)
+        await self.client.xadd(stream, stored_entry(session, n) | letter | more)
 
     async def dead_letters(self, **wanted: Any) -> list[Entry]:
         """Return the dead letters."""
@@ -150,16 +151,6 @@ class Deployment:
             self.act(transition)
 
         return handle
-
-
-def fields(session: str, sequence: int, kind: str = "processing") -> dict[str, Any]:
-    """Return a stream entry as admission writes it."""
-    change = (
-        f'{{"event_id":"evt_{session}_{sequence}","event_type":"identity.verification_session.'
-        f'{kind}","occurred_at":"2026-01-01T00:00:00Z","session_id":"{session}",'
-        '"current":"processing","metadata":{"k":"canary4711"}}'
-    )
-    return {"change": change, "previous": "", "sequence": sequence, "epoch": 1}
 
 
 @pytest.fixture
@@ -361,7 +352,7 @@ async def test_since_is_exact_to_the_millisecond(deployment: Deployment, *, is_d
     stream = deployment.keys.dead_letters(0, HANDLER) if is_dead else deployment.keys.transitions(0)
     letter = {"entry_id": "1-0", "reason": "exhausted", "error": "E", "attempts": 1}
     for entry_id in (f"{ms - 1}-9", f"{ms}-0", f"{ms + 1}-0"):
-        await deployment.client.xadd(stream, fields("vs_a", 1) | letter, id=entry_id)
+        await deployment.client.xadd(stream, stored_entry("vs_a", 1) | letter, id=entry_id)
 
     find = deployment.dead_letters if is_dead else deployment.history
     for shift_ms, count in ((-1, 3), (0, 2), (1, 1), (2, 0)):

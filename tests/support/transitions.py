@@ -1,8 +1,9 @@
-"""Transitions for tests: a known one, and a Hypothesis strategy for arbitrary ones."""
+"""Transitions for tests: a known one, arbitrary ones from Hypothesis, and stored ones."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 from hypothesis import strategies as st
@@ -62,3 +63,14 @@ TRANSITION = StatusTransition(
     epoch=1_790_000_000_000,
     expected=True,
 )
+
+
+def stored_entry(session_id: str, sequence: int, *, kind: str = "processing") -> dict[str, Any]:
+    """Return the fields of a stream entry as admission writes it."""
+    change = (
+        f'{{"event_id":"evt_{session_id}_{sequence}",'
+        f'"event_type":"identity.verification_session.{kind}",'
+        f'"occurred_at":"2026-01-01T00:00:00Z","session_id":"{session_id}",'
+        '"current":"processing","metadata":{"k":"canary4711"}}'
+    )
+    return {"change": change, "previous": "", "sequence": sequence, "epoch": 1}

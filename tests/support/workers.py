@@ -18,6 +18,7 @@ from service.storage.connections import Connections
 from service.storage.layout import Keys
 from service.transitions.transition import StatusTransition
 from tests.support.servers import PATIENCE_S, until
+from tests.support.transitions import stored_entry
 
 # For tests in which leases expire. In all others they are held for longer than a test takes.
 TTL_S = 1.0
@@ -98,7 +99,7 @@ class Deployment:
         with self.client.pipeline(transaction=False) as pipeline:
             for session, n in entries:
                 stream = self.keys.transitions(self.keys.partition(session))
-                pipeline.xadd(stream, _fields(session, n))
+                pipeline.xadd(stream, stored_entry(session, n))
             pipeline.execute()
         self.admitted += entries
         return entries
@@ -197,13 +198,3 @@ class Deployment:
 
 async def _do_nothing() -> None:
     pass
-
-
-def _fields(session: str, sequence: int) -> dict[str, str | int]:
-    """Return a stream entry as admission writes it."""
-    change = (
-        f'{{"event_id":"evt_{session}_{sequence}",'
-        '"event_type":"identity.verification_session.processing",'
-        f'"occurred_at":"2026-01-01T00:00:00Z","session_id":"{session}","current":"processing"}}'
-    )
-    return {"change": change, "previous": "", "sequence": sequence, "epoch": 1}
