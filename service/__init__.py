@@ -1,10 +1,9 @@
-"""Receives Stripe Identity webhooks once, in order and without secrets, and hands them to queues.
+"""Receives Stripe Identity webhooks and delivers every change of a session to queues, in order.
 
-Read the packages in the order an event travels: `server` and `web`, `inbox` with `stripe` and
-`transitions`, then `delivery` and `handlers`; all stand on `storage` and `telemetry`. `runtime`
-puts a process together, `operations` examines one, `cli` is what people type. Below all of them
-are `config`, `environment`, `errors`, `secret` and `cancellation`. Nothing lives in this file but
-the version.
+An event passes these packages: `server` and `web`, `inbox` with `stripe` and `transitions`, then
+`delivery` and `handlers`. All of them use `storage` or `telemetry`. `runtime` composes and runs a
+process, `operations` examines a deployment, and `cli` has the commands. Every package may import
+`config`, `environment`, `errors`, `secret` and `cancellation`. This file holds the version only.
 """
 
 __version__ = "0.1.0"
