@@ -1,4 +1,4 @@
-"""Laws of listening: every wait has an end, no request spoils the next, stopping is clean."""
+"""Listening: each wait has a deadline, no request affects the next, stopping is clean."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.harness import (
 )
 from tests.support.virtual_time import push
 
-# Longer than anything here takes: they pass when a test pushes the clock.
+# Longer than any test takes: a test moves the clock on instead.
 TIMEOUT_S = 600.0
 LONGER_S = 3600
 
@@ -39,7 +39,7 @@ Heard = Callable[[Listener, bytes], Awaitable[None]]
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
-    """Return what waits until the only client is connected, and has been heard to the end."""
+    """Return a function that waits until all bytes of the only client were received."""
     count = 0
     receive = GuardedProtocol.data_received
 
@@ -56,15 +56,15 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
     return wait
 
 
-# No byte after a request is no slow request but an idle connection.
-TRIES = [(b"", sent) for sent in INCOMPLETE.values()] + [
+# Without a byte after a response a connection is idle.
+SLOW = [(b"", sent) for sent in INCOMPLETE.values()] + [
     (post(), sent) for sent in INCOMPLETE.values() if sent
 ]
 
 
-@pytest.mark.parametrize(("before", "sent"), TRIES)
+@pytest.mark.parametrize(("before", "sent"), SLOW)
 async def test_a_request_has_a_deadline(before: bytes, sent: bytes, heard: Heard) -> None:
-    """Whoever does not send a whole request in time is cut off, on a used connection too."""
+    """A client must send a whole request in time, on a used connection too."""
     async with (
         listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
@@ -85,7 +85,7 @@ async def test_a_request_has_a_deadline(before: bytes, sent: bytes, heard: Heard
     "start", [INCOMPLETE["half a header"], INCOMPLETE["half a large body"], b"\r\n"]
 )
 async def test_dripping_does_not_move_the_deadline(start: bytes, heard: Heard) -> None:
-    """A byte now and then buys no time: the deadline is for the whole request."""
+    """The deadline is for the whole request: a byte now and then does not move it."""
     async with (
         listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
@@ -105,7 +105,7 @@ async def test_dripping_does_not_move_the_deadline(start: bytes, heard: Heard) -
 
 
 async def test_an_idle_connection_may_stay() -> None:
-    """Between requests the receive deadline does not count: only the keep-alive time does."""
+    """Between requests only the keep-alive time counts."""
     async with (
         listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
@@ -119,7 +119,7 @@ async def test_an_idle_connection_may_stay() -> None:
 
 
 async def test_idle_time_is_counted_from_the_last_answer() -> None:
-    """A connection that is used stays, however old it is; one that is not used any more ends."""
+    """A used connection stays open, however old it is; an unused one ends."""
     async with (
         listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
@@ -128,15 +128,15 @@ async def test_idle_time_is_counted_from_the_last_answer() -> None:
             writer.write(post(body))
             assert await answer(reader) == (200, body)
             push(2 * LONGER_S / 3)
-            # The timers that are due now have been heard before the next request.
+            # Let the timers that are due now run before the next request.
             for _ in range(10):
                 await asyncio.sleep(0)
         push(LONGER_S / 3)
         assert await rest(reader) == b""
 
 
-async def test_a_slow_answer_is_not_cut_off() -> None:
-    """The deadline is the client's: how long the answer takes is no part of it."""
+async def test_a_slow_application_is_not_cut_off() -> None:
+    """The deadline is for the client: the time of the application does not count."""
     gate = Gate()
     async with (
         listening(echo_app(gate), receive_timeout_s=TIMEOUT_S) as listener,
@@ -173,7 +173,7 @@ LONG = b"X-Long: " + b"a" * MAX_HEADER_BYTES + b"\r\n"
 
 
 async def test_headers_in_pieces_are_capped() -> None:
-    """Headers that grow beyond the cap end the connection before they end."""
+    """Headers above the cap end the connection before their end."""
     pieces = [b"POST /echo HTTP/1.1\r\nHost: x\r\n"] + [b"X-Long: " + b"a" * 999 + b"\r\n"] * 400
     async with (
         listening(echo_app(), receive_timeout_s=60) as listener,
@@ -196,7 +196,7 @@ async def test_headers_in_pieces_are_capped() -> None:
     ids=["header", "path"],
 )
 async def test_a_large_header_in_one_piece_is_refused(head: bytes) -> None:
-    """A header beyond the cap that comes in one piece is refused, body or not."""
+    """A header above the cap that comes in one piece is refused."""
     async with listening(echo_app()) as listener:
         said = await talk(listener.port, head + b"Content-Length: 1\r\n\r\nx")
     assert said.startswith(b"HTTP/1.1 431 ")
@@ -204,7 +204,7 @@ async def test_a_large_header_in_one_piece_is_refused(head: bytes) -> None:
 
 
 async def test_headers_below_the_cap_pass() -> None:
-    """Headers up to the cap are none of our business."""
+    """Headers up to the cap are accepted."""
     head = LONG.replace(b"a" * 100, b"", 1)
     async with listening(echo_app()) as listener:
         said = await talk(
@@ -214,7 +214,7 @@ async def test_headers_below_the_cap_pass() -> None:
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
-    """Requests sent without waiting are answered in order, large bodies before headers too."""
+    """Pipelined requests are answered in order, with large bodies too."""
     bodies = [b"a", b"b" * 100_000, b"c", b"d" * 70_000, b"e"]
     async with listening(echo_app()) as listener, connected(listener.port) as (reader, writer):
         writer.write(b"".join(post(body) for body in bodies))
@@ -223,7 +223,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 
 
 async def test_pipelined_requests_come_in_any_pieces() -> None:
-    """Where the pieces of a stream begin and end changes nothing."""
+    """The borders of the received pieces make no difference."""
     bodies = [b"a" * 40_000, b"b", b"c" * 40_000]
     stream = b"".join(post(body) for body in bodies)
     async with listening(echo_app()) as listener:
@@ -237,8 +237,8 @@ async def test_pipelined_requests_come_in_any_pieces() -> None:
                     assert await answer(reader) == (200, body)
 
 
-async def test_stopping_finishes_what_is_in_hand() -> None:
-    """After stop nobody new gets in, idle connections close, and who is in hand is answered."""
+async def test_stopping_finishes_requests_in_flight() -> None:
+    """After a stop no client connects, idle connections close, and requests are answered."""
     gate = Gate()
     async with (
         listening(echo_app(gate)) as listener,
@@ -262,8 +262,8 @@ async def test_stopping_finishes_what_is_in_hand() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", INCOMPLETE["half a header"], INCOMPLETE["half a body"]])
-async def test_nobody_holds_up_a_stop(sent: bytes, heard: Heard) -> None:
-    """A client stuck in mid-request delays a stop by the grace time and no more."""
+async def test_a_stuck_client_delays_a_stop_by_the_grace_time(sent: bytes, heard: Heard) -> None:
+    """A client that is stuck in mid-request delays a stop by no more than the grace time."""
     app: Any = Stuck()
     async with contextlib.AsyncExitStack() as stopped:
         listener = await stopped.enter_async_context(
@@ -277,7 +277,7 @@ async def test_nobody_holds_up_a_stop(sent: bytes, heard: Heard) -> None:
             await eventually(lambda: app.entered == is_in_hand)
             listener.stop()
             await eventually(lambda: refuses(port))
-            # Connections have been told; the grace time begins a tenth of a second later.
+            # uvicorn starts the grace time a tenth of a second later.
             await asyncio.sleep(0.2)
             assert not app.is_cut
             push(TIMEOUT_S)
@@ -306,13 +306,13 @@ class Stuck:
 
 
 def refuses(port: int) -> bool:
-    """Say whether nobody listens on *port*."""
+    """Say whether connections to *port* are refused."""
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) != 0
 
 
 async def test_one_read_brings_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much a client sends at once, no more of it is held than the socket's own buffer."""
+    """However much a client sends, one read returns no more than the socket's buffer."""
     sizes = []
     receive = GuardedProtocol.data_received
 
@@ -324,12 +324,12 @@ async def test_one_read_brings_little(monkeypatch: pytest.MonkeyPatch) -> None:
     async with listening(echo_app()) as listener, connected(listener.port) as (reader, writer):
         writer.write(post(b"y" * 2_000_000))
         assert await answer(reader) == (200, b"y" * 2_000_000)
-    # Linux doubles what is asked for, to have room for its own.
+    # Linux doubles the requested size, for its own bookkeeping.
     assert max(sizes) <= 2 * SOCKET_BUFFER_BYTES
 
 
-async def test_answers_do_not_say_who_we_are() -> None:
-    """No `server` header."""
+async def test_responses_have_no_server_header() -> None:
+    """Responses do not name the software."""
     async with listening(echo_app()) as listener:
         said = await talk(listener.port, post(close=True))
     assert b"\r\nserver:" not in said.lower()
@@ -347,15 +347,15 @@ def _listener(**changes: Any) -> Listener:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a..b", "::1%nowhere"])
-def test_an_address_that_cannot_be_had_is_the_operators_turn(host: str) -> None:
-    """A wrong host is one ConfigError that names the settings and not their values."""
+def test_an_unusable_address_is_a_config_error(host: str) -> None:
+    """The ConfigError names the settings and not their values."""
     with pytest.raises(ConfigError, match="HOST, PORT or ADMIN_PORT") as caught:
         _listener(host=host)
     assert host not in str(caught.value)
 
 
-def test_a_port_that_is_taken_is_the_operators_turn(request: pytest.FixtureRequest) -> None:
-    """A port somebody else listens on is one ConfigError."""
+def test_a_port_in_use_is_a_config_error(request: pytest.FixtureRequest) -> None:
+    """A port that another socket listens on is a ConfigError."""
     first = _listener()
     request.addfinalizer(first._socket.close)
     with pytest.raises(ConfigError, match="PORT or ADMIN_PORT"):

@@ -1,4 +1,4 @@
-"""Laws of a connection: bounds on how many there are, and on what each may hold or hold up."""
+"""Connections: how many there may be, how each ends, and how requests are shed."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from tests.support.virtual_time import push
 BUSY = b'{"error":"unavailable"}'
 
 
-def refused(reason: str) -> float:
-    """Return how many connections have been ended for *reason*."""
+def ended_for(reason: str) -> float:
+    """Return how many connections were ended for *reason*."""
     name = "idv_connections_refused_total"
     return metrics.REGISTRY.get_sample_value(name, {"reason": reason}) or 0
 
@@ -44,21 +44,21 @@ def refused(reason: str) -> float:
 async def opened(
     port: int, count: int
 ) -> AsyncIterator[list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
-    """Yield as many raw connections, opened one after the other."""
+    """Yield *count* raw connections, opened one after the other."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(connected(port)) for _ in range(count)]
 
 
-async def hears_busy(reader: asyncio.StreamReader) -> bool:
-    """Say whether all that comes is one 503 of ours, with Retry-After, and the end."""
+async def is_answered_busy(reader: asyncio.StreamReader) -> bool:
+    """Say whether one 503 with Retry-After is all that comes before the end."""
     head, _, body = (await rest(reader)).partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     assert {b"retry-after: 5", b"connection: close"} <= set(lines)
     return lines[0] == b"HTTP/1.1 503 Service Unavailable" and body == BUSY
 
 
-async def test_beyond_the_limit_a_newcomer_is_refused_at_once() -> None:
-    """Where all connections have a request in hand, the next hears 503; those in hand go on."""
+async def test_above_the_limit_a_new_connection_is_refused_at_once() -> None:
+    """If all connections have a request in flight, the next one gets a 503; those go on."""
     gate = Gate()
     async with (
         listening(echo_app(gate), max_connections=3) as listener,
@@ -70,14 +70,14 @@ async def test_beyond_the_limit_a_newcomer_is_refused_at_once() -> None:
         for _ in range(MAX_LINGERING + 5):
             async with connected(listener.port) as (reader, writer):
                 writer.write(post())
-                assert await hears_busy(reader)
+                assert await is_answered_busy(reader)
         gate.opened.set()
         for reader, _ in busy:
             assert await answer(reader) == (200, b"x")
 
 
-async def test_the_refused_are_not_kept_without_bound() -> None:
-    """However many are refused and stay, few are held for their answer to arrive, and not long."""
+async def test_lingering_is_bounded() -> None:
+    """However many connections are refused, few linger, and not for long."""
     gate = Gate()
     async with (
         listening(echo_app(gate), max_connections=1) as listener,
@@ -85,9 +85,9 @@ async def test_the_refused_are_not_kept_without_bound() -> None:
     ):
         writer.write(post(path="/gate"))
         await eventually(lambda: gate.entered)
-        before = refused("busy")
+        before = ended_for("busy")
         async with opened(listener.port, MAX_LINGERING + 20):
-            await eventually(lambda: refused("busy") - before == MAX_LINGERING + 20)
+            await eventually(lambda: ended_for("busy") - before == MAX_LINGERING + 20)
             assert 0 < listener._state.lingering <= MAX_LINGERING
             await eventually(lambda: listener._state.lingering == 0)
         gate.opened.set()
@@ -95,8 +95,8 @@ async def test_the_refused_are_not_kept_without_bound() -> None:
 
 
 @pytest.mark.parametrize("sent", INCOMPLETE.values(), ids=INCOMPLETE)
-async def test_the_slowest_gives_way(sent: bytes) -> None:
-    """At the limit a newcomer takes the place of who has kept us waiting longest."""
+async def test_the_slowest_is_evicted(sent: bytes) -> None:
+    """At the limit a new connection evicts the one that has waited for its client longest."""
     async with (
         listening(echo_app(), max_connections=3, receive_timeout_s=60) as listener,
         opened(listener.port, 3) as slow,
@@ -107,13 +107,13 @@ async def test_the_slowest_gives_way(sent: bytes) -> None:
         async with connected(listener.port) as (reader, writer):
             writer.write(post())
             assert await answer(reader) == (200, b"x")
-        assert await hears_busy(slow[0][0])
+        assert await is_answered_busy(slow[0][0])
         for _, writer in slow[1:]:
             assert not writer.transport.is_closing()
 
 
-async def test_idle_connections_give_way_in_silence() -> None:
-    """A full pool of idle connections costs no newcomer its place, and nobody a stray answer."""
+async def test_idle_connections_are_evicted_without_a_response() -> None:
+    """Idle connections make room, and none gets a response to no request."""
     async with (
         listening(echo_app(), max_connections=3) as listener,
         opened(listener.port, 3) as pool,
@@ -130,8 +130,8 @@ async def test_idle_connections_give_way_in_silence() -> None:
             assert await answer(reader) == (200, b"x")
 
 
-async def test_a_flood_of_connections_starves_nobody() -> None:
-    """While strangers open connections without end, an honest request still gets through."""
+async def test_a_flood_of_connections_starves_no_client() -> None:
+    """While connections are opened without end, requests still get through."""
     async with listening(echo_app(), max_connections=20, receive_timeout_s=60) as listener:
         stop = asyncio.Event()
 
@@ -150,17 +150,17 @@ async def test_a_flood_of_connections_starves_nobody() -> None:
         await asyncio.gather(*flooding)
 
 
-async def test_five_hundred_slow_clients_hold_up_nobody(
+async def test_five_hundred_slow_clients_delay_no_others(
     connections: Connections, settings: Settings
 ) -> None:
-    """500 who send nothing, half a header or half a body: all end in time, honest ones get 200."""
+    """500 clients send nothing, half a header or half a body: all end, others get a 200."""
     web, _ = webhook_app(connections, settings)
     half = [
         b"",
         b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-",
         b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf",
     ]
-    slow_before = refused("too_slow")
+    slow_before = ended_for("too_slow")
     async with listening(web, max_connections=1000, receive_timeout_s=600) as listener:
         async with opened(listener.port, 500) as slow:
             for number, (_, writer) in enumerate(slow):
@@ -173,11 +173,11 @@ async def test_five_hundred_slow_clients_hold_up_nobody(
             push(600)
             ended = await asyncio.gather(*(rest(reader) for reader, _ in slow))
         assert set(ended) == {b""}
-    assert refused("too_slow") - slow_before == 500
+    assert ended_for("too_slow") - slow_before == 500
 
 
-async def test_who_takes_no_answers_is_cut_off() -> None:
-    """A client that asks and asks and reads no answer is not waited for without end."""
+async def test_a_client_that_never_reads_is_cut_off() -> None:
+    """A client that sends requests and reads no response is cut off."""
     async with listening(echo_app(), receive_timeout_s=0.5, keep_alive_s=60) as listener:
         connections = listener._server.server_state.connections
         with socket.create_connection(("127.0.0.1", listener.port)) as deaf:
@@ -197,7 +197,7 @@ async def test_who_takes_no_answers_is_cut_off() -> None:
 
 @contextlib.contextmanager
 def reading_slowly(listener: Listener) -> Iterator[socket.socket]:
-    """Yield a connection with little room for answers on either side, nothing of which is read."""
+    """Yield an unread connection with small buffers on both sides."""
     listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -218,8 +218,8 @@ UNREAD = {"one large": post(b"y" * 60_000), "pipelined": post(b"y" * 7_000) * 8}
 @pytest.mark.parametrize(
     ("sent", "read"), [(UNREAD["one large"], 5), (UNREAD["pipelined"], 0)], ids=UNREAD
 )
-async def test_an_answer_has_a_deadline(sent: bytes, read: int) -> None:
-    """A client that does not take an answer in time is cut off; a byte now and then buys none."""
+async def test_a_response_has_a_deadline(sent: bytes, read: int) -> None:
+    """A client must take a whole response in time: a byte now and then is not enough."""
     async with listening(echo_app(), receive_timeout_s=600, keep_alive_s=3600) as listener:
         connections = listener._server.server_state.connections
         with reading_slowly(listener) as slow:
@@ -235,7 +235,7 @@ async def test_an_answer_has_a_deadline(sent: bytes, read: int) -> None:
 
 
 async def test_a_client_that_reads_in_time_may_be_slow() -> None:
-    """Once an answer has been taken nothing is left of its deadline, and the next has its own."""
+    """A response that is taken lifts its deadline, and the next one has its own."""
     async with listening(echo_app(), receive_timeout_s=600, keep_alive_s=36_000) as listener:
         loop = asyncio.get_running_loop()
         connections = listener._server.server_state.connections
@@ -255,8 +255,8 @@ async def test_a_client_that_reads_in_time_may_be_slow() -> None:
 
 
 @pytest.mark.parametrize("sent", UNREAD.values(), ids=UNREAD)
-async def test_clients_that_do_not_read_give_way(sent: bytes) -> None:
-    """At the limit a newcomer takes the place of a client that does not take its answers."""
+async def test_clients_that_do_not_read_are_evicted(sent: bytes) -> None:
+    """At the limit a new connection evicts a client that does not take its response."""
     gate = Gate()
     async with (
         listening(echo_app(gate), max_connections=2, receive_timeout_s=600) as listener,
@@ -275,8 +275,8 @@ async def test_clients_that_do_not_read_give_way(sent: bytes) -> None:
         assert await answer(busy) == (200, b"x")
 
 
-async def test_while_draining_each_answer_is_the_last() -> None:
-    """Draining still answers everybody, and says that the connection closes."""
+async def test_while_draining_each_response_is_the_last() -> None:
+    """A draining process still answers, and announces that the connection closes."""
     async with listening(echo_app()) as listener, opened(listener.port, 2) as (used, new):
         used[1].write(post())
         assert await answer(used[0]) == (200, b"x")
@@ -290,8 +290,8 @@ async def test_while_draining_each_answer_is_the_last() -> None:
 
 @pytest.mark.parametrize("before", [b"", post()], ids=["a new", "a used"])
 @pytest.mark.parametrize("cut", [10, 40, -1])
-async def test_what_has_begun_may_finish(before: bytes, cut: int) -> None:
-    """A request of which a part has come when the listener closes is received and answered."""
+async def test_a_request_that_has_begun_may_finish(before: bytes, cut: int) -> None:
+    """A request that was partly received before the stop is received and answered."""
     async with listening(echo_app()) as listener, connected(listener.port) as (reader, writer):
         if before:
             writer.write(before)
@@ -313,8 +313,8 @@ def _has_begun(listener: Listener) -> bool:
     )
 
 
-async def test_a_refusal_waits_for_those_before_it() -> None:
-    """Garbage behind requests in hand is answered after them, whatever it is, and once."""
+async def test_a_final_response_waits_for_those_before_it() -> None:
+    """Garbage behind requests in flight is answered after them, once."""
     gate = Gate()
     async with listening(echo_app(gate)) as listener, connected(listener.port) as (reader, writer):
         writer.write(post(path="/gate") + post(b"y"))
@@ -329,7 +329,7 @@ async def test_a_refusal_waits_for_those_before_it() -> None:
 
 
 async def test_an_answered_request_is_not_answered_again() -> None:
-    """A body that turns out malformed after its answer has gone ends the connection in silence."""
+    """A body that turns out malformed after its response ends the connection without another."""
     async with listening(echo_app()) as listener, connected(listener.port) as (reader, writer):
         writer.write(
             b"POST /unread HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
@@ -339,8 +339,8 @@ async def test_an_answered_request_is_not_answered_again() -> None:
         assert await rest(reader) == b""
 
 
-async def test_while_busy_nothing_is_looked_into() -> None:
-    """While too much is in hand a POST hears 503 at once, counted, and keeps its connection."""
+async def test_under_overload_requests_are_shed() -> None:
+    """Without available slots a POST gets a 503 at once, and keeps its connection."""
     gate, busy = Gate(), [True]
     before = metrics.events("busy", metrics.OTHER_TYPE)._value.get()
     async with (
@@ -358,12 +358,12 @@ async def test_while_busy_nothing_is_looked_into() -> None:
         busy[0] = False
         writer.write(post())
         assert await answer(reader) == (200, b"x")
-    # The last are told of at the end.
+    # The listener reports the last ones when it stops.
     assert metrics.events("busy", metrics.OTHER_TYPE)._value.get() - before == 3
 
 
-async def test_who_comes_in_one_loop_turn_gets_no_more_places_than_there_are() -> None:
-    """Read before any of them is taken in hand, requests count against each other; then no more."""
+async def test_requests_of_one_loop_turn_get_no_more_slots_than_there_are() -> None:
+    """Requests that are read in the same loop turn count against each other."""
     gate, places = Gate(), 3
     async with (
         listening(echo_app(gate), available_slots=lambda: places - gate.entered) as listener,
@@ -374,7 +374,7 @@ async def test_who_comes_in_one_loop_turn_gets_no_more_places_than_there_are() -
         for _, writer in clients:
             writer.write(post(path="/gate"))
         answers = [asyncio.create_task(answer(reader)) for reader, _ in clients]
-        await eventually(lambda: sum(told.done() for told in answers) == len(clients) - 3)
+        await eventually(lambda: sum(each.done() for each in answers) == len(clients) - 3)
         gate.opened.set()
         statuses = [status for status, _ in await asyncio.gather(*answers)]
         assert gate.entered == 3
@@ -385,8 +385,8 @@ async def test_who_comes_in_one_loop_turn_gets_no_more_places_than_there_are() -
             assert await answer(reader) == (200, b"x")
 
 
-async def test_a_refused_connection_is_kept_like_an_answered_one() -> None:
-    """What was refused unread is idle after: no deadline of a request, the keep-alive's end."""
+async def test_after_a_shed_request_a_connection_is_idle() -> None:
+    """It has no deadline of a request, and ends with the keep-alive time."""
     async with (
         listening(
             echo_app(), receive_timeout_s=600, keep_alive_s=3600, available_slots=lambda: 0
@@ -402,11 +402,11 @@ async def test_a_refused_connection_is_kept_like_an_answered_one() -> None:
         assert await rest(reader) == b""
 
 
-async def test_refusals_nobody_reads_do_not_pile_up() -> None:
-    """Busy or not, a client that takes no answers fills no memory of ours, and is cut off."""
+async def test_unread_503s_do_not_pile_up() -> None:
+    """Under overload too, a client that takes no responses is cut off, and fills no memory."""
     async with listening(echo_app(), receive_timeout_s=2, available_slots=lambda: 0) as listener:
         connections = listener._server.server_state.connections
-        # Little room on both sides, so that it is used up soon.
+        # Small buffers on both sides are full soon.
         listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

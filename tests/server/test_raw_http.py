@@ -1,8 +1,8 @@
-"""Laws of the wire: what goes over it byte for byte, and the exact bytes that come back.
+"""HTTP byte for byte: what is sent, and the exact bytes of the response.
 
-The real application behind a real listener. A request that reaches it unsigned is answered
-`signature_missing`, which shows that it was understood, and as how many. HTTP is read in the same
-way whatever state the process is in: idle, overloaded or draining.
+The real application behind a real listener. An unsigned request that reaches it is answered
+`signature_missing`, which shows how many requests were read. HTTP has the same reading in every
+state of the process: idle, overloaded or draining.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ DATE = re.compile(rb"date: [^\r]+\r\n")
 LAST = b"connection: close\r\n"
 
 
-def said(status: str, body: bytes = b"", *, more: bytes = b"", last: bool = False) -> bytes:
-    """Return an answer as it goes over the wire, but for its date."""
+def response(status: str, body: bytes = b"", *, more: bytes = b"", last: bool = False) -> bytes:
+    """Return a response as it is sent, without its date."""
     kind = b"content-type: application/json\r\n" if body else b""
     head = b"HTTP/1.1 %b\r\n%bcontent-length: %d\r\n" % (status.encode(), kind, len(body))
     return head + more + (LAST if last else b"") + b"\r\n" + body
 
 
 def error(status: str, word: str, *, more: bytes = b"", last: bool = False) -> bytes:
-    """Return an answer with one word for what is wrong."""
-    return said(status, b'{"error":"%b"}' % word.encode(), more=more, last=last)
+    """Return a response whose body names an error."""
+    return response(status, b'{"error":"%b"}' % word.encode(), more=more, last=last)
 
 
 def post(*headers: bytes, body: bytes = b"", start: bytes = b"") -> bytes:
@@ -48,7 +48,7 @@ def post(*headers: bytes, body: bytes = b"", start: bytes = b"") -> bytes:
 
 
 def get(line: bytes, *headers: bytes) -> bytes:
-    """Return a request that is no POST."""
+    """Return a request that is not a POST."""
     return post(*headers, start=line)
 
 
@@ -64,8 +64,8 @@ BUSY = error("503 Service Unavailable", "unavailable", more=LAST + b"retry-after
 SHED = error("503 Service Unavailable", "unavailable", more=b"retry-after: 5\r\n")
 BUSY_LAST = error("503 Service Unavailable", "unavailable", more=b"retry-after: 5\r\n", last=True)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-ALIVE = said("200 OK")
-NOT_FOUND = said("404 Not Found")
+ALIVE = response("200 OK")
+NOT_FOUND = response("404 Not Found")
 SLASH = error("404 Not Found", "trailing_slash")
 UNKNOWN = error("404 Not Found", "endpoint_unknown")
 NOT_ALLOWED = b"HTTP/1.1 405 Method Not Allowed\r\nallow: POST\r\ncontent-length: 0\r\n\r\n"
@@ -77,7 +77,7 @@ CHUNKED = b"Transfer-Encoding: chunked"
 ENDED = b"0\r\n\r\n"
 ONE = b"1\r\nx\r\n" + ENDED
 
-# What might be read in two ways: by whoever stands before us in one, by us in the other.
+# What a proxy before us might read in another way.
 FRAMING = {
     "plain": (post(LENGTH_1, body=b"x"), UNSIGNED),
     "no length": (post(), UNSIGNED),
@@ -187,6 +187,7 @@ SYNTAX = {
     "tabs": (get(b"GET\t/livez\tHTTP/1.1"), MALFORMED),
     "space in the path": (get(b"GET /li vez HTTP/1.1"), MALFORMED),
     "high bytes in the path": (get(b"GET /livez\xff HTTP/1.1"), MALFORMED),
+    "empty lines and NUL": (b"\r\n" * 100 + b"\0", MALFORMED),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 50, MALFORMED),
     "empty lines before": (b"\r\n\r\n" + LIVEZ, ALIVE),
 }
@@ -258,10 +259,10 @@ VERSIONS = {
         post(b"Expect: 100-continue", b"Content-Length: 999999999"),
         TOO_LARGE_LAST,
     ),
-    # Whether the body comes is the client's choice now: what follows can be read in two ways.
-    "expectation of a body nobody wants": (
+    # The client may send the body or not: what follows has two readings.
+    "expectation of a body that is not read": (
         get(b"POST /nowhere HTTP/1.1", b"Expect: 100-continue", b"Content-Length: 37") + LIVEZ,
-        said("404 Not Found", last=True),
+        response("404 Not Found", last=True),
     ),
     "another expectation": (post(b"Expect: a-miracle", LENGTH_1, body=b"x"), UNSIGNED),
 }
@@ -275,7 +276,7 @@ METHODS = {
     "OPTIONS of everything": (get(b"OPTIONS * HTTP/1.1"), NOT_FOUND),
     "CONNECT": (get(b"CONNECT evil.example:443 HTTP/1.1"), MALFORMED),
     "CONNECT in HTTP/1.0": (get(b"CONNECT evil.example:443 HTTP/1.0"), MALFORMED),
-    "a method nobody knows": (get(b"BREW /webhooks/stripe HTTP/1.1"), MALFORMED),
+    "an unknown method": (get(b"BREW /webhooks/stripe HTTP/1.1"), MALFORMED),
     "a method in small letters": (get(b"post /webhooks/stripe HTTP/1.1"), MALFORMED),
 }
 PATHS = {
@@ -371,14 +372,14 @@ TABLES = {
 
 
 def idle(sent: bytes, expected: bytes) -> bytes:
-    """Return what is answered when there is nothing else to do."""
+    """Return the response of an idle process."""
     return expected
 
 
 def overloaded(sent: bytes, expected: bytes) -> bytes:
-    """Return what is answered while too much is in hand: each POST hears 503, as one request."""
+    """Return the response under overload: each POST is answered 503, as one request."""
     if expected == TOO_LARGE:
-        # What is refused for its length alone is not waited for; what is shed is.
+        # A request that is shed is read to its end, and this one has none.
         return SILENCE
     shed = expected.replace(UNSIGNED, SHED).replace(UNSIGNED_LAST, BUSY_LAST)
     is_post = sent.startswith(b"POST")
@@ -386,7 +387,7 @@ def overloaded(sent: bytes, expected: bytes) -> bytes:
 
 
 def draining(sent: bytes, expected: bytes) -> bytes:
-    """Return what is answered while the process stops: the first answer, which is the last."""
+    """Return the response while the process stops: the first one closes the connection."""
     interim = CONTINUE if expected.startswith(CONTINUE) else b""
     head, found, rest = expected.removeprefix(interim).partition(b"\r\n\r\n")
     if not found:
@@ -405,7 +406,7 @@ STATES: dict[str, Callable[[bytes, bytes], bytes]] = {
 
 @asynccontextmanager
 async def serving(connections: Connections, settings: Settings, state: str) -> AsyncIterator[int]:
-    """Yield the port of the real application in this state."""
+    """Yield the port of the real application in one state."""
     if state == "overloaded":
         settings = replace(settings, max_in_flight=0)
     app, _ = webhook_app(connections, settings)
@@ -419,13 +420,13 @@ async def serving(connections: Connections, settings: Settings, state: str) -> A
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-async def test_each_request_has_its_exact_answer(
+async def test_each_request_has_its_exact_response(
     connections: Connections,
     settings: Settings,
     table: dict[str, tuple[bytes, bytes]],
     state: str,
 ) -> None:
-    """Every row: one of our own answers, nothing echoed, and closed where framing is in doubt."""
+    """Nothing is echoed, and the connection is closed if the framing is in doubt."""
     async with serving(connections, settings, state) as port:
         answers = await asyncio.gather(*(talk(port, sent) for sent, _ in table.values()))
     got = [DATE.sub(b"", answer) for answer in answers]
@@ -438,9 +439,9 @@ async def test_each_request_has_its_exact_answer(
 async def test_no_state_reads_more_requests_than_another(
     connections: Connections, settings: Settings, state: str
 ) -> None:
-    """However a request is damaged, in no state are there more requests in it than when idle."""
+    """Damaged bytes contain no more requests in any state than in an idle process."""
     mutations = Mutations(seed=7)
-    # Where a client says that it sends no more, the connection may end before the answer.
+    # After a half-close the connection may end before the response.
     attempts = [mutations.next()._replace(ends=False) for _ in range(200)]
 
     async def answered(port: int) -> list[int]:
@@ -448,7 +449,7 @@ async def test_no_state_reads_more_requests_than_another(
             async with slots:
                 return len(ANSWER.findall(await exchange(port, attempt)))
 
-        # More at a time, and some would not be waited for until they have heard their answer.
+        # Above this number connections do not linger: some would miss their response.
         slots = asyncio.Semaphore(MAX_LINGERING)
         return await asyncio.gather(*map(one, attempts))
 
@@ -485,10 +486,10 @@ GENUINE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("framed", GENUINE.values(), ids=GENUINE)
-async def test_the_signed_bytes_are_the_bodys(
+async def test_the_verified_bytes_are_the_body(
     connections: Connections, settings: Settings, framed: Callable[[bytes], bytes]
 ) -> None:
-    """However a body is framed, what is verified are its own bytes, and trailers are nothing."""
+    """However a body is framed, its own bytes are verified, and trailers are ignored."""
     app, _ = webhook_app(connections, settings)
     body = event(metadata={"name": "Zoë Ωmega 🛂"})
     head = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nStripe-Signature: %b\r\n" % (
@@ -497,4 +498,4 @@ async def test_the_signed_bytes_are_the_bodys(
     )
     async with listening(app) as listener:
         answer = await talk(listener.port, head + framed(body))
-    assert DATE.sub(b"", answer) == said("200 OK", b'{"outcome":"admitted"}', last=True)
+    assert DATE.sub(b"", answer) == response("200 OK", b'{"outcome":"admitted"}', last=True)

@@ -1,4 +1,4 @@
-"""Laws of where a request comes from: an address is believed as far as the one who wrote it is."""
+"""The IP allow list: X-Forwarded-For counts only as far as trusted proxies wrote it."""
 
 from __future__ import annotations
 
@@ -14,36 +14,38 @@ STRIPE = [
     parse_network("2001:db8::/32"),
 ]
 
-TOLD: dict[str, tuple[str, list[bytes], str | None]] = {
-    "nobody between": ("3.18.12.63", [], "3.18.12.63"),
-    "a stranger's word": ("6.6.6.6", [b"3.18.12.63"], "6.6.6.6"),
-    "a proxy's word": ("10.0.0.1", [b"3.18.12.63"], "3.18.12.63"),
-    "the rightmost that is no proxy": ("10.0.0.1", [b"3.18.12.63, 6.6.6.6, 10.1.1.1"], "6.6.6.6"),
+FORWARDED: dict[str, tuple[str, list[bytes], str | None]] = {
+    "no proxy": ("3.18.12.63", [], "3.18.12.63"),
+    "an untrusted proxy": ("6.6.6.6", [b"3.18.12.63"], "6.6.6.6"),
+    "a trusted proxy": ("10.0.0.1", [b"3.18.12.63"], "3.18.12.63"),
+    "the rightmost untrusted": ("10.0.0.1", [b"3.18.12.63, 6.6.6.6, 10.1.1.1"], "6.6.6.6"),
     "in several lines": ("10.0.0.1", [b"3.18.12.63", b"6.6.6.6,10.1.1.1"], "6.6.6.6"),
     "proxies only": ("10.0.0.1", [b"10.2.2.2, 10.1.1.1"], "10.2.2.2"),
-    "a proxy that says nothing": ("10.0.0.1", [], "10.0.0.1"),
-    "a proxy that says an empty word": ("10.0.0.1", [b""], "10.0.0.1"),
-    "a word that is no address": ("10.0.0.1", [b"3.18.12.63, unknown"], None),
-    "an empty word at the end": ("10.0.0.1", [b"3.18.12.63,"], None),
-    "bytes that are no text": ("10.0.0.1", [b"\xff\xfe"], None),
+    "a proxy without the header": ("10.0.0.1", [], "10.0.0.1"),
+    "a proxy with an empty header": ("10.0.0.1", [b""], "10.0.0.1"),
+    "not an address": ("10.0.0.1", [b"3.18.12.63, unknown"], None),
+    "an empty item at the end": ("10.0.0.1", [b"3.18.12.63,"], None),
+    "not ASCII": ("10.0.0.1", [b"\xff\xfe"], None),
     "with ports": ("10.0.0.1", [b"6.6.6.6, 3.18.12.63:4711, [fd00::1]:80"], "3.18.12.63"),
     "IPv6": ("fd00::1", [b"2001:db8::7"], "2001:db8::7"),
-    "IPv4 in IPv6's clothes": ("::ffff:10.0.0.1", [b"::ffff:3.18.12.63"], "3.18.12.63"),
+    "IPv4-mapped IPv6": ("::ffff:10.0.0.1", [b"::ffff:3.18.12.63"], "3.18.12.63"),
     "no peer": ("", [b"3.18.12.63"], None),
     "a socket's path": ("/run/web.sock", [b"3.18.12.63"], None),
-    "more than anybody passes": ("10.0.0.1", [b"3.18.12.63" + b",10.1.1.1" * 999], "10.1.1.1"),
+    "too many proxies": ("10.0.0.1", [b"3.18.12.63" + b",10.1.1.1" * 999], "10.1.1.1"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("peer", "forwarded", "expected"), TOLD.values(), ids=TOLD)
-def test_whose_word_counts(peer: str, forwarded: list[bytes], expected: str | None) -> None:
-    """X-Forwarded-For is read from the right, as long as proxies of ours wrote it."""
+@pytest.mark.parametrize(("peer", "forwarded", "expected"), FORWARDED.values(), ids=FORWARDED)
+def test_the_client_is_the_first_untrusted_address(
+    peer: str, forwarded: list[bytes], expected: str | None
+) -> None:
+    """X-Forwarded-For is read from the right, as long as trusted proxies wrote it."""
     address = client_address(peer, forwarded, PROXIES)
     assert (address and str(address)) == expected
 
 
-def test_nobody_is_believed_unless_named() -> None:
-    """Without proxies the other end of the connection is where a request comes from."""
+def test_without_proxies_the_peer_is_the_client() -> None:
+    """X-Forwarded-For of an unknown proxy is ignored."""
     assert str(client_address("127.0.0.1", [b"3.18.12.63"], [])) == "127.0.0.1"
 
 
@@ -62,23 +64,23 @@ ADMITTED = {
 
 
 @pytest.mark.parametrize("peer", ADMITTED)
-def test_who_may_come_in(peer: str) -> None:
-    """In may come who is in one of the networks, and nobody whose address is not known."""
+def test_allowed_networks_are_admitted(peer: str) -> None:
+    """An address is admitted if it is in one of the networks; no address is not."""
     assert AllowList(STRIPE, proxies=PROXIES).admits(peer, []) is ADMITTED[peer]
 
 
-def test_networks_are_exchanged_whole() -> None:
-    """After an exchange only the new networks count."""
-    door = AllowList(STRIPE, proxies=[])
-    door.replace([parse_network("192.0.2.0/24")])
-    assert door.admits("192.0.2.7", [])
-    assert not door.admits("3.18.12.63", [])
+def test_networks_are_replaced_as_a_whole() -> None:
+    """After a replacement only the new networks count."""
+    allow_list = AllowList(STRIPE, proxies=[])
+    allow_list.replace([parse_network("192.0.2.0/24")])
+    assert allow_list.admits("192.0.2.7", [])
+    assert not allow_list.admits("3.18.12.63", [])
 
 
 @pytest.mark.parametrize(
     "text", ["", "3.18.12", "3.18.12.63/33", "54.187.174.1/24", "a", "::1%lo/8"]
 )
-def test_what_is_no_network_is_refused(text: str) -> None:
-    """Anything but an address or a network without further bits is an error, not a guess."""
+def test_an_invalid_network_is_rejected(text: str) -> None:
+    """Anything but an address, or a network without host bits, is an error."""
     with pytest.raises(ValueError, match=r"."):
         parse_network(text)
