@@ -1,6 +1,6 @@
 """What can go wrong: every fault by its name, with its lane and what it needs.
 
-Faults of one lane come one after the other, lanes run side by side. Every choice is the seed's.
+Faults of one lane come one after the other, lanes run side by side, those of `ALONE` at the end. Every choice is the seed's.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ FEW_CONNECTIONS = Needs(settings={"MAX_CONNECTIONS": "64", "MAX_IN_FLIGHT": "2"}
 LOGGED = Needs(settings={"HANDLERS": ",".join([*HANDLERS, "log"])})
 
 
+# Faults after which answers or deliveries must be prompt: nothing else may be to blame.
+ALONE = "alone"
+
+
 class Fault(NamedTuple):
     """One kind of fault.
 
@@ -60,7 +64,7 @@ FAULTS = {
     "receiver-stopped": Fault(processes.receiver_stopped, "receivers"),
     "receivers-rolled": Fault(processes.receivers_rolled, "receivers"),
     "clock-skewed": Fault(processes.clock_skewed, "receivers"),
-    "output-stalled": Fault(processes.output_stalled, "workers", LOGGED),
+    "output-stalled": Fault(processes.output_stalled, ALONE, LOGGED),
     "strangers": Fault(processes.strangers, "strangers", FEW_CONNECTIONS),
     "redis-killed": Fault(one_redis.redis_killed, "redis"),
     "redis-stopped": Fault(one_redis.redis_stopped, "redis"),
@@ -68,16 +72,16 @@ FAULTS = {
     "scripts-flushed": Fault(one_redis.scripts_flushed, "redis"),
     "leases-deleted": Fault(one_redis.leases_deleted, "redis"),
     "stream-deleted": Fault(one_redis.stream_deleted, "redis"),
-    "streams-filled": Fault(one_redis.streams_filled, "redis", SMALL_STREAMS),
+    "streams-filled": Fault(one_redis.streams_filled, ALONE, SMALL_STREAMS),
     "slow-disk": Fault(one_redis.slow_disk, "redis", SLOW_DISK),
     "busy-disk": Fault(one_redis.busy_disk, "redis", BUSY_DISK),
-    "redis-clock-stepped": Fault(one_redis.clock_stepped, "redis", CLOCK),
-    "redis-clock-days-ahead": Fault(one_redis.clock_days_ahead, "redis", CLOCK),
+    "redis-clock-stepped": Fault(one_redis.clock_stepped, ALONE, CLOCK),
+    "redis-clock-days-ahead": Fault(one_redis.clock_days_ahead, ALONE, CLOCK),
     "redis-restored": Fault(one_redis.restored, "redis", UNSURE),
     "failed-over": Fault(failovers.failed_over, "redis", WAITED),
     "failed-over-unwaited": Fault(failovers.failed_over, "redis", UNWAITED),
     "less-current-promoted": Fault(failovers.less_current_promoted, "redis", WAITED_FOR_TWO),
-    "demoted": Fault(failovers.demoted, "redis", WAITED),
+    "demoted": Fault(failovers.demoted, ALONE, WAITED),
     "replies-lost": Fault(one_redis.replies_lost, "redis", WIRED),
     "connections-reset": Fault(one_redis.connections_reset, "redis", WIRED),
     "redis-far-away": Fault(one_redis.redis_far_away, "redis", WIRED),
@@ -90,5 +94,5 @@ FAULTS = {
     "sink-lags": Fault(sinks.in_mood(Mood.LAGGING, 5), "sink"),
     "sink-exits": Fault(sinks.sink_exits, "sink"),
     "sink-poisoned": Fault(sinks.sink_poisoned, "sink"),
-    "sessions-fail": Fault(sinks.sessions_fail, "sink", ONE_PARTITION),
+    "sessions-fail": Fault(sinks.sessions_fail, ALONE, ONE_PARTITION),
 }

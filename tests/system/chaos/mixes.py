@@ -7,7 +7,7 @@ from tests.system.chaos.faults import ANYWHERE, FAULTS, WIRED
 _ANYWHERE = tuple(name for name, fault in FAULTS.items() if fault.needs == ANYWHERE)
 _WIRED = tuple(name for name, fault in FAULTS.items() if fault.needs == WIRED)
 
-# The same few runs for every change, in about two minutes.
+# The same few runs for every change, in about three minutes.
 SHORT = {
     "processes": (
         *("worker-killed", "worker-stopped", "worker-rolled"),

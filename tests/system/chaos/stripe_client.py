@@ -45,6 +45,8 @@ class Stripe:
         self.rate = rate
         self._idle: dict[int, list[_Line]] = {}
         self._gives_up_at = float("inf")
+        # When each event that is not acknowledged was first sent, in Unix seconds.
+        self._waiting: dict[str, float] = {}
 
     async def send(self, lives: Iterator[list[Letter]], stopping: asyncio.Event) -> None:
         """Begin one life after the other until *stopping*, and see each event acknowledged."""
@@ -56,6 +58,10 @@ class Stripe:
                     deliveries.create_task(self._deliver(letter, delay_s))
                 due += len(life) / self.rate
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    def is_acknowledged_until(self, at: float) -> bool:
+        """Say whether all that was first sent before *at*, in Unix seconds, is acknowledged."""
+        return all(sent_at > at for sent_at in self._waiting.values())
 
     def give_up_in(self, seconds: float) -> None:
         """Stop sending again so many seconds from now."""
@@ -82,12 +88,14 @@ class Stripe:
 
     async def _deliver(self, letter: Letter, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
+        self._waiting.setdefault(letter.event.id, time.time())
         pause_s = FIRST_PAUSE_S
         while not await self._is_acknowledged(letter):
             if time.monotonic() > self._gives_up_at:
                 return
             await asyncio.sleep(self._random.uniform(pause_s / 2, pause_s))
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+        self._waiting.pop(letter.event.id, None)
 
     async def _is_acknowledged(self, letter: Letter) -> bool:
         names = self._random.sample([*self.receivers], k=len(self.receivers))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from tests.system.chaos import collecting
 from tests.system.chaos.checker import Judgement, judge
 from tests.system.chaos.evidence import Reading, Run
-from tests.system.chaos.faults import FAULTS, Fault
+from tests.system.chaos.faults import ALONE, FAULTS, Fault
 from tests.system.chaos.lives import CANARY, PUBLISHED, lives
 from tests.system.chaos.needs import combined
 from tests.system.chaos.scene import HANDLERS, STEADFAST, Scene, scene
@@ -26,6 +26,8 @@ LONGEST_PAUSE_S = 1.5
 GIVE_UP_S = 30.0
 DRAIN_DEADLINE_S = 60.0
 QUIET_S = 3.0
+# Longer than any pause of the client and any recovery that a fault needs.
+CALM_DEADLINE_S = 30.0
 
 
 class Plan(NamedTuple):
@@ -101,7 +103,7 @@ async def _loaded(
 
 
 async def _in_lanes(scene: Scene, stripe: Stripe, plan: Plan) -> None:
-    """Let the faults happen: side by side where they are of different lanes."""
+    """Let the faults happen: side by side where they are of different lanes, some alone."""
     random = Random(plan.seed + 2)
     lanes: dict[str, list[Fault]] = defaultdict(list)
     for name in random.sample(plan.faults, len(plan.faults)):
@@ -112,9 +114,23 @@ async def _in_lanes(scene: Scene, stripe: Stripe, plan: Plan) -> None:
             await asyncio.sleep(chances.uniform(0, LONGEST_PAUSE_S))
             await fault.act(scene, stripe, chances)
 
+    alone = lanes.pop(ALONE, [])
     async with asyncio.TaskGroup() as tasks:
         for lane in lanes.values():
             tasks.create_task(happen(lane, Random(random.random())))
+    for fault in alone:
+        await _calm(stripe)
+        await happen([fault], random)
+    await _calm(stripe)
+
+
+async def _calm(stripe: Stripe) -> None:
+    """Wait until everything that was sent so far is acknowledged, or for a while."""
+    now = time.time()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CALM_DEADLINE_S):
+            while not stripe.is_acknowledged_until(now):  # noqa: ASYNC110 - nothing signals it
+                await asyncio.sleep(0.1)
 
 
 async def _evidence(scene: Scene, stripe: Stripe, before: tuple[dict[str, Reading], int]) -> Run:
