@@ -1,6 +1,7 @@
 """What can go wrong: every fault by its name, with its lane and what it needs.
 
-Faults of one lane come one after the other, lanes run side by side, those of `ALONE` at the end. Every choice is the seed's.
+Faults of one lane come one after the other, lanes run side by side, those of `ALONE` at the end.
+Every choice is the seed's.
 """
 
 from __future__ import annotations
