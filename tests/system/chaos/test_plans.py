@@ -14,7 +14,7 @@ from random import Random
 import orjson
 import pytest
 
-from tests.support.servers import PATIENCE_S
+from tests.support.servers import PATIENCE_S, until
 from tests.system.chaos.faults import FAULTS
 from tests.system.chaos.lives import CANARY, PUBLISHED, Letter, lives
 from tests.system.chaos.mixes import LONG, SHORT
@@ -90,13 +90,17 @@ async def test_strangers_leave_when_their_time_is_over() -> None:
     """However it is with their connections then, none of them stays."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.add(writer)
         with contextlib.suppress(OSError):
             while await reader.read(1024) and random.random() < 0.7:
                 writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
                 await asyncio.sleep(0.01 * random.random())
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        connected.remove(writer)
 
-    random, statuses = Random(1), set[int]()
+    random, statuses, connected = Random(1), set[int](), set[asyncio.StreamWriter]()
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server:
@@ -104,6 +108,7 @@ async def test_strangers_leave_when_their_time_is_over() -> None:
             async with asyncio.timeout(PATIENCE_S):
                 async with besieging(port, lambda _, status: statuses.add(status)):
                     await asyncio.sleep(0.01 * number)
+        await until(lambda: not connected)
     assert statuses == {400}
 
 
