@@ -129,9 +129,11 @@ class Nats:
         client = Client()
         connection = _Connection(client, client.jetstream())
 
-        async def discard() -> None:
-            # A lost client does not fail the calls that wait for an acknowledgement.
-            self._shared.discard(connection)
+        async def discard(error: Exception | None = None) -> None:
+            # A lost client does not fail the calls that wait for an acknowledgement. It calls
+            # `closed_cb`, or only `error_cb` if a reset connection still had data to send.
+            if error is None or isinstance(error, OSError):
+                self._shared.discard(connection)
 
         try:
             await client.connect(
@@ -141,7 +143,8 @@ class Nats:
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
                 connect_timeout=int(CONNECT_TIMEOUT_S) - 1,
-                error_cb=_ignore,
+                # Also keeps the client from printing tracebacks, which is the default.
+                error_cb=discard,
                 closed_cb=discard,
             )
             yield connection
@@ -159,10 +162,6 @@ async def open(environ: Mapping[str, str]) -> AsyncIterator[Handler]:  # noqa: A
     disable_loggers("nats")
     async with aclosing(Nats(environment.read(NatsSettings, environ))) as handler:
         yield handler
-
-
-async def _ignore(error: Exception) -> None:
-    """Keep the client from printing tracebacks; publishing raises what matters."""
 
 
 def _is_open(connection: _Connection) -> bool:

@@ -109,44 +109,6 @@ async def opened_with_error(status: int, code: str, text: str = "") -> AsyncIter
 
 
 @pytest.mark.parametrize(
-    ("status", "code"),
-    [
-        (400, "RequestThrottled"),
-        (400, "ThrottlingException"),
-        (400, "KmsThrottled"),
-        (403, "Throttling"),
-        (500, "InternalFailure"),
-        (503, "ServiceUnavailable"),
-    ],
-)
-async def test_throttling_and_faults_are_waited_for(status: int, code: str) -> None:
-    """Throttling and server errors make the queue unreachable."""
-    async with opened_with_error(status, code) as handler:
-        for call in (handler(transition("a", 1)), check(handler)):
-            with pytest.raises(ConnectionError):
-                await call
-
-
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [
-        (403, "InvalidClientTokenId"),
-        (403, "SignatureDoesNotMatch"),
-        (403, "SomethingNew"),
-        (400, "AccessDeniedException"),
-        (400, "ExpiredTokenException"),
-    ],
-)
-async def test_refused_credentials_are_waited_for(status: int, code: str) -> None:
-    """Refused credentials make the queue unreachable; a check reports them."""
-    async with opened_with_error(status, code) as handler:
-        with pytest.raises(ConnectionError):
-            await handler(transition("a", 1))
-        with pytest.raises(ConfigError, match=r"^SQS_QUEUE_URL: the credentials"):
-            await check(handler)
-
-
-@pytest.mark.parametrize(
     ("code", "text", "reason"),
     [
         ("InvalidParameterValue", "Message must be shorter than 1024 bytes.", "message_too_large"),
@@ -162,21 +124,37 @@ async def test_a_refused_message_is_undeliverable(code: str, text: str, reason: 
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"),
+    ("status", "code", "reason", "problem"),
     [
-        ("InvalidAddress", "no_such_queue"),
-        ("QueueDoesNotExist", "no_such_queue"),
-        ("UnsupportedOperation", "operation_unsupported"),
-        ("KmsDisabled", "key_refused"),
-        ("KmsAccessDenied", "key_refused"),
+        (400, "RequestThrottled", "throttled", None),
+        (400, "ThrottlingException", "throttled", None),
+        (400, "KmsThrottled", "throttled", None),
+        (403, "Throttling", "throttled", None),
+        (500, "InternalFailure", "server_failed", None),
+        (503, "ServiceUnavailable", "server_failed", None),
+        (403, "InvalidClientTokenId", "access_refused", "the credentials"),
+        (403, "SignatureDoesNotMatch", "access_refused", "the credentials"),
+        (403, "SomethingNew", "access_refused", "the credentials"),
+        (400, "AccessDeniedException", "access_refused", "the credentials"),
+        (400, "ExpiredTokenException", "access_refused", "the credentials"),
+        (400, "InvalidAddress", "no_such_queue", "there is no such queue"),
+        (400, "QueueDoesNotExist", "no_such_queue", "there is no such queue"),
+        (400, "UnsupportedOperation", "operation_unsupported", "the queue takes no such message"),
+        (400, "KmsDisabled", "key_refused", "the queue's key"),
+        (400, "KmsAccessDenied", "key_refused", "the queue's key"),
     ],
 )
-async def test_a_refusing_queue_is_waited_for(code: str, reason: str) -> None:
-    """Errors about the queue make it unreachable; a check reports them."""
-    async with opened_with_error(400, code) as handler:
+async def test_a_refusing_queue_is_waited_for(
+    status: int, code: str, reason: str, problem: str | None
+) -> None:
+    """Errors of SQS or the queue make it unreachable; a check reports what can be corrected."""
+    found: tuple[type[Exception], str] = (Unreachable, f"^{reason}$")
+    if problem is not None:
+        found = (ConfigError, f"^SQS_QUEUE_URL: {problem}")
+    async with opened_with_error(status, code) as handler:
         with pytest.raises(Unreachable, match=f"^{reason}$"):
             await handler(transition("a", 1))
-        with pytest.raises(ConfigError, match=r"^SQS_QUEUE_URL: "):
+        with pytest.raises(found[0], match=found[1]):
             await check(handler)
 
 
