@@ -1,7 +1,7 @@
-"""What each balancer is given and has to do: its shipped file, two receivers, and real requests.
+"""Load balancers: their shipped files in front of two receivers, with real requests.
 
-The files are run as they are, but for addresses and the certificate. Holds no test of its own;
-`test_haproxy` and `test_nginx` inherit `Laws`.
+The files are run as they are, except for addresses and the certificate. `test_haproxy` and
+`test_nginx` inherit the tests of `Contract`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Balancer(ABC):
 
     Attributes:
         shipped: The file in deploy/.
-        name: The program, and the package that brings it.
+        name: The program, and its Debian package.
     """
 
     shipped: ClassVar[Path]
@@ -60,7 +60,7 @@ class Balancer(ABC):
         """Return the arguments that run it in the foreground."""
 
     def adapted(self, directory: Path, addresses: Sequence[str], port: int) -> Path:
-        """Return a copy of the shipped file for our ports and a certificate made for it."""
+        """Return a copy of the shipped file with our ports and certificate."""
         text = self.shipped.read_text()
         certificate = _certificate(directory)
         for theirs, ours in zip(ADDRESSES, addresses, strict=True):
@@ -76,7 +76,7 @@ class Balancer(ABC):
 
     @contextmanager
     def running(self, directory: Path, addresses: Sequence[str]) -> Iterator[str]:
-        """Run it in front of *addresses*; yield where it listens."""
+        """Run it in front of *addresses*; yield its URL."""
         path = program(self.name, self.name)
         port = free_port()
         configuration = self.adapted(directory, addresses, port)
@@ -120,7 +120,7 @@ def _listens(process: subprocess.Popen[bytes], port: int, out: Path) -> bool:
 
 
 def trusting() -> ssl.SSLContext:
-    """Return what believes the certificate we made, and any other."""
+    """Return a TLS context that accepts any certificate."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -129,7 +129,7 @@ def trusting() -> ssl.SSLContext:
 
 def receivers(opened: Sandbox, **settings: str) -> list[Process]:
     """Start two receivers on ports of their own, at once, and wait for both."""
-    # Behind either of them 127.0.0.1 is the client, and a proxy whose word counts.
+    # 127.0.0.1 is both the client and a trusted proxy.
     ours = {"ALLOWED_NETWORKS": "127.0.0.1", "FORWARDED_ALLOW_IPS": "127.0.0.1", **settings}
     started = [opened.start("serve", PORT=str(free_port()), **ours) for _ in range(2)]
     return [process.ready() for process in started]
@@ -137,7 +137,7 @@ def receivers(opened: Sandbox, **settings: str) -> list[Process]:
 
 @asynccontextmanager
 async def refusing(posts: list[bytes] | None = None) -> AsyncIterator[str]:
-    """Be a receiver that is ready for traffic, answers each POST with 503, and keeps its head."""
+    """Run a receiver that is ready, answers each POST with 503, and keeps the heads in *posts*."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer):
@@ -166,12 +166,6 @@ async def secured(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio
         writer.close()
 
 
-def chunked(body: bytes, size: int) -> Iterator[bytes]:
-    """Yield *body* in pieces."""
-    for start in range(0, len(body), size):
-        yield body[start : start + size]
-
-
 BODIES = {
     "plain": event(session="vs_plain", id="evt_plain"),
     "UTF-8": event(session="vs_text", id="evt_text", metadata={"name": "Zoë Ωmega 🛂 \u2028"}),
@@ -191,12 +185,24 @@ AMBIGUOUS = {
 
 
 class Site(NamedTuple):
-    """A balancer that runs, with two receivers behind it."""
+    """A running balancer with two receivers behind it."""
 
     balancer: Balancer
     ground: Sandbox
     pair: list[Process]
     url: str
+
+    @asynccontextmanager
+    async def in_front_of(self, name: str, addresses: Sequence[str]) -> AsyncIterator[str]:
+        """Run the balancer once more, in front of other addresses; yield its URL."""
+        directory = self.ground.directory / name
+        directory.mkdir()
+        running = self.balancer.running(directory, addresses)
+        url = await asyncio.to_thread(running.__enter__)
+        try:
+            yield url
+        finally:
+            await asyncio.to_thread(running.__exit__, None, None, None)
 
 
 @contextmanager
@@ -210,11 +216,11 @@ def site(balancer: Balancer, directory: Path) -> Iterator[Site]:
             yield Site(balancer, ground, pair, url)
 
 
-class Laws:
-    """What holds behind every balancer. The subclass's module has a fixture `site`."""
+class Contract:
+    """What holds behind each balancer. The module of a subclass has a fixture `site`."""
 
     def test_the_shipped_file_is_valid(self, site: Site) -> None:
-        """The balancer itself finds nothing wrong with its file, and nothing to warn of."""
+        """The balancer accepts its file, without a warning."""
         directory = site.ground.directory / "checked"
         directory.mkdir()
         configuration = site.balancer.adapted(directory, ["127.0.0.1:1"] * 2, free_port())
@@ -224,21 +230,20 @@ class Laws:
 
     @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
     def test_bodies_arrive_as_they_were_signed(self, site: Site, body: bytes) -> None:
-        """Plain or chunked, small or large: every byte of a body is the one that was signed."""
+        """Plain or chunked, small or large, a body is what was signed."""
+        chunks = (body[start : start + 1000] for start in range(0, len(body), 1000))
         with httpx2.Client(verify=trusting()) as client:
             plain = client.post(site.url + WEBHOOK, content=body, headers=signed(body))
-            again = client.post(
-                site.url + WEBHOOK, content=chunked(body, 1000), headers=signed(body)
-            )
+            again = client.post(site.url + WEBHOOK, content=chunks, headers=signed(body))
         assert plain.json() == {"outcome": "admitted"}
         assert again.json() == {"outcome": "duplicate"}
 
-    def test_strangers_cannot_say_who_they_are(self, site: Site) -> None:
-        """A stranger's X-Forwarded-For and X-Request-Id give way to the balancer's own."""
+    def test_clients_cannot_choose_their_address_or_request_id(self, site: Site) -> None:
+        """The balancer replaces X-Forwarded-For and X-Request-Id."""
         body = event(session="vs_who", id="evt_who")
-        told = {"X-Forwarded-For": "6.6.6.6", "X-Request-Id": "deadbeefdeadbeef"}
+        claimed = {"X-Forwarded-For": "6.6.6.6", "X-Request-Id": "deadbeefdeadbeef"}
         with httpx2.Client(verify=trusting()) as client:
-            answer = client.post(site.url + WEBHOOK, content=body, headers=signed(body) | told)
+            answer = client.post(site.url + WEBHOOK, content=body, headers=signed(body) | claimed)
         assert answer.json() == {"outcome": "admitted"}
         [logged] = soon(
             lambda: [
@@ -251,7 +256,7 @@ class Laws:
         assert len(logged["request_id"].replace("-", "")) == 32
 
     def test_only_webhooks_get_through(self, site: Site) -> None:
-        """Probes and metrics are not to be had from outside, and what is too large is refused."""
+        """Probes and metrics are not public, and large bodies are refused."""
         with httpx2.Client(verify=trusting()) as client:
             for path in ("/", "/readyz", "/livez", "/metrics", "/webhooks/other"):
                 assert client.get(site.url + path).status_code == 404
@@ -259,8 +264,8 @@ class Laws:
             large = b"x" * 262_145
             assert client.post(site.url + WEBHOOK, content=large).status_code == 413
 
-    async def test_a_client_that_names_no_host_is_answered(self, site: Site) -> None:
-        """HTTP/1.0 needs no Host; what goes on to a receiver has one all the same."""
+    async def test_a_client_without_a_host_header_is_answered(self, site: Site) -> None:
+        """HTTP/1.0 needs no Host; the receiver gets one from the balancer."""
         body = event(session="vs_hostless", id="evt_hostless")
         lines = {**signed(body), "Content-Length": str(len(body))}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
@@ -270,7 +275,7 @@ class Laws:
         assert said.endswith(b'{"outcome":"admitted"}')
 
     def test_the_selftest_finds_nothing_broken(self, site: Site) -> None:
-        """Asked through the balancer, every promise is kept."""
+        """Through the balancer, every promise is kept."""
         trusted = str(site.ground.directory / "certificate.crt")
         worker = site.ground.start("work").ready()
         command = site.ground.run(
@@ -283,54 +288,47 @@ class Laws:
 
     @pytest.mark.parametrize("framing", AMBIGUOUS.values(), ids=AMBIGUOUS)
     async def test_nothing_is_smuggled(self, site: Site, framing: bytes) -> None:
-        """What can be read as one request or as two is at most one, and refused."""
+        """Ambiguous framing is read as one request at most, and refused."""
         head = b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\n" + framing
         seen = [len(process.lines("event.rejected")) for process in site.pair]
         async with secured(site.url) as (reader, writer):
             writer.write(head + b"\r\n\r\n0\r\n\r\n" + SMUGGLED)
             said = await rest(reader)
         answers = re.findall(rb"HTTP/1\.1 (\d+)", said)
-        # In doubt a balancer may read it in one way, tell us which, and close.
+        # A balancer may choose one reading, normalize the request, and close.
         assert len(answers) <= 1
         assert {*answers} <= {b"400", b"422", b"501"}
         now = [len(process.lines("event.rejected")) for process in site.pair]
         assert sum(now) - sum(seen) <= 1
 
-    async def test_a_503_is_asked_once_more(self, site: Site) -> None:
-        """Where every receiver answers 503 an event is counted twice: EventsUnavailable knows."""
-        directory = site.ground.directory / "deferring"
-        directory.mkdir()
+    async def test_a_503_is_retried_once(self, site: Site) -> None:
+        """If all receivers answer 503 an event is counted twice: the alert takes that in."""
         posts: list[bytes] = []
-        async with refusing(posts) as one, refusing(posts) as other:
-            running = site.balancer.running(directory, [one, other])
-            url = await asyncio.to_thread(running.__enter__)
-            try:
-                async with httpx2.AsyncClient(verify=trusting()) as client:
-                    body = event(session="vs_deferred", id="evt_deferred")
-                    answer = await client.post(url + WEBHOOK, content=body, headers=signed(body))
-            finally:
-                await asyncio.to_thread(running.__exit__, None, None, None)
+        async with (
+            refusing(posts) as one,
+            refusing(posts) as other,
+            site.in_front_of("refusing", [one, other]) as url,
+            httpx2.AsyncClient(verify=trusting()) as client,
+        ):
+            body = event(session="vs_refused", id="evt_refused")
+            answer = await client.post(url + WEBHOOK, content=body, headers=signed(body))
         assert answer.status_code in {502, 503}
         assert len(posts) == 2
 
-    async def test_who_refuses_costs_nobody_an_answer(self, site: Site) -> None:
-        """A 503 of one receiver is asked again of the other."""
-        directory = site.ground.directory / "refusing"
-        directory.mkdir()
-        async with refusing() as other, httpx2.AsyncClient(verify=trusting()) as client:
-            addresses = [other, f"127.0.0.1:{site.pair[0].port}"]
-            running = site.balancer.running(directory, addresses)
-            url = await asyncio.to_thread(running.__enter__)
-            try:
-                for number in range(20):
-                    body = event(session=f"vs_again_{number}", id=f"evt_again_{number}")
-                    answer = await client.post(url + WEBHOOK, content=body, headers=signed(body))
-                    assert answer.json() == {"outcome": "admitted"}
-            finally:
-                await asyncio.to_thread(running.__exit__, None, None, None)
+    async def test_a_503_is_retried_on_the_other_receiver(self, site: Site) -> None:
+        """While one receiver answers 503, every event is answered with 200."""
+        async with (
+            refusing() as other,
+            site.in_front_of("retrying", [other, f"127.0.0.1:{site.pair[0].port}"]) as url,
+            httpx2.AsyncClient(verify=trusting()) as client,
+        ):
+            for number in range(20):
+                body = event(session=f"vs_again_{number}", id=f"evt_again_{number}")
+                answer = await client.post(url + WEBHOOK, content=body, headers=signed(body))
+                assert answer.json() == {"outcome": "admitted"}
 
-    async def test_a_killed_receiver_costs_nobody_an_answer(self, site: Site) -> None:
-        """While one of two receivers is killed, every event is still answered with 200."""
+    async def test_a_killed_receiver_costs_no_response(self, site: Site) -> None:
+        """While one of two receivers is killed, every event is answered with 200."""
         answered: list[int] = []
 
         async def post(client: httpx2.AsyncClient, name: str) -> None:

@@ -1,4 +1,4 @@
-"""HAProxy, with the file that is shipped, in front of two real receivers."""
+"""HAProxy, with the shipped file, in front of two real receivers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.support.harness import DEADLINE_S
 from tests.support.servers import free_port
 from tests.system.balancers import balancer
-from tests.system.balancers.balancer import Laws, Site, secured
+from tests.system.balancers.balancer import Contract, Site, secured
 from tests.system.balancers.haproxy import HAProxy
 
 
@@ -25,7 +25,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 class Numbered(HAProxy):
-    """The same, but each rule that denies says which it is."""
+    """HAProxy whose denying rules answer with their number."""
 
     def adapted(self, directory: Path, addresses: Sequence[str], port: int) -> Path:
         """Number the rules."""
@@ -49,26 +49,21 @@ DENIED = {
 }
 
 
-class TestHAProxy(Laws):
-    """The laws of balancers."""
+class TestHAProxy(Contract):
+    """The contract of balancers, and HAProxy's rules."""
 
-    async def test_every_rule_that_denies_is_of_use(self, site: Site) -> None:
-        """For each of them there is a request that it denies, and that nothing else does."""
-        directory = site.ground.directory / "numbered"
-        directory.mkdir()
+    async def test_each_denying_rule_is_needed(self, site: Site) -> None:
+        """For each rule there is a request that only this rule denies."""
         rules = len(re.findall("http-request deny", HAProxy.shipped.read_text()))
-        running = Numbered().running(directory, [f"127.0.0.1:{free_port()}"] * 2)
-        url = await asyncio.to_thread(running.__enter__)
-        try:
-            told = [await denied(url, request) for request in DENIED.values()]
-        finally:
-            await asyncio.to_thread(running.__exit__, None, None, None)
-        assert told == [(status, number) for number, status in enumerate(DENIED)]
-        assert len(told) == rules
+        numbered = site._replace(balancer=Numbered())
+        async with numbered.in_front_of("numbered", [f"127.0.0.1:{free_port()}"] * 2) as url:
+            found = [await denied(url, request) for request in DENIED.values()]
+        assert found == [(status, number) for number, status in enumerate(DENIED)]
+        assert len(found) == rules
 
 
 async def denied(url: str, request: bytes) -> tuple[bytes, int]:
-    """Return with which status a request is denied, and by which rule."""
+    """Return the status that a request is denied with, and the number of the rule."""
     async with secured(url) as (reader, writer):
         writer.write(request)
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)

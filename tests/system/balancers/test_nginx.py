@@ -1,4 +1,4 @@
-"""nginx, with the file that is shipped, in front of two real receivers."""
+"""nginx, with the shipped file, in front of two real receivers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.programs import ROOT
 from tests.system.balancers import balancer
-from tests.system.balancers.balancer import Balancer, Laws, Site
+from tests.system.balancers.balancer import Balancer, Contract, Site
 
 
 class Nginx(Balancer):
@@ -34,5 +34,5 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield running
 
 
-class TestNginx(Laws):
-    """The laws of balancers."""
+class TestNginx(Contract):
+    """The contract of balancers."""

@@ -1,4 +1,4 @@
-"""A rolling restart under load: every process is replaced, and nobody outside can tell."""
+"""A rolling restart under load: every process is replaced, and no client notices."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from tests.system.balancers.haproxy import HAProxy
 
 EVENTS_PER_S = 50
 CHAINS = 25
-# One life of a session: each step changes it.
+# The life of a session: each step changes its status.
 STEPS = ("requires_input", "processing", "requires_input", "processing", "verified")
 SETTLED_DEADLINE_S = 30
 DRAIN_S = 3
 
 
 class Load:
-    """Sessions that live at a steady pace, one step after the other, until told to end.
+    """Sessions that change at a steady pace, one step after the other, until `end`.
 
     Attributes:
-        statuses: How many answers there were of each status.
-        outcomes: How many of each outcome.
-        sent: How many events of each session were answered with 200.
+        statuses: The number of responses of each status.
+        outcomes: The number of responses of each outcome.
+        sent: The number of events of each session that were answered with 200.
     """
 
     def __init__(self, url: str) -> None:
@@ -51,7 +51,7 @@ class Load:
         self.sent: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """Send until told to end."""
+        """Send until `end` is called and all sessions are complete."""
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=CHAINS)
         async with httpx2.AsyncClient(
             verify=trusting(), timeout=DEADLINE_S, limits=limits
@@ -59,7 +59,7 @@ class Load:
             await asyncio.gather(*(self._chain(client, number) for number in range(CHAINS)))
 
     def end(self) -> None:
-        """Let each session live to its end, and begin no other."""
+        """Complete the current sessions, and begin no others."""
         self._ending = True
 
     async def _chain(self, client: httpx2.AsyncClient, chain: int) -> None:
@@ -78,7 +78,7 @@ class Load:
             id=f"evt_{session}_{step}",
             session=session,
             status=status,
-            # Further apart than the clocks of the sender's machines may be.
+            # Further apart than the clocks of Stripe's machines may be.
             created=NOW - 600 + 60 * step,
         )
         answer = await client.post(self._url, content=body, headers=signed(body))
@@ -89,7 +89,7 @@ class Load:
 
 
 def delivered(workers: list[Process]) -> dict[str, set[int]]:
-    """Return the sequence numbers that any worker has handed over, by session."""
+    """Return the sequence numbers that workers have delivered, by session."""
     sequences: dict[str, set[int]] = defaultdict(set)
     for worker in workers:
         for line in worker.lines("transition"):
@@ -105,7 +105,7 @@ def ground(tmp_path: Path) -> Iterator[Sandbox]:
 
 
 async def replaced(ground: Sandbox, old: Process, command: str, **settings: str) -> Process:
-    """Stop a process in good order and start another in its place."""
+    """Stop a process and start another in its place."""
     assert await asyncio.to_thread(old.stop) == 0
     return await asyncio.to_thread(ground.start(command, **settings).ready)
 
@@ -123,7 +123,7 @@ async def test_a_rolling_restart_loses_nothing(ground: Sandbox) -> None:
         load = Load(url)
         running = asyncio.create_task(load.run())
         await eventually(lambda: load.statuses.total() > 2 * EVENTS_PER_S)
-        everybody = [*workers]
+        all_workers = [*workers]
         for front, port in zip(fronts, ports, strict=True):
             again = await replaced(
                 ground,
@@ -134,12 +134,14 @@ async def test_a_rolling_restart_loses_nothing(ground: Sandbox) -> None:
                 ALLOWED_NETWORKS="127.0.0.1",
             )
             await eventually(partial(again.lines, "event.admitted"))
-        everybody += [await replaced(ground, worker, "work", LEASE_TTL_S="2") for worker in workers]
+        all_workers += [
+            await replaced(ground, worker, "work", LEASE_TTL_S="2") for worker in workers
+        ]
         load.end()
         await running
     expected = {session: set(range(1, count + 1)) for session, count in load.sent.items()}
-    await eventually(lambda: delivered(everybody) == expected, SETTLED_DEADLINE_S)
+    await eventually(lambda: delivered(all_workers) == expected, SETTLED_DEADLINE_S)
     assert set(load.statuses) == {200}
-    # A retry of the balancer's may find that the first try had been admitted.
+    # The balancer may retry a request whose first attempt was admitted.
     assert set(load.outcomes) <= {"admitted", "duplicate"}
     assert all(count == len(STEPS) for count in load.sent.values())
