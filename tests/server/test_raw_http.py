@@ -169,6 +169,7 @@ SYNTAX = {
     "two hosts": (post(b"Host: y"), MALFORMED),
     "the same host twice": (post(b"Host: x"), MALFORMED),
     "a huge header": (post(b"A: " + b"a" * MAX_HEADER_BYTES), HEADERS),
+    "a header up to the cap": (post(b"A: " + b"a" * (MAX_HEADER_BYTES - 200)), UNSIGNED),
     "many headers": (post(*[b"A: b"] * (MAX_HEADER_BYTES // 2)), HEADERS),
     "as many headers as may be": (post(*[b"A: b"] * (MAX_HEADERS - 1)), UNSIGNED),
     "one header more": (post(*[b"A: b"] * MAX_HEADERS), HEADERS),
@@ -270,6 +271,7 @@ METHODS = {
     "GET": (get(b"GET /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
     "HEAD": (get(b"HEAD /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
     "PUT": (get(b"PUT /webhooks/stripe HTTP/1.1", LENGTH_1) + b"x", NOT_ALLOWED),
+    "PATCH": (get(b"PATCH /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
     "DELETE": (get(b"DELETE /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
     "TRACE": (get(b"TRACE /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
     "OPTIONS": (get(b"OPTIONS /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
@@ -300,6 +302,10 @@ PATHS = {
         get(b"GET /webhooks/stripe/nobody HTTP/1.1"),
         NOT_ALLOWED,
     ),
+}
+PATHS |= {
+    f"unknown: {path}": (post(start=b"POST %b HTTP/1.1" % path.encode()), NOT_FOUND)
+    for path in ("/", "/webhooks", "/webhooks/stripes", "/livez/", "/metrics", "/docs", "/%2e%2e/x")
 }
 PIPELINES = {
     "an invalid URL after good": (
