@@ -122,7 +122,8 @@ async def test_idle_time_is_counted_from_the_last_answer() -> None:
         listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
         connected(listener.port) as (reader, writer),
     ):
-        for body in (b"1", b"2", b"3", b"4"):
+        # An odd number: the timer that fires after the last request was started before it.
+        for body in (b"1", b"2", b"3"):
             writer.write(post(body))
             assert await answer(reader) == (200, body)
             push(2 * LONGER_S / 3)
