@@ -6,6 +6,7 @@ any promise was broken.
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import sys
@@ -85,13 +86,20 @@ def _possible(mix: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in mix if not FAULTS[name].needs.missing)
 
 
+def _slug(name: str) -> str:
+    """Return a mix's name as a directory's: a preloaded library's path may hold no space."""
+    return re.sub(r"\W+", "-", name)
+
+
 def _run(name: str, plan: Plan, keep: Path | None) -> Outcome:
     """Make one run, and say on the way what came of it."""
     click.echo(f"{name}, seed {plan.seed}: {', '.join(plan.faults)}", err=True)
     with tempfile.TemporaryDirectory(prefix="chaos-") as made:
         if keep:
             keep.mkdir(parents=True, exist_ok=True)
-        directory = tempfile.mkdtemp(prefix=f"{name}-{plan.seed}-", dir=keep) if keep else made
+        directory = (
+            tempfile.mkdtemp(prefix=f"{_slug(name)}-{plan.seed}-", dir=keep) if keep else made
+        )
         outcome = uvloop.run(torment(plan, Path(directory)))
     for law, violations in groupby(outcome.judgement.violations, key=lambda one: one.law):
         found = [violation.what for violation in violations]

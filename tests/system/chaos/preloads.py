@@ -5,6 +5,7 @@ Both are told what to do by a file, so that a run can change it while Redis work
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -100,9 +101,9 @@ def launcher(directory: Path, program: Path, loaded: list[Preload]) -> Path:
     variables = {"LD_PRELOAD": ":".join(str(one.library) for one in loaded)}
     for one in loaded:
         variables |= one.variables
-    lines = [f"export {name}='{value}'" for name, value in variables.items()]
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     made = directory / "launcher"
-    made.write_text("\n".join(["#!/bin/sh", *lines, f"exec '{program}' \"$@\"\n"]))
+    made.write_text("\n".join(["#!/bin/sh", *lines, f'exec {shlex.quote(str(program))} "$@"\n']))
     made.chmod(0o700)
     return made
 
