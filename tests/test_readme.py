@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shlex
 from pathlib import Path
 
-import click
 import pytest
 
 import service
-from service.cli.main import commands
 from tests.generate import PACKAGES, generated, series, series_name
+from tests.support.command_line import parse_command
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -63,13 +61,7 @@ def test_two_commands_set_everything_up() -> None:
 )
 def test_every_command_parses(line: str) -> None:
     """The command line takes each command in the documents, options and all."""
-    words = shlex.split(line.rpartition("-m service ")[2])
-
-    command: click.Command = commands
-    while isinstance(command, click.Group):
-        command = command.commands[words.pop(0)]
-
-    assert isinstance(command.make_context(command.name, words), click.Context)
+    assert parse_command(line.rpartition("-m service ")[2]).command.callback
 
 
 def anchors(path: Path) -> set[str]:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-
-import click
-
-from service.cli.main import commands
+from tests.support.command_line import parse_command
 from tests.support.programs import ROOT, run, tool
 
 PROCFILE = ROOT / "Procfile"
@@ -28,7 +23,4 @@ def test_both_processes_fit_on_one_machine() -> None:
 def test_its_commands_parse() -> None:
     """Each line ends in a command that our command line accepts."""
     for line in PROCFILE.read_text().splitlines():
-        _, program = re.split(r" -m service ", line)
-        name, *arguments = shlex.split(program)
-        command = commands.commands[name]
-        assert isinstance(command.make_context(name, arguments), click.Context)
+        assert parse_command(line.rpartition("-m service ")[2]).command.callback
