@@ -21,6 +21,7 @@ from service.handlers import ENTRY_POINT_GROUP, loading
 from service.storage.assessment import Severity
 from service.testing import transition
 from service.transitions.transition import StatusTransition
+from tests.support import roles
 from tests.support.harness import (
     DEADLINE_S,
     Process,
@@ -162,6 +163,7 @@ def test_check_says_what_is_loaded_and_from_where(
     assert found["handler audit"]["severity"] == Severity.FATAL
 
 
+@pytest.mark.skipif(roles.are_wanted(), reason="the users know one prefix only")
 def test_a_function_is_a_handler_and_its_failures_are_shown(ground: Sandbox) -> None:
     """A bare `async def` is a handler; in `dev`, a failed call prints its traceback."""
     (ground.directory / "bare.py").write_text(
