@@ -402,6 +402,13 @@ MUTANTS = (
         "server/test_protocol.py",
     ),
     Mutant(
+        "one connection is accepted in a loop turn",
+        "service/server/listener.py",
+        "range(ACCEPTED_PER_TURN - 1)",
+        "range(0)",
+        "server/test_listener.py",
+    ),
+    Mutant(
         "requests of one loop turn are not counted: all get slots",
         "service/server/protocol.py",
         "        self._listener.requests_this_turn += 1\n",

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import uvloop
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -287,6 +288,29 @@ async def test_one_read_brings_little(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await answer(reader) == (200, b"y" * 2_000_000)
     # Linux doubles the requested size, for its own bookkeeping.
     assert max(sizes) <= 2 * SOCKET_BUFFER_BYTES
+
+
+def test_each_loop_turn_accepts_several_connections() -> None:
+    """However many clients have connected, one does not cost a loop turn."""
+    connections = 80
+
+    async def accept_all() -> None:
+        listener = _listener(max_connections=connections)
+        with contextlib.ExitStack() as clients:
+            for _ in range(connections):
+                client = clients.enter_context(socket.socket())
+                client.connect(("127.0.0.1", listener.port))
+            serving = asyncio.create_task(listener.run())
+            turns = 0
+            accepted = listener._server.server_state.connections
+            while len(accepted) < connections and turns < connections:
+                await asyncio.sleep(0)
+                turns += 1
+        listener.stop()
+        await serving
+        assert turns < connections / 2
+
+    uvloop.run(accept_all())
 
 
 def _listener(**changes: Any) -> Listener:
