@@ -16,29 +16,38 @@ TEXT = st.text(max_size=20)
 WORD = st.text(min_size=1, max_size=20)
 MAYBE = st.none() | TEXT
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def change_fields(required: st.SearchStrategy[str]) -> dict[str, st.SearchStrategy[Any]]:
+    """Return arbitrary fields of a session's change, *required* where a text has to stand."""
+    return {
+        "event_id": required,
+        "event_type": required,
+        "occurred_at": st.integers(0, 10**11 - 1).map(lambda at: datetime.fromtimestamp(at, UTC)),
+        "livemode": st.none() | st.booleans(),
+        "account": st.none() | required,
+        "account_name": st.none() | required,
+        "context": MAYBE,
+        "origin": st.sampled_from(Origin) | required,
+        "endpoint": MAYBE,
+        "session_id": required,
+        "session_type": MAYBE,
+        "current": st.sampled_from(Status) | required,
+        "stripe_status": MAYBE,
+        "last_error_code": MAYBE,
+        "redaction_status": MAYBE,
+        "report_id": MAYBE,
+        "client_reference_id": MAYBE,
+        "related_customer": MAYBE,
+        "related_customer_account": MAYBE,
+        "related_person": st.none() | st.builds(RelatedPerson, account=MAYBE, person=MAYBE),
+        "metadata": st.none() | st.dictionaries(TEXT, TEXT, max_size=4),
+    }
+
+
 TRANSITIONS = st.builds(
     StatusTransition,
-    event_id=WORD,
-    event_type=WORD,
-    occurred_at=st.integers(0, 10**11 - 1).map(lambda at: datetime.fromtimestamp(at, UTC)),
-    livemode=st.none() | st.booleans(),
-    account=st.none() | WORD,
-    account_name=st.none() | WORD,
-    context=MAYBE,
-    origin=st.sampled_from(Origin) | WORD,
-    endpoint=MAYBE,
-    session_id=WORD,
-    session_type=MAYBE,
-    current=st.sampled_from(Status) | WORD,
-    stripe_status=MAYBE,
-    last_error_code=MAYBE,
-    redaction_status=MAYBE,
-    report_id=MAYBE,
-    client_reference_id=MAYBE,
-    related_customer=MAYBE,
-    related_customer_account=MAYBE,
-    related_person=st.none() | st.builds(RelatedPerson, account=MAYBE, person=MAYBE),
-    metadata=st.none() | st.dictionaries(TEXT, TEXT, max_size=4),
+    **change_fields(WORD),
     traceparent=st.just(msgspec.UNSET) | st.just(TRACEPARENT),
     previous=st.none() | WORD,
     sequence=st.integers(1, 2**53),

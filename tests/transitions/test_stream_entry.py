@@ -13,40 +13,14 @@ from hypothesis import strategies as st
 
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
-from service.stripe.verification_session import RelatedPerson
-from service.transitions.lifecycle import Status
 from service.transitions.stream_entry import pack, unpack
-from service.transitions.transition import Origin, SessionChange, StatusTransition, make_change
+from service.transitions.transition import SessionChange, StatusTransition, make_change
 from tests.support.programs import FIXTURES
+from tests.support.transitions import TEXT, change_fields
 
 CANARY = "canary-66600666"
 
-TEXT = st.text(max_size=20)
-MAYBE = st.none() | TEXT
-CHANGES = st.builds(
-    SessionChange,
-    event_id=TEXT,
-    event_type=TEXT,
-    occurred_at=st.integers(0, 10**11 - 1).map(lambda at: datetime.fromtimestamp(at, UTC)),
-    livemode=st.none() | st.booleans(),
-    account=MAYBE,
-    account_name=MAYBE,
-    context=MAYBE,
-    origin=st.sampled_from(Origin) | TEXT,
-    endpoint=MAYBE,
-    session_id=TEXT,
-    session_type=MAYBE,
-    current=st.sampled_from(Status) | TEXT,
-    stripe_status=MAYBE,
-    last_error_code=MAYBE,
-    redaction_status=MAYBE,
-    report_id=MAYBE,
-    client_reference_id=MAYBE,
-    related_customer=MAYBE,
-    related_customer_account=MAYBE,
-    related_person=st.none() | st.builds(RelatedPerson, account=MAYBE, person=MAYBE),
-    metadata=st.none() | st.dictionaries(TEXT, TEXT, max_size=4),
-)
+CHANGES = st.builds(SessionChange, **change_fields(TEXT))
 CHANGE = SessionChange(
     event_id="evt_1",
     event_type="identity.verification_session.verified",

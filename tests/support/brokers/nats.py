@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from service.transitions import cloudevents
@@ -42,15 +42,15 @@ def sized(total_bytes: int) -> StatusTransition:
     return transition("sized", 1, metadata={"x": "x" * rest})
 
 
-class NatsBroker:
+class NatsBroker(process.ProcessBroker):
     """A server and three streams; the handler publishes to the first."""
 
     is_durable = True
     deduplicates = True
 
     def __init__(self, port: int, server: process.BrokerProcess) -> None:
+        super().__init__(server)
         self.port = port
-        self._process = server
 
     def environ(self, port: int | None = None, *, credentials: str = "") -> dict[str, str]:
         """Return the settings of the handler."""
@@ -111,18 +111,6 @@ class NatsBroker:
                     Received(message.data or b"", headers.pop("Nats-Msg-Id"), None, headers)
                 )
             return found
-
-    def kill(self) -> None:
-        """End the server."""
-        self._process.kill()
-
-    def start(self) -> None:
-        """Start the server again."""
-        self._process.start()
-
-    def frozen(self) -> AbstractContextManager[None]:
-        """Freeze the server."""
-        return self._process.frozen()
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[JetStreamContext]:

@@ -103,6 +103,29 @@ class BrokerProcess:
             return False
 
 
+class ProcessBroker:
+    """What a broker that is one process of its own does with it.
+
+    Args:
+        process: The process; it runs.
+    """
+
+    def __init__(self, process: BrokerProcess) -> None:
+        self._process = process
+
+    def kill(self) -> None:
+        """End the process."""
+        self._process.kill()
+
+    def start(self) -> None:
+        """Start it again, on the same files."""
+        self._process.start()
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Freeze it for the length of the block."""
+        return self._process.frozen()
+
+
 def answers(port: int, greeting: bytes, *, ask: bytes = b"") -> Callable[[], bool]:
     """Return a function: does the answer on *port* begin with *greeting*?"""
 

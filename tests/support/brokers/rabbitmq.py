@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from tests.support import programs
@@ -22,15 +22,15 @@ KEY = "verifications"
 MAX_BYTES = 60_000
 
 
-class RabbitmqBroker:
+class RabbitmqBroker(process.ProcessBroker):
     """A node with one exchange and one durable queue."""
 
     is_durable = True
     deduplicates = False
 
     def __init__(self, port: int, node: process.BrokerProcess) -> None:
+        super().__init__(node)
         self.port = port
-        self._process = node
 
     def environ(self, port: int | None = None, *, credentials: str = "") -> dict[str, str]:
         """Return the settings of the handler."""
@@ -94,18 +94,6 @@ class RabbitmqBroker:
                 assert message.type == headers["type"]
                 found.append(Received(message.body, message.message_id, None, headers))
             return found
-
-    def kill(self) -> None:
-        """End the node."""
-        self._process.kill()
-
-    def start(self) -> None:
-        """Start the node again."""
-        self._process.start()
-
-    def frozen(self) -> AbstractContextManager[None]:
-        """Freeze the node."""
-        return self._process.frozen()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AbstractConnection]:
