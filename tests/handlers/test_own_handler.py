@@ -173,7 +173,7 @@ def test_a_function_is_a_handler_and_its_failures_are_shown(ground: Sandbox) -> 
     )
     settings = {"HANDLERS": "bare:handle", "REDIS_PREFIX": "bare", "RETRY_MAX_ATTEMPTS": "1"}
     dev = ground.start("dev", **settings).ready()
-    body = event(session="vs_bare", client_reference_id="somebody")
+    body = event(session="vs_bare", client_reference_id="user_4711")
     answer = httpx2.post(dev.url, content=body, headers=signed(body))
     assert answer.json() == {"outcome": "admitted"}
     soon(lambda: b'"delivery.dead_lettered"' in dev.out)
@@ -182,9 +182,9 @@ def test_a_function_is_a_handler_and_its_failures_are_shown(ground: Sandbox) -> 
     place = f"{ground.directory}/bare.py:3 handle"
     [line] = [one for one in dev.lines() if one["event"] == "delivery.dead_lettered"]
     assert (line["error"], line["place"]) == ("LookupError", place)
-    assert b"somebody" not in dev.out
+    assert b"user_4711" not in dev.out
     assert dev.err.count(b"Traceback (most recent call last)") == 1
-    assert b"LookupError: somebody" in dev.err
+    assert b"LookupError: user_4711" in dev.err
     letters = ground.invoke("dead", "list", "bare:handle", "--json", **settings)
     [letter] = orjson.loads(letters.out)
     shown = ground.invoke("dead", "show", "bare:handle", letter["id"], "--json", **settings)

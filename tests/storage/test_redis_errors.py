@@ -66,7 +66,7 @@ class TestUnauthorized:
             yield started
 
     @pytest.mark.parametrize("form", ["redis://{}", "redis+cluster://{}"])
-    @pytest.mark.parametrize("user", ["", ":wrong@", "nobody:wrong@"])
+    @pytest.mark.parametrize("user", ["", ":wrong@", "unknown:wrong@"])
     async def test_at_redis(self, guarded: Server, form: str, user: str) -> None:
         """A wrong password and a missing one are `redis_unauthorized`."""
         url = form.format(f"{user}127.0.0.1:{guarded.port}")

@@ -8,9 +8,11 @@ import io
 import json
 import logging
 import os
+import pty
 import re
 import sys
 import threading
+import tty
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -527,8 +529,8 @@ async def test_a_write_error_is_reported_to_the_log_handler(
 class Pipe:
     """A pipe whose reader stalls until the test calls `drain`."""
 
-    def __init__(self) -> None:
-        self._reading, writing = os.pipe()
+    def __init__(self, open_both: Callable[[], tuple[int, int]] = os.pipe) -> None:
+        self._reading, writing = open_both()
         self.out = os.fdopen(writing, "wb")
         self._found: list[bytes] = []
         self._reader = threading.Thread(target=self._read)
@@ -548,16 +550,28 @@ class Pipe:
         return [json.loads(line) for line in b"".join(self._found).splitlines()]
 
     def _read(self) -> None:
-        while some := os.read(self._reading, 65536):
-            self._found.append(some)
+        # A terminal ends with an error.
+        with contextlib.suppress(OSError):
+            while some := os.read(self._reading, 65536):
+                self._found.append(some)
 
 
+def open_terminal() -> tuple[int, int]:
+    """Return both ends of a terminal that passes bytes on unchanged."""
+    screen, terminal = pty.openpty()
+    tty.setraw(terminal)
+    return screen, terminal
+
+
+@pytest.mark.parametrize("open_both", [os.pipe, open_terminal], ids=["pipe", "terminal"])
 async def test_lines_are_dropped_while_the_reader_stalls(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
+    configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+    open_both: Callable[[], tuple[int, int]],
 ) -> None:
     """Lines beyond the bound are dropped and counted; one line reports that afterwards."""
     monkeypatch.setattr(log_writer, "MAX_QUEUED_BYTES", 100_000)
-    pipe = Pipe()
+    pipe = Pipe(open_both)
     configure(out=pipe.out)
     log = logger()
     before = _dropped()

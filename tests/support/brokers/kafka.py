@@ -142,7 +142,7 @@ class KafkaBroker:
 @contextmanager
 def run_broker(directory: Path) -> Iterator[KafkaBroker]:
     """Run a broker; it writes no files."""
-    if mock_kafka.library() is None:
+    if mock_kafka.find_librdkafka() is None:
         programs.missing(mock_kafka.MISSING)
     with mock_kafka.running() as started:
         yield KafkaBroker(started)

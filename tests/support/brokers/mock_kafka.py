@@ -37,7 +37,7 @@ def running() -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def library() -> Path | None:
+def find_librdkafka() -> Path | None:
     """Return the librdkafka that the confluent-kafka wheel brings, if it is installed."""
     found = find_spec("confluent_kafka")
     if found is None or found.origin is None:
@@ -92,7 +92,7 @@ class Cluster:
 
 def main(lines: Iterable[str]) -> None:
     """Print the port, then obey each line and print its result."""
-    path = library()
+    path = find_librdkafka()
     assert path is not None, MISSING
     cluster = Cluster(path)
     print(cluster.port, flush=True)  # noqa: T201 - the script's result

@@ -47,7 +47,7 @@ int fsync(int file) {
 class Preload(Protocol):
     """A library for LD_PRELOAD, and the variables that it reads."""
 
-    library: Path
+    shared_object: Path
     variables: dict[str, str]
 
 
@@ -55,11 +55,21 @@ class SlowDisk:
     """Makes each fsync() and fdatasync() of a program last longer."""
 
     def __init__(self, directory: Path) -> None:
-        self.library = directory / "slow_disk.so"
+        self.shared_object = directory / "slow_disk.so"
         self._file = directory / "slow_disk.milliseconds"
         self.variables = {"SLOW_DISK_FILE": str(self._file)}
         self.delay(0)
-        compiler = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(self.library), "-ldl"]
+        compiler = [
+            "gcc",
+            "-shared",
+            "-fPIC",
+            "-x",
+            "c",
+            "-",
+            "-o",
+            str(self.shared_object),
+            "-ldl",
+        ]
         subprocess.run(compiler, input=SLOW_DISK_SOURCE.encode(), check=True)
 
     @staticmethod
@@ -76,7 +86,7 @@ class Clock:
     """Steps the wall clock of a program; its monotonic clock goes on."""
 
     def __init__(self, directory: Path) -> None:
-        self.library = LIBRARIES[0]
+        self.shared_object = LIBRARIES[0]
         self._file = directory / "clock.step"
         self.variables = {
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
@@ -98,7 +108,7 @@ class Clock:
 
 def launcher(directory: Path, program: Path, loaded: list[Preload]) -> Path:
     """Return an executable that starts *program* with these libraries loaded."""
-    variables = {"LD_PRELOAD": ":".join(str(one.library) for one in loaded)}
+    variables = {"LD_PRELOAD": ":".join(str(one.shared_object) for one in loaded)}
     for one in loaded:
         variables |= one.variables
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
