@@ -1,0 +1,46 @@
+"""A stand-in for Stripe's API, its webhooks and the people behind them.
+
+    stand_in = StripeStandIn()
+    stand_in.subscribe("http://127.0.0.1:8080/webhooks/stripe")
+    key = stand_in.directory.add_key(permissions=READ_ONLY)
+    async with served(stand_in) as address:
+        session = stand_in.sessions.create()
+        stand_in.sessions.submit(session.id)
+        stand_in.sessions.verify(session.id)
+
+It knows nothing of the service. What Stripe documents is written with its source; what is assumed
+is called an assumption where it is made.
+"""
+
+from .accounts import API_VERSION, READ_ONLY, ApiKey, Permission, Scope
+from .destinations import Destination
+from .events import Event
+from .faults import Fault, broken, fail, too_many_requests
+from .pushes import divide, lose_share
+from .serving import client_of, served
+from .sessions import Session
+from .stand_in import StripeStandIn, all_types
+from .tokens import CANARY, CANARY_NUMBERS
+
+__all__ = [
+    "API_VERSION",
+    "CANARY",
+    "CANARY_NUMBERS",
+    "READ_ONLY",
+    "ApiKey",
+    "Destination",
+    "Event",
+    "Fault",
+    "Permission",
+    "Scope",
+    "Session",
+    "StripeStandIn",
+    "all_types",
+    "broken",
+    "client_of",
+    "divide",
+    "fail",
+    "lose_share",
+    "served",
+    "too_many_requests",
+]

@@ -1,0 +1,195 @@
+"""Events: one record for each change, which has a snapshot form (v1) and a thin form (v2).
+
+https://docs.stripe.com/api/events/object and https://docs.stripe.com/api/v2/core/events/object
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Protocol
+
+from .accounts import Scope
+from .clock import rfc3339
+from .errors import missing
+from .persons import redacted
+
+RETENTION_S: Final = 30 * 24 * 3600
+THIN_OBJECT: Final = "v2.core.event"
+
+
+class Related(NamedTuple):
+    """The object that an event is about."""
+
+    id: str
+    type: str
+    url: str
+
+
+class Request(NamedTuple):
+    """The request that caused an event; an event without one was caused by Stripe or a person."""
+
+    id: str
+    idempotency_key: str | None
+
+
+class Delivery(Protocol):
+    """What an event knows of the attempts to push it to one destination."""
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether there will be another attempt."""
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether the destination has it, as far as Stripe knows."""
+
+
+@dataclass(kw_only=True)
+class Event:
+    """One event in both forms.
+
+    Attributes:
+        id: The id of the snapshot, `evt_…`; None if there is only the thin form.
+        thin_id: The id of the thin form, longer.
+        type: The type of the snapshot; that of the thin form begins with `v1.`.
+        scope: The account and the mode it belongs to.
+        is_connected: Whether the account is a connected one, so that the event names it.
+        created: Unix seconds with a fraction; the snapshot has whole seconds.
+        listed_at: When lists begin to show it, Unix seconds.
+        api_version: The version that the snapshot is rendered in.
+        session: `data.object` of the snapshot; None if it is not about a session.
+        changes: What was before and after, for the thin form.
+        related: The object that it is about.
+        request: The request that caused it, if one did.
+        deliveries: Its pushes.
+        sequence: The order in which events were made.
+    """
+
+    id: str | None
+    thin_id: str
+    type: str
+    scope: Scope
+    is_connected: bool
+    created: float
+    listed_at: float
+    api_version: str
+    session: Mapping[str, Any] | None
+    changes: Mapping[str, Any]
+    related: Related
+    request: Request | None
+    sequence: int
+    deliveries: list[Delivery] = field(default_factory=list)
+
+    @property
+    def thin_type(self) -> str:
+        """The type of the thin form."""
+        return self.type if self.type.startswith("v2.") else f"v1.{self.type}"
+
+    @property
+    def pending_webhooks(self) -> int:
+        """How many destinations have not got it yet."""
+        return sum(one.is_pending for one in self.deliveries)
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether every destination got it; also true if there is none."""
+        return all(one.has_succeeded for one in self.deliveries)
+
+    def redact(self) -> None:
+        """Replace what is personal, as Stripe does once the session is redacted."""
+        if self.session is not None:
+            shown = dict(self.session)
+            names = ("client_reference_id", "client_secret", "last_error", "url")
+            shown |= {name: redacted(shown[name]) for name in names}
+            self.session = shown | {"metadata": {}}
+        self.changes = {when: redacted(values) for when, values in self.changes.items()}
+
+    def as_snapshot(self, api_version: str | None = None) -> dict[str, Any]:
+        """Return the snapshot form, by default in the account's version."""
+        request = self.request
+        return {
+            "id": self.id,
+            "object": "event",
+            **({"account": self.scope.account} if self.is_connected else {}),
+            "api_version": api_version or self.api_version,
+            **({"context": self.scope.account} if self.is_connected else {}),
+            "created": int(self.created),
+            "data": {"object": self.session},
+            "livemode": self.scope.livemode,
+            "pending_webhooks": self.pending_webhooks,
+            "request": {
+                "id": request.id if request else None,
+                "idempotency_key": request.idempotency_key if request else None,
+            },
+            "type": self.type,
+        }
+
+    def as_notification(self, *, names_twin: bool = False) -> dict[str, Any]:
+        """Return the thin form as it is pushed.
+
+        Args:
+            names_twin: Whether it holds `snapshot_event`; whether Stripe's does is not known.
+        """
+        notification = {
+            "id": self.thin_id,
+            "object": THIN_OBJECT,
+            "context": self.scope.account if self.is_connected else None,
+            "created": rfc3339(self.created),
+            "livemode": self.scope.livemode,
+            "reason": self.request and {"type": "request", "request": dict(self.request._asdict())},
+            "related_object": dict(self.related._asdict()),
+            "type": self.thin_type,
+        }
+        return notification | ({"snapshot_event": self.id} if names_twin and self.id else {})
+
+    def as_thin_event(self) -> dict[str, Any]:
+        """Return the thin form as it is read by its id: with what changed, and its twin's id."""
+        return {
+            **self.as_notification(),
+            "changes": dict(self.changes),
+            "data": {},
+            "snapshot_event": self.id,
+        }
+
+
+class EventLog:
+    """All events of all accounts."""
+
+    def __init__(self) -> None:
+        self.all: list[Event] = []
+        self._ordered: defaultdict[Scope, list[Event]] = defaultdict(list)
+        self._by_id: dict[str, Event] = {}
+
+    def add(self, event: Event) -> None:
+        """Add an event; its time may be before that of others."""
+        self.all.append(event)
+        insort(self._ordered[event.scope], event, key=lambda one: (one.created, one.sequence))
+        self._by_id[event.thin_id] = event
+        if event.id is not None:
+            self._by_id[event.id] = event
+
+    def about(self, session_id: str) -> list[Event]:
+        """Return the events of a session, in the order in which they were made."""
+        return [one for one in self.all if one.related.id == session_id]
+
+    def listed(self, scope: Scope, now: float) -> list[Event]:
+        """Return what lists show now, the newest first."""
+        return [
+            one
+            for one in reversed(self._ordered[scope])
+            if one.listed_at <= now and now - one.created <= RETENTION_S
+        ]
+
+    def find(self, scope: Scope, id: str, now: float) -> Event:
+        """Return an event by the id of either form; it can be read at once.
+
+        Raises:
+            ApiError: 404, if there is none, or none any more.
+        """
+        event = self._by_id.get(id)
+        if event is None or event.scope != scope or now - event.created > RETENTION_S:
+            raise missing("event", id)
+        return event

@@ -1,0 +1,164 @@
+"""Faults of Stripe's API that a test asks for, as ASGI middleware.
+
+`cut`, `hang` and `slow` need a server; without one a cut answer is an error of the client's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final, Literal
+
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import ApiError, rate_limited, server_error
+
+Kind = Literal["answer", "cut", "hang", "slow"]
+
+SLOW_PIECES: Final = 10
+
+
+@dataclass(kw_only=True)
+class Fault:
+    """What happens to requests, instead of the answer or with it.
+
+    Attributes:
+        kind: `answer` something else, `cut` the connection in the middle of the right answer's
+            body, `hang` without any answer, or send the right answer `slow`ly.
+        path: A regular expression that the whole path matches.
+        account: The account in the header; None for requests of any.
+        times: How many requests; None for all from now on.
+        share: The share of requests.
+        seconds: How long a slow body takes.
+        status: The status of another answer.
+        headers: Its headers.
+        body: Its body.
+    """
+
+    kind: Kind
+    path: str = ".*"
+    account: str | None = None
+    times: int | None = None
+    share: float = 1.0
+    seconds: float = 1.0
+    status: int = 500
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+def fail(error: ApiError, **rule: object) -> Fault:
+    """Return a fault that answers with one of Stripe's errors; *rule* as in `Fault`."""
+    fault = Fault(
+        kind="answer",
+        status=error.status,
+        headers={"Content-Type": "application/json", **error.headers},
+        body=orjson.dumps(error.body("req_fault")),
+    )
+    for name, value in rule.items():
+        setattr(fault, name, value)
+    return fault
+
+
+def too_many_requests(retry_after_s: int | None = None, **rule: object) -> Fault:
+    """Return a fault that answers 429, with `Retry-After` or without."""
+    return fail(rate_limited("global-rate", retry_after_s), **rule)
+
+
+def broken(status: int = 500, **rule: object) -> Fault:
+    """Return a fault that answers 5xx."""
+    return fail(server_error(status), **rule)
+
+
+class Faults:
+    """The faults that hold now, the first that fits counts."""
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self._random = Random(seed)
+        self._faults: list[Fault] = []
+
+    def add(self, fault: Fault) -> Fault:
+        """Add a fault."""
+        self._faults.append(fault)
+        return fault
+
+    def clear(self) -> None:
+        """End all faults."""
+        self._faults.clear()
+
+    def draw(self, path: str, account: str | None) -> Fault | None:
+        """Return the fault of a request, if any, and count it."""
+        for fault in self._faults:
+            fits = re.fullmatch(fault.path, path) and fault.account in {None, account}
+            if fits and fault.times != 0 and self._random.random() < fault.share:
+                if fault.times is not None:
+                    fault.times -= 1
+                return fault
+        return None
+
+
+class FaultMiddleware:
+    """Lets requests meet their faults."""
+
+    def __init__(self, app: ASGIApp, faults: Faults) -> None:
+        self._app = app
+        self._faults = faults
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or do not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
+        account = headers.get("stripe-account") or headers.get("stripe-context")
+        fault = self._faults.draw(scope["path"], account)
+        if fault is None:
+            await self._app(scope, receive, send)
+        elif fault.kind == "answer":
+            await _answer(fault, send)
+        elif fault.kind == "hang":
+            await _wait_for_disconnect(receive)
+        else:
+            start, body = await self._right_answer(scope, receive)
+            await send(start)
+            if fault.kind == "slow":
+                await _send_slowly(body, fault.seconds, send)
+            else:
+                # An answer that ends before its announced length makes the server cut.
+                await send(_piece(body[: len(body) // 2], is_last=False))
+
+    async def _right_answer(self, scope: Scope, receive: Receive) -> tuple[Message, bytes]:
+        sent: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            sent.append(message)
+
+        await self._app(scope, receive, keep)
+        return sent[0], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+async def _answer(fault: Fault, send: Send) -> None:
+    headers = {**fault.headers, "Content-Length": str(len(fault.body))}
+    lines = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": fault.status, "headers": lines})
+    await send(_piece(fault.body, is_last=True))
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_slowly(body: bytes, seconds: float, send: Send) -> None:
+    size = max(1, -(-len(body) // SLOW_PIECES))
+    for begin in range(0, len(body), size):
+        await send(_piece(body[begin : begin + size], is_last=False))
+        await asyncio.sleep(seconds / SLOW_PIECES)
+    await send(_piece(b"", is_last=True))
+
+
+def _piece(body: bytes, *, is_last: bool) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": not is_last}

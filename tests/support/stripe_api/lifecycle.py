@@ -1,0 +1,205 @@
+"""What happens to sessions: each change makes one event, except where Stripe makes none.
+
+The changes and their events: https://docs.stripe.com/identity/how-sessions-work
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from .accounts import Scope
+from .clock import Clock
+from .errors import ApiError, missing
+from .events import Request
+from .sessions import DEFAULT_OPTIONS, Report, Session, has_report, last_error
+from .tokens import Tokens, canary
+
+
+class Emits(Protocol):
+    """Makes the event of a change."""
+
+    def __call__(
+        self, session: Session, word: str, changes: Mapping[str, Any], request: Request | None
+    ) -> None:
+        """Make an event of the type `identity.verification_session.{word}`."""
+
+
+class Lifecycle:
+    """All sessions, and the changes that a test or a request can make to them.
+
+    Methods that take an id raise `ApiError` for a session that does not exist (404), or whose
+    status does not allow the change (400), and return the session.
+    """
+
+    def __init__(
+        self,
+        *,
+        scope: Scope,
+        clock: Clock,
+        tokens: Tokens,
+        emit: Emits,
+        forget: Callable[[str], None],
+    ) -> None:
+        self._scope = scope
+        self._clock = clock
+        self._tokens = tokens
+        self._emit = emit
+        self._forget = forget
+        self.all: dict[str, Session] = {}
+
+    def create(
+        self,
+        *,
+        scope: Scope | None = None,
+        type: str = "document",
+        request: Request | None = None,
+        **given: Any,
+    ) -> Session:
+        """Create a session, which is open.
+
+        Args:
+            scope: The account and mode; by default the platform's test mode.
+            type: `document`, `id_number` or `verification_flow`.
+            request: The request that creates it.
+            given: `client_reference_id`, `metadata`, `options`, `provided_details`,
+                `related_customer`, `related_customer_account`, `related_person` and
+                `verification_flow`.
+        """
+        session = Session(
+            id=self._tokens.new_id("vs"),
+            scope=scope or self._scope,
+            created=self._clock.time(),
+            type=type,
+            given={**self._defaults(), **given},
+        )
+        self.all[session.id] = session
+        self._emit(session, "created", self._changes(None, session), request)
+        return session
+
+    def _defaults(self) -> dict[str, Any]:
+        return {
+            "options": DEFAULT_OPTIONS,
+            "provided_details": {"email": canary("given_email"), "phone": canary("given_phone")},
+            "related_customer": self._tokens.new_id("cus"),
+        }
+
+    def submit(self, id: str) -> Session:
+        """The person has submitted everything: the checks run."""
+        session = self._in_status(id, "requires_input", "submitted")
+        return self._change(session, "processing", status="processing", error=None)
+
+    def verify(self, id: str) -> Session:
+        """All checks passed."""
+        session = self._in_status(id, "processing", "verified")
+        self._add_report(session, None)
+        return self._change(session, "verified", status="verified", error=None)
+
+    def reject(self, id: str, code: str = "document_expired") -> Session:
+        """A check failed, or the person's visit ended with an error.
+
+        Errors of a visit, such as `consent_declined`, leave no report and also come to a session
+        that was not submitted.
+        """
+        session = self.find(id)
+        if has_report(code):
+            self._in_status(id, "processing", "rejected")
+            self._add_report(session, code)
+        elif session.status not in {"processing", "requires_input"}:
+            raise _not_allowed(session, "rejected")
+        return self._change(session, "requires_input", status="requires_input", error=code)
+
+    def cancel(self, id: str, request: Request | None = None) -> Session:
+        """Cancel an open session, for good."""
+        session = self._in_status(id, "requires_input", "canceled")
+        return self._change(session, "canceled", request, status="canceled")
+
+    def override(self, id: str, status: str) -> Session:
+        """Staff decide otherwise after a review: `verified` or `requires_input`.
+
+        Stripe says that there is an event with the new status, and no more; that it has the type
+        of that status, and that only the status changes, are assumptions.
+        """
+        session = self.find(id)
+        before = {"verified": "requires_input", "requires_input": "verified"}[status]
+        if session.status != before or not session.report or session.redaction:
+            raise _not_allowed(session, "overridden")
+        return self._change(session, status, status=status, error=None)
+
+    def redact(self, id: str, request: Request | None = None) -> Session:
+        """Begin a redaction. An open session is canceled by it, with an event; others get none."""
+        session = self.find(id)
+        if session.redaction:
+            return session
+        if session.status == "processing":
+            raise _not_allowed(session, "redacted")
+        session.redaction = "processing"
+        if session.status == "requires_input":
+            return self._change(session, "canceled", request, status="canceled")
+        return session
+
+    def finish_redaction(self, id: str) -> Session:
+        """End a redaction: events that were made before it are redacted as well."""
+        session = self.find(id)
+        if session.redaction != "processing":
+            raise _not_allowed(session, "redacted")
+        self._forget(id)
+        return self._change(session, "redacted", redaction="redacted")
+
+    def find(self, id: str, scope: Scope | None = None) -> Session:
+        """Return a session, of any account or of one.
+
+        Raises:
+            ApiError: 404, if there is none.
+        """
+        session = self.all.get(id)
+        if session is None or scope not in {None, session.scope}:
+            raise missing("verification_session", id, param="session")
+        return session
+
+    def find_report(self, id: str, scope: Scope) -> tuple[Session, Report]:
+        """Return a report of an account, and its session.
+
+        Raises:
+            ApiError: 404, if there is none.
+        """
+        for session in self.all.values():
+            for report in session.reports:
+                if report.id == id and session.scope == scope:
+                    return session, report
+        raise missing("verification_report", id, param="report")
+
+    def _in_status(self, id: str, status: str, done: str) -> Session:
+        session = self.find(id)
+        if session.status != status or session.redaction:
+            raise _not_allowed(session, done)
+        return session
+
+    def _add_report(self, session: Session, code: str | None) -> None:
+        session.reports.append(
+            Report(id=self._tokens.new_id("vr"), created=self._clock.time(), error=code)
+        )
+
+    def _change(
+        self, session: Session, word: str, request: Request | None = None, **fields: Any
+    ) -> Session:
+        before = _visible(session)
+        for name, value in fields.items():
+            setattr(session, name, value)
+        self._emit(session, word, self._changes(before, session), request)
+        return session
+
+    def _changes(self, before: Mapping[str, Any] | None, session: Session) -> dict[str, Any]:
+        return {"before": before or {}, "after": _visible(session)}
+
+
+def _visible(session: Session) -> dict[str, Any]:
+    return {"last_error": last_error(session), "status": session.status}
+
+
+def _not_allowed(session: Session, done: str) -> ApiError:
+    return ApiError(
+        400,
+        f"A VerificationSession with the status `{session.status}` cannot be {done}.",
+        code="verification_session_unexpected_state",
+    )

@@ -1,0 +1,220 @@
+"""Pushes events to destinations: signed, tried again, and lost, late or twice where a test says so.
+
+Retries fall due by the stand-in's clock, signatures hold the machine's time, since the receivers
+under test have no other. https://docs.stripe.com/webhooks
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final, NamedTuple
+
+import httpx2
+import orjson
+
+from .clock import Clock
+from .destinations import Destination
+from .events import Event
+
+# Intervals are not published; in test mode there are three retries within a few hours.
+RETRY_DELAYS_S: Final = (60.0, 3600.0, 7200.0)
+TIMEOUT_S: Final = 10.0
+MAX_CONCURRENT: Final = 64
+POLL_S: Final = 0.02
+HEADERS: Final = {
+    "Accept": "*/*; q=0.5, application/xml",
+    "Cache-Control": "no-cache",
+    "Content-Type": "application/json; charset=utf-8",
+    "User-Agent": "Stripe/1.0 (+https://stripe.com/docs/webhooks)",
+}
+
+Loses = Callable[[Event, Destination], bool]
+
+
+def loses_nothing(event: Event, destination: Destination) -> bool:
+    """Push everything."""
+    return False
+
+
+def lose_share(share: float, *, seed: int = 0) -> Loses:
+    """Lose this share of all pushes, each by itself."""
+    random = Random(seed)
+
+    def loses(event: Event, destination: Destination) -> bool:
+        return random.random() < share
+
+    return loses
+
+
+def divide(*, lost: float, thin: float, seed: int = 0) -> Loses:
+    """Push each event in one form: a share not at all, a share thin, the others as snapshots."""
+
+    def loses(event: Event, destination: Destination) -> bool:
+        drawn = Random(f"{seed} {event.thin_id}").random()
+        form = "" if drawn < lost else "thin" if drawn < lost + thin else "snapshot"
+        return destination.payload != form
+
+    return loses
+
+
+@dataclass(kw_only=True)
+class Push:
+    """The attempts to push one event to one destination.
+
+    Attributes:
+        event: The event.
+        destination: Where.
+        due: When the next attempt is, by the stand-in's clock.
+        attempts: How many there have been.
+        status: `pending`, `succeeded`, `failed`, or `lost`, which to Stripe is a success.
+    """
+
+    event: Event
+    destination: Destination
+    due: float
+    attempts: int = 0
+    status: str = "pending"
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether there will be another attempt."""
+        return self.status == "pending"
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether the destination has it, as far as Stripe knows."""
+        return self.status in {"succeeded", "lost"}
+
+
+class Attempt(NamedTuple):
+    """One request to a destination.
+
+    Attributes:
+        event_id: The id that the body had: of the snapshot or of the thin form.
+        destination_id: Where it went.
+        status: The HTTP status; None if there was no answer.
+    """
+
+    event_id: str
+    destination_id: str
+    status: int | None
+
+
+def sign(body: bytes, secret: str, at: int) -> str:
+    """Return the `Stripe-Signature` of a body."""
+    digest = hmac.new(secret.encode(), b"%d.%b" % (at, body), hashlib.sha256).hexdigest()
+    return f"t={at},v1={digest}"
+
+
+class Pushes:
+    """All pushes, and how they are to go.
+
+    Attributes:
+        loses: Decides for each push whether it is never sent.
+        duplicate_share: The share of pushes that are sent twice.
+        max_delay_s: Each push waits for up to so many seconds, so that they change order.
+        retry_delays_s: The seconds before each retry; after the last one a push has failed.
+        names_twin: Whether thin pushes hold the id of the snapshot.
+        attempts: Every request so far.
+    """
+
+    def __init__(self, clock: Clock, *, seed: int = 0) -> None:
+        self._clock = clock
+        self._random = Random(seed)
+        self._waiting: list[Push] = []
+        self.loses: Loses = loses_nothing
+        self.duplicate_share = 0.0
+        self.max_delay_s = 0.0
+        self.retry_delays_s: Sequence[float] = RETRY_DELAYS_S
+        self.names_twin = False
+        self.attempts: list[Attempt] = []
+
+    def schedule(self, event: Event, destination: Destination) -> None:
+        """Plan the push of an event."""
+        push = self._push(event, destination)
+        event.deliveries.append(push)
+        if destination.url is None or self.loses(event, destination):
+            push.status = "lost"
+            return
+        self._waiting.append(push)
+        if self._random.random() < self.duplicate_share:
+            self.resend(event, destination)
+
+    def resend(self, event: Event, destination: Destination) -> None:
+        """Plan one more push, which changes nothing about the planned ones."""
+        self._waiting.append(self._push(event, destination))
+
+    def _push(self, event: Event, destination: Destination) -> Push:
+        due = self._clock.time() + self._random.random() * self.max_delay_s
+        return Push(event=event, destination=destination, due=due)
+
+    async def run(self) -> None:
+        """Push what is due, until canceled."""
+        running: set[asyncio.Task[None]] = set()
+        async with httpx2.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
+            try:
+                while True:
+                    for push in self._take_due(MAX_CONCURRENT - len(running)):
+                        task = asyncio.create_task(self._attempt(client, push))
+                        running.add(task)
+                        task.add_done_callback(running.discard)
+                    await asyncio.sleep(POLL_S)
+            finally:
+                for task in running:
+                    task.cancel()
+
+    async def push_due(self) -> int:
+        """Make all attempts that are due now, for a test without `run`; return their number."""
+        async with httpx2.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
+            due = self._take_due(len(self._waiting))
+            await asyncio.gather(*(self._attempt(client, push) for push in due))
+        return len(due)
+
+    def _take_due(self, count: int) -> list[Push]:
+        now = self._clock.time()
+        due = sorted((push for push in self._waiting if push.due <= now), key=lambda one: one.due)
+        taken = due[: max(count, 0)]
+        if taken:
+            left = {id(push) for push in taken}
+            self._waiting = [push for push in self._waiting if id(push) not in left]
+        return taken
+
+    async def _attempt(self, client: httpx2.AsyncClient, push: Push) -> None:
+        destination = push.destination
+        if not destination.is_enabled or destination.url is None:
+            push.status = "failed"
+            return
+        event_id, body = self._render(push.event, destination)
+        signature = sign(body, destination.secret, int(time.time()))
+        push.attempts += 1
+        try:
+            answer = await client.post(
+                destination.url, content=body, headers={**HEADERS, "Stripe-Signature": signature}
+            )
+            status: int | None = answer.status_code
+        except (httpx2.HTTPError, OSError):
+            status = None
+        self.attempts.append(Attempt(event_id, destination.id, status))
+        self._settle(push, is_success=status is not None and 200 <= status < 300)
+
+    def _settle(self, push: Push, *, is_success: bool) -> None:
+        if is_success:
+            push.status = "succeeded"
+        elif push.attempts > len(self.retry_delays_s):
+            push.status = "failed"
+        else:
+            push.due = self._clock.time() + self.retry_delays_s[push.attempts - 1]
+            self._waiting.append(push)
+
+    def _render(self, event: Event, destination: Destination) -> tuple[str, bytes]:
+        if destination.payload == "thin" or event.id is None:
+            thin = event.as_notification(names_twin=self.names_twin)
+            return event.thin_id, orjson.dumps(thin)
+        snapshot = event.as_snapshot(destination.api_version)
+        return event.id, orjson.dumps(snapshot, option=orjson.OPT_INDENT_2)
