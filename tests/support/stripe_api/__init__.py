@@ -17,7 +17,7 @@ from .destinations import Destination
 from .events import Event
 from .faults import Fault, broken, fail, too_many_requests
 from .pushes import divide, lose_share
-from .serving import client_of, served
+from .serving import client_of, running, served
 from .sessions import Session
 from .stand_in import StripeStandIn, all_types
 from .tokens import CANARY, CANARY_NUMBERS
@@ -41,6 +41,7 @@ __all__ = [
     "divide",
     "fail",
     "lose_share",
+    "running",
     "served",
     "too_many_requests",
 ]

@@ -30,6 +30,7 @@ class Fault:
         kind: `answer` something else, `cut` the connection in the middle of the right answer's
             body, `hang` without any answer, or send the right answer `slow`ly.
         path: A regular expression that the whole path matches.
+        query: A regular expression that the whole query matches, as it was sent.
         account: The account in the header; None for requests of any.
         times: How many requests; None for all from now on.
         share: The share of requests.
@@ -41,6 +42,7 @@ class Fault:
 
     kind: Kind
     path: str = ".*"
+    query: str = ".*"
     account: str | None = None
     times: int | None = None
     share: float = 1.0
@@ -89,10 +91,14 @@ class Faults:
         """End all faults."""
         self._faults.clear()
 
-    def draw(self, path: str, account: str | None) -> Fault | None:
+    def draw(self, path: str, query: str, account: str | None) -> Fault | None:
         """Return the fault of a request, if any, and count it."""
         for fault in self._faults:
-            fits = re.fullmatch(fault.path, path) and fault.account in {None, account}
+            fits = (
+                re.fullmatch(fault.path, path)
+                and re.fullmatch(fault.query, query)
+                and fault.account in {None, account}
+            )
             if fits and fault.times != 0 and self._random.random() < fault.share:
                 if fault.times is not None:
                     fault.times -= 1
@@ -114,7 +120,7 @@ class FaultMiddleware:
             return
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
         account = headers.get("stripe-account") or headers.get("stripe-context")
-        fault = self._faults.draw(scope["path"], account)
+        fault = self._faults.draw(scope["path"], scope["query_string"].decode(), account)
         if fault is None:
             await self._app(scope, receive, send)
         elif fault.kind == "answer":

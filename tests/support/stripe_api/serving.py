@@ -7,15 +7,17 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 import httpx2
 import uvicorn
+from starlette.types import ASGIApp
 
 from .app import create_app
 from .stand_in import StripeStandIn
 
 # Requests that hang on purpose end with the server.
-GRACE_S = 1
+GRACE_S: Final = 1
 
 
 class _Server(uvicorn.Server):
@@ -32,33 +34,41 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(stand_in: StripeStandIn, *, port: int = 0) -> AsyncIterator[str]:
-    """Yield the address of the API, `http://127.0.0.1:…`, and push events until it is left.
-
-    The stand-in may be used in the same event loop meanwhile.
-    """
+async def running(app: ASGIApp, *, port: int = 0) -> AsyncIterator[str]:
+    """Serve an application in this event loop; yield its address, `http://127.0.0.1:…`."""
     config = uvicorn.Config(
-        create_app(stand_in),
+        app,
         log_config=None,
         log_level="critical",
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=GRACE_S,
     )
-    listener = socket.create_server(("127.0.0.1", port))
     server = _Server(config)
-    serving = asyncio.create_task(server.serve([listener]))
-    pushing = asyncio.create_task(stand_in.pushes.run())
-    try:
-        await server.ready.wait()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        pushing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await pushing
-        await serving
-        listener.close()
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        serving = asyncio.create_task(server.serve([listener]))
+        try:
+            await server.ready.wait()
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@asynccontextmanager
+async def served(stand_in: StripeStandIn, *, port: int = 0) -> AsyncIterator[str]:
+    """Yield the address of the API and push events, until it is left.
+
+    The stand-in may be used in the same event loop meanwhile.
+    """
+    async with running(create_app(stand_in), port=port) as address:
+        pushing = asyncio.create_task(stand_in.pushes.run())
+        try:
+            yield address
+        finally:
+            pushing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await pushing
 
 
 @asynccontextmanager
