@@ -17,6 +17,7 @@ from .destinations import Destination
 from .events import Event
 from .faults import Fault, broken, fail, too_many_requests
 from .pushes import divide, lose_share
+from .receiver import Receiver
 from .serving import client_of, running, served
 from .sessions import Session
 from .stand_in import StripeStandIn, all_types
@@ -32,6 +33,7 @@ __all__ = [
     "Event",
     "Fault",
     "Permission",
+    "Receiver",
     "Scope",
     "Session",
     "StripeStandIn",

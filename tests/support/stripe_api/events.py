@@ -162,18 +162,20 @@ class EventLog:
         self.all: list[Event] = []
         self._ordered: defaultdict[Scope, list[Event]] = defaultdict(list)
         self._by_id: dict[str, Event] = {}
+        self._about: defaultdict[str, list[Event]] = defaultdict(list)
 
     def add(self, event: Event) -> None:
         """Add an event; its time may be before that of others."""
         self.all.append(event)
         insort(self._ordered[event.scope], event, key=lambda one: (one.created, one.sequence))
+        self._about[event.related.id].append(event)
         self._by_id[event.thin_id] = event
         if event.id is not None:
             self._by_id[event.id] = event
 
     def about(self, session_id: str) -> list[Event]:
         """Return the events of a session, in the order in which they were made."""
-        return [one for one in self.all if one.related.id == session_id]
+        return list(self._about[session_id])
 
     def listed(self, scope: Scope, now: float) -> list[Event]:
         """Return what lists show now, the newest first."""

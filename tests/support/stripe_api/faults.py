@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 from typing import Final, Literal
 
@@ -159,11 +160,10 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 async def _send_slowly(body: bytes, seconds: float, send: Send) -> None:
-    size = max(1, -(-len(body) // SLOW_PIECES))
-    for begin in range(0, len(body), size):
-        await send(_piece(body[begin : begin + size], is_last=False))
+    ends = [len(body) * number // SLOW_PIECES for number in range(SLOW_PIECES + 1)]
+    for begin, end in pairwise(ends):
         await asyncio.sleep(seconds / SLOW_PIECES)
-    await send(_piece(b"", is_last=True))
+        await send(_piece(body[begin:end], is_last=end == len(body)))
 
 
 def _piece(body: bytes, *, is_last: bool) -> Message:

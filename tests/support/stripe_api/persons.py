@@ -67,14 +67,19 @@ def document_check(error: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**read, "error": error, "status": "unverified" if error else "verified"}
 
 
-def selfie_check() -> dict[str, Any]:
+def selfie_check(error: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the selfie's part of a report; its values are ids of images."""
     return {
         "document": canary("file_selfie_document"),
-        "error": None,
+        "error": error,
         "selfie": canary("file_selfie"),
-        "status": "verified",
+        "status": "unverified" if error else "verified",
     }
+
+
+def contact_check(name: str, value: str, error: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the part of a report about an `email` or a `phone`."""
+    return {name: value, "error": error, "status": "unverified" if error else "verified"}
 
 
 def id_number_check(error: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import heapq
 import hmac
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from random import Random
 from typing import Final, NamedTuple
 
@@ -127,7 +129,8 @@ class Pushes:
     def __init__(self, clock: Clock, *, seed: int = 0) -> None:
         self._clock = clock
         self._random = Random(seed)
-        self._waiting: list[Push] = []
+        self._waiting: list[tuple[float, int, Push]] = []
+        self._order = count()
         self.loses: Loses = loses_nothing
         self.duplicate_share = 0.0
         self.max_delay_s = 0.0
@@ -142,17 +145,20 @@ class Pushes:
         if destination.url is None or self.loses(event, destination):
             push.status = "lost"
             return
-        self._waiting.append(push)
+        self._wait(push)
         if self._random.random() < self.duplicate_share:
             self.resend(event, destination)
 
     def resend(self, event: Event, destination: Destination) -> None:
         """Plan one more push, which changes nothing about the planned ones."""
-        self._waiting.append(self._push(event, destination))
+        self._wait(self._push(event, destination))
 
     def _push(self, event: Event, destination: Destination) -> Push:
         due = self._clock.time() + self._random.random() * self.max_delay_s
         return Push(event=event, destination=destination, due=due)
+
+    def _wait(self, push: Push) -> None:
+        heapq.heappush(self._waiting, (push.due, next(self._order), push))
 
     async def run(self) -> None:
         """Push what is due, until canceled."""
@@ -176,13 +182,10 @@ class Pushes:
             await asyncio.gather(*(self._attempt(client, push) for push in due))
         return len(due)
 
-    def _take_due(self, count: int) -> list[Push]:
-        now = self._clock.time()
-        due = sorted((push for push in self._waiting if push.due <= now), key=lambda one: one.due)
-        taken = due[: max(count, 0)]
-        if taken:
-            left = {id(push) for push in taken}
-            self._waiting = [push for push in self._waiting if id(push) not in left]
+    def _take_due(self, max_count: int) -> list[Push]:
+        now, taken = self._clock.time(), list[Push]()
+        while self._waiting and self._waiting[0][0] <= now and len(taken) < max_count:
+            taken.append(heapq.heappop(self._waiting)[-1])
         return taken
 
     async def _attempt(self, client: httpx2.AsyncClient, push: Push) -> None:
@@ -210,7 +213,7 @@ class Pushes:
             push.status = "failed"
         else:
             push.due = self._clock.time() + self.retry_delays_s[push.attempts - 1]
-            self._waiting.append(push)
+            self._wait(push)
 
     def _render(self, event: Event, destination: Destination) -> tuple[str, bytes]:
         if destination.payload == "thin" or event.id is None:

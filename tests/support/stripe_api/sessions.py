@@ -13,6 +13,7 @@ from typing import Any, Final
 from .accounts import Scope
 from .persons import (
     VISIT_ERRORS,
+    contact_check,
     document_check,
     id_number_check,
     redacted,
@@ -161,18 +162,23 @@ def full_report_object(session: Session, report: Report) -> dict[str, Any]:
 
 
 def _checks(session: Session, report: Report) -> dict[str, Any]:
-    code = report.error
-    error = {"code": code, "reason": canary(f"reason_{code}")} if code else None
+    """Return all checks that the type of a session can have, whatever its options ask for."""
+
+    def error(check: str) -> dict[str, str] | None:
+        code = report.error
+        is_its_own = code is not None and code.startswith(f"{check}_")
+        return {"code": code, "reason": canary(f"reason_{code}")} if code and is_its_own else None
+
+    checks = {"id_number": id_number_check(error("id_number"))}
     if session.type == "id_number":
-        return {"id_number": id_number_check(error)}
-    checks = {"document": document_check(error), "selfie": selfie_check()}
+        return checks
     details = session.given.get("provided_details") or {}
-    contacts = {
-        name: {name: details[name], "error": None, "status": "verified"}
-        for name in ("email", "phone")
-        if name in details
+    return {
+        "document": document_check(error("document")),
+        **{name: contact_check(name, value, error(name)) for name, value in details.items()},
+        **checks,
+        "selfie": selfie_check(error("selfie")),
     }
-    return {**checks, **contacts, "id_number": id_number_check(None)}
 
 
 def has_report(code: str | None) -> bool:

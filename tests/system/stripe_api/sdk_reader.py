@@ -153,7 +153,7 @@ class Reader:
         return {
             "outputs": sorted(one.verified_outputs.to_dict()),
             "report": self.checked(reports.retrieve(report.id)).id,
-            "reports": [each.id for each in reports.list().auto_paging_iter()],
+            "reports": [self.checked(each).id for each in reports.list().auto_paging_iter()],
             "metadata": changed.metadata.to_dict(),
             "canceled": canceled.status,
             "redacting": self.checked(sessions.redact(self.asked["session"])).redaction.status,

@@ -12,14 +12,12 @@ from typing import Any
 
 import orjson
 import pytest
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from tests.support.harness import DEADLINE_S, eventually
 from tests.support.stripe_api import (
     Fault,
     Permission,
+    Receiver,
     StripeStandIn,
     all_types,
     broken,
@@ -33,21 +31,6 @@ pytestmark = pytest.mark.skipif(
     not PYTHON, reason="TEST_STRIPE_PYTHON names no Python with the package `stripe`"
 )
 READER = Path(__file__).with_name("sdk_reader.py")
-
-
-class Receiver:
-    """Keeps the pushes that it gets."""
-
-    def __init__(self) -> None:
-        self.pushes: list[dict[str, str]] = []
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Keep a push and accept it."""
-        request = Request(scope, receive)
-        body = (await request.body()).decode()
-        signature = request.headers["stripe-signature"]
-        self.pushes.append({"body": body, "signature": signature, "path": request.url.path})
-        await Response()(scope, receive, send)
 
 
 async def read(asked: dict[str, Any]) -> Any:
@@ -90,7 +73,7 @@ async def test_every_answer_is_read_into_the_types_of_the_package() -> None:
         verified = live_through(stand_in)
         foreign = stand_in.sessions.create(scope=stand_in.scope(connected))
         own = [one for one in stand_in.events.all if not one.is_connected]
-        await eventually(lambda: len(receiver.pushes) >= 2 * len(own))
+        await eventually(lambda: len(receiver.received) >= 2 * len(own))
         secrets = {"/snapshot": snapshot.secret, "/thin": thin.secret}
         for fault, limit in (
             (too_many_requests(3), 91),
@@ -109,7 +92,14 @@ async def test_every_answer_is_read_into_the_types_of_the_package() -> None:
                 "since": int(own[0].created),
                 "connected": {"stripe_account": connected},
                 "deauthorized": {"stripe_account": gone},
-                "pushes": [{**one, "secret": secrets[one["path"]]} for one in receiver.pushes],
+                "pushes": [
+                    {
+                        "body": one.body.decode(),
+                        "signature": one.headers["stripe-signature"],
+                        "secret": secrets[one.path],
+                    }
+                    for one in receiver.received
+                ],
             }
         )
     assert found.pop("problems") == []
