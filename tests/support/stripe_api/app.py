@@ -7,7 +7,7 @@ from typing import Final
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import remote, v1_events, v1_identity, v1_webhook_endpoints, v2_core
@@ -57,14 +57,15 @@ def create_app(stand_in: StripeStandIn) -> Starlette:
         Route(path, guarded(stand_in, handler, permission), methods=[method])
         for method, path, handler, permission in ROUTES
     ]
-    return Starlette(
-        routes=[*routes, *remote.routes(stand_in)],
+    api = Starlette(
+        routes=routes,
         middleware=[
             Middleware(_RecordingMiddleware, stand_in=stand_in),
             Middleware(FaultMiddleware, faults=stand_in.faults),
         ],
         exception_handlers={404: not_found, 405: not_found},
     )
+    return Starlette(routes=[remote.mounted(stand_in), Mount("", api)])
 
 
 class _RecordingMiddleware:
@@ -75,7 +76,7 @@ class _RecordingMiddleware:
         self._stand_in = stand_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(remote.PREFIX):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         status: int | None = None

@@ -88,6 +88,10 @@ class Event:
         """The type of the thin form."""
         return self.type if self.type.startswith("v2.") else f"v1.{self.type}"
 
+    def is_listed(self, now: float) -> bool:
+        """Return whether lists show it."""
+        return self.listed_at <= now
+
     @property
     def pending_webhooks(self) -> int:
         """How many destinations have not got it yet."""
@@ -177,13 +181,9 @@ class EventLog:
         """Return the events of a session, in the order in which they were made."""
         return list(self._about[session_id])
 
-    def listed(self, scope: Scope, now: float) -> list[Event]:
-        """Return what lists show now, the newest first."""
-        return [
-            one
-            for one in reversed(self._ordered[scope])
-            if one.listed_at <= now and now - one.created <= RETENTION_S
-        ]
+    def retained(self, scope: Scope, now: float) -> list[Event]:
+        """Return all events that can be read now, the newest first; lists may not show some yet."""
+        return [one for one in reversed(self._ordered[scope]) if now - one.created <= RETENTION_S]
 
     def find(self, scope: Scope, id: str, now: float) -> Event:
         """Return an event by the id of either form; it can be read at once.

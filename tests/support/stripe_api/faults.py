@@ -77,7 +77,7 @@ def broken(status: int = 500, **rule: object) -> Fault:
 
 
 class Faults:
-    """The faults that hold now, the first that fits counts."""
+    """The faults that hold now; the first that fits a request is applied."""
 
     def __init__(self, *, seed: int = 0) -> None:
         self._random = Random(seed)
@@ -108,14 +108,14 @@ class Faults:
 
 
 class FaultMiddleware:
-    """Lets requests meet their faults."""
+    """Applies the faults to requests."""
 
     def __init__(self, app: ASGIApp, faults: Faults) -> None:
         self._app = app
         self._faults = faults
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or do not."""
+        """Answer a request as its fault says; without one, let the application answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -105,7 +105,8 @@ def page_by_token(
     parameters.finish()
     ids = [id_of(item) for item in items]
     last = filters.get("after")
-    start = ids.index(last) + 1 if last in ids else 0
+    # An item that is gone was too old, and so are all that would follow it.
+    start = 0 if last is None else ids.index(last) + 1 if last in ids else len(ids)
     page = items[start : start + limit]
 
     def link(after: str | None) -> str:

@@ -201,7 +201,7 @@ class Pushes:
                 destination.url, content=body, headers={**HEADERS, "Stripe-Signature": signature}
             )
             status: int | None = answer.status_code
-        except (httpx2.HTTPError, OSError):
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError):
             status = None
         self.attempts.append(Attempt(event_id, destination.id, status))
         self._settle(push, is_success=status is not None and 200 <= status < 300)

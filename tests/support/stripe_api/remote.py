@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from . import faults
 from .errors import ApiError
@@ -21,22 +21,22 @@ from .pushes import divide, lose_share
 from .sessions import Session
 from .stand_in import StripeStandIn
 
-PREFIX: Final = "/_stand_in/"
+PREFIX: Final = "/_stand_in"
 SETTINGS: Final = frozenset({"list_lag_s", "makes_twins", "list_names_twin"})
 PUSH_SETTINGS: Final = frozenset({"duplicate_share", "max_delay_s", "retry_delays_s", "names_twin"})
 
 
-def routes(stand_in: StripeStandIn) -> list[Route]:
-    """Return the routes."""
+def mounted(stand_in: StripeStandIn) -> Mount:
+    """Return the routes; no fault applies to them."""
     calls = _calls(stand_in)
 
     async def call(request: Request) -> Response:
         arguments = orjson.loads(await request.body() or b"{}")
         name = request.path_params["name"]
+        if name not in calls:
+            return _response({"error": f"no such call: {name}"}, 404)
         try:
             result = calls[name](**arguments)
-        except KeyError:
-            return _response({"error": f"no such call: {name}"}, 404)
         except ApiError as error:
             return _response({"error": error.message}, error.status)
         return _response(_described(result))
@@ -49,10 +49,7 @@ def routes(stand_in: StripeStandIn) -> list[Route]:
             }
         )
 
-    return [
-        Route(f"{PREFIX}state", state),
-        Route(f"{PREFIX}{{name}}", call, methods=["POST"]),
-    ]
+    return Mount(PREFIX, routes=[Route("/state", state), Route("/{name}", call, methods=["POST"])])
 
 
 def _calls(stand_in: StripeStandIn) -> Mapping[str, Callable[..., Any]]:

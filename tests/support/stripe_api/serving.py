@@ -21,7 +21,7 @@ GRACE_S: Final = 1
 
 
 class _Server(uvicorn.Server):
-    """Says when it serves."""
+    """Sets `ready` once it accepts connections."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

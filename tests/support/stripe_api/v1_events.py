@@ -21,15 +21,15 @@ MAX_TYPES: Final = 20
 def list_events(call: Call) -> dict[str, Any]:
     """Return a page of the snapshot events that lists show now, the newest first."""
     call.parameters.texts("expand")
-    admits = _filter(call.parameters)
-    listed = call.stand_in.events.listed(call.scope, call.stand_in.clock.time())
+    admits, now = _filter(call.parameters), call.stand_in.clock.time()
+    retained = call.stand_in.events.retained(call.scope, now)
     return page_by_id(
         call.parameters,
-        [event for event in listed if event.id is not None],
+        [event for event in retained if event.id is not None],
         url="/v1/events",
         kind="event",
         id_of=lambda event: event.id,
-        admits=admits,
+        admits=lambda event: event.is_listed(now) and admits(event),
         render=lambda event: event.as_snapshot(),
     )
 

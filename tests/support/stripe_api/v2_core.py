@@ -25,19 +25,21 @@ def list_events(call: Call) -> dict[str, Any]:
     """Return a page of the thin events that lists show now, the newest first."""
     filters = token_filters(call.parameters) or _sent_filters(call.parameters)
     created = Parameters({"created": filters["created"]}).range("created", parse_rfc3339)
-    listed = call.stand_in.events.listed(call.scope, call.stand_in.clock.time())
+    now = call.stand_in.clock.time()
+    retained = call.stand_in.events.retained(call.scope, now)
     names_twin = call.stand_in.list_names_twin
 
     def admits(event: Event) -> bool:
         return (
-            (not filters["types"] or event.thin_type in filters["types"])
+            event.is_listed(now)
+            and (not filters["types"] or event.thin_type in filters["types"])
             and filters["object_id"] in {None, event.related.id}
             and created.admits(event.created)
         )
 
     return page_by_token(
         call.parameters,
-        [event for event in listed if admits(event)],
+        [event for event in retained if admits(event)],
         url=EVENTS_URL,
         filters=filters,
         id_of=lambda event: event.thin_id,

@@ -158,6 +158,7 @@ async def test_a_process_of_its_own_is_told_by_http() -> None:
             assert await listed() == 3
             await tell("faults.broken", times=1)
             assert (await client.get(EVENTS, headers=key)).status_code == 500
+            await tell("faults.broken")
             state = (await client.get("/_stand_in/state")).json()
             assert [one["status"] for one in state["sessions"]] == ["verified"]
             assert len(state["events"]) == 3

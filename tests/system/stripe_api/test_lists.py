@@ -157,11 +157,16 @@ async def test_lists_lag_and_forget(stand_in: StripeStandIn, client: httpx2.Asyn
     for url, event_id in ((V1, late.id), (V2, late.thin_id)):
         assert (await client.get(f"{url}/{event_id}")).status_code == 200
         assert event_id not in ids(await page(client, url, limit=100))
+    before = await page(client, V1, limit=1, starting_after=late.id)
+    assert ids(before) == [stand_in.events.all[-3].id]
+    oldest = await page(client, V2, limit=100)
+    half = await page(client, V2, limit=len(ids(oldest)) - 1)
     stand_in.clock.advance(45)
     assert ids(await page(client, V1, limit=2)) == [newest.id, late.id]
     stand_in.clock.advance(30 * 24 * 3600 - 44)
     for url, event_id in ((V1, late.id), (V2, late.thin_id)):
         assert ids(await page(client, url)) == []
+        assert ids(await page(client, half["next_page_url"])) == []
         answer = await client.get(f"{url}/{event_id}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "resource_missing")
 
