@@ -17,6 +17,14 @@ stripe: Any = importlib.import_module("stripe")
 
 Found = dict[str, Any]
 
+SENSITIVE = [
+    *("verified_outputs.dob", "verified_outputs.id_number"),
+    *(
+        f"last_verification_report.{name}"
+        for name in ("document.dob", "document.number", "document.expiration_date")
+    ),
+]
+
 
 def problems(found: Any, kind: type, path: str) -> Iterator[str]:
     """Yield where an object differs from what a class of the package declares."""
@@ -138,6 +146,10 @@ class Reader:
         expand = ["verified_outputs", "last_verification_report", "provided_details"]
         one = self.checked(sessions.retrieve(self.asked["session"], {"expand": expand}))
         report = self.checked(one.last_verification_report, stripe.identity.VerificationReport)
+        full = self.client_with(self.asked["full_key"]).v1.identity.verification_sessions
+        sensitive = self.checked(full.retrieve(self.asked["session"], {"expand": SENSITIVE}))
+        document = sensitive.last_verification_report.document
+        self.checked(sensitive.last_verification_report)
         made = self.checked(
             sessions.create(
                 {
@@ -152,6 +164,12 @@ class Reader:
         listed = sessions.list({"limit": 2}).auto_paging_iter()
         return {
             "outputs": sorted(one.verified_outputs.to_dict()),
+            "sensitive": [
+                name
+                for part in (sensitive.verified_outputs, document)
+                for name in ("dob", "id_number", "number", "expiration_date")
+                if name in part.to_dict()
+            ],
             "report": self.checked(reports.retrieve(report.id)).id,
             "reports": [self.checked(each).id for each in reports.list().auto_paging_iter()],
             "metadata": changed.metadata.to_dict(),

@@ -13,6 +13,7 @@ from service.secret import Secret
 from service.stripe import VerificationReport, VerificationSession
 from service.stripe.events import Event, ThinEvent, parse
 from service.stripe.signatures import VerifiedPayload, sign, verify
+from tests.support.programs import FIXTURES
 from tests.support.stripe_api import (
     CANARY,
     CANARY_NUMBERS,
@@ -66,6 +67,29 @@ def test_a_session_goes_through_its_life(stand_in: StripeStandIn) -> None:
         *("requires_input", "verified", "redacted"),
     ]
     assert [one.error for one in sessions.find(session_id).reports] == ["document_expired", None]
+
+
+def test_snapshots_have_the_fields_of_the_samples(stand_in: StripeStandIn) -> None:
+    """Of all six types, in the same order."""
+    sessions = stand_in.sessions
+    rejected, canceled = (sessions.create().id for _ in range(2))
+    sessions.submit(rejected)
+    sessions.reject(rejected)
+    sessions.submit(rejected)
+    sessions.verify(rejected)
+    sessions.redact(rejected)
+    sessions.finish_redaction(rejected)
+    sessions.cancel(canceled)
+    assert len(set(words(stand_in))) == 6
+    for event in stand_in.events.all:
+        sample = orjson.loads((FIXTURES / f"{event.type}.json").read_bytes())
+        snapshot = event.as_snapshot()
+        assert list(snapshot) == list(sample)
+        for part in ("request", "data"):
+            assert list(snapshot[part]) == list(sample[part])
+        shown, expected = snapshot["data"]["object"], sample["data"]["object"]
+        assert list(shown) == list(expected)
+        assert list(shown["options"]["document"]) == list(expected["options"]["document"])
 
 
 def test_an_open_session_is_canceled_by_its_redaction(stand_in: StripeStandIn) -> None:

@@ -46,7 +46,14 @@ async def read(asked: dict[str, Any]) -> Any:
 def live_through(stand_in: StripeStandIn) -> str:
     """Let things happen to four sessions; return the id of one that ends verified."""
     sessions = stand_in.sessions
-    verified, rejected, other = (sessions.create().id for _ in range(3))
+    rejected, other = (sessions.create().id for _ in range(2))
+    verified = sessions.create(
+        type="verification_flow",
+        verification_flow="vf_1",
+        client_reference_id="user-1",
+        metadata={"attempt": "1"},
+        related_person={"account": "acct_1", "person": "person_1"},
+    ).id
     sessions.reject(other, "consent_declined")
     sessions.cancel(other)
     for submitted in (rejected, verified):
@@ -64,6 +71,7 @@ async def test_every_answer_is_read_into_the_types_of_the_package() -> None:
     """And it raises the right error for each that is none."""
     stand_in, receiver = StripeStandIn(), Receiver()
     key = stand_in.directory.add_key().secret
+    full = stand_in.directory.add_key(permissions=list(Permission)).secret
     narrow = stand_in.directory.add_key(permissions=[Permission.IDENTITY_READ]).secret
     connected, gone = (stand_in.directory.connect().id for _ in range(2))
     stand_in.directory.deauthorize(gone)
@@ -87,6 +95,7 @@ async def test_every_answer_is_read_into_the_types_of_the_package() -> None:
                 "address": address,
                 "key": key,
                 "narrow_key": narrow,
+                "full_key": full,
                 "session": verified,
                 "types": all_types("snapshot"),
                 "since": int(own[0].created),
@@ -153,6 +162,7 @@ def check_sessions(found: dict[str, Any], stand_in: StripeStandIn, foreign: str)
         *("address", "email", "first_name", "id_number_type", "last_name", "phone"),
     ]
     assert found["report"] in reports
+    assert set(found["sensitive"]) == {"dob", "id_number", "number", "expiration_date"}
     assert sorted(found["reports"]) == sorted(reports)
     assert found["metadata"] == {"user": "2"}
     assert (found["canceled"], found["redacting"]) == ("canceled", "processing")
