@@ -85,18 +85,18 @@ class Lifecycle:
         }
 
     def submit(self, id: str) -> Session:
-        """The person has submitted everything: the checks run."""
+        """Let the person submit everything, so that the checks run."""
         session = self._in_status(id, "requires_input", "submitted")
         return self._change(session, "processing", status="processing", error=None)
 
     def verify(self, id: str) -> Session:
-        """All checks passed."""
+        """Let all checks pass."""
         session = self._in_status(id, "processing", "verified")
         self._add_report(session, None)
         return self._change(session, "verified", status="verified", error=None)
 
     def reject(self, id: str, code: str = "document_expired") -> Session:
-        """A check failed, or the person's visit ended with an error.
+        """Let a check fail, or the person's visit end with an error.
 
         Errors of a visit, such as `consent_declined`, leave no report and also come to a session
         that was not submitted.
@@ -115,7 +115,7 @@ class Lifecycle:
         return self._change(session, "canceled", request, status="canceled")
 
     def override(self, id: str, status: str) -> Session:
-        """Staff decide otherwise after a review: `verified` or `requires_input`.
+        """Let staff decide otherwise after a review: `verified` or `requires_input`.
 
         Stripe says that there is an event with the new status, and no more; that it has the type
         of that status, and that only the status changes, are assumptions.

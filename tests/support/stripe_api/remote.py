@@ -1,4 +1,4 @@
-"""Lets another process do what a test in this process does, as JSON over HTTP.
+"""Gives another process what a test in this process can do, as JSON over HTTP.
 
 `POST /_stand_in/sessions.verify` with `{"id": "vs_…"}` calls that method with these arguments;
 `GET /_stand_in/state` returns all sessions and events.
@@ -22,7 +22,7 @@ from .sessions import Session
 from .stand_in import StripeStandIn
 
 PREFIX: Final = "/_stand_in"
-SETTINGS: Final = frozenset({"list_lag_s", "makes_twins", "list_names_twin"})
+SETTINGS: Final = frozenset({"list_lag_s", "list_names_twin", "makes_events", "makes_twins"})
 PUSH_SETTINGS: Final = frozenset({"duplicate_share", "max_delay_s", "retry_delays_s", "names_twin"})
 
 
@@ -54,13 +54,12 @@ def mounted(stand_in: StripeStandIn) -> Mount:
 
 def _calls(stand_in: StripeStandIn) -> Mapping[str, Callable[..., Any]]:
     sessions, clock, directory = stand_in.sessions, stand_in.clock, stand_in.directory
-    changes = ("create", "submit", "verify", "reject", "cancel", "override", "redact")
+    changes = ("submit", "verify", "reject", "cancel", "override", "redact", "finish_redaction")
     return {
         **{f"sessions.{name}": getattr(sessions, name) for name in changes},
         "sessions.create": lambda account=None, livemode=False, **given: sessions.create(
             scope=stand_in.scope(account, livemode=livemode), **given
         ),
-        "sessions.finish_redaction": sessions.finish_redaction,
         "clock.advance": clock.advance,
         "clock.stop": clock.stop,
         "clock.run": clock.run,

@@ -58,6 +58,7 @@ class StripeStandIn:
         faults: What goes wrong with requests.
         rate_limit: How many requests are answered.
         list_lag_s: How long lists do not show events that are made from now on.
+        makes_events: Whether changes make events from now on; Stripe very rarely fails to.
         makes_twins: Whether events that are made from now on have a snapshot form.
         list_names_twin: Whether the list of thin events shows `snapshot_event`; whether Stripe's
             does is not known.
@@ -82,6 +83,7 @@ class StripeStandIn:
             forget=self._redact_events,
         )
         self.list_lag_s = 0.0
+        self.makes_events = True
         self.makes_twins = True
         self.list_names_twin = False
         self.requests: list[Recorded] = []
@@ -116,6 +118,7 @@ class StripeStandIn:
         owner = scope or self.scope()
         long_id = self.tokens.new_long_id("ed", livemode=owner.livemode)
         fields.setdefault("secret", self.tokens.new_secret("whsec_"))
+        fields.setdefault("type", "webhook_endpoint" if url else "amazon_eventbridge")
         fields.setdefault("application", self.tokens.new_id("ca") if accounts else None)
         return self.destinations.add(
             Destination(
@@ -145,9 +148,8 @@ class StripeStandIn:
         snapshot_type = f"{SESSION_OBJECT}.{word}"
         platform = self.directory.accounts[session.scope.account].platform
         hearing = list(self.destinations.hearing(session.scope, platform))
-        if snapshot_type in SELECTION_REQUIRED and not any(
-            one.names(snapshot_type) for one in hearing
-        ):
+        is_named = any(one.names(snapshot_type) for one in hearing)
+        if not self.makes_events or (snapshot_type in SELECTION_REQUIRED and not is_named):
             return
         related = Related(
             session.id, SESSION_OBJECT, f"/v1/identity/verification_sessions/{session.id}"

@@ -142,6 +142,14 @@ def test_redacted_events_are_made_only_where_they_are_selected(
     assert ("redacted" in words(stand_in)) is is_made
 
 
+def test_stripe_may_fail_to_make_an_event(stand_in: StripeStandIn) -> None:
+    """Then only the session shows the change."""
+    session = stand_in.sessions.create()
+    stand_in.makes_events = False
+    stand_in.sessions.submit(session.id)
+    assert (words(stand_in), session.status) == (["created"], "processing")
+
+
 async def test_the_service_reads_every_form(stand_in: StripeStandIn) -> None:
     """Snapshots, notifications, sessions and reports with everything expanded."""
     sessions = stand_in.sessions
