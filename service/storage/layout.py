@@ -46,6 +46,14 @@ class Keys(NamedTuple):
         """Return the key of a partition's stream of transitions."""
         return f"{self.prefix}:{{{partition}}}:transitions"
 
+    def notifications(self, partition: int) -> str:
+        """Return the key of a partition's stream of thin notifications."""
+        return f"{self.prefix}:{{{partition}}}:notifications"
+
+    def noted(self, partition: int, notification_id: str) -> str:
+        """Return the key of a notification that is known: a string, the nonce of its caller."""
+        return f"{self.prefix}:{{{partition}}}:noted:{notification_id}"
+
     def dead_letters(self, partition: int, handler: str) -> str:
         """Return the key of a handler's stream of dead letters."""
         return f"{self.prefix}:{{{partition}}}:dead:{handler}"

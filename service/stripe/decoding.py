@@ -60,6 +60,20 @@ def decode(body: bytes) -> Decoded | None:
     return None
 
 
+def remove_value(found: dict[str, Any], value: str) -> None:
+    """Remove the text *value* from everything in *found*: entries of mappings, items of lists."""
+    waiting: list[Any] = [found]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            for key in [key for key, inner in each.items() if inner == value]:
+                del each[key]
+            waiting.extend(each.values())
+        elif isinstance(each, list):
+            each[:] = [inner for inner in each if inner != value]
+            waiting.extend(each)
+
+
 def convert(found: dict[str, Any], kind: type[T]) -> T | None:
     """Return *found* as a *kind*, with digits read as numbers; None if it does not fit."""
     try:

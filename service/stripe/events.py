@@ -1,7 +1,10 @@
-"""Parses Stripe events: a verified payload becomes an `Event`, a `ThinEvent` or is `Ignored`.
+"""Parses Stripe events: a payload becomes an `Event`, a `ThinEvent` or is `Ignored`.
 
 The only module that knows the envelope of Stripe's events. The session in it is defined in
 `verification_session`; what follows from an event is decided elsewhere.
+
+A payload is authentic: its type says who vouches for it. The signature of a webhook does for a
+`VerifiedPayload`, the connection to Stripe's API for an `ApiPayload`.
 
 There are two parsers. The strict one decodes events that are as Stripe documents them, directly
 into structs. The lenient one takes everything else: it accepts, repairs, ignores or rejects it. It
@@ -11,16 +14,21 @@ would do alone, for 6 % more CPU per event. https://docs.stripe.com/api/events
 from __future__ import annotations
 
 import re
+from collections.abc import Container
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from ..errors import Rejected, RejectionReason
-from .decoding import convert, decode, remove_unreadable
+from .decoding import convert, decode, remove_unreadable, remove_value
 from .signatures import VerifiedPayload
 from .verification_report import EpochSeconds, decode_secret
 from .verification_session import VerificationSession
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 EVENT_TYPE_PREFIX = "identity.verification_session."
 # The `object` of a thin event, which does not contain the session, and its types about sessions.
@@ -31,6 +39,12 @@ _EVENT_ID = r"\Aevt_[A-Za-z0-9_]{1,250}\Z"
 EventId = Annotated[str, msgspec.Meta(pattern=_EVENT_ID)]
 
 _SESSION_ID = re.compile(r"vs_[A-Za-z0-9_]{1,250}")
+# A time of RFC 3339: without its fraction, the fraction, the offset from UTC.
+_TIME = re.compile(r"([0-9-]{10}T[0-9:]{8})(?:\.[0-9]{1,40})?(Z|[+-][0-9]{2}:[0-9]{2})")
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_SECOND = timedelta(seconds=1)
+# Stripe's API shows it in place of texts that were redacted.
+PLACEHOLDER = "[redacted]"
 # Fields that must be readable if they are present. Stripe does not always send all of them, but an
 # unreadable one must not be mistaken for a missing one: `livemode` would become true, for example.
 _NEEDED = frozenset(
@@ -64,12 +78,60 @@ class ThinEvent(NamedTuple):
     Attributes:
         event_id: The id of the thin event; the snapshot event has another one.
         event_type: `v1.identity.verification_session.` and a word.
+        created: Unix seconds, rounded down: the snapshot event has the same second.
         is_live: Whether it is of live mode; also true if it does not say.
+        context: The authentication context to fetch the event and the session with.
+        session_id: The session that it is about.
+        snapshot_event_id: The id of the snapshot event, where Stripe has sent it.
     """
 
-    event_id: str | None
+    event_id: str
     event_type: str
+    created: int
     is_live: bool
+    context: str | None
+    session_id: str
+    snapshot_event_id: str | None
+
+
+class ApiPayload(msgspec.Struct, frozen=True, gc=False):
+    """A body that Stripe's API answered with; only the client of that API creates one.
+
+    Attributes:
+        body: The JSON text of one event.
+    """
+
+    body: bytes
+
+    def __repr__(self) -> str:
+        return f"ApiPayload({len(self.body)} bytes)"
+
+
+class _RelatedObject(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    id: Annotated[str, msgspec.Meta(pattern=rf"\A{_SESSION_ID.pattern}\Z")]
+    type: Literal["identity.verification_session"]
+
+
+class _ThinEnvelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A thin event as Stripe lays it out. Its URL is not kept: a path is built from the id."""
+
+    id: EventId
+    type: str
+    created: str
+    related_object: _RelatedObject
+    livemode: bool | None = None
+    # It is sent back in a header.
+    context: Annotated[str, msgspec.Meta(pattern=r"\A[!-~]{1,250}\Z")] | None = None
+    snapshot_event: EventId | None = None
+
+
+# As `_NEEDED`. Without its context a session would be looked for in another account.
+_NEEDED_OF_THIN = frozenset(
+    {
+        *("id", "type", "created", "livemode", "context"),
+        *("related_object", "related_object.id", "related_object.type"),
+    }
+)
 
 
 class EventRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -129,13 +191,15 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 _decode = msgspec.json.Decoder(Event, dec_hook=decode_secret).decode
 
 
-def parse(payload: VerifiedPayload) -> Event | ThinEvent | Ignored:
-    """Return the event in *payload*.
+def parse(payload: VerifiedPayload | ApiPayload) -> Event | ThinEvent | Ignored:
+    """Return the event in *payload*. In an answer of Stripe's API placeholders count as absent.
 
     Raises:
         Rejected: With `body_not_json`, `body_not_an_event`, `field_missing` or
             `field_mistyped`; the last two name the field's path.
     """
+    if isinstance(payload, ApiPayload):
+        return _parse_leniently(payload.body, without=PLACEHOLDER)
     return _parse_strictly(payload.body) or _parse_leniently(payload.body)
 
 
@@ -160,19 +224,24 @@ def _parse_strictly(body: bytes) -> Event | None:
     return event if is_ours and session.status and _SESSION_ID.fullmatch(session.id) else None
 
 
-def _parse_leniently(body: bytes) -> Event | ThinEvent | Ignored:
+def _parse_leniently(body: bytes, *, without: str | None = None) -> Event | ThinEvent | Ignored:
+    """Return an event of any kind, as if it did not hold the text *without* anywhere."""
     found = decode(body)
     if found is None:
         raise Rejected(RejectionReason.BODY_NOT_JSON)
     if not isinstance(found.value, dict):
         raise Rejected(RejectionReason.BODY_NOT_AN_EVENT)
-    return _parse_by_type(found.value) or _parse_snapshot(
-        found.value, has_lone_surrogates=found.has_lone_surrogates
-    )
+    if without is not None:
+        remove_value(found.value, without)
+    kind = _find_kind(found.value)
+    if isinstance(kind, Ignored):
+        return kind
+    parse_kind = _parse_thin if kind is ThinEvent else _parse_snapshot
+    return parse_kind(found.value, has_lone_surrogates=found.has_lone_surrogates)
 
 
-def _parse_by_type(found: dict[str, Any]) -> ThinEvent | Ignored | None:
-    """Return a thin or ignored event, recognized by its type; None for an event of ours."""
+def _find_kind(found: dict[str, Any]) -> type[Event | ThinEvent] | Ignored:
+    """Return what an event of this type is parsed to, or that it is ignored."""
     event_type = found.get("type")
     if not isinstance(event_type, str):
         reason = (
@@ -180,33 +249,64 @@ def _parse_by_type(found: dict[str, Any]) -> ThinEvent | Ignored | None:
         )
         raise Rejected(reason, "type")
     is_thin = found.get("object") == THIN_EVENT_OBJECT
-    if not is_thin and event_type.startswith(EVENT_TYPE_PREFIX):
-        return None
+    if event_type.startswith(THIN_EVENT_TYPE_PREFIX if is_thin else EVENT_TYPE_PREFIX):
+        return ThinEvent if is_thin else Event
     sent_id = found.get("id")
     is_id = isinstance(sent_id, str) and re.search(_EVENT_ID, sent_id)
-    event_id = sent_id if is_id else None
-    if is_thin and event_type.startswith(THIN_EVENT_TYPE_PREFIX):
-        return ThinEvent(event_id, event_type, found.get("livemode") is not False)
     return Ignored(
-        IgnoredReason.THIN if is_thin else IgnoredReason.OTHER_TYPE, event_id, event_type
+        IgnoredReason.THIN if is_thin else IgnoredReason.OTHER_TYPE,
+        sent_id if is_id else None,
+        event_type,
     )
 
 
+def _parse_thin(found: dict[str, Any], *, has_lone_surrogates: bool) -> ThinEvent:
+    event, _ = _convert(
+        found, _ThinEnvelope, _NEEDED_OF_THIN, has_lone_surrogates=has_lone_surrogates
+    )
+    return ThinEvent(
+        event_id=event.id,
+        event_type=event.type,
+        created=_second(event.created),
+        is_live=event.livemode is not False,
+        context=event.context,
+        session_id=event.related_object.id,
+        snapshot_event_id=event.snapshot_event,
+    )
+
+
+def _second(created: str) -> int:
+    """Return the second of a time of RFC 3339, in Unix seconds."""
+    # Without the fraction, which the conversion would round.
+    if time := _TIME.fullmatch(created):
+        with suppress(msgspec.ValidationError):
+            moment = msgspec.convert(time[1] + time[2], datetime)
+            return msgspec.convert((moment - _EPOCH) // _SECOND, EpochSeconds)
+    raise Rejected(RejectionReason.FIELD_MISTYPED, "created")
+
+
 def _parse_snapshot(found: dict[str, Any], *, has_lone_surrogates: bool) -> Event:
-    """Convert an event, without the fields that are unreadable and not needed."""
     # The lenient conversion would turn it into an integer.
     if isinstance(found.get("created"), float):
         raise Rejected(RejectionReason.FIELD_MISTYPED, "created")
     found["skipped_fields"] = ()
-    event = None if has_lone_surrogates else convert(found, Event)
-    if event is None:
-        skipped = remove_unreadable(found, Event, _NEEDED, has_lone_surrogates=has_lone_surrogates)
-        found["skipped_fields"] = tuple(skipped)
-        event = convert(found, Event)
-    if event is None:
-        raise Rejected(RejectionReason.BODY_NOT_AN_EVENT)
+    event, skipped = _convert(found, Event, _NEEDED, has_lone_surrogates=has_lone_surrogates)
     if not _SESSION_ID.fullmatch(event.session.id):
         raise Rejected(RejectionReason.FIELD_MISTYPED, "data.object.id")
     if not event.session.status:
         raise Rejected(RejectionReason.FIELD_MISTYPED, "data.object.status")
-    return event
+    return msgspec.structs.replace(event, skipped_fields=skipped)
+
+
+def _convert(
+    found: dict[str, Any], kind: type[T], needed: Container[str], *, has_lone_surrogates: bool
+) -> tuple[T, tuple[str, ...]]:
+    """Return *found* as a *kind*, and the paths of the fields that had to be removed for it."""
+    event = None if has_lone_surrogates else convert(found, kind)
+    if event is not None:
+        return event, ()
+    skipped = tuple(remove_unreadable(found, kind, needed, has_lone_surrogates=has_lone_surrogates))
+    event = convert(found, kind)
+    if event is None:
+        raise Rejected(RejectionReason.BODY_NOT_AN_EVENT)
+    return event, skipped

@@ -18,12 +18,13 @@ from service.config import Settings, describe
 from service.errors import ConfigError, Rejected
 from service.secret import MASK, Secret
 from service.stripe import events, verification_report, verification_session
-from service.stripe.events import Event, Ignored, ThinEvent, parse
+from service.stripe.events import ApiPayload, Event, Ignored, ThinEvent, parse
 from service.stripe.signatures import VerifiedPayload, verify
 from service.stripe.verification_report import VerificationReport
 from service.stripe.verification_session import VerificationSession
-from service.transitions import cloudevents, stream_entry
+from service.transitions import cloudevents, stream_entry, thin_notification
 from service.transitions.lifecycle import created_at, order_key, state_hash
+from service.transitions.thin_notification import make_notification
 from service.transitions.transition import SessionChange, make_change
 from tests.support.programs import FIXTURES
 
@@ -33,6 +34,7 @@ TOLERANCE_S = 300
 # In a header these stand for the current time and the valid digest, which a search cannot guess.
 TIME, DIGEST = b"@T", b"@D"
 BETWEEN = b"\0\0"
+EVENT_ID = r"evt_[A-Za-z0-9_]{1,250}"
 
 NOWHERE = FIXTURES / "nowhere"
 NAMES = [row.name for row in describe()]
@@ -70,17 +72,36 @@ def signature(found: bytes) -> None:
 
 def body(found: bytes) -> None:
     """Check that a signed body is parsed, ignored or rejected, and what follows from it."""
-    try:
-        event = parse(VerifiedPayload(found, "fingerprint"))
-    except Rejected as error:
-        _check_nothing_repeated(error)
-        return
+    for payload in (VerifiedPayload(found, "fingerprint"), ApiPayload(found)):
+        try:
+            event = parse(payload)
+        except Rejected as error:
+            _check_nothing_repeated(error)
+        else:
+            _check_event(event)
+
+
+def _check_event(event: Event | ThinEvent | Ignored) -> None:
     repr(event)
-    if isinstance(event, Ignored | ThinEvent):
-        assert event.event_id is None or re.fullmatch(r"evt_[A-Za-z0-9_]{1,250}", event.event_id)
+    if isinstance(event, Ignored):
+        assert event.event_id is None or re.fullmatch(EVENT_ID, event.event_id)
+        return
+    if isinstance(event, ThinEvent):
+        _check_thin(event)
         return
     assert DECLARED.issuperset(name for path in event.skipped_fields for name in path.split("."))
     _check_delivered(event)
+
+
+def _check_thin(event: ThinEvent) -> None:
+    """Check that a thin event can be fetched, and is stored unchanged."""
+    assert re.fullmatch(EVENT_ID, event.event_id)
+    assert re.fullmatch(r"vs_[A-Za-z0-9_]{1,250}", event.session_id)
+    assert event.context is None or re.fullmatch(r"[!-~]+", event.context)
+    assert 0 <= event.created < 10**11
+    notification = make_notification(event)
+    stored = {b"notification": thin_notification.pack(notification)}
+    assert thin_notification.unpack(stored) == notification
 
 
 def _check_delivered(event: Event) -> None:
@@ -181,4 +202,4 @@ def corpus(name: str) -> list[bytes]:
     if name == "body":
         return bodies
     found = [orjson.loads(one) for one in bodies]
-    return [orjson.dumps(one["data"]["object"]) for one in found if isinstance(one, dict)]
+    return [orjson.dumps(one["data"]["object"]) for one in found if "data" in one]

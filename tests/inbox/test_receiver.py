@@ -15,6 +15,7 @@ from service.secret import Secret
 from service.stripe.events import Event, Ignored, IgnoredReason
 from service.stripe.signatures import fingerprint, sign
 from service.transitions.transition import SessionChange, make_change
+from tests.support.harness import thin_event
 
 pytestmark = pytest.mark.anyio
 
@@ -144,14 +145,6 @@ async def test_other_events_are_ignored() -> None:
     assert inbox.admitted == []
 
 
-def thin(word: str, **changes: Any) -> bytes:
-    """Return a thin event about a session."""
-    event_type = f"v1.identity.verification_session.{word}"
-    return json.dumps(
-        {"id": "evt_t", "object": "v2.core.event", "type": event_type, **changes}
-    ).encode()
-
-
 THIN_WORDS = ["canceled", "created", "processing", "redacted", "requires_input", "verified"]
 
 
@@ -163,7 +156,7 @@ async def test_a_thin_event_of_a_session_is_unavailable(word: str, livemode: Liv
     is_live = livemode is not Livemode.TEST
 
     with pytest.raises(Unavailable) as undecided:
-        await receive(inbox, thin(word, livemode=is_live), livemode=livemode)
+        await receive(inbox, thin_event(word, livemode=is_live), livemode=livemode)
 
     assert (undecided.value.reason, inbox.admitted) == (UnavailableReason.API_KEY_MISSING, [])
 
@@ -175,10 +168,12 @@ async def test_thin_events_of_the_other_mode_are_ignored(
     livemode: Livemode, is_live: bool | None
 ) -> None:
     """A thin event of a mode that is not received is ignored."""
-    receipt = await receive(FakeInbox(), thin("verified", livemode=is_live), livemode=livemode)
+    receipt = await receive(
+        FakeInbox(), thin_event("verified", livemode=is_live), livemode=livemode
+    )
 
     event_type = "v1.identity.verification_session.verified"
-    assert receipt.event == Ignored(IgnoredReason.LIVEMODE, "evt_t", event_type)
+    assert receipt.event == Ignored(IgnoredReason.LIVEMODE, "evt_thin_1", event_type)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ def test_all_keys_of_a_partition_share_a_tag() -> None:
     keys = Keys("p", 8)
     assert keys.session("vs_2") == "p:{6}:session:vs_2"
     assert keys.transitions(2) == "p:{2}:transitions"
+    assert keys.notifications(2) == "p:{2}:notifications"
+    assert keys.noted(2, "evt_1") == "p:{2}:noted:evt_1"
     assert keys.dead_letters(2, "log") == "p:{2}:dead:log"
     assert keys.lease(2, "log") == "p:{2}:lease:log"
     assert keys.workers("log") == "p:workers:log"

@@ -14,8 +14,17 @@ from hypothesis import strategies as st
 
 from service.errors import Rejected, RejectionReason
 from service.stripe.decoding import _fields
-from service.stripe.events import Event, EventRequest, Ignored, IgnoredReason, ThinEvent, parse
+from service.stripe.events import (
+    ApiPayload,
+    Event,
+    EventRequest,
+    Ignored,
+    IgnoredReason,
+    ThinEvent,
+    parse,
+)
 from service.stripe.signatures import VerifiedPayload
+from service.stripe.verification_session import LastError, VerificationSession
 from tests.support.depth import searching
 from tests.support.programs import FIXTURES
 
@@ -184,25 +193,156 @@ def test_other_events_are_ignored(found: dict[str, Any], reason: str) -> None:
     assert parsed({"id": "evt_1", **found}) == expected
 
 
-@pytest.mark.parametrize(("livemode", "is_live"), [(True, True), (False, False), (None, True)])
-@pytest.mark.parametrize(
-    "word", ["canceled", "created", "processing", "redacted", "requires_input", "verified", "new"]
-)
-def test_thin_events_of_sessions_are_recognized(
-    word: str, livemode: bool | None, is_live: bool
-) -> None:
-    """A thin event about a session is returned as one, with its id if that is well-formed."""
-    found = {
-        "id": "evt_1",
+def thin(word: str = "verified", **fields: Any) -> dict[str, Any]:
+    """Return a thin event about a session, with other values for some fields."""
+    return {
+        "id": "evt_thin",
         "object": "v2.core.event",
         "type": f"v1.identity.verification_session.{word}",
         "created": "2026-10-05T12:00:00.123Z",
-        "livemode": livemode,
+        "livemode": False,
+        "context": None,
+        "reason": {"type": "request", "request": {"id": CANARY, "idempotency_key": CANARY}},
         "related_object": {"id": "vs_1", "type": "identity.verification_session", "url": CANARY},
+        **fields,
     }
 
-    assert parsed(found) == ThinEvent("evt_1", found["type"], is_live)  # type: ignore[arg-type]
-    assert parsed(found | {"id": CANARY}) == ThinEvent(None, found["type"], is_live)  # type: ignore[arg-type]
+
+@pytest.mark.parametrize("livemode", [True, False, None])
+@pytest.mark.parametrize(
+    "word", ["canceled", "created", "processing", "redacted", "requires_input", "verified", "new"]
+)
+def test_thin_events_of_sessions_are_recognized(word: str, livemode: bool | None) -> None:
+    """A thin event about a session is returned as one, without its URL."""
+    found = thin(word, livemode=livemode, context="acct_1", snapshot_event="evt_1")
+
+    assert parsed(found) == ThinEvent(
+        event_id="evt_thin",
+        event_type=f"v1.identity.verification_session.{word}",
+        created=1_791_201_600,
+        is_live=livemode is not False,
+        context="acct_1",
+        session_id="vs_1",
+        snapshot_event_id="evt_1",
+    )
+
+
+@pytest.mark.parametrize("name", ["livemode", "context", "reason", "snapshot_event"])
+def test_optional_fields_of_thin_events(name: str) -> None:
+    """A field that is missing or null has its default, and any `reason` is skipped."""
+    missing = thin(snapshot_event="evt_1")
+    del missing[name]
+
+    assert parsed(missing) == parsed(thin(snapshot_event="evt_1") | {name: None})
+    assert isinstance(parsed(missing), ThinEvent)
+    assert parsed(thin(reason=CANARY, snapshot_event=[CANARY])) == parsed(thin())
+
+
+RELATED = thin()["related_object"]
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        ("id", [1, None, CANARY, "evt_", f"evt_1 {CANARY}", "evt_1\n"]),
+        ("livemode", [CANARY, 2, []]),
+        ("context", [1, "", "a b", "a\r\nb: c", "é", "a" * 251]),
+        ("created", [1, 1.5, True, None, "", CANARY, "1791201600"]),
+        ("related_object", [None, CANARY, []]),
+        ("related_object.id", [None, "pi_1", f"vs_1/{CANARY}", f"vs_1?{CANARY}"]),
+        ("related_object.type", [None, "payment_intent"]),
+    ],
+)
+def test_unreadable_thin_events(path: str, values: list[Any]) -> None:
+    """A field that is needed to fetch the event is rejected with its path."""
+    name, _, inner = path.partition(".")
+    for value in values:
+        found = thin() | {name: RELATED | {inner: value} if inner else value}
+        assert rejection(found) == (RejectionReason.FIELD_MISTYPED, path), value
+
+
+@pytest.mark.parametrize("path", ["id", "created", "related_object", "related_object.id"])
+def test_incomplete_thin_events(path: str) -> None:
+    """A thin event that lacks a needed field is rejected with the field's path."""
+    found = thin(related_object=dict(RELATED))
+    name, _, inner = path.partition(".")
+    if inner:
+        del found[name][inner]
+    else:
+        del found[name]
+
+    assert rejection(found) == (RejectionReason.FIELD_MISSING, path)
+
+
+@pytest.mark.parametrize(
+    ("created", "expected"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("2026-10-05T12:00:00Z", 1_791_201_600),
+        ("2026-10-05T12:00:00.999999999Z", 1_791_201_600),
+        ("2026-10-05T14:00:00.5+02:00", 1_791_201_600),
+        ("2026-10-05T06:30:00-05:30", 1_791_201_600),
+        ("5138-11-16T09:46:39Z", 10**11 - 1),
+        ("5138-11-16T09:46:40Z", None),
+        ("1969-12-31T23:59:59Z", None),
+        ("0001-01-01T00:00:00+23:59", None),
+        ("9999-12-31T23:59:59-23:59", None),
+        ("2026-10-05T12:00:00", None),
+        ("2026-10-05", None),
+        ("2026-02-30T12:00:00Z", None),
+        ("2026-10-05T25:00:00Z", None),
+        ("2026-10-05T12:00:00.Z", None),
+        ("2026-10-05T12:00:00Z ", None),
+        ("2026-10-05T12:00:00.1.1Z", None),
+        ("٢026-10-05T12:00:00Z", None),
+    ],
+)
+def test_created_of_thin_events(created: str, expected: int | None) -> None:
+    """A time of RFC 3339 becomes its whole second, which is that of the snapshot event."""
+    found = thin(created=created)
+
+    if expected is None:
+        assert rejection(found) == (RejectionReason.FIELD_MISTYPED, "created")
+    else:
+        event = parsed(found)
+        assert isinstance(event, ThinEvent)
+        assert event.created == expected
+
+
+def test_placeholders_in_answers_of_the_api_are_absent() -> None:
+    """What Stripe has redacted is missing in its answer; in a webhook it is what was sent."""
+    session = {
+        "id": "vs_1",
+        "status": "verified",
+        "client_reference_id": "[redacted]",
+        "metadata": {"a": "[redacted]", "b": "[redacted] it"},
+        "last_error": {"code": "[redacted]"},
+        "last_verification_report": "[redacted]",
+        "related_person": "[redacted]",
+    }
+    body = json.dumps(placed("data.object", session)).replace('"[redacted]"', '"\\u005bredacted]"')
+
+    event = parse(ApiPayload(body.encode()))
+
+    assert isinstance(event, Event)
+    assert event.session == msgspec.structs.replace(
+        VerificationSession(id="vs_1", status="verified"),
+        metadata={"b": "[redacted] it"},
+        last_error=LastError(),
+    )
+    assert event.skipped_fields == ()
+    assert event_of(body.encode()).session.client_reference_id == "[redacted]"
+
+
+def test_answers_of_the_api_are_parsed_like_webhooks() -> None:
+    """An answer gives the same event, and shows nothing of itself."""
+    for name in FIXTURES.glob("*identity.*.json"):
+        body = name.read_bytes()
+        assert parse(ApiPayload(body)) == parse(VerifiedPayload(body, ""))
+    assert repr(ApiPayload(CANARY.encode())) == "ApiPayload(15 bytes)"
+    nested = b'{"type": "identity.verification_session.x", "a": ' + b"[" * 900 + b"]" * 900 + b"}"
+    with pytest.raises(Rejected):
+        parse(ApiPayload(nested))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 from unittest import mock
@@ -81,6 +82,33 @@ def event(
             "livemode": False,
             "data": {"object": {"id": session, "status": status, **fields}},
             **(envelope or {}),
+        }
+    )
+
+
+def thin_event(
+    word: str = "created",
+    *,
+    id: str = "evt_thin_1",
+    session: str = "vs_1",
+    created: int | None = None,
+    **fields: Any,
+) -> bytes:
+    """Return the body of a thin event about a session, by default created at `NOW`."""
+    at = datetime.fromtimestamp(NOW if created is None else created, UTC)
+    return orjson.dumps(
+        {
+            "id": id,
+            "object": "v2.core.event",
+            "type": f"v1.{PREFIX}{word}",
+            "created": f"{at:%Y-%m-%dT%H:%M:%S}.678Z",
+            "livemode": False,
+            "related_object": {
+                "id": session,
+                "type": "identity.verification_session",
+                "url": f"/v1/identity/verification_sessions/{session}",
+            },
+            **fields,
         }
     )
 

@@ -15,7 +15,7 @@ from tests.support.harness import WEBHOOK, signed
 
 OpenApp = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
-THIN = orjson.dumps(
+PING = orjson.dumps(
     {"id": "evt_t", "object": "v2.core.event", "type": "v2.core.event_destination.ping"}
 )
 

@@ -36,11 +36,12 @@ from tests.support.harness import (
     request,
     signed,
     talk,
+    thin_event,
 )
 from tests.support.proxy import proxy_to
 from tests.support.virtual_time import push
 from tests.support.web_client import (
-    THIN,
+    PING,
     Log,
     OpenApp,
     asgi_client,
@@ -76,8 +77,8 @@ OUTCOMES: dict[str, tuple[list[bytes], bytes, str]] = {
     "within the horizon": ([], event(created=NOW - 34 * DAY_S), "admitted"),
     "nothing changed": ([event(created=NOW)], event(id="evt_2", created=NOW + 1), "unchanged"),
     "another type": ([], event("customer.created"), "ignored"),
-    "a ping": ([], THIN, "ignored"),
-    "a thin event of another type": ([], THIN.replace(b"_destination.ping", b""), "ignored"),
+    "a ping": ([], PING, "ignored"),
+    "a thin event of another type": ([], PING.replace(b"_destination.ping", b""), "ignored"),
 }
 
 
@@ -163,10 +164,8 @@ async def test_a_thin_event_of_a_session_is_a_503(open_app: OpenApp, log: Log, w
     """Without an API key sessions cannot be fetched: 503, with its reason in log and metric."""
     child = metrics.events("api_key_missing", metrics.OTHER_TYPE)
     before = child._value.get()
-    event_type = f"v1.identity.verification_session.{word}"
-    body = orjson.dumps({"id": "evt_t", "object": "v2.core.event", "type": event_type})
     async with open_app() as client:
-        assert_response(await post_event(client, body), 503, error="unavailable")
+        assert_response(await post_event(client, thin_event(word)), 503, error="unavailable")
     assert [(line["event"], line["reason"]) for line in log.lines] == [
         ("event.unavailable", "api_key_missing")
     ]

@@ -86,7 +86,7 @@ def test_every_path_is_in_the_document() -> None:
     assert document()["paths"].keys() == {route.path_format for route in routes}
 
 
-@pytest.mark.parametrize("body", targets.corpus("body"), ids=range(8))
+@pytest.mark.parametrize("body", targets.corpus("body"), ids=range(9))
 def test_events_from_stripe_are_valid(body: bytes) -> None:
     """Every recorded event of Stripe matches the schema."""
     found = orjson.loads(body)

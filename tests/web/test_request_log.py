@@ -26,9 +26,10 @@ from tests.support.harness import (
     request,
     signed,
     talk,
+    thin_event,
 )
 from tests.support.web_client import (
-    THIN,
+    PING,
     Log,
     OpenApp,
     asgi_client,
@@ -44,8 +45,13 @@ TRACE = "00-" + "a1" * 16 + "-00f067aa0ba902b7-01"
 async def test_only_admitted_or_known_events_count_as_events(open_app: OpenApp) -> None:
     """Ignored, rejected and unavailable requests do not move the time of the last event."""
     metrics.LAST_EVENT.set(0)
-    thin = THIN.replace(b"v2.core.event_destination", b"v1.identity.verification_session")
-    other = [THIN, thin, event("customer.created"), b"[]", event(envelope={"livemode": True})]
+    other = [
+        PING,
+        thin_event(),
+        event("customer.created"),
+        b"[]",
+        event(envelope={"livemode": True}),
+    ]
     async with open_app(livemode=Livemode.TEST) as client:
         for body in other:
             await post_event(client, body)
@@ -119,7 +125,7 @@ async def test_one_line_for_each_delivery(open_app: OpenApp, log: Log) -> None:
     late = event("processing", id="evt_2", status="processing", created=NOW - 60)
     contradiction = event("processing", id="evt_4", status="processing", created=NOW + 60)
     bodies = [
-        event(), event(), late, event(id="evt_3", created=NOW + 9), THIN, b"[]",
+        event(), event(), late, event(id="evt_3", created=NOW + 9), PING, b"[]",
         event("verified", id="evt_5", status="verified", created=NOW + 20), contradiction,
     ]  # fmt: skip
     async with open_app() as client:
