@@ -7,10 +7,10 @@ from typing import Final
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import remote, v1_events, v1_identity, v1_webhook_endpoints, v2_core
+from . import v1_events, v1_identity, v1_webhook_endpoints, v2_core
 from .accounts import Permission
 from .calls import Handler, guarded, named_account, not_found
 from .faults import FaultMiddleware
@@ -20,8 +20,6 @@ _EVENTS: Final = Permission.EVENTS_READ
 _READ, _WRITE = Permission.IDENTITY_READ, Permission.IDENTITY_WRITE
 _HOOKS_READ, _HOOKS_WRITE = Permission.WEBHOOKS_READ, Permission.WEBHOOKS_WRITE
 _SESSION: Final = v1_identity.SESSIONS_URL + "/{id}"
-_ENDPOINT: Final = v1_webhook_endpoints.URL + "/{id}"
-_DESTINATION: Final = v2_core.DESTINATIONS_URL + "/{id}"
 
 ROUTES: Final[tuple[tuple[str, str, Handler, Permission], ...]] = (
     ("GET", "/v1/events", v1_events.list_events, _EVENTS),
@@ -30,24 +28,13 @@ ROUTES: Final[tuple[tuple[str, str, Handler, Permission], ...]] = (
     ("GET", v1_identity.SESSIONS_URL, v1_identity.list_sessions, _READ),
     ("POST", v1_identity.SESSIONS_URL, v1_identity.create_session, _WRITE),
     ("GET", _SESSION, v1_identity.retrieve_session, _READ),
-    ("POST", _SESSION, v1_identity.update_session, _WRITE),
     ("POST", f"{_SESSION}/cancel", v1_identity.cancel_session, _WRITE),
     ("POST", f"{_SESSION}/redact", v1_identity.redact_session, _WRITE),
-    ("GET", v1_identity.REPORTS_URL, v1_identity.list_reports, _READ),
-    ("GET", v1_identity.REPORTS_URL + "/{id}", v1_identity.retrieve_report, _READ),
     ("GET", v1_webhook_endpoints.URL, v1_webhook_endpoints.list_endpoints, _HOOKS_READ),
-    ("POST", v1_webhook_endpoints.URL, v1_webhook_endpoints.create_endpoint, _HOOKS_WRITE),
-    ("GET", _ENDPOINT, v1_webhook_endpoints.retrieve_endpoint, _HOOKS_READ),
-    ("POST", _ENDPOINT, v1_webhook_endpoints.update_endpoint, _HOOKS_WRITE),
-    ("DELETE", _ENDPOINT, v1_webhook_endpoints.delete_endpoint, _HOOKS_WRITE),
     ("GET", v2_core.EVENTS_URL, v2_core.list_events, _EVENTS),
     ("GET", v2_core.EVENTS_URL + "/{id}", v2_core.retrieve_event, _EVENTS),
     ("GET", v2_core.DESTINATIONS_URL, v2_core.list_destinations, _HOOKS_READ),
-    ("POST", v2_core.DESTINATIONS_URL, v2_core.create_destination, _HOOKS_WRITE),
-    ("GET", _DESTINATION, v2_core.retrieve_destination, _HOOKS_READ),
-    ("POST", f"{_DESTINATION}/enable", v2_core.enable_destination, _HOOKS_WRITE),
-    ("POST", f"{_DESTINATION}/disable", v2_core.disable_destination, _HOOKS_WRITE),
-    ("POST", f"{_DESTINATION}/ping", v2_core.ping_destination, _HOOKS_WRITE),
+    ("POST", v2_core.DESTINATIONS_URL + "/{id}/ping", v2_core.ping_destination, _HOOKS_WRITE),
 )
 
 
@@ -57,7 +44,7 @@ def create_app(stand_in: StripeStandIn) -> Starlette:
         Route(path, guarded(stand_in, handler, permission), methods=[method])
         for method, path, handler, permission in ROUTES
     ]
-    api = Starlette(
+    return Starlette(
         routes=routes,
         middleware=[
             Middleware(_RecordingMiddleware, stand_in=stand_in),
@@ -65,7 +52,6 @@ def create_app(stand_in: StripeStandIn) -> Starlette:
         ],
         exception_handlers={404: not_found, 405: not_found},
     )
-    return Starlette(routes=[remote.mounted(stand_in), Mount("", api)])
 
 
 class _RecordingMiddleware:

@@ -10,7 +10,7 @@ import base64
 import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import orjson
 from starlette.requests import Request as HttpRequest
@@ -21,8 +21,6 @@ from .errors import ApiError, invalid, unauthorized
 from .events import Request
 from .parameters import Parameters, decode_form
 from .stand_in import StripeStandIn
-
-IDEMPOTENCY_ERROR: Final = "idempotency_error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ def guarded(
         request_id = stand_in.tokens.new_id("req")
         try:
             call = _let_in(stand_in, permission, http, sent, request_id)
-            return _response(_reply(call, handler, http, sent), request_id, http)
+            return _response(handler(call), request_id, http)
         except ApiError as error:
             return _response(error.body(request_id), request_id, http, error)
 
@@ -91,25 +89,6 @@ def _let_in(
         parameters=Parameters(_decode(http, sent)),
         request=Request(request_id, http.headers.get("idempotency-key")),
     )
-
-
-def _reply(call: Call, handler: Handler, http: HttpRequest, sent: bytes) -> Mapping[str, Any]:
-    """Return the answer, or the one that a POST with the same idempotency key got."""
-    idempotency_key, replies = call.request.idempotency_key, call.stand_in.replies
-    if http.method == "GET" or idempotency_key is None:
-        return handler(call)
-    asked = (http.url.path, sent)
-    before, answer = replies.get((call.scope, idempotency_key)) or (asked, None)
-    if before != asked:
-        raise ApiError(
-            400,
-            "Keys for idempotent requests can only be used with the same parameters.",
-            type=IDEMPOTENCY_ERROR,
-        )
-    if answer is None:
-        answer = handler(call)
-        replies[call.scope, idempotency_key] = asked, answer
-    return answer
 
 
 def named_account(http: HttpRequest) -> str | None:

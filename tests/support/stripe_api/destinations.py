@@ -122,14 +122,10 @@ def event_destination_object(
 
     Args:
         destination: The destination.
-        include: `webhook_endpoint.url` and `webhook_endpoint.signing_secret` are shown if named.
+        include: `webhook_endpoint.url` is shown if named.
     """
-    endpoint = {
-        "signing_secret": destination.secret
-        if "webhook_endpoint.signing_secret" in include
-        else None,
-        "url": destination.url if "webhook_endpoint.url" in include else None,
-    }
+    url = destination.url if "webhook_endpoint.url" in include else None
+    endpoint = {"signing_secret": None, "url": url}
     disabled = {"disabled": {"reason": destination.disabled_reason}}
     return {
         "id": destination.id,

@@ -34,7 +34,6 @@ def _within_report(paths: Iterable[str]) -> frozenset[str]:
     return frozenset(f"{_REPORT_FIELD}.{path}" for path in paths)
 
 
-REPORT_PATHS: Final = _REPORT
 SESSION_PATHS: Final = _OUTPUTS | {"provided_details", _REPORT_FIELD} | _within_report(_REPORT)
 SENSITIVE_PATHS: Final = _SENSITIVE_REPORT | _SENSITIVE_OUTPUTS | _within_report(_SENSITIVE_REPORT)
 
@@ -46,7 +45,7 @@ def wanted_paths(
 
     Args:
         sent: The values of `expand[]`.
-        expandable: The paths that the object has: `SESSION_PATHS` or `REPORT_PATHS`.
+        expandable: The paths that the object has, such as `SESSION_PATHS`.
         in_list: Whether the object is an item of a list, so that paths begin with `data.`.
 
     Raises:

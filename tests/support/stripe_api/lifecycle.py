@@ -157,18 +157,6 @@ class Lifecycle:
             raise missing("verification_session", id, param="session")
         return session
 
-    def find_report(self, id: str, scope: Scope) -> tuple[Session, Report]:
-        """Return a report of an account, and its session.
-
-        Raises:
-            ApiError: 404, if there is none.
-        """
-        for session in self.all.values():
-            for report in session.reports:
-                if report.id == id and session.scope == scope:
-                    return session, report
-        raise missing("verification_report", id, param="report")
-
     def _in_status(self, id: str, status: str, done: str) -> Session:
         session = self.find(id)
         if session.status != status or session.redaction:

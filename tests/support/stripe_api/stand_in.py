@@ -63,7 +63,6 @@ class StripeStandIn:
         list_names_twin: Whether the list of thin events shows `snapshot_event`; whether Stripe's
             does is not known.
         requests: Every request so far.
-        replies: Answers to POSTs by their idempotency keys.
     """
 
     def __init__(self, *, seed: int = 0) -> None:
@@ -87,7 +86,6 @@ class StripeStandIn:
         self.makes_twins = True
         self.list_names_twin = False
         self.requests: list[Recorded] = []
-        self.replies: dict[tuple[Scope, str], tuple[tuple[str, bytes], Mapping[str, Any]]] = {}
 
     def scope(self, account: str | None = None, *, livemode: bool = False) -> Scope:
         """Return the scope of an account, by default the platform."""

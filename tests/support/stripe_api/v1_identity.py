@@ -1,6 +1,6 @@
-"""Sessions and reports under /v1/identity.
+"""Sessions under /v1/identity.
 
-https://docs.stripe.com/api/identity/verification_sessions and …/verification_reports
+https://docs.stripe.com/api/identity/verification_sessions
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from typing import Any, Final
 
 from .calls import Call
 from .errors import ApiError
-from .expansion import REPORT_PATHS, SESSION_PATHS, prune, require_sensitive, wanted_paths
+from .expansion import SESSION_PATHS, prune, require_sensitive, wanted_paths
 from .pages import page_by_id
-from .sessions import DEFAULT_OPTIONS, Report, Session, full_report_object, full_session_object
+from .sessions import Session, full_session_object
 
 SESSIONS_URL: Final = "/v1/identity/verification_sessions"
-REPORTS_URL: Final = "/v1/identity/verification_reports"
 
 _TEXTS: Final = (
     *("client_reference_id", "related_customer", "related_customer_account"),
@@ -66,18 +65,6 @@ def create_session(call: Call) -> Mapping[str, Any]:
     return _show(call, session, wanted)
 
 
-def update_session(call: Call) -> Mapping[str, Any]:
-    """Change what was given for an open session; there is no event for it."""
-    wanted = _wanted(call, SESSION_PATHS)
-    session = call.stand_in.sessions.find(call.id, call.scope)
-    call.parameters.text("type")
-    given = _given(call)
-    if not session.is_open:
-        raise ApiError(400, "Only an open VerificationSession can be updated.")
-    session.given |= given
-    return _show(call, session, wanted)
-
-
 def cancel_session(call: Call) -> Mapping[str, Any]:
     """Cancel an open session."""
     wanted = _wanted(call, SESSION_PATHS)
@@ -94,47 +81,6 @@ def redact_session(call: Call) -> Mapping[str, Any]:
     return _show(call, call.stand_in.sessions.redact(call.id, call.request), wanted)
 
 
-def list_reports(call: Call) -> dict[str, Any]:
-    """Return a page of reports, the newest first."""
-    wanted = _wanted(call, REPORT_PATHS, in_list=True)
-    parameters = call.parameters
-    created, kind = parameters.range("created"), parameters.text("type")
-    named, reference = parameters.text("verification_session"), parameters.text(_TEXTS[0])
-
-    def admits(found: tuple[Session, Report]) -> bool:
-        session, report = found
-        return (
-            kind in {None, session.type}
-            and named in {None, session.id}
-            and reference in {None, session.given.get(_TEXTS[0])}
-            and created.admits(int(report.created))
-        )
-
-    reports = [
-        (session, report)
-        for session in _newest_first(call)
-        for report in session.reports
-        if session.scope == call.scope
-    ]
-    return page_by_id(
-        parameters,
-        sorted(reports, key=lambda found: found[1].created, reverse=True),
-        url=REPORTS_URL,
-        kind="verification_report",
-        id_of=lambda found: found[1].id,
-        admits=admits,
-        render=lambda found: _show_report(call, *found, wanted),
-    )
-
-
-def retrieve_report(call: Call) -> Mapping[str, Any]:
-    """Return a report."""
-    wanted = _wanted(call, REPORT_PATHS)
-    call.parameters.finish()
-    session, report = call.stand_in.sessions.find_report(call.id, call.scope)
-    return _show_report(call, session, report, wanted)
-
-
 def _newest_first(call: Call) -> list[Session]:
     oldest_first = sorted(call.stand_in.sessions.all.values(), key=lambda one: one.created)
     return oldest_first[::-1]
@@ -145,25 +91,10 @@ def _wanted(call: Call, expandable: frozenset[str], *, in_list: bool = False) ->
 
 
 def _show(call: Call, session: Session, wanted: frozenset[str]) -> dict[str, Any]:
-    _require(call, session.report, wanted)
+    report, now = session.report, call.stand_in.clock.time()
+    verified_at = report.created if report else None
+    require_sensitive(wanted, call.key, call.scope, verified_at=verified_at, now=now)
     return prune(full_session_object(session, call.stand_in.tokens), wanted, SESSION_PATHS)
-
-
-def _show_report(
-    call: Call, session: Session, report: Report, wanted: frozenset[str]
-) -> dict[str, Any]:
-    _require(call, report, wanted)
-    return prune(full_report_object(session, report), wanted, REPORT_PATHS)
-
-
-def _require(call: Call, report: Report | None, wanted: frozenset[str]) -> None:
-    require_sensitive(
-        wanted,
-        call.key,
-        call.scope,
-        verified_at=report.created if report else None,
-        now=call.stand_in.clock.time(),
-    )
 
 
 def _given(call: Call) -> dict[str, Any]:
@@ -172,20 +103,5 @@ def _given(call: Call) -> dict[str, Any]:
     parameters.text("return_url")
     texts = {name: parameters.text(name) for name in _TEXTS}
     mappings = {name: parameters.mapping(name) for name in _MAPPINGS}
-    options = parameters.mapping("options")
     parameters.finish()
-    given = {name: value for name, value in (texts | mappings).items() if value is not None}
-    if options is not None:
-        given["options"] = _options(options)
-    return given
-
-
-def _options(sent: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the document check; booleans come as words, lists by index."""
-    document = dict(DEFAULT_OPTIONS["document"])
-    for name, value in (sent.get("document") or {}).items():
-        if name == "allowed_types":
-            document[name] = list(value.values()) if isinstance(value, dict) else list(value)
-        else:
-            document[name] = value == "true"
-    return {"document": document}
+    return {name: value for name, value in (texts | mappings).items() if value is not None}

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from .calls import Call
 from .clock import parse_rfc3339
-from .destinations import ACCOUNTS, SELF, Destination, event_destination_object
-from .errors import ApiError, invalid, missing
+from .destinations import Destination, event_destination_object
+from .errors import missing
 from .events import Event
 from .pages import page_by_token, token_filters
 from .parameters import Parameters
@@ -76,53 +76,8 @@ def list_destinations(call: Call) -> dict[str, Any]:
         url=DESTINATIONS_URL,
         filters=filters,
         id_of=lambda one: one.id,
-        render=lambda one: event_destination_object(one, _shown(filters["include"])),
+        render=lambda one: event_destination_object(one, filters["include"]),
     )
-
-
-def create_destination(call: Call) -> Mapping[str, Any]:
-    """Create a destination; only this answer can hold its secret."""
-    parameters = call.parameters
-    include = parameters.texts("include")
-    payload, kind = parameters.text("event_payload"), parameters.text("type")
-    endpoint = parameters.mapping("webhook_endpoint") or {}
-    events, events_from = parameters.texts("enabled_events"), parameters.texts("events_from")
-    name, version = parameters.text("name"), parameters.text("snapshot_api_version")
-    parameters.text("description")
-    parameters.mapping("metadata")
-    parameters.finish()
-    if payload not in {"snapshot", "thin"}:
-        raise invalid("event_payload", "Must be one of snapshot or thin.")
-    if kind != "webhook_endpoint" or "url" not in endpoint or not events:
-        raise ApiError(400, "Only webhook endpoints can be created here.", param="type")
-    destination = call.stand_in.subscribe(
-        endpoint["url"],
-        payload="thin" if payload == "thin" else "snapshot",
-        events=events,
-        scope=call.scope,
-        accounts=ACCOUNTS in events_from,
-        own=not events_from or SELF in events_from,
-        api_version=version,
-        name=name or "",
-    )
-    return event_destination_object(destination, include)
-
-
-def retrieve_destination(call: Call) -> Mapping[str, Any]:
-    """Return a destination."""
-    include = call.parameters.texts("include")
-    call.parameters.finish()
-    return event_destination_object(_find(call), _shown(include))
-
-
-def enable_destination(call: Call) -> Mapping[str, Any]:
-    """Let a destination get events again."""
-    return _enable(call, is_enabled=True)
-
-
-def disable_destination(call: Call) -> Mapping[str, Any]:
-    """Let a destination get no events."""
-    return _enable(call, is_enabled=False)
 
 
 def ping_destination(call: Call) -> Mapping[str, Any]:
@@ -131,20 +86,8 @@ def ping_destination(call: Call) -> Mapping[str, Any]:
     return call.stand_in.ping(_find(call)).as_thin_event()
 
 
-def _enable(call: Call, *, is_enabled: bool) -> Mapping[str, Any]:
-    call.parameters.finish()
-    destination = _find(call)
-    destination.is_enabled = is_enabled
-    return event_destination_object(destination)
-
-
 def _find(call: Call) -> Destination:
     found = call.stand_in.destinations.all.get(call.id)
     if found is None or found.scope != call.scope:
         raise missing("event_destination", call.id)
     return found
-
-
-def _shown(include: list[str]) -> list[str]:
-    """Return what may be included in an answer that creates nothing: not the secret."""
-    return [name for name in include if name != "webhook_endpoint.signing_secret"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import httpx2
 import pytest
 
 from tests.support.stripe_api import READ_ONLY, Permission, StripeStandIn, client_of
@@ -155,21 +154,3 @@ async def test_what_cannot_be_expanded_is_refused() -> None:
     ):
         status, body = await get(stand_in, key, path)
         assert (status, body["error"]["param"]) == (400, "expand")
-
-
-async def test_an_idempotency_key_makes_one_session() -> None:
-    """The second answer is the first; other parameters are an error."""
-    stand_in = StripeStandIn()
-    async with client_of(stand_in, stand_in.directory.add_key().secret) as client:
-
-        async def create(kind: str) -> httpx2.Response:
-            headers = {"Idempotency-Key": "once"}
-            return await client.post(SESSIONS, data={"type": kind}, headers=headers)
-
-        first, again = await create("document"), await create("document")
-        assert first.content == again.content
-        assert len(stand_in.events.all) == 1
-        request = stand_in.events.all[0].as_snapshot()["request"]
-        assert request["idempotency_key"] == "once"
-        wrong = await create("id_number")
-        assert wrong.json()["error"]["type"] == "idempotency_error"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import AsyncIterator
 
 import httpx2
-import orjson
 import pytest
 
-from tests.support.harness import DEADLINE_S, environment
+from tests.support.harness import DEADLINE_S
 from tests.support.stripe_api import (
     Fault,
     StripeStandIn,
@@ -125,43 +123,3 @@ async def test_the_rate_is_limited(
     assert refused[0].headers.get("retry-after") == (retry_after_s and str(retry_after_s))
     account = {"Stripe-Account": stand_in.directory.connect().id}
     assert (await client.get(EVENTS, headers=account)).status_code == 200
-
-
-async def test_a_process_of_its_own_is_told_by_http() -> None:
-    """`python -m tests.support.stripe_api`: sessions, faults, the clock, and its state."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.support.stripe_api", stdout=-1, env=environment()
-    )
-    assert process.stdout
-    try:
-        line = await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
-        started = orjson.loads(line)
-        async with httpx2.AsyncClient(base_url=started["address"], timeout=DEADLINE_S) as client:
-
-            async def tell(call: str, **arguments: object) -> httpx2.Response:
-                return await client.post(f"/_stand_in/{call}", json=arguments)
-
-            session = (await tell("sessions.create", metadata={"user": "1"})).json()["id"]
-            await tell("sessions.submit", id=session)
-            assert (await tell("sessions.submit", id=session)).status_code == 400
-            assert (await tell("sessions.explode")).status_code == 404
-            await tell("set", list_lag_s=30)
-            await tell("sessions.verify", id=session)
-            key = {"Authorization": f"Bearer {started['restricted_key']}"}
-
-            async def listed() -> int:
-                answer = await client.get(EVENTS, headers=key)
-                return len(answer.json()["data"])
-
-            assert await listed() == 2
-            await tell("clock.advance", seconds=31)
-            assert await listed() == 3
-            await tell("faults.broken", times=1)
-            assert (await client.get(EVENTS, headers=key)).status_code == 500
-            await tell("faults.broken")
-            state = (await client.get("/_stand_in/state")).json()
-            assert [one["status"] for one in state["sessions"]] == ["verified"]
-            assert len(state["events"]) == 3
-    finally:
-        process.terminate()
-        await process.wait()
