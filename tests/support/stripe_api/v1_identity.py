@@ -98,9 +98,13 @@ def _show(call: Call, session: Session, wanted: frozenset[str]) -> dict[str, Any
 
 
 def _given(call: Call) -> dict[str, Any]:
-    """Return what a request gives for a session; all its parameters are read then."""
+    """Return what a request gives for a session; all its parameters are read then.
+
+    Options do not take part in any proof: a session has the default ones.
+    """
     parameters = call.parameters
     parameters.text("return_url")
+    parameters.mapping("options")
     texts = {name: parameters.text(name) for name in _TEXTS}
     mappings = {name: parameters.mapping(name) for name in _MAPPINGS}
     parameters.finish()
