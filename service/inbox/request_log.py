@@ -19,9 +19,9 @@ import structlog
 from ..errors import Rejected, RejectionReason, Unavailable, UnavailableReason
 from ..stripe.events import EVENT_TYPE_PREFIX, Event, Ignored
 from ..telemetry import metrics
-from ..transitions.lifecycle import STEP_RANKS, is_reversal
-from ..transitions.transition import SessionChange
-from .admission import Admission, Outcome
+from ..transitions.lifecycle import STEP_RANKS
+from .admission import Outcome
+from .decision_log import record_decision
 from .receiver import Receipt
 
 Fields = dict[str, Any]
@@ -153,47 +153,11 @@ class RequestLog:
         change, admission = receipt.change, receipt.admission
         if change is None or admission is None:
             return
-        fields: Fields = {
-            "event_id": event.id,
-            "event_type": event.type,
-            "session_id": change.session_id,
-            **_statuses(admission, change),
-            "sequence": admission.sequence,
-            "after_final": admission.after_final,
-            "last_error_code": change.last_error_code,
-            "redaction_status": change.redaction_status,
-            "report_id": change.report_id,
-            "livemode": change.livemode,
-            "account": change.account,
-            "endpoint": change.endpoint,
-            **_request_fields(entry),
-            "secret_fingerprint": receipt.secret_fingerprint,
-        }
-        write = self._log.info
-        if event.skipped_fields:
-            metrics.SKIPPED_FIELDS.inc(len(event.skipped_fields))
-            fields["skipped_fields"] = event.skipped_fields
-            write = self._log.warning
-        if admission.after_final:
-            metrics.EVENTS_AFTER_FINAL.inc()
-            write = self._log.warning
-        if fields.get("reversal"):
-            metrics.REVERSALS.inc()
-            write = self._log.warning
+        fields, is_warning = record_decision(event, change, admission)
+        fields |= _request_fields(entry)
+        fields["secret_fingerprint"] = receipt.secret_fingerprint
+        write = self._log.warning if is_warning else self._log.info
         write(f"event.{receipt.outcome}", _fields=fields)
-
-
-def _statuses(admission: Admission, change: SessionChange) -> Fields:
-    """Return what the session was and is; of an event that changes nothing, what it stays."""
-    if admission.outcome is Outcome.ADMITTED:
-        return {
-            "previous": admission.previous,
-            "current": change.current,
-            "reversal": is_reversal(admission.previous, change.current),
-        }
-    if admission.outcome is Outcome.UNCHANGED:
-        return {"status": change.current}
-    return {"status": admission.previous, "ignored_status": change.current}
 
 
 def _request_fields(entry: Entry) -> Fields:

@@ -1,0 +1,55 @@
+"""What is logged and counted of a decided event, whether it came as a webhook or was read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..stripe.events import Event
+from ..telemetry import metrics
+from ..transitions.lifecycle import is_reversal
+from ..transitions.transition import SessionChange
+from .admission import Admission, Outcome
+
+
+def record_decision(
+    event: Event, change: SessionChange, admission: Admission
+) -> tuple[dict[str, Any], bool]:
+    """Count what is unusual; return the fields of the log line, and whether it is a warning."""
+    fields: dict[str, Any] = {
+        "event_id": event.id,
+        "event_type": event.type,
+        "session_id": change.session_id,
+        **_statuses(admission, change),
+        "sequence": admission.sequence,
+        "after_final": admission.after_final,
+        "last_error_code": change.last_error_code,
+        "redaction_status": change.redaction_status,
+        "report_id": change.report_id,
+        "livemode": change.livemode,
+        "account": change.account,
+        "endpoint": change.endpoint,
+    }
+    is_warning = admission.after_final
+    if event.skipped_fields:
+        metrics.SKIPPED_FIELDS.inc(len(event.skipped_fields))
+        fields["skipped_fields"] = event.skipped_fields
+        is_warning = True
+    if admission.after_final:
+        metrics.EVENTS_AFTER_FINAL.inc()
+    if fields.get("reversal"):
+        metrics.REVERSALS.inc()
+        is_warning = True
+    return fields, is_warning
+
+
+def _statuses(admission: Admission, change: SessionChange) -> dict[str, Any]:
+    """Return what the session was and is; of an event that changes nothing, what it stays."""
+    if admission.outcome is Outcome.ADMITTED:
+        return {
+            "previous": admission.previous,
+            "current": change.current,
+            "reversal": is_reversal(admission.previous, change.current),
+        }
+    if admission.outcome is Outcome.UNCHANGED:
+        return {"status": change.current}
+    return {"status": admission.previous, "ignored_status": change.current}
