@@ -22,8 +22,8 @@ from service.storage import clients
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
 from tests.support import roles
-from tests.support.harness import soon
-from tests.support.servers import PATIENCE_S, Server, server
+from tests.support.servers import Server, server
+from tests.support.waiting import PATIENCE_S, wait_until
 
 SIGNING_SECRET = Secret(b"whsec_tests")
 # What the service allows Redis, and what tests do: a busy machine is no fault of the code's.
@@ -137,5 +137,5 @@ def pair(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
         server(tmp_path / "replica", "--replicaof", f"127.0.0.1 {primary.port}") as replica,
         primary.client() as client,
     ):
-        soon(lambda: client.wait(1, 100))
+        wait_until(lambda: client.wait(1, 100))
         yield primary, replica

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import redis
 
-from tests.support.harness import SECRET, Process, environment, soon
+from tests.support.harness import SECRET
+from tests.support.processes import Process, environment
 from tests.support.servers import Server, free_port, server
+from tests.support.waiting import wait_until
 
 BENCH = Path(__file__).parent
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -137,7 +139,7 @@ def running(candidate: Candidate, directory: Path) -> Iterator[Running]:
         with on_core(CANDIDATES_CORE):
             process = candidate.start(port, store, directory)
         try:
-            soon(lambda: _listens(port, process))
+            wait_until(lambda: _listens(port, process))
             yield Running(port, process, store)
         finally:
             process.terminate()

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import uvloop
 
 from service.config import Settings
-from tests.support.harness import PROCESS_DEADLINE_S, Sandbox, open_sandbox
+from tests.support.processes import PROCESS_DEADLINE_S, Sandbox, open_sandbox
 
 CONNECTIONS = 1000
 BODY = Settings.max_body_bytes

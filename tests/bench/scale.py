@@ -28,7 +28,8 @@ from service.transitions.stream_entry import pack
 from service.transitions.transition import make_change
 from tests.bench.candidates import ALL, OTHERS_CORE, Running, cpu_s, on_core, resident_mib, running
 from tests.bench.load import STEPS, Load, bodies
-from tests.support.harness import SECRET, Process
+from tests.support.harness import SECRET
+from tests.support.processes import Process
 from tests.support.servers import Server
 
 KEYS = Keys("idv", 8)

@@ -22,7 +22,8 @@ from typing import NamedTuple
 import httpx2
 import uvloop
 
-from tests.support.harness import event, open_sandbox, signed
+from tests.support.harness import event, signed
+from tests.support.processes import open_sandbox
 
 EVENTS_PER_S = 100
 TURN_S = 12

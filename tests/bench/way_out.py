@@ -38,7 +38,9 @@ from service.storage.layout import Keys
 from service.transitions import stream_entry
 from service.transitions.transition import SessionChange
 from tests.support.brokers.broker import Broker
-from tests.support.harness import SECRET, Process, Sandbox, open_sandbox, soon
+from tests.support.harness import SECRET
+from tests.support.processes import Process, Sandbox, open_sandbox
+from tests.support.waiting import wait_until
 
 PARTITIONS = 8
 # How many each queue is given, so that each takes some seconds.
@@ -143,7 +145,7 @@ def _drained(
 
         def passed(share: float) -> tuple[float, float, int]:
             most = entries * (1 - share)
-            left = soon(lambda: _below(client, keys, handler, most), DRAIN_DEADLINE_S)[0]
+            left = wait_until(lambda: _below(client, keys, handler, most), DRAIN_DEADLINE_S)[0]
             return time.perf_counter(), _cpu_s(worker.popen.pid), left
 
         first, last = passed(0.1), passed(0.9)

@@ -16,8 +16,8 @@ from service.cli import dead_letters, selection
 from service.runtime.embedded_redis import EmbeddedServer
 from service.storage.layout import LAYOUT_VERSION, Keys
 from tests.support import roles
-from tests.support.harness import Sandbox, open_sandbox, soon
-from tests.support.servers import PATIENCE_S
+from tests.support.processes import Sandbox, open_sandbox
+from tests.support.waiting import PATIENCE_S, wait_until
 
 KEYS = Keys("idv", 8)
 CANARY = "canary4711"
@@ -299,7 +299,7 @@ def test_a_replay_interrupted_is_continued(operator: Operator) -> None:
     assert operator.run("dead", "replay", "log", "--all", "--json")["replayed"] == 0
 
     worker = operator.sandbox.start("work").ready()
-    soon(lambda: operator.length(KEYS.replays) == 0)
+    wait_until(lambda: operator.length(KEYS.replays) == 0)
     assert worker.stop() == 0
     taken = Counter(line["event_id"] for line in worker.lines("transition"))
     assert taken == dict.fromkeys((f"evt_{n}" for n in range(2_000)), 1)
@@ -324,8 +324,8 @@ def test_the_past_is_replayed_to_a_running_worker(operator: Operator) -> None:
     operator.admit(20)
     operator.admit(5, "verified")
     worker = operator.sandbox.start("work").ready()
-    soon(lambda: len(worker.lines("transition")) == 25)
-    soon(lambda: not operator.pending())
+    wait_until(lambda: len(worker.lines("transition")) == 25)
+    wait_until(lambda: not operator.pending())
     verified = "identity.verification_session.verified"
 
     for options, count in (
@@ -339,8 +339,8 @@ def test_the_past_is_replayed_to_a_running_worker(operator: Operator) -> None:
         result = operator.run("replay", "log", *options, "--json", "--yes")
         assert (result["replayed"], result["left_out"]) == (count, 0)
         assert result["replay"]
-        soon(lambda: len(worker.lines("transition")) == before + count)  # noqa: B023
-    soon(lambda: operator.length(KEYS.replays) == 0)
+        wait_until(lambda: len(worker.lines("transition")) == before + count)  # noqa: B023
+    wait_until(lambda: operator.length(KEYS.replays) == 0)
 
     assert worker.stop() == 0
     operator.admit(3)

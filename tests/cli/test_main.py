@@ -25,16 +25,10 @@ from service import __version__
 from service.cli.main import commands
 from service.operations.synthetic_events import LIFECYCLES, lifecycle_events
 from service.storage.layout import Keys
-from tests.support.harness import (
-    SECRET,
-    Process,
-    Sandbox,
-    environment,
-    open_sandbox,
-    soon,
-    takes_long,
-)
-from tests.support.servers import PATIENCE_S
+from tests.support.depth import takes_long
+from tests.support.harness import SECRET
+from tests.support.processes import Process, Sandbox, environment, open_sandbox
+from tests.support.waiting import PATIENCE_S, wait_until
 
 CANARY = "canary4711"
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -63,7 +57,7 @@ class Dev:
         self.processes.append(process)
         process.ready()
         ready = f"http://127.0.0.1:{process.port}/readyz"
-        soon(lambda: httpx2.get(ready).status_code == 200)
+        wait_until(lambda: httpx2.get(ready).status_code == 200)
         return process
 
     def type(self, line: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -109,7 +103,7 @@ def test_two_commands_are_enough(dev: Dev) -> None:
     sent = dev.type(_said(running, "type next"))
     assert sent.returncode == 0, sent.stderr
     assert re.search(r"admitted\s+3\b", sent.stdout)
-    moves = soon(lambda: running.lines("transition")[2:] and running.lines("transition"))
+    moves = wait_until(lambda: running.lines("transition")[2:] and running.lines("transition"))
     assert [move["current"] for move in moves] == ["requires_input", "processing", "verified"]
     hint = sent.stderr.split("look at it with: ")[1].strip()
     shown = dev.type(hint)
@@ -446,7 +440,7 @@ def test_dev_calls_a_handler_of_the_folder(dev: Dev) -> None:
     running = dev.start(HANDLERS="own:open")
     assert dev.type(_said(running, "type next")).returncode == 0
     kept = dev.directory / "kept"
-    soon(
+    wait_until(
         lambda: (
             kept.exists()
             and kept.read_text().split() == ["requires_input", "processing", "verified"]

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from service.cli import terminal
-from tests.support.harness import PACKAGE, environment
+from tests.support.processes import PACKAGE, environment
 
 # Markup of rich, and control sequences: clear the screen, write the clipboard, CSI as one
 # character, reverse the writing direction, start another line.

@@ -11,7 +11,7 @@ import redis
 from service.config import Settings
 from service.delivery import stream_watcher, worker
 from service.storage.connections import Connections
-from tests.support.servers import PATIENCE_S
+from tests.support.waiting import PATIENCE_S
 from tests.support.workers import INTERVAL_S, SETTINGS, Deployment
 
 

@@ -18,7 +18,7 @@ from service.storage.redis_errors import unavailable_reason
 from service.telemetry import loop_lag, metrics
 from service.telemetry.loop_lag import LOOP_LAG
 from service.transitions.transition import StatusTransition
-from tests.support.harness import eventually
+from tests.support.waiting import until
 
 TICK_S = 0.05
 BLOCK_S = 20 * TICK_S
@@ -63,7 +63,7 @@ async def test_a_blocking_handler_is_named_with_its_place() -> None:
     """The line names the handler, and the place in its own code that blocked."""
     with structlog.testing.capture_logs() as lines:
         assert await HandlerCalls("own:open", handler, 10).call(TRANSITION) is None
-        await eventually(lambda: bool(lines))
+        await until(lambda: bool(lines))
 
     [line] = lines
     assert (line["event"], line["handler"]) == ("handler.blocking", "own:open")
@@ -89,6 +89,6 @@ async def test_a_timeout_of_a_blocked_loop_is_not_blamed_on_redis() -> None:
     before = metrics.LOOP_LAG_SECONDS._sum.get()
     await compute()
     assert unavailable_reason(RedisTimeoutError()) is UnavailableReason.EVENT_LOOP_BLOCKED
-    await eventually(lambda: metrics.LOOP_LAG_SECONDS._sum.get() > before + BLOCK_S / 2)
+    await until(lambda: metrics.LOOP_LAG_SECONDS._sum.get() > before + BLOCK_S / 2)
     assert unavailable_reason(TimeoutError()) is UnavailableReason.EVENT_LOOP_BLOCKED
     assert unavailable_reason(ConnectionError()) is UnavailableReason.REDIS_UNREACHABLE

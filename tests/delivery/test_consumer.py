@@ -25,8 +25,9 @@ from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
 from service.storage.scripts import NotReplicatedError
-from tests.support.servers import PATIENCE_S, Server
+from tests.support.servers import Server
 from tests.support.transitions import stored_entry
+from tests.support.waiting import PATIENCE_S
 
 HANDLER = "log"
 STREAM = "idv:{0}:transitions"

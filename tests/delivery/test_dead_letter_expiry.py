@@ -28,8 +28,8 @@ from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
 from service.telemetry import metrics
 from tests.support.clocks import clocked_server, needs_libfaketime
-from tests.support.servers import until
 from tests.support.virtual_time import push
+from tests.support.waiting import until
 
 RETENTION_S = 90 * DAY_S
 ASSIGNMENTS = [("log", 0), ("log", 1), ("other", 0)]

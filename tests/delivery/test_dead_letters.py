@@ -25,9 +25,9 @@ from service.storage.connections import Connections
 from service.storage.layout import Keys
 from service.transitions import stream_entry
 from service.transitions.transition import StatusTransition
-from tests.support.harness import NOW, SECRET, event, eventually, signed
-from tests.support.servers import until
+from tests.support.harness import NOW, SECRET, event, signed
 from tests.support.transitions import stored_entry
+from tests.support.waiting import until
 
 HANDLER = "log"
 QUICK = {
@@ -170,7 +170,7 @@ async def test_a_replayed_dead_letter_is_the_same_message_with_a_mark(
     await deployment.add_dead_letter("vs_a", 3)
     deployment.start_worker()
     assert await deployment.replay(await deployment.dead_letters(), "again") == (1, 0)
-    await eventually(lambda: deployment.seen)
+    await until(lambda: deployment.seen)
 
     [seen] = deployment.seen
     assert (seen.event_id, seen.sequence, seen.replay) == ("evt_vs_a_3", 3, "again")
@@ -193,14 +193,14 @@ async def test_a_replay_waits_for_its_worker(deployment: Deployment) -> None:
 
     deployment.act = act
     deployment.start_worker()
-    await eventually(lambda: deployment.taken)
+    await until(lambda: deployment.taken)
     await deployment.stop_worker()
     assert await deployment.count_replays() == 40
 
     stuck = False
     deployment.taken.clear()
     deployment.start_worker()
-    await eventually(lambda: len(deployment.taken) == 40)
+    await until(lambda: len(deployment.taken) == 40)
     assert sorted({session for session, _, _ in deployment.taken}) == sorted(
         f"vs_{n}" for n in range(40)
     )
@@ -211,13 +211,13 @@ async def test_replayed_and_new_entries_each_keep_their_order(deployment: Deploy
     await deployment.admit("vs_a", *range(1, 31))
     await deployment.admit("vs_b", *range(1, 31))
     deployment.start_worker()
-    await eventually(lambda: len(deployment.taken) == 60)
+    await until(lambda: len(deployment.taken) == 60)
     await until(deployment.has_nothing_pending)
     deployment.taken.clear()
 
     await deployment.replay(await deployment.history())
     await deployment.admit("vs_a", *range(31, 61))
-    await eventually(lambda: len(deployment.taken) == 90)
+    await until(lambda: len(deployment.taken) == 90)
 
     for session in ("vs_a", "vs_b"):
         again = [n for one, n, replayed in deployment.taken if replayed and one == session]
@@ -338,7 +338,7 @@ async def test_a_replay_differs_only_by_its_name(
     assert copied == [fields | {b"replay": b"again"} for fields in written]
 
     deployment.start_worker()
-    await eventually(lambda: len(deployment.seen) == 3)
+    await until(lambda: len(deployment.seen) == 3)
     assert deployment.seen == [
         msgspec.structs.replace(stream_entry.unpack(fields), replay="again") for fields in written
     ]
@@ -431,7 +431,7 @@ async def test_a_full_server_refuses_replays_and_lets_workers_finish(
         with pytest.raises(OutOfMemoryError):
             await deployment.replay(await deployment.dead_letters())
         deployment.start_worker()
-        await eventually(lambda: len(deployment.taken) == 3)
+        await until(lambda: len(deployment.taken) == 3)
         await until(lambda: deployment.has_dead_letters(2))
         await deployment.stop_worker()
         found = await deployment.dead_letters()
@@ -449,7 +449,7 @@ async def test_a_replay_wakes_an_idle_worker(deployment: Deployment) -> None:
     await deployment.client.flushall()
     deployment.start_worker()
     await deployment.admit("vs_a", 1)
-    await eventually(lambda: deployment.taken)
+    await until(lambda: deployment.taken)
     for n in range(1, 6):
         await deployment.replay(await deployment.history(), f"r{n}")
         await until(lambda: len(deployment.taken) > n)  # noqa: B023

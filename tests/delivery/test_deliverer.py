@@ -37,9 +37,9 @@ from tests.support.dispatching import (
     failing,
     new_dispatcher,
     sleeping,
-    until,
 )
 from tests.support.virtual_time import in_virtual_time
+from tests.support.waiting import until
 
 
 @in_virtual_time

@@ -32,9 +32,9 @@ from tests.support.dispatching import (
     failing,
     new_dispatcher,
     sleeping,
-    until,
 )
 from tests.support.virtual_time import in_virtual_time
+from tests.support.waiting import until
 
 
 @in_virtual_time
@@ -89,7 +89,7 @@ async def test_failing_sessions_take_no_slots_of_the_window(bad: str, is_pending
     good = {(f"good{n}", 1) for n in range(25)}
     consumer.add(*sorted(good))
     async with dispatching(consumer, failing(ValueError(), only="bad"), LONG_DELAYS):
-        await until(lambda: good <= {*consumer.acked}, within_s=60)
+        await until(lambda: good <= {*consumer.acked}, deadline_s=60)
 
 
 @in_virtual_time

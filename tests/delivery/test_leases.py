@@ -26,8 +26,8 @@ from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
 from tests.support.clocks import Clocked, clocked_server, needs_libfaketime
-from tests.support.servers import until
 from tests.support.virtual_time import push
+from tests.support.waiting import until
 
 HANDLER = "log"
 KEY = "idv:{0}:lease:log"

@@ -21,9 +21,9 @@ from tests.support.dispatching import (
     entry,
     failing,
     new_dispatcher,
-    until,
 )
 from tests.support.virtual_time import in_virtual_time
+from tests.support.waiting import until
 
 
 @in_virtual_time
@@ -125,7 +125,7 @@ class Rival:
     async def is_delivered(self) -> None:
         """Assert that it soon has its turn to probe, and closes the circuit."""
         self.is_unreachable = False
-        await until(lambda: bool(self.consumer.acked), within_s=2 * MAX_PROBE_DELAY_S)
+        await until(lambda: bool(self.consumer.acked), deadline_s=2 * MAX_PROBE_DELAY_S)
         self.dispatcher.stop()
         await self.running
 

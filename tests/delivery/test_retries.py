@@ -21,8 +21,8 @@ from service.operations import check
 from service.storage.assessment import Severity
 from service.storage.connections import Connections
 from service.telemetry import metrics
-from tests.support.servers import until
 from tests.support.virtual_time import in_virtual_time
+from tests.support.waiting import until
 from tests.support.workers import CallLog, Deployment, Entry
 
 
@@ -48,9 +48,7 @@ class RecordingScheduler:
     async def next_resumed(self) -> str:
         """Wait for the next session to be resumed."""
         before = len(self.resumed)
-        async with asyncio.timeout(10 * MAX_PROBE_DELAY_S):
-            while len(self.resumed) == before:  # noqa: ASYNC110 - there is no event to wait for
-                await asyncio.sleep(0.01)
+        await until(lambda: len(self.resumed) > before, 10 * MAX_PROBE_DELAY_S)
         return self.resumed[-1][1]
 
 

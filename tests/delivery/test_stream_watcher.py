@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from service.delivery import stream_watcher as module
 from service.delivery.stream_watcher import StreamWatcher
 from service.storage.connections import Connections
-from tests.support.servers import PATIENCE_S, until
+from tests.support.waiting import PATIENCE_S, until
 
 NEW, REPLAYS, OTHER_REPLAYS = "idv:{0}:transitions", "idv:{0}:replays:a", "idv:{0}:replays:b"
 START = "0-0"

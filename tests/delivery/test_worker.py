@@ -25,8 +25,8 @@ from service.storage.connections import Connections, connect
 from service.telemetry import metrics
 from service.transitions.transition import StatusTransition
 from tests.support.proxy import proxy_to
-from tests.support.servers import PATIENCE_S, until
 from tests.support.virtual_time import push
+from tests.support.waiting import PATIENCE_S, until
 from tests.support.workers import (
     INTERVAL_S,
     SETTINGS,

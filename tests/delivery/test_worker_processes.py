@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from service.delivery.deliverer import MAX_DELIVERIES_WITHOUT_OUTCOME, DeadLetterReason
-from tests.support.servers import PATIENCE_S, frozen, until
+from tests.support.servers import frozen
+from tests.support.waiting import PATIENCE_S, until
 from tests.support.workers import INTERVAL_S, TTL_S, Deployment, Entry, check_order
 
 # The handler writes a line for each call and each return: "<worker> > <session> <sequence>". From

@@ -19,7 +19,7 @@ from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.secret import Secret
 from service.storage.connections import Connections, connect
 from tests.support.clocks import clocked_server, needs_libfaketime
-from tests.support.servers import until
+from tests.support.waiting import until
 from tests.support.workers import SETTINGS, TTL_S, CallLog, Deployment, check_order, held
 
 

@@ -17,9 +17,11 @@ import redis
 
 from service.config import Settings
 from tests.deploy.settings_named import known_settings
-from tests.support.harness import SECRET, Process, event, eventually, signed, soon
+from tests.support.harness import SECRET, event, signed
+from tests.support.processes import Process
 from tests.support.programs import ROOT, documents, program, run, tool
 from tests.support.servers import binary, free_port
+from tests.support.waiting import until, wait_until
 
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 USERS = ("receiver", "worker", "operator")
@@ -171,7 +173,7 @@ def test_redis_accepts_its_users_only(project: Any, tmp_path: Path) -> None:
             return False
 
     with its_redis(project, tmp_path, port):
-        soon(answers)
+        wait_until(answers)
         for user, password in passwords.items():
             assert client(username=user, password=password).ping()
             with pytest.raises(redis.AuthenticationError):
@@ -205,7 +207,7 @@ async def test_its_processes_keep_the_promises(project: Any, tmp_path: Path) -> 
         body = event()
         async with httpx2.AsyncClient() as client:
             answer = await client.post(receiver.url, content=body, headers=signed(body))
-        [transition] = await eventually(lambda: worker.lines("transition"))
+        [transition] = await until(lambda: worker.lines("transition"))
         tried = start("operator", "selftest", "--to", receiver.url)
         assert tried.wait() == 0, tried.out
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import SECRET, Sandbox, environment, open_sandbox
+from tests.support.harness import SECRET
+from tests.support.processes import Sandbox, environment, open_sandbox
 from tests.support.programs import ROOT, missing, run, tool
 
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"

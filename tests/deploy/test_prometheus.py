@@ -18,8 +18,10 @@ from service.errors import RejectionReason, UnavailableReason
 from service.inbox.admission import Outcome
 from service.telemetry import metrics
 from tests.generate import series, series_name
-from tests.support.harness import event, open_sandbox, signed, soon
+from tests.support.harness import event, signed
+from tests.support.processes import open_sandbox
 from tests.support.programs import ROOT, documents, program, run
+from tests.support.waiting import wait_until
 
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
 TESTS = (RULES.with_name("tests.yml"), RULES.with_name("tests-days.yml"))
@@ -158,7 +160,7 @@ def test_a_healthy_dashboard_has_no_empty_panel(tmp_path: Path) -> None:
         receiver, worker = (opened.start(name).ready() for name in ("serve", "work"))
         body = event()
         httpx2.post(receiver.url, content=body, headers=signed(body)).raise_for_status()
-        soon(lambda: worker.lines("transition"))
+        wait_until(lambda: worker.lines("transition"))
         exposed = {
             name: httpx2.get(f"{process.admin}/metrics").text
             for name, process in (("serve", receiver), ("work", worker))

@@ -13,7 +13,7 @@ import pytest
 
 from service.config import Settings
 from tests.deploy.settings_named import known_settings
-from tests.support.harness import open_sandbox
+from tests.support.processes import open_sandbox
 from tests.support.programs import ROOT, program, run
 from tests.support.servers import free_port
 

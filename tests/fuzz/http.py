@@ -43,6 +43,7 @@ from tests.support.mutating_client import (
     Mutations,
     exchange,
 )
+from tests.support.waiting import until
 
 MAX_CALLBACK_S = 0.05
 SIDE_BY_SIDE = 16
@@ -208,10 +209,9 @@ async def attack(
     answer = await exchange(service.port, Attempt([request(body, signed(body))], ends=False))
     if good not in answer:
         findings.faults.append(f"a good request was answered {answer!r:.200}")
-    ends = time.monotonic() + ANSWER_DEADLINE_S
-    while service.still_open() and time.monotonic() < ends:  # noqa: ASYNC110 - another loop has them
-        await asyncio.sleep(0.05)
-    if service.still_open():
+    try:
+        await until(lambda: not service.still_open(), ANSWER_DEADLINE_S)
+    except TimeoutError:
         findings.faults.append(f"{service.still_open()} connections were never closed")
 
 

@@ -32,10 +32,11 @@ from service.handlers import Handler, loading, shared_connection
 from service.transitions.cloudevents import message
 from service.transitions.transition import StatusTransition
 from tests.support.brokers.broker import Broker, Received, Refused, transition
+from tests.support.depth import takes_long
 from tests.support.dispatching import FakeConsumer, dispatching
-from tests.support.harness import takes_long
 from tests.support.proxy import Proxy, proxy_to
-from tests.support.servers import PATIENCE_S, free_port, until
+from tests.support.servers import free_port
+from tests.support.waiting import PATIENCE_S, until
 
 CANARY = "canary-5f2c"
 # Far above all time limits of the handlers, so that only a call without one exceeds it.

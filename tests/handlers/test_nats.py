@@ -19,7 +19,8 @@ from service.transitions import cloudevents
 from tests.handlers.contract import QueueContract
 from tests.support.brokers.broker import transition
 from tests.support.brokers.nats import FULL, MAX_BYTES, STREAMS, NatsBroker, run_broker, sized
-from tests.support.servers import PATIENCE_S, free_port
+from tests.support.servers import free_port
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.fixture(scope="module")

@@ -22,16 +22,9 @@ from service.storage.assessment import Severity
 from service.testing import transition
 from service.transitions.transition import StatusTransition
 from tests.support import roles
-from tests.support.harness import (
-    DEADLINE_S,
-    Process,
-    Sandbox,
-    environment,
-    event,
-    open_sandbox,
-    signed,
-    soon,
-)
+from tests.support.harness import event, signed
+from tests.support.processes import Process, Sandbox, environment, open_sandbox
+from tests.support.waiting import DEADLINE_S, wait_until
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 NAMES = ("audit", "own_audit:open")
@@ -176,7 +169,7 @@ def test_a_function_is_a_handler_and_its_failures_are_shown(ground: Sandbox) -> 
     body = event(session="vs_bare", client_reference_id="user_4711")
     answer = httpx2.post(dev.url, content=body, headers=signed(body))
     assert answer.json() == {"outcome": "admitted"}
-    soon(lambda: b'"delivery.dead_lettered"' in dev.out)
+    wait_until(lambda: b'"delivery.dead_lettered"' in dev.out)
     assert dev.stop() == 0
 
     place = f"{ground.directory}/bare.py:3 handle"

@@ -17,9 +17,10 @@ from tests.handlers.contract import POLICY, QueueContract, check, sequences_of, 
 from tests.support.brokers import process
 from tests.support.brokers.broker import transition
 from tests.support.brokers.rabbitmq import RabbitmqBroker, rabbitmq_cluster, run_broker
+from tests.support.depth import takes_long
 from tests.support.dispatching import FakeConsumer, dispatching
-from tests.support.harness import takes_long
-from tests.support.servers import PATIENCE_S, free_port, until
+from tests.support.servers import free_port
+from tests.support.waiting import PATIENCE_S, until
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from service.errors import ConfigError, Unreachable
 from service.handlers import shared_connection
 from service.handlers.shared_connection import BrokerRefusedError, SharedConnection
 from service.secret import Secret
-from tests.support.servers import PATIENCE_S, until
 from tests.support.virtual_time import push
+from tests.support.waiting import PATIENCE_S, until
 
 
 async def never() -> None:

@@ -20,7 +20,8 @@ from tests.support.admissions import (
     make_event,
     outcomes,
 )
-from tests.support.servers import PATIENCE_S, Server, server, until
+from tests.support.servers import Server, server
+from tests.support.waiting import PATIENCE_S, until
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 REDACTED = make_event("redacted", "verified", at=60, redaction="redacted")

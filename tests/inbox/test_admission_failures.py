@@ -26,8 +26,9 @@ from tests.support.admissions import (
     outcomes,
 )
 from tests.support.proxy import Fault, proxy_to
-from tests.support.servers import PATIENCE_S, Server, server, until
+from tests.support.servers import Server, server
 from tests.support.virtual_time import push
+from tests.support.waiting import PATIENCE_S, until
 
 
 def failures(reason: UnavailableReason) -> float:

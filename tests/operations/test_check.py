@@ -26,8 +26,8 @@ from service.storage.assessment import Finding, Promise, Severity
 from service.storage.connections import Connections
 from service.storage.layout import Keys, claim
 from service.transitions.transition import StatusTransition
-from tests.support.harness import soon
 from tests.support.servers import server
+from tests.support.waiting import wait_until
 
 FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch": 1}
 
@@ -187,7 +187,7 @@ async def test_a_busy_redis_is_fatal(settings: Settings, tmp_path: Path) -> None
         client.config_set("busy-reply-threshold", 10)
         with ThreadPoolExecutor(1) as threads, started.client() as other:
             running = threads.submit(other.eval, "while true do end", 0)
-            soon(lambda: _refuses_with(client, "BUSY"))
+            wait_until(lambda: _refuses_with(client, "BUSY"))
             busy = replace(settings, redis_url=Secret(started.url))
             writes = await found(busy, "writes")
             client.script_kill()

@@ -32,16 +32,10 @@ from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload, verify
 from service.transitions.lifecycle import order_key
 from service.transitions.transition import SELFTEST_PREFIX, is_selftest
-from tests.support.harness import (
-    SECRET,
-    WEBHOOK,
-    Process,
-    Sandbox,
-    listening,
-    open_sandbox,
-    soon,
-    takes_long,
-)
+from tests.support.depth import takes_long
+from tests.support.harness import SECRET, WEBHOOK, listening
+from tests.support.processes import Process, Sandbox, open_sandbox
+from tests.support.waiting import wait_until
 
 MAX_BYTES = Settings().max_body_bytes
 NOWHERE = Secret("redis://127.0.0.1:1/0")
@@ -384,7 +378,7 @@ def test_a_deployment_behind_two_receivers_is_green(sandbox: Sandbox) -> None:
 
     command, rows = _selftest(sandbox, *urls, "--deliver")
     assert command.wait() == 0, rows
-    assert soon(shown.exists)
+    assert wait_until(shown.exists)
     for process in (*receivers, worker):
         assert process.stop() == 0
         assert b"Traceback" not in process.out + process.err

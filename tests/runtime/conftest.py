@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.harness import Sandbox, open_sandbox
+from tests.support.processes import Sandbox, open_sandbox
 
 CANARY = "canary-4711"
 BROKEN = f"""

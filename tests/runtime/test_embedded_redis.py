@@ -19,7 +19,7 @@ import redis
 from service.errors import ConfigError
 from service.runtime import embedded_redis, parent_death
 from service.runtime.embedded_redis import EmbeddedServer, find_server
-from tests.support.harness import soon
+from tests.support.waiting import wait_until
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has PR_SET_PDEATHSIG")
 
@@ -228,7 +228,7 @@ def test_parent_killed(server: Path, tmp_path: Path) -> None:
     """A server stops when its parent is killed, and loses nothing."""
     with killed_parent(server, tmp_path) as orphan:
         ask(orphan, "SET", "kept", "yes")
-    soon(lambda: not is_running(orphan.pid))
+    wait_until(lambda: not is_running(orphan.pid))
     assert not orphan.socket.exists()
     orphan.socket.parent.rmdir()
     with EmbeddedServer.start(server, directory=tmp_path) as running:
@@ -250,7 +250,7 @@ def test_orphan_keeps_its_directory(
         os.kill(orphan.pid, signal.SIGCONT)
     with EmbeddedServer.start(server, directory=tmp_path) as running:
         assert ask(running, "PING")
-    soon(lambda: not is_running(orphan.pid))
+    wait_until(lambda: not is_running(orphan.pid))
     orphan.socket.parent.rmdir()
 
 

@@ -14,23 +14,11 @@ import orjson
 import pytest
 import redis
 
-from tests.support.harness import (
-    DEADLINE_S,
-    PROCESS_DEADLINE_S,
-    WEBHOOK,
-    Process,
-    Sandbox,
-    answer,
-    connected,
-    event,
-    eventually,
-    post_all,
-    request,
-    signed,
-    soon,
-    takes_long,
-)
+from tests.support.depth import takes_long
+from tests.support.harness import WEBHOOK, answer, connected, event, post_all, request, signed
+from tests.support.processes import PROCESS_DEADLINE_S, Process, Sandbox
 from tests.support.servers import free_port, frozen, server
+from tests.support.waiting import DEADLINE_S, until, wait_until
 
 CANARY = "canary-4711"
 # `python -m service` with a low limit of open files.
@@ -79,7 +67,7 @@ def assert_one_line(process: Process, code: int, *problems: str) -> None:
 def test_a_failed_start_is_one_line_for_each_problem(sandbox: Sandbox) -> None:
     """A taken port, another layout, an unknown or misconfigured handler: exit 2."""
     taken = sandbox.start("serve").ready()
-    soon(lambda: taken.lines("redis.recovered"))
+    wait_until(lambda: taken.lines("redis.recovered"))
     busy = [
         sandbox.start("serve", PORT=str(taken.port)),
         sandbox.start("dev", PORT=str(taken.port)),
@@ -120,7 +108,7 @@ def test_an_inherited_directory_of_metrics_is_not_used(
         directory.mkdir()
     serve = sandbox.start("serve", **{variable: str(directory)}).ready()
     ready = "\nidv_ready 1.0\n"
-    soon(lambda: ready in _metrics(serve).decode())
+    wait_until(lambda: ready in _metrics(serve).decode())
     assert "process_cpu_seconds_total" in _metrics(serve).decode()
     assert serve.stop() == 0
     assert not is_there or not [*directory.iterdir()]
@@ -175,7 +163,7 @@ def test_a_redis_that_refuses_is_waited_for(sandbox: Sandbox) -> None:
         )
     url = f"{sandbox.server.url.replace('://', '://weak@')}?password={CANARY}"
     process = sandbox.start("serve", REDIS_URL=url).ready()
-    [lost] = soon(lambda: process.lines("redis.lost"))
+    [lost] = wait_until(lambda: process.lines("redis.lost"))
     assert lost["reason"] == "redis_unauthorized"
     assert readiness(process) == not_ready("redis_unauthorized")
     assert process.stop() == 0
@@ -190,15 +178,15 @@ def test_a_redis_that_is_away_is_waited_for(sandbox: Sandbox) -> None:
     for process in (serve, work):
         assert httpx2.get(f"{process.admin}/livez").status_code == 200
         assert readiness(process) == not_ready("redis_unreachable")
-        [lost] = soon(partial(process.lines, "redis.lost"))
+        [lost] = wait_until(partial(process.lines, "redis.lost"))
         assert lost["reason"] == "redis_unreachable"
     body = event(id="evt_away", session="vs_away")
     assert httpx2.post(serve.url, content=body, headers=signed(body)).status_code == 503
     with server(sandbox.directory / "late", port=port):
         for process in (serve, work):
-            soon(partial(is_ready, process))
+            wait_until(partial(is_ready, process))
         assert httpx2.post(serve.url, content=body, headers=signed(body)).status_code == 200
-        assert soon(lambda: work.lines("transition"))[0]["session_id"] == "vs_away"
+        assert wait_until(lambda: work.lines("transition"))[0]["session_id"] == "vs_away"
         assert [serve.stop(), work.stop()] == [0, 0]
 
 
@@ -213,12 +201,12 @@ def test_a_handler_that_does_not_open_leaves_no_group(sandbox: Sandbox) -> None:
 def test_readiness_names_its_reason(sandbox: Sandbox) -> None:
     """A layout that another deployment has claimed is the reason in /readyz."""
     serve = sandbox.start("serve", REDIS_PREFIX="reasons").ready()
-    soon(lambda: readiness(serve) == (200, None))
+    wait_until(lambda: readiness(serve) == (200, None))
     with redis.Redis.from_url(sandbox.server.url) as client:
         client.hset("reasons:layout", "partitions", "5")
-        soon(lambda: readiness(serve) == not_ready("layout_differs"))
+        wait_until(lambda: readiness(serve) == not_ready("layout_differs"))
         client.hset("reasons:layout", "partitions", "8")
-        soon(lambda: readiness(serve) == (200, None))
+        wait_until(lambda: readiness(serve) == (200, None))
     assert serve.stop() == 0
 
 
@@ -232,7 +220,7 @@ async def test_requests_beyond_the_limit_are_shed(sandbox: Sandbox) -> None:
     async with connected(process.port) as first, connected(process.port) as second:
         with frozen(sandbox.server.pid):
             first[1].write(post)
-            await eventually(lambda: b"idv_requests_in_flight 1.0" in _metrics(process))
+            await until(lambda: b"idv_requests_in_flight 1.0" in _metrics(process))
             second[1].write(post)
             head = await asyncio.wait_for(second[0].readuntil(b"\r\n\r\n"), DEADLINE_S)
         assert (await answer(first[0]))[0] == 200
@@ -269,8 +257,8 @@ def test_a_worker_has_an_admin_port(sandbox: Sandbox) -> None:
     """`work` serves probes and metrics on its admin port, and no webhooks."""
     work = sandbox.start("work").ready()
     with httpx2.Client(base_url=work.admin) as client:
-        soon(lambda: client.get("/readyz").status_code == 200)
-        soon(lambda: 'idv_leases_held{handler="log"} 8.0' in client.get("/metrics").text)
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        wait_until(lambda: 'idv_leases_held{handler="log"} 8.0' in client.get("/metrics").text)
         assert client.get("/livez").status_code == 200
         assert client.post("/webhooks/stripe").status_code == 404
     assert work.started["port"] is None
@@ -303,7 +291,7 @@ async def test_a_full_log_pipe_blocks_nothing(sandbox: Sandbox) -> None:
     dev = sandbox.start("dev", program=PIPED, PIPE=str(path), PORT=str(port), **settings)
     base = f"http://127.0.0.1:{port}"
     async with httpx2.AsyncClient(base_url=base, timeout=DEADLINE_S) as client:
-        await eventually(lambda: _is_ready(dev, f"{base}/readyz"), PROCESS_DEADLINE_S)
+        await until(lambda: _is_ready(dev, f"{base}/readyz"), PROCESS_DEADLINE_S)
         bodies = [event(id=f"evt_{n}", session=f"vs_{n}") for n in range(400)]
         answers = await post_all(client, WEBHOOK, bodies)
         assert {answer.status_code for answer in answers} == {200}
@@ -311,7 +299,7 @@ async def test_a_full_log_pipe_blocks_nothing(sandbox: Sandbox) -> None:
         admin = _said_admin(dev)
         assert re.search(r"idv_log_lines_dropped_total [1-9]", httpx2.get(admin).text)
         lines = _Lines(reading)
-        await eventually(lambda: len(lines.sessions("transition")) == 400, PROCESS_DEADLINE_S)
+        await until(lambda: len(lines.sessions("transition")) == 400, PROCESS_DEADLINE_S)
     assert lines.of("log.lines_dropped")
     dev.popen.terminate()
     assert await asyncio.to_thread(dev.wait) == 0

@@ -16,16 +16,10 @@ from service.runtime.reloading import Reloader
 from service.secret import Secret
 from service.stripe.signatures import fingerprint
 from service.stripe.signing_secrets import SigningSecrets
-from tests.support.harness import (
-    SECRET,
-    Process,
-    Sandbox,
-    event,
-    eventually,
-    signed,
-    soon,
-    takes_long,
-)
+from tests.support.depth import takes_long
+from tests.support.harness import SECRET, event, signed
+from tests.support.processes import Process, Sandbox
+from tests.support.waiting import until, wait_until
 
 CANARY = "canary-4711"
 OLD, NEW = (Secret(b"whsec_old"),), (Secret(b"whsec_new"),)
@@ -81,7 +75,7 @@ async def applied(
     reloader = Reloader("secrets", "old", read=source.read, apply=use)
     start(reloader)
     running = asyncio.create_task(reloader.run())
-    await eventually(lambda: source.count > readings)
+    await until(lambda: source.count > readings)
     running.cancel()
     return used
 
@@ -167,7 +161,7 @@ def test_secrets_follow_their_file(sandbox: Sandbox, command: str, asked: bool) 
         path.with_suffix(".new").replace(path)
         if asked:
             process.popen.send_signal(signal.SIGHUP)
-        soon(lambda: len(process.lines(event)) == count)
+        wait_until(lambda: len(process.lines(event)) == count)
 
     both = new.reveal() + b"," + SECRET.reveal() + b"\n"
     with httpx2.Client() as client:
@@ -199,10 +193,10 @@ def test_networks_follow_their_file(sandbox: Sandbox) -> None:
 
         assert status() == 403
         path.write_text("192.0.2.0/24\n127.0.0.0/8\n")
-        soon(lambda: serve.lines("networks.reloaded"))
+        wait_until(lambda: serve.lines("networks.reloaded"))
         assert status() == 200
         path.unlink()
-        soon(lambda: serve.lines("networks.reload_failed"))
+        wait_until(lambda: serve.lines("networks.reload_failed"))
         assert status() == 200
     assert serve.lines("networks.reload_failed")[0]["problems"] == [
         "ALLOWED_NETWORKS_FILE: expected a readable file of UTF-8 text"

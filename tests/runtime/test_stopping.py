@@ -8,22 +8,18 @@ import signal
 import httpx2
 import pytest
 
-from tests.support.harness import (
-    DEADLINE_S,
-    Sandbox,
-    event,
-    signed,
-    soon,
-)
+from tests.support.harness import event, signed
+from tests.support.processes import Sandbox
+from tests.support.waiting import DEADLINE_S, wait_until
 
 
 def test_stopping_is_not_ready_then_closed_then_gone(sandbox: Sandbox) -> None:
     """On SIGTERM: not ready at once, open for another DRAIN_S, then closed; exit code 0."""
     serve = sandbox.start("serve", DRAIN_S="5", KEEP_ALIVE_S="3600").ready()
     with httpx2.Client(base_url=f"http://127.0.0.1:{serve.port}") as client:
-        soon(lambda: client.get("/readyz").status_code == 200)
+        wait_until(lambda: client.get("/readyz").status_code == 200)
         serve.popen.terminate()
-        soon(lambda: client.get("/readyz").status_code == 503)
+        wait_until(lambda: client.get("/readyz").status_code == 503)
         body = event(session="vs_drain", id="evt_drain")
         with httpx2.Client() as fresh:
             assert fresh.post(serve.url, content=body, headers=signed(body)).status_code == 200
@@ -39,7 +35,7 @@ def test_a_second_signal_ends_it_at_once(sandbox: Sandbox) -> None:
     """A second SIGTERM skips the drain."""
     serve = sandbox.start("serve", DRAIN_S="300").ready()
     serve.popen.terminate()
-    soon(lambda: serve.lines("process.draining"))
+    wait_until(lambda: serve.lines("process.draining"))
     serve.popen.terminate()
     assert serve.wait() == -signal.SIGTERM
 
@@ -71,7 +67,7 @@ def test_a_stop_while_starting_is_a_stop(
     """A process that still waits for Redis stops at once, with exit code 0."""
     nowhere = f"unix://{sandbox.directory}/nowhere.sock"
     process = sandbox.start(command, REDIS_URL=nowhere, DRAIN_S="300").ready()
-    soon(lambda: process.lines("redis.lost"))
+    wait_until(lambda: process.lines("redis.lost"))
     process.popen.send_signal(how)
     assert process.wait() == 0, process.err
     assert process.lines()[-1]["event"] == "process.stopped"
@@ -81,7 +77,7 @@ def test_a_stop_while_starting_is_a_stop(
 def test_a_stop_while_a_handler_opens_is_a_stop(sandbox: Sandbox) -> None:
     """A handler that is still being opened is cancelled, and cleans up."""
     process = sandbox.start("work", HANDLERS="broken:slow").ready()
-    soon(lambda: b"opening" in process.out)
+    wait_until(lambda: b"opening" in process.out)
     assert process.stop() == 0
     assert b"closing" in process.out
     assert process.err == b""
@@ -92,5 +88,5 @@ def test_sighup_does_not_stop_a_process(sandbox: Sandbox) -> None:
     started = [sandbox.start("serve"), sandbox.start("work")]
     for process in started:
         process.ready().popen.send_signal(signal.SIGHUP)
-    soon(lambda: started[0].lines("secrets.reloaded"))
+    wait_until(lambda: started[0].lines("secrets.reloaded"))
     assert [process.stop() for process in started] == [0, 0]

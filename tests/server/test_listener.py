@@ -18,15 +18,9 @@ from service.errors import ConfigError
 from service.server.listener import SOCKET_BUFFER_BYTES, Listener
 from service.server.protocol import GuardedProtocol
 from tests.support.apps import INCOMPLETE, Gate, echo_app, post
-from tests.support.harness import (
-    DEADLINE_S,
-    answer,
-    connected,
-    eventually,
-    listening,
-    rest,
-)
+from tests.support.harness import answer, connected, listening, rest
 from tests.support.virtual_time import push
+from tests.support.waiting import DEADLINE_S, until
 
 # Longer than any test takes: a test moves the clock on instead.
 TIMEOUT_S = 600.0
@@ -49,7 +43,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
 
     async def wait(listener: Listener, sent: bytes) -> None:
         state = listener._server.server_state
-        await eventually(lambda: state.connections and count == len(sent))
+        await until(lambda: state.connections and count == len(sent))
 
     monkeypatch.setattr(GuardedProtocol, "data_received", counting)
     return wait
@@ -143,7 +137,7 @@ async def test_a_slow_application_is_not_cut_off() -> None:
         connected(listener.port) as (reader, writer),
     ):
         writer.write(post(path="/gate"))
-        await eventually(lambda: gate.entered)
+        await until(lambda: gate.entered)
         push(2 * TIMEOUT_S)
         await asyncio.sleep(0.02)
         gate.opened.set()
@@ -213,7 +207,7 @@ async def test_stopping_finishes_requests_in_flight() -> None:
         writer.write(post())
         await answer(idle)
         busy_writer.write(post(path="/gate"))
-        await eventually(lambda: gate.entered)
+        await until(lambda: gate.entered)
         listener.stop()
         assert await rest(idle) == b""
         with pytest.raises(OSError, match=r"."):
@@ -236,9 +230,9 @@ async def test_a_stuck_client_delays_a_stop_by_the_grace_time(sent: bytes, heard
             writer.write(sent)
             await heard(listener, sent)
             is_in_hand = sent == INCOMPLETE["half a body"]
-            await eventually(lambda: app.entered == is_in_hand)
+            await until(lambda: app.entered == is_in_hand)
             listener.stop()
-            await eventually(lambda: refuses(port))
+            await until(lambda: refuses(port))
             # uvicorn starts the grace time a tenth of a second later.
             await asyncio.sleep(0.2)
             assert not app.is_cut

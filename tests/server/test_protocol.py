@@ -17,19 +17,10 @@ from service.server.listener import Listener
 from service.storage.connections import Connections
 from service.telemetry import metrics
 from tests.support.apps import INCOMPLETE, Gate, echo_app, post, webhook_app
-from tests.support.harness import (
-    DEADLINE_S,
-    answer,
-    connected,
-    eventually,
-    listening,
-    request,
-    rest,
-    signed,
-)
+from tests.support.harness import answer, connected, listening, request, rest, signed
 from tests.support.harness import event as an_event
-from tests.support.servers import until
 from tests.support.virtual_time import push
+from tests.support.waiting import DEADLINE_S, until
 
 BUSY = b'{"error":"unavailable"}'
 
@@ -66,7 +57,7 @@ async def test_above_the_limit_a_new_connection_is_refused_at_once() -> None:
     ):
         for _, writer in busy:
             writer.write(post(path="/gate"))
-        await eventually(lambda: gate.entered == 3)
+        await until(lambda: gate.entered == 3)
         for _ in range(MAX_LINGERING + 5):
             async with connected(listener.port) as (reader, writer):
                 writer.write(post())
@@ -84,12 +75,12 @@ async def test_lingering_is_bounded() -> None:
         connected(listener.port) as (busy, writer),
     ):
         writer.write(post(path="/gate"))
-        await eventually(lambda: gate.entered)
+        await until(lambda: gate.entered)
         before = ended_for("busy")
         async with opened(listener.port, MAX_LINGERING + 20):
-            await eventually(lambda: ended_for("busy") - before == MAX_LINGERING + 20)
+            await until(lambda: ended_for("busy") - before == MAX_LINGERING + 20)
             assert 0 < listener._state.lingering <= MAX_LINGERING
-            await eventually(lambda: listener._state.lingering == 0)
+            await until(lambda: listener._state.lingering == 0)
         gate.opened.set()
         assert await answer(busy) == (200, b"x")
 
@@ -191,8 +182,8 @@ async def test_a_client_that_never_reads_is_cut_off() -> None:
                         return True
                 return False
 
-            await eventually(is_cut_off)
-            await eventually(lambda: not connections)
+            await until(is_cut_off)
+            await until(lambda: not connections)
 
 
 @contextlib.contextmanager
@@ -224,14 +215,14 @@ async def test_a_response_has_a_deadline(sent: bytes, read: int) -> None:
         connections = listener._server.server_state.connections
         with reading_slowly(listener) as slow:
             await asyncio.get_running_loop().sock_sendall(slow, sent)
-            await eventually(lambda: are_blocked(listener))
+            await until(lambda: are_blocked(listener))
             push(540)
             for _ in range(read):
                 assert slow.recv(100)
                 await asyncio.sleep(0.01)
             assert len(connections) == 1
             push(60)
-            await eventually(lambda: not connections)
+            await until(lambda: not connections)
 
 
 async def test_a_client_that_reads_in_time_may_be_slow() -> None:
@@ -242,13 +233,13 @@ async def test_a_client_that_reads_in_time_may_be_slow() -> None:
         with reading_slowly(listener) as slow:
             for _ in range(3):
                 await loop.sock_sendall(slow, post(b"y" * 60_000))
-                await eventually(lambda: are_blocked(listener))
+                await until(lambda: are_blocked(listener))
                 push(540)
                 heard = b""
                 while not heard.endswith(b"y" * 60_000):
                     heard += await asyncio.wait_for(loop.sock_recv(slow, 65_536), DEADLINE_S)
                 assert heard.startswith(b"HTTP/1.1 200 ")
-                await eventually(lambda: not are_blocked(listener))
+                await until(lambda: not are_blocked(listener))
                 push(540)
                 await asyncio.sleep(0.02)
                 assert len(connections) == 1
@@ -263,10 +254,10 @@ async def test_clients_that_do_not_read_are_evicted(sent: bytes) -> None:
         connected(listener.port) as (busy, writer),
     ):
         writer.write(post(path="/gate"))
-        await eventually(lambda: gate.entered)
+        await until(lambda: gate.entered)
         with reading_slowly(listener) as slow:
             await asyncio.get_running_loop().sock_sendall(slow, sent)
-            await eventually(lambda: are_blocked(listener))
+            await until(lambda: are_blocked(listener))
             async with connected(listener.port) as (reader, newcomer):
                 newcomer.write(post())
                 assert await answer(reader) == (200, b"x")
@@ -298,9 +289,9 @@ async def test_a_request_that_has_begun_may_finish(before: bytes, cut: int) -> N
             await answer(reader)
         whole = post(b"y" * 50)
         writer.write(whole[:cut])
-        await eventually(lambda: _has_begun(listener))
+        await until(lambda: _has_begun(listener))
         listener.stop()
-        await eventually(lambda: not listener._server.servers[0].is_serving())
+        await until(lambda: not listener._server.servers[0].is_serving())
         writer.write(whole[cut:])
         assert await answer(reader) == (200, b"y" * 50)
         assert await rest(reader) == b""
@@ -318,7 +309,7 @@ async def test_a_final_response_waits_for_those_before_it() -> None:
     gate = Gate()
     async with listening(echo_app(gate)) as listener, connected(listener.port) as (reader, writer):
         writer.write(post(path="/gate") + post(b"y"))
-        await eventually(lambda: gate.entered)
+        await until(lambda: gate.entered)
         writer.write(b"garbage\r\n\r\n" + post())
         await asyncio.sleep(0.05)
         gate.opened.set()
@@ -370,11 +361,11 @@ async def test_requests_of_one_loop_turn_get_no_more_slots_than_there_are() -> N
         opened(listener.port, 20) as clients,
     ):
         connections = listener._server.server_state.connections
-        await eventually(lambda: len(connections) == len(clients))
+        await until(lambda: len(connections) == len(clients))
         for _, writer in clients:
             writer.write(post(path="/gate"))
         answers = [asyncio.create_task(answer(reader)) for reader, _ in clients]
-        await eventually(lambda: sum(each.done() for each in answers) == len(clients) - 3)
+        await until(lambda: sum(each.done() for each in answers) == len(clients) - 3)
         gate.opened.set()
         statuses = [status for status, _ in await asyncio.gather(*answers)]
         assert gate.entered == 3
@@ -426,5 +417,5 @@ async def test_unread_503s_do_not_pile_up() -> None:
                 return False
 
             await until(is_cut_off)
-            await eventually(lambda: not connections)
+            await until(lambda: not connections)
     assert 0 < most < 96 * 1024

@@ -23,15 +23,9 @@ from service.storage.scripts import Script, ScriptCall
 from service.stripe.events import Event
 from service.transitions.transition import make_change
 from tests.support.admissions import make_event
-from tests.support.servers import (
-    PATIENCE_S,
-    free_port,
-    frozen,
-    server,
-    until,
-    until_answers,
-)
+from tests.support.servers import free_port, frozen, server, until_answers
 from tests.support.topologies import Cluster, cluster, command
+from tests.support.waiting import PATIENCE_S, until
 
 RELEASE = Script("service.delivery", "lua/release.lua")
 

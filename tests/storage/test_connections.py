@@ -13,9 +13,7 @@ from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.scripts import Script, ScriptCall
 from tests.support.proxy import proxy_to
-from tests.support.servers import (
-    until,
-)
+from tests.support.waiting import until
 
 RELEASE = Script("service.delivery", "lua/release.lua")
 

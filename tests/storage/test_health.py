@@ -27,10 +27,10 @@ from service.storage.connections import Connections, connect
 from service.storage.health import Health, inspect, probe
 from service.storage.layout import Keys, claim, is_claimed
 from service.storage.redis_errors import unavailable_reason
-from tests.support.harness import soon
 from tests.support.proxy import proxy_to
-from tests.support.servers import Server, server, until
+from tests.support.servers import Server, server
 from tests.support.troubles import cut_off, demoted, full, lacking_replicas, unable_to_save
+from tests.support.waiting import until, wait_until
 
 NAMES = [
     *("clock", "version", "writes", "eviction", "memory", "role"),
@@ -231,7 +231,7 @@ def running_a_script(server: Server) -> Iterator[None]:
     with ThreadPoolExecutor(1) as threads, server.client() as client, server.client() as other:
         client.config_set("busy-reply-threshold", "10")
         running = threads.submit(other.eval, "while true do end", 0)
-        soon(lambda: _is_busy(client))
+        wait_until(lambda: _is_busy(client))
         yield
         client.script_kill()
         assert running.exception()

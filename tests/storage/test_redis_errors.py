@@ -14,15 +14,9 @@ from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.redis_errors import unavailable_reason
 from service.storage.scripts import NotReplicatedError, Script, ScriptCall, UnsafeConfigError
-from tests.support.harness import soon
-from tests.support.servers import (
-    Server,
-    free_port,
-    sentinel,
-    server,
-    until,
-)
+from tests.support.servers import Server, free_port, sentinel, server
 from tests.support.topologies import command
+from tests.support.waiting import until, wait_until
 
 RELEASE = Script("service.delivery", "lua/release.lua")
 
@@ -61,7 +55,7 @@ class TestUnauthorized:
         options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
         with server(tmp_path / "redis", *options) as started, started.client() as client:
             client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-            soon(lambda: command(started, "CLUSTER INFO")["cluster_state"] == "ok")
+            wait_until(lambda: command(started, "CLUSTER INFO")["cluster_state"] == "ok")
             client.config_set("requirepass", "right")
             yield started
 

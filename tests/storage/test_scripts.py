@@ -20,9 +20,9 @@ from service.storage.layout import Keys, claim
 from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
 from service.transitions.transition import make_change
 from tests.support.admissions import make_event
-from tests.support.harness import soon
 from tests.support.proxy import proxy_to
-from tests.support.servers import Server, free_port, sentinel, server, until, until_answers
+from tests.support.servers import Server, free_port, sentinel, server, until_answers
+from tests.support.waiting import until, wait_until
 
 RELEASE = Script("service.delivery", "lua/release.lua")
 CALL = ScriptCall(RELEASE, ["{1}:lease"], ["token"])
@@ -204,7 +204,7 @@ def replicated(tmp_path: Path) -> Iterator[Replicated]:
         of = ("--replicaof", f"127.0.0.1 {primary.port}", "--repl-timeout", "600")
         with server(tmp_path / "one", *of) as one, server(tmp_path / "two", *of) as two:
             client.config_set("repl-timeout", 600)
-            soon(lambda: client.wait(2, 100) == 2)
+            wait_until(lambda: client.wait(2, 100) == 2)
             yield Replicated(primary, [one, two])
 
 
@@ -245,10 +245,10 @@ class TestReplicas:
             async with connect(Secret(replicated.primary.url)) as connections:
                 assert await self.write(connections, "both") == 1
                 leaving.replicaof("NO", "ONE")
-                soon(lambda: client.info("replication")["connected_slaves"] == 1)
+                wait_until(lambda: client.info("replication")["connected_slaves"] == 1)
                 assert await self.write(connections, "one") == 1
                 leaving.replicaof("127.0.0.1", replicated.primary.port)
-                soon(lambda: client.wait(2, 100) == 2)
+                wait_until(lambda: client.wait(2, 100) == 2)
                 with gone.frozen():
                     assert isinstance(await self.write(connections, "x"), NotReplicatedError)
                 assert await self.write(connections, "again") == 1

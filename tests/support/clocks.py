@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 
 from service.runtime.embedded_redis import find_server
-from tests.support.harness import soon
 from tests.support.servers import Server, free_port, running
+from tests.support.waiting import wait_until
 
 # Debian's package `libfaketime`, on any architecture.
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
@@ -40,7 +40,12 @@ class Clocked(NamedTuple):
         written.rename(self.offset)
         with self.server.client() as client:
             # A server caches the time for a moment, in particular the time that scripts get.
-            soon(lambda: abs(float(client.eval(_TIME, 0)) - time.time() - seconds) <= MAX_ERROR_S)
+
+            def is_stepped() -> bool:
+                error_s = float(client.eval(_TIME, 0)) - time.time() - seconds
+                return abs(error_s) <= MAX_ERROR_S
+
+            wait_until(is_stepped)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How far the searching tests search: usually a little, and `TEST_DEPTH` times as far by command.
+"""How much the tests do: long ones only with `TEST_LONG`, searches `TEST_DEPTH` times as far.
 
 A failure prints its steps and a `@reproduce_failure` line; `--hypothesis-seed=N` repeats a run:
 
@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
+# Marks tests that take long, such as fail-overs under load.
+takes_long = pytest.mark.skipif(
+    not os.environ.get("TEST_LONG"), reason="takes long: set TEST_LONG=1, as .ci/run does"
+)
 DEPTH = int(os.environ.get("TEST_DEPTH", "1"))
 # Shrinking a failure may take Hypothesis minutes; interrupted, it would not report the failure.
 SEARCH_TIMEOUT_S = 600 * DEPTH

@@ -13,6 +13,7 @@ from service.delivery.dispatcher import MAX_PER_READ, Dispatcher
 from service.delivery.leases import LeaseLostError
 from service.delivery.retries import CircuitBreakers, RetryPolicy
 from service.transitions.transition import StatusTransition
+from tests.support.waiting import until
 
 # A transition as these tests write it: its session without prefix, and its sequence.
 Entry = tuple[str, int]
@@ -241,13 +242,6 @@ async def dispatching(
     dispatcher.stop()
     async with asyncio.timeout(1000):
         await running
-
-
-async def until(condition: Callable[[], bool], *, within_s: float = 10_000) -> None:
-    """Wait for *condition* in virtual time."""
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.1)
 
 
 async def deliver_all(

@@ -15,8 +15,10 @@ from typing import Any
 import httpx2
 import redis
 
-from tests.support.harness import Process, Processes, event, eventually, signed
+from tests.support.harness import event, signed
+from tests.support.processes import Process, Processes
 from tests.support.servers import Server
+from tests.support.waiting import until
 
 # Events before and after what happens to the servers.
 BEFORE = 150
@@ -55,8 +57,8 @@ class Load:
 
     async def answered(self, count: int) -> None:
         """Wait until so many more events have been answered 200."""
-        until = len(self.outcomes) + count
-        await eventually(lambda: len(self.outcomes) >= until, DEADLINE_S)
+        goal = len(self.outcomes) + count
+        await until(lambda: len(self.outcomes) >= goal)
 
     async def _session(self, client: httpx2.AsyncClient, number: int) -> None:
         began = int(time.time()) - 20_000
@@ -141,7 +143,7 @@ class Deployment:
 
     async def handed_over(self, expected: set[str]) -> None:
         """Wait until all events of *expected* have been handed over."""
-        await eventually(
+        await until(
             lambda: expected <= {line["event_id"] for line in handed_over(self.workers)},
             DEADLINE_S,
         )

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from enum import Enum
 from urllib.parse import urlsplit
 
-from tests.support.servers import until
+from tests.support.waiting import until
 
 _CHUNK_BYTES = 65536
 

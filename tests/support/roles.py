@@ -52,7 +52,7 @@ _BY_MODULE = {
     "cli.dead_letters": OPERATOR,
 }
 # The functions of `delivery.consumer_groups` that only commands call.
-_OPERATORS_FUNCTIONS = {"is_worked", "retire", "list_groups"}
+_OPERATORS_FUNCTIONS = {"group_names", "is_worked", "retire", "list_groups"}
 
 
 def are_wanted() -> bool:

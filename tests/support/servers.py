@@ -5,15 +5,13 @@ Replicas, Sentinel and Cluster need ports; the plain tests use the server of `co
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import random
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -25,9 +23,8 @@ from service.runtime import embedded_redis
 from service.runtime.parent_death import bind_to_parent
 from service.storage.connections import Connections
 from service.storage.health import probe
+from tests.support.waiting import PATIENCE_S, until, wait_until
 
-# How long tests wait for what must happen. Long, because a busy machine is slow.
-PATIENCE_S = 30.0
 START_DEADLINE_S = PATIENCE_S
 
 
@@ -67,33 +64,20 @@ def frozen(pid: int) -> Iterator[None]:
     """Stop a process until the block is left."""
     os.kill(pid, signal.SIGSTOP)
     # A thread stops only when it next handles signals.
-    deadline = time.monotonic() + PATIENCE_S
-    while not _stands(pid):
-        assert time.monotonic() < deadline, "the process did not stop"
-        time.sleep(0.001)
+    wait_until(lambda: _is_stopped(pid))
     try:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
 
 
-def _stands(pid: int) -> bool:
+def _is_stopped(pid: int) -> bool:
     """Say whether every thread of a process has stopped."""
     states = [
         path.read_text().rpartition(")")[2].split()[0]
         for path in Path(f"/proc/{pid}/task").glob("*/stat")
     ]
     return set(states) <= {"T", "t"}
-
-
-async def until(met: Callable[[], bool | Awaitable[bool]], deadline_s: float = PATIENCE_S) -> None:
-    """Poll until a condition is met, or fail at the deadline."""
-    async with asyncio.timeout(deadline_s):
-        while True:
-            found = met()
-            if found if isinstance(found, bool) else await found:
-                return
-            await asyncio.sleep(0.002)
 
 
 async def until_answers(connections: Connections) -> None:
@@ -208,15 +192,9 @@ def _start_bound(
 
 
 def _await_answer(started: Server, directory: Path) -> None:
-    deadline = time.monotonic() + START_DEADLINE_S
+    def answers() -> bool:
+        assert started.process.poll() is None, (directory / "server.log").read_text()
+        return bool(client.ping())
+
     with started.client() as client:
-        while True:
-            try:
-                client.ping()
-            except redis.RedisError:
-                ended = started.process.poll() is not None
-                if ended or time.monotonic() > deadline:
-                    raise AssertionError((directory / "server.log").read_text()) from None
-                time.sleep(0.01)
-            else:
-                return
+        wait_until(answers, START_DEADLINE_S, ignoring=redis.RedisError)

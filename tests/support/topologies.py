@@ -6,8 +6,8 @@ All on loopback; everything that is started ends with the block.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,14 @@ from typing import Any
 import redis
 
 from tests.support.servers import Server, binary, free_port, running, server
+from tests.support.waiting import wait_until
 
 SERVICE = "main"
 # Long enough that a busy machine is not taken for a dead one.
 DOWN_AFTER_MS = 1500
-DEADLINE_S = 60.0
+# An error of Redis means that it is not ready yet.
+wait_for = partial(wait_until, ignoring=redis.RedisError)
 _DURABLE = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
-
-
-def wait_for(met: Callable[[], Any], what: str) -> Any:
-    """Wait until *met* returns something true, and return it; an error of Redis counts as false."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        with suppress(redis.RedisError):
-            if found := met():
-                return found
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
 
 
 def command(server_: Server, *words: str | int) -> Any:
@@ -78,10 +69,10 @@ class Pair:
         for priority in priorities:
             of = ("--replicaof", f"127.0.0.1 {primary.port}")
             self._start(free_port(), *of, "--replica-priority", str(priority))
-        wait_for(lambda: self._info(primary)["connected_slaves"] == self._replicas, "the replicas")
-        wait_for(lambda: all(map(self._follows, self.replicas())), "the links")
+        wait_for(lambda: self._info(primary)["connected_slaves"] == self._replicas)
+        wait_for(lambda: all(map(self._follows, self.replicas())))
         self._sentinels = [self._watch(n, primary) for n in range(3)]
-        wait_for(lambda: all(map(self._is_whole, self._sentinels)), "the Sentinels")
+        wait_for(lambda: all(map(self._is_whole, self._sentinels)))
 
     @property
     def url(self) -> str:
@@ -91,7 +82,7 @@ class Pair:
 
     def primary(self) -> Server:
         """Return the server that the Sentinels call the primary."""
-        found = wait_for(lambda: self._asked(self._sentinels[0]), "an answer")
+        found = wait_for(lambda: self._asked(self._sentinels[0]))
         return self.servers[int(found[1])]
 
     def replicas(self) -> list[Server]:
@@ -110,15 +101,15 @@ class Pair:
     def revive(self) -> None:
         """Start the killed primary again, which the Sentinels make a replica."""
         revived = self._start(self._killed)
-        wait_for(lambda: self._info(revived)["role"] == "slave", "the old primary to follow")
-        wait_for(lambda: self._info(revived).get("master_link_status") == "up", "the link")
+        wait_for(lambda: self._info(revived)["role"] == "slave")
+        wait_for(lambda: self._info(revived).get("master_link_status") == "up")
 
     def switch(self) -> Server:
         """Make the replica the primary as an operator does, and return it."""
         before = self.primary()
         command(self._sentinels[0], "SENTINEL", "FAILOVER", SERVICE)
         self._replaced(before)
-        wait_for(lambda: self._info(before).get("master_link_status") == "up", "the link")
+        wait_for(lambda: self._info(before).get("master_link_status") == "up")
         return self.primary()
 
     def _follows(self, replica: Server) -> bool:
@@ -129,8 +120,8 @@ class Pair:
             found = {int(self._asked(one)[1]) for one in self._sentinels}
             return len(found) == 1 and before.port not in found
 
-        wait_for(agree, "another primary")
-        wait_for(lambda: self._info(self.primary())["role"] == "master", "its promotion")
+        wait_for(agree)
+        wait_for(lambda: self._info(self.primary())["role"] == "master")
 
     def _start(self, port: int, *more: str) -> Server:
         started = server(
@@ -214,7 +205,8 @@ class Cluster:
 
     def home(self, slot: int) -> Server:
         """Return the primary of a slot."""
-        found: Server = wait_for(lambda: self._home(slot), "the slot's primary")
+        found = wait_for(lambda: self._home(slot))
+        assert found
         return found
 
     def other(self, slot: int) -> Server:
@@ -238,8 +230,8 @@ class Cluster:
     def revive(self) -> None:
         """Start the killed server again, which then follows the one that took its place."""
         revived = self._start(self._killed)
-        wait_for(lambda: command(revived, "ROLE")[0] == b"slave", "the old primary to follow")
-        wait_for(lambda: command(revived, "ROLE")[3] == b"connected", "the link")
+        wait_for(lambda: command(revived, "ROLE")[0] == b"slave")
+        wait_for(lambda: command(revived, "ROLE")[3] == b"connected")
 
     @contextmanager
     def moving(self, slot: int, pause_s: float = 0.0) -> Iterator[Server]:
@@ -294,10 +286,10 @@ class Cluster:
             command(one, "CLUSTER", "ADDSLOTSRANGE", *slots)
         for primary, replica in zip(servers, servers[3:], strict=False):
             name = command(primary, "CLUSTER", "MYID").decode()
-            wait_for(partial(_follow, replica, name), "the replica to know its primary")
-        wait_for(lambda: all(_is_whole(one, len(servers)) for one in servers), "the Cluster")
+            wait_for(partial(_follow, replica, name))
+        wait_for(lambda: all(_is_whole(one, len(servers)) for one in servers))
         for replica in servers[3:]:
-            wait_for(partial(_is_linked, replica), "its link")
+            wait_for(partial(_is_linked, replica))
 
 
 def _is_linked(replica: Server) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from tests.support.harness import soon
 from tests.support.servers import Server, free_port
+from tests.support.waiting import wait_until
 
 
 @contextmanager
@@ -53,8 +53,8 @@ def unable_to_save(server: Server) -> Iterator[None]:
         in_the_way = Path(str(client.config_get("dir")["dir"])) / "dump.rdb"
         in_the_way.mkdir()
         client.bgsave()
-        soon(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+        wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
         yield
         in_the_way.rmdir()
         client.bgsave()
-        soon(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "ok")
+        wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "ok")

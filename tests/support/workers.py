@@ -17,8 +17,8 @@ from service.handlers import Handler
 from service.storage.connections import Connections
 from service.storage.layout import Keys
 from service.transitions.transition import StatusTransition
-from tests.support.servers import PATIENCE_S, until
 from tests.support.transitions import stored_entry
+from tests.support.waiting import PATIENCE_S, until
 
 # For tests in which leases expire. In all others they are held for longer than a test takes.
 TTL_S = 1.0

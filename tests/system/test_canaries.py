@@ -14,8 +14,11 @@ import pytest
 import redis
 
 from service.secret import Secret
-from tests.support.harness import PREFIX, Process, Sandbox, open_sandbox, signed, soon, takes_long
+from tests.support.depth import takes_long
+from tests.support.harness import PREFIX, signed
+from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.programs import FIXTURES
+from tests.support.waiting import wait_until
 
 SECRET = Secret(b"whsec_canary0secret0")
 # Words that are secret anywhere, and those that may be published but never logged.
@@ -226,9 +229,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             for command, admin in zip(("serve", "work"), admins, strict=True)
         ]
         for process in processes:
-            soon(lambda process=process: b"process.started" in process.out)  # type: ignore[misc]
+            wait_until(lambda process=process: b"process.started" in process.out)  # type: ignore[misc]
         answers = b"\n".join(_answers(port))
-        soon(lambda: _delivered(admins[1]))
+        wait_until(lambda: _delivered(admins[1]))
         shown = b"".join(
             httpx2.get(f"http://127.0.0.1:{admin}/metrics").content for admin in admins
         )

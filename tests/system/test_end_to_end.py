@@ -16,17 +16,9 @@ import redis
 
 from service.operations.synthetic_events import LIFECYCLES, Step, SyntheticEvent, lifecycle_events
 from service.storage.layout import Keys
-from tests.support.harness import (
-    NOW,
-    Process,
-    Sandbox,
-    event,
-    eventually,
-    open_sandbox,
-    post_all,
-    signed,
-    soon,
-)
+from tests.support.harness import NOW, event, post_all, signed
+from tests.support.processes import Process, Sandbox, open_sandbox
+from tests.support.waiting import until, wait_until
 
 KEYS = Keys("idv", 8)
 ROUNDS = 25
@@ -42,7 +34,7 @@ class Deployment(NamedTuple):
 
     def settled(self, session_ids: set[str], count: int) -> dict[str, list[dict[str, Any]]]:
         """Wait until *count* transitions of some sessions were written, and return them."""
-        soon(lambda: sum(map(len, self.moves(session_ids).values())) >= count)
+        wait_until(lambda: sum(map(len, self.moves(session_ids).values())) >= count)
         return self.moves(session_ids)
 
     def moves(self, session_ids: set[str]) -> dict[str, list[dict[str, Any]]]:
@@ -178,7 +170,7 @@ async def test_what_was_acknowledged_survives_kill_9(deployment: Deployment) -> 
 
     async with httpx2.AsyncClient(limits=limits) as client:
         lanes = [asyncio.create_task(post(client, lane)) for lane in range(16)]
-        await eventually(lambda: len(acknowledged) >= 200)
+        await until(lambda: len(acknowledged) >= 200)
         victim.popen.kill()
         ended = await asyncio.gather(*lanes, return_exceptions=True)
     assert all(isinstance(one, httpx2.RequestError) for one in ended)
@@ -228,6 +220,6 @@ async def test_what_came_before_the_first_worker_is_handed_over(tmp_path: Path) 
             answers = await post_all(client, receiver.url, bodies)
         assert {answer.content for answer in answers} == {b'{"outcome":"admitted"}'}
         worker = ground.start("work", HANDLERS="mine:open", TAKEN=str(taken)).ready()
-        await eventually(lambda: taken.exists() and len(taken.read_text().splitlines()) == 100)
+        await until(lambda: taken.exists() and len(taken.read_text().splitlines()) == 100)
         assert {*taken.read_text().splitlines()} == {f"evt_{n}" for n in range(100)}
         assert (receiver.stop(), worker.stop()) == (0, 0)

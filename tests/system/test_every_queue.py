@@ -28,7 +28,9 @@ from service.operations.synthetic_events import LIFECYCLES, SyntheticEvent, life
 from service.storage.layout import Keys
 from service.transitions import cloudevents, stream_entry
 from tests.support.brokers.broker import Broker, Received
-from tests.support.harness import SECRET, Process, Sandbox, eventually, open_sandbox, soon
+from tests.support.harness import SECRET
+from tests.support.processes import Process, Sandbox, open_sandbox
+from tests.support.waiting import until, wait_until
 
 QUEUES = ("redis_stream", "rabbitmq", "nats", "kafka", "sqs")
 KEYS = Keys("idv", 8)
@@ -110,7 +112,7 @@ def _run(sandbox: Sandbox, queues: Mapping[str, Broker], absent: Mapping[str, st
 
         outcomes = asyncio.run(posted())
         worker = sandbox.start("work", **settings).ready()
-        soon(lambda: _is_settled(store, len(queues)), DEADLINE_S)
+        wait_until(lambda: _is_settled(store, len(queues)), DEADLINE_S)
         admitted = _admitted_messages(store)
         dead = sum(store.xlen(KEYS.dead_letters(n, name)) for n in range(8) for name in queues)
     received = {name: asyncio.run(queue.received()) for name, queue in queues.items()}
@@ -143,7 +145,7 @@ async def _post(url: str, ordered: Lives, shuffled: Lives, random: Random) -> di
 
 async def _kill(worker: Process, store: redis.Redis, admitted: int) -> None:
     """Kill the worker once *admitted* transitions are in the streams."""
-    await eventually(lambda: _count_admitted(store) >= admitted, DEADLINE_S)
+    await until(lambda: _count_admitted(store) >= admitted, DEADLINE_S)
     worker.popen.kill()
 
 

@@ -28,7 +28,8 @@ from service.secret import MASK, Secret
 from service.telemetry import log_writer, logs, metrics
 from service.telemetry.log_throttle import MAX_PER_WINDOW
 from service.transitions.transition import StatusTransition
-from tests.support.harness import Process, cost
+from tests.support.cpu_time import cost
+from tests.support.processes import Process
 
 CANARY = "canary-66600666"
 FORMATS = pytest.mark.parametrize("log_format", [LogFormat.JSON, LogFormat.CONSOLE])

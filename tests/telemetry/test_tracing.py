@@ -38,8 +38,10 @@ from service.telemetry.tracing import Tracing
 from service.transitions.cloudevents import message
 from service.transitions.transition import StatusTransition
 from service.web.app import create_app
-from tests.support.harness import PACKAGE, event, eventually, open_sandbox, signed, soon, takes_long
-from tests.support.servers import until
+from tests.support.depth import takes_long
+from tests.support.harness import event, signed
+from tests.support.processes import PACKAGE, open_sandbox
+from tests.support.waiting import until, wait_until
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
@@ -132,7 +134,7 @@ async def test_one_trace_from_the_post_to_the_handler(
     ):
         headers = {**signed(body), "traceparent": PARENT}
         await client.post("/webhooks/stripe", content=body, headers=headers)
-        await eventually(lambda: spans.named("handle log"))
+        await until(lambda: spans.named("handle log"))
 
     [received], [handled] = spans.named("receive"), spans.named("handle log")
     assert received.parent is not None
@@ -188,7 +190,7 @@ async def test_dead_letters_and_replays_stay_in_the_trace(
         assert dead[0].transition is not None
         stored = dead[0].transition.traceparent
         await dead_letters.replay(connections, keys, "log", dead, name="again")
-        await eventually(lambda: len(refused) == 2)
+        await until(lambda: len(refused) == 2)
 
     assert {one.traceparent for one in refused} == {stored}
     assert (stored == PARENT) is not is_traced
@@ -222,7 +224,7 @@ async def test_an_invalid_traceparent_is_dropped(
         assert answer.status_code == 200
         [entry] = await connections.client.xrange(keys.transitions(keys.partition("vs_1")))
         assert b"traceparent" not in entry[1][b"change"]
-        await eventually(lambda: handler.received)
+        await until(lambda: handler.received)
     [transition] = handler.received
     assert transition.traceparent is msgspec.UNSET
     assert b"traceparent" not in message(transition).body
@@ -252,7 +254,7 @@ async def test_spans_hold_ids_and_words_only(
     async with working(
         connections, settings, keys, trace_handlers(spans.tracing, {"log": fail})["log"]
     ):
-        await eventually(lambda: spans.named("handle log"))
+        await until(lambda: spans.named("handle log"))
 
     for span in spans.all:
         assert attributes_of(span).keys() <= ALLOWED
@@ -321,7 +323,7 @@ def test_real_processes_send_their_spans(
         body = event(id="evt_exported")
         headers = {**signed(body), "traceparent": PARENT}
         assert httpx2.post(serve.url, content=body, headers=headers).is_success
-        soon(lambda: work.lines("transition"))
+        wait_until(lambda: work.lines("transition"))
         assert [serve.stop(), work.stop()] == [0, 0]
     traces = b"".join(body for path, body in sent if path == "/v1/traces")
     for word in (b"receive", b"handle log", b"evt_exported", bytes.fromhex(TRACE)):

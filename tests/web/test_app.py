@@ -25,13 +25,11 @@ from service.web.allow_list import AllowList
 from service.web.app import create_admin_app, create_app
 from tests.support.apps import webhook_app
 from tests.support.harness import (
-    DEADLINE_S,
     NOW,
     SECRET,
     WEBHOOK,
     connected,
     event,
-    eventually,
     listening,
     request,
     signed,
@@ -40,6 +38,7 @@ from tests.support.harness import (
 )
 from tests.support.proxy import proxy_to
 from tests.support.virtual_time import push
+from tests.support.waiting import DEADLINE_S, until
 from tests.support.web_client import (
     PING,
     Log,
@@ -346,7 +345,7 @@ async def test_a_client_may_disconnect(
         async with connected(listener.port) as (_, writer):
             writer.write(request(event(), signed(event()))[:-20])
             await writer.drain()
-        await eventually(lambda: child._value.get() == before + 1)
+        await until(lambda: child._value.get() == before + 1)
         assert (await talk(listener.port, request(event(), signed(event()))))[:15].endswith(
             b"200 OK"
         )
@@ -460,7 +459,7 @@ async def test_too_many_in_flight_are_a_503_at_once(
     ):
         for route in ROUTES:
             tasks.create_task(post_event(client, event(), path=route))
-        await eventually(lambda: held.waiting == 2)
+        await until(lambda: held.waiting == 2)
         assert sample("idv_requests_in_flight") == 2
         assert_response(await post_event(client, event(), path=path), 503, error="unavailable")
         assert held.waiting == 2
@@ -489,7 +488,7 @@ async def test_a_cancelled_request_is_a_503(connections: Connections, settings: 
     app = create_app(held, Health(connections, settings), settings)
     async with asgi_client(app) as client:
         asked = asyncio.create_task(post_event(client, event()))
-        await eventually(lambda: held.waiting)
+        await until(lambda: held.waiting)
         asked.cancel()
         assert_response(await asked, 503, error="unavailable")
 
@@ -510,21 +509,21 @@ async def test_redis_may_go_away_and_come_back(
         async def ready() -> bool:
             return (await client.get("/readyz")).status_code == 200
 
-        await eventually(lambda: health.is_ready)
+        await until(lambda: health.is_ready)
         assert await ready()
         assert_response(await post_event(client, event()), 200, outcome="admitted")
         proxy.refusing = True
         proxy.cut()
         batches = sample("idv_admission_batch_events_count")
         refused = asyncio.create_task(post_event(client, late))
-        await eventually(lambda: sample("idv_admission_batch_events_count") > batches)
+        await until(lambda: sample("idv_admission_batch_events_count") > batches)
         push(600)
         assert_response(await refused, 503, error="unavailable")
-        await eventually(lambda: not health.is_ready)
+        await until(lambda: not health.is_ready)
         assert not await ready()
         assert (await client.get("/livez")).status_code == 200
         proxy.refusing = False
-        await eventually(lambda: health.is_ready)
+        await until(lambda: health.is_ready)
         assert await ready()
         assert_response(await post_event(client, late), 200, outcome="admitted")
         assert_response(await post_event(client, event()), 200, outcome="duplicate")
@@ -559,7 +558,7 @@ async def test_probes_report_readiness(connections: Connections, settings: Setti
     app = create_app(held, health, settings)
     for one in (app, create_admin_app(health)):
         health.is_draining = False
-        await eventually(lambda: health.is_ready)
+        await until(lambda: health.is_ready)
         async with asgi_client(one) as client:
             for path, status in (("/livez", 200), ("/readyz", 200)):
                 response = await client.get(path)

@@ -22,7 +22,8 @@ from service.stripe.signatures import VerifiedPayload
 from service.web import app
 from tests.fuzz import targets
 from tests.support.depth import DEPTH
-from tests.support.harness import SECRET, Process, open_sandbox
+from tests.support.harness import SECRET
+from tests.support.processes import Process, open_sandbox
 from tests.support.programs import CONTRACTS, FIXTURES, ROOT, documents
 
 HERE = Path(__file__).parent

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +16,7 @@ from urllib.parse import quote
 from service.runtime.parent_death import bind_to_parent
 from tests.support.programs import missing
 from tests.support.servers import frozen
+from tests.support.waiting import wait_until
 
 T = TypeVar("T")
 
@@ -66,12 +66,11 @@ class BrokerProcess:
         """Start; return when it accepts requests."""
         self._directory.mkdir(parents=True, exist_ok=True)
         self._process = run_in_lasting_thread(self._started)
-        deadline = time.monotonic() + START_DEADLINE_S
-        while not self._is_serving():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise AssertionError((self._directory / "output.log").read_text())
-            time.sleep(0.02)
+        try:
+            wait_until(self._is_serving, START_DEADLINE_S)
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """End it at once."""

@@ -11,7 +11,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.support import programs
 from tests.support.brokers import process
 from tests.support.brokers.broker import Received, Refused, WrongSettings, transition
 from tests.support.servers import START_DEADLINE_S, free_port, frozen
+from tests.support.waiting import wait_until
 
 process.require_client("aiobotocore", "sqs")
 
@@ -138,16 +138,13 @@ class SqsBroker:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + START_DEADLINE_S
-        while time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                assert self._process.poll() is None
-                time.sleep(0.02)
-            else:
-                return
-        raise AssertionError("moto does not answer")
+        wait_until(self._is_serving, START_DEADLINE_S, ignoring=OSError)
+
+    def _is_serving(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None
+        socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        return True
 
     def kill(self) -> None:
         """End moto at once."""

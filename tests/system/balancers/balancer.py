@@ -20,20 +20,11 @@ import httpx2
 import orjson
 import pytest
 
-from tests.support.harness import (
-    DEADLINE_S,
-    WEBHOOK,
-    Process,
-    Sandbox,
-    event,
-    eventually,
-    open_sandbox,
-    rest,
-    signed,
-    soon,
-)
+from tests.support.harness import WEBHOOK, event, rest, signed
+from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.programs import program, run
 from tests.support.servers import free_port
+from tests.support.waiting import DEADLINE_S, until, wait_until
 
 CERTIFICATE = "/run/secrets/certificate.pem"
 ADDRESSES = ("receiver-1:8000", "receiver-2:8000")
@@ -88,7 +79,7 @@ class Balancer(ABC):
                 stderr=subprocess.STDOUT,
             )
         try:
-            soon(lambda: _listens(process, port, directory / f"{self.name}.log"))
+            wait_until(lambda: _listens(process, port, directory / f"{self.name}.log"))
             yield f"https://127.0.0.1:{port}"
         finally:
             process.terminate()
@@ -245,7 +236,7 @@ class Contract:
         with httpx2.Client(verify=trusting()) as client:
             answer = client.post(site.url + WEBHOOK, content=body, headers=signed(body) | claimed)
         assert answer.json() == {"outcome": "admitted"}
-        [logged] = soon(
+        [logged] = wait_until(
             lambda: [
                 line
                 for process in site.pair
@@ -340,7 +331,7 @@ class Contract:
 
         async with httpx2.AsyncClient(verify=trusting(), timeout=DEADLINE_S) as client:
             posting = [asyncio.create_task(post(client, f"killed_{name}")) for name in range(8)]
-            await eventually(lambda: len(answered) > 100)
+            await until(lambda: len(answered) > 100)
             site.pair[1].popen.kill()
             await asyncio.gather(*posting)
         assert set(answered) == {200}

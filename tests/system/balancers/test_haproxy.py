@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import DEADLINE_S
 from tests.support.servers import free_port
+from tests.support.waiting import DEADLINE_S
 from tests.system.balancers import balancer
 from tests.system.balancers.balancer import Contract, Site, secured
 from tests.system.balancers.haproxy import HAProxy

@@ -11,18 +11,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.harness import (
-    DEADLINE_S,
-    NOW,
-    WEBHOOK,
-    Process,
-    Sandbox,
-    event,
-    eventually,
-    open_sandbox,
-    signed,
-    takes_long,
-)
+from tests.support.depth import takes_long
+from tests.support.harness import NOW, WEBHOOK, event, signed
+from tests.support.processes import Process, Sandbox, open_sandbox
+from tests.support.waiting import DEADLINE_S, until
 from tests.system.balancers.balancer import receivers, trusting
 from tests.system.balancers.haproxy import HAProxy
 
@@ -122,7 +114,7 @@ async def test_a_rolling_restart_loses_nothing(ground: Sandbox) -> None:
     with HAProxy().running(ground.directory, [f"127.0.0.1:{port}" for port in ports]) as url:
         load = Load(url)
         running = asyncio.create_task(load.run())
-        await eventually(lambda: load.statuses.total() > 2 * EVENTS_PER_S)
+        await until(lambda: load.statuses.total() > 2 * EVENTS_PER_S)
         all_workers = [*workers]
         for front, port in zip(fronts, ports, strict=True):
             again = await replaced(
@@ -133,14 +125,14 @@ async def test_a_rolling_restart_loses_nothing(ground: Sandbox) -> None:
                 DRAIN_S=str(DRAIN_S),
                 ALLOWED_NETWORKS="127.0.0.1",
             )
-            await eventually(partial(again.lines, "event.admitted"))
+            await until(partial(again.lines, "event.admitted"))
         all_workers += [
             await replaced(ground, worker, "work", LEASE_TTL_S="2") for worker in workers
         ]
         load.end()
         await running
     expected = {session: set(range(1, count + 1)) for session, count in load.sent.items()}
-    await eventually(lambda: delivered(all_workers) == expected, SETTLED_DEADLINE_S)
+    await until(lambda: delivered(all_workers) == expected, SETTLED_DEADLINE_S)
     assert set(load.statuses) == {200}
     # The balancer may retry a request whose first attempt was admitted.
     assert set(load.outcomes) <= {"admitted", "duplicate"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from service.runtime.embedded_redis import find_server
 from tests.support import servers
 from tests.support.proxy import Proxy
-from tests.support.servers import until
+from tests.support.waiting import until
 from tests.system.chaos.preloads import Preload, launcher
 
 FOLLOW_DEADLINE_S = 30.0

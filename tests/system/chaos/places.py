@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tests.support.harness import Process
+from tests.support.processes import Process
 
 # Small, so that a stalled reader is felt soon.
 PIPE_BYTES = 16_384

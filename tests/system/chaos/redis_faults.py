@@ -13,7 +13,7 @@ from random import Random
 
 from service.storage.scripts import Script
 from tests.support.proxy import Fault as WireFault
-from tests.support.servers import until
+from tests.support.waiting import until
 from tests.system.chaos.collecting import transition_of
 from tests.system.chaos.evidence import Bound, Window
 from tests.system.chaos.scene import HANDLERS, STEADFAST, Scene

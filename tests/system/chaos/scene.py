@@ -20,7 +20,7 @@ from service.storage.layout import Keys
 from tests.support import servers
 from tests.support.harness import SECRET
 from tests.support.proxy import Proxy, proxy_to
-from tests.support.servers import until
+from tests.support.waiting import until
 from tests.system.chaos.evidence import (
     Bound,
     Crash,

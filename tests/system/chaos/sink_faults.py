@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from tests.support.servers import until
+from tests.support.waiting import until
 from tests.system.chaos.evidence import Bound
 from tests.system.chaos.scene import HANDLERS, LEASE_TTL_S, Scene
 from tests.system.chaos.sinks import Mood
@@ -48,9 +48,7 @@ async def sink_poisoned(scene: Scene, stripe: Stripe, random: Random) -> None:
     """Every call for one transition ends the worker, until the transition is buried."""
     scene.mood(Mood.POISONED)
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(POISON_DEADLINE_S):
-            while not await asyncio.to_thread(_is_buried, scene):  # noqa: ASYNC110 - Redis tells nobody
-                await asyncio.sleep(0.3)
+        await until(lambda: asyncio.to_thread(_is_buried, scene), POISON_DEADLINE_S)
     scene.mood(Mood.FINE)
 
 

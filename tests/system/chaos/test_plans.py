@@ -14,7 +14,7 @@ from random import Random
 import orjson
 import pytest
 
-from tests.support.servers import PATIENCE_S, until
+from tests.support.waiting import PATIENCE_S, until
 from tests.system.chaos.faults import FAULTS
 from tests.system.chaos.lives import CANARY, PUBLISHED, Letter, lives
 from tests.system.chaos.mixes import LONG, SHORT

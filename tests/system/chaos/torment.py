@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from tests.support.waiting import until
 from tests.system.chaos import collecting
 from tests.system.chaos.checker import Judgement, judge
 from tests.system.chaos.evidence import Reading, Run
@@ -128,17 +129,13 @@ async def _calm(stripe: Stripe) -> None:
     """Wait until everything that was sent so far is acknowledged, or for a while."""
     now = time.time()
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(CALM_DEADLINE_S):
-            while not stripe.is_acknowledged_until(now):  # noqa: ASYNC110 - nothing signals it
-                await asyncio.sleep(0.1)
+        await until(lambda: stripe.is_acknowledged_until(now), CALM_DEADLINE_S)
 
 
 async def _evidence(scene: Scene, stripe: Stripe, before: tuple[dict[str, Reading], int]) -> Run:
     """Wait until all is settled and quiet, end everything, and gather what is left."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_DEADLINE_S):
-            while any(_unsettled(scene).values()):  # noqa: ASYNC110 - Redis tells nobody
-                await asyncio.sleep(0.3)
+        await until(lambda: not any(_unsettled(scene).values()), DRAIN_DEADLINE_S)
     stripe.close()
     await asyncio.sleep(QUIET_S)
     after, connections = scene.readings(), (before[1], _connections(scene))

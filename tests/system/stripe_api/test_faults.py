@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 
-from tests.support.harness import DEADLINE_S
 from tests.support.stripe_api import (
     Fault,
     StripeStandIn,
@@ -19,6 +18,7 @@ from tests.support.stripe_api import (
     too_many_requests,
 )
 from tests.support.stripe_api.errors import missing
+from tests.support.waiting import DEADLINE_S
 
 EVENTS = "/v1/events"
 

@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import orjson
 import pytest
 
-from tests.support.harness import DEADLINE_S, eventually
 from tests.support.stripe_api import StripeStandIn, served
+from tests.support.waiting import DEADLINE_S, until
 
 CLI = os.environ.get("TEST_STRIPE_CLI", "")
 pytestmark = pytest.mark.skipif(not CLI, reason="TEST_STRIPE_CLI names no binary of the Stripe CLI")
@@ -89,9 +89,9 @@ async def test_the_cli_triggers_lists_reads_and_resends(tmp_path: Path) -> None:
         ]
 
         [pushes] = [one.deliveries for one in stand_in.events.all[:1]]
-        await eventually(lambda: len(stand_in.pushes.attempts) == len(ids))
+        await until(lambda: len(stand_in.pushes.attempts) == len(ids))
         await answered(run, "events", "resend", str(ids[0]), f"--webhook-endpoint={endpoint.id}")
-        await eventually(lambda: len(stand_in.pushes.attempts) == len(ids) + 1)
+        await until(lambda: len(stand_in.pushes.attempts) == len(ids) + 1)
         assert stand_in.pushes.attempts[-1].event_id == ids[0]
         assert [one.is_pending for one in pushes] == [True]
 

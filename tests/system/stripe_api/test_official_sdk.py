@@ -13,7 +13,6 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.harness import DEADLINE_S, eventually
 from tests.support.stripe_api import (
     Fault,
     Permission,
@@ -25,6 +24,7 @@ from tests.support.stripe_api import (
     served,
     too_many_requests,
 )
+from tests.support.waiting import DEADLINE_S, until
 
 PYTHON = os.environ.get("TEST_STRIPE_PYTHON", "")
 pytestmark = pytest.mark.skipif(
@@ -82,7 +82,7 @@ async def test_every_answer_is_read_into_the_types_of_the_package() -> None:
         verified = live_through(stand_in)
         foreign = stand_in.sessions.create(scope=stand_in.scope(connected))
         own = [one for one in stand_in.events.all if not one.is_connected]
-        await eventually(lambda: len(receiver.received) >= 2 * len(own))
+        await until(lambda: len(receiver.received) >= 2 * len(own))
         secrets = {"/snapshot": snapshot.secret, "/thin": thin.secret}
         for fault, limit in (
             (too_many_requests(3), 91),

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.harness import eventually
 from tests.support.stripe_api import (
     Destination,
     Receiver,
@@ -21,6 +20,7 @@ from tests.support.stripe_api import (
     running,
     served,
 )
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -184,12 +184,12 @@ async def test_a_ping_and_a_resend_are_pushed(receiver: Receiver, url: str) -> N
     stand_in.sessions.create()
     event = stand_in.events.all[0]
     async with served(stand_in), client_of(stand_in, stand_in.directory.add_key().secret) as client:
-        await eventually(lambda: len(receiver.received) == 2)
+        await until(lambda: len(receiver.received) == 2)
         answer = await client.post(f"/v2/core/event_destinations/{thin.id}/ping")
-        await eventually(lambda: len(receiver.received) == 3)
+        await until(lambda: len(receiver.received) == 3)
         assert receiver.received[-1].event["id"] == answer.json()["id"]
         assert receiver.received[-1].event["type"] == "v2.core.event_destination.ping"
         resend = {"webhook_endpoint": endpoint.id}
         await client.post(f"/v1/events/{event.id}/retry", data=resend)
-        await eventually(lambda: len(receiver.received) == 4)
+        await until(lambda: len(receiver.received) == 4)
         assert receiver.received[-1].event["id"] == event.id

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from tests.support.harness import SECRET, eventually, open_sandbox
+from tests.support.harness import SECRET
+from tests.support.processes import open_sandbox
 from tests.support.stripe_api import StripeStandIn
+from tests.support.waiting import until
 
 # What happens to a session after its creation: methods of `Lifecycle`, each with its arguments.
 LIVES = (
@@ -62,4 +64,4 @@ async def test_sessions_end_in_the_service_as_at_stripe(tmp_path: Path) -> None:
             states = {line["session_id"]: line["current"] for line in lines}
             return states == final_states(stand_in)
 
-        await eventually(arrived)
+        await until(arrived)

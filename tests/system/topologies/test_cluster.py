@@ -22,10 +22,11 @@ from service.storage.layout import Keys
 from service.storage.redis_errors import unavailable_reason
 from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
 from service.transitions.transition import StatusTransition
-from tests.support.harness import takes_long
+from tests.support.depth import takes_long
 from tests.support.load import AFTER, BEFORE, deployment, during, remembered
-from tests.support.servers import free_port, until
+from tests.support.servers import free_port
 from tests.support.topologies import Cluster, cluster, command
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.timeout(400), takes_long]
 

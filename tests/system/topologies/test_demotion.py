@@ -20,11 +20,12 @@ from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
 from service.storage.scripts import Script, ScriptCall
-from tests.support.harness import soon, takes_long
+from tests.support.depth import takes_long
 from tests.support.load import AFTER, BEFORE, deployment, during, remembered
 from tests.support.proxy import Proxy, proxy_to
-from tests.support.servers import PATIENCE_S, Server, until
+from tests.support.servers import Server
 from tests.support.topologies import command
+from tests.support.waiting import PATIENCE_S, until, wait_until
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -99,7 +100,7 @@ async def test_a_blocking_read_reaches_the_new_primary(
     keys = Keys("idv", 1)
     async with behind_one_address(pair) as (proxy, connections):
         await create_groups(connections, keys, ["log"])
-        soon(lambda: command(new, "EXISTS", keys.transitions(0)))
+        wait_until(lambda: command(new, "EXISTS", keys.transitions(0)))
         stream_watcher = StreamWatcher(connections, 0)
         command(new, "REPLICAOF", "NO", "ONE")
         command(old, "REPLICAOF", "127.0.0.1", 1)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import eventually, takes_long
+from tests.support.depth import takes_long
 from tests.support.load import AFTER, BEFORE, SESSIONS, deployment, during, remembered
 from tests.support.servers import Server
 from tests.support.topologies import Pair, command, wait_for, watched_pair
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.timeout(400), takes_long]
 
@@ -65,7 +66,7 @@ async def test_whichever_replica_is_promoted_has_it(tmp_path: Path) -> None:
             # It receives nothing from its primary, and looks healthy to the Sentinels.
             command(preferred, "CLIENT", "PAUSE", 600_000, "WRITE")
             refused = deployed.load.statuses[503]
-            await eventually(lambda: deployed.load.statuses[503] >= refused + SESSIONS)
+            await until(lambda: deployed.load.statuses[503] >= refused + SESSIONS)
             promoted = await during(lambda: _kill_before_it_is_up_to_date(family, preferred))
             assert promoted == preferred
             await deployed.load.answered(AFTER)
@@ -77,7 +78,7 @@ async def test_whichever_replica_is_promoted_has_it(tmp_path: Path) -> None:
 def _kill_before_it_is_up_to_date(family: Pair, paused: Server) -> Server:
     """Kill the primary, and only then resume a paused replica, which lacks the last writes."""
     family.primary().process.kill()
-    wait_for(lambda: command(paused, "ROLE")[3] != b"connected", "the end of its link")
+    wait_for(lambda: command(paused, "ROLE")[3] != b"connected")
     command(paused, "CLIENT", "UNPAUSE")
     return family.kill()
 

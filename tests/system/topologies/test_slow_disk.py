@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import eventually, takes_long
+from tests.support.depth import takes_long
 from tests.support.load import (
     AFTER,
     BEFORE,
@@ -24,6 +24,7 @@ from tests.support.load import (
     remembered,
 )
 from tests.support.servers import Server, free_port, server
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.timeout(400), takes_long]
 
@@ -115,7 +116,7 @@ async def test_with_everysec_the_last_seconds_may_be_lost_and_no_more(
             machine.kill()
             # Once each session has had an error, no 200 is on its way any more.
             refused = deployed.load.statuses[503] + SESSIONS
-            await eventually(lambda: deployed.load.statuses[503] >= refused)  # noqa: B023 - awaited
+            await until(lambda: deployed.load.statuses[503] >= refused)  # noqa: B023 - awaited
             answered = {*deployed.load.outcomes}
             await during(lambda: machine.start("everysec"))
             lost.append(answered - remembered([machine.server]).keys())

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from tests.support.harness import Process, Processes, event, signed
+from tests.support.harness import event, signed
+from tests.support.processes import Process, Processes
 from tests.support.servers import binary, free_port, server
 
 pytestmark = pytest.mark.timeout(120)

@@ -13,7 +13,9 @@ import httpx2
 import pytest
 import redis
 
-from tests.support.harness import Process, Processes, event, signed, soon, takes_long
+from tests.support.depth import takes_long
+from tests.support.harness import event, signed
+from tests.support.processes import Process, Processes
 from tests.support.servers import Server, free_port, server
 from tests.support.topologies import command
 from tests.support.troubles import (
@@ -24,6 +26,7 @@ from tests.support.troubles import (
     lacking_replicas,
     unable_to_save,
 )
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -41,7 +44,7 @@ class Deployment:
         self.start()
         if "--cluster-enabled" in options:
             command(self.server, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            soon(lambda: command(self.server, "CLUSTER INFO")["cluster_state"] == "ok")
+            wait_until(lambda: command(self.server, "CLUSTER INFO")["cluster_state"] == "ok")
         settings = {"ADMIT_DEADLINE_S": "0.3", "DURABILITY": "none"}
         processes = Processes(url.format(self.port), directory)
         stack.enter_context(contextlib.closing(processes))
@@ -125,21 +128,21 @@ def test_the_service_recovers_from_trouble(
     stays_ready: bool,
 ) -> None:
     """In trouble an event gets 503, Retry-After and a logged reason; afterwards all recovers."""
-    soon(deployed.has_recovered)
+    wait_until(deployed.has_recovered)
     logged_before = len(deployed.receiver.lines("event.unavailable"))
     found_before = len(deployed.receiver.lines("redis.finding"))
     with trouble(deployed.server) if trouble else killed(deployed):
         answer = deployed.first_refusal()
         assert (answer.status_code, answer.json()) == (503, {"error": "unavailable"})
         assert answer.headers["Retry-After"]
-        soon(lambda: deployed.is_ready() is stays_ready)
+        wait_until(lambda: deployed.is_ready() is stays_ready)
         assert httpx2.get(f"{deployed.root}/livez").status_code == 200
-        logged = soon(lambda: deployed.receiver.lines("event.unavailable")[logged_before:])
+        logged = wait_until(lambda: deployed.receiver.lines("event.unavailable")[logged_before:])
         assert {line["reason"] for line in logged} <= reasons
         if stays_ready:
-            soon(lambda: deployed.receiver.lines("redis.finding")[found_before:])
+            wait_until(lambda: deployed.receiver.lines("redis.finding")[found_before:])
             assert deployed.is_ready()
-    soon(deployed.has_recovered)
+    wait_until(deployed.has_recovered)
 
 
 @takes_long
@@ -149,16 +152,16 @@ def test_a_server_that_loads_its_file(deployed: Deployment) -> None:
         for n in range(500):
             client.set(f"other:{n}", n)
         client.bgrewriteaof()
-        soon(lambda: _is_rewritten(client))
+        wait_until(lambda: _is_rewritten(client))
     deployed.server.process.kill()
     deployed.server.process.wait()
     slowly = ("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("tests.support.servers._await_answer", lambda *_: None)
         deployed.start(*slowly)
-    soon(lambda: not deployed.is_ready())
+    wait_until(lambda: not deployed.is_ready())
     assert deployed.post().status_code == 503
-    soon(lambda: deployed.is_ready() and deployed.post().status_code == 200, 30)
+    wait_until(lambda: deployed.is_ready() and deployed.post().status_code == 200, 30)
 
 
 def _is_rewritten(client: redis.Redis) -> bool:
@@ -178,6 +181,6 @@ def test_a_cluster_without_a_slot(tmp_path: Path) -> None:
         answer = deployed.first_refusal()
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
         # The line is written after the answer.
-        assert soon(deployed.reasons) == {"redis_unreachable"}
+        assert wait_until(deployed.reasons) == {"redis_unreachable"}
         command(deployed.server, "CLUSTER", "ADDSLOTS", 1)
-        soon(lambda: deployed.is_ready() and deployed.post().status_code == 200)
+        wait_until(lambda: deployed.is_ready() and deployed.post().status_code == 200)

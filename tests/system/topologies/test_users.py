@@ -21,10 +21,13 @@ from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys, claim
 from tests.support import roles
-from tests.support.harness import Processes, event, signed, soon, takes_long
+from tests.support.depth import takes_long
+from tests.support.harness import event, signed
+from tests.support.processes import Processes
 from tests.support.roles import OPERATOR, RECEIVER, WORKER
 from tests.support.servers import Server, binary, free_port, server, until_answers
 from tests.support.topologies import watched_pair
+from tests.support.waiting import wait_until
 
 CONFIGURATION = roles.USERS.with_name("redis.conf")
 FAILING = """
@@ -118,8 +121,8 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
         assert [said[0], *said[-2:]] == [
             {"outcome": word} for word in ("admitted", "admitted", "duplicate")
         ]
-        soon(lambda: len(worker.lines("transition")) == 2)
-        soon(lambda: len(worker.lines("delivery.dead_lettered")) == 2)
+        wait_until(lambda: len(worker.lines("transition")) == 2)
+        wait_until(lambda: len(worker.lines("delivery.dead_lettered")) == 2)
 
         def run(*words: str, **settings: str) -> bytes:
             ended = processes.run(*words, REDIS_URL=urls[OPERATOR], **{**both, **settings})
@@ -131,10 +134,10 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
         letters = orjson.loads(run("dead", "list", "failing:open", "--json"))
         run("dead", "show", "failing:open", letters[0]["id"])
         run("dead", "replay", "failing:open", letters[0]["id"])
-        soon(lambda: len(worker.lines("delivery.dead_lettered")) == 3)
+        wait_until(lambda: len(worker.lines("delivery.dead_lettered")) == 3)
         run("dead", "drop", "failing:open", "--all", "--yes")
         run("replay", "log", "--all", "--yes")
-        soon(lambda: len(worker.lines("transition")) == 4)
+        wait_until(lambda: len(worker.lines("transition")) == 4)
         run("handlers", "list")
         assert (receiver.stop(), worker.stop()) == (0, 0)
         # A worker without heartbeats is forgotten after a while, or when it says goodbye.
