@@ -1,7 +1,7 @@
 """The settings: each declared once, with its default, bounds and description.
 
-How a variable is read is in `environment`; the settings of one queue are declared in its handler.
-Nothing here acts on a setting.
+How a variable is read is in `environment`, and what its text may be in `parsers`. The settings of
+one queue are declared in its handler. Nothing here acts on a setting.
 """
 # ruff: noqa: RUF009 (each call in the body of `Settings` makes a dataclass field)
 
@@ -12,12 +12,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-from . import environment
+from . import environment, parsers
 from .environment import (
     REDIS_URL,
     RUN_SECRETS,
@@ -27,15 +26,15 @@ from .environment import (
     choice,
     comma_separated,
     integer,
-    matching,
     number,
     secret,
     setting,
 )
 from .errors import ConfigError
+from .parsers import Network, parse_network
 from .secret import Secret
 
-Network: TypeAlias = IPv4Network | IPv6Network
+T = TypeVar("T")
 # The signing secrets of every endpoint, by its name; "" is the endpoint without a name.
 EndpointSecrets: TypeAlias = Mapping[str, tuple[Secret[bytes], ...]]
 
@@ -44,15 +43,6 @@ SECRETS = "STRIPE_WEBHOOK_SECRETS"
 DAY_S = 86_400
 # No event is admitted while our clock and Redis's differ by more.
 MAX_CLOCK_DIFFERENCE_S = 300
-
-
-def parse_network(text: str) -> Network:
-    """Return a network in CIDR notation, or a single address as a network.
-
-    Raises:
-        ValueError: The text is neither, or has bits set beyond its prefix.
-    """
-    return ip_network(text)
 
 
 class Durability(StrEnum):
@@ -93,27 +83,7 @@ class LogFormat(StrEnum):
     CONSOLE = "console"
 
 
-_PREFIX = matching(r"[a-z0-9_-]{1,32}", "1 to 32 of a-z, 0-9, _ and -")
-_ACCOUNT = matching(r"[A-Za-z0-9._-]{1,64}", "1 to 64 of A-Z, a-z, 0-9, '.', _ and -")
-_HOST = matching(r"[A-Za-z0-9.:%_-]{1,253}", "a host name or an IP address")
-_HANDLER = matching(
-    r"(?a:[A-Za-z_][\w-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)",
-    "a name or package.module:attribute",
-)
-_LOG_KEY = matching(r"[!-~]{1,40}", "1 to 40 visible ASCII characters")
-_SECRET_TEXT = matching(
-    r"(?![\"'])[!-~]{1,256}(?<![\"'])",
-    "1 to 256 visible ASCII characters, no whitespace, without quotation marks around",
-)
-_SECRET = Parser(
-    expected=_SECRET_TEXT.expected, parse=lambda text: Secret(_SECRET_TEXT.parse(text).encode())
-)
-_SECRETS = comma_separated(_SECRET, 1, 16, "secrets")
 _ENDPOINT = "an ENDPOINT of 1 to 64 of A-Z, 0-9 and _ that is not FILE and does not end in _FILE"
-_NETWORKS = Parser(
-    expected="IP addresses or networks such as 192.0.2.0/24, by commas or line breaks",
-    parse=lambda text: tuple(parse_network(part) for part in re.split(r"[,\s]+", text.strip())),
-)
 _LOCAL_REDIS = Secret("redis://127.0.0.1:6379/0")
 # If a session record were kept exactly as long as the age limit, it would be deleted one second
 # before its last event expires.
@@ -135,15 +105,17 @@ class Settings:
     redis_url: Secret[str] = setting(
         _LOCAL_REDIS, secret(REDIS_URL), "URL of Redis or Valkey, with credentials"
     )
-    redis_prefix: str = setting("idv", _PREFIX, "Prefix of every Redis key")
+    redis_prefix: str = setting("idv", parsers.PREFIX, "Prefix of every Redis key")
     partitions: int = integer(8, 1, 256, "Number of partitions; cannot change once in use")
     durability: Durability = choice(
         Durability.NONE, "What Redis must confirm before an event is acknowledged"
     )
     livemode: Livemode = choice(Livemode.BOTH, "Mode of the events to accept")
-    account_name: str = setting("", _ACCOUNT, "Name of your own Stripe account in each message")
+    account_name: str = setting(
+        "", parsers.ACCOUNT, "Name of your own Stripe account in each message"
+    )
 
-    host: str = setting("0.0.0.0", _HOST, "Address to listen on")  # noqa: S104 (in a container)
+    host: str = setting("0.0.0.0", parsers.HOST, "Address to listen on")  # noqa: S104 (in a container)
     port: int = integer(8000, 0, 65535, "Port for webhooks and probes")
     admin_port: int = integer(8001, 0, 65535, "Port for metrics and probes")
     max_body_bytes: int = integer(262144, 1024, 16777216, "Largest request body, in bytes")
@@ -152,11 +124,11 @@ class Settings:
     )
     forwarded_allow_ips: tuple[Network, ...] = setting(
         (parse_network("127.0.0.1"), parse_network("::1")),
-        _NETWORKS,
+        parsers.NETWORKS,
         "Proxies whose X-Forwarded-For header is trusted",
     )
     allowed_networks: tuple[Network, ...] = setting(
-        (), _NETWORKS, "Networks that webhooks may come from; empty for any"
+        (), parsers.NETWORKS, "Networks that webhooks may come from; empty for any"
     )
     max_connections: int = integer(
         1024, 1, 100000, "Open connections; above, the slowest or else the newest one gets a 503"
@@ -201,9 +173,28 @@ class Settings:
         90, 0, 3650, "Days a dead letter is kept; 0 to keep them forever"
     )
 
+    stripe_api_key: tuple[Secret[str], ...] = setting(
+        (), parsers.API_KEYS, "Keys of Stripe's API; empty to ask it nothing"
+    )
+    stripe_api_base: str = setting(
+        "https://api.stripe.com", parsers.API_ADDRESS, "Where Stripe's API is, or a proxy of it"
+    )
+    stripe_api_rate: int = integer(
+        20, 1, 1000, "Requests per second to Stripe's API, of the whole deployment and per mode"
+    )
+    stripe_accounts: tuple[str, ...] = setting(
+        (), parsers.CONNECTED_ACCOUNTS, "Connected accounts to reconcile besides your own"
+    )
+    reconcile_every_s: int = integer(
+        60, 0, 3600, "Seconds between two readings of Stripe's list of events; 0 for none"
+    )
+    reconcile_from: str = setting(
+        "3d", parsers.TIME, "Where the first reading of an account's events begins"
+    )
+
     handlers: tuple[str, ...] = setting(
         ("log",),
-        comma_separated(_HANDLER, 1, 64, "handlers"),
+        comma_separated(parsers.HANDLER, 1, 64, "handlers"),
         "Handlers that each transition is delivered to",
     )
     handler_concurrency: int = integer(
@@ -224,7 +215,9 @@ class Settings:
     log_level: LogLevel = choice(LogLevel.INFO, "Lowest severity to log")
     log_format: LogFormat = choice(LogFormat.AUTO, "Format of the log")
     log_metadata_keys: tuple[str, ...] = setting(
-        (), comma_separated(_LOG_KEY, 0, 64, "keys"), "Session metadata keys that may be logged"
+        (),
+        comma_separated(parsers.LOG_KEY, 0, 64, "keys"),
+        "Session metadata keys that may be logged",
     )
 
     @classmethod
@@ -261,18 +254,22 @@ def read_signing_secrets(environ: Mapping[str, str]) -> EndpointSecrets:
     return secrets
 
 
+def read_api_keys(environ: Mapping[str, str]) -> tuple[Secret[str], ...]:
+    """Read the keys of Stripe's API alone.
+
+    Raises:
+        ConfigError: They are wrong or not set.
+    """
+    return _read_alone(environ, "STRIPE_API_KEY", parsers.API_KEYS)
+
+
 def read_allowed_networks(environ: Mapping[str, str]) -> tuple[Network, ...]:
     """Read the networks that webhooks may come from alone.
 
     Raises:
         ConfigError: They are wrong or not set.
     """
-    reader = EnvironmentReader(environ)
-    networks = reader.value("ALLOWED_NETWORKS", _NETWORKS)
-    reader.raise_problems()
-    if networks is None:
-        raise ConfigError([f"ALLOWED_NETWORKS: expected {_NETWORKS.expected}"])
-    return networks
+    return _read_alone(environ, "ALLOWED_NETWORKS", parsers.NETWORKS)
 
 
 def find_misspelled(environ: Mapping[str, str]) -> dict[str, str]:
@@ -289,25 +286,38 @@ def find_misspelled(environ: Mapping[str, str]) -> dict[str, str]:
 
 def describe() -> list[SettingRow]:
     """Return a row for every setting, in the order of their declarations."""
-    about = f"Signing secrets; {SECRETS}_{{ENDPOINT}} for further endpoints ({_SECRETS.expected})"
+    expected = parsers.SIGNING_SECRETS.expected
+    about = f"Signing secrets; {SECRETS}_{{ENDPOINT}} for further endpoints ({expected})"
     return [SettingRow(SECRETS, "", about), *environment.describe(Settings)]
+
+
+def _read_alone(
+    environ: Mapping[str, str], name: str, parser: Parser[tuple[T, ...]]
+) -> tuple[T, ...]:
+    """Return the value of one setting, which must not be empty."""
+    reader = EnvironmentReader(environ)
+    values = reader.value(name, parser)
+    reader.raise_problems()
+    if not values:
+        raise ConfigError([f"{name}: expected {parser.expected}"])
+    return values
 
 
 def _secrets(reader: EnvironmentReader, *, is_required: bool) -> EndpointSecrets:
     """Return the secrets of every endpoint that any source names; note what is wrong."""
     found = {}
-    if (secrets := reader.value(SECRETS, _SECRETS)) is not None:
+    if (secrets := reader.value(SECRETS, parsers.SIGNING_SECRETS)) is not None:
         found[""] = secrets
     for name in sorted(reader.names(f"{SECRETS}_")):
         endpoint = name.removeprefix(f"{SECRETS}_")
         if name.endswith("_FILE") or not re.fullmatch(r"[A-Z0-9_]{1,64}", endpoint):
             reader.problems[name] = f"{name!a}: expected {_ENDPOINT}"
-        elif (secrets := reader.value(name, _SECRETS)) is not None:
+        elif (secrets := reader.value(name, parsers.SIGNING_SECRETS)) is not None:
             found[endpoint.lower()] = secrets
         else:
-            reader.problems.setdefault(name, f"{name}: expected {_SECRETS.expected}")
+            reader.problems.setdefault(name, f"{name}: expected {parsers.SIGNING_SECRETS.expected}")
     if is_required and not found and not reader.problems:
-        reader.problems[SECRETS] = f"{SECRETS}: expected {_SECRETS.expected}"
+        reader.problems[SECRETS] = f"{SECRETS}: expected {parsers.SIGNING_SECRETS.expected}"
     return MappingProxyType(found)
 
 

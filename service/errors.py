@@ -6,6 +6,7 @@ No error here ever holds input, the value of a setting, or the text of another e
     ├── ConfigError      the operator: a setting is missing or wrong
     ├── Rejected         the sender: the request cannot be accepted as it is
     ├── Unavailable      the sender, later: nothing was decided, the same request may be repeated
+    ├── ApiError         Stripe's API did not answer a request as it should
     ├── Undeliverable    a handler says that no further attempt can deliver the transition
     └── Unreachable      a handler says that its destination is down or rejects everything
 """
@@ -85,6 +86,25 @@ class Unavailable(ServiceError):
     """Nothing was decided: the same request may be sent again later."""
 
     def __init__(self, reason: UnavailableReason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class ApiErrorReason(StrEnum):
+    """What became of a request to Stripe's API: a closed list for logs, metrics and findings."""
+
+    UNAUTHORIZED = "api_unauthorized"
+    FORBIDDEN = "api_forbidden"
+    NOT_FOUND = "api_not_found"
+    RATE_LIMITED = "api_rate_limited"
+    UNREACHABLE = "api_unreachable"
+    UNEXPECTED = "api_unexpected"
+
+
+class ApiError(ServiceError):
+    """A request to Stripe's API failed. Nothing of its answer is kept."""
+
+    def __init__(self, reason: ApiErrorReason) -> None:
         super().__init__(reason.value)
         self.reason = reason
 

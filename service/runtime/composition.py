@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,15 +16,21 @@ from typing import Any, NamedTuple
 from starlette.types import ASGIApp
 
 from .. import config
-from ..config import Network, Settings
+from ..config import Settings
 from ..handlers import Handler, loading
 from ..inbox.admission import Inbox
 from ..inbox.receiver import Receiver
+from ..parsers import Network
+from ..secret import Secret
 from ..server.listener import Listener
 from ..storage.connections import Connections
 from ..storage.health import Health
 from ..storage.layout import Keys
 from ..stripe.signing_secrets import SigningSecrets
+from ..stripe_api import client
+from ..stripe_api.client import StripeApi
+from ..stripe_api.keys import ApiKeys
+from ..stripe_api.rate_limit import RateLimiter
 from ..telemetry import metrics
 from ..telemetry.tracing import Tracing
 from ..web.allow_list import AllowList
@@ -45,6 +52,7 @@ class Context(NamedTuple):
         keys: The names of keys there.
         health: What is known of Redis.
         tracing: Makes spans; None when tracing is off.
+        api_keys: The keys of Stripe's API.
     """
 
     settings: Settings
@@ -53,6 +61,25 @@ class Context(NamedTuple):
     keys: Keys
     health: Health
     tracing: Tracing | None
+    api_keys: ApiKeys
+
+
+def open_stripe_api(context: Context) -> AbstractAsyncContextManager[StripeApi]:
+    """Return a client of Stripe's API, to be entered; requests share the deployment's budget."""
+    settings = context.settings
+    return client.open_api(
+        settings.stripe_api_base,
+        context.api_keys,
+        RateLimiter(context.connections, context.keys, settings.stripe_api_rate),
+        nullcontext if context.tracing is None else context.tracing.api_span,
+    )
+
+
+def build_key_reloaders(context: Context) -> list[Reloader[Any]]:
+    """Return what reloads the keys of Stripe's API; nothing where the process began without."""
+    if not context.settings.stripe_api_key:
+        return []
+    return [_keys_reloader(context)]
 
 
 def build_receiver(context: Context) -> tuple[Listener, list[Reloader[Any]]]:
@@ -114,6 +141,19 @@ def _secrets_reloader(secrets: SigningSecrets, environ: Mapping[str, str]) -> Re
         "secrets",
         dict(secrets),
         read=lambda: dict(config.read_signing_secrets(environ)),
+        apply=apply,
+    )
+
+
+def _keys_reloader(context: Context) -> Reloader[Any]:
+    def apply(changed: Sequence[Secret[str]]) -> dict[str, Any]:
+        context.api_keys.replace(changed)
+        return {"fingerprints": context.api_keys.fingerprints()}
+
+    return Reloader(
+        "api_keys",
+        context.settings.stripe_api_key,
+        read=lambda: config.read_api_keys(context.environment),
         apply=apply,
     )
 

@@ -38,11 +38,18 @@ from ..storage.connections import connect
 from ..storage.health import Health
 from ..storage.layout import Keys
 from ..storage.redis_errors import unavailable_reason
+from ..stripe_api.keys import ApiKeys
 from ..telemetry import tracing
 from ..telemetry.loop_lag import LOOP_LAG
 from ..telemetry.tracing import Tracing
 from . import signals
-from .composition import Context, build_admin, build_receiver, wrap_handlers
+from .composition import (
+    Context,
+    build_admin,
+    build_key_reloaders,
+    build_receiver,
+    wrap_handlers,
+)
 from .reloading import Reloader
 
 # Between two attempts of a worker to create its groups.
@@ -115,10 +122,11 @@ async def _run(
     keys = Keys(settings.redis_prefix, settings.partitions)
     async with connect(settings.redis_url) as connections:
         health = Health(connections, settings)
-        context = Context(settings, environ, connections, keys, health, traced)
+        api_keys = ApiKeys(settings.stripe_api_key)
+        context = Context(settings, environ, connections, keys, health, traced, api_keys)
         admin = build_admin(context)
         web, found = build_receiver(context) if options.receive else (None, [])
-        reloaders.extend(found)
+        reloaders.extend([*found, *build_key_reloaders(context)])
         listeners = [web, admin] if web else [admin]
         parts = [asyncio.create_task(listener.run()) for listener in listeners]
         if chosen:

@@ -74,6 +74,10 @@ class Keys(NamedTuple):
         """Return the key of a handler's live workers: a sorted set."""
         return f"{self.prefix}:workers:{handler}"
 
+    def api_rate(self, *, is_live: bool) -> str:
+        """Return the key of a mode's budget of requests to Stripe's API: a string."""
+        return f"{self.prefix}:api_rate:{'live' if is_live else 'test'}"
+
     @property
     def layout(self) -> str:
         """The key of the layout's version and number of partitions: a hash."""

@@ -29,7 +29,11 @@ from .log_writer import LogSink
 from .redaction import is_clean, sanitize
 
 LIBRARY_LEVEL = logging.WARNING
-LIBRARIES = ("asyncio", "py.warnings", "redis", "uvicorn", "uvicorn.error")
+LIBRARIES = (
+    *("asyncio", "py.warnings", "redis", "uvicorn", "uvicorn.error"),
+    # These log each URL, at a lower level.
+    *("httpx2", "httpcore2"),
+)
 MAX_FRAMES = 20
 
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]

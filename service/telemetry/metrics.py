@@ -247,6 +247,19 @@ OLDEST_SECONDS = Gauge(
     ["handler"],
     registry=REGISTRY,
 )
+STRIPE_API_REQUESTS = Counter(
+    "idv_stripe_api_requests_total",
+    "Requests to Stripe's API, by what was read and outcome: ok or the reason of the failure.",
+    ["endpoint", "outcome"],
+    registry=REGISTRY,
+)
+STRIPE_API_SECONDS = Histogram(
+    "idv_stripe_api_seconds",
+    "Duration of requests to Stripe's API, by what was read.",
+    ["endpoint"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
 
 _loaded_secrets: set[tuple[str, str]] = set()
 

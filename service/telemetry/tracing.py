@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from .. import __version__
-from ..errors import Rejected, Unavailable
+from ..errors import ApiError, Rejected, Unavailable
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
 
@@ -45,7 +46,8 @@ class Tracing:
     @contextmanager
     def receive_span(self, traceparent: str | None) -> Iterator[tuple[Span, str | None]]:
         """Enter a span of the receiver; yield it, and the `traceparent` of what follows from it."""
-        with self._span("receive", self._kinds.SERVER, traceparent) as span:
+        parent = self._extract(traceparent)
+        with self._span("receive", self._kinds.SERVER, parent) as span:
             carrier: dict[str, str] = {}
             self._propagator.inject(carrier)
             yield span, carrier.get("traceparent")
@@ -55,16 +57,27 @@ class Tracing:
         self, name: str, traceparent: str | None, attributes: Mapping[str, str | int]
     ) -> Iterator[None]:
         """Enter a span of a handler call, whose parent is the receiver's span."""
-        with self._span(f"handle {name}", self._kinds.CONSUMER, traceparent) as span:
+        parent = self._extract(traceparent)
+        with self._span(f"handle {name}", self._kinds.CONSUMER, parent) as span:
             span.set_attributes({"handler": name, **attributes})
             yield
 
     @contextmanager
-    def _span(self, name: str, kind: Any, traceparent: str | None) -> Iterator[Span]:
-        context = self._propagator.extract({"traceparent": traceparent} if traceparent else {})
+    def api_span(self, endpoint: str) -> Iterator[None]:
+        """Enter a span of one reading of Stripe's API, a child of the span it is made in."""
+        with self._span(f"GET {endpoint}", self._kinds.CLIENT, None) as span:
+            span.set_attribute("endpoint", endpoint)
+            yield
+
+    def _extract(self, traceparent: str | None) -> Context:
+        return self._propagator.extract({"traceparent": traceparent} if traceparent else {})
+
+    @contextmanager
+    def _span(self, name: str, kind: Any, parent: Context | None) -> Iterator[Span]:
+        """Enter a span whose parent is in a context; where that is None, it is the present span."""
         with self._tracer.start_as_current_span(
             name,
-            context=context,
+            context=parent,
             kind=kind,
             # The message of an exception may quote a request.
             record_exception=False,
@@ -72,7 +85,7 @@ class Tracing:
         ) as span:
             try:
                 yield span
-            except (Rejected, Unavailable) as error:
+            except (ApiError, Rejected, Unavailable) as error:
                 span.set_attribute("outcome", error.reason)
                 raise
             except BaseException as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeAlias
 
-from ..config import Network
+from ..parsers import Network
 
 Address: TypeAlias = IPv4Address | IPv6Address
 

@@ -47,6 +47,7 @@ _BY_MODULE = {
     "delivery.consumer_groups": WORKER,
     "delivery.retention": WORKER,
     "delivery.dead_letters": OPERATOR,
+    "stripe_api.rate_limit": WORKER,
     "operations.check": OPERATOR,
     "operations.selftest_redis": OPERATOR,
     "cli.dead_letters": OPERATOR,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.config import parse_network
+from service.parsers import parse_network
 from service.web.allow_list import AllowList, client_address
 
 PROXIES = [parse_network("10.0.0.0/8"), parse_network("fd00::/8"), parse_network("127.0.0.1")]

@@ -12,9 +12,10 @@ import orjson
 import pytest
 
 from service import cancellation
-from service.config import Livemode, Settings, parse_network
+from service.config import Livemode, Settings
 from service.errors import Unavailable, UnavailableReason
 from service.inbox.receiver import Receipt
+from service.parsers import parse_network
 from service.runtime.embedded_redis import EmbeddedServer
 from service.secret import Secret
 from service.storage.connections import Connections, connect

@@ -1,0 +1,73 @@
+"""One budget of requests to Stripe's API for each mode, shared by all processes of a deployment.
+
+The budget is in Redis (`take_request.lua`). Priorities decide who waits when it runs out: fetches
+of thin events take any request, the reconciler leaves a quarter of the burst, `backfill` a half.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from enum import Enum
+
+from redis.exceptions import RedisError
+
+from ..errors import Unavailable
+from ..storage.connections import Connections
+from ..storage.layout import Keys
+from ..storage.redis_errors import unavailable_reason
+from ..storage.scripts import Script
+
+_TAKE = Script(__package__, "take_request.lua")
+
+
+class Priority(Enum):
+    """Who asks; the value is the share of the burst that it leaves to others."""
+
+    FETCH = 0.0
+    RECONCILE = 0.25
+    BACKFILL = 0.5
+
+
+class RateLimiter:
+    """Lets requests pass at a limited rate, over all processes of the deployment.
+
+    Args:
+        connections: Open clients.
+        keys: The layout.
+        rate: Requests a second, for each mode. In the first second a quarter more may pass.
+    """
+
+    def __init__(self, connections: Connections, keys: Keys, rate: int) -> None:
+        self._connections = connections
+        self._keys = keys
+        self._rate = rate
+        self._burst = max(2, rate // 4)
+        # Of the callers in one process with one priority only the first asks Redis.
+        self._turns: defaultdict[tuple[bool, Priority], asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def wait(self, *, is_live: bool, priority: Priority) -> None:
+        """Wait until a request may be made; the caller sets a deadline.
+
+        Raises:
+            Unavailable: Redis did not answer.
+        """
+        call = (
+            [self._keys.api_rate(is_live=is_live)],
+            (self._rate, self._burst, priority.value * self._burst),
+        )
+        async with self._turns[is_live, priority]:
+            wait_us = await self._take(*call)
+            while wait_us:
+                await asyncio.sleep(wait_us / 1e6)
+                wait_us = await self._take(*call)
+
+    async def _take(self, keys: Sequence[str], arguments: Sequence[float]) -> int:
+        try:
+            wait_us: int = await self._connections.run_one(_TAKE, keys, arguments)
+        except (RedisError, OSError) as error:
+            reason = unavailable_reason(error)
+        else:
+            return wait_us
+        raise Unavailable(reason)
