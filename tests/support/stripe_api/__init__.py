@@ -16,6 +16,7 @@ from .accounts import API_VERSION, READ_ONLY, ApiKey, Permission, Scope
 from .destinations import Destination
 from .events import Event
 from .faults import Fault, broken, fail, too_many_requests
+from .lives import LIVES, final_states, live
 from .pushes import divide, lose_share
 from .receiver import Receiver
 from .serving import client_of, running, served
@@ -27,6 +28,7 @@ __all__ = [
     "API_VERSION",
     "CANARY",
     "CANARY_NUMBERS",
+    "LIVES",
     "READ_ONLY",
     "ApiKey",
     "Destination",
@@ -42,6 +44,8 @@ __all__ = [
     "client_of",
     "divide",
     "fail",
+    "final_states",
+    "live",
     "lose_share",
     "running",
     "served",

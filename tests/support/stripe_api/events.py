@@ -18,6 +18,10 @@ from .persons import redacted
 
 RETENTION_S: Final = 30 * 24 * 3600
 THIN_OBJECT: Final = "v2.core.event"
+_PERSONAL: Final = (
+    *("client_reference_id", "client_secret", "last_error", "provided_details", "url"),
+    "verified_outputs",
+)
 
 
 class Related(NamedTuple):
@@ -106,8 +110,10 @@ class Event:
         """Replace what is personal, as Stripe does once the session is redacted."""
         if self.session is not None:
             shown = dict(self.session)
-            names = ("client_reference_id", "client_secret", "last_error", "url")
-            shown |= {name: redacted(shown[name]) for name in names}
+            report = shown["last_verification_report"]
+            if isinstance(report, dict):
+                shown["last_verification_report"] = report["id"]
+            shown |= {name: redacted(shown[name]) for name in _PERSONAL if name in shown}
             self.session = shown | {"metadata": {}}
         self.changes = {when: redacted(values) for when, values in self.changes.items()}
 

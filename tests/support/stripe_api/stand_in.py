@@ -21,7 +21,7 @@ from .faults import Faults
 from .lifecycle import Lifecycle
 from .pushes import Pushes
 from .rate_limit import RateLimit
-from .sessions import SESSION_OBJECT, Session, session_object
+from .sessions import SESSION_OBJECT, Session, full_session_object, session_object
 from .tokens import Tokens
 
 
@@ -60,6 +60,8 @@ class StripeStandIn:
         list_lag_s: How long lists do not show events that are made from now on.
         makes_events: Whether changes make events from now on; Stripe very rarely fails to.
         makes_twins: Whether events that are made from now on have a snapshot form.
+        expands_everything: Whether events that are made from now on, and sessions that are read,
+            hold all that can be expanded, whatever was asked for.
         list_names_twin: Whether the list of thin events shows `snapshot_event`; whether Stripe's
             does is not known.
         requests: Every request so far.
@@ -84,6 +86,7 @@ class StripeStandIn:
         self.list_lag_s = 0.0
         self.makes_events = True
         self.makes_twins = True
+        self.expands_everything = False
         self.list_names_twin = False
         self.requests: list[Recorded] = []
 
@@ -153,7 +156,8 @@ class StripeStandIn:
             session.id, SESSION_OBJECT, f"/v1/identity/verification_sessions/{session.id}"
         )
         event = self._new_event(snapshot_type, session.scope, related, twin=self.makes_twins)
-        event.session = session_object(session, self.tokens)
+        rendered = full_session_object if self.expands_everything else session_object
+        event.session = rendered(session, self.tokens)
         event.changes, event.request = changes, request
         self.events.add(event)
         for destination in hearing:

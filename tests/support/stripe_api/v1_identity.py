@@ -94,7 +94,8 @@ def _show(call: Call, session: Session, wanted: frozenset[str]) -> dict[str, Any
     report, now = session.report, call.stand_in.clock.time()
     verified_at = report.created if report else None
     require_sensitive(wanted, call.key, call.scope, verified_at=verified_at, now=now)
-    return prune(full_session_object(session, call.stand_in.tokens), wanted, SESSION_PATHS)
+    full = full_session_object(session, call.stand_in.tokens)
+    return full if call.stand_in.expands_everything else prune(full, wanted, SESSION_PATHS)
 
 
 def _given(call: Call) -> dict[str, Any]:

@@ -152,10 +152,12 @@ def test_stripe_may_fail_to_make_an_event(stand_in: StripeStandIn) -> None:
 
 async def test_the_service_reads_every_form(stand_in: StripeStandIn) -> None:
     """Snapshots, notifications, sessions and reports with everything expanded."""
-    sessions = stand_in.sessions
+    sessions, stand_in.expands_everything = stand_in.sessions, True
     session_id = sessions.create(provided_details={"email": "a", "phone": "b"}).id
     sessions.submit(session_id)
     sessions.verify(session_id)
+    stand_in.expands_everything = False
+    assert "dob" in ((stand_in.events.all[-1].session or {})["verified_outputs"])
     for event in stand_in.events.all:
         snapshot = parse(payload(event.as_snapshot()))
         assert isinstance(snapshot, Event)
