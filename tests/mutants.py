@@ -23,7 +23,7 @@ from tests.planted import MUTANTS, Mutant
 ROOT = Path(__file__).parents[1]
 COPIED = ("service", "tests", "deploy", "pyproject.toml", "README.md", ".env.example")
 SIDE_BY_SIDE = 2
-# Far more than is needed. Who exceeds it says nothing about the bug, so it is not caught.
+# Far more than is needed. A run that exceeds it proves nothing, so the bug is not caught.
 MAX_S = 600
 MAX_HEALTHY_S = 1800
 RED = 1
@@ -44,12 +44,12 @@ def mutated(mutant: Mutant, root: Path = ROOT) -> str:
 
 
 def main(words: Sequence[str]) -> int:
-    """Hunt those whose bug or file holds one of *words*; print a table; return 1 if one lives."""
-    hunted = [one for one in MUTANTS if not words or any(w in one.bug + one.path for w in words)]
-    if not hunted:
+    """Run those whose bug or file holds one of *words*; print a table; return 1 if one survives."""
+    chosen = [one for one in MUTANTS if not words or any(w in one.bug + one.path for w in words)]
+    if not chosen:
         _say(f"no bug or file holds any of {words}")
         return 1
-    targets = sorted({target for one in hunted for target in one.tests.split()})
+    targets = sorted({target for one in chosen for target in one.tests.split()})
     with TemporaryDirectory(prefix="mutants-") as directory:
         healthy = _copied(Path(directory) / "healthy")
         verdict, red = _tested(healthy, targets, MAX_HEALTHY_S)
@@ -57,14 +57,14 @@ def main(words: Sequence[str]) -> int:
             _say(f"without any bug the tests are not green: {verdict} {red}")
             return 1
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-            numbered = [(Path(directory) / str(n), one) for n, one in enumerate(hunted)]
-            verdicts = list(pool.map(lambda pair: _hunted(*pair), numbered))
+            numbered = [(Path(directory) / str(n), one) for n, one in enumerate(chosen)]
+            verdicts = list(pool.map(lambda pair: _run(*pair), numbered))
     caught = sum(verdict == "caught" for verdict in verdicts)
-    _say(f"{caught} of {len(hunted)} caught")
-    return int(caught < len(hunted))
+    _say(f"{caught} of {len(chosen)} caught")
+    return int(caught < len(chosen))
 
 
-def _hunted(directory: Path, mutant: Mutant) -> str:
+def _run(directory: Path, mutant: Mutant) -> str:
     """Plant one bug in a copy, run its tests there, print a line, and return the verdict."""
     root = _copied(directory)
     (root / mutant.path).write_text(mutated(mutant, root), encoding="utf-8")

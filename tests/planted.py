@@ -1,6 +1,6 @@
 """The list of planted bugs, each one exact change of text; `mutants` hunts them.
 
-Whoever rewrites a line that is listed here writes its bug anew too.
+A change of a line that is listed here has to change its bug, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Mutant(NamedTuple):
         path: The file, from the root.
         old: What stands there, exactly once.
         new: What is put in its place.
-        tests: Who should notice, as pytest is told it, from `tests`.
+        tests: The tests that must fail, as arguments of pytest, relative to `tests`.
     """
 
     bug: str
@@ -99,14 +99,14 @@ MUTANTS = (
         "inbox/test_admission_failures.py::TestLostReplies",
     ),
     Mutant(
-        "the nonce is dropped: whoever asks again is a duplicate",
+        "the nonce is dropped: a repeated request is a duplicate",
         _ADMIT,
         "  if nonce ~= event.nonce then\n",
         "  if true then\n",
         "inbox/test_admission_machine.py",
     ),
     Mutant(
-        "every nonce is the same: every copy is told that it is the first",
+        "every nonce is the same: every copy is answered as the first",
         "service/inbox/admission.py",
         "                _nonce(),",
         '                b"constant",',
@@ -212,7 +212,7 @@ MUTANTS = (
         "inbox/test_admission_machine.py",
     ),
     Mutant(
-        "a full stream is made room in, where nobody has read yet",
+        "a full stream is trimmed where no group has read yet",
         _ADMIT,
         "  if redis.call('XLEN', stream) >= max_entries then return answer('full') end\n",
         "  redis.call('XTRIM', stream, 'MAXLEN', max_entries - 1)\n",
@@ -332,7 +332,7 @@ MUTANTS = (
         "storage/test_scripts.py::TestFsync",
     ),
     Mutant(
-        "what one connection was told holds for the next",
+        "what one connection has verified counts for the next",
         "service/storage/redis_connection.py",
         "        self.verified_needs = None\n",
         "        pass\n",

@@ -71,7 +71,7 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ProvidedDetails(HiddenRepr, frozen=True, kw_only=True, gc=False):
-    """What you told Stripe about the person. Only if expanded, never in an event."""
+    """What you have given Stripe about the person. Only if expanded, never in an event."""
 
     email: Secret[str] | None = None
     phone: Secret[str] | None = None

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,38 +183,11 @@ def logged(
         )
 
 
-# As `python -m service`, but each event makes a round trip of its own, at once.
-ALONE = """
-from service.inbox import admission
-from service.cli import main
-
-class Alone:
-    def __init__(self, fly, *, max_items):
-        self._fly = fly
-
-    def submit(self, item):
-        loop = admission.asyncio.get_running_loop()
-        reply = loop.create_future()
-        loop.create_task(self._answer(item, reply))
-        return reply
-
-    async def _answer(self, item, reply):
-        [answer] = await self._fly([item])
-        if not reply.done():
-            reply.set_result(answer)
-
-admission.Batcher = Alone
-main()
-"""
-
-
-def _service(
-    program: str, port: int, store: Server, directory: Path, **settings: str
-) -> subprocess.Popen[bytes]:
+def _service(port: int, store: Server, directory: Path) -> subprocess.Popen[bytes]:
     return Process(
         "serve",
         directory=directory,
-        program=program,
+        program="",
         REDIS_URL=store.url,
         STRIPE_WEBHOOK_SECRETS=SECRET.reveal().decode(),
         HOST="127.0.0.1",
@@ -223,7 +195,6 @@ def _service(
         ADMIN_PORT="0",
         DRAIN_S="0",
         LOG_FORMAT="json",
-        **settings,
     ).popen
 
 
@@ -238,6 +209,5 @@ def _count_nothing(client: redis.Redis) -> tuple[int, int]:
 
 ALL = {
     "bare": Candidate("bare ASGI application", _bare, _count_nothing),
-    "service": Candidate("this service", partial(_service, ""), _count_service),
-    "alone": Candidate("it without group commit", partial(_service, ALONE), _count_service),
+    "service": Candidate("this service", _service, _count_service),
 }

@@ -30,7 +30,7 @@ STEPS = 4
 SESSIONS_SIDE_BY_SIDE = 2000
 LAYOUTS = 16
 RUN_DEADLINE_S = 60
-# What is signed may be posted for 300 s; whoever runs needs some of them.
+# A signature is accepted for 300 s, of which a run needs some.
 FRESH_S = 150
 OLD_ENOUGH_S = 6 * 86_400
 
@@ -68,7 +68,7 @@ class Layout(NamedTuple):
     events: tuple[tuple[bytes, bytes], ...]
 
     def body(self, step: int, session: int) -> bytes:
-        """Return the body of *step* in the life of session number *session*."""
+        """Return the body of *step* of session number *session*."""
         event_id, body = self.events[step]
         named = body.replace(self.session_id, b"vs_1NuN4zLkdIwHu7ix%08d" % session)
         return named.replace(event_id, b"evt_1NuN4zLkdIwHu7ix%08d" % (session * STEPS + step))

@@ -89,7 +89,7 @@ def _spread(answers: Sequence[Answers], which: str) -> str:
 
 
 def _recovered_after_s(after: Answers) -> float:
-    """Return after how long nothing is refused, and nobody waits longer than ever."""
+    """Return the seconds until no request is refused and no response is slow."""
     tenths = after.found["tenths"]
     bad = [
         number

@@ -76,9 +76,6 @@ ALL = {
     "fastapi": Candidate(
         "FastAPI + stripe + redis", partial(_start_python, "fastapi_stripe"), _counted
     ),
-    "starlette": Candidate(
-        "Starlette + stripe + redis", partial(_start_python, "starlette_stripe"), _counted
-    ),
     "node": Candidate("Node fastify + stripe + ioredis", partial(_start_node, ""), _counted),
     "node_piped": Candidate("the same, auto-pipelining", partial(_start_node, "1"), _counted),
 }
@@ -87,7 +84,7 @@ ALL = {
 def missing() -> dict[str, str]:
     """Install what the peers need; return why each peer that cannot run cannot."""
     reasons: dict[str, str] = {}
-    for needed, names in ((_python, ("fastapi", "starlette")), (_node, ("node", "node_piped"))):
+    for needed, names in ((_python, ("fastapi",)), (_node, ("node", "node_piped"))):
         try:
             needed()
         except (OSError, subprocess.CalledProcessError) as error:

@@ -1,7 +1,7 @@
-"""Measures what a ledger of a million sessions costs: `python -m tests.bench.scale`.
+"""Measures the cost of a million session records: `python -m tests.bench.scale`.
 
-Two receivers are measured in turn, one on an empty ledger, one on a full one, whose sessions are
-put there by the real script, in pipelines. Also how long processes take to start, and their
+Two receivers are measured in turn, one on an empty Redis, one on a full one, whose sessions are
+admitted by the real script, in pipelines. Also how long processes take to start, and their
 memory. Asserts no time.
 """
 
@@ -50,17 +50,17 @@ def main() -> None:
         directory = Path(made)
         load = Load(directory, int((WARM_S + ROUNDS * SECONDS) * MAX_PER_S))
         known = [
-            Ledger(sessions, stack.enter_context(running(ALL["service"], directory / name)))
+            Receiver(sessions, stack.enter_context(running(ALL["service"], directory / name)))
             for name, sessions in (("empty", 0), ("full", SESSIONS))
         ]
         stack.enter_context(on_core(OTHERS_CORE))
         store = known[-1].service.store
         per_session, per_entry = _filled_whole(store)
         _fill(store, range(WHOLE_SESSIONS, SESSIONS), steps=1)
-        for ledger in known:
-            ledger.measure(load, WARM_S)
+        for receiver in known:
+            receiver.measure(load, WARM_S)
         # In turn: the machine is not always as fast.
-        costs = [[ledger.measure(load, SECONDS) for ledger in known] for _ in range(ROUNDS)]
+        costs = [[receiver.measure(load, SECONDS) for receiver in known] for _ in range(ROUNDS)]
         _compare(known, costs)
         _started(store, directory)
     _plan(per_session, per_entry, median(full.per_s for _, full in costs))
@@ -74,8 +74,8 @@ class Cost(NamedTuple):
     per_s: float
 
 
-class Ledger:
-    """A receiver, and how many sessions its ledger knows before the load begins."""
+class Receiver:
+    """A receiver, and how many session records its Redis has before the load begins."""
 
     def __init__(self, sessions: int, service: Running) -> None:
         self.sessions = sessions
@@ -99,12 +99,12 @@ class Ledger:
         return self.service.cpu_s, cpu_s(self.service.store.process.pid)
 
 
-def _compare(known: Sequence[Ledger], costs: Sequence[Sequence[Cost]]) -> None:
+def _compare(known: Sequence[Receiver], costs: Sequence[Sequence[Cost]]) -> None:
     """Say what each costs, and how the second compares with the first in the same round."""
-    for ledger, found in zip(known, zip(*costs, strict=True), strict=True):
+    for receiver, found in zip(known, zip(*costs, strict=True), strict=True):
         receiver_us, redis_us, per_s = (median(column) for column in zip(*found, strict=True))
         _say(
-            f"cost, {ledger.sessions:,} sessions known",
+            f"cost, {receiver.sessions:,} sessions known",
             f"{receiver_us:.1f} us; Redis {redis_us:.1f} us; {per_s:,.0f}/s",
         )
     shares: list[tuple[str, Callable[[Cost], float]]] = [

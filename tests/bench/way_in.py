@@ -67,16 +67,16 @@ def main() -> None:
 
 def _chosen(names: Sequence[str]) -> list[Candidate]:
     """Return the candidates called *names*, without those that cannot run here."""
-    everybody = candidates.ALL | rivals.ALL
+    every = candidates.ALL | rivals.ALL
     reasons = rivals.missing() if rivals.ALL.keys() & set(names) else {}
     for name, reason in reasons.items():
-        _say(f"NOT MEASURED: {everybody[name].name}: {reason}")
-    return [everybody[name] for name in names if name not in reasons]
+        _say(f"NOT MEASURED: {every[name].name}: {reason}")
+    return [every[name] for name in names if name not in reasons]
 
 
 def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser("tests.bench.way_in", description=__doc__)
-    parser.add_argument("--candidates", default="bare,service,node,node_piped,fastapi,starlette")
+    parser.add_argument("--candidates", default="bare,service,node,node_piped,fastapi")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6)
@@ -130,9 +130,9 @@ def _check(candidate: Candidate, running: Running, posted: Sequence[Answers]) ->
             words[word] += count
     with redis.Redis.from_url(running.store.url) as client:
         entries, ids = candidate.counted(client)
-    told = {word: words.pop(f'200 {{"outcome":"{word}"}}', 0) for word in OUTCOMES}
-    assert entries == told["admitted"], (entries, told)
-    assert ids == sum(told.values()) - told["duplicate"], (ids, told)
+    counts = {word: words.pop(f'200 {{"outcome":"{word}"}}', 0) for word in OUTCOMES}
+    assert entries == counts["admitted"], (entries, counts)
+    assert ids == sum(counts.values()) - counts["duplicate"], (ids, counts)
     assert not words, dict(words)
 
 

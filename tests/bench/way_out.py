@@ -223,8 +223,8 @@ def _latency(sandbox: Sandbox, directory: Path) -> None:
         assert answer.outcome == "admitted"
 
     random, began = Random(1), int(time.time()) - 86_400
-    lives = (lifecycle_events("verified", random=random, started_at=began) for _ in iter(int, 1))
-    posts = [WebhookRequest(body=next(lives)[0].body) for _ in range(EVENTS_PER_S * LATENCY_S)]
+    sessions = (lifecycle_events("verified", random=random, started_at=began) for _ in iter(int, 1))
+    posts = [WebhookRequest(body=next(sessions)[0].body) for _ in range(EVENTS_PER_S * LATENCY_S)]
     asyncio.run(
         send(
             posts, to=receiver.url, secret=SECRET, rate=EVENTS_PER_S, concurrency=64, progress=note
@@ -270,7 +270,7 @@ def _idle(sandbox: Sandbox, queues: Mapping[str, Broker]) -> None:
 
 def _memory(sandbox: Sandbox) -> None:
     """Watch two workers while their handlers get nothing away of what waits."""
-    # Quick enough to try, fail and bury without a pause.
+    # Quick enough to try, fail and dead-letter without a pause.
     hurry = {"RETRY_INITIAL_DELAY_S": "0.05", "RETRY_MAX_DELAY_S": "0.2", "RETRY_MAX_ATTEMPTS": "3"}
     workers = {
         "unreachable": _worker(sandbox, "unreachable", "subjects:unreachable", {}),

@@ -274,8 +274,8 @@ def test_exit_codes_of_send(sandbox: Sandbox) -> None:
         silent.bind(("127.0.0.1", 0))
         port = str(silent.getsockname()[1])
         refused = sandbox.invoke("send", "verified", "--json", PORT=port)
-    tries = (secret, address, nothing, unknown, refused)
-    assert [one.code for one in tries] == [2, 2, 2, 2, 1]
+    attempts = (secret, address, nothing, unknown, refused)
+    assert [one.code for one in attempts] == [2, 2, 2, 2, 1]
     for one, said in ((secret, b"no signing secret"), (address, b"URL")):
         assert said in one.err
         assert one.err.count(b"\n") == 1

@@ -41,7 +41,7 @@ from tests.support.mutating_client import (
     UNANSWERED,
     Attempt,
     Mutations,
-    exchange,
+    send_attempt,
 )
 from tests.support.waiting import until
 
@@ -198,7 +198,7 @@ async def attack(
         async with slots:
             attempt = mutations.next()
             sent = service.sent = b"".join(attempt.pieces)
-            answer = await exchange(service.port, attempt)
+            answer = await send_attempt(service.port, attempt)
             findings.requests += 1
             judge(answer, sent, findings)
 
@@ -206,7 +206,7 @@ async def attack(
         for _ in range(requests):
             tasks.create_task(one())
     body = event(id="evt_alive", session="vs_alive")
-    answer = await exchange(service.port, Attempt([request(body, signed(body))], ends=False))
+    answer = await send_attempt(service.port, Attempt([request(body, signed(body))], ends=False))
     if good not in answer:
         findings.faults.append(f"a good request was answered {answer!r:.200}")
     try:

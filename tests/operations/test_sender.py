@@ -146,8 +146,8 @@ def test_unshuffled(count: int, duplicates: float, seed: int) -> None:
     planned = plan(events, duplicates=duplicates, shuffle=False, random=Random(seed))
     firsts = dict.fromkeys(request.body for request in planned)
     assert list(firsts) == [event.body for event in events]
-    lanes = {event.body: event.session_id for event in events}
-    assert all(request.ordering_key == lanes[request.body] for request in planned)
+    sessions = {event.body: event.session_id for event in events}
+    assert all(request.ordering_key == sessions[request.body] for request in planned)
 
 
 def test_copies_lie_scattered() -> None:
@@ -209,8 +209,8 @@ async def test_session_order(endpoint: Endpoint) -> None:
     """The events of one session are sent one after the other, each after the last answer."""
     requests = plan(events_of(6), duplicates=0.3, shuffle=False, random=Random(3))
     await send(requests, to=endpoint.url, secret=SECRET, concurrency=8)
-    for lane in {request.ordering_key for request in requests}:
-        own = [request.body.decode() for request in requests if request.ordering_key == lane]
+    for session in {request.ordering_key for request in requests}:
+        own = [request.body.decode() for request in requests if request.ordering_key == session]
         steps = [step for step in endpoint.steps if step[1] in own]
         assert steps == [(word, body) for body in own for word in ("begun", "ended")]
 

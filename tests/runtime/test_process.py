@@ -213,7 +213,7 @@ def test_readiness_names_its_reason(sandbox: Sandbox) -> None:
 async def test_requests_beyond_the_limit_are_shed(sandbox: Sandbox) -> None:
     """With MAX_IN_FLIGHT requests in progress, another POST is answered 503 by the listener."""
     process = sandbox.start(
-        "serve", REDIS_PREFIX="door", MAX_IN_FLIGHT="1", ADMIT_DEADLINE_S="30"
+        "serve", REDIS_PREFIX="slots", MAX_IN_FLIGHT="1", ADMIT_DEADLINE_S="30"
     ).ready()
     body = event()
     post = request(body, signed(body), close=False)

@@ -23,7 +23,7 @@ from service.server.protocol import MAX_PIPELINED
 from service.storage.connections import Connections
 from tests.support.apps import webhook_app
 from tests.support.harness import WEBHOOK, event, listening, signed, talk
-from tests.support.mutating_client import ANSWER, Attempt, Mutations, exchange
+from tests.support.mutating_client import ANSWER, Attempt, Mutations, send_attempt
 
 DATE = re.compile(rb"date: [^\r]+\r\n")
 LAST = b"connection: close\r\n"
@@ -297,9 +297,9 @@ PATHS = {
     "dots": (post(start=b"POST /webhooks/../webhooks/stripe HTTP/1.1"), NOT_FOUND),
     "capitals": (post(start=b"POST /Webhooks/Stripe HTTP/1.1"), NOT_FOUND),
     "query": (post(start=b"POST /webhooks/stripe?a=b&c HTTP/1.1"), UNSIGNED),
-    "an unknown endpoint": (post(start=b"POST /webhooks/stripe/nobody HTTP/1.1"), UNKNOWN),
+    "an unknown endpoint": (post(start=b"POST /webhooks/stripe/unknown HTTP/1.1"), UNKNOWN),
     "another method on an unknown endpoint": (
-        get(b"GET /webhooks/stripe/nobody HTTP/1.1"),
+        get(b"GET /webhooks/stripe/unknown HTTP/1.1"),
         NOT_ALLOWED,
     ),
 }
@@ -453,7 +453,7 @@ async def test_no_state_reads_more_requests_than_another(
     async def answered(port: int) -> list[int]:
         async def one(attempt: Attempt) -> int:
             async with slots:
-                return len(ANSWER.findall(await exchange(port, attempt)))
+                return len(ANSWER.findall(await send_attempt(port, attempt)))
 
         # Above this number connections do not linger: some would miss their response.
         slots = asyncio.Semaphore(MAX_LINGERING)

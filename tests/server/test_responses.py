@@ -17,7 +17,7 @@ DATE = (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")
 LENGTH = (b"content-length", b"2")
 
 
-class Wire(asyncio.Transport):
+class RecordingTransport(asyncio.Transport):
     """A transport that keeps what is written."""
 
     def __init__(self) -> None:
@@ -38,16 +38,16 @@ class Wire(asyncio.Transport):
         return bool(self.closed)
 
 
-class Exchange:
-    """One request of uvicorn's, on a wire of its own."""
+class RunningRequest:
+    """One request of uvicorn's, on a transport of its own."""
 
     def __init__(self, method: str = "POST", *, keep_alive: bool = True) -> None:
-        self.wire = Wire()
+        self.transport = RecordingTransport()
         self.completed = 0
         self.cycle = RequestResponseCycle(
             scope={"type": "http", "method": method},  # type: ignore[typeddict-item]
-            transport=self.wire,
-            flow=FlowControl(self.wire),
+            transport=self.transport,
+            flow=FlowControl(self.transport),
             logger=logging.getLogger("uvicorn.error"),
             access_logger=logging.getLogger("uvicorn.access"),
             access_log=False,
@@ -77,7 +77,7 @@ class Exchange:
             await run(self.cycle.scope, self.cycle.receive, self.cycle.send)
         except RuntimeError as raised:
             error = str(raised)
-        return b"".join(self.wire.written), self.wire.closed, self.completed, error
+        return b"".join(self.transport.written), self.transport.closed, self.completed, error
 
 
 def start(status: int = 200, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
@@ -116,36 +116,36 @@ async def test_what_is_written_is_what_uvicorn_writes(
     messages: Sequence[Any], method: str, keep_alive: bool
 ) -> None:
     """The same bytes, the same end, the same error."""
-    ours = await Exchange(method, keep_alive=keep_alive).send(messages)
-    assert ours == await Exchange(method, keep_alive=keep_alive).send(messages, joined=False)
+    ours = await RunningRequest(method, keep_alive=keep_alive).send(messages)
+    assert ours == await RunningRequest(method, keep_alive=keep_alive).send(messages, joined=False)
 
 
 @pytest.mark.parametrize("messages", WHOLE.values(), ids=WHOLE)
 async def test_a_whole_response_is_one_write(messages: Sequence[Any]) -> None:
     """A process that is killed has sent the whole response or nothing of it."""
-    exchange = Exchange()
-    await exchange.send(messages[:1])
-    assert exchange.wire.written == []
-    exchange = Exchange()
-    await exchange.send(messages)
-    [_] = exchange.wire.written
-    assert exchange.completed == 1
+    request = RunningRequest()
+    await request.send(messages[:1])
+    assert request.transport.written == []
+    request = RunningRequest()
+    await request.send(messages)
+    [_] = request.transport.written
+    assert request.completed == 1
 
 
 async def test_a_body_that_may_come_or_not_ends_the_connection() -> None:
     """A client that waits for 100 Continue and is refused may send its body or not: close."""
-    exchange = Exchange()
-    exchange.cycle.more_body = True
-    written, closed, completed, _ = await exchange.send(WHOLE["with its length"])
+    request = RunningRequest()
+    request.cycle.more_body = True
+    written, closed, completed, _ = await request.send(WHOLE["with its length"])
     assert b"\r\nconnection: close\r\n" in written
     assert (closed, completed) == (1, 1)
 
 
 async def test_a_client_that_disconnected_is_sent_nothing() -> None:
     """Nothing is written to a connection that is gone."""
-    exchange = Exchange()
-    exchange.cycle.disconnected = True
-    assert await exchange.send(WHOLE["with its length"]) == (b"", 0, 0, "")
+    request = RunningRequest()
+    request.cycle.disconnected = True
+    assert await request.send(WHOLE["with its length"]) == (b"", 0, 0, "")
 
 
 async def test_an_application_that_fails_before_the_body_answers_500() -> None:
@@ -155,8 +155,8 @@ async def test_an_application_that_fails_before_the_body_answers_500() -> None:
         await send(start(200, LENGTH))
         raise ZeroDivisionError
 
-    exchange = Exchange()
-    await exchange.cycle.run_asgi(OneWriteApp(fails, exchange.cycle))
-    written = b"".join(exchange.wire.written)
+    request = RunningRequest()
+    await request.cycle.run_asgi(OneWriteApp(fails, request.cycle))
+    written = b"".join(request.transport.written)
     assert written.startswith(b"HTTP/1.1 500 ")
     assert written.count(b"HTTP/1.1") == 1

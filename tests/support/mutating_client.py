@@ -133,7 +133,7 @@ class Mutations:
         return [found[a:b] for a, b in zip([0, *cuts], [*cuts, len(found)], strict=True)]
 
 
-async def exchange(port: int, attempt: Attempt) -> bytes:
+async def send_attempt(port: int, attempt: Attempt) -> bytes:
     """Send a request; return everything received until the connection is closed."""
     answer = b""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""A wire between a client and Redis that a test can break: at a chosen request, or all at once.
+"""A proxy between a client and Redis that a test can break: at a chosen request, or all at once.
 
 A fault waits for a request that holds a given text (`EVALSHA`, say), so that the handshake of a
 new connection does not use it up. Relies on what every client here does: it waits for the reply

@@ -163,12 +163,12 @@ def _answers(port: str) -> Iterator[bytes]:
         f"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{CANARY}",
         f"GET / HTTP/1.1\r\nHost: x\r\nX: {CANARY * 9000}\r\n\r\n",
     ):
-        with socket.create_connection(("127.0.0.1", int(port))) as stranger:
-            stranger.sendall(raw.encode())
-            stranger.shutdown(socket.SHUT_WR)
-            stranger.settimeout(10)
+        with socket.create_connection(("127.0.0.1", int(port))) as client:
+            client.sendall(raw.encode())
+            client.shutdown(socket.SHUT_WR)
+            client.settimeout(10)
             try:
-                yield stranger.recv(65_536)
+                yield client.recv(65_536)
             except ConnectionError:
                 yield b""
 
@@ -268,7 +268,7 @@ def test_metadata_is_published_and_never_logged(run: Run) -> None:
 
 
 def test_the_run_was_worth_looking_at(run: Run) -> None:
-    """What may be seen is seen: outcomes, dead letters, sessions; and nobody fell over."""
+    """What may be published is: outcomes, dead letters, sessions; and no process failed."""
     for word in (b"admitted", b"duplicate", b"signature_mismatch", b"field_mistyped"):
         assert word in run.answers
     plain = re.sub(rb"\x1b\[[0-9;]*m", b"", run.output)

@@ -160,19 +160,19 @@ async def test_what_was_acknowledged_survives_kill_9(deployment: Deployment) -> 
     acknowledged: list[tuple[str, str]] = []
     limits = httpx2.Limits(max_connections=16)
 
-    async def post(client: httpx2.AsyncClient, lane: int) -> None:
+    async def post(client: httpx2.AsyncClient, sender: int) -> None:
         for number in range(10_000):
-            session, event_id = f"vs_kill{lane}_{number}", f"evt_kill{lane}_{number}"
+            session, event_id = f"vs_kill{sender}_{number}", f"evt_kill{sender}_{number}"
             body = event(id=event_id, session=session)
             response = await client.post(victim.url, content=body, headers=signed(body))
             if response.status_code == 200:
                 acknowledged.append((session, event_id))
 
     async with httpx2.AsyncClient(limits=limits) as client:
-        lanes = [asyncio.create_task(post(client, lane)) for lane in range(16)]
+        senders = [asyncio.create_task(post(client, sender)) for sender in range(16)]
         await until(lambda: len(acknowledged) >= 200)
         victim.popen.kill()
-        ended = await asyncio.gather(*lanes, return_exceptions=True)
+        ended = await asyncio.gather(*senders, return_exceptions=True)
     assert all(isinstance(one, httpx2.RequestError) for one in ended)
     with redis.Redis.from_url(deployment.sandbox.server.url) as asked:
         missing = [
@@ -188,9 +188,9 @@ async def test_a_batch_of_strangers_disturbs_nobody(deployment: Deployment) -> N
     bodies = [event(id=f"evt_mix{n}", session=f"vs_mix{n}") for n in range(30)]
     async with httpx2.AsyncClient() as client:
         url = deployment.receivers[0].url
-        strangers = [client.post(url, content=b"{}") for _ in range(30)]
+        malformed = [client.post(url, content=b"{}") for _ in range(30)]
         genuine, refused = await asyncio.gather(
-            post_all(client, url, bodies), asyncio.gather(*strangers)
+            post_all(client, url, bodies), asyncio.gather(*malformed)
         )
     assert {answer.content for answer in genuine} == {b'{"outcome":"admitted"}'}
     assert {answer.content for answer in refused} == {b'{"error":"signature_missing"}'}

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from importlib import import_module
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ QUEUES = ("redis_stream", "rabbitmq", "nats", "kafka", "sqs")
 KEYS = Keys("idv", 8)
 SESSIONS = int(os.environ.get("TEST_SESSIONS", "200"))
 DUPLICATES = 0.4
-LIVES_BEGAN_S = int(time.time()) - 5 * 86_400
+STARTED_AT = int(time.time()) - 5 * 86_400
 DEADLINE_S = 120 + SESSIONS / 2
 
 pytestmark = [
@@ -44,7 +44,7 @@ pytestmark = [
     pytest.mark.timeout(2 * DEADLINE_S),
 ]
 
-Lives = dict[str, list[SyntheticEvent]]
+Sessions = dict[str, list[SyntheticEvent]]
 
 
 class Run(NamedTuple):
@@ -60,8 +60,8 @@ class Run(NamedTuple):
         dead_letters: The number of dead letters.
     """
 
-    ordered: Lives
-    shuffled: Lives
+    ordered: Sessions
+    shuffled: Sessions
     outcomes: Mapping[str, int]
     admitted: Mapping[str, list[cloudevents.Message]]
     received: Mapping[str, list[Received]]
@@ -97,7 +97,7 @@ def _queues(running: ExitStack, directory: Path) -> tuple[dict[str, Broker], dic
 
 def _run(sandbox: Sandbox, queues: Mapping[str, Broker], absent: Mapping[str, str]) -> Run:
     random = Random(20)
-    ordered, shuffled = (_lives(random, SESSIONS // 2) for _ in range(2))
+    ordered, shuffled = (_sessions(random, SESSIONS // 2) for _ in range(2))
     settings = {"HANDLERS": ",".join(queues), "LEASE_TTL_S": "1", "ADMIT_DEADLINE_S": "30"}
     for queue in queues.values():
         settings |= queue.environ()
@@ -120,19 +120,19 @@ def _run(sandbox: Sandbox, queues: Mapping[str, Broker], absent: Mapping[str, st
     return Run(ordered, shuffled, outcomes, admitted, received, absent, dead)
 
 
-def _lives(random: Random, count: int) -> Lives:
-    lived = (
-        lifecycle_events(name, random=random, started_at=LIVES_BEGAN_S)
+def _sessions(random: Random, count: int) -> Sessions:
+    created = (
+        lifecycle_events(name, random=random, started_at=STARTED_AT)
         for name in islice(cycle(LIFECYCLES), count)
     )
-    return {events[0].session_id: events for events in lived}
+    return {events[0].session_id: events for events in created}
 
 
-async def _post(url: str, ordered: Lives, shuffled: Lives, random: Random) -> dict[str, int]:
+async def _post(url: str, ordered: Sessions, shuffled: Sessions, random: Random) -> dict[str, int]:
     """Post all events from two clients; return the number of responses with each outcome."""
 
-    def posting(lives: Lives, *, shuffle: bool) -> Coroutine[Any, Any, Summary]:
-        events = [event for life in lives.values() for event in life]
+    def posting(sessions: Sessions, *, shuffle: bool) -> Coroutine[Any, Any, Summary]:
+        events = [*chain.from_iterable(sessions.values())]
         deliveries = plan(events, duplicates=DUPLICATES, shuffle=shuffle, random=random)
         return send(deliveries, to=url, secret=SECRET, concurrency=16)
 
@@ -194,7 +194,7 @@ def _consumed(received: Iterable[Received]) -> dict[str, list[Received]]:
 
 def test_every_post_has_its_outcome(run: Run) -> None:
     """Each event is admitted or late, and each copy of it a duplicate."""
-    events = sum(len(life) for lives in (run.ordered, run.shuffled) for life in lives.values())
+    events = sum(map(len, chain(run.ordered.values(), run.shuffled.values())))
     assert run.outcomes["admitted"] + run.outcomes["late"] == events
     assert run.outcomes["duplicate"] == sum(run.outcomes.values()) - events
     assert run.outcomes["duplicate"] >= DUPLICATES * events - 1
@@ -203,13 +203,13 @@ def test_every_post_has_its_outcome(run: Run) -> None:
 
 def test_sessions_are_complete_or_end_right(run: Run) -> None:
     """Sessions posted in order keep every step; shuffled ones skip some, and end right."""
-    for session, life in run.ordered.items():
-        assert [one.id for one in run.admitted[session]] == [event.id for event in life]
-    for session, life in run.shuffled.items():
-        place = {event.id: n for n, event in enumerate(life)}
+    for session, events in run.ordered.items():
+        assert [one.id for one in run.admitted[session]] == [event.id for event in events]
+    for session, events in run.shuffled.items():
+        place = {event.id: n for n, event in enumerate(events)}
         places = [place[one.id] for one in run.admitted[session]]
         assert places == sorted(places)
-        assert places[-1] == len(life) - 1
+        assert places[-1] == len(events) - 1
 
 
 @pytest.mark.parametrize("queue", QUEUES)

@@ -357,12 +357,12 @@ async def test_endpoints_have_their_own_secrets(open_app: OpenApp) -> None:
     """Each endpoint accepts its own secrets only; during rotation, any of them."""
     old, new, acme = Secret(b"whsec_old"), Secret(b"whsec_new"), Secret(b"whsec_acme")
     async with open_app(secrets={"": (old, new), "acme": (acme,)}) as client:
-        tries = [
+        attempts = [
             (path, secret, await client.post(path, content=b"{}", headers=signed(b"{}", secret)))
             for path in (WEBHOOK, WEBHOOK + "/acme", WEBHOOK + "/ACME")
             for secret in (old, new, acme)
         ]
-    for path, secret, response in tries:
+    for path, secret, response in attempts:
         own = (secret is acme) == (path != WEBHOOK)
         error = "field_missing" if own else "signature_of_other_endpoint"
         assert (response.status_code, response.json()["error"]) == (400, error)
@@ -370,13 +370,13 @@ async def test_endpoints_have_their_own_secrets(open_app: OpenApp) -> None:
 
 async def test_another_endpoints_secret_is_named_as_such(open_app: OpenApp, log: Log) -> None:
     """A secret of another endpoint is named as the reason; an unknown secret is a mismatch."""
-    acme, stranger = Secret(b"whsec_acme"), Secret(b"whsec_stranger")
+    acme, unknown = Secret(b"whsec_acme"), Secret(b"whsec_unknown")
     async with open_app(secrets={"": (SECRET,), "acme": (acme,)}) as client:
         swapped = [
             await post_event(client, event(), signed(event(), acme)),
             await post_event(client, event(), path=WEBHOOK + "/acme"),
         ]
-        forged = await post_event(client, event(), signed(event(), stranger))
+        forged = await post_event(client, event(), signed(event(), unknown))
     for response in swapped:
         assert_response(response, 400, error="signature_of_other_endpoint")
     assert_response(forged, 400, error="signature_mismatch")

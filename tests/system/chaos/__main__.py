@@ -23,7 +23,7 @@ from service.cli import terminal
 from tests.system.chaos.faults import FAULTS
 from tests.system.chaos.mixes import LONG, SHORT
 from tests.system.chaos.needs import ConflictError, combined
-from tests.system.chaos.torment import Outcome, Plan, torment
+from tests.system.chaos.runner import Outcome, Plan, run
 
 MAX_SHOWN_PER_LAW = 5
 
@@ -40,7 +40,7 @@ MAX_SHOWN_PER_LAW = 5
 @click.option("--seconds", default=30.0, show_default=True, type=click.FloatRange(1, 3600),
               help="How long the load of a run lasts at least.")  # fmt: skip
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path),
-              help="Keep logs, journals and Redis's files there.")  # fmt: skip
+              help="Keep logs, call logs and Redis's files there.")  # fmt: skip
 @terminal.json_option
 def main(
     *,
@@ -53,8 +53,8 @@ def main(
     keep: Path | None,
     as_json: bool,
 ) -> None:
-    """Torment the service, and say which promises held. Without options: the long mix, once."""
-    # Told to end, it ends what it started first.
+    """Inject faults, and report which promises held. Without options: the long mixes, once."""
+    # On SIGTERM, end the processes of the run first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     first = Random().randrange(10**6) if seed is None else seed
     mixes = {"chosen": faults} if faults else (SHORT if short else LONG)
@@ -75,7 +75,7 @@ def main(
 
 
 def _possible(mix: Sequence[str]) -> tuple[str, ...]:
-    """Return the faults of a mix that can be had on this machine; say why the others cannot."""
+    """Return the faults of a mix that this machine can inject; report why it cannot the others."""
     try:
         combined(FAULTS[name].needs for name in mix)
     except ConflictError as error:
@@ -92,7 +92,7 @@ def _slug(name: str) -> str:
 
 
 def _run(name: str, plan: Plan, keep: Path | None) -> Outcome:
-    """Make one run, and say on the way what came of it."""
+    """Make one run, and report its violations."""
     click.echo(f"{name}, seed {plan.seed}: {', '.join(plan.faults)}", err=True)
     with tempfile.TemporaryDirectory(prefix="chaos-") as made:
         if keep:
@@ -100,7 +100,7 @@ def _run(name: str, plan: Plan, keep: Path | None) -> Outcome:
         directory = (
             tempfile.mkdtemp(prefix=f"{_slug(name)}-{plan.seed}-", dir=keep) if keep else made
         )
-        outcome = uvloop.run(torment(plan, Path(directory)))
+        outcome = uvloop.run(run(plan, Path(directory)))
     for law, violations in groupby(outcome.judgement.violations, key=lambda one: one.law):
         found = [violation.what for violation in violations]
         click.echo(f"BROKEN {law}, {len(found)} times:", err=True)
@@ -133,7 +133,7 @@ def _summary(name: str, outcome: Outcome) -> dict[str, object]:
 
 def _print_table(outcomes: Sequence[tuple[str, Outcome]]) -> None:
     columns = (
-        "mix seed faults events /s longest requests none 503 handed repeats dead lost restarts"
+        "mix seed faults events /s longest requests none 503 delivered repeats dead lost restarts"
     )
     rows = [columns.split(), *([str(cell) for cell in _row(*one)] for one in outcomes)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

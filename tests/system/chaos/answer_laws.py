@@ -1,6 +1,6 @@
-"""The laws of what clients hear: Stripe in time, strangers nothing good, probes always.
+"""The laws of responses: to Stripe in time, to hostile clients no success, to probes always.
 
-Each yields what breaks it.
+Each law yields its violations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_PROBE_S = 3.0
 
 
 def slow_acknowledgement(facts: Facts) -> Iterator[str]:
-    """What is first sent in a time of prompt acknowledgements is acknowledged promptly."""
+    """Events first sent within a bound's time are acknowledged within its limit."""
     for bound in facts.run.bounds:
         if bound.handlers:
             continue
@@ -35,9 +35,9 @@ def wrongly_expired(facts: Facts) -> Iterator[str]:
             yield f"{event.id} by {answer.receiver}"
 
 
-def stranger_mishandled(facts: Facts) -> Iterator[str]:
+def hostile_mishandled(facts: Facts) -> Iterator[str]:
     """A request that is not genuine gets no success, and no server error but 503."""
-    for answer in facts.run.strangers:
+    for answer in facts.run.hostile_responses:
         if answer.status < 300 or (answer.status >= 500 and answer.status != 503):
             yield f"{answer.status} for {answer.kind}"
 

@@ -1,113 +1,79 @@
-"""The one judge of a finished run: which of the promises it broke, by one word each. Pure.
+"""Judges a finished run: which laws it broke. Pure.
 
-Each law is a function from the facts of a run to what breaks it: `ledger_laws`, `answer_laws`,
-`delivery_laws`.
-What Redis was allowed to forget (in a fail-over that nobody waited for a replica before) is
-excused from the laws of loss, its session from those of order, and both are counted: what is lost
-must be explained.
+Each law is a function of `admission_laws`, `answer_laws` or `delivery_laws` that yields the
+violations in the facts of a run; its name is the word for them.
+
+Events that Redis was allowed to forget (in a fail-over without waiting for a replica, for example)
+are excused from the laws of loss, their sessions from those of order. Both are counted.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from enum import StrEnum
 from typing import NamedTuple
 
-from tests.system.chaos import answer_laws, delivery_laws, ledger_laws
+from tests.system.chaos import admission_laws, answer_laws, delivery_laws
 from tests.system.chaos.evidence import Run
-from tests.system.chaos.facts import PASSED_BY, Facts
-
-
-class Law(StrEnum):
-    """The laws, each by the word for its breaking."""
-
-    UNACKNOWLEDGED = "unacknowledged"
-    REFUSED = "genuine_refused"
-    BROKE_DOWN = "broke_down"
-    SLOW_ACKNOWLEDGEMENT = "slow_acknowledgement"
-    WRONGLY_EXPIRED = "wrongly_expired"
-    STRANGER_MISHANDLED = "stranger_mishandled"
-    NOT_LIVE = "not_live"
-    LOST = "lost"
-    NOT_DURABLE = "not_durable"
-    ADMITTED_TWICE = "admitted_twice"
-    WRONG_VERDICT = "wrong_verdict"
-    GAP = "gap"
-    NEEDLESS_EPOCH = "needless_epoch"
-    SHARED_SEQUENCE = "shared_sequence"
-    NOT_NEWEST = "not_newest"
-    UNDELIVERED = "undelivered"
-    UNKNOWN_DELIVERY = "unknown_delivery"
-    OUT_OF_ORDER = "out_of_order"
-    REPEAT_AHEAD = "repeat_ahead"
-    SLOW_DELIVERY = "slow_delivery"
-    CONSUMER_BEHIND = "consumer_behind"
-    BURIED_UNASKED = "buried_unasked"
-    UNSETTLED = "unsettled"
-    CANARY = "canary"
-    MEMORY = "memory_grew"
-    DESCRIPTORS = "descriptors_grew"
-    CONNECTIONS = "connections_grew"
-    UNCLEAN_END = "unclean_end"
+from tests.system.chaos.facts import NOT_RECORDED, Facts
 
 
 class Violation(NamedTuple):
-    """One broken promise: of which law, and where."""
+    """One violation: of which law, and where."""
 
-    law: Law
+    law: str
     what: str
 
 
 class Judgement(NamedTuple):
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        violations: Every breach found; none when all promises were kept.
-        counts: What was counted on the way, repeats and explained losses included.
+        violations: Every violation; none if all promises were kept.
+        counts: Numbers of events, answers, deliveries, repeats, excused losses and more.
     """
 
     violations: list[Violation]
     counts: Mapping[str, int]
 
 
+LAWS: tuple[Callable[[Facts], Iterator[str]], ...] = (
+    admission_laws.unacknowledged,
+    admission_laws.refused,
+    admission_laws.broke_down,
+    answer_laws.slow_acknowledgement,
+    answer_laws.wrongly_expired,
+    answer_laws.hostile_mishandled,
+    answer_laws.not_live,
+    admission_laws.lost,
+    admission_laws.not_durable,
+    admission_laws.admitted_twice,
+    admission_laws.wrong_outcome,
+    admission_laws.gap,
+    admission_laws.needless_epoch,
+    admission_laws.shared_sequence,
+    admission_laws.not_newest,
+    delivery_laws.undelivered,
+    delivery_laws.unknown_delivery,
+    delivery_laws.out_of_order,
+    delivery_laws.repeat_ahead,
+    delivery_laws.slow_delivery,
+    delivery_laws.consumer_behind,
+    delivery_laws.wrong_dead_letter,
+    delivery_laws.unsettled,
+    delivery_laws.canary,
+    delivery_laws.memory,
+    delivery_laws.descriptors,
+    delivery_laws.connections,
+    delivery_laws.unclean_end,
+)
+
+
 def judge(run: Run) -> Judgement:
     """Judge a finished run by every law."""
     facts = Facts(run)
-    found = [Violation(law, what) for law, breaches in _LAWS.items() for what in breaches(facts)]
+    found = [Violation(law.__name__, what) for law in LAWS for what in law(facts)]
     return Judgement(found, _counts(facts))
-
-
-_LAWS: dict[Law, Callable[[Facts], Iterator[str]]] = {
-    Law.UNACKNOWLEDGED: ledger_laws.unacknowledged,
-    Law.REFUSED: ledger_laws.refused,
-    Law.BROKE_DOWN: ledger_laws.broke_down,
-    Law.SLOW_ACKNOWLEDGEMENT: answer_laws.slow_acknowledgement,
-    Law.WRONGLY_EXPIRED: answer_laws.wrongly_expired,
-    Law.STRANGER_MISHANDLED: answer_laws.stranger_mishandled,
-    Law.NOT_LIVE: answer_laws.not_live,
-    Law.LOST: ledger_laws.lost,
-    Law.NOT_DURABLE: ledger_laws.not_durable,
-    Law.ADMITTED_TWICE: ledger_laws.admitted_twice,
-    Law.WRONG_VERDICT: ledger_laws.wrong_verdict,
-    Law.GAP: ledger_laws.gap,
-    Law.NEEDLESS_EPOCH: ledger_laws.needless_epoch,
-    Law.SHARED_SEQUENCE: ledger_laws.shared_sequence,
-    Law.NOT_NEWEST: ledger_laws.not_newest,
-    Law.UNDELIVERED: delivery_laws.undelivered,
-    Law.UNKNOWN_DELIVERY: delivery_laws.unknown_delivery,
-    Law.OUT_OF_ORDER: delivery_laws.out_of_order,
-    Law.REPEAT_AHEAD: delivery_laws.repeat_ahead,
-    Law.SLOW_DELIVERY: delivery_laws.slow_delivery,
-    Law.CONSUMER_BEHIND: delivery_laws.consumer_behind,
-    Law.BURIED_UNASKED: delivery_laws.buried_unasked,
-    Law.UNSETTLED: delivery_laws.unsettled,
-    Law.CANARY: delivery_laws.canary,
-    Law.MEMORY: delivery_laws.memory,
-    Law.DESCRIPTORS: delivery_laws.descriptors,
-    Law.CONNECTIONS: delivery_laws.connections,
-    Law.UNCLEAN_END: delivery_laws.unclean_end,
-}
 
 
 def _grown(run: Run) -> list[int]:
@@ -142,16 +108,16 @@ def _counts(facts: Facts) -> dict[str, int]:
         **{f"answered {word}": count for word, count in sorted(words.items())},
         **{f"delivered {handler}": len(taken) for handler, taken in facts.taken.items()},
         **repeats,
-        **{f"dead letters {handler}": len(each) for handler, each in run.letters.items()},
+        **{f"dead letters {handler}": len(each) for handler, each in run.dead_letters.items()},
         "most MiB grown": max(_grown(run), default=0),
         "deleted before delivery": len(missed),
         "excused sessions": len(facts.excused),
-        "excused sessions changed again": len(facts.excused & facts.moved_on()),
-        "strangers answered": len(run.strangers),
+        "excused sessions changed again": len(facts.excused & facts.changed_again()),
+        "hostile_clients answered": len(run.hostile_responses),
         "probes": len(run.probes),
         "forgotten": sum(
             event.id in facts.forgettable and not facts.is_known(event)
             for event in acknowledged
-            if not PASSED_BY & {*facts.words(event)}
+            if not NOT_RECORDED & {*facts.outcomes(event)}
         ),
     }

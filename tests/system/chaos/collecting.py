@@ -1,4 +1,4 @@
-"""Gathers what a finished run has left: journals, dead letters, the ledger, logs, readings."""
+"""Collects the evidence of a finished run: calls, dead letters, session records, logs, usage."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def transition_of(entry: Fields) -> Transition:
 
 
 def transitions(client: redis.Redis, keys: Keys) -> list[Transition]:
-    """Return what the streams hold."""
+    """Return the transitions in the streams."""
     streams = map(keys.transitions, range(keys.partitions))
     return [transition_of(entry) for stream in streams for entry in _entries(client, stream)]
 
 
-def taken(journals: Mapping[str, Sequence[Call]]) -> set[Transition]:
-    """Return what any handler took."""
-    calls = (call for each in journals.values() for call in each)
-    return {call.transition for call in calls if call.mark is Mark.TOOK}
+def taken(calls: Mapping[str, Sequence[Call]]) -> set[Transition]:
+    """Return the transitions that any handler accepted."""
+    every = (call for each in calls.values() for call in each)
+    return {call.transition for call in every if call.mark is Mark.TOOK}
 
 
-def letters(client: redis.Redis, keys: Keys, handler: str) -> list[DeadLetter]:
+def dead_letters(client: redis.Redis, keys: Keys, handler: str) -> list[DeadLetter]:
     """Return a handler's dead letters."""
     streams = [keys.dead_letters(partition, handler) for partition in range(keys.partitions)]
     return [
@@ -59,7 +59,7 @@ def letters(client: redis.Redis, keys: Keys, handler: str) -> list[DeadLetter]:
 
 
 def unsettled(client: redis.Redis, keys: Keys, handler: str) -> int:
-    """Return how many transitions a handler has not settled, those it has not read included."""
+    """Return how many transitions a handler has not acknowledged, unread ones included."""
     return sum(_unsettled(client, keys.transitions(p), handler) for p in range(keys.partitions))
 
 
@@ -76,7 +76,7 @@ def _unsettled(client: redis.Redis, stream: str, handler: str) -> int:
 
 
 def records(client: redis.Redis) -> dict[str, Record]:
-    """Return the whole ledger, by session."""
+    """Return every session record, by session id."""
     found = {}
     keys = client.scan_iter("idv:*:session:*", count=1000)
     while batch := list(itertools.islice(keys, 500)):
@@ -92,8 +92,8 @@ def _record(fields: Fields) -> Record:
     events = {}
     for name, value in fields.items():
         if name.startswith(b"evt_"):
-            letter, number, _ = value.decode().split(" ", 2)
-            events[name.decode()] = Remembered(OUTCOMES[letter], int(number))
+            word, number, _ = value.decode().split(" ", 2)
+            events[name.decode()] = Remembered(OUTCOMES[word], int(number))
     sequence, epoch, _, _, _ = fields.get(b"state", b"0 0 - - -").split()
     _, latest, latest_id = fields.get(b"latest", b"- 0 -").split()
     length, words = fields.get(b"status", b"0 ").split(b" ", 1)
@@ -107,26 +107,26 @@ def _record(fields: Fields) -> Record:
     )
 
 
-def journal(path: Path) -> list[Call]:
-    """Return what a sink wrote down; the last line may have been cut off with its writer."""
+def calls(path: Path) -> list[Call]:
+    """Return the calls in a sink's call log."""
     if not path.exists():
         return []
-    calls = []
+    found = []
     for line in path.read_bytes().splitlines():
-        told = orjson.loads(line)
-        place = Place(told["session_id"], told["epoch"], told["sequence"])
-        transition = Transition(place, told["event_id"], told["current"])
-        calls.append(Call(Mark(told["mark"]), transition, told["at"]))
-    return calls
+        fields = orjson.loads(line)
+        place = Place(fields["session_id"], fields["epoch"], fields["sequence"])
+        transition = Transition(place, fields["event_id"], fields["current"])
+        found.append(Call(Mark(fields["mark"]), transition, fields["at"]))
+    return found
 
 
 def texts(directory: Path, answers: Sequence[bytes]) -> dict[str, bytes]:
-    """Return everything that was written anywhere, by where."""
+    """Return all text that the run has written, by where."""
     found = {"answers": b"\n".join(answers)}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             where = path.relative_to(directory).parts[0]
-            kind = "log" if where == "logs" else "redis" if where[:6] == "redis-" else "journal"
+            kind = "log" if where == "logs" else "redis" if where[:6] == "redis-" else "calls"
             found[f"{kind} {path.relative_to(directory)}"] = path.read_bytes()
     return found
 

@@ -1,6 +1,6 @@
-"""The laws of the way out, and of what a run leaves behind: in sinks, texts and processes.
+"""The laws of delivery, and of what a run leaves behind: texts, memory, files, exit codes.
 
-Each yields what breaks it.
+Each law yields its violations.
 """
 
 from __future__ import annotations
@@ -11,40 +11,40 @@ from collections.abc import Iterator, Sequence
 from tests.system.chaos.evidence import Call, Mark, Place, Transition
 from tests.system.chaos.facts import Facts
 
-# How much more may be held, once all is quiet, than early in the run: pools keep what they opened,
-# and the allocator what hundreds of requests in hand at once have taken.
+# The allowed growth from early in the run to its quiet end: pools keep their connections, and the
+# allocator keeps the memory of hundreds of concurrent requests.
 MEMORY_GROWTH_MIB = 48.0
 DESCRIPTOR_GROWTH = 40
 CONNECTION_GROWTH = 60
-# An entry is tried alone after two deaths; that many it must have had a part in.
+# An entry is quarantined after two deaths of its worker, and dead-lettered after the third.
 FEWEST_EXITS = 3
 
 
 def undelivered(facts: Facts) -> Iterator[str]:
-    """Each handler took each transition, or it is a dead letter, or an operator deleted it."""
+    """Each transition was accepted by each handler, is its dead letter, or was deleted."""
     wanted = {*facts.run.transitions} - {*facts.run.deleted}
     for handler, taken in facts.taken.items():
-        done = {one.place for one in taken} | facts.buried.get(handler, set())
+        done = {one.place for one in taken} | facts.dead_lettered.get(handler, set())
         for one in wanted:
             if one.place not in done and one.place.session_id not in facts.excused:
                 yield f"{one.event_id} to {handler}"
 
 
 def unknown_delivery(facts: Facts) -> Iterator[str]:
-    """Nothing is handed over that is not on the streams."""
-    for handler, calls in facts.journals():
+    """Only transitions of the streams are delivered."""
+    for handler, calls in facts.calls_by_handler():
         for one in {call.transition for call in calls} - facts.transitions:
             yield f"{one.event_id} to {handler}"
 
 
 def out_of_order(facts: Facts) -> Iterator[str]:
-    """No call begins before what comes before it in its session is taken or buried."""
+    """A call begins only after the earlier ones of its session are accepted or dead-lettered."""
     places: dict[str, list[Place]] = defaultdict(list)
     for one in facts.transitions:
         places[one.place.session_id].append(one.place)
     deleted = {one.place for one in facts.run.deleted}
-    for handler, calls in facts.journals():
-        done = facts.buried.get(handler, set()) | deleted
+    for handler, calls in facts.calls_by_handler():
+        done = facts.dead_lettered.get(handler, set()) | deleted
         for mark, one, _ in calls:
             missing = [p for p in places[one.place.session_id] if p < one.place and p not in done]
             if missing:
@@ -54,7 +54,7 @@ def out_of_order(facts: Facts) -> Iterator[str]:
 
 
 def repeat_ahead(facts: Facts) -> Iterator[str]:
-    """What comes again is not above what its session's consumer has seen."""
+    """A repeated delivery has no place above those that the consumer has seen."""
     for handler, taken in facts.taken.items():
         last: dict[str, Place] = {}
         seen: set[str] = set()
@@ -69,14 +69,14 @@ def repeat_ahead(facts: Facts) -> Iterator[str]:
 
 
 def slow_delivery(facts: Facts) -> Iterator[str]:
-    """What is acknowledged in a time of prompt deliveries is delivered promptly.
+    """Events acknowledged within a bound's time are delivered within its limit.
 
-    Sessions that the handler itself held up, with a failure or a refusal, may wait.
+    Sessions whose handler failed or refused a call may wait.
     """
     deleted = {one.place for one in facts.run.deleted}
     for bound in facts.run.bounds:
         for handler in bound.handlers:
-            calls = facts.run.journals.get(handler, ())
+            calls = facts.run.calls.get(handler, ())
             taken_at, held_up = _taken_at(calls), _held_up(calls)
             for one in facts.transitions:
                 acknowledged_at = facts.acknowledged_at(one.event_id)
@@ -105,18 +105,20 @@ def _held_up(calls: Sequence[Call]) -> set[str]:
 
 
 def consumer_behind(facts: Facts) -> Iterator[str]:
-    """A consumer that follows the README's rule ends with the ledger's status of each session.
+    """A consumer that follows the README's rule ends with the recorded status of each session.
 
-    So it does although Redis has forgotten something that the consumer saw, as soon as the session
-    has changed again.
+    Where Redis forgot a transition that the consumer saw, this holds after the next change.
     """
-    moved_on, deleted = facts.moved_on(), {one.place.session_id for one in facts.run.deleted}
+    changed_again, deleted = (
+        facts.changed_again(),
+        {one.place.session_id for one in facts.run.deleted},
+    )
     for handler, taken in facts.taken.items():
         believed = _consumed(taken)
-        buried = {place.session_id for place in facts.buried.get(handler, ())}
+        dead_lettered = {place.session_id for place in facts.dead_lettered.get(handler, ())}
         for session_id, record in facts.run.records.items():
-            is_settled = session_id not in buried | deleted
-            is_known = session_id not in facts.excused or session_id in moved_on
+            is_settled = session_id not in dead_lettered | deleted
+            is_known = session_id not in facts.excused or session_id in changed_again
             if not (record.sequence and is_settled and is_known):
                 continue
             if believed.get(session_id) != record.status:
@@ -124,7 +126,7 @@ def consumer_behind(facts: Facts) -> Iterator[str]:
 
 
 def _consumed(taken: Sequence[Transition]) -> dict[str, str]:
-    """Return each session's status by the rule: what is not above the last place is ignored."""
+    """Return each session's status by the rule: ignore what is not above the last place."""
     last: dict[str, tuple[int, int]] = {}
     believed: dict[str, str] = {}
     for one in taken:
@@ -135,30 +137,30 @@ def _consumed(taken: Sequence[Transition]) -> dict[str, str]:
     return believed
 
 
-def buried_unasked(facts: Facts) -> Iterator[str]:
-    """A dead letter is what its sink refused, failed often enough at, or died of."""
-    for handler, letters in facts.run.letters.items():
+def wrong_dead_letter(facts: Facts) -> Iterator[str]:
+    """A dead letter was refused by its sink, failed often enough, or ended its worker."""
+    for handler, dead_letters in facts.run.dead_letters.items():
         marks = Counter(
-            (call.mark, call.transition.place) for call in facts.run.journals.get(handler, ())
+            (call.mark, call.transition.place) for call in facts.run.calls.get(handler, ())
         )
-        for letter in letters:
-            place = letter.transition.place
+        for dead_letter in dead_letters:
+            place = dead_letter.transition.place
             enough = {
                 "exhausted": marks[Mark.FAILED, place] >= facts.run.attempts,
                 "killed_worker": marks[Mark.EXITED, place] >= FEWEST_EXITS,
             }
-            asked = enough.get(letter.reason, marks[Mark.REFUSED, place] > 0)
-            if handler in facts.run.steadfast or not asked:
-                yield f"{letter.transition.event_id} to {handler}, {letter.reason}"
+            asked = enough.get(dead_letter.reason, marks[Mark.REFUSED, place] > 0)
+            if handler in facts.run.steady or not asked:
+                yield f"{dead_letter.transition.event_id} to {handler}, {dead_letter.reason}"
 
 
 def unsettled(facts: Facts) -> Iterator[str]:
-    """In the end no handler has anything left to do."""
+    """In the end no handler has unacknowledged transitions."""
     yield from (f"{count} of {name}" for name, count in facts.run.unsettled.items() if count)
 
 
 def canary(facts: Facts) -> Iterator[str]:
-    """No secret is anywhere, and what may be published is only where it may be."""
+    """Each canary is only in the places that it may be in; a secret's in none."""
     for word, places in facts.run.canaries.items():
         for where, text in facts.run.texts.items():
             if word in text and not where.startswith(places):
@@ -166,7 +168,7 @@ def canary(facts: Facts) -> Iterator[str]:
 
 
 def memory(facts: Facts) -> Iterator[str]:
-    """A process's memory comes back to about where it was."""
+    """The memory of a process does not grow."""
     for process, before in facts.run.before.items():
         grown = facts.run.after[process].memory_mib - before.memory_mib
         if grown > MEMORY_GROWTH_MIB:
@@ -174,7 +176,7 @@ def memory(facts: Facts) -> Iterator[str]:
 
 
 def descriptors(facts: Facts) -> Iterator[str]:
-    """So do its open files and sockets, but for what its pools keep open."""
+    """The open files of a process do not grow."""
     for process, before in facts.run.before.items():
         grown = facts.run.after[process].descriptors - before.descriptors
         if grown > DESCRIPTOR_GROWTH:
@@ -182,12 +184,12 @@ def descriptors(facts: Facts) -> Iterator[str]:
 
 
 def connections(facts: Facts) -> Iterator[str]:
-    """So do Redis's connections."""
+    """The connections to Redis do not grow."""
     before, after = facts.run.connections
     if after - before > CONNECTION_GROWTH:
         yield f"from {before} to {after}"
 
 
 def unclean_end(facts: Facts) -> Iterator[str]:
-    """A process told to end ends with 0."""
+    """A process that gets SIGTERM exits with 0."""
     yield from (f"{process} with {code}" for process, code in facts.run.exits.items() if code)

@@ -1,6 +1,6 @@
-"""What is known of a finished run: plain facts, as clients, sinks, Redis and the system told them.
+"""The evidence of a finished run, from clients, sinks, Redis and the system. Times: Unix seconds.
 
-Nothing here says what should be: `checker` judges, `collecting` gathers. Times are Unix seconds.
+`collecting` gathers it, `checker` judges it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """One event as it was sent, reduced to what its place in its session's life depends on."""
+    """One event that was sent, reduced to the fields that decide about its order and outcome."""
 
     id: str
     session_id: str
@@ -25,7 +25,7 @@ class Event(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One request with an event, and what was heard of it; no status when nothing was."""
+    """One request with an event, and its response; without status if there was none."""
 
     event_id: str
     receiver: str
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a transition stands among those of its session."""
+    """The place of a transition among those of its session."""
 
     session_id: str
     epoch: int
@@ -57,7 +57,7 @@ class Transition(NamedTuple):
 
 
 class Mark(StrEnum):
-    """What a sink noted of a call: that it began, or how it ended."""
+    """A stage of a call that a sink logs: that it began, or how it ended."""
 
     BEGAN = "began"
     TOOK = "took"
@@ -67,7 +67,7 @@ class Mark(StrEnum):
 
 
 class Call(NamedTuple):
-    """One line of a sink's journal, and when it was written."""
+    """One line of a sink's call log, and when it was written."""
 
     mark: Mark
     transition: Transition
@@ -75,7 +75,7 @@ class Call(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """One dead letter, as Redis holds it."""
+    """One dead letter in Redis."""
 
     transition: Transition
     reason: str
@@ -83,14 +83,14 @@ class DeadLetter(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """What the ledger says was decided about one event."""
+    """The recorded outcome of one event."""
 
     outcome: str
     sequence: int
 
 
 class Record(NamedTuple):
-    """What the ledger holds of one session."""
+    """One session's record in Redis."""
 
     status: str
     order_key: int
@@ -101,14 +101,14 @@ class Record(NamedTuple):
 
 
 class Crash(NamedTuple):
-    """A moment at which Redis ended, and the event ids that it knew when it was back."""
+    """A moment at which Redis ended, and the event ids that it had after its restart."""
 
     at: float
     survived: frozenset[str]
 
 
 class Window(NamedTuple):
-    """A time in which Redis itself could forget what it had acknowledged, and why."""
+    """A time in which Redis was allowed to forget what it had acknowledged, and why."""
 
     since: float
     until: float
@@ -116,14 +116,14 @@ class Window(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """A time in which events were acknowledged or delivered promptly, or a promise was broken.
+    """A time in which events have to be acknowledged or delivered promptly.
 
     Attributes:
         since: From when on events count: by their first request, or by their acknowledgement.
         until: Up to when.
         within_s: How long each may take.
-        cause: Why that was in doubt.
-        handlers: The handlers whose deliveries are meant; without any, acknowledgements are.
+        cause: The fault that might prevent it.
+        handlers: The handlers whose deliveries are meant; acknowledgements if there are none.
     """
 
     since: float
@@ -142,15 +142,15 @@ class Probe(NamedTuple):
     status: int | None
 
 
-class StrangerAnswer(NamedTuple):
-    """The status of one response to a client that had nothing genuine to send."""
+class HostileResponse(NamedTuple):
+    """The status of one response to a hostile client."""
 
     kind: str
     status: int
 
 
 class Reading(NamedTuple):
-    """What one process uses."""
+    """The memory and the open files of one process."""
 
     memory_mib: float
     descriptors: int
@@ -163,33 +163,33 @@ class Run:
     Attributes:
         events: All that was sent, by id.
         answers: Every request.
-        journals: What each handler's sink wrote down, in order.
-        letters: Each handler's dead letters.
-        transitions: What the streams hold, and what was taken from streams that are trimmed.
-        deleted: What an operator deleted from the streams.
-        records: The ledger, by session.
-        unsettled: How many transitions each handler's group has not settled.
-        crashes: When Redis ended without warning, and what it still knew.
-        rollbacks: When Redis was allowed to forget.
-        bounds: When acknowledgements or deliveries had to be prompt.
+        calls: The calls of each handler's sink, in order.
+        dead_letters: Each handler's dead letters.
+        transitions: Those in the streams; where streams are trimmed, also those that were accepted.
+        deleted: Transitions that an operator deleted from the streams.
+        records: The session records, by session id.
+        unsettled: How many transitions each handler has not acknowledged.
+        crashes: Unexpected ends of Redis.
+        rollbacks: Times in which Redis was allowed to forget.
+        bounds: Times in which acknowledgements or deliveries had to be prompt.
         probes: Requests for `/livez`.
-        strangers: Responses to clients that sent nothing genuine.
-        skewed: Receivers whose clock was wrong.
-        steadfast: Handlers that refused and failed nothing.
-        attempts: After how many failures a handler's transition may be buried.
+        hostile_responses: Responses to hostile clients.
+        skewed: Receivers with a wrong clock.
+        steady: Handlers that accept everything.
+        attempts: After how many failures a transition may be dead-lettered.
         horizon_s: How old an event may be.
-        before: What each process that lived through the run used early in it.
-        after: The same when all was quiet again.
+        before: What each process that lasted through the run used early in it.
+        after: The same at the quiet end.
         connections: How many connections Redis had, early and in the end.
-        exits: How processes ended that were told to end.
-        texts: Everything that was written anywhere, by where.
-        canaries: Words that may be nowhere; for each, the places (by how they begin) it may be in.
+        exits: Exit codes of processes that got SIGTERM.
+        texts: All text that the run has written, by where.
+        canaries: Words, and the prefixes of the texts that each may be in.
     """
 
     events: Mapping[str, Event]
     answers: Sequence[Answer]
-    journals: Mapping[str, Sequence[Call]]
-    letters: Mapping[str, Sequence[DeadLetter]]
+    calls: Mapping[str, Sequence[Call]]
+    dead_letters: Mapping[str, Sequence[DeadLetter]]
     transitions: Sequence[Transition]
     records: Mapping[str, Record]
     deleted: Sequence[Transition] = ()
@@ -198,9 +198,9 @@ class Run:
     rollbacks: Sequence[Window] = ()
     bounds: Sequence[Bound] = ()
     probes: Sequence[Probe] = ()
-    strangers: Sequence[StrangerAnswer] = ()
+    hostile_responses: Sequence[HostileResponse] = ()
     skewed: frozenset[str] = frozenset()
-    steadfast: frozenset[str] = frozenset()
+    steady: frozenset[str] = frozenset()
     attempts: int = 10
     horizon_s: int = 35 * 86_400
     before: Mapping[str, Reading] = field(default_factory=dict)

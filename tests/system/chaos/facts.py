@@ -1,4 +1,4 @@
-"""A run, with what several laws need to know of it worked out once. Judges nothing."""
+"""A run, and what several laws derive from it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from tests.system.chaos.evidence import Answer, Call, Event, Mark, Run, Transition, Window
 
-# Of what was answered with these words the ledger keeps nothing.
-PASSED_BY = frozenset({"expired", "ignored"})
+# The outcomes of events that no record keeps.
+NOT_RECORDED = frozenset({"expired", "ignored"})
 
 
 class Facts:
-    """A run, with what several laws need to know of it worked out once."""
+    """A run, and what several laws derive from it, computed once."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -34,27 +34,27 @@ class Facts:
         self.excused = {run.events[event_id].session_id for event_id in self.forgettable}
         self.taken = {
             handler: [call.transition for call in calls if call.mark is Mark.TOOK]
-            for handler, calls in run.journals.items()
+            for handler, calls in run.calls.items()
         }
-        self.buried = {
-            handler: {letter.transition.place for letter in letters}
-            for handler, letters in run.letters.items()
+        self.dead_lettered = {
+            handler: {one.transition.place for one in dead_letters}
+            for handler, dead_letters in run.dead_letters.items()
         }
 
     def events(self) -> Iterator[Event]:
-        """Yield the events whose sessions nothing excuses."""
+        """Yield the events of sessions that are not excused."""
         yield from (one for one in self.run.events.values() if one.session_id not in self.excused)
 
-    def words(self, event: Event) -> list[str]:
-        """Return what was said to an event, without the word for what is known already."""
-        said = (answer.word or "" for answer in self.acknowledged.get(event.id, ()))
-        return [word for word in said if word != "duplicate"]
+    def outcomes(self, event: Event) -> list[str]:
+        """Return the outcomes of an event but `duplicate`."""
+        words = (answer.word or "" for answer in self.acknowledged.get(event.id, ()))
+        return [word for word in words if word != "duplicate"]
 
     def kept(self) -> Iterator[Event]:
-        """Yield the events that were acknowledged and that nobody may have forgotten."""
+        """Yield the acknowledged events that Redis was never allowed to forget."""
         for event_id in self.acknowledged.keys() - self.forgettable:
             event = self.run.events[event_id]
-            if not PASSED_BY & {*self.words(event)}:
+            if not NOT_RECORDED & {*self.outcomes(event)}:
                 yield event
 
     def acknowledged_at(self, event_id: str) -> float:
@@ -62,8 +62,8 @@ class Facts:
         answers = self.acknowledged.get(event_id, ())
         return min((answer.answered_at for answer in answers), default=float("inf"))
 
-    def moved_on(self) -> set[str]:
-        """Return the sessions that were changed after the last time Redis could forget."""
+    def changed_again(self) -> set[str]:
+        """Return the sessions that changed after the last time at which Redis could forget."""
         return {
             self.run.events[answer.event_id].session_id
             for answer in self.run.answers
@@ -71,23 +71,23 @@ class Facts:
         }
 
     def is_known(self, event: Event) -> bool:
-        """Say whether the ledger remembers an event."""
+        """Say whether its session's record has an event."""
         record = self.run.records.get(event.session_id)
         return record is not None and event.id in record.events
 
-    def journals(self) -> Iterator[tuple[str, list[Call]]]:
-        """Yield each handler's calls for the sessions that nothing excuses."""
-        for handler, calls in self.run.journals.items():
+    def calls_by_handler(self) -> Iterator[tuple[str, list[Call]]]:
+        """Yield each handler's calls for sessions that are not excused."""
+        for handler, calls in self.run.calls.items():
             yield (
                 handler,
                 [one for one in calls if one.transition.place.session_id not in self.excused],
             )
 
-    def ways_out(self) -> Iterator[Transition]:
-        """Yield every transition as anybody saw it, where nothing excuses its session."""
-        letters = (letter.transition for each in self.run.letters.values() for letter in each)
-        calls = (call.transition for each in self.run.journals.values() for call in each)
-        for one in {*self.transitions, *letters, *calls}:
+    def deliveries(self) -> Iterator[Transition]:
+        """Yield every transition, in streams, dead letters and calls, of sessions not excused."""
+        dead_letters = (one.transition for each in self.run.dead_letters.values() for one in each)
+        calls = (call.transition for each in self.run.calls.values() for call in each)
+        for one in {*self.transitions, *dead_letters, *calls}:
             if one.place.session_id not in self.excused:
                 yield one
 

@@ -1,4 +1,4 @@
-"""Redis servers that can die, come back, lose their disk or get an older one."""
+"""Redis servers that can die, restart, lose their disk or get an older copy of it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FOLLOW_DEADLINE_S = 30.0
 
 
 class RedisHost:
-    """One server with a directory and a port of its own, that can die and come back.
+    """One server with a directory and a port of its own.
 
     Attributes:
-        link: What it reaches its primary through, if it is a replica.
+        link: The proxy to its primary, if it is a replica.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class RedisHost:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self, *options: str) -> None:
-        """Start it on what its directory holds."""
+        """Start it on the data in its directory."""
         policy = ("--appendonly", "yes", "--appendfsync", self._appendfsync)
         ours = (*policy, "--rdbcompression", "no", *options)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class RedisHost:
         return hasattr(self, "server") and self.server.process.poll() is None
 
     def kill(self) -> None:
-        """End it at once, whatever it was about to do."""
+        """Kill it."""
         self.server.process.kill()
         self._running.close()
 
@@ -90,7 +90,7 @@ class RedisHost:
         shutil.copytree(self.directory / "appendonlydir", to)
 
     def restore(self, copy: Path) -> None:
-        """Put an older copy of the append-only file in the place of what it has."""
+        """Replace its append-only file by an older copy."""
         shutil.rmtree(self.directory / "appendonlydir")
         copy.rename(self.directory / "appendonlydir")
 
@@ -99,5 +99,5 @@ class RedisHost:
         shutil.rmtree(self.directory)
 
     def close(self) -> None:
-        """End it for good."""
+        """Stop it."""
         self._running.close()

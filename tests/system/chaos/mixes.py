@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from tests.system.chaos.faults import ANYWHERE, FAULTS, WIRED
+from tests.system.chaos.faults import ANYWHERE, FAULTS, PROXIED
 
 _ANYWHERE = tuple(name for name, fault in FAULTS.items() if fault.needs == ANYWHERE)
-_WIRED = tuple(name for name, fault in FAULTS.items() if fault.needs == WIRED)
+_PROXIED = tuple(name for name, fault in FAULTS.items() if fault.needs == PROXIED)
 
 # The same few runs for every change, in about three minutes.
 SHORT = {
     "processes": (
-        *("worker-killed", "worker-stopped", "worker-rolled"),
-        *("receiver-killed", "receivers-rolled", "clock-skewed"),
+        *("worker-killed", "worker-stopped", "worker-restarted"),
+        *("receiver-killed", "receivers-restarted", "clock-skewed"),
         *("redis-killed", "scripts-flushed", "redis-stopped", "redis-filled"),
         *("sink-down", "sink-refuses-oddly", "sink-hangs", "sink-fails-in-groups"),
     ),
-    "wire": (
+    "proxy": (
         *("replies-lost", "connections-reset", "failed-over", "demoted"),
         *("worker-killed", "receiver-killed"),
         *("sink-exits", "sink-lags"),
     ),
-    "disk, clock, strangers": (
+    "disk, clock, hostile clients": (
         *("slow-disk", "redis-clock-days-ahead"),
-        *("output-stalled", "strangers", "sink-refuses"),
+        *("output-stalled", "hostile-clients", "sink-refuses"),
     ),
 }
 
 LONG = {
     "everything": _ANYWHERE,
-    "wire": (*_WIRED, *_WIRED, "redis-killed", "worker-stopped", "receiver-killed", "sink-lags"),
+    "proxy": (
+        *_PROXIED,
+        *_PROXIED,
+        "redis-killed",
+        "worker-stopped",
+        "receiver-killed",
+        "sink-lags",
+    ),
     "failed over": (
         *("failed-over", "demoted", "failed-over", "demoted"),
         *("worker-killed", "receiver-killed", "sink-down"),
@@ -44,6 +51,6 @@ LONG = {
     ),
     "full streams": ("streams-filled", "worker-killed", "receiver-killed"),
     "failing sessions": ("sessions-fail",),
-    "strangers": ("strangers", "strangers", "output-stalled", "sink-lags"),
+    "hostile clients": ("hostile-clients", "hostile-clients", "output-stalled", "sink-lags"),
     "poison": ("sink-poisoned", "worker-stopped", "receiver-killed"),
 }

@@ -1,4 +1,4 @@
-"""What a fault asks of the deployment that it happens to, and how the needs of several combine."""
+"""What a fault needs of the deployment, and how the needs of several faults combine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Needs:
     """What a deployment must be.
 
     Attributes:
-        wire: Processes reach Redis through a proxy, at one address.
+        proxy: Whether processes reach Redis through a proxy.
         replicas: How many replicas there are.
         durability: The setting DURABILITY, if it matters.
         appendfsync: Redis's setting of that name, if it matters.
@@ -29,7 +29,7 @@ class Needs:
         settings: Further settings of the service.
     """
 
-    wire: bool = False
+    proxy: bool = False
     replicas: int = 0
     durability: str = ""
     appendfsync: str = ""
@@ -39,24 +39,24 @@ class Needs:
 
     @property
     def missing(self) -> str:
-        """Why this machine cannot provide it, in a few words; empty if it can."""
+        """Why this machine cannot provide it; empty if it can."""
         slow_disk = preloads.SlowDisk.missing() if self.slow_disk else ""
         clock = preloads.Clock.missing() if self.clock else ""
         return slow_disk or clock
 
 
 def combined(needs: Iterable[Needs]) -> Needs:
-    """Return what satisfies all *needs*.
+    """Return the needs that satisfy all *needs*.
 
     Raises:
-        ConflictError: Nothing does.
+        ConflictError: There are none.
     """
     return reduce(_both, needs, Needs())
 
 
 def _both(one: Needs, other: Needs) -> Needs:
     return Needs(
-        wire=one.wire or other.wire,
+        proxy=one.proxy or other.proxy,
         replicas=max(one.replicas, other.replicas),
         durability=_agreed("DURABILITY", one.durability, other.durability),
         appendfsync=_agreed("appendfsync", one.appendfsync, other.appendfsync),

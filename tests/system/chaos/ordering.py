@@ -1,6 +1,6 @@
-"""The rules of ordering, written a second time from their description, for the checker alone.
+"""The rules of ordering, written a second time from their description, for the checker.
 
-No code of the service's is used: what both have wrong, only a reader can find.
+It uses no code of the service, so that a mistake there cannot hide itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SKEW_S = 5
 
 
 class Position(NamedTuple):
-    """Where an event stands in the life of its session; the greater is the later."""
+    """The order of an event within its session; the greater is the later."""
 
     redaction: int
     created: int
@@ -27,25 +27,25 @@ class Position(NamedTuple):
 
     @property
     def order_key(self) -> int:
-        """The position as the ledger keeps it: one number, eleven digits of it for the time."""
+        """The position as records store it: one number, with eleven digits for the time."""
         return int(f"{self.redaction}{self.created:011}{self.step}")
 
 
 class State(NamedTuple):
-    """What must be known of a session to judge the next event.
+    """The state of a session that decides about the next event.
 
     Attributes:
         latest: The position of the latest event that was not late.
         result: That of the latest result that was not late.
         is_from_step: Whether the last event that was not late is a step.
-        substance: What a later event must differ in to be news.
-        status: What the session is.
+        content: The fields of which one must differ in a later event that changes the session.
+        status: The status of the session.
     """
 
     latest: Position
     result: Position | None
     is_from_step: bool
-    substance: tuple[str | None, ...]
+    content: tuple[str | None, ...]
     status: str
 
 
@@ -55,34 +55,34 @@ def is_ours(event: Event) -> bool:
 
 
 def is_step(event: Event) -> bool:
-    """Say whether an event tells that something began, not how it ended."""
+    """Say whether an event is a step (something began) and not a result."""
     return event.type == PREFIX + "created" or event.status == "processing"
 
 
 def position(event: Event) -> Position:
-    """Return the place of *event*, by itself."""
+    """Return the position of *event*."""
     redaction = {"redacted": 2, "processing": 1}.get(_redaction(event) or "", 0)
     step = STEP_RANKS.get(event.type.removeprefix(PREFIX), OTHER_STEP_RANK)
     return Position(redaction, event.created, step, event.id)
 
 
 def current(event: Event) -> str:
-    """Return what the session is by *event*."""
+    """Return the status of the session after *event*."""
     return "redacted" if _redaction(event) == "redacted" else event.status
 
 
-def substance(event: Event) -> tuple[str | None, ...]:
-    """Return what must differ between two events for the later one to be news."""
+def content(event: Event) -> tuple[str | None, ...]:
+    """Return the fields of which one must differ in a later event that changes the session."""
     return event.status, _redaction(event), event.error, event.report
 
 
 def verdict(state: State | None, event: Event) -> str:
-    """Return what must be said to an event that is not known yet and not too old."""
+    """Return the outcome of an event that is new and not too old."""
     if state is None:
         return "admitted"
     if _is_late(state, event):
         return "late"
-    return "unchanged" if substance(event) == state.substance else "admitted"
+    return "unchanged" if content(event) == state.content else "admitted"
 
 
 def after(state: State | None, event: Event) -> State:
@@ -93,7 +93,7 @@ def after(state: State | None, event: Event) -> State:
         latest=max(place, state.latest) if state else place,
         result=result if is_step(event) else place,
         is_from_step=is_step(event),
-        substance=substance(event),
+        content=content(event),
         status=current(event),
     )
 

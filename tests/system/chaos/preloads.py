@@ -1,6 +1,6 @@
 """Libraries that Redis is started with: a disk that can be slow, a clock that can be stepped.
 
-Both are told what to do by a file, so that a run can change it while Redis works.
+A file controls each of them, so that a run can change it while Redis works.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SLOW_DISK_SOURCE = r"""
 #include <time.h>
 #include <unistd.h>
 
-static void wait_as_told(void) {
+static void wait_as_configured(void) {
     char milliseconds[16] = {0};
     int file = open(getenv("SLOW_DISK_FILE"), O_RDONLY);
     if (file < 0) return;
@@ -33,12 +33,12 @@ static void wait_as_told(void) {
 }
 
 int fdatasync(int file) {
-    wait_as_told();
+    wait_as_configured();
     return ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(file);
 }
 
 int fsync(int file) {
-    wait_as_told();
+    wait_as_configured();
     return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(file);
 }
 """
@@ -74,7 +74,7 @@ class SlowDisk:
 
     @staticmethod
     def missing() -> str:
-        """Why it cannot be had, or nothing."""
+        """Why it is not available; empty if it is."""
         return "" if shutil.which("gcc") else "gcc is not installed"
 
     def delay(self, seconds: float) -> None:
@@ -98,7 +98,7 @@ class Clock:
 
     @staticmethod
     def missing() -> str:
-        """Why it cannot be had, or nothing."""
+        """Why it is not available; empty if it is."""
         return "" if LIBRARIES else "libfaketime is not installed"
 
     def step(self, seconds: float) -> None:

@@ -1,6 +1,6 @@
-"""Faults of the service's processes: they die, stand still, are rolled, or cannot write.
+"""Faults of the service's processes: they die, stop, are restarted, or cannot write.
 
-Each function makes its fault so and ends when it is over.
+Each function injects its fault and returns when it is over.
 """
 
 from __future__ import annotations
@@ -16,99 +16,101 @@ from random import Random
 import httpx2
 
 from tests.support import servers
-from tests.system.chaos.evidence import Bound, Probe, StrangerAnswer
-from tests.system.chaos.places import Place
-from tests.system.chaos.scene import LEASE_TTL_S, SKEWED, STEADFAST, Scene
-from tests.system.chaos.strangers import besieging
+from tests.system.chaos.deployment import LEASE_TTL_S, SKEWED, STEADY, Deployment
+from tests.system.chaos.evidence import Bound, HostileResponse, Probe
+from tests.system.chaos.hostile_clients import attacking
+from tests.system.chaos.instances import Instance
 from tests.system.chaos.stripe_client import Stripe
 
 PAST_THE_LEASE_S = 2.5 * LEASE_TTL_S
 STOPPED_S, SKEW_S = 3.0, 5.0
-OUTPUT_STALL_S, SIEGE_S = 12.0, 10.0
+OUTPUT_STALL_S, ATTACK_S = 12.0, 10.0
 PROBE_INTERVAL_S, PROBE_TIMEOUT_S = 0.3, 4.0
 # How long events may take while all output is stalled: as long as at other times.
 PROMPT_S = 6.0
 
 
-async def worker_killed(scene: Scene, stripe: Stripe, random: Random) -> None:
+async def worker_killed(deployment: Deployment, stripe: Stripe, random: Random) -> None:
     """A worker dies at once."""
-    random.choice(scene.of("work")).kill()
+    random.choice(deployment.of("work")).kill()
 
 
-async def worker_stopped(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """A worker stands still for longer than its leases, and goes on as if nothing had been."""
-    await _frozen(random.choice(scene.of("work")), PAST_THE_LEASE_S)
+async def worker_stopped(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """A worker stops for longer than its leases last, and continues."""
+    await _frozen(random.choice(deployment.of("work")), PAST_THE_LEASE_S)
 
 
-async def worker_rolled(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """A worker is told to end and started anew."""
-    await _rolled(scene, random.choice(scene.of("work")))
+async def worker_restarted(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """A worker gets SIGTERM and is started again."""
+    await _restarted(deployment, random.choice(deployment.of("work")))
 
 
-async def receiver_killed(scene: Scene, stripe: Stripe, random: Random) -> None:
+async def receiver_killed(deployment: Deployment, stripe: Stripe, random: Random) -> None:
     """A receiver dies at once."""
-    random.choice(scene.of("serve")).kill()
+    random.choice(deployment.of("serve")).kill()
 
 
-async def receiver_stopped(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """A receiver stands still."""
-    await _frozen(random.choice(scene.of("serve")), STOPPED_S)
+async def receiver_stopped(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """A receiver stops for a while."""
+    await _frozen(random.choice(deployment.of("serve")), STOPPED_S)
 
 
-async def receivers_rolled(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """Every receiver is told to end and started anew, one after the other."""
-    for place in scene.of("serve"):
-        await _rolled(scene, place)
+async def receivers_restarted(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """Every receiver gets SIGTERM and is started again, one after the other."""
+    for instance in deployment.of("serve"):
+        await _restarted(deployment, instance)
 
 
-async def clock_skewed(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """A third receiver joins whose clock is far ahead: it refuses, and is not ready."""
-    place = Place(f"skewed{len(scene.skewed)}", "serve", port=servers.free_port(), program=SKEWED)
-    await scene.start(place)
-    stripe.receivers[place.name] = place.port
+async def clock_skewed(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """A third receiver has a clock that is far ahead: it rejects events, and is not ready."""
+    instance = Instance(
+        f"skewed{len(deployment.skewed)}", "serve", port=servers.free_port(), program=SKEWED
+    )
+    await deployment.start(instance)
+    stripe.receivers[instance.name] = instance.port
     await asyncio.sleep(SKEW_S)
     async with httpx2.AsyncClient() as client:
-        ready = await client.get(f"http://127.0.0.1:{place.port}/readyz")
+        ready = await client.get(f"http://127.0.0.1:{instance.port}/readyz")
     if ready.status_code == 503:
-        scene.skewed.add(place.name)
-    del stripe.receivers[place.name]
-    await scene.end(place)
+        deployment.skewed.add(instance.name)
+    del stripe.receivers[instance.name]
+    await deployment.end(instance)
 
 
-async def output_stalled(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """Nobody reads what the processes write, as when a node's log driver hangs."""
+async def output_stalled(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """No process reads the logs, as when a node's log driver hangs."""
     began = time.time()
-    async with _probing(scene), contextlib.AsyncExitStack() as stalled:
-        for place in scene.places.values():
-            stalled.enter_context(place.reader.stalled())
+    async with _probing(deployment), contextlib.AsyncExitStack() as stalled:
+        for instance in deployment.instances.values():
+            stalled.enter_context(instance.reader.stalled())
         await asyncio.sleep(OUTPUT_STALL_S)
-    # What is first sent near the end would tell nothing: it has time until reading goes on.
+    # Events sent near the end may be answered after reading continues, so they prove nothing.
     until = time.time() - PROMPT_S
-    for handlers in ((), tuple(STEADFAST)):
-        scene.bounds.append(Bound(began, until, PROMPT_S, "output stalled", handlers))
+    for handlers in ((), tuple(STEADY)):
+        deployment.bounds.append(Bound(began, until, PROMPT_S, "output stalled", handlers))
 
 
-async def strangers(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """Strangers come to every receiver, with more connections than it has room for."""
+async def hostile_clients(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """Hostile clients open more connections to every receiver than it allows."""
 
-    def heard(kind: str, status: int) -> None:
-        scene.strangers.append(StrangerAnswer(kind, status))
+    def note(kind: str, status: int) -> None:
+        deployment.hostile_responses.append(HostileResponse(kind, status))
 
-    async with contextlib.AsyncExitStack() as sieges:
+    async with contextlib.AsyncExitStack() as attacks:
         for port in stripe.receivers.values():
-            await sieges.enter_async_context(besieging(port, heard))
-        await asyncio.sleep(SIEGE_S)
+            await attacks.enter_async_context(attacking(port, note))
+        await asyncio.sleep(ATTACK_S)
 
 
 @asynccontextmanager
-async def _probing(scene: Scene) -> AsyncIterator[None]:
-    """Ask every process whether it is alive, again and again."""
+async def _probing(deployment: Deployment) -> AsyncIterator[None]:
+    """Probe every process's `/livez` again and again."""
     ports = {
-        place.name: place.port or place.admin_port
-        for place in scene.places.values()
-        if place.process.popen.poll() is None
+        instance.name: instance.port or instance.admin_port
+        for instance in deployment.instances.values()
+        if instance.process.popen.poll() is None
     }
-    probing = [asyncio.create_task(_probe(scene, *one)) for one in ports.items()]
+    probing = [asyncio.create_task(_probe(deployment, *one)) for one in ports.items()]
     try:
         yield
     finally:
@@ -117,18 +119,18 @@ async def _probing(scene: Scene) -> AsyncIterator[None]:
         await asyncio.gather(*probing, return_exceptions=True)
 
 
-async def _probe(scene: Scene, name: str, port: int) -> None:
+async def _probe(deployment: Deployment, name: str, port: int) -> None:
     async with httpx2.AsyncClient(timeout=PROBE_TIMEOUT_S) as client:
         while True:
             at, status = time.time(), None
             with contextlib.suppress(httpx2.HTTPError):
                 status = (await client.get(f"http://127.0.0.1:{port}/livez")).status_code
-            scene.probes.append(Probe(name, at, time.time() - at, status))
+            deployment.probes.append(Probe(name, at, time.time() - at, status))
             await asyncio.sleep(PROBE_INTERVAL_S)
 
 
-async def _frozen(place: Place, seconds: float) -> None:
-    process = place.process.popen
+async def _frozen(instance: Instance, seconds: float) -> None:
+    process = instance.process.popen
     process.send_signal(signal.SIGSTOP)
     try:
         await asyncio.sleep(seconds)
@@ -136,6 +138,6 @@ async def _frozen(place: Place, seconds: float) -> None:
         process.send_signal(signal.SIGCONT)
 
 
-async def _rolled(scene: Scene, place: Place) -> None:
-    await scene.end(place)
-    await scene.start(place)
+async def _restarted(deployment: Deployment, instance: Instance) -> None:
+    await deployment.end(instance)
+    await deployment.start(instance)

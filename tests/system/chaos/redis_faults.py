@@ -1,6 +1,6 @@
-"""Faults of the one Redis, of its disk and its clock, and of the wire to it.
+"""Faults of one Redis, of its disk, its clock and the connections to it.
 
-Each function makes its fault so and ends when it is over.
+Each function injects its fault and returns when it is over.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import time
 from random import Random
 
 from service.storage.scripts import Script
-from tests.support.proxy import Fault as WireFault
+from tests.support.proxy import Fault as ProxyFault
 from tests.support.waiting import until
 from tests.system.chaos.collecting import transition_of
+from tests.system.chaos.deployment import HANDLERS, STEADY, Deployment
 from tests.system.chaos.evidence import Bound, Window
-from tests.system.chaos.scene import HANDLERS, STEADFAST, Scene
-from tests.system.chaos.sinks import Mood
+from tests.system.chaos.sinks import Behavior
 from tests.system.chaos.stripe_client import Stripe
 
 FULL_S, STOPPED_S, SLOW_S = 3.0, 3.0, 3.0
@@ -36,146 +36,148 @@ FILL_DEADLINE_S, SETTLED_AFTER_S, FULL_PROMPT_S = 60.0, 10.0, 8.0
 STREAM_CAP = 40
 
 
-async def redis_killed(scene: Scene, stripe: Stripe, random: Random) -> None:
+async def redis_killed(deployment: Deployment, stripe: Stripe, random: Random) -> None:
     """Redis dies at once and is started again on its append-only file."""
     at = time.time()
-    scene.primary.kill()
+    deployment.primary.kill()
     await asyncio.sleep(random.uniform(0.2, 1.5))
-    await asyncio.to_thread(scene.primary.start)
-    await scene.redis_died(at)
+    await asyncio.to_thread(deployment.primary.start)
+    await deployment.redis_died(at)
 
 
-async def redis_stopped(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """Redis stands still."""
-    os.kill(scene.primary.server.process.pid, signal.SIGSTOP)
+async def redis_stopped(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """Redis stops for a while."""
+    os.kill(deployment.primary.server.process.pid, signal.SIGSTOP)
     try:
         await asyncio.sleep(random.uniform(1, STOPPED_S))
     finally:
-        os.kill(scene.primary.server.process.pid, signal.SIGCONT)
+        os.kill(deployment.primary.server.process.pid, signal.SIGCONT)
 
 
-async def redis_filled(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """Redis is full: nothing more is admitted, and what is there is worked off."""
-    with scene.client() as client:
+async def redis_filled(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """Redis is full: it takes no events, and workers go on."""
+    with deployment.client() as client:
         client.config_set("maxmemory", "1mb")
         await asyncio.sleep(FULL_S)
         client.config_set("maxmemory", "0")
 
 
-async def scripts_flushed(scene: Scene, stripe: Stripe, random: Random) -> None:
+async def scripts_flushed(deployment: Deployment, stripe: Stripe, random: Random) -> None:
     """Redis forgets every script."""
-    with scene.client() as client:
+    with deployment.client() as client:
         client.script_flush()
 
 
-async def leases_deleted(scene: Scene, stripe: Stripe, random: Random) -> None:
+async def leases_deleted(deployment: Deployment, stripe: Stripe, random: Random) -> None:
     """An operator deletes the leases of half the partitions."""
-    with scene.client() as client:
-        for partition in random.sample(range(scene.keys.partitions), scene.keys.partitions // 2):
-            client.delete(*(scene.keys.lease(partition, name) for name in HANDLERS))
+    with deployment.client() as client:
+        for partition in random.sample(
+            range(deployment.keys.partitions), deployment.keys.partitions // 2
+        ):
+            client.delete(*(deployment.keys.lease(partition, name) for name in HANDLERS))
 
 
-async def stream_deleted(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """An operator deletes a partition's stream, with all that nobody has read."""
-    stream = scene.keys.transitions(random.randrange(scene.keys.partitions))
-    with scene.client() as client:
+async def stream_deleted(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """An operator deletes a partition's stream, unread transitions included."""
+    stream = deployment.keys.transitions(random.randrange(deployment.keys.partitions))
+    with deployment.client() as client:
         pipeline = client.pipeline(transaction=True)
         pipeline.xrange(stream)
         pipeline.delete(stream)
         entries, _ = pipeline.execute()
-    scene.deleted += [transition_of(entry) for _, entry in entries]
+    deployment.deleted += [transition_of(entry) for _, entry in entries]
 
 
-async def slow_disk(scene: Scene, stripe: Stripe, random: Random) -> None:
+async def slow_disk(deployment: Deployment, stripe: Stripe, random: Random) -> None:
     """Redis dies three times while its disk is slow, and may lose nothing."""
-    assert scene.disk
+    assert deployment.disk
     for _ in range(3):
-        scene.disk.delay(SLOW_SYNC_S)
+        deployment.disk.delay(SLOW_SYNC_S)
         await asyncio.sleep(random.uniform(2.0, 3.0))
-        await _killed(scene)
+        await _killed(deployment)
 
 
-async def busy_disk(scene: Scene, stripe: Stripe, random: Random) -> None:
+async def busy_disk(deployment: Deployment, stripe: Stripe, random: Random) -> None:
     """Redis dies while a busy disk makes `everysec` postpone its writes."""
-    assert scene.disk
-    scene.disk.delay(BUSY_DISK_S)
+    assert deployment.disk
+    deployment.disk.delay(BUSY_DISK_S)
     await asyncio.sleep(random.uniform(5.0, 7.0))
-    died_at = await _killed(scene)
+    died_at = await _killed(deployment)
     window = Window(died_at - POSTPONED_S, died_at, "a busy disk with `everysec`")
-    scene.rollbacks.append(window)
+    deployment.rollbacks.append(window)
 
 
-async def _killed(scene: Scene) -> float:
+async def _killed(deployment: Deployment) -> float:
     """Kill Redis and start it on a disk that is fast again; return when it died."""
     died_at = time.time()
-    scene.primary.kill()
-    if scene.disk:
-        scene.disk.delay(0)
-    await asyncio.to_thread(scene.primary.start)
-    await scene.redis_died(died_at)
+    deployment.primary.kill()
+    if deployment.disk:
+        deployment.disk.delay(0)
+    await asyncio.to_thread(deployment.primary.start)
+    await deployment.redis_died(died_at)
     return died_at
 
 
-async def clock_stepped(scene: Scene, stripe: Stripe, random: Random) -> None:
+async def clock_stepped(deployment: Deployment, stripe: Stripe, random: Random) -> None:
     """Redis's clock steps back by minutes as a worker dies, and forward as another does."""
-    assert scene.clock
+    assert deployment.clock
     for step_s in (-STEP_S, 0.0):
-        scene.clock.step(step_s)
-        random.choice(scene.of("work")).kill()
-        await _watched(scene, "Redis's clock stepped")
+        deployment.clock.step(step_s)
+        random.choice(deployment.of("work")).kill()
+        await _watched(deployment, "Redis's clock stepped")
 
 
-async def clock_days_ahead(scene: Scene, stripe: Stripe, random: Random) -> None:
+async def clock_days_ahead(deployment: Deployment, stripe: Stripe, random: Random) -> None:
     """Redis's clock is 40 days ahead for a while; as it steps back, a worker dies."""
-    assert scene.clock
-    scene.clock.step(DAYS_AHEAD_S)
+    assert deployment.clock
+    deployment.clock.step(DAYS_AHEAD_S)
     await asyncio.sleep(AHEAD_S)
-    scene.clock.step(0)
-    random.choice(scene.of("work")).kill()
-    await _watched(scene, "Redis's clock was days ahead")
+    deployment.clock.step(0)
+    random.choice(deployment.of("work")).kill()
+    await _watched(deployment, "Redis's clock was days ahead")
 
 
-async def _watched(scene: Scene, cause: str) -> None:
+async def _watched(deployment: Deployment, cause: str) -> None:
     """Ask for prompt acknowledgements and deliveries from now on for a while."""
     began = time.time()
     await asyncio.sleep(WATCHED_S)
-    for handlers in ((), tuple(STEADFAST)):
-        scene.bounds.append(Bound(began, time.time(), RECOVERY_S, cause, handlers))
+    for handlers in ((), tuple(STEADY)):
+        deployment.bounds.append(Bound(began, time.time(), RECOVERY_S, cause, handlers))
 
 
-async def restored(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """Redis dies and comes back with an older copy of its data, as a replica that was behind."""
+async def restored(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """Redis dies and returns with an older copy of its data, like a replica that was behind."""
     copied_at = time.time()
-    copy = scene.directory / f"copy-{copied_at}"
-    await asyncio.to_thread(scene.primary.copy, copy)
+    copy = deployment.directory / f"copy-{copied_at}"
+    await asyncio.to_thread(deployment.primary.copy, copy)
     await asyncio.sleep(COPY_AGE_S)
     died_at = time.time()
-    scene.primary.kill()
-    scene.primary.restore(copy)
-    await asyncio.to_thread(scene.primary.start)
-    scene.rollbacks.append(Window(copied_at, died_at, "an older copy of the data"))
-    await scene.redis_died(died_at)
+    deployment.primary.kill()
+    deployment.primary.restore(copy)
+    await asyncio.to_thread(deployment.primary.start)
+    deployment.rollbacks.append(Window(copied_at, died_at, "an older copy of the data"))
+    await deployment.redis_died(died_at)
 
 
-async def streams_filled(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """A handler's queue is away until all streams are full, and comes back.
+async def streams_filled(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """A handler's queue is unreachable until all streams are full, and then reachable again.
 
-    Then the streams are full of what is settled, and that must refuse nothing.
+    After that the streams are full of acknowledged entries, which must not prevent admission.
     """
-    scene.mood(Mood.DOWN)
-    await until(lambda: _are_full(scene), FILL_DEADLINE_S)
+    deployment.behavior(Behavior.DOWN)
+    await until(lambda: _are_full(deployment), FILL_DEADLINE_S)
     await asyncio.sleep(FULL_S)
-    scene.mood(Mood.FINE)
+    deployment.behavior(Behavior.FINE)
     await asyncio.sleep(SETTLED_AFTER_S)
     began = time.time()
     await asyncio.sleep(WATCHED_S)
     cause = "streams full of settled history"
-    scene.bounds.append(Bound(began, time.time(), FULL_PROMPT_S, cause))
+    deployment.bounds.append(Bound(began, time.time(), FULL_PROMPT_S, cause))
 
 
-def _are_full(scene: Scene) -> bool:
-    with scene.client() as client:
-        streams = map(scene.keys.transitions, range(scene.keys.partitions))
+def _are_full(deployment: Deployment) -> bool:
+    with deployment.client() as client:
+        streams = map(deployment.keys.transitions, range(deployment.keys.partitions))
         return all(int(client.xlen(stream)) >= STREAM_CAP for stream in streams)
 
 
@@ -188,28 +190,28 @@ SCRIPTS = (
 )
 
 
-async def replies_lost(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """Redis does what it is asked, and its reply is lost: for each script in turn."""
-    assert scene.wire
+async def replies_lost(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """Requests or replies are lost, for each script in turn."""
+    assert deployment.proxy
     for package, name in SCRIPTS:
-        fault = random.choice([WireFault.LOSE_REPLY, WireFault.LOSE_REQUEST])
+        fault = random.choice([ProxyFault.LOSE_REPLY, ProxyFault.LOSE_REQUEST])
         at = Script(package, name).sha.encode()
-        scene.wire.break_next(fault, at=at, times=LOST_REPLIES)
+        deployment.proxy.break_next(fault, at=at, times=LOST_REPLIES)
         await asyncio.sleep(0.5)
-        scene.wire.mend()
+        deployment.proxy.mend()
 
 
-async def connections_reset(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """Every connection to Redis is reset, some times."""
-    assert scene.wire
+async def connections_reset(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """Every connection to Redis is reset, several times."""
+    assert deployment.proxy
     for _ in range(4):
-        scene.wire.cut()
+        deployment.proxy.cut()
         await asyncio.sleep(random.uniform(0.1, 0.6))
 
 
-async def redis_far_away(scene: Scene, stripe: Stripe, random: Random) -> None:
-    """Each of Redis's replies takes a while."""
-    assert scene.wire
-    scene.wire.delay_s = 0.05
+async def redis_far_away(deployment: Deployment, stripe: Stripe, random: Random) -> None:
+    """Each reply of Redis is delayed."""
+    assert deployment.proxy
+    deployment.proxy.delay_s = 0.05
     await asyncio.sleep(SLOW_S)
-    scene.wire.delay_s = 0.0
+    deployment.proxy.delay_s = 0.0

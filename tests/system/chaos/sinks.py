@@ -1,7 +1,7 @@
-"""The two handlers of a chaos run, named by dotted path: each journals its calls to a file.
+"""The two handlers of a chaos run, named by dotted path: each logs its calls to a file.
 
-`honest` takes everything. `wayward` does what the file `mood` in CHAOS_DIRECTORY says, at each
-call. What a journal says was taken is on the disk before the call returns.
+`steady` accepts everything. `faulty` behaves at each call as the file `behavior` in CHAOS_DIRECTORY
+says. A call that is logged as accepted is on disk before it returns.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tests.system.chaos.evidence import Mark
 
 LAG_S = 0.4
 EXITS, EXIT_CODE = 2, 9
-# One session in so many is refused while the mood is to refuse.
+# The share of sessions that are refused by REFUSING.
 REFUSED_ONE_IN = 7
-# One session in so many is taken while the mood is to fail most.
+# The share of sessions that are accepted by FAILING_MOST.
 TAKEN_ONE_IN = 5
 
 
-class Mood(StrEnum):
-    """How the wayward sink behaves."""
+class Behavior(StrEnum):
+    """How the faulty sink behaves."""
 
     FINE = "fine"
     DOWN = "down"
@@ -47,8 +47,8 @@ class Mood(StrEnum):
     REFUSING_ODDLY = "refusing_oddly"
 
 
-class Journal:
-    """One sink's file: a line for each mark, from all workers together."""
+class CallLog:
+    """One sink's file, written by all workers: a line for each stage of a call."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -67,90 +67,90 @@ class Journal:
         os.write(self._file, orjson.dumps(line) + b"\n")
 
     async def take(self, transition: StatusTransition) -> None:
-        """Write that a transition was taken, and wait until that is on the disk."""
+        """Log that a transition was accepted, and wait until that is on disk."""
         self.note(Mark.TOOK, transition)
         await asyncio.to_thread(os.fdatasync, self._file)
 
 
-def _handler(journal: Journal, act: Callable[[StatusTransition], Awaitable[None]]) -> Handler:
-    """Return a handler that takes what *act* lets pass."""
+def _handler(call_log: CallLog, act: Callable[[StatusTransition], Awaitable[None]]) -> Handler:
+    """Return a handler that accepts what *act* returns from."""
 
     async def handle(transition: StatusTransition) -> None:
-        journal.note(Mark.BEGAN, transition)
+        call_log.note(Mark.BEGAN, transition)
         try:
             await act(transition)
         except Undeliverable:
-            journal.note(Mark.REFUSED, transition)
+            call_log.note(Mark.REFUSED, transition)
             raise
         except BaseException:
-            journal.note(Mark.FAILED, transition)
+            call_log.note(Mark.FAILED, transition)
             raise
-        await journal.take(transition)
+        await call_log.take(transition)
 
     return handle
 
 
 @asynccontextmanager
-async def honest(environ: Mapping[str, str]) -> AsyncIterator[Handler]:
-    """Yield a sink that takes everything."""
+async def steady(environ: Mapping[str, str]) -> AsyncIterator[Handler]:
+    """Yield a sink that accepts everything."""
 
     async def act(transition: StatusTransition) -> None:
         await asyncio.sleep(0)
 
-    yield _handler(Journal(Path(environ["CHAOS_DIRECTORY"], "honest.journal")), act)
+    yield _handler(CallLog(Path(environ["CHAOS_DIRECTORY"], "steady.calls")), act)
 
 
 @asynccontextmanager
-async def wayward(environ: Mapping[str, str]) -> AsyncIterator[Handler]:
-    """Yield a sink that behaves as its mood is."""
+async def faulty(environ: Mapping[str, str]) -> AsyncIterator[Handler]:
+    """Yield a sink whose behavior can be set."""
     directory = Path(environ["CHAOS_DIRECTORY"])
-    journal = Journal(directory / "wayward.journal")
+    call_log = CallLog(directory / "faulty.calls")
 
     async def act(transition: StatusTransition) -> None:
-        if _is_to_exit(directory, transition, mood := _mood(directory)):
-            journal.note(Mark.EXITED, transition)
+        if _is_to_exit(directory, transition, behavior := _behavior(directory)):
+            call_log.note(Mark.EXITED, transition)
             os._exit(EXIT_CODE)
-        await _behave(mood, transition)
+        await _behave(behavior, transition)
 
-    yield _handler(journal, act)
+    yield _handler(call_log, act)
 
 
-async def _behave(mood: Mood, transition: StatusTransition) -> None:
-    """Do to one call what *mood* does."""
-    match mood:
-        case Mood.DOWN:
+async def _behave(behavior: Behavior, transition: StatusTransition) -> None:
+    """Let one call end as *behavior* says."""
+    match behavior:
+        case Behavior.DOWN:
             raise ConnectionError
-        case Mood.RAISING:
+        case Behavior.RAISING:
             raise RuntimeError
-        case Mood.HANGING:
+        case Behavior.HANGING:
             await asyncio.Event().wait()
-        case Mood.LAGGING:
+        case Behavior.LAGGING:
             await asyncio.sleep(LAG_S)
-        case Mood.REFUSING if _share(transition, REFUSED_ONE_IN) == 0:
+        case Behavior.REFUSING if _share(transition, REFUSED_ONE_IN) == 0:
             raise Undeliverable("refused")
-        case Mood.REFUSING_ODDLY if _share(transition, REFUSED_ONE_IN) == 0:
+        case Behavior.REFUSING_ODDLY if _share(transition, REFUSED_ONE_IN) == 0:
             raise odd_refusals()[_share(transition, len(odd_refusals()))]
-        case Mood.FAILING_MOST if _share(transition, TAKEN_ONE_IN):
+        case Behavior.FAILING_MOST if _share(transition, TAKEN_ONE_IN):
             raise RuntimeError
-        case Mood.FAILING_IN_GROUPS:
+        case Behavior.FAILING_IN_GROUPS:
             await _fail_in_a_group(is_caught=_share(transition, 2) == 0)
 
 
 class _Bare(Undeliverable):
-    """A refusal whose author forgot the word."""
+    """A refusal without a reason."""
 
     def __init__(self) -> None:
         pass
 
 
 def odd_refusals() -> list[Undeliverable]:
-    """Return refusals with anything but a word, as authors of handlers make them."""
-    odd: list[Any] = [Mood.DOWN, None, {"reason": "refused"}, "\ud800", "", "x" * 10_000, 7]
+    """Return refusals whose reason is anything but a word, as authors of handlers make them."""
+    odd: list[Any] = [Behavior.DOWN, None, {"reason": "refused"}, "\ud800", "", "x" * 10_000, 7]
     return [*map(Undeliverable, odd), _Bare()]
 
 
 async def _fail_in_a_group(*, is_caught: bool) -> None:
-    """Let a child of a task group fail, and maybe catch that and go on.
+    """Let a child of a task group fail, and maybe catch the error.
 
     In Python 3.11 that leaves the handler's task with a request to be canceled.
     """
@@ -172,20 +172,20 @@ def _share(transition: StatusTransition, of: int) -> int:
     return crc32(transition.session_id.encode()) % of
 
 
-def _mood(directory: Path) -> Mood:
-    return Mood((directory / "mood").read_text())
+def _behavior(directory: Path) -> Behavior:
+    return Behavior((directory / "behavior").read_text())
 
 
-def _is_to_exit(directory: Path, transition: StatusTransition, mood: Mood) -> bool:
+def _is_to_exit(directory: Path, transition: StatusTransition, behavior: Behavior) -> bool:
     """Say whether this call is to end the process: the first few ones, or each of one event's."""
     with (directory / "exits").open("a+") as exits:
         exits.seek(0)
         before = exits.read().splitlines()
-        if mood is Mood.EXITING and len(before) < EXITS:
+        if behavior is Behavior.EXITING and len(before) < EXITS:
             exits.write("any\n")
             return True
         poisoned = [one for one in before if one != "any"]
-        if mood is Mood.POISONED and not poisoned:
+        if behavior is Behavior.POISONED and not poisoned:
             exits.write(f"{transition.event_id}\n")
             return True
     return transition.event_id in poisoned

@@ -1,4 +1,4 @@
-"""A client that behaves like Stripe behind a balancer, and writes down every answer.
+"""A client that behaves like Stripe behind a load balancer, and records every response.
 
 Each delivery is sent again, after growing pauses, until it is acknowledged. Events of a session
 overtake each other, copies follow, and now and then the balancer sends a request to two receivers.
@@ -16,7 +16,7 @@ import orjson
 
 from tests.support.harness import SECRET, request, signed
 from tests.system.chaos.evidence import Answer, Event
-from tests.system.chaos.lives import Letter
+from tests.system.chaos.workload import Payload
 
 TIMEOUT_S = 6.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.3, 3.0
@@ -26,11 +26,11 @@ STEP_S, OVERTAKING_S, STRAGGLING_S = 0.25, 0.6, 3.0
 
 
 class Stripe:
-    """Sends lives at an even rate.
+    """Sends the events of sessions at an even rate.
 
     Attributes:
         rate: Events begun per second; may be changed at any time.
-        receivers: The ports that the balancer knows, by the receivers' names.
+        receivers: The ports of the receivers, by name.
         events: All events sent.
         answers: Every answer, and every request that had none.
         bodies: Every different body of an answer.
@@ -43,20 +43,20 @@ class Stripe:
         self.bodies: set[bytes] = set()
         self._random = random
         self.rate = rate
-        self._idle: dict[int, list[_Line]] = {}
+        self._idle: dict[int, list[_Connection]] = {}
         self._gives_up_at = float("inf")
         # When each event that is not acknowledged was first sent, in Unix seconds.
         self._waiting: dict[str, float] = {}
 
-    async def send(self, lives: Iterator[list[Letter]], stopping: asyncio.Event) -> None:
-        """Begin one life after the other until *stopping*, and see each event acknowledged."""
+    async def send(self, sessions: Iterator[list[Payload]], stopping: asyncio.Event) -> None:
+        """Send sessions until *stopping*, and each event until it is acknowledged."""
         due = time.monotonic()
         async with asyncio.TaskGroup() as deliveries:
             while not stopping.is_set():
-                life = next(lives)
-                for delay_s, letter in self._planned(life):
-                    deliveries.create_task(self._deliver(letter, delay_s))
-                due += len(life) / self.rate
+                session = next(sessions)
+                for delay_s, payload in self._planned(session):
+                    deliveries.create_task(self._deliver(payload, delay_s))
+                due += len(session) / self.rate
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     def is_acknowledged_until(self, at: float) -> bool:
@@ -64,82 +64,82 @@ class Stripe:
         return all(sent_at > at for sent_at in self._waiting.values())
 
     def give_up_in(self, seconds: float) -> None:
-        """Stop sending again so many seconds from now."""
+        """Stop repeating so many seconds from now."""
         self._gives_up_at = time.monotonic() + seconds
 
     def close(self) -> None:
         """Close every connection."""
-        for lines in self._idle.values():
-            for line in lines:
-                line.close()
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
         self._idle.clear()
 
-    def _planned(self, life: list[Letter]) -> Iterator[tuple[float, Letter]]:
+    def _planned(self, session: list[Payload]) -> Iterator[tuple[float, Payload]]:
         """Yield when each event is sent for the first time, copies included."""
         random = self._random
-        for step, letter in enumerate(life):
-            self.events[letter.event.id] = letter.event
+        for step, payload in enumerate(session):
+            self.events[payload.event.id] = payload.event
             delay_s = step * STEP_S + random.uniform(0, OVERTAKING_S)
             if random.random() < STRAGGLERS:
                 delay_s += random.uniform(0, STRAGGLING_S)
-            yield delay_s, letter
+            yield delay_s, payload
             if random.random() < COPIES:
-                yield delay_s + random.uniform(0, STRAGGLING_S), letter
+                yield delay_s + random.uniform(0, STRAGGLING_S), payload
 
-    async def _deliver(self, letter: Letter, delay_s: float) -> None:
+    async def _deliver(self, payload: Payload, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
-        self._waiting.setdefault(letter.event.id, time.time())
+        self._waiting.setdefault(payload.event.id, time.time())
         pause_s = FIRST_PAUSE_S
-        while not await self._is_acknowledged(letter):
+        while not await self._is_acknowledged(payload):
             if time.monotonic() > self._gives_up_at:
                 return
             await asyncio.sleep(self._random.uniform(pause_s / 2, pause_s))
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
-        self._waiting.pop(letter.event.id, None)
+        self._waiting.pop(payload.event.id, None)
 
-    async def _is_acknowledged(self, letter: Letter) -> bool:
+    async def _is_acknowledged(self, payload: Payload) -> bool:
         names = self._random.sample([*self.receivers], k=len(self.receivers))
         chosen = names[: 2 if self._random.random() < DOUBLED else 1]
         answers = await asyncio.gather(
-            *(self._post(letter, name, self.receivers[name]) for name in chosen)
+            *(self._post(payload, name, self.receivers[name]) for name in chosen)
         )
         return any(answer.is_acknowledgement for answer in answers)
 
-    async def _post(self, letter: Letter, receiver: str, port: int) -> Answer:
+    async def _post(self, payload: Payload, receiver: str, port: int) -> Answer:
         asked_at, status, word = time.time(), None, None
         try:
-            async with asyncio.timeout(TIMEOUT_S), self._line(port) as line:
-                status, body = await line.post(letter.body)
+            async with asyncio.timeout(TIMEOUT_S), self._connection(port) as connection:
+                status, body = await connection.post(payload.body)
                 self.bodies.add(body)
                 word = _word(body)
         except (OSError, EOFError, TimeoutError, asyncio.IncompleteReadError):
             pass
-        answer = Answer(letter.event.id, receiver, asked_at, time.time(), status, word)
+        answer = Answer(payload.event.id, receiver, asked_at, time.time(), status, word)
         self.answers.append(answer)
         return answer
 
     @contextlib.asynccontextmanager
-    async def _line(self, port: int) -> AsyncIterator[_Line]:
-        """Lend a connection; one that failed is not lent again."""
+    async def _connection(self, port: int) -> AsyncIterator[_Connection]:
+        """Yield a connection; one that failed is not used again."""
         idle = self._idle.setdefault(port, [])
-        line = idle.pop() if idle else await _Line.open(port)
+        connection = idle.pop() if idle else await _Connection.open(port)
         try:
-            yield line
+            yield connection
         except BaseException:
-            line.close()
+            connection.close()
             raise
-        idle.append(line)
+        idle.append(connection)
 
 
-class _Line:
-    """One connection that is kept alive."""
+class _Connection:
+    """One kept-alive connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
     @classmethod
-    async def open(cls, port: int) -> _Line:
+    async def open(cls, port: int) -> _Connection:
         """Connect."""
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 

@@ -1,4 +1,4 @@
-"""Laws of the checker: a good run is accepted, and each kind of bad run refused by its word."""
+"""The checker: it accepts a good run, and names the law that each kind of bad run breaks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.chaos.checker import Law, judge
+from tests.system.chaos.checker import LAWS, judge
 from tests.system.chaos.evidence import (
     Answer,
     Bound,
@@ -16,6 +16,7 @@ from tests.system.chaos.evidence import (
     Crash,
     DeadLetter,
     Event,
+    HostileResponse,
     Mark,
     Place,
     Probe,
@@ -23,7 +24,6 @@ from tests.system.chaos.evidence import (
     Record,
     Remembered,
     Run,
-    StrangerAnswer,
     Transition,
     Window,
 )
@@ -57,13 +57,13 @@ FIRST, SECOND = transition(CREATED, 1), transition(VERIFIED, 2)
 THIRD = transition(OTHER, 1)
 
 
-def told(source: Event, word: str | None, status: int | None = 200, at: float = 30) -> Answer:
+def answer(source: Event, word: str | None, status: int | None = 200, at: float = 30) -> Answer:
     """Return an answer to *source*, *at* seconds after the beginning."""
     return Answer(source.id, "r1", NOW + at, NOW + at + 0.1, status, word)
 
 
 def calls(*transitions: Transition, at: float = 42) -> list[Call]:
-    """Return the journal of a sink that takes each, *at* seconds after the beginning."""
+    """Return the calls of a sink that accepts each, *at* seconds after the beginning."""
     marks = (Mark.BEGAN, Mark.TOOK)
     return [Call(mark, one, NOW + at) for one in transitions for mark in marks]
 
@@ -98,22 +98,22 @@ def good() -> Run:
             one.id: one for one in (CREATED, PROCESSING, VERIFIED, TWIN, OTHER, EXPIRED, FOREIGN)
         },
         answers=[
-            told(CREATED, None, None),
-            told(CREATED, "unavailable", 503, 31),
-            told(CREATED, "admitted", at=32),
-            told(CREATED, "duplicate", at=33),
-            told(VERIFIED, "admitted", at=34),
-            told(PROCESSING, "late", at=35),
-            told(TWIN, "unchanged", at=36),
-            told(OTHER, "admitted", at=37),
-            told(EXPIRED, "expired", at=38),
-            told(EXPIRED, "expired", at=39),
-            told(FOREIGN, "ignored", at=40),
-            told(OTHER, "timestamp_too_old", 400, 41)._replace(receiver="late"),
+            answer(CREATED, None, None),
+            answer(CREATED, "unavailable", 503, 31),
+            answer(CREATED, "admitted", at=32),
+            answer(CREATED, "duplicate", at=33),
+            answer(VERIFIED, "admitted", at=34),
+            answer(PROCESSING, "late", at=35),
+            answer(TWIN, "unchanged", at=36),
+            answer(OTHER, "admitted", at=37),
+            answer(EXPIRED, "expired", at=38),
+            answer(EXPIRED, "expired", at=39),
+            answer(FOREIGN, "ignored", at=40),
+            answer(OTHER, "timestamp_too_old", 400, 41)._replace(receiver="late"),
         ],
-        journals={
-            "honest": calls(FIRST, THIRD, FIRST, SECOND, SECOND),
-            "wayward": [
+        calls={
+            "steady": calls(FIRST, THIRD, FIRST, SECOND, SECOND),
+            "faulty": [
                 *calls(FIRST),
                 Call(Mark.BEGAN, SECOND),
                 Call(Mark.FAILED, SECOND),
@@ -122,19 +122,19 @@ def good() -> Run:
                 Call(Mark.REFUSED, THIRD),
             ],
         },
-        letters={"honest": [], "wayward": [DeadLetter(THIRD, "refused", 1)]},
+        dead_letters={"steady": [], "faulty": [DeadLetter(THIRD, "refused", 1)]},
         transitions=[FIRST, SECOND, THIRD],
         records=records,
-        unsettled={"honest": 0, "wayward": 0},
+        unsettled={"steady": 0, "faulty": 0},
         crashes=[Crash(NOW + 34.5, frozenset({CREATED.id, VERIFIED.id}))],
         bounds=[
             Bound(NOW + 30, NOW + 41, 5, "a fault"),
-            Bound(NOW + 30, NOW + 41, 12, "a fault", ("honest",)),
+            Bound(NOW + 30, NOW + 41, 12, "a fault", ("steady",)),
         ],
         probes=[Probe("work", NOW + 35, 0.1, 200)],
-        strangers=[StrangerAnswer("forged", 400), StrangerAnswer("slow body", 503)],
+        hostile_responses=[HostileResponse("forged", 400), HostileResponse("slow body", 503)],
         skewed=frozenset({"late"}),
-        steadfast=frozenset({"honest"}),
+        steady=frozenset({"steady"}),
         before={"work": Reading(50, 40)},
         after={"work": Reading(55, 45)},
         connections=(20, 25),
@@ -155,7 +155,7 @@ def answered(*more: Answer) -> Callable[[], Run]:
 
 
 def remembered(session: str = "vs_a", **changes: Any) -> Callable[[], Run]:
-    """Return what makes a good run with something else in the ledger's record of a session."""
+    """Return what makes a good run with something else in the record of a session."""
 
     def make() -> Run:
         run = good()
@@ -166,7 +166,7 @@ def remembered(session: str = "vs_a", **changes: Any) -> Callable[[], Run]:
 
 
 def judged(**outcomes: Remembered) -> Callable[[], Run]:
-    """Return what makes a good run with other verdicts about vs_a, told and kept alike."""
+    """Return what makes a good run with other outcomes for vs_a, answered and recorded alike."""
 
     def make() -> Run:
         kept = {CREATED.id: Remembered("admitted", 1), VERIFIED.id: Remembered("admitted", 2)}
@@ -183,17 +183,20 @@ def judged(**outcomes: Remembered) -> Callable[[], Run]:
     return make
 
 
-def journaled(*journal: Call) -> Callable[[], Run]:
-    """Return what makes a good run whose honest sink wrote *journal*."""
-    return lambda: replace(good(), journals={**good().journals, "honest": list(journal)})
+def with_calls(*calls: Call) -> Callable[[], Run]:
+    """Return what makes a good run whose steady sink logged *calls*."""
+    return lambda: replace(good(), calls={**good().calls, "steady": list(calls)})
 
 
-def lettered(*letters: DeadLetter, handler: str = "wayward") -> Callable[[], Run]:
+def dead(*dead_letters: DeadLetter, handler: str = "faulty") -> Callable[[], Run]:
     """Return what makes a good run with more dead letters."""
 
     def make() -> Run:
         run = good()
-        return replace(run, letters={**run.letters, handler: [*run.letters[handler], *letters]})
+        return replace(
+            run,
+            dead_letters={**run.dead_letters, handler: [*run.dead_letters[handler], *dead_letters]},
+        )
 
     return make
 
@@ -212,8 +215,8 @@ def in_two_epochs(*, ended_at: float) -> Callable[[], Run]:
         return replace(
             run,
             transitions=[FIRST, later, THIRD],
-            journals={"honest": calls(FIRST, THIRD, later)},
-            letters={"honest": []},
+            calls={"steady": calls(FIRST, THIRD, later)},
+            dead_letters={"steady": []},
             crashes=[Crash(NOW + ended_at, frozenset({CREATED.id}))],
         )
 
@@ -222,82 +225,82 @@ def in_two_epochs(*, ended_at: float) -> Callable[[], Run]:
 
 UNKNOWN = transition(OTHER, 2)
 
-BAD: list[tuple[Law, str, Callable[[], Run]]] = [
-    (Law.UNACKNOWLEDGED, "no answer at all", changed(answers=good().answers[:-4])),
-    (Law.REFUSED, "400 by a healthy receiver", answered(told(OTHER, "signature_mismatch", 400))),
-    (Law.REFUSED, "404", answered(told(OTHER, None, 404))),
-    (Law.BROKE_DOWN, "500", answered(told(OTHER, None, 500))),
-    (Law.BROKE_DOWN, "a traceback", changed(texts={"log serve": b"Traceback (most recent"})),
-    (Law.SLOW_ACKNOWLEDGEMENT, "after too long",
+BAD: list[tuple[str, str, Callable[[], Run]]] = [
+    ("unacknowledged", "no answer at all", changed(answers=good().answers[:-4])),
+    ("refused", "400 by a healthy receiver", answered(answer(OTHER, "signature_mismatch", 400))),
+    ("refused", "404", answered(answer(OTHER, None, 404))),
+    ("broke_down", "500", answered(answer(OTHER, None, 500))),
+    ("broke_down", "a traceback", changed(texts={"log serve": b"Traceback (most recent"})),
+    ("slow_acknowledgement", "after too long",
      changed(bounds=[Bound(NOW + 30, NOW + 41, 1, "a fault")])),
-    (Law.SLOW_ACKNOWLEDGEMENT, "never",
-     lambda: replace(good(), answers=[told(CREATED, "unavailable", 503)])),
-    (Law.WRONGLY_EXPIRED, "by a clock that is ahead", answered(told(PROCESSING, "expired"))),
-    (Law.STRANGER_MISHANDLED, "admitted", changed(strangers=[StrangerAnswer("forged", 200)])),
-    (Law.STRANGER_MISHANDLED, "a 500", changed(strangers=[StrangerAnswer("malformed", 500)])),
-    (Law.NOT_LIVE, "no answer", changed(probes=[Probe("work", NOW, 4, None)])),
-    (Law.NOT_LIVE, "a late answer", changed(probes=[Probe("work", NOW, 4, 200)])),
-    (Law.LOST, "not in the record", remembered("vs_b", events={})),
-    (Law.LOST, "no record", lambda: replace(good(), records={"vs_a": good().records["vs_a"]})),
-    (Law.LOST, "only ever called a duplicate",
+    ("slow_acknowledgement", "never",
+     lambda: replace(good(), answers=[answer(CREATED, "unavailable", 503)])),
+    ("wrongly_expired", "by a clock that is ahead", answered(answer(PROCESSING, "expired"))),
+    ("hostile_mishandled", "admitted", changed(hostile_responses=[HostileResponse("forged", 200)])),
+    ("hostile_mishandled", "a 500", changed(hostile_responses=[HostileResponse("malformed", 500)])),
+    ("not_live", "no answer", changed(probes=[Probe("work", NOW, 4, None)])),
+    ("not_live", "a late answer", changed(probes=[Probe("work", NOW, 4, 200)])),
+    ("lost", "not in its record", remembered("vs_b", events={})),
+    ("lost", "no record", lambda: replace(good(), records={"vs_a": good().records["vs_a"]})),
+    ("lost", "only ever called a duplicate",
      lambda: replace(good(), events={**good().events, "evt_x": OTHER._replace(id="evt_x")},
-                     answers=[*good().answers, told(OTHER._replace(id="evt_x"), "duplicate")])),
-    (Law.NOT_DURABLE, "gone after a crash",
+                     answers=[*good().answers, answer(OTHER._replace(id="evt_x"), "duplicate")])),
+    ("not_durable", "gone after a crash",
      changed(crashes=[Crash(NOW + 34.5, frozenset({CREATED.id}))])),
-    (Law.ADMITTED_TWICE, "admitted by both", answered(told(OTHER, "admitted"))),
-    (Law.WRONG_VERDICT, "late, said unchanged", answered(told(PROCESSING, "unchanged"))),
-    (Law.WRONG_VERDICT, "expired, said admitted", answered(told(EXPIRED, "admitted"))),
-    (Law.WRONG_VERDICT, "ours, said ignored", answered(told(OTHER, "ignored"))),
-    (Law.WRONG_VERDICT, "not older, but late", judged(late=Remembered("late", 1))),
-    (Law.WRONG_VERDICT, "late before anything was", judged(late=Remembered("late", 0))),
-    (Law.WRONG_VERDICT, "news, but unchanged", judged(late=Remembered("unchanged", 2))),
-    (Law.WRONG_VERDICT, "older, but admitted", judged(late=Remembered("admitted", 3))),
-    (Law.WRONG_VERDICT, "no news, but admitted", judged(twin=Remembered("admitted", 3))),
-    (Law.WRONG_VERDICT, "about an event nobody sent",
+    ("admitted_twice", "admitted by both", answered(answer(OTHER, "admitted"))),
+    ("wrong_outcome", "late, said unchanged", answered(answer(PROCESSING, "unchanged"))),
+    ("wrong_outcome", "expired, said admitted", answered(answer(EXPIRED, "admitted"))),
+    ("wrong_outcome", "ours, said ignored", answered(answer(OTHER, "ignored"))),
+    ("wrong_outcome", "not older, but late", judged(late=Remembered("late", 1))),
+    ("wrong_outcome", "late before anything was", judged(late=Remembered("late", 0))),
+    ("wrong_outcome", "news, but unchanged", judged(late=Remembered("unchanged", 2))),
+    ("wrong_outcome", "older, but admitted", judged(late=Remembered("admitted", 3))),
+    ("wrong_outcome", "no news, but admitted", judged(twin=Remembered("admitted", 3))),
+    ("wrong_outcome", "of an event that was not sent",
      remembered("vs_b", events={"evt_x": Remembered("admitted", 1)})),
-    (Law.GAP, "a number left out", remembered(sequence=3)),
-    (Law.GAP, "not on the stream", changed(transitions=[FIRST, THIRD])),
-    (Law.GAP, "twice on the stream",
+    ("gap", "a number left out", remembered(sequence=3)),
+    ("gap", "not on the stream", changed(transitions=[FIRST, THIRD])),
+    ("gap", "twice on the stream",
      changed(transitions=[*good().transitions, SECOND._replace(event_id=TWIN.id)])),
-    (Law.GAP, "an epoch nobody knows",
+    ("gap", "an epoch that no record has",
      changed(transitions=[*good().transitions, transition(CREATED, 1, EPOCH + 1)])),
-    (Law.NEEDLESS_EPOCH, "while nothing ended", in_two_epochs(ended_at=100)),
-    (Law.SHARED_SEQUENCE, "two events at one place",
-     journaled(*calls(FIRST, SECOND, THIRD, SECOND._replace(event_id=TWIN.id)))),
-    (Law.SHARED_SEQUENCE, "one event at two places",
-     lettered(DeadLetter(transition(OTHER, 2), "refused", 1))),
-    (Law.NOT_NEWEST, "set back in the ledger", remembered(status="processing")),
-    (Law.NOT_NEWEST, "another latest event", remembered(order_key=7)),
-    (Law.NOT_NEWEST, "another event of that second", remembered(latest_id="evt_x")),
-    (Law.NOT_NEWEST, "set back on the stream",
+    ("needless_epoch", "while nothing ended", in_two_epochs(ended_at=100)),
+    ("shared_sequence", "two events at one place",
+     with_calls(*calls(FIRST, SECOND, THIRD, SECOND._replace(event_id=TWIN.id)))),
+    ("shared_sequence", "one event at two places",
+     dead(DeadLetter(transition(OTHER, 2), "refused", 1))),
+    ("not_newest", "set back in its record", remembered(status="processing")),
+    ("not_newest", "another latest event", remembered(order_key=7)),
+    ("not_newest", "another event of that second", remembered(latest_id="evt_x")),
+    ("not_newest", "set back on the stream",
      changed(transitions=[FIRST, SECOND._replace(current="processing"), THIRD])),
-    (Law.UNDELIVERED, "never handed over", journaled(*calls(FIRST, SECOND))),
-    (Law.UNDELIVERED, "begun only", journaled(*calls(FIRST, SECOND), Call(Mark.BEGAN, THIRD))),
-    (Law.UNKNOWN_DELIVERY, "made up", journaled(*calls(FIRST, SECOND, THIRD, UNKNOWN))),
-    (Law.OUT_OF_ORDER, "the second first", journaled(*calls(SECOND, FIRST, THIRD))),
-    (Law.OUT_OF_ORDER, "begun too soon",
-     journaled(Call(Mark.BEGAN, FIRST), *calls(SECOND), *calls(FIRST, THIRD))),
-    (Law.REPEAT_AHEAD, "again as something newer",
-     journaled(*calls(FIRST, transition(CREATED, 2), THIRD))),
-    (Law.SLOW_DELIVERY, "after too long",
-     journaled(*calls(FIRST, SECOND), *calls(THIRD, at=60))),
-    (Law.SLOW_DELIVERY, "never", journaled(*calls(FIRST, SECOND))),
-    (Law.CONSUMER_BEHIND, "passes over the last",
-     journaled(*calls(transition(CREATED, 2), SECOND, THIRD))),
-    (Law.CONSUMER_BEHIND, "is given the last in an epoch that is over",
-     journaled(*calls(transition(CREATED, 1, EPOCH + 1), SECOND, THIRD))),
-    (Law.BURIED_UNASKED, "of a sink that refuses nothing",
-     lettered(DeadLetter(THIRD, "exhausted", 10), handler="honest")),
-    (Law.BURIED_UNASKED, "refused by nobody", lettered(DeadLetter(FIRST, "refused", 1))),
-    (Law.BURIED_UNASKED, "given up too soon", lettered(DeadLetter(SECOND, "exhausted", 10))),
-    (Law.BURIED_UNASKED, "an innocent", lettered(DeadLetter(FIRST, "killed_worker", 0))),
-    (Law.UNSETTLED, "left over", changed(unsettled={"honest": 1})),
-    (Law.CANARY, "a secret in a log", changed(texts={"log serve": b"a canary0 sings"})),
-    (Law.CANARY, "published in a log", changed(texts={"log serve": b"published0"})),
-    (Law.MEMORY, "a leak", changed(after={"work": Reading(110, 45)})),
-    (Law.DESCRIPTORS, "open files", changed(after={"work": Reading(50, 90)})),
-    (Law.CONNECTIONS, "connections", changed(connections=(20, 120))),
-    (Law.UNCLEAN_END, "an exit code", changed(exits={"work": 1})),
+    ("undelivered", "never handed over", with_calls(*calls(FIRST, SECOND))),
+    ("undelivered", "begun only", with_calls(*calls(FIRST, SECOND), Call(Mark.BEGAN, THIRD))),
+    ("unknown_delivery", "made up", with_calls(*calls(FIRST, SECOND, THIRD, UNKNOWN))),
+    ("out_of_order", "the second first", with_calls(*calls(SECOND, FIRST, THIRD))),
+    ("out_of_order", "begun too soon",
+     with_calls(Call(Mark.BEGAN, FIRST), *calls(SECOND), *calls(FIRST, THIRD))),
+    ("repeat_ahead", "again as something newer",
+     with_calls(*calls(FIRST, transition(CREATED, 2), THIRD))),
+    ("slow_delivery", "after too long",
+     with_calls(*calls(FIRST, SECOND), *calls(THIRD, at=60))),
+    ("slow_delivery", "never", with_calls(*calls(FIRST, SECOND))),
+    ("consumer_behind", "passes over the last",
+     with_calls(*calls(transition(CREATED, 2), SECOND, THIRD))),
+    ("consumer_behind", "is given the last in an epoch that is over",
+     with_calls(*calls(transition(CREATED, 1, EPOCH + 1), SECOND, THIRD))),
+    ("wrong_dead_letter", "of a sink that refuses nothing",
+     dead(DeadLetter(THIRD, "exhausted", 10), handler="steady")),
+    ("wrong_dead_letter", "not refused by its sink", dead(DeadLetter(FIRST, "refused", 1))),
+    ("wrong_dead_letter", "given up too soon", dead(DeadLetter(SECOND, "exhausted", 10))),
+    ("wrong_dead_letter", "an innocent", dead(DeadLetter(FIRST, "killed_worker", 0))),
+    ("unsettled", "left over", changed(unsettled={"steady": 1})),
+    ("canary", "a secret in a log", changed(texts={"log serve": b"a canary0"})),
+    ("canary", "published in a log", changed(texts={"log serve": b"published0"})),
+    ("memory", "a leak", changed(after={"work": Reading(110, 45)})),
+    ("descriptors", "open files", changed(after={"work": Reading(50, 90)})),
+    ("connections", "connections", changed(connections=(20, 120))),
+    ("unclean_end", "an exit code", changed(exits={"work": 1})),
 ]  # fmt: skip
 
 
@@ -306,7 +309,7 @@ def test_a_good_run_is_accepted() -> None:
     judgement = judge(good())
 
     assert judgement.violations == []
-    assert judgement.counts["repeats honest"] == 2
+    assert judgement.counts["repeats steady"] == 2
     assert judgement.counts["forgotten"] == 0
 
 
@@ -315,49 +318,49 @@ def test_a_good_run_is_accepted() -> None:
     [(law, make) for law, _, make in BAD],
     ids=[f"{law}: {why}" for law, why, _ in BAD],
 )
-def test_a_bad_run_is_refused_by_its_word(law: Law, make: Callable[[], Run]) -> None:
-    """Each way to break a promise is found, and called what it is."""
+def test_a_bad_run_breaks_its_law(law: str, make: Callable[[], Run]) -> None:
+    """Each violation is found, under its name."""
     assert law in {violation.law for violation in judge(make()).violations}
 
 
 def test_every_law_can_be_broken() -> None:
-    """There is no law that no run of these breaks."""
-    assert {law for law, _, _ in BAD} == set(Law)
+    """Each law is broken by one of these runs."""
+    assert {law for law, _, _ in BAD} == {law.__name__ for law in LAWS}
 
 
 def test_a_server_that_ended_explains_an_epoch() -> None:
-    """After Redis has ended a session may count from 1 again, in a greater epoch."""
+    """After Redis has ended, a session may count from 1 again, in a later epoch."""
     run = in_two_epochs(ended_at=33)()
     verdicts = {one: said for one, said in run.records["vs_a"].events.items() if said.sequence < 2}
     record = run.records["vs_a"]._replace(events=verdicts, latest_id=VERIFIED.id)
-    told = [one for one in run.answers if one.event_id not in {PROCESSING.id, TWIN.id}]
+    answers = [one for one in run.answers if one.event_id not in {PROCESSING.id, TWIN.id}]
     events = {
         one: event for one, event in run.events.items() if one not in {TWIN.id, PROCESSING.id}
     }
     judgement = judge(
-        replace(run, records={**run.records, "vs_a": record}, answers=told, events=events)
+        replace(run, records={**run.records, "vs_a": record}, answers=answers, events=events)
     )
 
     assert judgement.violations == []
 
 
-def test_deleted_transitions_explain_what_nobody_got() -> None:
-    """What an operator deleted may be missing at a handler, and a later one come without it."""
+def test_deleted_transitions_explain_missing_deliveries() -> None:
+    """A handler may miss what an operator deleted, and receive a later transition without it."""
     gone = replace(
         good(),
         transitions=[SECOND, THIRD],
         deleted=[FIRST],
         bounds=[],
-        journals={"honest": calls(SECOND, THIRD)},
+        calls={"steady": calls(SECOND, THIRD)},
     )
-    judgement = judge(replace(gone, letters={"honest": []}))
+    judgement = judge(replace(gone, dead_letters={"steady": []}))
 
     assert judgement.violations == []
     assert judgement.counts["deleted before delivery"] == 1
 
 
 def test_only_what_redis_may_have_forgotten_is_excused() -> None:
-    """A fail-over nobody waited for explains what was answered meanwhile, and nothing older."""
+    """A fail-over without waiting for the replica excuses what was answered meanwhile, no more."""
     run = good()
     forgetful = {
         **run.records,
@@ -369,7 +372,7 @@ def test_only_what_redis_may_have_forgotten_is_excused() -> None:
 
     assert judge(lost).violations == []
     assert judge(lost).counts["forgotten"] == 1
-    assert Law.LOST in {violation.law for violation in judge(older).violations}
+    assert "lost" in {violation.law for violation in judge(older).violations}
 
 
 def restored(epoch: int) -> Run:
@@ -383,10 +386,10 @@ def restored(epoch: int) -> Run:
     return replace(
         run,
         events={**run.events, canceled.id: canceled},
-        answers=[*run.answers, told(canceled, "admitted", at=45)],
+        answers=[*run.answers, answer(canceled, "admitted", at=45)],
         transitions=[FIRST, THIRD, news],
-        journals={"honest": calls(FIRST, SECOND, THIRD, news)},
-        letters={"honest": []},
+        calls={"steady": calls(FIRST, SECOND, THIRD, news)},
+        dead_letters={"steady": []},
         records={
             **run.records,
             "vs_a": Record(
@@ -406,17 +409,15 @@ def restored(epoch: int) -> Run:
 def test_a_consumer_follows_a_session_past_what_redis_forgot() -> None:
     """After an older copy of the data a new epoch is followed; a place used twice is not."""
     assert judge(restored(EPOCH + 45_000)).violations == []
-    assert {violation.law for violation in judge(restored(EPOCH)).violations} == {
-        Law.CONSUMER_BEHIND
-    }
+    assert {violation.law for violation in judge(restored(EPOCH)).violations} == {"consumer_behind"}
 
 
 def test_what_a_handler_held_up_itself_may_wait() -> None:
-    """A failing session's deliveries are late, and nobody else's."""
+    """The deliveries of a session whose handler fails may be late."""
     failed = [Call(Mark.BEGAN, THIRD), Call(Mark.FAILED, THIRD)]
     waited = [*failed, *calls(FIRST, SECOND), *calls(THIRD, at=60)]
 
-    assert judge(journaled(*waited)()).violations == []
+    assert judge(with_calls(*waited)()).violations == []
 
 
 def test_positions_are_read_as_the_design_writes_them() -> None:

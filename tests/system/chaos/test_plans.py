@@ -1,4 +1,4 @@
-"""Laws of what chaos runs are made of: each fault comes, seeds repeat, every life has secrets."""
+"""Chaos runs: every fault is used, a seed repeats its events, every session has canaries."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ import pytest
 
 from tests.support.waiting import PATIENCE_S, until
 from tests.system.chaos.faults import FAULTS
-from tests.system.chaos.lives import CANARY, PUBLISHED, Letter, lives
+from tests.system.chaos.hostile_clients import attacking
 from tests.system.chaos.mixes import LONG, SHORT
 from tests.system.chaos.needs import ConflictError, Needs, combined
 from tests.system.chaos.preloads import Clock, Preload, SlowDisk, launcher
-from tests.system.chaos.strangers import besieging
+from tests.system.chaos.workload import CANARY, PUBLISHED, Payload, sessions
 
 NOW = 1_790_000_000
 
 
-def lived(seed: int, count: int = 300) -> list[Letter]:
-    """Return the events of some lives."""
-    return [letter for life in islice(lives(Random(seed), NOW), count) for letter in life]
+def payloads(seed: int, count: int = 300) -> list[Payload]:
+    """Return the events of some sessions."""
+    return [
+        payload for session in islice(sessions(Random(seed), NOW), count) for payload in session
+    ]
 
 
 def test_every_fault_is_in_a_long_mix() -> None:
-    """There is no fault that only an option brings about."""
+    """Every fault is in a mix."""
     assert {name for mix in LONG.values() for name in mix} == set(FAULTS)
 
 
 @pytest.mark.parametrize("mix", [*SHORT.values(), *LONG.values()])
 def test_a_mix_asks_for_one_durability(mix: tuple[str, ...]) -> None:
-    """Faults that need different deployments never meet in one run."""
+    """The faults of a mix can share one deployment."""
     combined(FAULTS[name].needs for name in mix)
 
 
 def test_different_deployments_are_not_combined() -> None:
     """Two settings of one name are a conflict; needs that agree are added up."""
-    agreed = combined([Needs(wire=True), Needs(replicas=1), Needs(settings={"A": "1"})])
-    assert agreed == Needs(wire=True, replicas=1, settings={"A": "1"})
+    agreed = combined([Needs(proxy=True), Needs(replicas=1), Needs(settings={"A": "1"})])
+    assert agreed == Needs(proxy=True, replicas=1, settings={"A": "1"})
     for one, other in [
         (Needs(durability="none"), Needs(durability="fsync")),
         (Needs(appendfsync="always"), Needs(appendfsync="everysec")),
@@ -61,7 +63,7 @@ def loaded(directory: Path, program: str, *preloads: Preload) -> list[str]:
 
 
 @pytest.mark.skipif(SlowDisk.missing() != "", reason="needs gcc")
-def test_a_slow_disk_takes_as_long_as_it_is_told(tmp_path: Path) -> None:
+def test_a_slow_disk_takes_as_long_as_configured(tmp_path: Path) -> None:
     """A file is on disk no sooner than the delay allows, and the delay can be changed."""
     disk = SlowDisk(tmp_path)
     program = (
@@ -76,7 +78,7 @@ def test_a_slow_disk_takes_as_long_as_it_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(Clock.missing() != "", reason="needs libfaketime")
 def test_a_clock_is_stepped_and_time_goes_on(tmp_path: Path) -> None:
-    """The wall clock is as far ahead as told; what measures intervals does not notice."""
+    """The wall clock is stepped; the monotonic clock is not."""
     clock = Clock(tmp_path)
     clock.step(86_400)
     program = "import time; print(time.time(), time.monotonic())"
@@ -86,8 +88,8 @@ def test_a_clock_is_stepped_and_time_goes_on(tmp_path: Path) -> None:
     assert began <= interval <= time.monotonic()
 
 
-async def test_strangers_leave_when_their_time_is_over() -> None:
-    """However it is with their connections then, none of them stays."""
+async def test_hostile_clients_end_with_their_block() -> None:
+    """No connection stays open, whatever state it is in."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connected.add(writer)
@@ -106,7 +108,7 @@ async def test_strangers_leave_when_their_time_is_over() -> None:
     async with server:
         for number in range(30):
             async with asyncio.timeout(PATIENCE_S):
-                async with besieging(port, lambda _, status: statuses.add(status)):
+                async with attacking(port, lambda _, status: statuses.add(status)):
                     await asyncio.sleep(0.01 * number)
         await until(lambda: not connected)
     assert statuses == {400}
@@ -114,16 +116,16 @@ async def test_strangers_leave_when_their_time_is_over() -> None:
 
 def test_a_seed_repeats_its_lives() -> None:
     """The same seed gives the same events to the byte, another one others."""
-    assert lived(1) == lived(1)
-    assert lived(1) != lived(2)
+    assert payloads(1) == payloads(1)
+    assert payloads(1) != payloads(2)
 
 
 def test_every_secret_field_holds_a_canary() -> None:
-    """Whatever may not leave the process is recognisable in every event, and ids are unique."""
-    letters = lived(3)
-    assert len({letter.event.id for letter in letters}) == len(letters)
-    for letter in letters:
-        session = orjson.loads(letter.body)["data"]["object"]
+    """Every event has a canary in each secret field, and event ids are unique."""
+    dead_letters = payloads(3)
+    assert len({payload.event.id for payload in dead_letters}) == len(dead_letters)
+    for payload in dead_letters:
+        session = orjson.loads(payload.body)["data"]["object"]
         secret = [session[name] for name in ("client_secret", "url", "provided_details")]
         secret += [session["verified_outputs"], (session["last_error"] or secret[0])]
         secret.append(session["last_verification_report"] or secret[0])

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(120)
 class Papers:
     """A directory of certificates, each `<name>.crt` with its `<name>.key`.
 
-    Those of `ca` and `stranger` are authorities of their own; `server` and `client` are of the
+    Those of `ca` and `unknown` are authorities of their own; `server` and `client` are of the
     former, and so are `elsewhere`, which is for another host, and `lax`, which is for ours but does
     not name the key of its authority.
     """
@@ -49,7 +49,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
         pytest.skip("openssl is not on this machine")
     made = Papers(directory=tmp_path_factory.mktemp("papers"))
     key = ("-newkey", "rsa:2048", "-nodes", "-sha256")
-    for name in ("ca", "stranger"):
+    for name in ("ca", "unknown"):
         # Python 3.13 requires a key usage in the certificate of an authority.
         _openssl("req", "-x509", *key, "-days", "2", "-subj", f"/CN={name}",
                  "-addext", "keyUsage=critical,keyCertSign,cRLSign",
@@ -138,7 +138,7 @@ def test_who_is_trusted_is_spoken_to(program: Path, papers: Papers, tmp_path: Pa
         assert answer.json() == {"outcome": "admitted"}
         assert place.check(place.url("ca.crt")).wait() == 0
         for form in ("rediss://{}/0", "rediss+sentinel://{}/main/0", "rediss+cluster://{}"):
-            assert_untrusted(place.check(place.url("stranger.crt", form=form)))
+            assert_untrusted(place.check(place.url("unknown.crt", form=form)))
 
 
 def test_another_host_s_certificate_is_refused(
@@ -154,7 +154,7 @@ def test_redis_may_ask_for_a_certificate(program: Path, papers: Papers, tmp_path
     with _place(program, papers, tmp_path, name="server", ask="yes") as place:
         assert place.check(place.url("ca.crt", "client")).wait() == 0
         assert_untrusted(place.check(place.url("ca.crt")), by_server=True)
-        assert_untrusted(place.check(place.url("ca.crt", "stranger")), by_server=True)
+        assert_untrusted(place.check(place.url("ca.crt", "unknown")), by_server=True)
 
 
 def test_a_certificate_must_name_the_key_of_its_authority(

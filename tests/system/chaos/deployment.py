@@ -1,7 +1,7 @@
-"""The deployment that a chaos run torments: Redis, maybe with replicas, and real processes.
+"""The deployment of a chaos run: Redis, maybe with replicas, and processes of the service.
 
-Whatever ends without having been told to is started again, as a supervisor would. What is done to
-it all is in `faults`; what is read from it in the end, in `collecting`.
+A process that ends by itself is restarted, as by a supervisor. `faults` injects the faults,
+`collecting` reads the evidence at the end.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from tests.support.waiting import until
 from tests.system.chaos.evidence import (
     Bound,
     Crash,
+    HostileResponse,
     Probe,
     Reading,
-    StrangerAnswer,
     Transition,
     Window,
 )
 from tests.system.chaos.hosts import RedisHost
+from tests.system.chaos.instances import Instance
 from tests.system.chaos.needs import DEFAULT_DURABILITY, DEFAULT_FSYNC, Needs
-from tests.system.chaos.places import Place
 from tests.system.chaos.preloads import Clock, SlowDisk
 from tests.system.chaos.sinks import EXIT_CODE as SINK_EXIT_CODE
-from tests.system.chaos.sinks import Mood
+from tests.system.chaos.sinks import Behavior
 
 LEASE_TTL_S = 2.0
-HANDLERS = ("sinks:honest", "sinks:wayward")
-STEADFAST = frozenset(HANDLERS[:1])
+HANDLERS = ("sinks:steady", "sinks:faulty")
+STEADY = frozenset(HANDLERS[:1])
 START_DEADLINE_S = 30.0
 CALL_TIMEOUT_S = 5.0
 STOP_DEADLINE_S = 30.0
@@ -60,7 +60,7 @@ SETTINGS = {
     "LOG_FORMAT": "json",
     "LOG_METADATA_KEYS": "",
 }
-# What makes one process live some minutes ahead of everybody else.
+# `python -m service` with a clock that is 15 minutes ahead.
 SKEWED = """
 import sys, time
 real, ahead_s = time.time, 900
@@ -71,26 +71,20 @@ main()
 """
 
 
-class Scene:
-    """Everything that runs, and what is noted of it on the way.
+class Deployment:
+    """Everything that runs, and what is noted during the run.
 
     Attributes:
         settings: The settings of every process.
-        primary: The Redis that counts.
-        replicas: Those that follow it.
-        wire: What all processes reach Redis through, if anything.
-        disk: What makes Redis's disk slow, if anything can.
-        clock: What steps Redis's clock, if anything can.
-        places: The processes, by name.
-        crashes: When Redis was ended, and what it knew afterwards.
-        rollbacks: When Redis was allowed to forget.
-        bounds: When acknowledgements or deliveries had to be prompt.
-        probes: Requests for `/livez`.
-        strangers: Responses to clients that sent nothing genuine.
-        deleted: What an operator deleted.
-        skewed: Receivers whose clock was wrong, and that said that they were not ready.
-        exits: How processes ended that were told to end.
-        restarts: How often something that had ended was started again.
+        primary: The primary Redis.
+        replicas: Its replicas.
+        proxy: The proxy between all processes and Redis, if any.
+        disk: The control of Redis's disk, if it can be slowed down.
+        clock: The control of Redis's clock, if it can be stepped.
+        instances: The processes, by name.
+        crashes, rollbacks, bounds, probes, hostile_responses, deleted, exits: As in `evidence.Run`.
+        skewed: Receivers with a wrong clock that reported that they are not ready.
+        restarts: How many processes were restarted.
     """
 
     def __init__(self, directory: Path, needs: Needs) -> None:
@@ -103,14 +97,14 @@ class Scene:
         self._appendfsync = needs.appendfsync or DEFAULT_FSYNC
         loaded = [one for one in (self.disk, self.clock) if one]
         self.primary = self._host("redis-a", *loaded)
-        self.replicas = [self._host(f"redis-{letter}") for letter in "bc"[: needs.replicas]]
-        self.wire: Proxy | None = None
-        self.places: dict[str, Place] = {}
+        self.replicas = [self._host(f"redis-{payload}") for payload in "bc"[: needs.replicas]]
+        self.proxy: Proxy | None = None
+        self.instances: dict[str, Instance] = {}
         self.crashes: list[Crash] = []
         self.rollbacks: list[Window] = []
         self.bounds: list[Bound] = []
         self.probes: list[Probe] = []
-        self.strangers: list[StrangerAnswer] = []
+        self.hostile_responses: list[HostileResponse] = []
         self.deleted: list[Transition] = []
         self.skewed: set[str] = set()
         self.exits: dict[str, int] = {}
@@ -121,34 +115,34 @@ class Scene:
 
     @property
     def handlers(self) -> list[str]:
-        """All handlers, those without a journal included."""
+        """All handlers, those without a call log included."""
         return self.settings["HANDLERS"].split(",")
 
     @property
     def url(self) -> str:
-        """Where processes find Redis."""
-        return self.wire.url if self.wire else self.primary.url
+        """The value of REDIS_URL."""
+        return self.proxy.url if self.proxy else self.primary.url
 
     def client(self) -> redis.Redis:
-        """Return a client of the primary, past the wire.
+        """Return a client of the primary, without the proxy.
 
-        It tries once: called where Redis stands still, it must not hold up what lets Redis go on.
+        It tries once: while Redis is stopped, it must not delay the code that resumes it.
         """
         once = Retry(NoBackoff(), 0)
         return redis.Redis(port=self.primary.port, socket_timeout=CALL_TIMEOUT_S, retry=once)
 
-    def mood(self, mood: Mood) -> None:
-        """Set how the wayward sink behaves; a reader sees the old mood or the new one."""
-        made = self.directory / "mood.new"
-        made.write_text(mood)
-        made.replace(self.directory / "mood")
+    def behavior(self, behavior: Behavior) -> None:
+        """Set how the faulty sink behaves, atomically."""
+        made = self.directory / "behavior.new"
+        made.write_text(behavior)
+        made.replace(self.directory / "behavior")
 
-    def of(self, command: str) -> list[Place]:
-        """Return the places of one command."""
-        return [place for place in self.places.values() if place.command == command]
+    def of(self, command: str) -> list[Instance]:
+        """Return the instances that run *command*."""
+        return [instance for instance in self.instances.values() if instance.command == command]
 
-    async def start(self, place: Place) -> None:
-        """Start what bears a name, and wait until it listens."""
+    async def start(self, instance: Instance) -> None:
+        """Start an instance, and wait until it listens."""
         settings = {
             **self.settings,
             "REDIS_URL": self.url,
@@ -157,15 +151,15 @@ class Scene:
         }
         logs = self.directory / "logs"
         logs.mkdir(exist_ok=True)
-        place.start(logs, **settings)
-        self.places[place.name] = place
-        await until(lambda: place.is_up, START_DEADLINE_S)
+        instance.start(logs, **settings)
+        self.instances[instance.name] = instance
+        await until(lambda: instance.is_up, START_DEADLINE_S)
 
-    async def end(self, place: Place) -> None:
-        """Tell a process to end, and note how it did."""
-        await until(lambda: place.is_up, START_DEADLINE_S)
-        place.told_to_end = True
-        process = place.process
+    async def end(self, instance: Instance) -> None:
+        """Send SIGTERM to an instance, and note its exit code."""
+        await until(lambda: instance.is_up, START_DEADLINE_S)
+        instance.is_stopping = True
+        process = instance.process
         if process.popen.poll() is not None:
             return
         process.popen.terminate()
@@ -173,34 +167,34 @@ class Scene:
             await until(lambda: process.popen.poll() is not None, STOP_DEADLINE_S)
         process.end()
         if process.popen.returncode != SINK_EXIT_CODE:
-            self.exits[f"{place.name} {place.generation}"] = process.popen.returncode
+            self.exits[f"{instance.name} {instance.generation}"] = process.popen.returncode
 
     async def supervise(self) -> None:
-        """Start again what ended by itself, for ever."""
+        """Restart what ends by itself, until canceled."""
         while True:
-            for place in list(self.places.values()):
-                if not place.told_to_end and place.process.popen.poll() is not None:
+            for instance in list(self.instances.values()):
+                if not instance.is_stopping and instance.process.popen.poll() is not None:
                     self.restarts += 1
-                    await self.start(place)
+                    await self.start(instance)
             await asyncio.sleep(0.1)
 
     def close(self) -> None:
-        """End every process there is."""
-        for place in self.places.values():
-            place.told_to_end = True
-            place.process.end()
+        """End every process."""
+        for instance in self.instances.values():
+            instance.is_stopping = True
+            instance.process.end()
 
     def close_redis(self) -> None:
-        """End every Redis there is."""
+        """End every Redis server."""
         for host in (self.primary, *self.replicas):
             host.close()
 
     def readings(self) -> dict[str, Reading]:
-        """Return what each process uses, by name and generation."""
+        """Return what each process uses, by name and number."""
         return {
-            f"{place.name} {place.generation}": _reading(place.process.popen.pid)
-            for place in self.places.values()
-            if place.process.popen.poll() is None
+            f"{instance.name} {instance.generation}": _reading(instance.process.popen.pid)
+            for instance in self.instances.values()
+            if instance.process.popen.poll() is None
         }
 
     def event_ids(self) -> frozenset[str]:
@@ -213,7 +207,7 @@ class Scene:
             return frozenset(field.decode() for field in fields if field.startswith(b"evt_"))
 
     async def redis_died(self, at: float) -> None:
-        """Note what is left after Redis ended."""
+        """Note the event ids that Redis still has after its end."""
         self.crashes.append(Crash(at, await asyncio.to_thread(self.event_ids)))
 
 
@@ -224,24 +218,24 @@ def _reading(pid: int) -> Reading:
 
 
 @asynccontextmanager
-async def scene(directory: Path, needs: Needs) -> AsyncIterator[Scene]:
-    """Yield a running deployment of two receivers and two workers; leave nothing of it behind."""
-    made = Scene(directory, needs)
-    made.mood(Mood.FINE)
+async def deployment(directory: Path, needs: Needs) -> AsyncIterator[Deployment]:
+    """Yield a running deployment of two receivers and two workers; end all of it afterwards."""
+    made = Deployment(directory, needs)
+    made.behavior(Behavior.FINE)
     async with AsyncExitStack() as running:
         running.callback(made.close_redis)
         made.primary.start()
         for replica in made.replicas:
             replica.link = await running.enter_async_context(proxy_to(made.primary.url))
             await replica.follow(made.primary)
-        if needs.wire:
-            made.wire = await running.enter_async_context(proxy_to(made.primary.url))
+        if needs.proxy:
+            made.proxy = await running.enter_async_context(proxy_to(made.primary.url))
         running.callback(made.close)
-        places = [
-            *(Place(f"serve{n}", "serve", port=servers.free_port()) for n in (1, 2)),
-            *(Place(f"work{n}", "work") for n in (1, 2)),
+        instances = [
+            *(Instance(f"serve{n}", "serve", port=servers.free_port()) for n in (1, 2)),
+            *(Instance(f"work{n}", "work") for n in (1, 2)),
         ]
-        await asyncio.gather(*(made.start(place) for place in places))
+        await asyncio.gather(*(made.start(instance) for instance in instances))
         supervising = asyncio.create_task(made.supervise())
         try:
             yield made

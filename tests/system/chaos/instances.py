@@ -1,4 +1,4 @@
-"""The service's processes in a chaos run, and the pipes that carry off what they write."""
+"""The service's processes in a chaos run, and the pipes that their output goes to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from tests.support.processes import Process
 
-# Small, so that a stalled reader is felt soon.
+# Small, so that a stalled reader blocks soon.
 PIPE_BYTES = 16_384
 READ_BYTES = 65536
 
@@ -61,8 +61,8 @@ class PipedProcess(Process):
         return self._writing_end
 
 
-class Place:
-    """A name in the deployment, and the process that bears it now."""
+class Instance:
+    """One named instance of the service, and its current process."""
 
     def __init__(self, name: str, command: str, *, port: int = 0, program: str = "") -> None:
         self.name = name
@@ -70,14 +70,14 @@ class Place:
         self.port = port
         self.program = program
         self.generation = 0
-        self.told_to_end = False
+        self.is_stopping = False
         self.reader = LogReader()
         self.process: Process
 
     def start(self, directory: Path, **settings: str) -> None:
-        """Start the next process of this name."""
+        """Start the next process of this instance."""
         self.generation += 1
-        self.told_to_end = False
+        self.is_stopping = False
         self.process = PipedProcess(
             self.command,
             directory=directory,
@@ -88,16 +88,16 @@ class Place:
         )
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill it."""
         self.process.popen.kill()
 
     @property
     def is_up(self) -> bool:
-        """Whether it listens, or has ended already: then the supervisor starts it again."""
+        """Whether it listens, or has already ended and will be restarted."""
         return b"process.started" in self.process.out or self.process.popen.poll() is not None
 
     @property
     def admin_port(self) -> int:
-        """Where it serves metrics and probes."""
+        """The port of its metrics and probes."""
         [started] = self.process.lines("process.started")
         return int(started["admin_port"])

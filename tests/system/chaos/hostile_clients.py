@@ -1,7 +1,7 @@
-"""Clients that are not Stripe: slow, tiny, lazy, malformed and forged requests, side by side.
+"""Hostile clients: slow bodies, tiny chunks, slow readers, malformed and forged requests.
 
-Each does what it does to one receiver, over and over until it is canceled, and yields the status of
-every response that it got. Every body and header of its own holds a word that may be nowhere else.
+Each attacks one receiver again and again until it is canceled, and reports the status of every
+response. Its bodies and headers contain a canary that no output may contain.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import orjson
 from service.secret import Secret
 from tests.support.harness import PREFIX, SECRET, WEBHOOK, signed
 
-CANARY = "stranger0"
-WRONG = Secret(b"whsec_strangers")
+CANARY = "hostile0"
+WRONG = Secret(b"whsec_hostile")
 READ_BYTES = 65536
 SILENCE_S, BYTE_PAUSE_S, LAZY_PAUSE_S = 2.0, 0.2, 0.1
 TINY_CHUNKS, LAZY_REQUESTS = 20_000, 200
 ENDED = (OSError, EOFError, TimeoutError)
 
-Heard = Callable[[int], None]
+OnStatus = Callable[[int], None]
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
-# Behind each of these heads stands what a second request would be, if the first were misread.
+# After each of these heads follow bytes that are a second request if the first is misread.
 SMUGGLED = f"GET /livez HTTP/1.1\r\nHost: {CANARY}\r\n\r\n".encode()
 LENGTH = b"Content-Length: 5\r\n"
 AMBIGUOUS = [
@@ -55,15 +55,15 @@ AMBIGUOUS = [
 def forged_event() -> bytes:
     """Return the body of an event that Stripe never sent."""
     session = {"id": f"vs_{CANARY}", "object": "identity.verification_session"}
-    told = {"id": f"evt_{CANARY}", "object": "event", "type": PREFIX + "verified", "created": 1}
-    return orjson.dumps(told | {"data": {"object": {**session, "status": "verified"}}})
+    event = {"id": f"evt_{CANARY}", "object": "event", "type": PREFIX + "verified", "created": 1}
+    return orjson.dumps(event | {"data": {"object": {**session, "status": "verified"}}})
 
 
-async def slow_body(connection: Connection, heard: Heard) -> None:
-    """Send a body of which a byte comes now and then."""
+async def slow_body(connection: Connection, on_status: OnStatus) -> None:
+    """Send a body byte by byte, slowly."""
     reader, writer = connection
     writer.write(_head(b"Content-Length: 2000\r\n"))
-    listening = asyncio.ensure_future(_statuses(reader, heard))
+    listening = asyncio.ensure_future(_statuses(reader, on_status))
     try:
         while not listening.done():
             writer.write(b"x")
@@ -73,7 +73,7 @@ async def slow_body(connection: Connection, heard: Heard) -> None:
         await asyncio.gather(listening, return_exceptions=True)
 
 
-async def tiny_chunks(connection: Connection, heard: Heard) -> None:
+async def tiny_chunks(connection: Connection, on_status: OnStatus) -> None:
     """Send a body in chunks of one byte."""
     reader, writer = connection
     writer.write(_head(b"Transfer-Encoding: chunked\r\n"))
@@ -81,11 +81,11 @@ async def tiny_chunks(connection: Connection, heard: Heard) -> None:
         writer.write(b"1\r\nx\r\n" * 100)
         await writer.drain()
     writer.write(b"0\r\n\r\n")
-    await _statuses(reader, heard)
+    await _statuses(reader, on_status)
 
 
-async def lazy_reader(connection: Connection, heard: Heard) -> None:
-    """Ask for many answers at once and read them hardly faster than not at all."""
+async def lazy_reader(connection: Connection, on_status: OnStatus) -> None:
+    """Pipeline many requests, and read the responses very slowly."""
     reader, writer = connection
     transport: socket.socket = writer.get_extra_info("socket")
     transport.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
@@ -96,23 +96,23 @@ async def lazy_reader(connection: Connection, heard: Heard) -> None:
         found += chunk
         await asyncio.sleep(LAZY_PAUSE_S)
     for status in _found(found):
-        heard(status)
+        on_status(status)
 
 
-def malformed() -> Callable[[Connection, Heard], Awaitable[None]]:
-    """Return what sends ambiguous requests, each with another request in what may be its body."""
+def malformed() -> Callable[[Connection, OnStatus], Awaitable[None]]:
+    """Return a client that sends ambiguous requests, with another request in what may be a body."""
     heads = cycle(AMBIGUOUS)
 
-    async def send(connection: Connection, heard: Heard) -> None:
+    async def send(connection: Connection, on_status: OnStatus) -> None:
         reader, writer = connection
         writer.write(_head(next(heads)) + b"0\r\n\r\n" + SMUGGLED)
-        await _statuses(reader, heard)
+        await _statuses(reader, on_status)
 
     return send
 
 
-def forged() -> Callable[[Connection, Heard], Awaitable[None]]:
-    """Return what sends whole requests that are not genuine, each in another way."""
+def forged() -> Callable[[Connection, OnStatus], Awaitable[None]]:
+    """Return a client that sends whole requests with invalid signatures of several kinds."""
     body = forged_event()
     headers = cycle(
         [
@@ -125,17 +125,17 @@ def forged() -> Callable[[Connection, Heard], Awaitable[None]]:
         ]
     )
 
-    async def send(connection: Connection, heard: Heard) -> None:
+    async def send(connection: Connection, on_status: OnStatus) -> None:
         reader, writer = connection
         fields = {"Content-Length": str(len(body)), **next(headers)}
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         writer.write(_head(lines.encode()) + body)
-        await _statuses(reader, heard)
+        await _statuses(reader, on_status)
 
     return send
 
 
-KINDS: dict[str, tuple[int, Callable[[Connection, Heard], Awaitable[None]]]] = {
+KINDS: dict[str, tuple[int, Callable[[Connection, OnStatus], Awaitable[None]]]] = {
     "slow body": (48, slow_body),
     "tiny chunks": (2, tiny_chunks),
     "lazy reader": (12, lazy_reader),
@@ -145,10 +145,10 @@ KINDS: dict[str, tuple[int, Callable[[Connection, Heard], Awaitable[None]]]] = {
 
 
 @contextlib.asynccontextmanager
-async def besieging(port: int, heard: Callable[[str, int], None]) -> AsyncIterator[None]:
-    """Let strangers of every kind come to *port* for the length of the block."""
+async def attacking(port: int, on_status: Callable[[str, int], None]) -> AsyncIterator[None]:
+    """Run clients of every kind against *port* for the length of the block."""
     tasks = [
-        asyncio.create_task(_again_and_again(port, send, partial(heard, kind)))
+        asyncio.create_task(_again_and_again(port, send, partial(on_status, kind)))
         for kind, (count, send) in KINDS.items()
         for _ in range(count)
     ]
@@ -161,27 +161,27 @@ async def besieging(port: int, heard: Callable[[str, int], None]) -> AsyncIterat
 
 
 async def _again_and_again(
-    port: int, send: Callable[[Connection, Heard], Awaitable[None]], heard: Heard
+    port: int, send: Callable[[Connection, OnStatus], Awaitable[None]], on_status: OnStatus
 ) -> None:
     while True:
         with contextlib.suppress(*ENDED):
             connection = await asyncio.open_connection("127.0.0.1", port)
             try:
-                await send(connection, heard)
+                await send(connection, on_status)
             finally:
                 connection[1].transport.abort()
         await asyncio.sleep(0.05)
 
 
-async def _statuses(reader: asyncio.StreamReader, heard: Heard) -> None:
-    """Tell the status of each response, until the connection is closed or silent."""
+async def _statuses(reader: asyncio.StreamReader, on_status: OnStatus) -> None:
+    """Report the status of each response, until the connection is closed or silent."""
     found = b""
     with contextlib.suppress(*ENDED):
         # Not `wait_for`: in Python 3.11 it can swallow the request to end.
         while chunk := await _next(reader):
             found += chunk
     for status in _found(found):
-        heard(status)
+        on_status(status)
 
 
 async def _next(reader: asyncio.StreamReader) -> bytes:

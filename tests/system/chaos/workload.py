@@ -1,7 +1,7 @@
-"""The events of a chaos run: lives of synthetic sessions with a canary in each secret field.
+"""The events of a chaos run: synthetic sessions with a canary in each secret field.
 
-Among them what Stripe also sends: two events for one change, events that are too old, and events
-that are nothing for us. Pure: the same seed gives the same lives.
+Some have what Stripe also sends: two events for one change, events that are too old, and events of
+other types. Pure: the same seed gives the same events.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ DAY_S = 86_400
 TWINS, EXPIRED, FOREIGN = 0.05, 0.03, 0.03
 
 
-class Letter(NamedTuple):
-    """An event and the body that tells of it."""
+class Payload(NamedTuple):
+    """An event and its body."""
 
     event: Event
     body: bytes
 
 
-def lives(random: Random, now: int) -> Iterator[list[Letter]]:
-    """Yield the events of one session after the other, for ever, each in its order."""
+def sessions(random: Random, now: int) -> Iterator[list[Payload]]:
+    """Yield the events of one session after the other, without end, each in order."""
     while True:
         age_days = 40 if random.random() < EXPIRED else 5
         name = random.choice([*LIFECYCLES])
         simulated = lifecycle_events(name, random=random, started_at=now - age_days * DAY_S)
-        told = [orjson.loads(one.body) for one in simulated]
+        events = [orjson.loads(one.body) for one in simulated]
         if random.random() < TWINS:
-            told.append(told[-1] | {"id": f"{told[-1]['id']}twin"})
+            events.append(events[-1] | {"id": f"{events[-1]['id']}twin"})
         if random.random() < FOREIGN:
-            told.append(told[0] | {"id": f"{told[0]['id']}else", "type": "account.updated"})
-        yield [_letter(one) for one in told]
+            events.append(events[0] | {"id": f"{events[0]['id']}else", "type": "account.updated"})
+        yield [_payload(one) for one in events]
 
 
-def _letter(told: dict[str, Any]) -> Letter:
-    session = _with_canaries(told["data"]["object"])
-    told = told | {"data": {"object": session}}
-    return Letter(event_of(told), orjson.dumps(told))
+def _payload(event: dict[str, Any]) -> Payload:
+    session = _with_canaries(event["data"]["object"])
+    event = event | {"data": {"object": session}}
+    return Payload(event_of(event), orjson.dumps(event))
 
 
-def event_of(told: dict[str, Any]) -> Event:
-    """Return what of an event's JSON decides about its place."""
-    session = told["data"]["object"]
+def event_of(event: dict[str, Any]) -> Event:
+    """Return the fields of an event's JSON that decide about its order and outcome."""
+    session = event["data"]["object"]
     report = session["last_verification_report"]
     return Event(
-        id=told["id"],
+        id=event["id"],
         session_id=session["id"],
-        type=told["type"],
-        created=told["created"],
+        type=event["type"],
+        created=event["created"],
         status=session["status"],
         redaction=(session["redaction"] or {}).get("status"),
         error=(session["last_error"] or {}).get("code"),
@@ -64,7 +64,7 @@ def event_of(told: dict[str, Any]) -> Event:
 
 
 def _with_canaries(session: dict[str, Any]) -> dict[str, Any]:
-    """Return *session* with something to be kept secret wherever it can hold that."""
+    """Return *session* with a canary in every field that can hold a secret."""
     secret = {
         "client_secret": f"{session['id']}_secret_{CANARY}",
         "url": f"https://verify.stripe.com/start/{CANARY}",

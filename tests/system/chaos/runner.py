@@ -1,4 +1,4 @@
-"""One chaos run: a deployment under load, faults in their lanes, then quiet, then the evidence."""
+"""One chaos run: a deployment under load, concurrent faults, then quiet, then the evidence."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import NamedTuple
 from tests.support.waiting import until
 from tests.system.chaos import collecting
 from tests.system.chaos.checker import Judgement, judge
+from tests.system.chaos.deployment import HANDLERS, STEADY, Deployment, deployment
 from tests.system.chaos.evidence import Reading, Run
 from tests.system.chaos.faults import ALONE, FAULTS, Fault
-from tests.system.chaos.lives import CANARY, PUBLISHED, lives
+from tests.system.chaos.hostile_clients import CANARY as HOSTILE_CANARY
 from tests.system.chaos.needs import combined
-from tests.system.chaos.scene import HANDLERS, STEADFAST, Scene, scene
-from tests.system.chaos.strangers import CANARY as STRANGER
 from tests.system.chaos.stripe_client import Stripe
+from tests.system.chaos.workload import CANARY, PUBLISHED, sessions
 
 WARM_UP_S = 3.0
 LONGEST_PAUSE_S = 1.5
@@ -32,10 +32,10 @@ CALM_DEADLINE_S = 30.0
 
 
 class Plan(NamedTuple):
-    """What a run is to be.
+    """The parameters of a run.
 
     Attributes:
-        seed: Where every choice comes from.
+        seed: The seed of every random choice.
         rate: Events begun per second.
         seconds: How long the load lasts at least; it lasts until the last fault is over.
         faults: Names of faults, one for each time.
@@ -48,14 +48,14 @@ class Plan(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a run.
+    """The outcome of a run.
 
     Attributes:
-        plan: What it was to be.
-        judgement: What the checker says.
-        load_s: How long events were begun.
-        longest_s: The longest that any event had to be sent again before it was acknowledged.
-        restarts: How often something was started again.
+        plan: Its parameters.
+        judgement: The checker's result.
+        load_s: How long events were sent.
+        longest_s: The longest time from the first request with an event to its acknowledgement.
+        restarts: How many processes were restarted.
     """
 
     plan: Plan
@@ -66,34 +66,34 @@ class Outcome(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Events per second, through everything."""
+        """Events per second."""
         return self.judgement.counts["events"] / self.load_s
 
 
-async def torment(plan: Plan, directory: Path) -> Outcome:
-    """Make one run come true, and judge it."""
+async def run(plan: Plan, directory: Path) -> Outcome:
+    """Make one run, and judge it."""
     needs = combined(FAULTS[name].needs for name in plan.faults)
-    async with scene(directory, needs) as made:
+    async with deployment(directory, needs) as made:
         stripe = Stripe(Random(plan.seed), rate=plan.rate)
-        stripe.receivers = {place.name: place.port for place in made.of("serve")}
+        stripe.receivers = {instance.name: instance.port for instance in made.of("serve")}
         before, load_s = await _loaded(made, stripe, plan)
         run = await _evidence(made, stripe, before)
     return Outcome(plan, judge(run), load_s, _longest_s(run), made.restarts)
 
 
 async def _loaded(
-    scene: Scene, stripe: Stripe, plan: Plan
+    deployment: Deployment, stripe: Stripe, plan: Plan
 ) -> tuple[tuple[dict[str, Reading], int], float]:
-    """Send until all faults are over; return what was used early, and how long it took."""
+    """Send until all faults are over; return the early usage, and how long it took."""
     stopping = asyncio.Event()
     began = time.monotonic()
     sending = asyncio.create_task(
-        stripe.send(lives(Random(plan.seed + 1), int(time.time())), stopping)
+        stripe.send(sessions(Random(plan.seed + 1), int(time.time())), stopping)
     )
     try:
         await asyncio.sleep(WARM_UP_S)
-        before = scene.readings(), _connections(scene)
-        await _in_lanes(scene, stripe, plan)
+        before = deployment.readings(), _connections(deployment)
+        await _in_lanes(deployment, stripe, plan)
         await asyncio.sleep(max(0.0, began + plan.seconds - time.monotonic()))
     finally:
         stopping.set()
@@ -103,8 +103,8 @@ async def _loaded(
     return before, load_s
 
 
-async def _in_lanes(scene: Scene, stripe: Stripe, plan: Plan) -> None:
-    """Let the faults happen: side by side where they are of different lanes, some alone."""
+async def _in_lanes(deployment: Deployment, stripe: Stripe, plan: Plan) -> None:
+    """Inject the faults: those of different lanes concurrently, some alone."""
     random = Random(plan.seed + 2)
     lanes: dict[str, list[Fault]] = defaultdict(list)
     for name in random.sample(plan.faults, len(plan.faults)):
@@ -113,7 +113,7 @@ async def _in_lanes(scene: Scene, stripe: Stripe, plan: Plan) -> None:
     async def happen(lane: Sequence[Fault], chances: Random) -> None:
         for fault in lane:
             await asyncio.sleep(chances.uniform(0, LONGEST_PAUSE_S))
-            await fault.act(scene, stripe, chances)
+            await fault.act(deployment, stripe, chances)
 
     alone = lanes.pop(ALONE, [])
     async with asyncio.TaskGroup() as tasks:
@@ -126,53 +126,57 @@ async def _in_lanes(scene: Scene, stripe: Stripe, plan: Plan) -> None:
 
 
 async def _calm(stripe: Stripe) -> None:
-    """Wait until everything that was sent so far is acknowledged, or for a while."""
+    """Wait until everything that was sent so far is acknowledged, up to a deadline."""
     now = time.time()
     with contextlib.suppress(TimeoutError):
         await until(lambda: stripe.is_acknowledged_until(now), CALM_DEADLINE_S)
 
 
-async def _evidence(scene: Scene, stripe: Stripe, before: tuple[dict[str, Reading], int]) -> Run:
-    """Wait until all is settled and quiet, end everything, and gather what is left."""
+async def _evidence(
+    deployment: Deployment, stripe: Stripe, before: tuple[dict[str, Reading], int]
+) -> Run:
+    """Wait until all is delivered and quiet, end all processes, and collect the evidence."""
     with contextlib.suppress(TimeoutError):
-        await until(lambda: not any(_unsettled(scene).values()), DRAIN_DEADLINE_S)
+        await until(lambda: not any(_unsettled(deployment).values()), DRAIN_DEADLINE_S)
     stripe.close()
     await asyncio.sleep(QUIET_S)
-    after, connections = scene.readings(), (before[1], _connections(scene))
-    for place in list(scene.places.values()):
-        if place.process.popen.poll() is None:
-            await scene.end(place)
-    journals = {name: collecting.journal(_journal(scene, name)) for name in HANDLERS}
-    with scene.client() as client:
-        transitions = {*collecting.transitions(client, scene.keys)}
-        if "STREAM_MAX_ENTRIES" in scene.settings:
-            transitions |= collecting.taken(journals)
+    after, connections = deployment.readings(), (before[1], _connections(deployment))
+    for instance in list(deployment.instances.values()):
+        if instance.process.popen.poll() is None:
+            await deployment.end(instance)
+    calls = {name: collecting.calls(_call_log(deployment, name)) for name in HANDLERS}
+    with deployment.client() as client:
+        transitions = {*collecting.transitions(client, deployment.keys)}
+        if "STREAM_MAX_ENTRIES" in deployment.settings:
+            transitions |= collecting.taken(calls)
         return Run(
             events=stripe.events,
             answers=stripe.answers,
-            journals=journals,
-            letters={name: collecting.letters(client, scene.keys, name) for name in HANDLERS},
+            calls=calls,
+            dead_letters={
+                name: collecting.dead_letters(client, deployment.keys, name) for name in HANDLERS
+            },
             transitions=[*transitions],
             records=collecting.records(client),
-            deleted=scene.deleted,
-            unsettled=_unsettled(scene),
-            crashes=scene.crashes,
-            rollbacks=scene.rollbacks,
-            bounds=scene.bounds,
-            probes=scene.probes,
-            strangers=scene.strangers,
-            skewed=frozenset(scene.skewed),
-            steadfast=STEADFAST,
-            attempts=int(scene.settings["RETRY_MAX_ATTEMPTS"]),
+            deleted=deployment.deleted,
+            unsettled=_unsettled(deployment),
+            crashes=deployment.crashes,
+            rollbacks=deployment.rollbacks,
+            bounds=deployment.bounds,
+            probes=deployment.probes,
+            hostile_responses=deployment.hostile_responses,
+            skewed=frozenset(deployment.skewed),
+            steady=STEADY,
+            attempts=int(deployment.settings["RETRY_MAX_ATTEMPTS"]),
             before={name: one for name, one in before[0].items() if name in after},
             after=after,
             connections=connections,
-            exits=scene.exits,
-            texts=collecting.texts(scene.directory, sorted(stripe.bodies)),
+            exits=deployment.exits,
+            texts=collecting.texts(deployment.directory, sorted(stripe.bodies)),
             canaries={
                 CANARY.encode(): (),
                 PUBLISHED.encode(): ("redis",),
-                STRANGER.encode(): (),
+                HOSTILE_CANARY.encode(): (),
                 b"whsec_": (),
             },
         )
@@ -189,15 +193,18 @@ def _longest_s(run: Run) -> float:
     return longest_s
 
 
-def _journal(scene: Scene, handler: str) -> Path:
-    return scene.directory / f"{handler.rpartition(':')[2]}.journal"
+def _call_log(deployment: Deployment, handler: str) -> Path:
+    return deployment.directory / f"{handler.rpartition(':')[2]}.calls"
 
 
-def _unsettled(scene: Scene) -> dict[str, int]:
-    with scene.client() as client:
-        return {name: collecting.unsettled(client, scene.keys, name) for name in scene.handlers}
+def _unsettled(deployment: Deployment) -> dict[str, int]:
+    with deployment.client() as client:
+        return {
+            name: collecting.unsettled(client, deployment.keys, name)
+            for name in deployment.handlers
+        }
 
 
-def _connections(scene: Scene) -> int:
-    with scene.client() as client:
+def _connections(deployment: Deployment) -> int:
+    with deployment.client() as client:
         return int(client.info("clients")["connected_clients"])

@@ -1,6 +1,6 @@
-"""The laws of the way in: what Stripe was told, what the ledger holds, and in which order.
+"""The laws of admission: responses to Stripe, session records, sequence numbers, their order.
 
-Each yields what breaks it. What Redis was allowed to forget is excused, and counted elsewhere.
+Each law yields its violations. What Redis was allowed to forget is excused; `checker` counts it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from itertools import chain, pairwise
 
 from tests.system.chaos import ordering
 from tests.system.chaos.evidence import Event, Place, Remembered, Transition
-from tests.system.chaos.facts import PASSED_BY, Facts
+from tests.system.chaos.facts import NOT_RECORDED, Facts
 from tests.system.chaos.ordering import State
 
-# A server may admit for a moment after it was said to have ended.
+# A server may admit for a moment after the time that was noted for its end.
 SLACK_S = 1.0
 
 
 def unacknowledged(facts: Facts) -> Iterator[str]:
-    """Sent again for long enough, every event is acknowledged."""
+    """Every event that is sent often enough is acknowledged."""
     yield from facts.run.events.keys() - facts.acknowledged.keys()
 
 
 def refused(facts: Facts) -> Iterator[str]:
-    """Nobody but a receiver with a wrong clock refuses what is genuine."""
+    """A genuine event is rejected only by a receiver with a wrong clock."""
     for answer in facts.run.answers:
         status = answer.status or 0
         is_refusal = 300 <= status < 500
@@ -33,7 +33,7 @@ def refused(facts: Facts) -> Iterator[str]:
 
 
 def broke_down(facts: Facts) -> Iterator[str]:
-    """Of all answers above 499 there is 503 only, and nothing is ever traced back in a log."""
+    """No response but 503 has a status above 499, and no log has a traceback."""
     for answer in facts.run.answers:
         status = answer.status or 0
         if status >= 500 and status != 503:
@@ -44,12 +44,12 @@ def broke_down(facts: Facts) -> Iterator[str]:
 
 
 def lost(facts: Facts) -> Iterator[str]:
-    """What was acknowledged is in the ledger."""
+    """What was acknowledged is in its session's record."""
     yield from (event.id for event in facts.kept() if not facts.is_known(event))
 
 
 def not_durable(facts: Facts) -> Iterator[str]:
-    """What was acknowledged before Redis ended is there when Redis is back."""
+    """What was acknowledged before Redis ended is there after its restart."""
     for crash in facts.run.crashes:
         for event in facts.kept():
             earliest = min(answer.answered_at for answer in facts.acknowledged[event.id])
@@ -58,33 +58,33 @@ def not_durable(facts: Facts) -> Iterator[str]:
 
 
 def admitted_twice(facts: Facts) -> Iterator[str]:
-    """Of all copies of an event one at most is not called a duplicate."""
+    """At most one copy of an event is answered with anything but `duplicate`."""
     for event in facts.events():
-        words = [word for word in facts.words(event) if word not in PASSED_BY]
+        words = [word for word in facts.outcomes(event) if word not in NOT_RECORDED]
         if len(words) > 1:
             yield f"{event.id} {' '.join(words)}"
 
 
-def wrong_verdict(facts: Facts) -> Iterator[str]:
-    """What was said is what the ledger holds, and what the rules of ordering allow."""
+def wrong_outcome(facts: Facts) -> Iterator[str]:
+    """Each outcome is the recorded one, and allowed by the rules of ordering."""
     for event in facts.events():
-        words, right = {*facts.words(event)}, _right_word(facts, event)
+        words, right = {*facts.outcomes(event)}, _right_word(facts, event)
         if right is not None and words - {right}:
             yield f"{event.id} was called {' '.join(sorted(words))}, not {right}"
     for session_id, record in facts.run.records.items():
         if session_id not in facts.excused:
             sent = {one: said for one, said in record.events.items() if one in facts.run.events}
             yield from (f"{one} was never sent" for one in record.events.keys() - sent.keys())
-            told = [(facts.run.events[one], said) for one, said in sent.items()]
-            if not _explained(told):
-                verdicts = " ".join(
-                    f"{one.id}={said.outcome},{said.sequence}" for one, said in told
+            recorded = [(facts.run.events[one], said) for one, said in sent.items()]
+            if not _explained(recorded):
+                outcomes = " ".join(
+                    f"{one.id}={said.outcome},{said.sequence}" for one, said in recorded
                 )
-                yield f"no order of arrival explains {verdicts} in the ledger of {session_id}"
+                yield f"no order of arrival explains {outcomes} in the record of {session_id}"
 
 
 def _right_word(facts: Facts, event: Event) -> str | None:
-    """Return the only word, but for duplicate, that may have been said to an event."""
+    """Return the only outcome, besides `duplicate`, that an event may have."""
     if not ordering.is_ours(event):
         return "ignored"
     first = min((answer.asked_at for answer in facts.answers[event.id]), default=0.0)
@@ -96,17 +96,17 @@ def _right_word(facts: Facts, event: Event) -> str | None:
 
 
 def _explained(
-    told: Sequence[tuple[Event, Remembered]], state: State | None = None, sequence: int = 0
+    recorded: Sequence[tuple[Event, Remembered]], state: State | None = None, sequence: int = 0
 ) -> bool:
-    """Say whether in some order of arrival the rules say what the ledger says they said.
+    """Say whether the rules give the recorded outcomes in some order of arrival.
 
-    A number is one more than the last, or the first of an epoch that began meanwhile.
+    Each sequence number is one more than the last, or the first of an epoch that began meanwhile.
     """
-    # What is late changes nothing, so it may have come as soon as it would have been.
+    # A late event changes nothing, so it may have arrived as soon as it was late.
     late = Remembered("late", sequence)
     left = [
         (event, said)
-        for event, said in told
+        for event, said in recorded
         if said != late or ordering.verdict(state, event) != "late"
     ]
     if not left:
@@ -121,7 +121,7 @@ def _explained(
 
 
 def gap(facts: Facts) -> Iterator[str]:
-    """Within an epoch transitions count 1, 2, 3 …, on the streams and in the ledger alike."""
+    """Within an epoch transitions count 1, 2, 3 …, in streams and records alike."""
     streamed: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for one in facts.transitions:
         streamed[one.place.session_id][one.place.epoch].append(one.place.sequence)
@@ -137,12 +137,12 @@ def gap(facts: Facts) -> Iterator[str]:
             yield f"{session_id} is at {now} on the streams, not {record.epoch, record.sequence}"
         admitted = [one.sequence for one in record.events.values() if one.outcome == "admitted"]
         if sorted(admitted) != sorted(chain.from_iterable(epochs.values())):
-            yield f"{session_id} has {sorted(admitted)} in the ledger"
+            yield f"{session_id} has {sorted(admitted)} in its record"
     yield from (f"{one} is on the streams only" for one in streamed.keys() - facts.excused)
 
 
 def needless_epoch(facts: Facts) -> Iterator[str]:
-    """A session's epoch ends only where Redis ended, or another took over."""
+    """A session begins an epoch only after Redis ended or another server took over."""
     ends = [crash.at for crash in facts.run.crashes]
     ends += [window.until for window in facts.run.rollbacks]
     epochs: dict[str, set[int]] = defaultdict(set)
@@ -155,10 +155,10 @@ def needless_epoch(facts: Facts) -> Iterator[str]:
 
 
 def shared_sequence(facts: Facts) -> Iterator[str]:
-    """A place in a session's life is one event's, and an event's place is one, for everybody."""
+    """A place in a session belongs to one event, and an event has one place."""
     places: dict[str, set[Place]] = defaultdict(set)
     events: dict[Place, set[str]] = defaultdict(set)
-    for one in facts.ways_out():
+    for one in facts.deliveries():
         places[one.event_id].add(one.place)
         events[one.place].add(one.event_id)
     yield from (f"{one} at {len(at)} places" for one, at in places.items() if len(at) > 1)
@@ -166,10 +166,7 @@ def shared_sequence(facts: Facts) -> Iterator[str]:
 
 
 def not_newest(facts: Facts) -> Iterator[str]:
-    """In the end a session is what its events say in the order in which they were created.
-
-    Whatever their order of arrival: a life ends with a result.
-    """
+    """In the end a session has the status that its events give in order of their creation."""
     last: dict[str, Transition] = {}
     for one in sorted(facts.transitions, key=lambda one: one.place):
         last[one.place.session_id] = one
@@ -177,9 +174,9 @@ def not_newest(facts: Facts) -> Iterator[str]:
         events = [facts.run.events[one] for one in record.events if one in facts.run.events]
         if session_id in facts.excused or not events:
             continue
-        right = _lived(events)
+        right = _replayed(events)
         if record.status != right.status:
-            yield f"{session_id} is {record.status} in the ledger, not {right.status}"
+            yield f"{session_id} is {record.status} in its record, not {right.status}"
         keys = {(one.order_key, one.event_id) for one in map(ordering.position, events)}
         if (record.order_key, record.latest_id) not in keys:
             yield f"{session_id} has {record.order_key} of {record.latest_id} as its latest event"
@@ -187,7 +184,7 @@ def not_newest(facts: Facts) -> Iterator[str]:
             yield f"{session_id} ends as {last[session_id].current}, not {right.status}"
 
 
-def _lived(events: Sequence[Event]) -> State:
+def _replayed(events: Sequence[Event]) -> State:
     state = None
     for event in sorted(events, key=ordering.position):
         if ordering.verdict(state, event) != "late":
