@@ -15,6 +15,9 @@ from .secret import Secret
 
 Network: TypeAlias = IPv4Network | IPv6Network
 
+# The handler that fetches the events of thin notifications. It is a part of the service.
+FETCH: Final = "fetch"
+
 _UNITS_S: Final = {"d": 86_400, "h": 3600}
 _RFC_3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
@@ -63,9 +66,10 @@ def _parse_api_keys(text: str) -> tuple[Secret[str], ...]:
 PREFIX = matching(r"[a-z0-9_-]{1,32}", "1 to 32 of a-z, 0-9, _ and -")
 ACCOUNT = matching(r"[A-Za-z0-9._-]{1,64}", "1 to 64 of A-Z, a-z, 0-9, '.', _ and -")
 HOST = matching(r"[A-Za-z0-9.:%_-]{1,253}", "a host name or an IP address")
+# The names that a handler may not have are those of leases of our own.
 HANDLER = matching(
-    r"(?a:[A-Za-z_][\w-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)",
-    "a name or package.module:attribute",
+    rf"(?!({FETCH}|reconcile)$)(?a:[A-Za-z_][\w-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)",
+    f"a name other than {FETCH} and reconcile, or package.module:attribute",
 )
 LOG_KEY = matching(r"[!-~]{1,40}", "1 to 40 visible ASCII characters")
 _SECRET_TEXT = matching(

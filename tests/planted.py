@@ -40,7 +40,7 @@ _MAY_TAKE = (
 _LATE = "  if record.latest and is_late(event, record) then\n"
 _SETTLED = "      or result and event.created <= created_in(result.key) + skew_s\n"
 _WAITED = "    if isinstance(confirmed, Exception) or confirmed < needed:\n"
-_CALLED = "            error = await self._calls.call(transition)\n"
+_CALLED = "            error = await self._calls.call(item)\n"
 _ENOUGH = "        if failed >= self._policy.max_attempts:\n"
 _AWAITED = "        return await reply\n"
 _GUESSED = (
@@ -700,8 +700,8 @@ MUTANTS = (
     Mutant(
         "a replay loses the status before",
         "service/delivery/lua/replay.lua",
-        "'previous', fields['previous'],\n",
-        "'previous', '',\n",
+        "    copied[#copied + 1] = found[name]\n",
+        "    copied[#copied + 1] = name == 'previous' and '' or found[name]\n",
         "delivery/test_dead_letters.py",
     ),
     Mutant(
@@ -751,7 +751,7 @@ MUTANTS = (
     Mutant(
         "the entries of one session run side by side",
         "service/delivery/backlog.py",
-        "        key = delivery.entry_id if transition is None else transition.session_id\n",
+        "        key = delivery.entry_id if item is None else item.session_id\n",
         "        key = delivery.entry_id\n",
         "delivery/test_dispatcher_machine.py",
     ),
@@ -835,8 +835,8 @@ MUTANTS = (
     Mutant(
         "an unreadable replay is looked for in the wrong stream",
         "service/delivery/consumer.py",
-        "            is_replay=bool(self._delete_on_ack),\n",
-        "            is_replay=transition != Missing.UNREADABLE and bool(self._delete_on_ack),\n",
+        "is_replay=self._is_replay)\n",
+        "is_replay=item is not None and self._is_replay)\n",
         "delivery/test_consumer.py",
     ),
     # The process: it listens and waits, and leaves nothing behind for what did not open.

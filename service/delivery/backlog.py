@@ -3,7 +3,7 @@
 Only bookkeeping: `dispatcher` decides when anything happens. An entry in memory is in one of two
 forms:
 
-    loaded    with its transition; takes a slot of the dispatcher's window
+    loaded    with its item; takes a slot of the dispatcher's window
     parked    with its id only; takes no slot, and is loaded again when it is its turn
 
 A session that cannot go on is parked, so that it takes no slots of those that can.
@@ -78,8 +78,8 @@ class Backlog:
 
     def add(self, delivery: Delivery) -> Session | None:
         """Append an entry to its session; return the session if it is new."""
-        transition = delivery.transition
-        key = delivery.entry_id if transition is None else transition.session_id
+        item = delivery.item
+        key = delivery.entry_id if item is None else item.session_id
         session = self.sessions.get(key)
         is_new = session is None
         if session is None:
@@ -87,11 +87,11 @@ class Backlog:
         # Behind a parked entry all are parked: the loaded ones stay in front.
         may_load = session.loaded == len(session.deliveries) < MAX_LOADED_PER_SESSION
         session.deliveries.append(delivery)
-        if transition is not None and may_load:
+        if item is not None and may_load:
             session.loaded += 1
             self.loaded += 1
         else:
-            delivery.transition = None
+            delivery.item = None
             self.parked += 1
         return session if is_new else None
 
@@ -111,7 +111,7 @@ class Backlog:
     def park(self, session: Session) -> None:
         """Park all entries of a session."""
         for delivery in session.deliveries[: max(1, session.loaded)]:
-            delivery.transition = None
+            delivery.item = None
         self.loaded -= session.loaded
         self.parked += session.loaded
         session.loaded = 0

@@ -10,9 +10,9 @@ import asyncio
 
 import structlog
 
-from ..handlers import Handler
+from ..handlers import AnyHandler
 from ..telemetry import metrics
-from ..transitions.transition import StatusTransition
+from .sources import Item
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -22,20 +22,20 @@ class HandlerCalls:
 
     Args:
         name: The handler's name.
-        handler: Takes a transition; returning means that it has stored it safely.
+        handler: Takes an item; returning means that it is done with it for good.
         timeout_s: Seconds one call may take.
     """
 
-    def __init__(self, name: str, handler: Handler, timeout_s: float) -> None:
+    def __init__(self, name: str, handler: AnyHandler, timeout_s: float) -> None:
         self._name = name
         self._handler = handler
         self._timeout_s = timeout_s
         self._calls: set[_Call] = set()
         self._seconds = metrics.DELIVERY_SECONDS.labels(name)
 
-    async def call(self, transition: StatusTransition) -> BaseException | None:
+    async def call(self, item: Item) -> BaseException | None:
         """Call the handler once; return what it raised, or `TimeoutError` after the time limit."""
-        call = _Call(self._name, self._handler, transition, self._timeout_s)
+        call = _Call(self._name, self._handler, item, self._timeout_s)
         self._calls.add(call)
         try:
             await call.ended
@@ -73,14 +73,12 @@ class _Call:
         "task",
     )
 
-    def __init__(
-        self, name: str, handler: Handler, transition: StatusTransition, timeout_s: float
-    ) -> None:
+    def __init__(self, name: str, handler: AnyHandler, item: Item, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
         self.started_at = loop.time()
         self.outcomes: list[BaseException | None] = []
         self.ended: asyncio.Future[None] = loop.create_future()
-        self.task = loop.create_task(call_handler(name, handler, transition, self.outcomes))
+        self.task = loop.create_task(call_handler(name, handler, item, self.outcomes))
         self.task.add_done_callback(self._end)
         self._name = name
         self._timeout_s = timeout_s
@@ -112,8 +110,8 @@ class _Call:
 
 async def call_handler(
     name: str,
-    handler: Handler,
-    transition: StatusTransition,
+    handler: AnyHandler,
+    item: Item,
     outcomes: list[BaseException | None],
 ) -> None:
     """Call a handler and append to *outcomes* how it ended.
@@ -122,7 +120,7 @@ async def call_handler(
     `blocking` looks for this frame, and for *name* in it, in the stack of a blocked event loop.
     """
     try:
-        await handler(transition)
+        await handler(item)
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - a handler may raise anything; it is counted

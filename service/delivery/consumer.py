@@ -36,9 +36,8 @@ from typing import NamedTuple
 from ..storage.batching import Batcher
 from ..storage.layout import Keys
 from ..storage.scripts import Argument, Script
-from ..transitions import stream_entry
-from ..transitions.transition import StatusTransition
 from .leases import Lease
+from .sources import Item, source_of
 from .stream_watcher import StreamWatcher
 
 MAX_PER_BATCH = 512
@@ -77,7 +76,7 @@ class Attempts(NamedTuple):
 
 
 class Missing(StrEnum):
-    """Why an entry holds no transition."""
+    """Why an entry holds no item."""
 
     GONE = "gone"
     UNREADABLE = "unreadable"
@@ -89,19 +88,19 @@ class Delivery:
 
     Attributes:
         entry_id: Its id in its stream.
-        transition: What it holds. None when it cannot be read, or when only its id is kept.
+        item: What it holds. None when it cannot be read, or when only its id is kept.
         attempts: How often it was tried.
         is_replay: Whether it is in the handler's stream of replays.
     """
 
     entry_id: str
-    transition: StatusTransition | None
+    item: Item | None
     attempts: Attempts
     is_replay: bool = False
 
 
 class Consumer:
-    """Consumes one partition's transitions, and the replays, for one handler.
+    """Consumes one partition's stream of a handler's source, and the replays, for that handler.
 
     Args:
         lease: Taken and renewed elsewhere; names handler, partition and worker.
@@ -122,10 +121,9 @@ class Consumer:
         self._stream_watcher = stream_watcher
         self._replicas = replicas
         self._dead_letters = keys.dead_letters(partition, handler)
-        transitions, replays = keys.transitions(partition), keys.replays(partition, handler)
-        self._transitions = _GroupStream(lease, transitions, replicas, delete_on_ack=False)
-        # A replay is a copy made for this handler alone: it is deleted when it is acknowledged.
-        self._replays = _GroupStream(lease, replays, replicas, delete_on_ack=True)
+        self._new = _GroupStream(lease, source_of(handler).stream(keys, partition), replicas)
+        replays = keys.replays(partition, handler)
+        self._replays = _GroupStream(lease, replays, replicas, is_replay=True)
         self._last_read: dict[str, str] = {}
 
     def has_lease(self) -> bool:
@@ -134,7 +132,7 @@ class Consumer:
 
     async def claim_pending(self) -> AsyncIterator[list[Delivery]]:
         """Claim all pending entries, whichever consumer had them, the oldest first, in batches."""
-        for stream in (self._transitions, self._replays):
+        for stream in (self._new, self._replays):
             start = "-"
             while start:
                 start, deliveries = await stream.claim_batch(start)
@@ -143,7 +141,7 @@ class Consumer:
 
     async def read(self, max_entries: int) -> list[Delivery]:
         """Return new deliveries, the oldest first; none when there is nothing new."""
-        keys = [self._transitions.key, self._replays.key]
+        keys = [self._new.key, self._replays.key]
         arguments = (self.handler, self.lease.worker, max_entries)
         replayed, new, last_read = await self.lease.run(
             _READ, keys, *arguments, replicas=self._replicas
@@ -151,10 +149,10 @@ class Consumer:
         if last_read:
             self._last_read = dict(zip(keys, map(bytes.decode, last_read), strict=True))
         return [self._replays.make_delivery(*entry, count=1) for entry in replayed] + [
-            self._transitions.make_delivery(*entry, count=1) for entry in new
+            self._new.make_delivery(*entry, count=1) for entry in new
         ]
 
-    async def load(self, delivery: Delivery) -> StatusTransition | Missing:
+    async def load(self, delivery: Delivery) -> Item | Missing:
         """Read again an entry of which only the id was kept; calls share round trips."""
         return await self._stream_of(delivery).loads.submit(delivery.entry_id)
 
@@ -184,36 +182,36 @@ class Consumer:
         return await stream.dead_letter(self._dead_letters, letter)
 
     def _stream_of(self, delivery: Delivery) -> _GroupStream:
-        return self._replays if delivery.is_replay else self._transitions
+        return self._replays if delivery.is_replay else self._new
 
 
 class _GroupStream:
     """One stream, as the handler's consumer group reads it under a lease."""
 
-    def __init__(self, lease: Lease, key: str, replicas: int, *, delete_on_ack: bool) -> None:
+    def __init__(self, lease: Lease, key: str, replicas: int, *, is_replay: bool = False) -> None:
+        source = source_of(lease.handler)
         self.key = key
         self.acks = Batcher(self._ack, max_items=MAX_PER_BATCH, waits_for_more=True)
         self.counts = Batcher(self._record_attempts, max_items=MAX_PER_BATCH)
-        self.loads: Batcher[str, StatusTransition | Missing]
+        self.loads: Batcher[str, Item | Missing]
         self.loads = Batcher(self._load, max_items=MAX_LOADED_PER_CALL)
         self._lease = lease
         self._replicas = replicas
-        self._delete_on_ack = int(delete_on_ack)
+        self._unpack = source.unpack
+        self._is_replay = is_replay
+        # A replay is a copy made for this handler alone.
+        self._delete_on_ack = int(is_replay or source.delete_on_ack)
 
     def make_delivery(self, entry_id: bytes, fields: list[bytes], *, count: int) -> Delivery:
         """Return an entry of this stream with its delivery count."""
-        transition = _unpack(fields)
-        return Delivery(
-            entry_id.decode(),
-            None if isinstance(transition, Missing) else transition,
-            _attempts(count),
-            is_replay=bool(self._delete_on_ack),
-        )
+        found = self._item(fields)
+        item = None if isinstance(found, Missing) else found
+        return Delivery(entry_id.decode(), item, _attempts(count), is_replay=self._is_replay)
 
     async def claim_batch(self, start: str) -> tuple[str, list[Delivery]]:
         """Claim pending entries from an id on; return the next id, empty at the end, and them."""
         limits = (MAX_CLAIMED_PER_CALL, start, FAILURE_WEIGHT, QUARANTINE_AFTER)
-        arguments = (self._lease.handler, self._lease.worker, *limits, self._delete_on_ack)
+        arguments = (self._lease.handler, self._lease.worker, *limits, int(self._is_replay))
         next_start, entries = await self._lease.run(
             _CLAIM_PENDING, [self.key], *arguments, replicas=self._replicas
         )
@@ -229,9 +227,9 @@ class _GroupStream:
         arguments = (self._lease.handler, self._delete_on_ack, MAX_DEAD_LETTERS, *letter)
         return await self._lease.run(_DEAD_LETTER, [self.key, dead_letters], *arguments) or None
 
-    async def _load(self, entry_ids: list[str]) -> Sequence[StatusTransition | Missing]:
+    async def _load(self, entry_ids: list[str]) -> Sequence[Item | Missing]:
         return [
-            Missing.GONE if fields is None else _unpack(fields)
+            Missing.GONE if fields is None else self._item(fields)
             for fields in await self._lease.run(_LOAD, [self.key], *entry_ids)
         ]
 
@@ -247,12 +245,11 @@ class _GroupStream:
         await self._lease.run(_RECORD_ATTEMPTS, [self.key], *arguments)
         return [None] * len(counts)
 
-
-def _unpack(fields: list[bytes]) -> StatusTransition | Missing:
-    try:
-        return stream_entry.unpack(dict(zip(fields[::2], fields[1::2], strict=True)))
-    except ValueError:
-        return Missing.UNREADABLE
+    def _item(self, fields: list[bytes]) -> Item | Missing:
+        try:
+            return self._unpack(dict(zip(fields[::2], fields[1::2], strict=True)))
+        except ValueError:
+            return Missing.UNREADABLE
 
 
 @lru_cache(maxsize=1024)

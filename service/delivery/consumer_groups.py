@@ -1,6 +1,6 @@
 """The consumer groups, one for each handler: create, measure, list and delete them.
 
-A handler has a group of its own name on each partition's stream of transitions. Reading through a
+A handler has a group of its own name on its stream of each partition (`sources`). Reading through a
 group is in `consumer`; deleting what all groups have acknowledged is in `retention`.
 """
 
@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 from redis.exceptions import ResponseError
 
+from ..parsers import FETCH
 from ..storage.connections import Connections
 from ..storage.layout import Keys, claim
 from ..storage.scripts import Script, ScriptCall, raise_first
 from .leases import Assignment
+from .sources import SOURCES, source_of
 
 _CREATE_GROUPS = Script(__package__, "lua/create_groups.lua")
 _GROUP_NAMES = Script(__package__, "lua/group_names.lua")
@@ -27,21 +29,21 @@ class Lag(NamedTuple):
     """What one handler has not acknowledged in one partition.
 
     Attributes:
-        transitions: How many transitions, read or not; None when Redis cannot tell.
+        new: How many entries of its source, read or not; None when Redis cannot tell.
         replays: How many replays.
-        oldest_s: Seconds since the oldest of those transitions was admitted; 0 for none.
+        oldest_s: Seconds since the oldest of those entries was appended; 0 for none.
         dead_letters: How many dead letters there are.
     """
 
-    transitions: int | None
+    new: int | None
     replays: int
     oldest_s: float
     dead_letters: int
 
     @property
     def entries(self) -> int | None:
-        """How many transitions and replays; None when Redis cannot tell."""
-        return None if self.transitions is None else self.transitions + self.replays
+        """How many entries, replays among them; None when Redis cannot tell."""
+        return None if self.new is None else self.new + self.replays
 
 
 class Group(NamedTuple):
@@ -49,10 +51,10 @@ class Group(NamedTuple):
 
     Attributes:
         handler: The handler's name.
-        lag: Transitions that it has not acknowledged; None when Redis cannot tell.
+        lag: Entries of its source that it has not acknowledged; None when Redis cannot tell.
         replays: Replays that it has not acknowledged.
         dead_letters: Its dead letters.
-        oldest_s: Seconds since the oldest of those transitions was admitted; 0 for none.
+        oldest_s: Seconds since the oldest of those entries was appended; 0 for none.
     """
 
     handler: str
@@ -76,7 +78,9 @@ async def create_groups(connections: Connections, keys: Keys, handlers: Sequence
     await claim(connections, keys)
     created: list[list[bytes]] = await connections.run(
         [
-            ScriptCall(_CREATE_GROUPS, [keys.transitions(partition)], handlers)
+            ScriptCall(_CREATE_GROUPS, [source.stream(keys, partition)], consumers)
+            for source in SOURCES
+            if (consumers := [each for each in handlers if source_of(each) is source])
             for partition in range(keys.partitions)
         ]
     )
@@ -92,7 +96,8 @@ async def group_names(connections: Connections, keys: Keys) -> set[str]:
     """
     found: list[list[bytes]] = await connections.run(
         [
-            ScriptCall(_GROUP_NAMES, [keys.transitions(partition)], [])
+            ScriptCall(_GROUP_NAMES, [source.stream(keys, partition)], [])
+            for source in SOURCES
             for partition in range(keys.partitions)
         ]
     )
@@ -113,10 +118,13 @@ async def measure_lags(
 async def list_groups(connections: Connections, keys: Keys) -> list[Group]:
     """Return all groups that exist by name, also those of handlers that are not configured.
 
+    `fetch` is also listed before it has a group, if notifications wait for it.
+
     Raises:
         RedisError: Redis did not answer.
     """
-    names = sorted(await group_names(connections, keys))
+    existing = await group_names(connections, keys)
+    names = sorted(existing | {FETCH})
     assignments = [(name, partition) for name in names for partition in range(keys.partitions)]
     lags: dict[str, list[Lag]] = {name: [] for name in names}
     measured = await measure_lags(connections, keys, assignments)
@@ -126,7 +134,8 @@ async def list_groups(connections: Connections, keys: Keys) -> list[Group]:
         # An error reply: where nothing was admitted yet there is no stream, or no group.
         elif not isinstance(lag, ResponseError):
             raise lag
-    return [_group(name, each) for name, each in lags.items()]
+    groups = [_group(name, each) for name, each in lags.items()]
+    return [group for group in groups if group.handler in existing or group.lag]
 
 
 async def is_worked(
@@ -144,39 +153,46 @@ async def is_worked(
 async def retire(connections: Connections, keys: Keys, handler: str) -> int:
     """Delete a handler's groups, leases, replays and dead letters; return in how many partitions.
 
+    With `fetch` the notifications that it has not fetched are deleted.
+
     Raises:
         RedisError: Redis did not answer for some partition.
     """
     deleted = await connections.run(
-        [
-            ScriptCall(
-                _RETIRE,
-                [
-                    keys.transitions(partition),
-                    keys.lease(partition, handler),
-                    keys.replays(partition, handler),
-                    keys.dead_letters(partition, handler),
-                ],
-                [handler],
-            )
-            for partition in range(keys.partitions)
-        ]
+        [_retire_call(keys, handler, partition) for partition in range(keys.partitions)]
     )
     raise_first(deleted)
     return sum(deleted)
 
 
 def _lag_call(keys: Keys, handler: str, partition: int) -> ScriptCall:
-    streams = [keys.transitions(partition), keys.replays(partition, handler)]
-    return ScriptCall(_LAG, [*streams, keys.dead_letters(partition, handler)], [handler])
+    source = source_of(handler)
+    streams = [source.stream(keys, partition), keys.replays(partition, handler)]
+    return ScriptCall(
+        _LAG,
+        [*streams, keys.dead_letters(partition, handler)],
+        [handler, int(source.delete_on_ack)],
+    )
 
 
-def _lag(transitions: int, replays: int, oldest_ms: int, dead_letters: int) -> Lag:
-    return Lag(None if transitions < 0 else transitions, replays, oldest_ms / 1000, dead_letters)
+def _lag(new: int, replays: int, oldest_ms: int, dead_letters: int) -> Lag:
+    return Lag(None if new < 0 else new, replays, oldest_ms / 1000, dead_letters)
+
+
+def _retire_call(keys: Keys, handler: str, partition: int) -> ScriptCall:
+    source = source_of(handler)
+    stream = source.stream(keys, partition)
+    alone = [
+        keys.lease(partition, handler),
+        keys.replays(partition, handler),
+        keys.dead_letters(partition, handler),
+        *([stream] if source.delete_on_ack else []),
+    ]
+    return ScriptCall(_RETIRE, [stream, *alone], [handler])
 
 
 def _group(name: str, lags: Sequence[Lag]) -> Group:
-    known = [lag.transitions for lag in lags if lag.transitions is not None]
+    known = [lag.new for lag in lags if lag.new is not None]
     return Group(
         name,
         lag=sum(known) if len(known) == len(lags) else None,

@@ -16,8 +16,7 @@ import msgspec
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from ..storage.scripts import Script
-from ..transitions import stream_entry
-from ..transitions.transition import StatusTransition
+from .sources import TRANSITIONS, Item, Source, source_of
 
 MAX_PER_CALL = 200
 
@@ -39,15 +38,15 @@ class EntryFilter(NamedTuple):
     reason: str | None = None
     since: datetime | None = None
 
-    def matches(self, transition: StatusTransition | None, reason: str | None) -> bool:
+    def matches(self, item: Item | None, reason: str | None) -> bool:
         """Say whether an entry is meant; its time is not looked at."""
         if self.reason is not None and reason != self.reason:
             return False
-        if transition is None:
+        if item is None:
             return self.session_id is None and self.event_type is None
-        return self.session_id in (None, transition.session_id) and self.event_type in (
+        return self.session_id in (None, item.session_id) and self.event_type in (
             None,
-            transition.event_type,
+            item.event_type,
         )
 
 
@@ -59,7 +58,7 @@ class Entry(NamedTuple):
         partition: The partition of its stream.
         entry_id: Its id in its stream.
         at: When it was appended.
-        transition: What it holds; None when it cannot be read.
+        item: What it holds; None when it cannot be read.
         reason: Why it became a dead letter; None in the history.
         error: The class of the last error.
         place: Where that was raised: files, lines and functions.
@@ -70,7 +69,7 @@ class Entry(NamedTuple):
     partition: int
     entry_id: str
     at: datetime
-    transition: StatusTransition | None
+    item: Item | None
     reason: str | None
     error: str | None
     place: str | None
@@ -83,7 +82,7 @@ async def read_dead_letters(
     """Yield a handler's dead letters, the oldest first in each partition."""
     for partition in range(keys.partitions):
         stream = keys.dead_letters(partition, handler)
-        async for entry in _read(connections, stream, partition, wanted):
+        async for entry in _read(connections, source_of(handler), stream, partition, wanted):
             yield entry
 
 
@@ -92,7 +91,8 @@ async def read_history(
 ) -> AsyncIterator[Entry]:
     """Yield what the streams of transitions still hold, the oldest first in each partition."""
     for partition in range(keys.partitions):
-        async for entry in _read(connections, keys.transitions(partition), partition, wanted):
+        stream = keys.transitions(partition)
+        async for entry in _read(connections, TRANSITIONS, stream, partition, wanted):
             yield entry
 
 
@@ -137,7 +137,8 @@ async def replay(
     source = keys.dead_letters(partition, handler) if are_dead else keys.transitions(partition)
     streams = [source, keys.replays(partition, handler)]
     verb = "move" if are_dead else "count" if dry_run else "copy"
-    arguments = [handler, name, verb, *(entry.entry_id for entry in entries)]
+    fields = " ".join(source_of(handler).fields)
+    arguments = [handler, name, verb, fields, *(entry.entry_id for entry in entries)]
     return ReplayCounts(*await connections.run_one(_REPLAY, streams, arguments))
 
 
@@ -157,13 +158,13 @@ def describe(entry: Entry) -> dict[str, Any]:
         "place": entry.place,
         "attempts": entry.attempts,
     }
-    if entry.transition is not None:
-        fields |= msgspec.to_builtins(entry.transition)
+    if entry.item is not None:
+        fields |= msgspec.to_builtins(entry.item)
     return fields
 
 
 async def _read(
-    connections: Connections, stream: str, partition: int, wanted: EntryFilter
+    connections: Connections, source: Source, stream: str, partition: int, wanted: EntryFilter
 ) -> AsyncIterator[Entry]:
     """Read a stream in pages, up to the entry that was its last when the reading began."""
     first = "-" if wanted.since is None else _first_id(wanted.since)
@@ -171,8 +172,8 @@ async def _read(
     last = newest[0][0] if newest else "-"
     while page := await connections.client.xrange(stream, first, last, count=MAX_PER_CALL):
         for entry_id, fields in page:
-            entry = _entry(partition, entry_id.decode(), fields)
-            if wanted.matches(entry.transition, entry.reason):
+            entry = _entry(source, partition, entry_id.decode(), fields)
+            if wanted.matches(entry.item, entry.reason):
                 yield entry
         first = f"({page[-1][0].decode()}"
 
@@ -181,21 +182,21 @@ def _first_id(since: datetime) -> str:
     return str(max(0, int(since.timestamp() * 1000)))
 
 
-def _entry(partition: int, entry_id: str, fields: dict[bytes, bytes]) -> Entry:
+def _entry(source: Source, partition: int, entry_id: str, fields: dict[bytes, bytes]) -> Entry:
     def text(name: bytes) -> str | None:
         value: Any = fields.get(name)
         return None if value is None else value.decode()
 
     try:
-        transition = stream_entry.unpack(fields)
+        item = source.unpack(fields)
     except ValueError:
-        transition = None
+        item = None
     return Entry(
         id=f"{partition}-{entry_id}",
         partition=partition,
         entry_id=entry_id,
         at=datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, UTC),
-        transition=transition,
+        item=item,
         reason=text(b"reason"),
         error=text(b"error"),
         place=text(b"place"),

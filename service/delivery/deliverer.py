@@ -40,15 +40,16 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from ..errors import UNDELIVERABLE, Undeliverable, reason_word
-from ..handlers import Handler, destination_of
+from ..handlers import AnyHandler, destination_of
 from ..handlers.failures import class_name, place, unreachable_reason
 from ..telemetry import metrics
-from ..transitions.transition import StatusTransition, is_selftest
+from ..transitions.transition import is_selftest
 from .backlog import FinalFailure, Session
 from .calls import HandlerCalls
 from .consumer import Attempts, Delivery, Missing
 from .leases import LeaseLostError
 from .retries import CircuitBreaker, CircuitBreakers, RetryPolicy
+from .sources import Item, describe
 
 # Deliveries whose outcome no worker recorded: each of those workers may have died of the entry.
 MAX_DELIVERIES_WITHOUT_OUTCOME = 5
@@ -98,8 +99,8 @@ class PartitionConsumer(Protocol):
     async def read(self, most: int) -> list[Delivery]:
         """Return new entries, oldest first; none if there is nothing new."""
 
-    async def load(self, delivery: Delivery) -> StatusTransition | Missing:
-        """Read a parked entry's transition again."""
+    async def load(self, delivery: Delivery) -> Item | Missing:
+        """Read a parked entry's item again."""
 
     async def ack(self, delivery: Delivery) -> None:
         """Acknowledge an entry."""
@@ -121,7 +122,7 @@ class Deliverer:
 
     Args:
         name: The handler's name.
-        handler: Takes a transition; returning means that it has stored it safely.
+        handler: Takes an item; returning means that it is done with it for good.
         consumer: Its lease is held.
         policy: Concurrency, time limit and retries.
         circuits: The circuit breakers of the handler's destinations.
@@ -134,7 +135,7 @@ class Deliverer:
     def __init__(
         self,
         name: str,
-        handler: Handler,
+        handler: AnyHandler,
         consumer: PartitionConsumer,
         policy: RetryPolicy,
         *,
@@ -183,14 +184,14 @@ class Deliverer:
     async def _deliver(self, session: Session) -> Postponed | None:
         """Deal with an entry that the handler must not see; make an attempt with any other."""
         delivery = session.first
-        found = delivery.transition or await self._consumer.load(delivery)
+        found = delivery.item or await self._consumer.load(delivery)
         if found is Missing.GONE:
             log.warning("delivery.gone", **self._described(session))
             await self._consumer.ack(delivery)
             return None
         if isinstance(found, Missing):
             return await self._dead_letter(session, FinalFailure(DeadLetterReason.UNREADABLE))
-        delivery.transition = found
+        delivery.item = found
         if session.final_failure is not None:
             return await self._dead_letter(session, session.final_failure)
         if is_selftest(found.session_id):
@@ -203,12 +204,10 @@ class Deliverer:
             return await self._dead_letter(session, failure)
         return await self._attempt(session, delivery, found)
 
-    async def _attempt(
-        self, session: Session, delivery: Delivery, transition: StatusTransition
-    ) -> Postponed | None:
+    async def _attempt(self, session: Session, delivery: Delivery, item: Item) -> Postponed | None:
         """Call the handler once."""
         try:
-            circuit = session.circuit = session.circuit or self._circuit_for(transition)
+            circuit = session.circuit = session.circuit or self._circuit_for(item)
         except Exception as raised:  # noqa: BLE001 - `destination` is the handler's code, too
             self._failed.inc()
             return await self._record_failure(session, delivery, raised)
@@ -225,7 +224,7 @@ class Deliverer:
                 failed, deliveries = delivery.attempts
                 await self._consumer.record_attempts(delivery, Attempts(failed, deliveries + 1))
             successes_before = circuit.successes
-            error = await self._calls.call(transition)
+            error = await self._calls.call(item)
         if error is None:
             self._delivered.inc()
             circuit.record_success()
@@ -238,8 +237,8 @@ class Deliverer:
             return WaitForCircuit(circuit)
         return await self._record_failure(session, delivery, error)
 
-    def _circuit_for(self, transition: StatusTransition) -> CircuitBreaker:
-        destination = self._destination(transition) if self._destination else ""
+    def _circuit_for(self, item: Item) -> CircuitBreaker:
+        destination = self._destination(item) if self._destination else ""
         return self._circuits.for_destination(destination)
 
     async def _record_failure(
@@ -293,12 +292,6 @@ class Deliverer:
     def _described(self, session: Session) -> dict[str, object]:
         """Return what log lines may say about a session's first entry."""
         delivery = session.first
-        transition = delivery.transition
-        if transition is None:
-            return {"handler": self._name, "entry_id": delivery.entry_id}
-        return {
-            "handler": self._name,
-            "event_id": transition.event_id,
-            "session_id": transition.session_id,
-            "sequence": transition.sequence,
-        }
+        item = delivery.item
+        described = {"entry_id": delivery.entry_id} if item is None else describe(item)
+        return {"handler": self._name, **described}

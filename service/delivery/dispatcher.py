@@ -23,7 +23,7 @@ import asyncio
 import structlog
 
 from .. import cancellation
-from ..handlers import Handler, destination_of
+from ..handlers import AnyHandler, destination_of
 from .backlog import Backlog, Session
 from .consumer import Delivery
 from .deliverer import Deliverer, PartitionConsumer, RetryAfter, StoppedError
@@ -45,7 +45,7 @@ class Dispatcher:
 
     Args:
         name: The handler's name.
-        handler: Takes a transition; returning means that it has stored it safely.
+        handler: Takes an item; returning means that it is done with it for good.
         consumer: Its lease is held.
         policy: Concurrency, time limit and retries.
         circuits: The circuit breakers of the handler's destinations, shared by its dispatchers.
@@ -59,7 +59,7 @@ class Dispatcher:
     def __init__(
         self,
         name: str,
-        handler: Handler,
+        handler: AnyHandler,
         consumer: PartitionConsumer,
         policy: RetryPolicy,
         *,

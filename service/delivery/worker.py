@@ -33,7 +33,8 @@ from redis.exceptions import RedisError
 
 from .. import cancellation
 from ..config import Settings
-from ..handlers import Handler
+from ..handlers import AnyHandler
+from ..parsers import FETCH
 from ..storage.batching import ScriptBatcher
 from ..storage.connections import Connections
 from ..storage.layout import Keys, claim, is_claimed
@@ -59,6 +60,9 @@ MIN_INTERVAL_S = 0.02
 HEARTBEAT_TTL_FRACTION = 2 / 3
 # For handlers that clean up when they are canceled at the end of the grace time.
 CANCEL_GRACE_S = 2.0
+# Calls of `fetch` wait for each other, so that one page of Stripe's events answers many of them.
+FETCH_CONCURRENCY = 64
+FETCH_TIMEOUT_S = 120.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -70,7 +74,8 @@ class Worker:
         connections: Open clients.
         keys: The layout.
         settings: Retry policy, lease time, and the names of all handlers of the deployment.
-        handlers: The open handlers that this worker runs: some or all of those names.
+        handlers: The open handlers that this worker runs: some or all of those names, and `fetch`
+            where it fetches notifications.
     """
 
     def __init__(
@@ -78,7 +83,7 @@ class Worker:
         connections: Connections,
         keys: Keys,
         settings: Settings,
-        handlers: Mapping[str, Handler],
+        handlers: Mapping[str, AnyHandler],
     ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._connections = connections
@@ -92,13 +97,6 @@ class Worker:
             handler: CircuitBreakers(handler, initial_delay_s=settings.retry_initial_delay_s)
             for handler in handlers
         }
-        self._policy = RetryPolicy(
-            concurrency=settings.handler_concurrency,
-            timeout_s=settings.handler_timeout_s,
-            initial_delay_s=settings.retry_initial_delay_s,
-            max_delay_s=settings.retry_max_delay_s,
-            max_attempts=settings.retry_max_attempts,
-        )
         self._maintenance = PartitionMaintenance(
             connections, keys, settings, self.name, self._circuits
         )
@@ -239,14 +237,15 @@ class Worker:
             lease.handler,
             self._handlers[lease.handler],
             consumer,
-            self._policy,
+            _policy(lease.handler, self._settings),
             circuits=self._circuits[lease.handler],
             quarantine=self._quarantine,
         )
 
     async def _create_groups(self) -> None:
         """Create the consumer groups again, if an operator has deleted a stream."""
-        for handler in await create_groups(self._connections, self._keys, self._settings.handlers):
+        names = {*self._settings.handlers, *self._handlers}
+        for handler in await create_groups(self._connections, self._keys, sorted(names)):
             log.warning("group.created", handler=handler)
 
     def _held(self, handler: str) -> list[PartitionTask]:
@@ -284,6 +283,18 @@ class Worker:
         if self._partition_tasks:
             tasks = [each.task for each in self._partition_tasks.values()]
             await asyncio.wait(tasks, timeout=timeout_s)
+
+
+def _policy(handler: str, settings: Settings) -> RetryPolicy:
+    """Return the retry policy of a handler."""
+    is_fetch = handler == FETCH
+    return RetryPolicy(
+        concurrency=FETCH_CONCURRENCY if is_fetch else settings.handler_concurrency,
+        timeout_s=FETCH_TIMEOUT_S if is_fetch else settings.handler_timeout_s,
+        initial_delay_s=settings.retry_initial_delay_s,
+        max_delay_s=settings.retry_max_delay_s,
+        max_attempts=settings.retry_max_attempts,
+    )
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

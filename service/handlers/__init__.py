@@ -6,9 +6,9 @@ letters are the job of `delivery`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from ..transitions.transition import StatusTransition
 
@@ -40,6 +40,10 @@ class Handler(Protocol):
         """Deliver *transition*."""
 
 
+# What `delivery` calls: a `Handler`, or the handler `fetch`, which takes notifications.
+AnyHandler: TypeAlias = Callable[[Any], Awaitable[None]]
+
+
 class OpenHandler(Protocol):
     """Opens a handler from the environment: connect, yield the handler, disconnect."""
 
@@ -47,13 +51,13 @@ class OpenHandler(Protocol):
         """Return the context in which the handler works."""
 
 
-def destination_of(handler: Handler) -> Callable[[StatusTransition], str] | None:
+def destination_of(handler: AnyHandler) -> Callable[[Any], str] | None:
     """Return the handler's `destination` method, or None if it has one destination."""
-    found: Callable[[StatusTransition], str] | None = getattr(handler, "destination", None)
+    found: Callable[[Any], str] | None = getattr(handler, "destination", None)
     return found
 
 
-def wrap(handler: Handler, call: Handler) -> Handler:
+def wrap(handler: AnyHandler, call: AnyHandler) -> AnyHandler:
     """Return *call*, which calls *handler*, with the `destination` method of *handler*."""
     if (destination := destination_of(handler)) is not None:
         call.destination = destination  # type: ignore[attr-defined]

@@ -15,8 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import ConfigError, Unreachable
-from ..transitions.transition import StatusTransition
-from . import BUILT_IN, ENTRY_POINT_GROUP, Handler, OpenHandler, wrap
+from . import BUILT_IN, ENTRY_POINT_GROUP, AnyHandler, Handler, OpenHandler, wrap
 from .failures import class_name, definition, is_raised_by_handler, place, unreachable_reason
 
 _PLAIN = (
@@ -106,12 +105,12 @@ async def check(name: str, handler: Handler) -> bool:
     return True
 
 
-def print_tracebacks(handler: Handler) -> Handler:
+def print_tracebacks(handler: AnyHandler) -> AnyHandler:
     """Return *handler* with the traceback of each failed call printed on standard error."""
 
-    async def handle(transition: StatusTransition, /) -> None:
+    async def handle(item: Any, /) -> None:
         try:
-            await handler(transition)
+            await handler(item)
         except Exception as error:
             own = error.__traceback__
             traceback.print_exception(type(error), error, own and own.tb_next)

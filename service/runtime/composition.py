@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from .. import config
 from ..config import Settings
-from ..handlers import Handler, loading
+from ..handlers import AnyHandler, loading
 from ..inbox.admission import Inbox
 from ..inbox.receiver import Receiver
 from ..parsers import Network
@@ -120,8 +120,8 @@ def build_admin(context: Context) -> Listener:
 
 
 def wrap_handlers(
-    context: Context, opened: Mapping[str, Handler], *, print_tracebacks: bool
-) -> Mapping[str, Handler]:
+    context: Context, opened: Mapping[str, AnyHandler], *, print_tracebacks: bool
+) -> Mapping[str, AnyHandler]:
     """Return open handlers with the tracing and the tracebacks that the process is to have."""
     wrapped = opened
     if context.tracing is not None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..handlers import Handler, wrap
+from ..delivery.sources import Item, describe
+from ..handlers import AnyHandler, wrap
 from ..inbox.receiver import Receipt, Receiver
 from ..secret import Secret
 from ..stripe.events import Event
 from ..telemetry.tracing import Tracing
-from ..transitions.transition import StatusTransition
 
 
 class TracedReceiver(Receiver):
@@ -56,20 +56,15 @@ class TracedReceiver(Receiver):
             return receipt
 
 
-def trace_handlers(tracing: Tracing, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
+def trace_handlers(tracing: Tracing, handlers: Mapping[str, AnyHandler]) -> dict[str, AnyHandler]:
     """Return *handlers* with each call in a span that is a child of the receiver's."""
     return {name: _trace(tracing, name, handler) for name, handler in handlers.items()}
 
 
-def _trace(tracing: Tracing, name: str, handler: Handler) -> Handler:
-    async def handle(transition: StatusTransition, /) -> None:
-        attributes: dict[str, str | int] = {
-            "event_id": transition.event_id,
-            "event_type": transition.event_type,
-            "session_id": transition.session_id,
-            "sequence": transition.sequence,
-        }
-        with tracing.handler_span(name, transition.traceparent or None, attributes):
-            await handler(transition)
+def _trace(tracing: Tracing, name: str, handler: AnyHandler) -> AnyHandler:
+    async def handle(item: Item, /) -> None:
+        attributes = {**describe(item), "event_type": item.event_type}
+        with tracing.handler_span(name, item.traceparent or None, attributes):
+            await handler(item)
 
     return wrap(handler, handle)

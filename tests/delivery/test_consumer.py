@@ -25,6 +25,7 @@ from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
 from service.storage.scripts import NotReplicatedError
+from service.transitions.transition import StatusTransition
 from tests.support.servers import Server
 from tests.support.transitions import stored_entry
 from tests.support.waiting import PATIENCE_S
@@ -80,7 +81,8 @@ class Partition:
 
 def sequences(deliveries: Sequence[Delivery]) -> list[int | None]:
     """Return the sequence numbers of deliveries; None for one that cannot be read."""
-    return [one.transition.sequence if one.transition else None for one in deliveries]
+    items = [one.item for one in deliveries]
+    return [item.sequence if isinstance(item, StatusTransition) else None for item in items]
 
 
 async def claim_all(consumer: Consumer) -> list[Delivery]:
@@ -253,9 +255,9 @@ async def test_an_entry_kept_by_its_id_is_loaded_again(partition: Partition) -> 
 
     found = await asyncio.gather(*map(consumer.load, deliveries))
     assert found == [
-        deliveries[0].transition,
+        deliveries[0].item,
         Missing.GONE,
-        deliveries[2].transition,
+        deliveries[2].item,
         Missing.UNREADABLE,
     ]
 
@@ -318,7 +320,7 @@ async def test_a_full_server_lets_consumers_finish(partition: Partition) -> None
         first, second = await consumer.read(2)
         await consumer.ack(first)
         await consumer.record_attempts(second, Attempts(1, 1))
-        assert await consumer.load(second) == second.transition
+        assert await consumer.load(second) == second.item
         await consumer.dead_letter(second, reason="exhausted", error="", attempts=1)
         [lag] = await measure_lags(partition.connections, partition.keys, [(HANDLER, 0)])
         heartbeats = Heartbeats(partition.connections, partition.keys, worker="w", ttl_s=5)

@@ -44,6 +44,7 @@ from service.delivery.leases import Lease, LeaseLostError, take_or_renew
 from service.delivery.retention import trim
 from service.delivery.stream_watcher import StreamWatcher
 from service.storage.layout import Keys
+from service.transitions.transition import StatusTransition
 from tests.support.delivery_model import (
     DeadLetter,
     Delivered,
@@ -497,9 +498,10 @@ def readable(item: Item | None) -> bool:
 
 def read_as(delivery: Delivery) -> Item:
     """Return what a delivery holds."""
-    transition = delivery.transition
+    transition = delivery.item
     if transition is None:
         return Item(None)
+    assert isinstance(transition, StatusTransition)
     assert delivery.is_replay == (transition.replay is not None)
     return Item(transition.sequence, transition.replay)
 

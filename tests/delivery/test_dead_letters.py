@@ -240,8 +240,8 @@ async def test_a_replay_that_fails_again_is_a_dead_letter_again(deployment: Depl
         await until(deployment.has_no_replays)
         [letter] = await deployment.dead_letters()
         assert letter.reason == "refused"
-        assert letter.transition is not None
-        assert letter.transition.replay == name
+        assert isinstance(letter.item, StatusTransition)
+        assert letter.item.replay == name
     assert [seen.replay for seen in deployment.seen] == ["r1", "r2"]
 
 
@@ -365,8 +365,10 @@ async def test_a_page_that_is_exactly_full_is_followed_by_the_next(
 ) -> None:
     """All entries are found, each once, however many pages they fill."""
     await deployment.admit("vs_a", *range(1, count + 1))
-    found = [entry.transition.sequence for entry in await deployment.history() if entry.transition]
-    assert found == list(range(1, count + 1))
+    items = [entry.item for entry in await deployment.history()]
+    assert [item.sequence for item in items if isinstance(item, StatusTransition)] == list(
+        range(1, count + 1)
+    )
 
 
 async def test_only_matching_entries_are_found(deployment: Deployment) -> None:
@@ -385,8 +387,8 @@ async def test_only_matching_entries_are_found(deployment: Deployment) -> None:
     assert len(await deployment.dead_letters(since=datetime(1900, 1, 1, tzinfo=UTC))) == 2
     assert not await deployment.dead_letters(since=now + timedelta(hours=1))
     [entry] = await deployment.history(event_type=verified)
-    assert entry.transition is not None
-    assert entry.transition.sequence == 3
+    assert isinstance(entry.item, StatusTransition)
+    assert entry.item.sequence == 3
 
 
 async def test_an_unreadable_dead_letter_can_only_be_dropped(deployment: Deployment) -> None:
@@ -395,7 +397,7 @@ async def test_an_unreadable_dead_letter_can_only_be_dropped(deployment: Deploym
     await deployment.client.xadd(stream, {"change": "x", "reason": "unreadable", "attempts": 0})
     [letter] = await deployment.dead_letters()
 
-    assert letter.transition is None
+    assert letter.item is None
     assert not await deployment.dead_letters(session_id="vs_a")
     assert await deployment.replay([letter]) == (0, 0)
     assert await dead_letters.drop(deployment.connections, deployment.keys, HANDLER, [letter]) == 1
@@ -438,7 +440,7 @@ async def test_a_full_server_refuses_replays_and_lets_workers_finish(
     finally:
         await deployment.client.config_set("maxmemory", 0)
 
-    assert {e.transition.session_id for e in found if e.transition} == {"vs_a", "vs_c"}
+    assert {e.item.session_id for e in found if e.item} == {"vs_a", "vs_c"}
     assert await deployment.count_replays() == 0
 
 

@@ -26,7 +26,7 @@ from service.delivery import dead_letters
 from service.delivery.dead_letters import EntryFilter
 from service.delivery.worker import Worker
 from service.errors import Undeliverable
-from service.handlers import Handler
+from service.handlers import AnyHandler
 from service.inbox.admission import Inbox
 from service.inbox.receiver import Receiver
 from service.runtime.traced import TracedReceiver, trace_handlers
@@ -93,7 +93,7 @@ async def receiving(
 
 @asynccontextmanager
 async def working(
-    connections: Connections, settings: Settings, keys: Keys, handler: Handler
+    connections: Connections, settings: Settings, keys: Keys, handler: AnyHandler
 ) -> AsyncIterator[None]:
     """Run a worker during the block."""
     stopping = asyncio.Event()
@@ -187,8 +187,8 @@ async def test_dead_letters_and_replays_stay_in_the_trace(
             return bool(dead)
 
         await until(is_dead_lettered)
-        assert dead[0].transition is not None
-        stored = dead[0].transition.traceparent
+        assert dead[0].item is not None
+        stored = dead[0].item.traceparent
         await dead_letters.replay(connections, keys, "log", dead, name="again")
         await until(lambda: len(refused) == 2)
 

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Acknowledge entries while the lease is ours. Replays are deleted with it: they are copies that
--- were made for this group alone.
+-- Acknowledge entries while the lease is ours. Where this group is the only one to read them, they
+-- are deleted with it.
 --
 -- KEYS  1  the lease; 2  the entries' stream
 -- ARGV  1  token; 2  group; 3  1 to delete them; 4..  entry ids

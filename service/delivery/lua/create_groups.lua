@@ -2,7 +2,7 @@
 -- Create the missing groups of handlers on one partition's stream. On a stream without groups they
 -- begin at its start: nothing was read yet. On a stream with groups a new one begins at its end.
 --
--- KEYS  1      the partition's stream of transitions
+-- KEYS  1      the stream
 -- ARGV  1..    the handlers' names
 -- Returns the names of the groups that were created.
 

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- Return the names of the groups of a partition's stream; none when there is no stream. Reads only.
 --
--- KEYS  1  the partition's stream of transitions
+-- KEYS  1  the stream
 -- ARGV  none
 -- Returns the names.
 

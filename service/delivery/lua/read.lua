@@ -2,11 +2,11 @@
 -- Read new entries for one handler, while the lease is ours. A plain read by a worker that was
 -- paused past its lease would hide the entries from the lease's new owner.
 --
--- KEYS  1  the lease; 2  the partition's stream of transitions; 3  the handler's replays
+-- KEYS  1  the lease; 2  the partition's stream; 3  the handler's replays
 -- ARGV  1  token; 2  group; 3  consumer; 4  most entries
--- Returns false when the lease is not ours, else {replays, transitions, last ids}. Each entry is
--- {id, fields}. Where there are no entries, the last id that the group has read of the transitions
--- and of the replays.
+-- Returns false when the lease is not ours, else {replays, new entries, last ids}. Each entry is
+-- {id, fields}. Where there are no entries, the last id that the group has read of the stream and of
+-- the replays.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 
@@ -26,9 +26,9 @@ local function read(stream, max_entries)
   return found and found[1][2] or {}
 end
 
-local max_entries, replays, transitions = tonumber(ARGV[4]), {}, {}
+local max_entries, replays, new = tonumber(ARGV[4]), {}, {}
 -- Up to half of a read is for replays, so that neither kind waits for the other to end.
 if redis.call('EXISTS', KEYS[3]) == 1 then replays = read(KEYS[3], math.ceil(max_entries / 2)) end
-if max_entries > #replays then transitions = read(KEYS[2], max_entries - #replays) end
-if #replays + #transitions > 0 then return {replays, transitions, {}} end
-return {replays, transitions, {last_read_id(KEYS[2]), last_read_id(KEYS[3])}}
+if max_entries > #replays then new = read(KEYS[2], max_entries - #replays) end
+if #replays + #new > 0 then return {replays, new, {}} end
+return {replays, new, {last_read_id(KEYS[2]), last_read_id(KEYS[3])}}

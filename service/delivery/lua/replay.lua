@@ -7,7 +7,8 @@
 --
 -- KEYS  1  the entries' stream; 2  the handler's replays
 -- ARGV  1  group; 2  the replay's name; 3  'move' for dead letters, 'copy' for history, 'count' to
---       count what would be copied; 4..  entry ids
+--       count what would be copied; 4  names of the fields to copy, separated by spaces
+--       5..  entry ids
 -- Returns {entries replayed, entries left out because they are not acknowledged}. Entries that were
 -- deleted, or are not ours, are in neither number.
 
@@ -28,12 +29,24 @@ local function is_after(id, other)
   return ms > other_ms or ms == other_ms and tonumber(number) > tonumber(other_number)
 end
 
+-- Return the fields to copy of an entry and their values, nothing when one of them is missing.
+local function fields_to_copy(id)
+  local entry = redis.call('XRANGE', source, id, id)[1]
+  local found, copied = {}, {}
+  for n = 1, entry and #entry[2] or 0, 2 do found[entry[2][n]] = entry[2][n + 1] end
+  for name in ARGV[4]:gmatch('%S+') do
+    if not found[name] then return nil end
+    copied[#copied + 1] = name
+    copied[#copied + 1] = found[name]
+  end
+  return copied
+end
+
 local function copy(id, fields)
   if redis.call('EXISTS', replays) == 0 then
     redis.call('XGROUP', 'CREATE', replays, group, '0', 'MKSTREAM')
   end
-  redis.call('XADD', replays, '*', 'change', fields['change'], 'previous', fields['previous'],
-    'sequence', fields['sequence'], 'epoch', fields['epoch'], 'replay', ARGV[2])
+  redis.call('XADD', replays, '*', 'replay', ARGV[2], unpack(fields))
   if are_dead then redis.call('XDEL', source, id) end
 end
 
@@ -46,11 +59,9 @@ local function is_acknowledged(id)
 end
 
 local replayed, left_out = 0, 0
-for i = 4, #ARGV do
-  local entry = redis.call('XRANGE', source, ARGV[i], ARGV[i])[1]
-  local fields = {}
-  for n = 1, entry and #entry[2] or 0, 2 do fields[entry[2][n]] = entry[2][n + 1] end
-  if fields['change'] and fields['previous'] and fields['sequence'] and fields['epoch'] then
+for i = 5, #ARGV do
+  local fields = fields_to_copy(ARGV[i])
+  if fields then
     if is_acknowledged(ARGV[i]) then
       if ARGV[3] ~= 'count' then copy(ARGV[i], fields) end
       replayed = replayed + 1

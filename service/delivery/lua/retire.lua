@@ -2,7 +2,7 @@
 -- Delete everything that one handler has in one partition: its group, with what is pending in it,
 -- its lease, its replays and its dead letters.
 --
--- KEYS  1  the partition's stream of transitions; 2..  the keys that are the handler's alone
+-- KEYS  1  the partition's stream; 2..  the keys that are the handler's alone
 -- ARGV  1  group
 -- Returns 1 when there was anything to delete, else 0.
 
