@@ -105,7 +105,7 @@ class Consumer:
     Args:
         lease: Taken and renewed elsewhere; names handler, partition and worker.
         keys: The layout.
-        stream_watcher: That of the partition.
+        stream_watcher: That of the stream.
         replicas: How many replicas must know that an entry was delivered before a worker gets it.
             A fail-over that takes the entry back would deliver it again at another place in its
             session. The delivery is written behind the entry, so a replica that has the one has

@@ -1,4 +1,4 @@
-"""Waiting for new entries: one blocking read per partition, shared by all its consumers.
+"""Waiting for new entries: one blocking read for each stream, shared by all its consumers.
 
 Only wakes them. Reading needs a lease and is done in `consumer`.
 """
@@ -14,14 +14,13 @@ from ..storage.connections import Connections
 
 
 class StreamWatcher:
-    """Wakes consumers when streams of one partition grow.
+    """Wakes the consumers of one stream when it, or the replays of one of them, grows.
 
     Each waiter names the last id it has read of each of its streams. A later entry in any stream
     that is waited for wakes every waiter: reading in vain is cheaper than telling them apart.
     """
 
-    def __init__(self, connections: Connections, partition: int) -> None:
-        self.partition = partition
+    def __init__(self, connections: Connections) -> None:
         self._client = connections.blocking_client
         self._waiters: list[tuple[Mapping[str, str], asyncio.Future[None]]] = []
         self._watching: asyncio.Task[None] | None = None

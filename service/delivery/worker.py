@@ -49,6 +49,7 @@ from .leases import Assignment, Heartbeats, Lease, ObservedLeases, take_or_renew
 from .maintenance import PartitionMaintenance
 from .partition_task import PartitionTask
 from .retries import CircuitBreakers, RetryPolicy
+from .sources import source_of
 from .stream_watcher import StreamWatcher
 
 RENEWALS_PER_TTL = 3
@@ -100,7 +101,7 @@ class Worker:
         self._maintenance = PartitionMaintenance(
             connections, keys, settings, self.name, self._circuits
         )
-        self._stream_watchers = [StreamWatcher(connections, p) for p in range(keys.partitions)]
+        self._stream_watchers: dict[str, StreamWatcher] = {}
         self._partition_tasks: dict[Assignment, PartitionTask] = {}
         self._interval_s = min(MAX_INTERVAL_S, settings.lease_ttl_s / RENEWALS_PER_TTL)
         self._observed_leases = ObservedLeases(settings.lease_ttl_s)
@@ -227,10 +228,12 @@ class Worker:
 
     def _dispatcher(self, lease: Lease) -> Dispatcher:
         """Return a fresh dispatcher, with a consumer of its own, that works under a lease."""
+        stream = source_of(lease.handler).stream(self._keys, lease.partition)
+        stream_watcher = self._stream_watchers.setdefault(stream, StreamWatcher(self._connections))
         consumer = Consumer(
             lease,
             self._keys,
-            self._stream_watchers[lease.partition],
+            stream_watcher,
             replicas=self._settings.durability.replicas,
         )
         return Dispatcher(
@@ -274,7 +277,7 @@ class Worker:
         await self._wait_for_tasks(CANCEL_GRACE_S)
         for handler, partition in self._partition_tasks:
             log.error("handler.stuck", handler=handler, partition=partition)
-        for stream_watcher in self._stream_watchers:
+        for stream_watcher in self._stream_watchers.values():
             await stream_watcher.close()
         self._failure_log.flush()
 

@@ -30,8 +30,9 @@ CONNECT_TIMEOUT_S = 0.5
 POOL_WAIT_S = 0.25
 CALL_TIMEOUT_S = 1.0
 MAX_CALL_CONNECTIONS = 32
-# A blocking read holds its connection, and there may be one for each of at most 256 partitions.
-MAX_BLOCKING_CONNECTIONS = 256
+# A blocking read holds its connection, and there may be one for each of two streams of at most 256
+# partitions.
+MAX_BLOCKING_CONNECTIONS = 512
 BLOCK_S = 2.0
 # A blocking read's connection must outlive the block, or every idle read becomes an error.
 BLOCKING_READ_TIMEOUT_S = BLOCK_S + 3.0

@@ -93,7 +93,7 @@ async def claim_all(consumer: Consumer) -> list[Delivery]:
 @pytest.fixture
 async def partition(connections: Connections, keys: Keys) -> AsyncIterator[Partition]:
     """Yield partition 0; its watcher is closed at the end."""
-    watcher = StreamWatcher(connections, 0)
+    watcher = StreamWatcher(connections)
     yield Partition(
         connections=connections, keys=keys, stream_watcher=watcher, client=connections.client
     )
@@ -365,7 +365,7 @@ async def test_nothing_is_delivered_that_no_replica_has(pair: tuple[Server, Serv
         partition = Partition(
             connections=connections,
             keys=keys,
-            stream_watcher=StreamWatcher(connections, 0),
+            stream_watcher=StreamWatcher(connections),
             client=connections.client,
         )
         consumer = await partition.consumer(replicas=1)

@@ -118,7 +118,7 @@ class Delivering(RuleBasedStateMachine):
         self.run = runner.run
         self.tap = tap
         self.client = tap.client
-        self.stream_watcher = StreamWatcher(tap, 0)
+        self.stream_watcher = StreamWatcher(tap)
         self.model = Partition()
         self.numbers = itertools.count(1)
         self.gone: set[int | None] = set()

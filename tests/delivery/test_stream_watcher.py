@@ -24,7 +24,7 @@ async def watcher(
 ) -> AsyncIterator[StreamWatcher]:
     """Yield a watcher of partition 0 whose blocking reads outlast every test."""
     monkeypatch.setattr(module, "BLOCK_S", 10 * PATIENCE_S)
-    opened = StreamWatcher(connections, 0)
+    opened = StreamWatcher(connections)
     yield opened
     await opened.close()
 

@@ -120,7 +120,7 @@ class TestSettings:
         pool = connections.client.connection_pool
         assert isinstance(pool, BlockingConnectionPool)
         assert pool.timeout == 0.25
-        assert connections.blocking_client.connection_pool.max_connections >= 256
+        assert connections.blocking_client.connection_pool.max_connections >= 512
 
     async def test_nothing_is_executed_twice_by_the_client(self, redis_url: str) -> None:
         """A lost reply is an error: whether to retry is the caller's decision."""

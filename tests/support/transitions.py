@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from service.stripe.verification_session import RelatedPerson
 from service.transitions.lifecycle import Status
+from service.transitions.thin_notification import Notification, pack
 from service.transitions.transition import Origin, StatusTransition
 
 TEXT = st.text(max_size=20)
@@ -83,3 +84,15 @@ def stored_entry(session_id: str, sequence: int, *, kind: str = "processing") ->
         '"current":"processing","metadata":{"k":"canary4711"}}'
     )
     return {"change": change, "previous": "", "sequence": sequence, "epoch": 1}
+
+
+def stored_notification(session_id: str, number: int, **changes: Any) -> dict[str, Any]:
+    """Return the fields of a stream entry as a thin notification is noted."""
+    known = {
+        "event_id": f"evt_{session_id}_{number}",
+        "event_type": "identity.verification_session.processing",
+        "session_id": session_id,
+        "created": 1_790_000_000 + number,
+        "livemode": True,
+    }
+    return {"notification": pack(Notification(**{**known, **changes}))}

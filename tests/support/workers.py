@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import redis
 
 from service.config import Settings
 from service.delivery.worker import Worker
-from service.handlers import Handler
+from service.handlers import AnyHandler, Handler
 from service.storage.connections import Connections
 from service.storage.layout import Keys
 from service.transitions.transition import StatusTransition
@@ -137,7 +137,7 @@ class Deployment:
         return int(self.client.zcard(self.keys.workers("log")))
 
     def start(
-        self, connections: Connections, handlers: dict[str, Handler], **changes: Any
+        self, connections: Connections, handlers: Mapping[str, AnyHandler], **changes: Any
     ) -> Worker:
         """Start a worker."""
         settings = replace(self.settings, **changes)

@@ -101,7 +101,7 @@ async def test_a_blocking_read_reaches_the_new_primary(
     async with behind_one_address(pair) as (proxy, connections):
         await create_groups(connections, keys, ["log"])
         wait_until(lambda: command(new, "EXISTS", keys.transitions(0)))
-        stream_watcher = StreamWatcher(connections, 0)
+        stream_watcher = StreamWatcher(connections)
         command(new, "REPLICAOF", "NO", "ONE")
         command(old, "REPLICAOF", "127.0.0.1", 1)
         # Blocked after the demotion: a read that blocked before would have been ended by it.

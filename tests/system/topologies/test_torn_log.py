@@ -65,7 +65,7 @@ async def _work(connections: Connections) -> None:
     await claim(connections, KEYS)
     await create_groups(connections, KEYS, HANDLERS)
     inbox = Inbox(connections, KEYS, settings)
-    stream_watcher = StreamWatcher(connections, 0)
+    stream_watcher = StreamWatcher(connections)
     leases = [Lease(connections, KEYS, handler=h, partition=0, worker="w") for h in HANDLERS]
     consumers = [Consumer(lease, KEYS, stream_watcher) for lease in leases]
     assert await take_or_renew(connections, leases, 600) == [0, 0]

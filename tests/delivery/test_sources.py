@@ -1,0 +1,237 @@
+"""The reserved handler `fetch` consumes notifications as every other handler does transitions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from service.parsers import FETCH
+from service.delivery import dead_letters
+from service.delivery.consumer_groups import (
+    Group,
+    Lag,
+    create_groups,
+    list_groups,
+    measure_lags,
+    retire,
+)
+from service.delivery.dead_letters import Entry, EntryFilter
+from service.errors import Undeliverable, Unreachable
+from service.storage.connections import Connections
+from service.transitions.thin_notification import Notification
+from tests.support.servers import until
+from tests.support.transitions import stored_notification
+from tests.support.workers import CallLog, Deployment
+
+ALL = EntryFilter()
+
+
+class Fetching:
+    """A handler for `fetch` that records what it takes.
+
+    Attributes:
+        taken: Every notification whose call has returned, in order.
+        running: How many calls are running.
+    """
+
+    def __init__(self, act: Callable[[Notification], Awaitable[object]] | None = None) -> None:
+        self.taken: list[Notification] = []
+        self.running = 0
+        self._act = act
+
+    async def __call__(self, notification: Notification, /) -> None:
+        """Take a notification."""
+        self.running += 1
+        try:
+            if self._act is not None:
+                await self._act(notification)
+            self.taken.append(notification)
+        finally:
+            self.running -= 1
+
+    def destination(self, notification: Notification) -> str:
+        """Return whose data it is about."""
+        return f"{notification.livemode} {notification.context}"
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of what was taken."""
+        return [notification.event_id for notification in self.taken]
+
+
+def note(deployment: Deployment, session: str, *numbers: int, **changes: Any) -> None:
+    """Append notifications about a session."""
+    stream = deployment.keys.notifications(deployment.keys.partition(session))
+    for n in numbers:
+        deployment.client.xadd(stream, stored_notification(session, n, **changes))
+
+
+def noted(deployment: Deployment) -> int:
+    """Return how many notifications there are."""
+    keys = deployment.keys
+    return sum(deployment.client.xlen(keys.notifications(p)) for p in range(keys.partitions))
+
+
+async def letters(deployment: Deployment, connections: Connections) -> list[Entry]:
+    """Return the dead letters of `fetch`."""
+    found = dead_letters.read_dead_letters(connections, deployment.keys, FETCH, ALL)
+    return [entry async for entry in found]
+
+
+async def test_notifications_go_to_fetch_and_transitions_to_the_others(
+    deployment: Deployment, connections: Connections
+) -> None:
+    """Each in its session's order; what was fetched is deleted, what was delivered is kept."""
+    log, fetching = CallLog(), Fetching()
+    deployment.admit(10, 3)
+    for n in range(10):
+        note(deployment, f"vs_s{n}", 1, 2)
+    deployment.start(connections, {"log": log.handler(), FETCH: fetching})
+    await until(lambda: len(fetching.taken) == 20)
+    for n in range(10):
+        note(deployment, f"vs_s{n}", 3)
+    await deployment.deliver_all(lambda: log.returns)
+    await until(lambda: noted(deployment) == 0)
+
+    for n in range(10):
+        of_session = [one.created for one in fetching.taken if one.session_id == f"vs_s{n}"]
+        assert of_session == [1_790_000_001, 1_790_000_002, 1_790_000_003]
+    assert len(log.calls) == 30
+    keys, client = deployment.keys, deployment.client
+    for p in range(keys.partitions):
+        assert [one["name"] for one in client.xinfo_groups(keys.notifications(p))] == [b"fetch"]
+        assert [one["name"] for one in client.xinfo_groups(keys.transitions(p))] == [b"log"]
+    assert sum(client.xlen(keys.transitions(p)) for p in range(keys.partitions)) == 30
+
+
+async def test_fetch_has_limits_of_its_own(
+    deployment: Deployment, connections: Connections
+) -> None:
+    """Enough calls wait together to fill a page, and longer than another handler's may."""
+    go = asyncio.Event()
+    fetching = Fetching(lambda _: go.wait())
+    sessions = [f"vs_s{n}" for n in range(1000)]
+    same = [one for one in sessions if deployment.keys.partition(one) == 0][:70]
+    for session in same:
+        note(deployment, session, 1)
+    small = {"handler_concurrency": 1, "handler_timeout_s": 0.1}
+    deployment.start(connections, {FETCH: fetching}, **small)
+
+    await until(lambda: fetching.running == 64)
+    await asyncio.sleep(0.3)
+    assert fetching.running == 64
+    go.set()
+    await until(lambda: noted(deployment) == 0)
+    assert sorted(fetching.ids) == sorted(f"evt_{session}_1" for session in same)
+
+
+async def test_a_refused_account_stops_only_its_own(
+    deployment: Deployment, connections: Connections
+) -> None:
+    """What is about another account is fetched; when the account is back, so is the rest."""
+    is_refused = True
+
+    async def act(notification: Notification) -> None:
+        if is_refused and notification.context == "acct_gone":
+            raise Unreachable("api_forbidden")
+
+    fetching = Fetching(act)
+    for n in range(20):
+        note(deployment, f"vs_a{n}", 1, 2, context="acct_gone")
+        note(deployment, f"vs_b{n}", 1, 2)
+    deployment.start(connections, {FETCH: fetching}, retry_max_attempts=1)
+    await until(lambda: len(fetching.taken) == 40)
+    assert {one.context for one in fetching.taken} == {None}
+    await until(lambda: bool(deployment.client.exists(deployment.keys.circuit(FETCH))))
+
+    is_refused = False
+    await until(lambda: noted(deployment) == 0)
+    assert len(fetching.taken) == 80
+    assert not await letters(deployment, connections)
+
+
+async def test_dead_letters_are_read_replayed_and_dropped(
+    deployment: Deployment, connections: Connections
+) -> None:
+    """A dead letter of `fetch` holds its notification, and a replay fetches it again."""
+    keys, is_refused = deployment.keys, True
+
+    async def act(notification: Notification) -> None:
+        if is_refused:
+            raise Undeliverable("gone")
+
+    fetching = Fetching(act)
+    note(deployment, "vs_a", 1, 2)
+    deployment.start(connections, {FETCH: fetching})
+    await until(lambda: noted(deployment) == 0)
+
+    first, second = await letters(deployment, connections)
+    described = dead_letters.describe(first)
+    assert described["reason"] == "gone"
+    assert described["event_id"] == "evt_vs_a_1"
+    assert described["livemode"] is True
+    is_refused = False
+    assert await dead_letters.replay(connections, keys, FETCH, [first], name="again") == (1, 0)
+    await until(lambda: fetching.ids == ["evt_vs_a_1"])
+    assert await dead_letters.drop(connections, keys, FETCH, [second]) == 1
+    assert not await letters(deployment, connections)
+    await until(lambda: deployment.client.xlen(keys.replays(first.partition, FETCH)) == 0)
+
+
+async def test_what_waits_for_fetch_is_measured(
+    deployment: Deployment, connections: Connections
+) -> None:
+    """Exactly, before it has a group and where some are fetched, some pending and some unread."""
+    keys, client = deployment.keys, deployment.client
+    assert [one.handler for one in await list_groups(connections, keys)] == ["log"]
+    note(deployment, "vs_a", 1, 2, 3, 4)
+    partition = keys.partition("vs_a")
+    stream = keys.notifications(partition)
+    assert [(one.handler, one.lag) for one in await list_groups(connections, keys)] == [
+        (FETCH, 4),
+        ("log", 0),
+    ]
+
+    assert await create_groups(connections, keys, [FETCH, "log"]) == [FETCH]
+    [[_, entries]] = client.xreadgroup(FETCH, "w", {stream: ">"}, count=3)
+    assert len(entries) == 3
+    client.xack(stream, FETCH, entries[1][0])
+    client.xdel(stream, entries[1][0])
+    await asyncio.sleep(0.01)
+    [lag] = await measure_lags(connections, keys, [(FETCH, partition)])
+    assert isinstance(lag, Lag)
+    assert (lag.new, lag.entries) == (3, 3)
+    assert 0.01 <= lag.oldest_s < 60
+
+
+async def test_a_retired_fetch_leaves_nothing(
+    deployment: Deployment, connections: Connections
+) -> None:
+    """Its notifications go with its group; the groups of the others stay."""
+    keys = deployment.keys
+    await create_groups(connections, keys, [FETCH])
+    note(deployment, "vs_a", 1)
+    assert await retire(connections, keys, FETCH) == keys.partitions
+    assert not [key for key in deployment.client.keys("*") if b"fetch" in key or b"notif" in key]
+    [left] = await list_groups(connections, keys)
+    assert left == Group("log", 0, replays=0, dead_letters=0, oldest_s=0)
+
+
+@pytest.mark.parametrize("has_layout_only", [True, False])
+async def test_fetch_begins_with_what_was_noted_before_it_ran(
+    deployment: Deployment, connections: Connections, *, has_layout_only: bool
+) -> None:
+    """Receivers note before the first worker starts, and after its group was deleted."""
+    if not has_layout_only:
+        await create_groups(connections, deployment.keys, [FETCH])
+        for partition in range(deployment.keys.partitions):
+            stream = deployment.keys.notifications(partition)
+            deployment.client.xgroup_destroy(stream, FETCH)
+    note(deployment, "vs_a", 1)
+    fetching = Fetching()
+    deployment.start(connections, {FETCH: fetching})
+    await until(lambda: noted(deployment) == 0)
+    assert fetching.ids == ["evt_vs_a_1"]
