@@ -30,8 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "server": "telemetry",
         "web": "telemetry inbox",
         "operations": "stripe transitions storage inbox handlers delivery",
-        "runtime": "stripe telemetry storage inbox handlers delivery"
-        " stripe_api server web",
+        "runtime": "stripe telemetry storage inbox handlers delivery stripe_api server web",
         "cli": "stripe transitions telemetry storage inbox delivery operations runtime",
     }.items()
 }

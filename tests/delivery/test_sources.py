@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from service.parsers import FETCH
 from service.delivery import dead_letters
 from service.delivery.consumer_groups import (
     Group,
@@ -20,10 +19,11 @@ from service.delivery.consumer_groups import (
 )
 from service.delivery.dead_letters import Entry, EntryFilter
 from service.errors import Undeliverable, Unreachable
+from service.parsers import FETCH
 from service.storage.connections import Connections
 from service.transitions.thin_notification import Notification
-from tests.support.servers import until
 from tests.support.transitions import stored_notification
+from tests.support.waiting import until
 from tests.support.workers import CallLog, Deployment
 
 ALL = EntryFilter()
