@@ -46,18 +46,22 @@ def test_every_error_has_one_reason(error: Exception, reason: UnavailableReason)
     assert unavailable_reason(error) is reason
 
 
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Yield a Cluster of one server that wants a password; a Cluster takes 2 s to start."""
+    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    with (
+        server(tmp_path_factory.mktemp("guarded"), *options) as started,
+        started.client() as client,
+    ):
+        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        wait_until(lambda: command(started, "CLUSTER INFO")["cluster_state"] == "ok")
+        client.config_set("requirepass", "right")
+        yield started
+
+
 class TestUnauthorized:
     """A Redis that does not accept our user has another reason than one that is away."""
-
-    @pytest.fixture
-    def guarded(self, tmp_path: Path) -> Iterator[Server]:
-        """Yield a Cluster of one server that wants a password."""
-        options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
-        with server(tmp_path / "redis", *options) as started, started.client() as client:
-            client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-            wait_until(lambda: command(started, "CLUSTER INFO")["cluster_state"] == "ok")
-            client.config_set("requirepass", "right")
-            yield started
 
     @pytest.mark.parametrize("form", ["redis://{}", "redis+cluster://{}"])
     @pytest.mark.parametrize("user", ["", ":wrong@", "unknown:wrong@"])
@@ -99,12 +103,13 @@ class TestUnauthorized:
         """So is a password that was right when the process started."""
         url = f"redis://:right@127.0.0.1:{guarded.port}"
         async with connect(Secret(url)) as connections:
-            call = ScriptCall(RELEASE, ["lease"], ["token"])
+            call = ScriptCall(RELEASE, ["absent"], ["token"])
             assert await connections.run([call]) == [0]
             with redis.Redis(port=guarded.port, password="right") as client:
                 client.config_set("requirepass", "changed")
                 client.client_kill_filter(_type="normal", skipme=True)
                 await until(lambda: _is_unauthorized(connections, call))
+                client.config_set("requirepass", "right")
 
 
 async def _is_unauthorized(connections: Connections, call: ScriptCall) -> bool:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx2
 import pytest
 
-from tests.support.harness import event, signed
+from tests.support.harness import event, http_post, signed
 from tests.support.processes import Process, Processes
 from tests.support.servers import binary, free_port, server
 
@@ -134,7 +133,7 @@ def test_who_is_trusted_is_spoken_to(program: Path, papers: Papers, tmp_path: Pa
     with _place(program, papers, tmp_path, name="server", ask="no") as place:
         receiver = place.processes.start("serve", REDIS_URL=place.url("ca.crt")).ready()
         body = event()
-        answer = httpx2.post(receiver.url, content=body, headers=signed(body))
+        answer = http_post(receiver.url, content=body, headers=signed(body))
         assert answer.json() == {"outcome": "admitted"}
         assert place.check(place.url("ca.crt")).wait() == 0
         for form in ("rediss://{}/0", "rediss+sentinel://{}/main/0", "rediss+cluster://{}"):

@@ -14,8 +14,8 @@ import pytest
 import redis
 
 from tests.support.depth import takes_long
-from tests.support.harness import event, signed
-from tests.support.processes import Process, Processes
+from tests.support.harness import event, http_get, http_post, signed
+from tests.support.processes import PATIENT, Process, Processes
 from tests.support.servers import Server, free_port, server
 from tests.support.topologies import command
 from tests.support.troubles import (
@@ -31,6 +31,11 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.timeout(120)
 
 NUMBERS = itertools.count()
+# `python -m service` that looks at Redis ten times as often, and at its settings every second.
+WATCHFUL = f"""
+from service.storage import health
+health.PROBE_EVERY_S, health.INSPECT_EVERY_S = 0.1, 1.0
+{PATIENT}"""
 
 
 class Deployment:
@@ -48,7 +53,7 @@ class Deployment:
         settings = {"ADMIT_DEADLINE_S": "0.3", "DURABILITY": "none"}
         processes = Processes(url.format(self.port), directory)
         stack.enter_context(contextlib.closing(processes))
-        self.receiver: Process = processes.start("serve", **settings).ready()
+        self.receiver: Process = processes.start("serve", program=WATCHFUL, **settings).ready()
         self.root = f"http://127.0.0.1:{self.receiver.port}"
 
     def start(self, *more: str) -> None:
@@ -60,7 +65,7 @@ class Deployment:
         """Post a new event."""
         n = next(NUMBERS)
         body = event(id=f"evt_{n}", session=f"vs_{n}")
-        return httpx2.post(self.receiver.url, content=body, headers=signed(body))
+        return http_post(self.receiver.url, content=body, headers=signed(body))
 
     def first_refusal(self) -> httpx2.Response:
         """Post until the answer is not 200, and return it."""
@@ -74,11 +79,11 @@ class Deployment:
 
     def is_ready(self) -> bool:
         """Return whether the readiness probe succeeds."""
-        return httpx2.get(f"{self.root}/readyz").status_code == 200
+        return http_get(f"{self.root}/readyz").status_code == 200
 
     def has_recovered(self) -> bool:
         """Return whether events are admitted, and no finding is left."""
-        metrics = httpx2.get(f"{self.receiver.admin}/metrics").text
+        metrics = http_get(f"{self.receiver.admin}/metrics").text
         kinds = r'^idv_redis_finding_severity\{finding="(?:writes|eviction)"\} (\S+)'
         found = re.findall(kinds, metrics, re.MULTILINE)
         return set(found) == {"0.0"} and self.is_ready() and self.post().status_code == 200
@@ -136,7 +141,7 @@ def test_the_service_recovers_from_trouble(
         assert (answer.status_code, answer.json()) == (503, {"error": "unavailable"})
         assert answer.headers["Retry-After"]
         wait_until(lambda: deployed.is_ready() is stays_ready)
-        assert httpx2.get(f"{deployed.root}/livez").status_code == 200
+        assert http_get(f"{deployed.root}/livez").status_code == 200
         logged = wait_until(lambda: deployed.receiver.lines("event.unavailable")[logged_before:])
         assert {line["reason"] for line in logged} <= reasons
         if stays_ready:
