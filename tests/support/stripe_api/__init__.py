@@ -16,7 +16,7 @@ from .accounts import API_VERSION, READ_ONLY, ApiKey, Permission, Scope
 from .destinations import Destination
 from .events import Event
 from .faults import Fault, broken, fail, too_many_requests
-from .lives import LIVES, final_states, live
+from .lives import LIVES, MAX_LIFE_S, final_states, live
 from .pushes import divide, lose_share
 from .receiver import Receiver
 from .serving import client_of, running, served
@@ -29,6 +29,7 @@ __all__ = [
     "CANARY",
     "CANARY_NUMBERS",
     "LIVES",
+    "MAX_LIFE_S",
     "READ_ONLY",
     "ApiKey",
     "Destination",

@@ -20,7 +20,7 @@ SLACK_S = 1.0
 
 def unacknowledged(facts: Facts) -> Iterator[str]:
     """Every event that is sent often enough is acknowledged."""
-    yield from facts.run.events.keys() - facts.acknowledged.keys()
+    yield from facts.run.events.keys() - facts.run.unsent - facts.acknowledged.keys()
 
 
 def refused(facts: Facts) -> Iterator[str]:
@@ -53,7 +53,8 @@ def not_durable(facts: Facts) -> Iterator[str]:
     for crash in facts.run.crashes:
         for event in facts.kept():
             earliest = min(answer.answered_at for answer in facts.acknowledged[event.id])
-            if earliest < crash.at and event.id not in crash.survived:
+            known_by = {event.id, facts.run.thin.get(event.id)}
+            if earliest < crash.at and not known_by & crash.survived:
                 yield event.id
 
 

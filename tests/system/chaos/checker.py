@@ -1,7 +1,7 @@
 """Judges a finished run: which laws it broke. Pure.
 
-Each law is a function of `admission_laws`, `answer_laws` or `delivery_laws` that yields the
-violations in the facts of a run; its name is the word for them.
+Each law is a function of `admission_laws`, `answer_laws`, `api_laws` or `delivery_laws` that yields
+the violations in the facts of a run; its name is the word for them.
 
 Events that Redis was allowed to forget (in a fail-over without waiting for a replica, for example)
 are excused from the laws of loss, their sessions from those of order. Both are counted.
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from tests.system.chaos import admission_laws, answer_laws, delivery_laws
+from tests.system.chaos import admission_laws, answer_laws, api_laws, delivery_laws
 from tests.system.chaos.evidence import Run
 from tests.system.chaos.facts import NOT_RECORDED, Facts
 
@@ -53,6 +53,10 @@ LAWS: tuple[Callable[[Facts], Iterator[str]], ...] = (
     admission_laws.needless_epoch,
     admission_laws.shared_sequence,
     admission_laws.not_newest,
+    api_laws.missed,
+    api_laws.not_as_at_stripe,
+    api_laws.stale,
+    api_laws.false_alarm,
     delivery_laws.undelivered,
     delivery_laws.unknown_delivery,
     delivery_laws.out_of_order,
@@ -102,6 +106,9 @@ def _counts(facts: Facts) -> dict[str, int]:
     acknowledged = [run.events[event_id] for event_id in facts.acknowledged]
     return {
         "events": len(run.events),
+        "never sent": len(run.unsent),
+        "sent thin": len(run.thin),
+        "recovered": len(run.recovered),
         "requests": len(run.answers),
         "sessions": len(run.records),
         "transitions": len(facts.transitions),

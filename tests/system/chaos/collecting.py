@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,25 @@ def dead_letters(client: redis.Redis, keys: Keys, handler: str) -> list[DeadLett
 def unsettled(client: redis.Redis, keys: Keys, handler: str) -> int:
     """Return how many transitions a handler has not acknowledged, unread ones included."""
     return sum(_unsettled(client, keys.transitions(p), handler) for p in range(keys.partitions))
+
+
+def unfetched(client: redis.Redis, keys: Keys) -> int:
+    """Return how many thin notifications are noted and not fetched, dead letters included."""
+    streams = [
+        stream
+        for partition in range(keys.partitions)
+        for stream in (keys.notifications(partition), keys.dead_letters(partition, "fetch"))
+    ]
+    return sum(int(client.xlen(stream)) for stream in streams)
+
+
+def recovered(logs: Path) -> list[tuple[str, float]]:
+    """Return the ids of events that were logged as recovered, each with the time."""
+    lines = (line for path in logs.iterdir() for line in path.read_bytes().splitlines())
+    found = [orjson.loads(line) for line in lines if b'"event.recovered"' in line]
+    return [
+        (line["event_id"], datetime.fromisoformat(line["timestamp"]).timestamp()) for line in found
+    ]
 
 
 def _unsettled(client: redis.Redis, stream: str, handler: str) -> int:

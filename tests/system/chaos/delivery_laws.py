@@ -71,7 +71,7 @@ def repeat_ahead(facts: Facts) -> Iterator[str]:
 def slow_delivery(facts: Facts) -> Iterator[str]:
     """Events acknowledged within a bound's time are delivered within its limit.
 
-    Sessions whose handler failed or refused a call may wait.
+    Sessions whose handler failed or refused a call may wait, and thin events are fetched first.
     """
     deleted = {one.place for one in facts.run.deleted}
     for bound in facts.run.bounds:
@@ -81,6 +81,7 @@ def slow_delivery(facts: Facts) -> Iterator[str]:
             for one in facts.transitions:
                 acknowledged_at = facts.acknowledged_at(one.event_id)
                 waits = one.place.session_id in held_up | facts.excused or one.place in deleted
+                waits = waits or one.event_id in facts.run.thin
                 if waits or not bound.since <= acknowledged_at <= bound.until:
                     continue
                 took_s = taken_at.get(one.event_id, float("inf")) - acknowledged_at

@@ -18,8 +18,9 @@ from redis.retry import Retry
 
 from service.storage.layout import Keys
 from tests.support import servers
-from tests.support.harness import SECRET
+from tests.support.harness import SECRET, WEBHOOK
 from tests.support.proxy import Proxy, proxy_to
+from tests.support.stripe_api import READ_ONLY, StripeStandIn, lose_share, served
 from tests.support.waiting import until
 from tests.system.chaos.evidence import (
     Bound,
@@ -43,6 +44,8 @@ STEADY = frozenset(HANDLERS[:1])
 START_DEADLINE_S = 30.0
 CALL_TIMEOUT_S = 5.0
 STOP_DEADLINE_S = 30.0
+LIST_LAG_S = 45.0
+COMPLETE_PAUSE_S = 0.5
 SETTINGS = {
     "HANDLERS": ",".join(HANDLERS),
     "STRIPE_WEBHOOK_SECRETS": SECRET.reveal().decode(),
@@ -59,6 +62,7 @@ SETTINGS = {
     "RETRY_MAX_ATTEMPTS": "10",
     "LOG_FORMAT": "json",
     "LOG_METADATA_KEYS": "",
+    "RECONCILE_EVERY_S": "5",
 }
 # `python -m service` with a clock that is 15 minutes ahead.
 SKEWED = """
@@ -81,8 +85,10 @@ class Deployment:
         proxy: The proxy between all processes and Redis, if any.
         disk: The control of Redis's disk, if it can be slowed down.
         clock: The control of Redis's clock, if it can be stepped.
+        stand_in: The stand-in for Stripe, if its API can be asked.
         instances: The processes, by name.
-        crashes, rollbacks, bounds, probes, hostile_responses, deleted, exits: As in `evidence.Run`.
+        crashes, rollbacks, bounds, probes, hostile_responses, deleted, exits, faults_ended: As in
+            `evidence.Run`.
         skewed: Receivers with a wrong clock that reported that they are not ready.
         restarts: How many processes were restarted.
     """
@@ -94,10 +100,11 @@ class Deployment:
         self.keys = Keys("idv", int(self.settings["PARTITIONS"]))
         self.disk = SlowDisk(directory) if needs.slow_disk else None
         self.clock = Clock(directory) if needs.clock else None
+        self.stand_in = _stand_in() if needs.stripe_api else None
         self._appendfsync = needs.appendfsync or DEFAULT_FSYNC
         loaded = [one for one in (self.disk, self.clock) if one]
         self.primary = self._host("redis-a", *loaded)
-        self.replicas = [self._host(f"redis-{payload}") for payload in "bc"[: needs.replicas]]
+        self.replicas = [self._host(f"redis-{letter}") for letter in "bc"[: needs.replicas]]
         self.proxy: Proxy | None = None
         self.instances: dict[str, Instance] = {}
         self.crashes: list[Crash] = []
@@ -108,6 +115,7 @@ class Deployment:
         self.deleted: list[Transition] = []
         self.skewed: set[str] = set()
         self.exits: dict[str, int] = {}
+        self.faults_ended = 0.0
         self.restarts = 0
 
     def _host(self, name: str, *loaded: SlowDisk | Clock) -> RedisHost:
@@ -198,13 +206,22 @@ class Deployment:
         }
 
     def event_ids(self) -> frozenset[str]:
-        """Return every event id that the primary knows."""
+        """Return every event id that the primary knows, those of noted notifications included."""
         with self.client() as client:
             pipeline = client.pipeline(transaction=False)
             for key in client.scan_iter("idv:*:session:*", count=1000):
                 pipeline.hkeys(key)
-            fields = (field for each in pipeline.execute() for field in each)
+            fields = [field for each in pipeline.execute() for field in each]
+            noted = client.scan_iter("idv:*:noted:*", count=1000)
+            fields += [key.rpartition(b":")[2] for key in noted]
             return frozenset(field.decode() for field in fields if field.startswith(b"evt_"))
+
+    async def is_complete(self) -> bool:
+        """Return whether the primary knows every event of the stand-in."""
+        assert self.stand_in
+        await asyncio.sleep(COMPLETE_PAUSE_S)
+        known = await asyncio.to_thread(self.event_ids)
+        return all(event.id in known for event in self.stand_in.events.all)
 
     async def redis_died(self, at: float) -> None:
         """Note the event ids that Redis still has after its end."""
@@ -215,6 +232,17 @@ def _reading(pid: int) -> Reading:
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
     return Reading(int(line.split()[1]) / 1024, len([*Path(f"/proc/{pid}/fd").iterdir()]))
+
+
+def _stand_in() -> StripeStandIn:
+    """Return a stand-in whose lists lag as long as Stripe's may, and that pushes nothing itself."""
+    made = StripeStandIn()
+    made.list_lag_s = LIST_LAG_S
+    made.expands_everything = True
+    made.pushes.loses = lose_share(1.0)
+    for payload in ("snapshot", "thin"):
+        made.subscribe(f"http://127.0.0.1{WEBHOOK}", payload=payload)
+    return made
 
 
 @asynccontextmanager
@@ -228,6 +256,10 @@ async def deployment(directory: Path, needs: Needs) -> AsyncIterator[Deployment]
         for replica in made.replicas:
             replica.link = await running.enter_async_context(proxy_to(made.primary.url))
             await replica.follow(made.primary)
+        if made.stand_in:
+            address = await running.enter_async_context(served(made.stand_in))
+            key = made.stand_in.directory.add_key(permissions=READ_ONLY)
+            made.settings |= {"STRIPE_API_BASE": address, "STRIPE_API_KEY": key.secret}
         if needs.proxy:
             made.proxy = await running.enter_async_context(proxy_to(made.primary.url))
         running.callback(made.close)

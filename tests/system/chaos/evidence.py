@@ -161,13 +161,18 @@ class Run:
     """A finished run.
 
     Attributes:
-        events: All that was sent, by id.
+        events: All events, unsent ones included, by id.
         answers: Every request.
         calls: The calls of each handler's sink, in order.
         dead_letters: Each handler's dead letters.
         transitions: Those in the streams; where streams are trimmed, also those that were accepted.
         deleted: Transitions that an operator deleted from the streams.
         records: The session records, by session id.
+        unsent: The ids of events whose webhook was never sent.
+        thin: The ids of the notifications that were sent instead of events, by the events' ids.
+        states: The status of each session at Stripe; empty where Stripe's API cannot be asked.
+        recovered: The ids of events that were logged as recovered, each with the time.
+        faults_ended: When the last fault was over.
         unsettled: How many transitions each handler has not acknowledged.
         crashes: Unexpected ends of Redis.
         rollbacks: Times in which Redis was allowed to forget.
@@ -193,6 +198,11 @@ class Run:
     transitions: Sequence[Transition]
     records: Mapping[str, Record]
     deleted: Sequence[Transition] = ()
+    unsent: frozenset[str] = frozenset()
+    thin: Mapping[str, str] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)
+    recovered: Sequence[tuple[str, float]] = ()
+    faults_ended: float = 0.0
     unsettled: Mapping[str, int] = field(default_factory=dict)
     crashes: Sequence[Crash] = ()
     rollbacks: Sequence[Window] = ()

@@ -9,6 +9,8 @@ from tests.system.chaos.evidence import Answer, Call, Event, Mark, Run, Transiti
 
 # The outcomes of events that no record keeps.
 NOT_RECORDED = frozenset({"expired", "ignored"})
+# The outcomes of requests that decided nothing about an event.
+_UNDECIDED = frozenset({"queued", "duplicate"})
 
 
 class Facts:
@@ -46,9 +48,9 @@ class Facts:
         yield from (one for one in self.run.events.values() if one.session_id not in self.excused)
 
     def outcomes(self, event: Event) -> list[str]:
-        """Return the outcomes of an event but `duplicate`."""
+        """Return the outcomes of an event, without those that decide nothing."""
         words = (answer.word or "" for answer in self.acknowledged.get(event.id, ()))
-        return [word for word in words if word != "duplicate"]
+        return [word for word in words if word not in _UNDECIDED]
 
     def kept(self) -> Iterator[Event]:
         """Yield the acknowledged events that Redis was never allowed to forget."""

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import NamedTuple
 
+from tests.system.chaos import api_faults as api
 from tests.system.chaos import failover_faults as failovers
 from tests.system.chaos import process_faults as processes
 from tests.system.chaos import redis_faults as one_redis
@@ -30,6 +31,7 @@ UNSURE = Needs(durability="none")
 SLOW_DISK = Needs(slow_disk=True, durability="fsync", appendfsync="always")
 BUSY_DISK = Needs(slow_disk=True, durability="none", appendfsync="everysec")
 CLOCK = Needs(clock=True)
+STRIPE_API = Needs(stripe_api=True)
 SMALL_STREAMS = Needs(settings={"STREAM_MAX_ENTRIES": str(one_redis.STREAM_CAP)})
 # So that hundreds of failing sessions are in one partition, and go on failing.
 ONE_PARTITION = Needs(
@@ -95,5 +97,7 @@ FAULTS = {
     "sink-lags": Fault(sinks.behaving(Behavior.LAGGING, 5), "sink"),
     "sink-exits": Fault(sinks.sink_exits, "sink"),
     "sink-poisoned": Fault(sinks.sink_poisoned, "sink"),
+    "webhooks-lost": Fault(api.webhooks_lost, "webhooks", STRIPE_API),
+    "api-fails": Fault(api.api_fails, "api", STRIPE_API),
     "sessions-fail": Fault(sinks.sessions_fail, ALONE, ONE_PARTITION),
 }

@@ -49,6 +49,11 @@ LONG = {
         *("redis-clock-stepped", "redis-clock-days-ahead", "redis-clock-stepped"),
         *("receiver-killed", "sink-lags"),
     ),
+    "Stripe's API": (
+        *("webhooks-lost", "api-fails", "api-fails", "failed-over", "failed-over"),
+        *("worker-killed", "worker-stopped", "worker-restarted", "receiver-killed", "sink-lags"),
+    ),
+    "Stripe's API, unwaited": ("webhooks-lost", "failed-over-unwaited", "worker-killed"),
     "full streams": ("streams-filled", "worker-killed", "receiver-killed"),
     "failing sessions": ("sessions-fail",),
     "hostile clients": ("hostile-clients", "hostile-clients", "output-stalled", "sink-lags"),

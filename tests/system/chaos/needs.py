@@ -26,6 +26,7 @@ class Needs:
         appendfsync: Redis's setting of that name, if it matters.
         slow_disk: Whether Redis's disk can be made slow.
         clock: Whether Redis's clock can be stepped.
+        stripe_api: Whether Stripe's API can be asked.
         settings: Further settings of the service.
     """
 
@@ -35,6 +36,7 @@ class Needs:
     appendfsync: str = ""
     slow_disk: bool = False
     clock: bool = False
+    stripe_api: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -62,6 +64,7 @@ def _both(one: Needs, other: Needs) -> Needs:
         appendfsync=_agreed("appendfsync", one.appendfsync, other.appendfsync),
         slow_disk=one.slow_disk or other.slow_disk,
         clock=one.clock or other.clock,
+        stripe_api=one.stripe_api or other.stripe_api,
         settings={
             name: _agreed(name, one.settings.get(name, ""), other.settings.get(name, ""))
             for name in {**one.settings, **other.settings}

@@ -11,14 +11,16 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from tests.support.stripe_api import final_states
 from tests.support.waiting import until
 from tests.system.chaos import collecting
+from tests.system.chaos.api_workload import api_sessions
 from tests.system.chaos.checker import Judgement, judge
 from tests.system.chaos.deployment import HANDLERS, STEADY, Deployment, deployment
 from tests.system.chaos.evidence import Reading, Run
 from tests.system.chaos.faults import ALONE, FAULTS, Fault
 from tests.system.chaos.hostile_clients import CANARY as HOSTILE_CANARY
-from tests.system.chaos.needs import combined
+from tests.system.chaos.needs import Needs, combined
 from tests.system.chaos.stripe_client import Stripe
 from tests.system.chaos.workload import CANARY, PUBLISHED, sessions
 
@@ -27,6 +29,8 @@ LONGEST_PAUSE_S = 1.5
 GIVE_UP_S = 30.0
 DRAIN_DEADLINE_S = 60.0
 QUIET_S = 3.0
+# The reconciler reads an event a minute after its creation, or later.
+RECONCILE_DEADLINE_S = 150.0
 # Longer than any pause of the client and any recovery that a fault needs.
 CALM_DEADLINE_S = 30.0
 
@@ -70,9 +74,9 @@ class Outcome(NamedTuple):
         return self.judgement.counts["events"] / self.load_s
 
 
-async def run(plan: Plan, directory: Path) -> Outcome:
-    """Make one run, and judge it."""
-    needs = combined(FAULTS[name].needs for name in plan.faults)
+async def run(plan: Plan, directory: Path, **settings: str) -> Outcome:
+    """Make one run, and judge it; *settings* of the service are added to those of the faults."""
+    needs = combined([*(FAULTS[name].needs for name in plan.faults), Needs(settings=settings)])
     async with deployment(directory, needs) as made:
         stripe = Stripe(Random(plan.seed), rate=plan.rate)
         stripe.receivers = {instance.name: instance.port for instance in made.of("serve")}
@@ -86,10 +90,12 @@ async def _loaded(
 ) -> tuple[tuple[dict[str, Reading], int], float]:
     """Send until all faults are over; return the early usage, and how long it took."""
     stopping = asyncio.Event()
-    began = time.monotonic()
-    sending = asyncio.create_task(
-        stripe.send(sessions(Random(plan.seed + 1), int(time.time())), stopping)
-    )
+    began, random = time.monotonic(), Random(plan.seed + 1)
+    if deployment.stand_in:
+        workload = api_sessions(deployment.stand_in, random)
+    else:
+        workload = sessions(random, int(time.time()))
+    sending = asyncio.create_task(stripe.send(workload, stopping))
     try:
         await asyncio.sleep(WARM_UP_S)
         before = deployment.readings(), _connections(deployment)
@@ -122,6 +128,7 @@ async def _in_lanes(deployment: Deployment, stripe: Stripe, plan: Plan) -> None:
     for fault in alone:
         await _calm(stripe)
         await happen([fault], random)
+    deployment.faults_ended = time.time()
     await _calm(stripe)
 
 
@@ -136,6 +143,9 @@ async def _evidence(
     deployment: Deployment, stripe: Stripe, before: tuple[dict[str, Reading], int]
 ) -> Run:
     """Wait until all is delivered and quiet, end all processes, and collect the evidence."""
+    if deployment.stand_in and deployment.settings["RECONCILE_EVERY_S"] != "0":
+        with contextlib.suppress(TimeoutError):
+            await until(deployment.is_complete, RECONCILE_DEADLINE_S)
     with contextlib.suppress(TimeoutError):
         await until(lambda: not any(_unsettled(deployment).values()), DRAIN_DEADLINE_S)
     stripe.close()
@@ -157,6 +167,11 @@ async def _evidence(
                 name: collecting.dead_letters(client, deployment.keys, name) for name in HANDLERS
             },
             transitions=[*transitions],
+            unsent=frozenset(stripe.unsent),
+            thin=stripe.thin,
+            states=final_states(deployment.stand_in) if deployment.stand_in else {},
+            recovered=collecting.recovered(deployment.directory / "logs"),
+            faults_ended=deployment.faults_ended,
             records=collecting.records(client),
             deleted=deployment.deleted,
             unsettled=_unsettled(deployment),
@@ -199,10 +214,11 @@ def _call_log(deployment: Deployment, handler: str) -> Path:
 
 def _unsettled(deployment: Deployment) -> dict[str, int]:
     with deployment.client() as client:
-        return {
+        handlers = {
             name: collecting.unsettled(client, deployment.keys, name)
             for name in deployment.handlers
         }
+        return {**handlers, "fetch": collecting.unfetched(client, deployment.keys)}
 
 
 def _connections(deployment: Deployment) -> int:

@@ -31,9 +31,13 @@ class Stripe:
     Attributes:
         rate: Events begun per second; may be changed at any time.
         receivers: The ports of the receivers, by name.
-        events: All events sent.
+        events: All events, unsent ones included.
         answers: Every answer, and every request that had none.
         bodies: Every different body of an answer.
+        unsent_share: The share of events whose webhook is never sent.
+        thin_share: The share of events that are sent as thin notifications.
+        unsent: The ids of events that were never sent.
+        thin: The ids of the notifications that were sent instead of events, by the events' ids.
     """
 
     def __init__(self, random: Random, *, rate: float) -> None:
@@ -43,6 +47,9 @@ class Stripe:
         self.bodies: set[bytes] = set()
         self._random = random
         self.rate = rate
+        self.unsent_share = self.thin_share = 0.0
+        self.unsent: set[str] = set()
+        self.thin: dict[str, str] = {}
         self._idle: dict[int, list[_Connection]] = {}
         self._gives_up_at = float("inf")
         # When each event that is not acknowledged was first sent, in Unix seconds.
@@ -77,14 +84,26 @@ class Stripe:
     def _planned(self, session: list[Payload]) -> Iterator[tuple[float, Payload]]:
         """Yield when each event is sent for the first time, copies included."""
         random = self._random
-        for step, payload in enumerate(session):
-            self.events[payload.event.id] = payload.event
+        self.events |= {payload.event.id: payload.event for payload in session}
+        for step, payload in enumerate(self._sent(session)):
             delay_s = step * STEP_S + random.uniform(0, OVERTAKING_S)
             if random.random() < STRAGGLERS:
                 delay_s += random.uniform(0, STRAGGLING_S)
             yield delay_s, payload
             if random.random() < COPIES:
                 yield delay_s + random.uniform(0, STRAGGLING_S), payload
+
+    def _sent(self, session: list[Payload]) -> Iterator[Payload]:
+        """Yield what is sent of a session: not every event, and some in the thin form."""
+        for payload in session:
+            drawn = self._random.random() if payload.thin_id else 1.0
+            if drawn < self.unsent_share:
+                self.unsent.add(payload.event.id)
+            elif drawn < self.unsent_share + self.thin_share:
+                self.thin[payload.event.id] = payload.thin_id
+                yield payload._replace(body=payload.thin_body)
+            else:
+                yield payload
 
     async def _deliver(self, payload: Payload, delay_s: float) -> None:
         await asyncio.sleep(delay_s)

@@ -44,6 +44,8 @@ VERIFIED = event(20, "verified", "verified", report="vr_1")
 TWIN = VERIFIED._replace(id="evt_vs_a_20twin")
 OTHER = event(5, "created", "requires_input", "vs_b")
 EXPIRED = event(-40 * 86_400, "created", "requires_input", "vs_old")
+UNSENT = event(6, "created", "requires_input", "vs_c")
+THIN = event(16, "canceled", "canceled", "vs_c")
 FOREIGN = Event("evt_foreign", "", "charge.succeeded", NOW, "")
 
 
@@ -55,6 +57,7 @@ def transition(source: Event, sequence: int, epoch: int = EPOCH) -> Transition:
 # The late `processing` of vs_a arrived after `verified` had.
 FIRST, SECOND = transition(CREATED, 1), transition(VERIFIED, 2)
 THIRD = transition(OTHER, 1)
+FOURTH, FIFTH = transition(UNSENT, 1), transition(THIN, 2)
 
 
 def answer(source: Event, word: str | None, status: int | None = 200, at: float = 30) -> Answer:
@@ -142,6 +145,41 @@ def good() -> Run:
         texts={"log work": b"{...}", "redis": b"published0"},
         canaries={b"canary0": (), b"published0": ("redis",)},
     )
+
+
+def asked(**changes: Any) -> Callable[[], Run]:
+    """Return what makes a good run with a session for which Stripe's API was asked."""
+
+    def make() -> Run:
+        run = good()
+        record = Record(
+            "canceled",
+            (NOW + 16) * 10 + 3,
+            THIN.id,
+            2,
+            EPOCH,
+            {UNSENT.id: Remembered("admitted", 1), THIN.id: Remembered("admitted", 2)},
+        )
+        records = {**run.records, "vs_c": record}
+        asked = replace(
+            run,
+            events={**run.events, UNSENT.id: UNSENT, THIN.id: THIN},
+            answers=[*run.answers, answer(THIN, "queued"), answer(THIN, "duplicate", at=31)],
+            transitions=[*run.transitions, FOURTH, FIFTH],
+            calls={
+                name: [*before, *calls(FOURTH, FIFTH, at=60)] for name, before in run.calls.items()
+            },
+            records=records,
+            crashes=[Crash(NOW + 34.5, frozenset({CREATED.id, VERIFIED.id, "evt_thin"}))],
+            unsent=frozenset({UNSENT.id}),
+            thin={THIN.id: "evt_thin"},
+            states={session_id: one.status for session_id, one in records.items()},
+            recovered=[(UNSENT.id, NOW + 59)],
+            faults_ended=NOW + 35,
+        )
+        return replace(asked, **changes)
+
+    return make
 
 
 def changed(**changes: Any) -> Callable[[], Run]:
@@ -274,6 +312,14 @@ BAD: list[tuple[str, str, Callable[[], Run]]] = [
     ("not_newest", "another event of that second", remembered(latest_id="evt_x")),
     ("not_newest", "set back on the stream",
      changed(transitions=[FIRST, SECOND._replace(current="processing"), THIRD])),
+    ("not_durable", "a notification gone after a crash",
+     asked(crashes=[Crash(NOW + 34.5, frozenset({CREATED.id, VERIFIED.id}))])),
+    ("missed", "neither sent nor found", asked(records=good().records)),
+    ("not_as_at_stripe", "not yet known", asked(states={"vs_c": "verified"})),
+    ("not_as_at_stripe", "not known at all", asked(states={"vs_d": "verified"})),
+    ("stale", "too late for a handler",
+     asked(calls={"steady": [*calls(FIRST, SECOND, THIRD), *calls(FOURTH, FIFTH, at=160)]})),
+    ("false_alarm", "of what had come", asked(recovered=[(THIN.id, NOW + 59)])),
     ("undelivered", "never handed over", with_calls(*calls(FIRST, SECOND))),
     ("undelivered", "begun only", with_calls(*calls(FIRST, SECOND), Call(Mark.BEGAN, THIRD))),
     ("unknown_delivery", "made up", with_calls(*calls(FIRST, SECOND, THIRD, UNKNOWN))),
@@ -308,7 +354,7 @@ def test_a_good_run_is_accepted() -> None:
     """A run that lost, repeated and mixed up nothing has no violations, whatever happened in it."""
     judgement = judge(good())
 
-    assert judgement.violations == []
+    assert judgement.violations == judge(asked()()).violations == []
     assert judgement.counts["repeats steady"] == 2
     assert judgement.counts["forgotten"] == 0
 

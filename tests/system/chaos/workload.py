@@ -21,10 +21,12 @@ TWINS, EXPIRED, FOREIGN = 0.05, 0.03, 0.03
 
 
 class Payload(NamedTuple):
-    """An event and its body."""
+    """An event and its body; its thin form too, if Stripe's API has one."""
 
     event: Event
     body: bytes
+    thin_id: str = ""
+    thin_body: bytes = b""
 
 
 def sessions(random: Random, now: int) -> Iterator[list[Payload]]:
