@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 from hypothesis import HealthCheck, Phase
-from hypothesis import settings as examples
+from hypothesis import settings as profiles
 
 from service.config import Settings
 from service.delivery.consumer_groups import create_groups
@@ -21,7 +21,7 @@ from service.secret import Secret
 from service.storage import clients
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
-from tests.support import roles
+from tests.support import depth, roles
 from tests.support.servers import Server, server
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -39,15 +39,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Every run tries the same examples, however long each takes: what fails, fails again. A search by
 # command (`depth`) tries others each time.
-examples.register_profile(
+profiles.register_profile(
     "steady",
+    max_examples=depth.examples(100),
     deadline=None,
     derandomize="TEST_DEPTH" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-examples.load_profile("steady")
+profiles.load_profile("steady")
 # For who only wants to know whether anything is found, not what exactly: `mutants`.
-examples.register_profile("unshrunk", phases=[Phase.explicit, Phase.reuse, Phase.generate])
+profiles.register_profile("unshrunk", phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 @pytest.fixture(scope="session")

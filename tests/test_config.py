@@ -16,6 +16,7 @@ from service.config import SECRETS, Durability, Livemode, Settings, describe
 from service.environment import example
 from service.errors import ConfigError
 from service.secret import Secret
+from tests.support.depth import examples
 
 NOWHERE = Path(__file__) / "nowhere"
 NAMES = tuple(row.name for row in describe())
@@ -205,7 +206,7 @@ def test_no_problem_quotes_a_value(name: str, value: str) -> None:
 
 @pytest.mark.parametrize("name", [*NAMES, f"{SECRETS}_ACME"])
 @given(value=st.text(min_size=6) | st.from_regex(r"[ -~]{6,40}", fullmatch=True))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_any_text_is_accepted_or_refused(name: str, value: str) -> None:
     """Any text is accepted or refused with a problem that does not depend on it."""
     words = {*problems({name: CANARY}), *ASCENDING}

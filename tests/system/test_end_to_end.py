@@ -16,12 +16,13 @@ import redis
 
 from service.operations.synthetic_events import LIFECYCLES, Step, SyntheticEvent, lifecycle_events
 from service.storage.layout import Keys
+from tests.support.depth import examples
 from tests.support.harness import NOW, event, post_all, signed
 from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.waiting import until, wait_until
 
 KEYS = Keys("idv", 8)
-ROUNDS = 25
+ROUNDS = examples(40)
 COPIES = 50
 
 
