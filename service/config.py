@@ -31,7 +31,7 @@ from .environment import (
     setting,
 )
 from .errors import ConfigError
-from .parsers import Network, parse_network
+from .parsers import FETCH, Network, parse_network
 from .secret import Secret
 
 T = TypeVar("T")
@@ -219,6 +219,11 @@ class Settings:
         comma_separated(parsers.LOG_KEY, 0, 64, "keys"),
         "Session metadata keys that may be logged",
     )
+
+    @property
+    def all_handlers(self) -> tuple[str, ...]:
+        """The handlers of the deployment: those of HANDLERS, and `fetch` where there is a key."""
+        return (*self.handlers, FETCH) if self.stripe_api_key else self.handlers
 
     @classmethod
     def from_environ(

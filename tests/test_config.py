@@ -76,7 +76,7 @@ def test_values_have_the_declared_type() -> None:
             "DRAIN_S": "0",
             "RETRY_INITIAL_DELAY_S": "2.5",
             "DURABILITY": "fsync",
-            "HANDLERS": "log,my-queue,acme.audit:open",
+            "HANDLERS": "log,my-queue,fetch-2,fetch:open,acme.audit:open",
             "LOG_METADATA_KEYS": "order_id,user",
             "REDIS_URL": "rediss+sentinel://:pw@a:1,b:2/main",
         }
@@ -84,7 +84,7 @@ def test_values_have_the_declared_type() -> None:
     assert (found.port, found.drain_s, found.retry_initial_delay_s) == (0, 0.0, 2.5)
     assert isinstance(found.drain_s, float)
     assert found.durability is Durability.FSYNC
-    assert found.handlers == ("log", "my-queue", "acme.audit:open")
+    assert found.handlers == ("log", "my-queue", "fetch-2", "fetch:open", "acme.audit:open")
     assert found.log_metadata_keys == ("order_id", "user")
     assert found.redis_url == Secret("rediss+sentinel://:pw@a:1,b:2/main")
 
@@ -269,6 +269,8 @@ def test_decimals_are_plain(text: str) -> None:
         ("HOST", "local host"),
         ("LOG_LEVEL", "INFO"),
         ("HANDLERS", "log,log"),
+        ("HANDLERS", "log,fetch"),
+        ("HANDLERS", "reconcile"),
         ("HANDLERS", "log, nats"),
         ("HANDLERS", "log,"),
         ("HANDLERS", "acme.audit"),

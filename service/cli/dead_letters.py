@@ -12,12 +12,11 @@ import click
 
 from ..delivery import dead_letters
 from ..delivery.dead_letters import Entry, EntryFilter
+from ..parsers import FETCH
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from . import bulk, defaults, selection, terminal
 from .replay import new_name
-
-_COLUMNS = ("id", "at", "session_id", "event_id", "current", "reason", "error", "attempts")
 
 
 @click.group()
@@ -36,13 +35,13 @@ def list_letters(handler: str, *, as_json: bool, **filters: Any) -> None:
     async def read() -> list[tuple[object, ...]]:
         async with defaults.open_deployment(handler) as (connections, keys):
             return [
-                _row(entry)
+                _row(entry, _columns(handler))
                 async for entry in dead_letters.read_dead_letters(
                     connections, keys, handler, EntryFilter(**filters)
                 )
             ]
 
-    terminal.print_rows(_COLUMNS, terminal.run_async(read), as_json=as_json)
+    terminal.print_rows(_columns(handler), terminal.run_async(read), as_json=as_json)
 
 
 @dead.command()
@@ -50,7 +49,7 @@ def list_letters(handler: str, *, as_json: bool, **filters: Any) -> None:
 @click.argument("letter", metavar="ID")
 @terminal.json_option
 def show(handler: str, letter: str, *, as_json: bool) -> None:
-    """Show one dead letter of a HANDLER, with the whole transition."""
+    """Show one dead letter of a HANDLER, with all that it holds."""
 
     async def read() -> Entry | None:
         async with defaults.open_deployment(handler) as (connections, keys):
@@ -177,6 +176,12 @@ def _require_all_found(ids: Sequence[str], done: int) -> None:
         terminal.fail([f"{named - done} of the named could not be found"], terminal.EXIT_FAILED)
 
 
-def _row(entry: Entry) -> tuple[object, ...]:
+def _columns(handler: str) -> tuple[str, ...]:
+    """Return what is listed of a dead letter; a notification has no status, but a type."""
+    changed = "event_type" if handler == FETCH else "current"
+    return ("id", "at", "session_id", "event_id", changed, "reason", "error", "attempts")
+
+
+def _row(entry: Entry, columns: tuple[str, ...]) -> tuple[object, ...]:
     described = dead_letters.describe(entry)
-    return tuple(described.get(column) for column in _COLUMNS)
+    return tuple(described.get(column) for column in columns)

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..config import SECRETS, WEBHOOK_PATH, Settings
 from ..delivery import consumer_groups
 from ..errors import ConfigError
+from ..parsers import FETCH
 from ..secret import Secret
 from ..storage import layout
 from ..storage.connections import Connections, connect, display_address
@@ -128,21 +129,21 @@ async def open_deployment(handler: str | None = None) -> AsyncIterator[tuple[Con
         if not await layout.is_claimed(connections, keys):
             where = f"{settings.redis_prefix} at {display_address(settings.redis_url)}"
             raise ConfigError([f"REDIS_PREFIX: nothing was ever stored under {where}"])
-        if handler is not None and handler not in settings.handlers:
+        if handler is not None and handler not in settings.all_handlers:
             names = await consumer_groups.group_names(connections, keys)
             if handler not in names:
-                known = ", ".join(sorted({*settings.handlers, *names}))
+                known = ", ".join(sorted({*settings.all_handlers, *names}))
                 raise ConfigError([f"no handler is called {handler}; known here: {known}"])
         yield connections, keys
 
 
 def require_configured(handler: str) -> None:
-    """Refuse to replay to a handler that no worker calls.
+    """Refuse to replay to a handler that no worker calls; the key of `fetch` is the worker's.
 
     Raises:
         ConfigError: It is not among HANDLERS.
     """
     handlers = read_settings().handlers
-    if handler not in handlers:
+    if handler not in (*handlers, FETCH):
         known = ", ".join(handlers)
         raise ConfigError([f"{handler} is not among HANDLERS ({known}): no worker would call it"])

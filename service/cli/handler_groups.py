@@ -7,6 +7,7 @@ import structlog
 
 from ..delivery import consumer_groups
 from ..errors import ConfigError
+from ..parsers import FETCH
 from . import bulk, defaults, terminal
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -36,11 +37,12 @@ def list_groups(*, as_json: bool) -> None:
 def retire(handler: str, *, yes: bool) -> None:
     """Delete the group of a removed HANDLER.
 
-    Its replays and dead letters are deleted too.
+    Its replays and dead letters are deleted too, and with fetch the notifications that wait.
     """
     settings = defaults.read_settings()
-    if handler in settings.handlers:
-        raise ConfigError([f"{handler} is among HANDLERS: take it out there first"])
+    if handler in settings.all_handlers:
+        named_by = "STRIPE_API_KEY is set" if handler == FETCH else f"{handler} is among HANDLERS"
+        raise ConfigError([f"{named_by}: change that first"])
 
     # Two calls, so that no connection stays open while the operator decides.
     async def has_worker() -> bool:
@@ -56,8 +58,9 @@ def retire(handler: str, *, yes: bool) -> None:
     if terminal.run_async(has_worker):
         terminal.fail(["a worker still works for it: stop it first"], terminal.EXIT_FAILED)
     if not yes:
+        kept = "notifications" if handler == FETCH else "group"
         click.confirm(
-            f"Delete the group, replays and dead letters of {handler}?", abort=True, err=True
+            f"Delete the {kept}, replays and dead letters of {handler}?", abort=True, err=True
         )
     partitions = terminal.run_async(delete)
     bulk.configure_logging()

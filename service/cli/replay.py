@@ -12,6 +12,7 @@ import click
 from ..delivery import consumer_groups, dead_letters
 from ..delivery.dead_letters import Entry, EntryFilter
 from ..errors import ConfigError
+from ..parsers import FETCH
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from . import bulk, defaults, selection, terminal
@@ -41,6 +42,8 @@ def replay(
     command begins again.
     """
     selection.require_any((), filters, everything=everything)
+    if handler == FETCH:
+        raise ConfigError(["fetch has no history: what it has fetched is deleted"])
     defaults.require_configured(handler)
     name = new_name()
 

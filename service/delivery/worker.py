@@ -75,8 +75,7 @@ class Worker:
         connections: Open clients.
         keys: The layout.
         settings: Retry policy, lease time, and the names of all handlers of the deployment.
-        handlers: The open handlers that this worker runs: some or all of those names, and `fetch`
-            where it fetches notifications.
+        handlers: The open handlers that this worker runs: some or all of those names.
     """
 
     def __init__(
@@ -247,8 +246,8 @@ class Worker:
 
     async def _create_groups(self) -> None:
         """Create the consumer groups again, if an operator has deleted a stream."""
-        names = {*self._settings.handlers, *self._handlers}
-        for handler in await create_groups(self._connections, self._keys, sorted(names)):
+        names = self._settings.all_handlers
+        for handler in await create_groups(self._connections, self._keys, names):
             log.warning("group.created", handler=handler)
 
     def _held(self, handler: str) -> list[PartitionTask]:

@@ -12,8 +12,10 @@ from ..config import SECRETS, Livemode, Settings
 from ..delivery import consumer_groups
 from ..delivery.consumer import FAILURE_WEIGHT
 from ..delivery.consumer_groups import Group
+from ..delivery.sources import source_of
 from ..errors import ConfigError, Unreachable
 from ..handlers import OpenHandler, loading
+from ..parsers import FETCH
 from ..storage import health, layout
 from ..storage.assessment import RANKS, Finding, Promise, Severity
 from ..storage.connections import Connections, connect
@@ -114,42 +116,52 @@ async def _check_groups(connections: Connections, keys: Keys, settings: Settings
 async def _check_group(
     connections: Connections, keys: Keys, settings: Settings, group: Group
 ) -> Finding:
-    name = group.handler
+    kind = source_of(group.handler).kind
     waiting = "an unknown number of" if group.lag is None else group.lag
-    meaning = f"{waiting} transitions unacknowledged"
+    meaning = f"{waiting} {kind} unacknowledged"
     meaning += f", the oldest for {group.oldest_s:.0f} s" if group.oldest_s else ""
     meaning += f", {group.replays} replays, {group.dead_letters} dead letters"
-    is_late = group.oldest_s > MAX_WAIT_S
-    problems = []
-    if name not in settings.handlers:
+    problems = [*filter(None, [await _find_obstacle(connections, keys, settings, group)])]
+    if failing := await _count_failing(connections, keys, group.handler):
         problems.append(
-            "not among HANDLERS: what it has not acknowledged is kept until it is retired"
-        )
-    elif await connections.client.exists(keys.circuit(name)):
-        problems.append("its queue is unreachable: its worker probes until it answers")
-    elif is_late and not await consumer_groups.is_worked(
-        connections, keys, name, lease_ttl_s=settings.lease_ttl_s
-    ):
-        problems.append("no worker works for it")
-    if failing := await _count_failing(connections, keys, name):
-        problems.append(
-            f"{failing} of its transitions failed and are retried: see delivery.retried in the "
+            f"{failing} of its {kind} failed and are retried: see delivery.retried in the "
             "worker's log"
         )
-    is_wrong = bool(problems or group.dead_letters or is_late)
+    is_wrong = bool(problems or group.dead_letters or group.oldest_s > MAX_WAIT_S)
     return Finding(
-        f"group {name}",
+        f"group {group.handler}",
         Severity.WARNING if is_wrong else Severity.FINE,
         (Promise.ALONE,),
         "; ".join([meaning, *problems]),
     )
 
 
+async def _find_obstacle(
+    connections: Connections, keys: Keys, settings: Settings, group: Group
+) -> str:
+    """Return what keeps a group from being worked off; empty if nothing is known."""
+    name, is_fetch = group.handler, group.handler == FETCH
+    if not is_fetch and name not in settings.handlers:
+        return "not among HANDLERS: what it has not acknowledged is kept until it is retired"
+    if await connections.client.exists(keys.circuit(name)):
+        queue = "Stripe's API, or an account there," if is_fetch else "its queue"
+        return f"{queue} is unreachable: its worker probes until it answers"
+    # Where no worker has a key, notifications would wait for ever: that is said at once.
+    is_waiting = group.lag if is_fetch else group.oldest_s > MAX_WAIT_S
+    if not is_waiting or await consumer_groups.is_worked(
+        connections, keys, name, lease_ttl_s=settings.lease_ttl_s
+    ):
+        return ""
+    return "no worker fetches: set STRIPE_API_KEY for one" if is_fetch else "no worker works for it"
+
+
 async def _count_failing(connections: Connections, keys: Keys, handler: str) -> int:
-    """Return how many of a handler's pending transitions have failed before, up to a limit."""
+    """Return how many of a handler's pending entries have failed before, up to a limit."""
     calls = [
         ScriptCall(
-            _FAILING, [keys.transitions(partition)], [handler, FAILURE_WEIGHT, MAX_FAILING_COUNTED]
+            _FAILING,
+            [source_of(handler).stream(keys, partition)],
+            [handler, FAILURE_WEIGHT, MAX_FAILING_COUNTED],
         )
         for partition in range(keys.partitions)
     ]

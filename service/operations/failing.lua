@@ -2,7 +2,7 @@
 -- Counts the pending entries of one group that have failed and will be retried, among its oldest.
 -- Reads only.
 --
--- KEYS  1  the partition's stream of transitions
+-- KEYS  1  the handler's stream of the partition
 -- ARGV  1  group; 2  the delivery count of one failure; 3  most entries to look at
 -- Returns how many.
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import structlog
@@ -177,7 +177,7 @@ async def _work(
         async with loading.open_all(openers, context.environment) as opened:
             await _check_queues(opened)
             await context.health.usable.wait()
-            await _create_groups(context, {*context.settings.handlers, *opened})
+            await _create_groups(context)
             is_ready = True
             called = wrap_handlers(context, opened, print_tracebacks=options.print_tracebacks)
             worker = Worker(context.connections, context.keys, context.settings, called)
@@ -206,11 +206,13 @@ async def _check_queues(opened: Mapping[str, Handler]) -> None:
             log.warning("handler.unreachable", handler=name, reason=error.reason)
 
 
-async def _create_groups(context: Context, names: Collection[str]) -> None:
+async def _create_groups(context: Context) -> None:
     """Create the groups that are missing, as soon as Redis lets us."""
     while True:
         try:
-            created = await create_groups(context.connections, context.keys, sorted(names))
+            created = await create_groups(
+                context.connections, context.keys, context.settings.all_handlers
+            )
         except (RedisError, OSError) as error:
             log.warning("group.not_created", reason=unavailable_reason(error))
             await asyncio.sleep(RETRY_S)

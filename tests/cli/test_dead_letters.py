@@ -13,10 +13,12 @@ import pytest
 import redis
 
 from service.cli import dead_letters, selection
+from service.parsers import FETCH
 from service.runtime.embedded_redis import EmbeddedServer
 from service.storage.layout import LAYOUT_VERSION, Keys
 from tests.support import roles
 from tests.support.processes import Sandbox, open_sandbox
+from tests.support.transitions import stored_notification
 from tests.support.waiting import PATIENCE_S, wait_until
 
 KEYS = Keys("idv", 8)
@@ -126,7 +128,7 @@ def test_letters_are_listed_and_shown(operator: Operator) -> None:
     listed = operator.run("dead", "list", "log", "--json")
 
     assert Counter(row["reason"] for row in listed) == {"exhausted": 1, "refused": 2}
-    assert set(listed[0]) == set(dead_letters._COLUMNS)
+    assert set(listed[0]) == set(dead_letters._columns("log"))
     assert CANARY not in str(listed)
     [one] = operator.run("dead", "list", "log", "--reason", "exhausted", "--json")
     assert (one["id"], one["session_id"], one["event_id"]) == (first, "vs_0", "evt_0")
@@ -279,6 +281,46 @@ def test_a_handler_that_is_no_longer_configured_is_known_by_its_group(operator: 
     operator.client.xadd(KEYS.dead_letters(0, "old"), fields(1))
     assert len(operator.run("dead", "list", "old", "--json")) == 1
     assert operator.run("dead", "drop", "old", "--all", "--yes", "--json") == {"dropped": 1}
+
+
+def test_the_letters_of_fetch_hold_notifications(operator: Operator) -> None:
+    """They are listed by type, shown whole and replayed; there is no history to replay."""
+    partition = KEYS.partition("vs_1")
+    letter = {"entry_id": "1-0", "reason": "exhausted", "error": "ValueError", "attempts": 3}
+    stored = stored_notification("vs_1", 1, context="acct_1")
+    operator.run("dead", "list", FETCH, code=2)
+    operator.client.xgroup_create(KEYS.notifications(partition), FETCH, "0", mkstream=True)
+    operator.client.xadd(KEYS.dead_letters(partition, FETCH), stored | letter)
+
+    [listed] = operator.run("dead", "list", FETCH, "--session", "vs_1", "--json")
+    assert listed["event_type"] == "identity.verification_session.processing"
+    assert "current" not in listed
+    shown = operator.run("dead", "show", FETCH, listed["id"], "--json")
+    assert (shown["event_id"], shown["context"]) == ("evt_vs_1_1", "acct_1")
+    operator.run("replay", FETCH, "--all", code=2)
+    assert b"fetch has no history" in operator.err
+    replayed = operator.run("dead", "replay", FETCH, "--all", "--json")
+    assert replayed["replayed"] == 1
+    assert operator.run("dead", "list", FETCH, "--json") == []
+    [(_, copied)] = operator.client.xrange(KEYS.replays(partition, FETCH))
+    replay = replayed["replay"].encode()
+    assert copied == {b"notification": stored["notification"], b"replay": replay}
+
+
+def test_fetch_is_listed_and_retired(operator: Operator) -> None:
+    """What waits is listed, with or without a group; with a key it is not retired."""
+    stream = KEYS.notifications(KEYS.partition("vs_1"))
+    operator.client.xadd(stream, stored_notification("vs_1", 1))
+    [row] = operator.run("handlers", "list", "--json")
+    assert (row["handler"], row["lag"]) == (FETCH, 1)
+    operator.client.xgroup_create(stream, FETCH, "0")
+
+    operator.run("handlers", "retire", FETCH, "--yes", code=2, STRIPE_API_KEY="rk_live_1")
+    assert b"STRIPE_API_KEY is set" in operator.err
+    operator.run("handlers", "retire", FETCH, answer="y\n")
+    assert b"Delete the notifications, replays and dead letters of fetch?" in operator.err
+    assert operator.run("handlers", "list", "--json") == []
+    assert not operator.client.exists(stream)
 
 
 def test_a_replay_interrupted_is_continued(operator: Operator) -> None:

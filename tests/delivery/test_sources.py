@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from service.delivery.consumer_groups import (
 from service.delivery.dead_letters import Entry, EntryFilter
 from service.errors import Undeliverable, Unreachable
 from service.parsers import FETCH
+from service.secret import Secret
 from service.storage.connections import Connections
 from service.transitions.thin_notification import Notification
 from tests.support.transitions import stored_notification
@@ -27,6 +29,13 @@ from tests.support.waiting import until
 from tests.support.workers import CallLog, Deployment
 
 ALL = EntryFilter()
+
+
+@pytest.fixture
+def deployment(deployment: Deployment) -> Deployment:
+    """Return the deployment with a key of Stripe's API, so that `fetch` is one of its handlers."""
+    deployment.settings = replace(deployment.settings, stripe_api_key=(Secret("rk_live_1"),))
+    return deployment
 
 
 class Fetching:
@@ -220,18 +229,17 @@ async def test_a_retired_fetch_leaves_nothing(
     assert left == Group("log", 0, replays=0, dead_letters=0, oldest_s=0)
 
 
-@pytest.mark.parametrize("has_layout_only", [True, False])
 async def test_fetch_begins_with_what_was_noted_before_it_ran(
-    deployment: Deployment, connections: Connections, *, has_layout_only: bool
+    deployment: Deployment, connections: Connections
 ) -> None:
-    """Receivers note before the first worker starts, and after its group was deleted."""
-    if not has_layout_only:
-        await create_groups(connections, deployment.keys, [FETCH])
-        for partition in range(deployment.keys.partitions):
-            stream = deployment.keys.notifications(partition)
-            deployment.client.xgroup_destroy(stream, FETCH)
+    """Its group begins at the start, also again after an operator has deleted it."""
     note(deployment, "vs_a", 1)
     fetching = Fetching()
+    worker = deployment.start(connections, {FETCH: fetching})
+    await until(lambda: noted(deployment) == 0)
+    await deployment.stop(worker)
+    await retire(connections, deployment.keys, FETCH)
+    note(deployment, "vs_a", 2)
     deployment.start(connections, {FETCH: fetching})
     await until(lambda: noted(deployment) == 0)
-    assert fetching.ids == ["evt_vs_a_1"]
+    assert fetching.ids == ["evt_vs_a_1", "evt_vs_a_2"]

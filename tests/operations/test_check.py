@@ -21,12 +21,14 @@ from service.delivery.consumer_groups import create_groups
 from service.errors import ConfigError, Unreachable
 from service.handlers import loading
 from service.operations import check
+from service.parsers import FETCH
 from service.secret import Secret
 from service.storage.assessment import Finding, Promise, Severity
 from service.storage.connections import Connections
 from service.storage.layout import Keys, claim
 from service.transitions.transition import StatusTransition
 from tests.support.servers import server
+from tests.support.transitions import stored_notification
 from tests.support.waiting import wait_until
 
 FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch": 1}
@@ -255,6 +257,30 @@ async def test_a_group_without_an_owner_is_a_warning(
 
     assert group.severity is Severity.WARNING
     assert "not among HANDLERS" in group.meaning
+
+
+async def test_notifications_that_no_worker_fetches_are_a_warning(
+    connections: Connections, settings: Settings, keys: Keys
+) -> None:
+    """At once and without a group, until a worker fetches; the same where Stripe refuses a key."""
+    names = {each.name for each in await check.collect_findings(settings, {})}
+    assert f"group {FETCH}" not in names
+    stream = keys.notifications(3)
+    await connections.client.xadd(stream, stored_notification("vs_1", 1))
+    group = await found(settings, f"group {FETCH}")
+    assert group.severity is Severity.WARNING
+    assert group.meaning.startswith("1 notifications unacknowledged")
+    assert group.meaning.endswith("; no worker fetches: set STRIPE_API_KEY for one")
+
+    now_ms = time.time() * 1000
+    await connections.client.zadd(keys.workers(FETCH), {"w": now_ms})
+    assert (await found(settings, f"group {FETCH}")).severity is Severity.FINE
+    await connections.client.set(keys.circuit(FETCH), "w")
+    refused = await found(settings, f"group {FETCH}")
+    assert refused.severity is Severity.WARNING
+    assert "Stripe's API, or an account there, is unreachable" in refused.meaning
+    await connections.client.delete(stream, keys.circuit(FETCH))
+    assert f"group {FETCH}" not in {one.name for one in await check.collect_findings(settings, {})}
 
 
 async def test_another_layout_is_refused(
