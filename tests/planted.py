@@ -877,4 +877,25 @@ MUTANTS = (
         "self._queued_bytes < 0\n",
         "telemetry/test_logs.py",
     ),
+    Mutant(
+        "an answer of Stripe's API has no largest size",
+        "service/stripe_api/client.py",
+        "            if len(body) > max_bytes:\n",
+        "            if len(body) < 0:\n",
+        "stripe_api/test_client.py",
+    ),
+    Mutant(
+        "a lasting refusal of Stripe's API is tried again",
+        "service/stripe_api/client.py",
+        "                if is_last or not answer.is_temporary:\n",
+        "                if is_last:\n",
+        "stripe_api/test_client.py",
+    ),
+    Mutant(
+        "backfill takes the requests that fetches need",
+        "service/stripe_api/take_request.lua",
+        "(capacity - interval * tonumber(ARGV[3]))\n",
+        "capacity\n",
+        "stripe_api/test_rate_limit.py",
+    ),
 )

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.config import SECRETS, Durability, Livemode, Settings, describe
+from service.config import SECRETS, Durability, Livemode, Settings, describe, read_api_keys
 from service.environment import example
 from service.errors import ConfigError
+from service.parsers import parse_time
 from service.secret import Secret
 from tests.support.depth import examples
 
+API_KEY = "STRIPE_API_KEY"
 NOWHERE = Path(__file__) / "nowhere"
 NAMES = tuple(row.name for row in describe())
 CANARY = "canary-é7 \t"
@@ -277,6 +279,19 @@ def test_decimals_are_plain(text: str) -> None:
         ("HANDLERS", "acme..audit:open"),
         ("HANDLERS", "ärger"),
         ("LOG_METADATA_KEYS", "a,,b"),
+        ("STRIPE_API_BASE", "http://api.stripe.com"),
+        ("STRIPE_API_BASE", "http://127.0.0.1.example.com"),
+        ("STRIPE_API_BASE", "https://user:canary@api.stripe.com"),
+        ("STRIPE_API_BASE", "https://api.stripe.com/?x=1"),
+        ("STRIPE_API_BASE", "https://api.stripe.com/"),
+        ("STRIPE_ACCOUNTS", "acct_1, acct_2"),
+        ("STRIPE_ACCOUNTS", "1"),
+        ("RECONCILE_FROM", "3"),
+        ("RECONCILE_FROM", "-3d"),
+        ("RECONCILE_FROM", "3w"),
+        ("RECONCILE_FROM", "2026-11-29"),
+        ("RECONCILE_FROM", "2026-11-29T10:00:00"),
+        ("RECONCILE_FROM", "2026-13-29T10:00:00Z"),
     ],
 )
 def test_texts_have_a_syntax(name: str, text: str) -> None:
@@ -403,9 +418,84 @@ def test_secrets_are_required_on_request() -> None:
     assert [problem.partition(":")[0] for problem in found] == [SECRETS, "PORT"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("rk_live_1", "sk_test_1", "sk_live_1,rk_test_1", "rk_test_1,rk_live_1"),
+        "rk_live_" + "a" * 240,
+    ],
+)
+def test_api_keys_are_of_different_modes(text: str) -> None:
+    """There is at most one key of each mode, secret or restricted."""
+    found = load({API_KEY: text}).stripe_api_key
+    assert [key.reveal() for key in found] == text.split(",")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("pk_live_1", "sk_org_1", "sk_live", "sk_live_", "whsec_1", "SK_LIVE_1", "sk_prod_1"),
+        *(" sk_live_1", "sk_live_1 ", "sk_live_1\n", "sk_live_1, sk_test_1", "sk_live_1\t"),
+        *('"sk_live_1"', "'sk_live_1'", "sk_live_1,", ",", "sk_live_1;sk_test_1", "sk_live_é"),
+        *("sk_live_1,sk_live_1", "sk_live_1,rk_live_2", "sk_live_1,sk_test_1,rk_test_1"),
+        "rk_live_" + "a" * 241,
+    ],
+)
+def test_wrong_api_keys_are_refused(text: str) -> None:
+    """A key of neither mode, two of one mode, whitespace and quotation marks are refused."""
+    (problem,) = problems({API_KEY: text})
+    assert problem.startswith(f"{API_KEY}: expected rk_live_..., rk_test_...")
+
+
+def test_api_keys_are_read_again() -> None:
+    """Read alone they must be there: an empty file does not take the keys away."""
+    assert read_api_keys({API_KEY: "sk_test_1"}) == (Secret("sk_test_1"),)
+    for text in ("", "sk_org_canary"):
+        with pytest.raises(ConfigError, match=f"^{API_KEY}: expected ") as caught:
+            read_api_keys({API_KEY: text})
+        assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("3d", 1_000_000 - 3 * 86_400),
+        ("12h", 1_000_000 - 12 * 3600),
+        ("0h", 1_000_000),
+        ("1970-01-01T00:01:00Z", 60),
+        ("1970-01-01t01:01:00.5+01:00", 60.5),
+    ],
+)
+def test_a_time_is_back_from_now_or_absolute(text: str, seconds: float) -> None:
+    """Days and hours count back from now; an RFC 3339 time has its offset."""
+    assert parse_time(text, 1_000_000) == seconds
+    assert load({"RECONCILE_FROM": text}).reconcile_from == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "https://api.stripe.com",
+            "https://proxy.example:8443/stripe/v",
+            "http://127.0.0.1:12111",
+        ),
+        *("http://localhost", "http://[::1]:80"),
+    ],
+)
+def test_plain_http_stays_on_this_machine(text: str) -> None:
+    """Stripe's API may be elsewhere, over HTTPS or on the loopback."""
+    assert load({"STRIPE_API_BASE": text}).stripe_api_base == text
+
+
 def test_repr_shows_no_secret() -> None:
     """The repr of settings masks secrets and the URL of Redis."""
-    shown = repr(load({SECRETS: "whsec_canary", "REDIS_URL": "redis://:canary@localhost"}))
+    secrets = {
+        SECRETS: "whsec_canary",
+        "REDIS_URL": "redis://:canary@localhost",
+        API_KEY: "sk_live_canary",
+    }
+    shown = repr(load(secrets))
     assert "canary" not in shown
     assert "partitions=8" in shown
 

@@ -147,8 +147,7 @@ class StripeApi:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DEADLINE_S
-        headers = _headers(caller, self._keys.authorization(is_live=caller.is_live))
-        request = self._client.build_request("GET", path, params=[*params], headers=headers)
+        request = self._request(path, params, caller)
         attempts = 0
         with self._open_span(endpoint):
             while True:
@@ -162,6 +161,20 @@ class StripeApi:
                 if is_last or not answer.is_temporary:
                     raise ApiError(answer.reason)
                 await asyncio.sleep(pause_s)
+
+    def _request(
+        self, path: str, params: Sequence[tuple[str, str]], caller: Caller
+    ) -> httpx2.Request:
+        """Return a request that carries the key, which no variable of the caller's holds then."""
+        authorization = self._keys.authorization(is_live=caller.is_live)
+        if authorization is None:
+            raise ApiError(ApiErrorReason.UNAUTHORIZED)
+        named = {"Stripe-Account": caller.account, "Stripe-Context": caller.context}
+        given = {name: value for name, value in named.items() if value is not None}
+        if not all(map(_ID.fullmatch, given.values())):
+            raise ApiError(ApiErrorReason.UNEXPECTED)
+        headers = {"Authorization": authorization, **given}
+        return self._client.build_request("GET", path, params=[*params], headers=headers)
 
     async def _take(self, caller: Caller, priority: Priority, deadline: float) -> None:
         if self._limiter is None:
@@ -238,17 +251,6 @@ async def open_api(
             metrics.STRIPE_API_REQUESTS.labels(endpoint, outcome)
     async with client:
         yield StripeApi(client, keys, limiter, open_span)
-
-
-def _headers(caller: Caller, authorization: str | None) -> dict[str, str]:
-    """Return the headers that say who asks and whose objects are read."""
-    if authorization is None:
-        raise ApiError(ApiErrorReason.UNAUTHORIZED)
-    named = {"Stripe-Account": caller.account, "Stripe-Context": caller.context}
-    given = {name: value for name, value in named.items() if value is not None}
-    if not all(map(_ID.fullmatch, given.values())):
-        raise ApiError(ApiErrorReason.UNEXPECTED)
-    return {"Authorization": authorization, **given}
 
 
 def _jitter(attempts: int) -> float:

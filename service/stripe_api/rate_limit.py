@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
 from enum import Enum
 
 from redis.exceptions import RedisError
@@ -53,21 +52,19 @@ class RateLimiter:
         Raises:
             Unavailable: Redis did not answer.
         """
-        call = (
-            [self._keys.api_rate(is_live=is_live)],
-            (self._rate, self._burst, priority.value * self._burst),
-        )
+        key = self._keys.api_rate(is_live=is_live)
         async with self._turns[is_live, priority]:
-            wait_us = await self._take(*call)
-            while wait_us:
-                await asyncio.sleep(wait_us / 1e6)
-                wait_us = await self._take(*call)
+            # Other processes take from the budget too, so no event of ours could end the wait.
+            while wait_s := await self._take(key, priority):  # noqa: ASYNC110
+                await asyncio.sleep(wait_s)
 
-    async def _take(self, keys: Sequence[str], arguments: Sequence[float]) -> int:
+    async def _take(self, key: str, priority: Priority) -> float:
+        """Take a request from a budget; return 0, or else the seconds to wait before."""
+        arguments = (self._rate, self._burst, priority.value * self._burst)
         try:
-            wait_us: int = await self._connections.run_one(_TAKE, keys, arguments)
+            wait_us: int = await self._connections.run_one(_TAKE, [key], arguments)
         except (RedisError, OSError) as error:
             reason = unavailable_reason(error)
         else:
-            return wait_us
+            return wait_us / 1e6
         raise Unavailable(reason)

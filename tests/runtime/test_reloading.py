@@ -16,12 +16,13 @@ from service.runtime.reloading import Reloader
 from service.secret import Secret
 from service.stripe.signatures import fingerprint
 from service.stripe.signing_secrets import SigningSecrets
+from service.stripe_api.keys import ApiKeys
 from tests.support.depth import takes_long
 from tests.support.harness import SECRET, event, signed
 from tests.support.processes import Process, Sandbox
 from tests.support.waiting import until, wait_until
 
-CANARY = "canary-4711"
+CANARY = "canary4711"
 OLD, NEW = (Secret(b"whsec_old"),), (Secret(b"whsec_new"),)
 
 
@@ -202,3 +203,20 @@ def test_networks_follow_their_file(sandbox: Sandbox) -> None:
         "ALLOWED_NETWORKS_FILE: expected a readable file of UTF-8 text"
     ]
     assert serve.stop() == 0
+
+
+@takes_long
+def test_api_keys_follow_their_file(sandbox: Sandbox) -> None:
+    """A worker takes a new key; an empty file changes nothing. No key is ever shown."""
+    path = sandbox.directory / "api_key"
+    path.write_text(f"rk_test_{CANARY}\n")
+    work = sandbox.start("work", STRIPE_API_KEY_FILE=str(path)).ready()
+    new = f"rk_test_new{CANARY},rk_live_{CANARY}"
+    path.write_text(new)
+    wait_until(lambda: work.lines("api_keys.reloaded"))
+    path.write_text("")
+    wait_until(lambda: work.lines("api_keys.reload_failed"))
+    assert work.stop() == 0
+    [reloaded] = work.lines("api_keys.reloaded")
+    assert reloaded["fingerprints"] == ApiKeys([*map(Secret, new.split(","))]).fingerprints()
+    assert CANARY.encode() not in work.out + work.err

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 
 import pytest
 
+from service.cancellation import cancel_and_wait
 from service.errors import Unavailable, UnavailableReason
 from service.secret import Secret
 from service.storage.connections import Connections, connect
@@ -39,15 +41,61 @@ async def test_processes_share_the_budget_of_a_mode(connections: Connections, ke
 
 
 @pytest.mark.parametrize(
-    ("priority", "at_once"),
-    [(Priority.FETCH, 100), (Priority.RECONCILE, 75), (Priority.BACKFILL, 50)],
+    ("left", "wait_s"),
+    [
+        # What is in a budget of two, and how long fetches, the reconciler and `backfill` wait.
+        (-1000.0, (1.0, 1.5, 2.0)),
+        (0.0, (1.0, 1.5, 2.0)),
+        (0.8, (0.2, 0.7, 1.2)),
+        (1.2, (0.0, 0.3, 0.8)),
+        (1.7, (0.0, 0.0, 0.3)),
+        (2.0, (0.0, 0.0, 0.0)),
+        (1000.0, (0.0, 0.0, 0.0)),
+    ],
 )
 async def test_a_reserve_is_left(
-    priority: Priority, at_once: int, connections: Connections, keys: Keys
+    left: float, wait_s: tuple[float, ...], connections: Connections, keys: Keys
 ) -> None:
-    """The reconciler leaves a quarter of the burst to fetches, and `backfill` a half of it."""
-    limiter = RateLimiter(connections, keys, 400)
-    assert await take(limiter, at_once, priority) < await take(limiter, at_once + 100, priority)
+    """The reconciler leaves a quarter of the burst to fetches, and `backfill` a half.
+
+    A clock that stepped back leaves an empty budget, not one that stays empty for long.
+    """
+    limiter, key = RateLimiter(connections, keys, 1), keys.api_rate(is_live=False)
+    found = []
+    for priority in Priority:
+        seconds, microseconds = await connections.client.time()
+        full_at = seconds * 1_000_000 + microseconds + int((2 - left) * 1_000_000)
+        await connections.client.set(key, full_at)
+        found.append(await limiter._take(key, priority))
+        assert (found[-1] > 0) is (int(await connections.client.get(key)) == full_at)
+    assert found == pytest.approx(wait_s, abs=0.15)
+
+
+async def test_a_full_budget_leaves_nothing_behind(connections: Connections, keys: Keys) -> None:
+    """The key lives only until the budget is full again."""
+    await take(RateLimiter(connections, keys, 20), 3)
+    left_ms = await connections.client.pttl(keys.api_rate(is_live=False))
+    assert 0 < left_ms <= 150
+
+
+async def test_fetches_come_first(connections: Connections, keys: Keys) -> None:
+    """While all want more than there is, `backfill` gets nothing, and fetches get most."""
+    passed: Counter[Priority] = Counter()
+
+    async def ask(priority: Priority) -> None:
+        limiter = RateLimiter(connections, keys, 40)
+        while True:
+            await limiter.wait(is_live=True, priority=priority)
+            passed[priority] += 1
+
+    asking = [asyncio.create_task(ask(priority)) for priority in Priority for _ in range(2)]
+    began = time.monotonic()
+    await asyncio.sleep(1.5)
+    for task in asking:
+        await cancel_and_wait(task)
+    assert passed[Priority.FETCH] > 3 * passed[Priority.RECONCILE]
+    assert passed[Priority.BACKFILL] <= passed[Priority.RECONCILE]
+    assert 20 < passed.total() <= 10 + 40 * (time.monotonic() - began)
 
 
 async def test_redis_is_needed() -> None:

@@ -17,9 +17,7 @@ import httpx2
 import msgspec
 import orjson
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
 
 from service.config import Settings
 from service.delivery import dead_letters
@@ -41,6 +39,7 @@ from service.web.app import create_app
 from tests.support.depth import takes_long
 from tests.support.harness import event, http_post, signed
 from tests.support.processes import PACKAGE, open_sandbox
+from tests.support.spans import Spans
 from tests.support.waiting import until, wait_until
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -50,25 +49,6 @@ ALLOWED = {
     *("outcome", "event_id", "event_type", "session_id"),
     *("handler", "sequence", "error"),
 }
-
-
-class Spans:
-    """Collects finished spans."""
-
-    def __init__(self) -> None:
-        self._exporter = InMemorySpanExporter()
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracing = Tracing(provider)
-
-    @property
-    def all(self) -> list[ReadableSpan]:
-        """All finished spans."""
-        return list(self._exporter.get_finished_spans())
-
-    def named(self, name: str) -> list[ReadableSpan]:
-        """Return the spans with this name."""
-        return [span for span in self.all if span.name == name]
 
 
 @pytest.fixture
