@@ -23,6 +23,7 @@ from service.transitions.transition import StatusTransition
 from tests.support.dispatching import (
     LONG_DELAYS,
     POLICY,
+    VIRTUAL_DEADLINE_S,
     Entry,
     FakeConsumer,
     RecordingHandler,
@@ -111,7 +112,7 @@ async def test_new_entries_of_a_parked_session_wait_behind_its_others() -> None:
     async with dispatching(consumer, handler, LONG_DELAYS._replace(initial_delay_s=1000)):
         await until(lambda: bool(consumer.recorded))
         consumer.add(("a", 3), ("b", 1))
-        await until(lambda: len(consumer.acked) == 4)
+        await until(lambda: len(consumer.acked) == 4, VIRTUAL_DEADLINE_S)
 
     assert consumer.acked == [("b", 1), ("a", 1), ("a", 2), ("a", 3)]
 

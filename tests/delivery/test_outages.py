@@ -14,6 +14,7 @@ from service.transitions.transition import StatusTransition
 from tests.support.dispatching import (
     HANDLER,
     POLICY,
+    VIRTUAL_DEADLINE_S,
     FakeConsumer,
     RecordingHandler,
     deliver_all,
@@ -74,7 +75,7 @@ async def test_an_unreachable_destination_does_not_affect_others() -> None:
             consumer.add((f"y{n}", 1))
             await until(lambda n=n: (f"y{n}", 1) in consumer.acked)  # type: ignore[misc]
             assert loop.time() < begun + 1
-        await until(lambda: len(consumer.acked) == len(consumer.stream))
+        await until(lambda: len(consumer.acked) == len(consumer.stream), VIRTUAL_DEADLINE_S)
 
     assert not consumer.recorded
     sessions = [one for one in consumer.acked if one[0].startswith("x")]

@@ -411,7 +411,7 @@ async def test_unread_503s_do_not_pile_up() -> None:
                 most = max([most, *held])
                 with contextlib.suppress(BlockingIOError):
                     try:
-                        deaf.send(post())
+                        deaf.send(post() * 50)
                     except ConnectionError:
                         return True
                 return False

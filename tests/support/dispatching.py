@@ -15,6 +15,8 @@ from service.delivery.retries import CircuitBreakers, RetryPolicy
 from service.transitions.transition import StatusTransition
 from tests.support.waiting import until
 
+# Of virtual time: retries and outages last hours.
+VIRTUAL_DEADLINE_S = 10_000.0
 # A transition as these tests write it: its session without prefix, and its sequence.
 Entry = tuple[str, int]
 Handle = Callable[[StatusTransition], Coroutine[Any, Any, None]]
@@ -249,4 +251,4 @@ async def deliver_all(
 ) -> None:
     """Dispatch until every entry is acknowledged or a dead letter."""
     async with dispatching(consumer, handler, policy):
-        await until(lambda: consumer.is_done)
+        await until(lambda: consumer.is_done, VIRTUAL_DEADLINE_S)
