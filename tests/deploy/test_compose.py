@@ -113,6 +113,7 @@ def test_processes_get_settings(project: Any) -> None:
         assert service["environment"]["DURABILITY"] == "fsync"
         names = {each.upper() for each in mounted}
         assert service["environment"].keys() | names <= known_settings()
+        assert "STRIPE_API_KEY" in names
         least = Settings.drain_s + Settings.shutdown_grace_s + 5
         assert float(service["stop_grace_period"].removesuffix("s")) >= least
 
@@ -145,6 +146,7 @@ def write_secrets(directory: Path, port: int) -> dict[str, str]:
         url = f"redis://{user}:{password}@127.0.0.1:{port}/0"
         (directory / f"redis_url_{user}").write_text(url)
     (directory / "stripe_webhook_secrets").write_bytes(SECRET.reveal())
+    (directory / "stripe_api_key").touch()
     return passwords
 
 

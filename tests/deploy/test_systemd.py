@@ -66,6 +66,7 @@ def test_its_credentials_are_settings(unit: Path) -> None:
     assert loaded.keys() <= known_settings()
     assert {Path(path).name for path in loaded.values()} == loaded.keys()
     assert ("STRIPE_WEBHOOK_SECRETS" in loaded) == ("receiver" in unit.stem)
+    assert "STRIPE_API_KEY" in loaded
 
 
 @every_unit
