@@ -941,4 +941,18 @@ MUTANTS = (
         "capacity\n",
         "stripe_api/test_rate_limit.py",
     ),
+    Mutant(
+        "an endpoint that selects everything is taken to get redactions",
+        "service/stripe_api/destinations.py",
+        "WILDCARD_TYPES: Final = frozenset(ALL_TYPES) - {REDACTED}\n",
+        "WILDCARD_TYPES: Final = frozenset(ALL_TYPES)\n",
+        "stripe_api/test_endpoints.py",
+    ),
+    Mutant(
+        "findings about Stripe are reported for ever by a process that no longer looks",
+        "service/stripe_api/endpoint_watch.py",
+        "        self._note([])\n",
+        "",
+        "stripe_api/test_endpoints.py",
+    ),
 )
