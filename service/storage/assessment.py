@@ -29,7 +29,6 @@ class Promise(StrEnum):
 
     AUTHENTIC = "authentic"
     DURABLE = "durable"
-    COMPLETE = "nothing missed"
     ONCE = "once"
     FORWARD_ONLY = "forward only"
     ALONE = "each handler alone"

@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import httpx2
 import orjson
 import pytest
-import redis
 
 from service.secret import Secret
 from tests.support.depth import takes_long
 from tests.support.harness import PREFIX, http_get, signed
 from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.programs import FIXTURES
+from tests.support.traces import everything_in, everything_written, hits
 from tests.support.waiting import wait_until
 
 SECRET = Secret(b"whsec_canary0secret0")
@@ -173,23 +173,6 @@ def _answers(port: str) -> Iterator[bytes]:
                 yield b""
 
 
-def _everything_in(server_url: str) -> bytes:
-    """Return each key of a server with all it holds."""
-    readers: dict[str, Callable[[redis.Redis, str], Any]] = {
-        "string": lambda client, key: client.get(key),
-        "hash": lambda client, key: client.hgetall(key),
-        "stream": lambda client, key: [client.xrange(key), client.xinfo_stream(key, full=True)],
-        "zset": lambda client, key: client.zrange(key, 0, -1, withscores=True),
-        "set": lambda client, key: client.smembers(key),
-        "list": lambda client, key: client.lrange(key, 0, -1),
-    }
-    with redis.Redis.from_url(server_url) as client:
-        found = [
-            (key, readers[client.type(key).decode()](client, key)) for key in client.scan_iter()
-        ]
-    return repr(found).encode()
-
-
 def _delivered(port: str) -> bool:
     shown = http_get(f"http://127.0.0.1:{port}/metrics").text
     return all(
@@ -235,21 +218,16 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         shown = b"".join(http_get(f"http://127.0.0.1:{admin}/metrics").content for admin in admins)
         looked = [opened.run("session", "vs_expanded", *json) for json in ([], ["--json"])]
         assert [process.wait() for process in looked] == [0, 0]
-        dump = _everything_in(opened.server.url)
+        dump = everything_in(opened.server.url)
         assert [process.stop() for process in processes] == [0, 0]
-        written = b"".join(path.read_bytes() for path in directory.rglob("redis/**/*.aof"))
+        written = everything_written(directory / "redis")
         output = b"".join(process.out + process.err for process in (*processes, *looked))
     assert len(written) > 2000
     return Run(answers, output, shown, dump + written)
 
 
 def _hits(traces: bytes, *words: str) -> list[bytes]:
-    """Return the surroundings of each of *words*, and of each number of a life."""
-    wanted = "|".join([*words, *(rf"\b{number}\b" for number in NUMBERS)])
-    return [
-        traces[max(0, hit.start() - 80) : hit.end() + 40]
-        for hit in re.finditer(wanted.encode(), traces, re.IGNORECASE)
-    ]
+    return hits(traces, words, NUMBERS)
 
 
 def test_secrets_leave_no_trace(run: Run) -> None:

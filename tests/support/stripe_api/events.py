@@ -5,7 +5,7 @@ https://docs.stripe.com/api/events/object and https://docs.stripe.com/api/v2/cor
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -187,9 +187,17 @@ class EventLog:
         """Return the events of a session, in the order in which they were made."""
         return list(self._about[session_id])
 
-    def retained(self, scope: Scope, now: float) -> list[Event]:
-        """Return all events that can be read now, the newest first; lists may not show some yet."""
-        return [one for one in reversed(self._ordered[scope]) if now - one.created <= RETENTION_S]
+    def retained(self, scope: Scope, now: float, since: float = 0.0) -> list[Event]:
+        """Return the events that can be read now, the newest first; lists may not show some yet.
+
+        Args:
+            scope: Whose.
+            now: The present time, Unix seconds.
+            since: When the first of them was created, Unix seconds.
+        """
+        ordered = self._ordered[scope]
+        first = bisect_left(ordered, max(since, now - RETENTION_S), key=lambda one: one.created)
+        return ordered[first:][::-1]
 
     def find(self, scope: Scope, id: str, now: float) -> Event:
         """Return an event by the id of either form; it can be read at once.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -52,23 +53,22 @@ def page_by_id(
     parameters.finish()
     if after and before:
         raise invalid("ending_before", "Pass only one of starting_after and ending_before.")
-    ids = [id_of(item) for item in items]
 
     def index(id: str, param: str) -> int:
-        if id not in ids:
-            raise ApiError(400, f"No such {kind}: '{id}'", code="resource_missing", param=param)
-        return ids.index(id)
+        for number, item in enumerate(items):
+            if id_of(item) == id:
+                return number
+        raise ApiError(400, f"No such {kind}: '{id}'", code="resource_missing", param=param)
 
     if before:
-        shown = [item for item in items[: index(before, "ending_before")] if admits(item)]
-        page = shown[-limit:]
+        left = items[: index(before, "ending_before")][::-1]
     else:
-        start = index(after, "starting_after") + 1 if after else 0
-        shown = [item for item in items[start:] if admits(item)]
-        page = shown[:limit]
+        left = items[index(after, "starting_after") + 1 :] if after else items
+    shown = list(islice(filter(admits, left), limit + 1))
+    page = shown[:limit]
     return {
         "object": "list",
-        "data": [render(item) for item in page],
+        "data": [render(item) for item in (page[::-1] if before else page)],
         "has_more": len(shown) > limit,
         "url": url,
     }

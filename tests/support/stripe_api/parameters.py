@@ -56,6 +56,11 @@ class Range(NamedTuple):
     lt: float | None = None
     lte: float | None = None
 
+    @property
+    def start(self) -> float:
+        """No time before it is admitted."""
+        return max(self.gt or 0.0, self.gte or 0.0)
+
     def admits(self, at: float) -> bool:
         """Return whether a time lies between the bounds."""
         return (

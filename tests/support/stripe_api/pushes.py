@@ -131,12 +131,18 @@ class Pushes:
         self._random = Random(seed)
         self._waiting: list[tuple[float, int, Push]] = []
         self._order = count()
+        self._running: set[asyncio.Task[None]] = set()
         self.loses: Loses = loses_nothing
         self.duplicate_share = 0.0
         self.max_delay_s = 0.0
         self.retry_delays_s: Sequence[float] = RETRY_DELAYS_S
         self.names_twin = False
         self.attempts: list[Attempt] = []
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no attempt is under way or planned."""
+        return not self._waiting and not self._running
 
     def schedule(self, event: Event, destination: Destination) -> None:
         """Plan the push of an event."""
@@ -162,7 +168,7 @@ class Pushes:
 
     async def run(self) -> None:
         """Push what is due, until canceled."""
-        running: set[asyncio.Task[None]] = set()
+        running = self._running
         async with httpx2.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
             try:
                 while True:

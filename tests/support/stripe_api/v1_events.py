@@ -21,15 +21,18 @@ MAX_TYPES: Final = 20
 def list_events(call: Call) -> dict[str, Any]:
     """Return a page of the snapshot events that lists show now, the newest first."""
     call.parameters.texts("expand")
-    admits, now = _filter(call.parameters), call.stand_in.clock.time()
-    retained = call.stand_in.events.retained(call.scope, now)
+    created, now = call.parameters.range("created"), call.stand_in.clock.time()
+    admits = _filter(call.parameters)
+    retained = call.stand_in.events.retained(call.scope, now, created.start)
     return page_by_id(
         call.parameters,
         [event for event in retained if event.id is not None],
         url="/v1/events",
         kind="event",
         id_of=lambda event: event.id,
-        admits=lambda event: event.is_listed(now) and admits(event),
+        admits=lambda event: (
+            created.admits(int(event.created)) and event.is_listed(now) and admits(event)
+        ),
         render=lambda event: event.as_snapshot(),
     )
 
@@ -63,13 +66,13 @@ def _find(call: Call) -> Event:
 
 
 def _filter(parameters: Parameters) -> Callable[[Event], bool]:
-    """Return the filter that the parameters ask for.
+    """Return the filter by type and delivery that the parameters ask for.
 
     Raises:
         ApiError: 400, for both `type` and `types`, or for too many types.
     """
     pattern, types = parameters.text("type"), parameters.texts("types", max_length=MAX_TYPES)
-    created, delivered = parameters.range("created"), parameters.boolean("delivery_success")
+    delivered = parameters.boolean("delivery_success")
     if pattern and types:
         raise ApiError(400, "You may pass only one of type and types.", param="type")
 
@@ -77,7 +80,6 @@ def _filter(parameters: Parameters) -> Callable[[Event], bool]:
         return (
             (pattern is None or fnmatchcase(event.type, pattern))
             and (not types or event.type in types)
-            and created.admits(int(event.created))
             and delivered in {None, event.is_delivered}
         )
 

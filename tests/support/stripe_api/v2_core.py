@@ -26,7 +26,7 @@ def list_events(call: Call) -> dict[str, Any]:
     filters = token_filters(call.parameters) or _sent_filters(call.parameters)
     created = Parameters({"created": filters["created"]}).range("created", parse_rfc3339)
     now = call.stand_in.clock.time()
-    retained = call.stand_in.events.retained(call.scope, now)
+    retained = call.stand_in.events.retained(call.scope, now, created.start)
     names_twin = call.stand_in.list_names_twin
 
     def admits(event: Event) -> bool:
