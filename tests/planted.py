@@ -839,6 +839,49 @@ MUTANTS = (
         "is_replay=item is not None and self._is_replay)\n",
         "delivery/test_consumer.py",
     ),
+    # Notifications: the handler `fetch` consumes a source of its own.
+    Mutant(
+        "a notification that was fetched stays in its stream",
+        "service/delivery/consumer.py",
+        "        self._delete_on_ack = int(is_replay or source.delete_on_ack)\n",
+        "        self._delete_on_ack = int(is_replay)\n",
+        "delivery/test_consumer_machine.py",
+    ),
+    Mutant(
+        "what waits for fetch is counted as Redis counts lag",
+        "service/delivery/lua/lag.lua",
+        "if ARGV[2] == '1' then return",
+        "if false then return",
+        "delivery/test_consumer_machine.py delivery/test_sources.py",
+    ),
+    Mutant(
+        "notifications are waited for with transitions",
+        "service/delivery/worker.py",
+        "        stream = source_of(lease.handler).stream(self._keys, lease.partition)\n",
+        "        stream = self._keys.transitions(lease.partition)\n",
+        "delivery/test_sources.py",
+    ),
+    Mutant(
+        "fetch has the time limit of other handlers",
+        "service/delivery/worker.py",
+        "        timeout_s=FETCH_TIMEOUT_S if is_fetch else settings.handler_timeout_s,\n",
+        "        timeout_s=settings.handler_timeout_s,\n",
+        "delivery/test_sources.py",
+    ),
+    Mutant(
+        "a retired fetch leaves its notifications",
+        "service/delivery/consumer_groups.py",
+        "        *([stream] if source.delete_on_ack else []),\n",
+        "",
+        "delivery/test_consumer_machine.py delivery/test_sources.py",
+    ),
+    Mutant(
+        "check is silent while no worker fetches, until it is late",
+        "service/operations/check.py",
+        "    is_waiting = group.lag if is_fetch else group.oldest_s > MAX_WAIT_S\n",
+        "    is_waiting = group.oldest_s > MAX_WAIT_S\n",
+        "operations/test_check.py",
+    ),
     # The process: it listens and waits, and leaves nothing behind for what did not open.
     Mutant(
         "groups are created before their handlers are open",
@@ -897,5 +940,19 @@ MUTANTS = (
         "(capacity - interval * tonumber(ARGV[3]))\n",
         "capacity\n",
         "stripe_api/test_rate_limit.py",
+    ),
+    Mutant(
+        "an endpoint that selects everything is taken to get redactions",
+        "service/stripe_api/destinations.py",
+        "WILDCARD_TYPES: Final = frozenset(ALL_TYPES) - {REDACTED}\n",
+        "WILDCARD_TYPES: Final = frozenset(ALL_TYPES)\n",
+        "stripe_api/test_endpoints.py",
+    ),
+    Mutant(
+        "findings about Stripe are reported for ever by a process that no longer looks",
+        "service/stripe_api/endpoint_watch.py",
+        "        self._note([])\n",
+        "",
+        "stripe_api/test_endpoints.py",
     ),
 )

@@ -26,10 +26,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "inbox": "stripe transitions telemetry storage",
         "handlers": "transitions telemetry storage",
         "delivery": "transitions telemetry storage handlers",
-        "stripe_api": "stripe telemetry storage",
+        "stripe_api": "stripe transitions telemetry storage",
         "server": "telemetry",
         "web": "telemetry inbox",
-        "operations": "stripe transitions storage inbox handlers delivery",
+        "operations": "stripe transitions storage inbox handlers delivery stripe_api",
         "runtime": "stripe telemetry storage inbox handlers delivery stripe_api server web",
         "cli": "stripe transitions telemetry storage inbox delivery operations runtime",
     }.items()

@@ -32,9 +32,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import structlog
 from redis.exceptions import RedisError, ResponseError
@@ -46,7 +45,7 @@ from ..telemetry import metrics
 from ..transitions.transition import is_selftest
 from .backlog import FinalFailure, Session
 from .calls import HandlerCalls
-from .consumer import Attempts, Delivery, Missing
+from .consumer import Attempts, Consumer, Delivery, Missing
 from .leases import LeaseLostError
 from .retries import CircuitBreaker, CircuitBreakers, RetryPolicy
 from .sources import Item, describe
@@ -87,36 +86,6 @@ class WaitForCircuit(NamedTuple):
 Postponed = RetryAfter | WaitForCircuit
 
 
-class PartitionConsumer(Protocol):
-    """The consumer of one partition, as far as dispatching needs it."""
-
-    def has_lease(self) -> bool:
-        """Return whether the lease is held."""
-
-    def claim_pending(self) -> AsyncIterator[list[Delivery]]:
-        """Claim the pending entries of earlier consumers, oldest first."""
-
-    async def read(self, most: int) -> list[Delivery]:
-        """Return new entries, oldest first; none if there is nothing new."""
-
-    async def load(self, delivery: Delivery) -> Item | Missing:
-        """Read a parked entry's item again."""
-
-    async def ack(self, delivery: Delivery) -> None:
-        """Acknowledge an entry."""
-
-    async def record_attempts(self, delivery: Delivery, attempts: Attempts) -> None:
-        """Record in Redis how often an entry was tried."""
-
-    async def dead_letter(
-        self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
-    ) -> int | None:
-        """Move an entry to the dead letters; return None if there is no room for it."""
-
-    async def wait_for_entries(self) -> None:
-        """Wait until there is something new to read."""
-
-
 class Deliverer:
     """Makes attempts, one at a time for each session.
 
@@ -136,7 +105,7 @@ class Deliverer:
         self,
         name: str,
         handler: AnyHandler,
-        consumer: PartitionConsumer,
+        consumer: Consumer,
         policy: RetryPolicy,
         *,
         circuits: CircuitBreakers,

@@ -25,8 +25,8 @@ import structlog
 from .. import cancellation
 from ..handlers import AnyHandler, destination_of
 from .backlog import Backlog, Session
-from .consumer import Delivery
-from .deliverer import Deliverer, PartitionConsumer, RetryAfter, StoppedError
+from .consumer import Consumer, Delivery
+from .deliverer import Deliverer, RetryAfter, StoppedError
 from .retries import CircuitBreaker, CircuitBreakers, CircuitSession, RetryPolicy
 
 # Claiming pending entries may exceed it by one batch, sessions that are retried by an entry each.
@@ -60,7 +60,7 @@ class Dispatcher:
         self,
         name: str,
         handler: AnyHandler,
-        consumer: PartitionConsumer,
+        consumer: Consumer,
         policy: RetryPolicy,
         *,
         circuits: CircuitBreakers,

@@ -1,6 +1,7 @@
-"""Checks a deployment: its settings, Redis, each handler's queue and consumer group.
+"""Checks a deployment: its settings, Redis, each handler's queue and group, Stripe's endpoints.
 
-Changes nothing. What the state of Redis itself means is in `storage.assessment`.
+Changes nothing. What the state of Redis itself means is in `storage.assessment`, and what is wrong
+at Stripe in `stripe_api.endpoints`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from ..storage.assessment import RANKS, Finding, Promise, Severity
 from ..storage.connections import Connections, connect
 from ..storage.layout import Keys
 from ..storage.scripts import Script, ScriptCall
+from ..stripe_api import endpoints
+from ..stripe_api.client import open_api
+from ..stripe_api.endpoints import EndpointFinding
+from ..stripe_api.keys import ApiKeys
+from ..stripe_api.rate_limit import Priority
 
 CHECK_TIMEOUT_S = 15.0
 # The same as in the alert `DeliveryDelayed`.
@@ -34,7 +40,7 @@ _FAILING = Script(__package__, "failing.lua")
 
 
 async def collect_findings(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
-    """Return every finding: of the settings, of Redis, of groups and of handlers.
+    """Return every finding: of the settings, of Redis, of groups, of handlers and of Stripe's API.
 
     Raises:
         ConfigError: A handler's name is unknown, or Redis holds another layout.
@@ -48,7 +54,8 @@ async def collect_findings(settings: Settings, environ: Mapping[str, str]) -> li
             exists = await layout.is_claimed(connections, keys)
             found.append(_check_layout(settings, exists=exists))
             found += await _check_groups(connections, keys, settings)
-    return found + [await _check_handler(name, openers[name], environ) for name in openers]
+    found += [await _check_handler(name, openers[name], environ) for name in openers]
+    return found + await _check_stripe_api(settings)
 
 
 def worst_by_promise(found: Sequence[Finding]) -> list[tuple[Promise, Severity, str]]:
@@ -186,3 +193,26 @@ async def _check_handler(name: str, opener: OpenHandler, environ: Mapping[str, s
         severity, meaning = Severity.FATAL, f"does not answer: {type(error).__name__}"
     meaning = f"{meaning} ({loading.origin(name)})"
     return Finding(f"handler {name}", severity, (Promise.ALONE,), meaning)
+
+
+async def _check_stripe_api(settings: Settings) -> list[Finding]:
+    """Look at what Stripe is set up to send here, if there is a key for it."""
+    if not settings.stripe_api_key:
+        meaning = "no STRIPE_API_KEY: thin events get 503, and what Stripe does not send is missed"
+        return [_stripe_finding(Severity.FINE, meaning)]
+    try:
+        async with (
+            asyncio.timeout(CHECK_TIMEOUT_S),
+            open_api(settings.stripe_api_base, ApiKeys(settings.stripe_api_key)) as api,
+        ):
+            found = await endpoints.examine(api, settings, Priority.FETCH)
+    except TimeoutError:
+        meaning = f"Stripe's API did not answer within {CHECK_TIMEOUT_S:.0f} s"
+        return [_stripe_finding(Severity.WARNING, meaning)]
+    except ConfigError as error:
+        return [_stripe_finding(Severity.FATAL, str(error))]
+    return found or [_stripe_finding(Severity.FINE, "Stripe sends here what it should")]
+
+
+def _stripe_finding(severity: Severity, meaning: str) -> Finding:
+    return Finding(EndpointFinding.API.value, severity, (Promise.COMPLETE,), meaning)

@@ -29,6 +29,7 @@ class Promise(StrEnum):
 
     AUTHENTIC = "authentic"
     DURABLE = "durable"
+    COMPLETE = "nothing missed"
     ONCE = "once"
     FORWARD_ONLY = "forward only"
     ALONE = "each handler alone"

@@ -25,7 +25,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from enum import StrEnum
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import msgspec
 
 from ..errors import ApiError, ApiErrorReason, ConfigError
 from ..telemetry import metrics
@@ -34,6 +36,8 @@ from .rate_limit import Priority, RateLimiter
 
 if TYPE_CHECKING:
     import httpx2
+
+Found = TypeVar("Found")
 
 # The versions of events are those of the account; this one is of the answers around them.
 API_VERSION: Final = "2026-10-28.endive"
@@ -251,6 +255,18 @@ async def open_api(
             metrics.STRIPE_API_REQUESTS.labels(endpoint, outcome)
     async with client:
         yield StripeApi(client, keys, limiter, open_span)
+
+
+def decode_answer(decode: Callable[[bytes], Found], body: bytes) -> Found:
+    """Return what *decode*, of a decoder of msgspec's, makes of an answer.
+
+    Raises:
+        ApiError: It does not fit.
+    """
+    with contextlib.suppress(msgspec.DecodeError, RecursionError, ValueError):
+        return decode(body)
+    # Not raised inside `except`: the decoder's exception holds its whole input.
+    raise ApiError(ApiErrorReason.UNEXPECTED)
 
 
 def _jitter(attempts: int) -> float:

@@ -18,15 +18,14 @@ https://docs.stripe.com/api/events/list
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
 from ..errors import ApiError, ApiErrorReason
 from ..stripe.events import EventId
-from .client import ApiEndpoint, Caller, StripeApi
+from .client import ApiEndpoint, Caller, StripeApi, decode_answer
 from .rate_limit import Priority
 
 PAGE_EVENTS = 100
@@ -34,7 +33,6 @@ PAGE_EVENTS = 100
 MAX_PAGES = 50
 MAX_PAGES_OF_ONE_SECOND = 1000
 
-Found = TypeVar("Found")
 SessionId = Annotated[str, msgspec.Meta(pattern=r"\Avs_[A-Za-z0-9_]{1,250}\Z")]
 
 
@@ -210,7 +208,7 @@ class _Listed:
         Raises:
             ApiError: It is not such a page.
         """
-        page = _decoded(_decode_page, body)
+        page = decode_answer(_decode_page, body)
         for raw in page.data:
             self._add_event(bytes(raw))
         if page.has_more and not page.data:
@@ -219,7 +217,7 @@ class _Listed:
         self.pages += 1
 
     def _add_event(self, body: bytes) -> None:
-        found = _decoded(_decode_placement, body)
+        found = decode_answer(_decode_placement, body)
         newest = self.newest_first[-1].created if self.newest_first else self._created_lte
         is_expected = (
             self._created_gte <= found.created <= newest
@@ -233,10 +231,3 @@ class _Listed:
         self.newest_first.append(
             ListedEvent(found.id, found.type, found.created, found.data.object.id, body)
         )
-
-
-def _decoded(decode: Callable[[bytes], Found], body: bytes) -> Found:
-    with suppress(msgspec.DecodeError, RecursionError, ValueError):
-        return decode(body)
-    # Not raised inside `except`: the decoder's exception holds its whole input.
-    raise ApiError(ApiErrorReason.UNEXPECTED)

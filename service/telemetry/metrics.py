@@ -260,6 +260,12 @@ STRIPE_API_SECONDS = Histogram(
     buckets=_SECONDS,
     registry=REGISTRY,
 )
+STRIPE_FINDING_SEVERITY = Gauge(
+    "idv_stripe_finding_severity",
+    "Severity of each finding about what Stripe sends here: 0 for none, 1 a warning, 2 fatal.",
+    ["finding"],
+    registry=REGISTRY,
+)
 
 _loaded_secrets: set[tuple[str, str]] = set()
 

@@ -31,7 +31,7 @@ from redis.exceptions import RedisError
 from service.config import Settings
 from service.delivery import consumer as way_out
 from service.delivery.consumer import Attempts, Consumer, Delivery
-from service.delivery.consumer_groups import create_groups, retire
+from service.delivery.consumer_groups import Lag, create_groups, measure_lags, retire
 from service.delivery.dead_letters import (
     Entry,
     EntryFilter,
@@ -44,8 +44,9 @@ from service.delivery.leases import Lease, LeaseLostError, take_or_renew
 from service.delivery.retention import trim
 from service.delivery.stream_watcher import StreamWatcher
 from service.storage.layout import Keys
-from service.transitions.transition import StatusTransition
+from service.transitions.thin_notification import Notification, unpack
 from tests.support.delivery_model import (
+    FETCH,
     DeadLetter,
     Delivered,
     GroupStream,
@@ -56,16 +57,18 @@ from tests.support.delivery_model import (
 )
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
 from tests.support.tapped import Tapped, tapped
-from tests.support.transitions import stored_entry
+from tests.support.transitions import stored_entry, stored_notification
 
 KEYS = Keys("idv", 1)
-STREAM = KEYS.transitions(0)
-HANDLERS = ("log", "audit")
+STREAM, NOTIFICATIONS = KEYS.transitions(0), KEYS.notifications(0)
+HANDLERS = ("log", "audit", FETCH)
 WORKERS = ("w1", "w2", "w3")
 # Small, so that a few entries are several batches, and a few dead letters are too many.
 BATCH, ROOM = 2, 2
 RETENTION_S = 3600
 MAX_TASKS = 8
+FIRST_NOTED = 1001
+REPLAY_OF_NOTIFICATION = "r"
 # No lease expires by itself: the machine deletes it.
 TTL_S = 10_000.0
 OLD_MS = int(time.time() * 1000) - 10 * RETENTION_S * 1000
@@ -121,6 +124,7 @@ class Delivering(RuleBasedStateMachine):
         self.stream_watcher = StreamWatcher(tap)
         self.model = Partition()
         self.numbers = itertools.count(1)
+        self.noted_numbers = itertools.count(FIRST_NOTED)
         self.gone: set[int | None] = set()
         self.all: list[WorkerTask] = []
         self.run(self.client.flushall())
@@ -213,15 +217,16 @@ class Delivering(RuleBasedStateMachine):
 
     @initialize(target=tasks, handler=HANDLER)
     def begin_with_deliveries(self, handler: str) -> WorkerTask:
-        """Transitions were admitted, and a first worker has read them."""
+        """Transitions were admitted, notifications noted, and a first worker has read some."""
         self.admit(3, old=True, readable=True)
+        self.note(3, readable=True)
         task = self.task("w1", handler)
         self.lease(task, "")
         self.read(task, 2, "")
         return task
 
     @rule(
-        handlers=st.sampled_from([["log"], ["audit"], ["log", "audit"], ["audit", "log"]]),
+        handlers=st.sampled_from([["log"], ["audit"], [FETCH], ["log", "audit"], [*HANDLERS]]),
         worker=st.sampled_from(WORKERS),
     )
     def finish_everything(self, handlers: list[str], worker: str) -> None:
@@ -232,7 +237,7 @@ class Delivering(RuleBasedStateMachine):
             task = self.task(worker, handler)
             self.lease(task, "")
             self.claim_pending(task, "")
-            for _ in self.model.entries:
+            for _ in [*self.model.handlers[handler].new.entries]:
                 self.drop_dead_letters(handler)
                 self.read(task, 4, "")
             self.ack_all(task)
@@ -252,6 +257,17 @@ class Delivering(RuleBasedStateMachine):
             fields = fields if readable else {"nothing": "ours"}
             found = self.run(self.client.xadd(STREAM, fields, id=entry))
             self.model.admit(pair(found), Item(number if readable else None))
+            if not readable:
+                self.gone.add(number)
+
+    @rule(count=st.integers(1, 3), readable=st.sampled_from([True] * 4 + [False]))
+    def note(self, count: int, *, readable: bool) -> None:
+        """Notifications, or entries that are not ours, are appended to their stream."""
+        for number in itertools.islice(self.noted_numbers, count):
+            fields = stored_notification(f"vs_{number}", number)
+            fields = fields if readable else {"nothing": "ours"}
+            found = self.run(self.client.xadd(NOTIFICATIONS, fields))
+            self.model.notifications[pair(found)] = Item(number if readable else None)
             if not readable:
                 self.gone.add(number)
 
@@ -343,7 +359,11 @@ class Delivering(RuleBasedStateMachine):
             expected = self.state(task).dead_letter(stream, delivered.entry, letter, ROOM)
             assert fault or held == expected
 
-    @rule(handler=HANDLER, first=st.integers(0, 2), number=st.integers(1, 99))
+    @rule(
+        handler=st.sampled_from(["log", "audit"]),
+        first=st.integers(0, 2),
+        number=st.integers(1, 99),
+    )
     def replay_history(self, handler: str, first: int, number: int) -> None:
         """An operator replays history to a handler: what its group has acknowledged."""
         chosen = self.run(self.entries_of(handler, dead=False))[first::2]
@@ -376,6 +396,8 @@ class Delivering(RuleBasedStateMachine):
         """Replay entries; the model replays those that are readable and acknowledged."""
         if not chosen:
             return
+        # A notification does not hold the name, so that all its replays have the same here.
+        name = REPLAY_OF_NOTIFICATION if handler == FETCH else name
         put, left_out = self.run(replay(self.tap, KEYS, handler, chosen, name=name))
         ours = [one for one in zip(items, acked, strict=True) if readable(one[0])]
         numbers = [item.number for item, is_acked in ours if item and is_acked]
@@ -408,19 +430,21 @@ class Delivering(RuleBasedStateMachine):
         self.gone |= {letter.item and letter.item.number for letter in dead.values()}
         dead.clear()
 
-    @rule(which=INDEX)
-    def delete_entry(self, which: int) -> None:
-        """An operator deletes an entry from the stream."""
-        if self.model.entries:
-            entry = sorted(self.model.entries)[which % len(self.model.entries)]
-            self.gone.add(self.model.entries.pop(entry).number)
-            self.run(self.client.xdel(STREAM, text_of(entry)))
+    @rule(which=INDEX, is_noted=st.booleans())
+    def delete_entry(self, which: int, *, is_noted: bool) -> None:
+        """An operator deletes an entry from a stream."""
+        entries = self.model.notifications if is_noted else self.model.entries
+        if entries:
+            entry = sorted(entries)[which % len(entries)]
+            self.gone.add(entries.pop(entry).number)
+            stream = NOTIFICATIONS if is_noted else STREAM
+            self.run(self.client.xdel(stream, text_of(entry)))
 
     @rule()
     def trim(self) -> None:
         """What every group has acknowledged and what is old enough is trimmed."""
         removed, names = self.run(trim(self.tap, KEYS, [0], retention_s=RETENTION_S))
-        assert names == {*HANDLERS}
+        assert names == {*HANDLERS} - {FETCH}
         assert removed == self.model.trim(time.time_ns() // 10**6, RETENTION_S)
 
     @rule()
@@ -431,12 +455,40 @@ class Delivering(RuleBasedStateMachine):
         assert self.run(create_groups(self.tap, KEYS, HANDLERS)) == ["audit"]
         self.model.open("audit")
 
+    @rule()
+    def retire_fetch(self) -> None:
+        """An operator retires `fetch`: what waits for it is deleted; it begins with what comes."""
+        self.gone |= {item.number for item in self.model.notifications.values()}
+        self.gone |= self.waiting_for(FETCH) | self.model.handlers[FETCH].acked
+        assert self.run(retire(self.tap, KEYS, FETCH)) == 1
+        self.model.notifications.clear()
+        del self.model.handlers[FETCH]
+        assert self.run(create_groups(self.tap, KEYS, HANDLERS)) == [FETCH]
+        self.model.open(FETCH)
+
+    def waiting_for(self, handler: str) -> set[int | None]:
+        """Return the numbers of a handler's replays and dead letters."""
+        state = self.model.handlers[handler]
+        replays = {item.number for item in (state.replays or GroupStream()).entries.values()}
+        return replays | {letter.item and letter.item.number for letter in state.dead.values()}
+
+    @invariant()
+    def what_waits_for_fetch_is_known(self) -> None:
+        """The number of its notifications is exact, whatever was deleted or is pending."""
+        [lag] = self.run(measure_lags(self.tap, KEYS, [(FETCH, 0)]))
+        assert isinstance(lag, Lag)
+        assert lag.new == len(self.model.notifications)
+
     @invariant()
     def all_is_the_models(self) -> None:
         """Streams, groups, pending lists, leases and dead letters are those of the model."""
-        entries, groups, *rest = self.run(self.everything())
+        entries, noted, groups, fetchers, *rest = self.run(self.everything())
         assert [pair(entry_id) for entry_id, _ in entries] == sorted(self.model.entries)
-        places = {one["name"].decode(): pair(one["last-delivered-id"]) for one in groups}
+        assert [pair(entry_id) for entry_id, _ in noted] == sorted(self.model.notifications)
+        assert [one["name"] for one in fetchers] == [FETCH.encode()]
+        assert {one["name"].decode() for one in groups} == {*HANDLERS} - {FETCH}
+        all_groups = groups + fetchers
+        places = {one["name"].decode(): pair(one["last-delivered-id"]) for one in all_groups}
         assert places == {name: state.new.read_to for name, state in self.model.handlers.items()}
         for n, handler in enumerate(HANDLERS):
             self.check_handler(self.model.handlers[handler], rest[n * 5 : n * 5 + 5])
@@ -445,10 +497,13 @@ class Delivering(RuleBasedStateMachine):
         """Return everything that Redis holds."""
         pipeline = self.client.pipeline(transaction=False)
         pipeline.xrange(STREAM)
+        pipeline.xrange(NOTIFICATIONS)
         pipeline.xinfo_groups(STREAM)
+        pipeline.xinfo_groups(NOTIFICATIONS)
         for handler in HANDLERS:
             pipeline.get(KEYS.lease(0, handler))
-            pipeline.xpending_range(STREAM, handler, "-", "+", 1000)
+            stream = NOTIFICATIONS if handler == FETCH else STREAM
+            pipeline.xpending_range(stream, handler, "-", "+", 1000)
             pipeline.xrange(KEYS.replays(0, handler))
             pipeline.xpending_range(KEYS.replays(0, handler), handler, "-", "+", 1000)
             pipeline.xrange(KEYS.dead_letters(0, handler))
@@ -484,11 +539,15 @@ class Delivering(RuleBasedStateMachine):
         self.finish_everything(["audit"], WORKERS[0])
         self.trim()
         self.all_is_the_models()
-        self.finish_everything(["log"], WORKERS[-1])
-        state = self.model.handlers["log"]
+        self.finish_everything(["log", FETCH], WORKERS[-1])
         self.all_is_the_models()
-        replays = {item.number for item in (state.replays or GroupStream()).entries.values()}
-        assert {*range(1, next(self.numbers))} <= state.acked | self.gone | replays
+        assert not self.model.notifications
+        for handler, first, numbers in (
+            ("log", 1, self.numbers),
+            (FETCH, FIRST_NOTED, self.noted_numbers),
+        ):
+            done = self.model.handlers[handler].acked | self.waiting_for(handler)
+            assert {*range(first, next(numbers))} <= done | self.gone
 
 
 def readable(item: Item | None) -> bool:
@@ -498,12 +557,19 @@ def readable(item: Item | None) -> bool:
 
 def read_as(delivery: Delivery) -> Item:
     """Return what a delivery holds."""
-    transition = delivery.item
-    if transition is None:
+    item = delivery.item
+    if item is None:
         return Item(None)
-    assert isinstance(transition, StatusTransition)
-    assert delivery.is_replay == (transition.replay is not None)
-    return Item(transition.sequence, transition.replay)
+    if isinstance(item, Notification):
+        replay = REPLAY_OF_NOTIFICATION if delivery.is_replay else None
+        return Item(number_of(item.event_id), replay)
+    assert delivery.is_replay == (item.replay is not None)
+    return Item(item.sequence, item.replay)
+
+
+def number_of(event_id: str) -> int:
+    """Return the number of a notification."""
+    return int(event_id.rpartition("_")[2])
 
 
 async def _awaited(asked: Awaitable[Reply]) -> Reply:
@@ -521,9 +587,15 @@ def held(pending: Any) -> dict[Id, tuple[str, int]]:
 def item_of(fields: dict[bytes, bytes]) -> Item | None:
     """Return what an entry is; None when only its id is left."""
     if b"change" in fields:
-        name = fields.get(b"replay")
-        return Item(int(fields[b"sequence"]), name.decode() if name else None)
+        return Item(int(fields[b"sequence"]), replay_in(fields))
+    if b"notification" in fields:
+        return Item(number_of(unpack(fields).event_id), replay_in(fields))
     return Item(None) if b"nothing" in fields else None
+
+
+def replay_in(fields: dict[bytes, bytes]) -> str | None:
+    """Return the replay's name in an entry."""
+    return fields[b"replay"].decode() if b"replay" in fields else None
 
 
 def dead_letter_of(fields: dict[bytes, bytes]) -> DeadLetter:

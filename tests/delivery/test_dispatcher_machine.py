@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.delivery.consumer import QUARANTINE_AFTER, Attempts, Delivery, Missing
+from service.delivery.consumer import QUARANTINE_AFTER, Attempts, Consumer, Delivery, Missing
 from service.delivery.deliverer import MAX_DELIVERIES_WITHOUT_OUTCOME, DeadLetterReason
 from service.delivery.dispatcher import Dispatcher
 from service.delivery.leases import LeaseLostError
@@ -138,7 +138,7 @@ class Store:
         return not self.pending and self.read_to == len(self.stream)
 
 
-class MachineConsumer:
+class MachineConsumer(Consumer):
     """A worker's consumer: every call is fenced, and may be lost, late, or answered twice."""
 
     def __init__(self, store: Store, worker: Worker) -> None:
@@ -171,12 +171,12 @@ class MachineConsumer:
             store.consumers[i] = self.worker
         return [self._delivery(i) for i in sorted(i for i in store.pending if i > after)[:BATCH]]
 
-    async def read(self, most: int) -> list[Delivery]:
+    async def read(self, max_entries: int) -> list[Delivery]:
         """Return new entries, and perhaps one that was read before."""
         store = self.store
 
         def act() -> list[Delivery]:
-            new = range(store.read_to, min(store.read_to + most, len(store.stream)))
+            new = range(store.read_to, min(store.read_to + max_entries, len(store.stream)))
             store.read_to = new.stop
             store.pending |= dict.fromkeys(new, Attempts(0, 1))
             store.consumers |= dict.fromkeys(new, self.worker)

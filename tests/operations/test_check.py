@@ -28,6 +28,8 @@ from service.storage.connections import Connections
 from service.storage.layout import Keys, claim
 from service.transitions.transition import StatusTransition
 from tests.support.servers import server
+from tests.support.stripe_api import Fault, StripeStandIn, running
+from tests.support.stripe_api.app import create_app
 from tests.support.transitions import stored_notification
 from tests.support.waiting import wait_until
 
@@ -77,6 +79,7 @@ def test_each_promise_has_its_worst_severity() -> None:
     assert check.worst_by_promise(findings) == [
         (Promise.AUTHENTIC, Severity.FATAL, "clock"),
         (Promise.DURABLE, Severity.WARNING, "fsync, memory"),
+        (Promise.COMPLETE, Severity.FINE, ""),
         (Promise.ONCE, Severity.FATAL, "clock"),
         (Promise.FORWARD_ONLY, Severity.FINE, ""),
         (Promise.ALONE, Severity.FINE, ""),
@@ -89,6 +92,59 @@ async def test_every_promise_is_checked(settings: Settings) -> None:
     """There is a finding about every promise."""
     findings = await check.collect_findings(settings, {})
     assert {promise for each in findings for promise in each.promises} == {*Promise}
+
+
+@pytest.mark.usefixtures("connections")
+async def test_without_a_key_stripe_is_not_asked(settings: Settings) -> None:
+    """What it costs to have no key is said, and is no reason to worry."""
+    one = await found(settings, "stripe_api")
+    assert (one.severity, one.promises) == (Severity.FINE, (Promise.COMPLETE,))
+    assert one.meaning.startswith("no STRIPE_API_KEY")
+
+
+@pytest.mark.usefixtures("connections")
+async def test_stripe_is_asked_with_a_key(settings: Settings) -> None:
+    """What Stripe is set up to send here is checked, each mode with its key."""
+    stripe = StripeStandIn()
+    scopes = {is_live: stripe.scope(livemode=is_live) for is_live in (True, False)}
+    secrets = [stripe.directory.add_key(livemode=is_live).secret for is_live in scopes]
+    destination = stripe.subscribe("https://a.test/webhooks/stripe", scope=scopes[True])
+    async with running(create_app(stripe)) as address:
+        keyed = replace(
+            settings, stripe_api_base=address, stripe_api_key=tuple(map(Secret, secrets))
+        )
+        missing = await found(keyed, "endpoint_missing")
+        assert missing.severity is Severity.WARNING
+        assert missing.meaning.startswith("test mode: no destination has a URL")
+        stripe.subscribe("https://a.test/webhooks/stripe")
+        assert (await found(keyed, "stripe_api")).meaning == "Stripe sends here what it should"
+        destination.is_enabled = False
+        assert (await found(keyed, "endpoint_disabled")).severity is Severity.WARNING
+
+
+@pytest.mark.usefixtures("connections")
+async def test_a_silent_stripe_is_given_up(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An API that does not answer is a finding after a while; so is a proxy of no use."""
+    monkeypatch.setattr(check, "CHECK_TIMEOUT_S", 0.3)
+    stripe = StripeStandIn()
+    stripe.faults.add(Fault(kind="hang"))
+    async with running(create_app(stripe)) as address:
+        keyed = replace(
+            settings, stripe_api_base=address, stripe_api_key=(Secret("sk_test_canary"),)
+        )
+        silent = await found(keyed, "stripe_api")
+    assert (silent.severity, silent.meaning) == (
+        Severity.WARNING,
+        "Stripe's API did not answer within 0 s",
+    )
+    monkeypatch.setenv("HTTPS_PROXY", "gopher://user:canary@proxy.test")
+    proxied = await found(replace(keyed, stripe_api_base="https://stripe.test"), "stripe_api")
+    assert (proxied.severity, proxied.meaning) == (
+        Severity.FATAL,
+        "HTTPS_PROXY: expected a proxy that can be used",
+    )
 
 
 @pytest.mark.usefixtures("connections")

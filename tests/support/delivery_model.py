@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 FAILURE_WEIGHT = 1000
 QUARANTINE_AFTER = 3
+FETCH = "fetch"
 
 Id = tuple[int, int]
 START: Id = (0, 0)
 
 
 class Item(NamedTuple):
-    """What an entry is: a transition by its number, or unreadable; perhaps a replay."""
+    """What an entry is: a transition or notification by its number, or unreadable; or a replay."""
 
     number: int | None
     replay: str | None = None
@@ -51,9 +52,10 @@ class Delivered(NamedTuple):
 
 @dataclass
 class GroupStream:
-    """One stream as one group reads it."""
+    """One stream as one group reads it; `is_shared` says whether other groups read it, too."""
 
     entries: dict[Id, Item] = field(default_factory=dict)
+    is_shared: bool = False
     pending: dict[Id, Pending] = field(default_factory=dict)
     read_to: Id = START
 
@@ -129,10 +131,10 @@ class HandlerState:
         return claimed
 
     def ack(self, stream: GroupStream, entry: Id) -> None:
-        """Acknowledge an entry; a replay is deleted with it."""
+        """Acknowledge an entry; it is deleted unless other groups read it."""
         if stream.pending.pop(entry, None) and entry in stream.entries:
             self.acked.add(stream.entries[entry].number)
-        if stream is not self.new:
+        if not stream.is_shared:
             stream.entries.pop(entry, None)
 
     def record_attempts(self, stream: GroupStream, entry: Id, count: int, worker: str) -> None:
@@ -149,7 +151,7 @@ class HandlerState:
         if stream.pending.pop(entry, None):
             self.dead[self.dead_letters_made] = letter._replace(item=stream.entries.get(entry))
             self.dead_letters_made += 1
-        if stream is not self.new:
+        if not stream.is_shared:
             stream.entries.pop(entry, None)
         return max(1, len(self.dead))
 
@@ -161,9 +163,16 @@ def delivered(stream: GroupStream, entry: Id, held: Pending) -> Delivered:
 
 @dataclass
 class Partition:
-    """One stream of transitions and the state of each handler on it."""
+    """The streams of one partition, and the state of each handler on its own.
+
+    Attributes:
+        entries: The transitions, which every handler but `fetch` reads.
+        notifications: What `fetch` reads.
+        last: The id of the last transition.
+    """
 
     entries: dict[Id, Item] = field(default_factory=dict)
+    notifications: dict[Id, Item] = field(default_factory=dict)
     handlers: dict[str, HandlerState] = field(default_factory=dict)
     last: Id = START
 
@@ -171,7 +180,9 @@ class Partition:
         """Create the missing groups: at the start if there is none yet, else at the end."""
         read_to = self.last if self.handlers else START
         for name in handlers:
-            stream = GroupStream(self.entries, read_to=read_to)
+            stream = GroupStream(self.entries, is_shared=True, read_to=read_to)
+            if name == FETCH:
+                stream = GroupStream(self.notifications)
             self.handlers.setdefault(name, HandlerState(stream))
 
     def admit(self, entry: Id, item: Item) -> None:
@@ -182,9 +193,9 @@ class Partition:
     def trim(self, now_ms: int, retention_s: int) -> int:
         """Delete what every group has acknowledged and what is old enough."""
         kept = (max(0, now_ms // 1000 - retention_s) * 1000, 0)
-        for state in self.handlers.values():
-            ms, number = state.new.read_to
-            kept = min(kept, min(state.new.pending, default=(ms, number + 1)))
+        for stream in (state.new for state in self.handlers.values() if state.new.is_shared):
+            ms, number = stream.read_to
+            kept = min(kept, min(stream.pending, default=(ms, number + 1)))
         gone = [entry for entry in self.entries if entry < kept]
         for entry in gone:
             del self.entries[entry]

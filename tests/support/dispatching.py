@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from service.delivery.consumer import Attempts, Delivery, Missing
+from service.delivery.consumer import Attempts, Consumer, Delivery, Missing
 from service.delivery.dispatcher import MAX_PER_READ, Dispatcher
 from service.delivery.leases import LeaseLostError
 from service.delivery.retries import CircuitBreakers, RetryPolicy
@@ -46,7 +46,7 @@ def entry(taken: StatusTransition) -> Entry:
     return taken.session_id.removeprefix("vs_"), taken.sequence
 
 
-class FakeConsumer:
+class FakeConsumer(Consumer):
     """A consumer in memory that remembers everything, and fails on request.
 
     Attributes:
@@ -96,11 +96,11 @@ class FakeConsumer:
         for i in range(0, len(found), MAX_PER_READ):
             yield found[i : i + MAX_PER_READ]
 
-    async def read(self, most: int) -> list[Delivery]:
+    async def read(self, max_entries: int) -> list[Delivery]:
         """Return what is new."""
         await self._call("read")
-        assert most > 0
-        new = range(self.read_to, min(self.read_to + most, len(self.stream)))
+        assert max_entries > 0
+        new = range(self.read_to, min(self.read_to + max_entries, len(self.stream)))
         self.read_to = new.stop
         self.pending |= dict.fromkeys(new, Attempts(0, 1))
         self.reads.append(len(new))
