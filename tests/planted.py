@@ -42,9 +42,10 @@ _SETTLED = "      or result and event.created <= created_in(result.key) + skew_s
 _WAITED = "    if isinstance(confirmed, Exception) or confirmed < needed:\n"
 _CALLED = "            error = await self._calls.call(item)\n"
 _ENOUGH = "        if failed >= self._policy.max_attempts:\n"
-_AWAITED = "        return await reply\n"
+_AWAITED = "        return await self._submit(self._request(event, change))\n"
 _GUESSED = (
-    "        try:\n            return await reply\n        except Unavailable:\n"
+    "        try:\n            return await self._submit(self._request(event, change))\n"
+    "        except Unavailable:\n"
     "            return Admission(Outcome.DUPLICATE, 0, None, after_final=False)\n"
 )
 _ADMITTED = "        admission = await self._inbox.admit(event, change)\n"
@@ -163,9 +164,44 @@ MUTANTS = (
     ),
     Mutant(
         "an id is forgotten as soon as one clock says that it is too old",
+        "service/inbox/admission.py",
+        "MAX_CLOCK_LAG_S = 2 * MAX_CLOCK_DIFFERENCE_S\n",
+        "MAX_CLOCK_LAG_S = 0\n",
+        "inbox/test_admission_record.py",
+    ),
+    Mutant(
+        "copies of a notification are queued",
         _ADMIT,
-        "local min_kept = min_created - 2 * tolerance_s\n",
-        "local min_kept = min_created\n",
+        "  if not known then\n    if tonumber(created)",
+        "  if true then\n    if tonumber(created)",
+        "inbox/test_admission_machine.py",
+    ),
+    Mutant(
+        "a notification is remembered although there is no room for it",
+        _ADMIT,
+        "  local known = redis.call('GET', noted)\n",
+        "  local known = redis.call('SET', noted, nonce, 'NX', 'GET')\n",
+        "inbox/test_admission_machine.py",
+    ),
+    Mutant(
+        "old notifications are queued",
+        _ADMIT,
+        "    if tonumber(created) < min_created then return answer(",
+        "    if false then return answer(",
+        "inbox/test_admission_machine.py",
+    ),
+    Mutant(
+        "the ids of sessions that were read are never forgotten",
+        _ADMIT,
+        "  return start == 'evt_' or start == 'read'\n",
+        "  return start == 'evt_'\n",
+        "inbox/test_admission_record.py",
+    ),
+    Mutant(
+        "where age is not judged no id is forgotten",
+        "service/inbox/admission.py",
+        "min_created - MAX_CLOCK_LAG_S),\n",
+        "(min_created if self._judges_age else 0) - MAX_CLOCK_LAG_S),\n",
         "inbox/test_admission_record.py",
     ),
     Mutant(
@@ -214,8 +250,8 @@ MUTANTS = (
     Mutant(
         "a full stream is trimmed where no group has read yet",
         _ADMIT,
-        "  if redis.call('XLEN', stream) >= max_entries then return answer('full') end\n",
-        "  redis.call('XTRIM', stream, 'MAXLEN', max_entries - 1)\n",
+        "  end\n  if redis.call('XLEN', stream) >= max_entries then return answer('full') end\n",
+        "  end\n  redis.call('XTRIM', stream, 'MAXLEN', max_entries - 1)\n",
         "inbox/test_admission_machine.py",
     ),
     Mutant(

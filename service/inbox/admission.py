@@ -11,6 +11,9 @@ The first rule that holds decides (`admit.lua` has them in full):
     5  its state hash is the session's                                   unchanged
     6  otherwise: a transition is appended to the stream                 admitted
 
+A thin notification is noted by the same script: rules 1 and 2 are judged, then it is appended to
+a stream of its own (`queued`). The others are judged once its event is fetched and admitted.
+
 Order keys, kinds and hashes come from `transitions`; the script only compares them. Retries are
 ours, not the client's, and end with the deadline. A request that is sent again carries the same
 nonce, so that after a lost reply it gets its first answer again, and never `duplicate`.
@@ -22,7 +25,7 @@ import asyncio
 import random
 import time
 from binascii import b2a_base64
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from enum import StrEnum
 from itertools import chain, count
 from typing import Any
@@ -40,18 +43,23 @@ from ..storage.redis_errors import unavailable_reason
 from ..storage.scripts import Needs, Script, ScriptCall, UnsafeConfigError
 from ..stripe.events import Event
 from ..telemetry import metrics
-from ..transitions import stream_entry
+from ..transitions import stream_entry, thin_notification
 from ..transitions.lifecycle import FINAL, SKEW_S, created_at, is_step, order_key, state_hash
+from ..transitions.thin_notification import Notification
 from ..transitions.transition import SessionChange
-from .full_streams import FullStreamTrimmer
+from .full_streams import FullStreamTrimmer, Stream
 
 MAX_EVENTS_PER_BATCH = 128
 RETRY_INITIAL_DELAY_S = 0.02
 # Events that arrive during a pause wait behind it, so it may be a tenth of the deadline at most.
 MIN_RETRIES_PER_DEADLINE = 10
+# The clock of another receiver may be behind by so much: it must still know an event that it does
+# not take for expired.
+MAX_CLOCK_LAG_S = 2 * MAX_CLOCK_DIFFERENCE_S
 
 _ADMIT = Script(__package__, "admit.lua")
 _LAYOUT_DIFFERS = UnavailableReason.LAYOUT_DIFFERS.encode()
+_NOTIFICATION = "n"
 _FULL = b"full "
 _UNDECIDED = {"full": UnavailableReason.BACKLOG_FULL, "broken": UnavailableReason.REDIS_REFUSED}
 # Errors after which a retry within the deadline is of no use.
@@ -66,6 +74,7 @@ class Outcome(StrEnum):
     LATE = "late"
     EXPIRED = "expired"
     UNCHANGED = "unchanged"
+    QUEUED = "queued"
     IGNORED = "ignored"
 
 
@@ -73,10 +82,10 @@ _OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 
 
 class Admission(msgspec.Struct, frozen=True, gc=False):
-    """The decision on one event.
+    """The decision on one event or notification.
 
     Attributes:
-        outcome: What became of the event.
+        outcome: What became of it.
         sequence: The session's sequence number after it; 0 when it has none.
         previous: The status before; None for a session that was not known, and for a duplicate.
         after_final: The event is late, although it was created after what the session already
@@ -90,7 +99,7 @@ class Admission(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Request(msgspec.Struct, frozen=True, gc=False):
-    """One event that waits for its decision."""
+    """One event or notification that waits for its decision."""
 
     partition: int
     keys: tuple[str, str, str]
@@ -100,9 +109,24 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
 
 
 class Inbox:
-    """Admits events; those that arrive in one loop turn share one call of the script."""
+    """Admits events and notes notifications; what arrives in one loop turn shares one script call.
 
-    def __init__(self, connections: Connections, keys: Keys, settings: Settings) -> None:
+    Args:
+        connections: Open clients.
+        keys: The layout.
+        settings: The settings.
+        judges_age: Whether events are expired by their age. Where Stripe was asked for them it has
+            been judged: of a notification on its arrival, of a list by what was asked for.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        keys: Keys,
+        settings: Settings,
+        *,
+        judges_age: bool = True,
+    ) -> None:
         self._connections = connections
         self._keys = keys
         self._deadline_s = settings.admit_deadline_s
@@ -111,9 +135,10 @@ class Inbox:
             no_eviction=True,
             fsync=settings.durability is Durability.FSYNC,
         )
+        self._judges_age = judges_age
         self._max_age_s = settings.max_event_age_days * DAY_S
         self._limits = (settings.session_retention_days * DAY_S, settings.stream_max_entries)
-        self._trimmer = FullStreamTrimmer(connections, keys)
+        self._trimmer = FullStreamTrimmer(connections)
         # In Cluster a failing primary must not hold up the partitions of the others.
         shards = keys.partitions if connections.is_cluster else 1
         self._shards = [Batcher(self._flush, max_items=MAX_EVENTS_PER_BATCH) for _ in range(shards)]
@@ -127,10 +152,35 @@ class Inbox:
         Raises:
             Unavailable: Redis did not commit it within the deadline; nothing is decided.
         """
-        request = self._request(event, change)
+        return await self._submit(self._request(event, change))
+
+    async def note(self, notification: Notification) -> Admission:
+        """Remember *notification* until its event is fetched.
+
+        Raises:
+            Unavailable: As `admit`.
+        """
+        partition = self._keys.partition(notification.session_id)
+        request = _Request(
+            partition=partition,
+            keys=(
+                self._keys.layout_in(partition),
+                self._keys.notifications(partition),
+                self._keys.noted(partition, notification.event_id),
+            ),
+            arguments=(
+                *(notification.event_id, _nonce(), notification.created, "", _NOTIFICATION),
+                *("", "", thin_notification.pack(notification)),
+            ),
+            created=notification.created,
+            deadline=asyncio.get_running_loop().time() + self._deadline_s,
+        )
+        return await self._submit(request)
+
+    def _submit(self, request: _Request) -> Awaitable[Admission]:
         reply = self._shards[request.partition % len(self._shards)].submit(request)
         self._deadlines.watch(request.deadline, reply)
-        return await reply
+        return reply
 
     def _request(self, event: Event, change: SessionChange) -> _Request:
         session = event.session
@@ -174,7 +224,11 @@ class Inbox:
             if not isinstance(reply, Exception):
                 self._reason = UnavailableReason.REDIS_SLOW
                 answered = zip(waiting, reply, strict=True)
-                full = {one.partition for one, answer in answered if answer.startswith(_FULL)}
+                full = {
+                    Stream(one.keys[1], one.partition)
+                    for one, answer in answered
+                    if answer.startswith(_FULL)
+                }
                 if full and await self._trimmer.trim(full):
                     continue
                 return [*overdue, *map(_admission, reply, waiting)]
@@ -206,12 +260,13 @@ class Inbox:
         """Return one text for each request, or one for all of them, or the error of the call."""
         # The clock by which signatures were verified; the script compares it with Redis's.
         now = int(time.time())
+        min_created = now - self._max_age_s
         call = ScriptCall(
             _ADMIT,
             list(chain.from_iterable(request.keys for request in requests)),
             [
-                *(now, now - self._max_age_s, MAX_CLOCK_DIFFERENCE_S, self._keys.layout_copy),
-                *(SKEW_S, *self._limits),
+                *(now, min_created if self._judges_age else 0, min_created - MAX_CLOCK_LAG_S),
+                *(MAX_CLOCK_DIFFERENCE_S, self._keys.layout_copy, SKEW_S, *self._limits),
                 *chain.from_iterable(request.arguments for request in requests),
             ],
         )
@@ -246,7 +301,7 @@ def _nonce() -> bytes:
 
 
 def _admission(answer: bytes, request: _Request) -> Admission | Unavailable:
-    """Read the script's answer to one event."""
+    """Read the script's answer to one event or notification."""
     outcome, sequence, before, previous = answer.decode().split(" ", 3)
     if outcome in _UNDECIDED:
         return Unavailable(_UNDECIDED[outcome])

@@ -1,23 +1,27 @@
 #!lua
 -- Admit events, each in one atomic step: look up its id, compare it with its session's record,
--- append the transition to the stream, and write the record.
+-- append the transition to the stream, and write the record. Note thin notifications in the same
+-- way: each is appended to a stream, for its event to be fetched and then admitted.
 -- No `flags`: a full server refuses the whole call before its first write.
 --
 -- KEYS  three per event: its partition's layout, its partition's stream of transitions, its
---       session's record; in Cluster all events of a call are of one partition
--- ARGV  1      the receiver's clock, Unix seconds
+--       session's record; of a notification: the layout, the stream of notifications, the key that
+--       exists while it is known; in Cluster all of a call are of one partition
+-- ARGV  1      the caller's clock, Unix seconds
 --       2      events created before this Unix second are expired
---       3      seconds by which the receiver's and Redis's clocks may differ
---       4      the layout that the receiver was made for
---       5      the skew: seconds by which the clocks of Stripe's own machines may differ
---       6      retention in seconds of a session's record after its last event
---       7      the most entries that the stream may hold
+--       3      ids of events created before this Unix second may be forgotten
+--       4      seconds by which the caller's and Redis's clocks may differ
+--       5      the layout that the caller was made for
+--       6      the skew: seconds by which the clocks of Stripe's own machines may differ
+--       7      retention in seconds of a session's record after its last event
+--       8      the most entries that the stream may hold
 --       then eight per event: event id, nonce, created, order key, kind, state hash, current
---       status, packed change
+--       status, packed change; of a notification the kind is n, order key, state hash and status
+--       are empty, and the last is the packed notification
 -- Returns `clocks_differ` or `layout_differs`, and has done nothing; else one text per event:
 --       "<outcome> <sequence> <order key of the latest event before or -> <previous status>".
 --         outcome: admitted, duplicate, late, unchanged, expired, full, or broken when the
---         session's record cannot be read
+--         session's record cannot be read; of a notification queued, duplicate, expired or full
 --
 -- THE RULES. A step says that something began (`created`, or status `processing`); every other
 -- event is a result. The kind is s for a step or r for a result, a capital where the status is
@@ -42,25 +46,30 @@
 --   result      the same of the latest result, where the latest event is a step
 --   evt_...     per known id "<first letter of outcome> <sequence> <created> <nonce>"; a caller
 --               that lost the reply asks again with its nonce, and gets the first answer again
+--   read:evt_   the same of a session that was read itself, where Stripe had no snapshot event: the
+--               id is that of the notification
 --   duplicates  how many copies were answered as such, if any
 --
 -- EPOCHS. A server that has lost its last writes would number a transition as one that handlers
 -- have already seen. So the record names the server that wrote its last transition, and the next
 -- transition on another server begins a new epoch at 1. A server's name is its replication id:
 -- Redis changes it at each start and each promotion, while its run id survives a demotion.
+--
+-- NOTIFICATIONS. Rules 1 and 2 hold for them too, all others for the event that is fetched. A key of
+-- its own remembers each for NOTED_S: Stripe retries for three days, and the last try may wait. A
+-- copy that comes later costs a fetch, no second transition: the event's id is known by then.
 
 -- Each time a record reaches a multiple of PRUNE_EVERY fields, up to PRUNE_SAMPLE of them are looked
 -- at: a constant cost per event, and at most about twice the ids that may still come are kept.
 local PRUNE_EVERY, PRUNE_SAMPLE = 64, 128
 -- The digits of an order key: redaction rank, eleven for the second of creation, step rank.
 local REDACTION_UNIT, SECOND_UNIT = 10 ^ 12, 10
+local NOTED_S = 4 * 86400
 local OUTCOMES = {a = 'admitted', l = 'late', u = 'unchanged'}
 
-local receiver_now, min_created, tolerance_s = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local layout, skew_s, retention_s, max_entries =
-  ARGV[4], tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
--- The clock of another receiver may be behind by twice the tolerance: it must still know the id.
-local min_kept = min_created - 2 * tolerance_s
+local caller_now, min_created, min_kept = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local tolerance_s, layout, skew_s = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local retention_s, max_entries = ARGV[7], tonumber(ARGV[8])
 local time = redis.call('TIME')
 local server
 
@@ -125,11 +134,16 @@ local function is_late(event, record)
   return is_step(record.kind) and event.key < REDACTION_UNIT and is_overtaken
 end
 
+local function is_event_id(field)
+  local start = field:sub(1, 4)
+  return start == 'evt_' or start == 'read'
+end
+
 local function prune(session)
   if redis.call('HLEN', session) % PRUNE_EVERY ~= 0 then return end
   local fields = redis.call('HRANDFIELD', session, PRUNE_SAMPLE, 'WITHVALUES')
   for i = 1, #fields, 2 do
-    local created = fields[i]:sub(1, 4) == 'evt_' and fields[i + 1]:match('^%a %d+ (%d+)')
+    local created = is_event_id(fields[i]) and fields[i + 1]:match('^%a %d+ (%d+)')
     if created and tonumber(created) < min_kept then redis.call('HDEL', session, fields[i]) end
   end
 end
@@ -207,7 +221,19 @@ local function admit(stream, session, id, nonce, created, key, kind, hash, statu
   return answer('admitted', sequence, previous, record.latest)
 end
 
-if math.abs(time[1] - receiver_now) > tolerance_s then return 'clocks_differ' end
+-- Every answer writes, so that a WAIT behind this call covers the first delivery's write too.
+local function note(stream, noted, _, nonce, created, _, _, _, _, notification)
+  local known = redis.call('GET', noted)
+  if not known then
+    if tonumber(created) < min_created then return answer('expired') end
+    if redis.call('XLEN', stream) >= max_entries then return answer('full') end
+    redis.call('XADD', stream, '*', 'notification', notification)
+  end
+  redis.call('SET', noted, known or nonce, 'EX', NOTED_S)
+  return answer((known or nonce) == nonce and 'queued' or 'duplicate')
+end
+
+if math.abs(time[1] - caller_now) > tolerance_s then return 'clocks_differ' end
 local checked = {}
 for i = 1, #KEYS, 3 do
   if not checked[KEYS[i]] and redis.call('GET', KEYS[i]) ~= layout then return 'layout_differs' end
@@ -215,9 +241,10 @@ for i = 1, #KEYS, 3 do
 end
 local answers = {}
 for i = 1, #KEYS / 3 do
-  local before = 7 + (i - 1) * 8
-  local stream, session = KEYS[3 * i - 1], KEYS[3 * i]
-  local is_done, found = pcall(admit, stream, session, unpack(ARGV, before + 1, before + 8))
+  local before = 8 + (i - 1) * 8
+  local decide = ARGV[before + 5] == 'n' and note or admit
+  local is_done, found =
+    pcall(decide, KEYS[3 * i - 1], KEYS[3 * i], unpack(ARGV, before + 1, before + 8))
   answers[i] = is_done and found or answer('broken')
 end
 return answers

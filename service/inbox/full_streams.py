@@ -1,7 +1,8 @@
-"""Trims streams of transitions that are full: a new event outranks history kept for replays.
+"""Trims streams that are full: a new event outranks history kept for replays.
 
 Admission asks for it, so that it happens whether or not a worker runs. Only entries that every
 group has acknowledged are deleted. The rest is a backlog, and the log names the slowest group.
+Streams of notifications keep no history, so when they are full all of it is a backlog.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
 from ..storage.connections import Connections
-from ..storage.layout import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..storage.scripts import Script, ScriptCall
 from ..telemetry import metrics
@@ -29,6 +30,13 @@ BEGINNING = b"-"
 _TRIM = Script(__package__, "trim_full_stream.lua")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Stream(NamedTuple):
+    """A stream of one partition: its key, and the partition."""
+
+    key: str
+    partition: int
 
 
 @dataclass(slots=True)
@@ -47,62 +55,52 @@ class _Progress:
 
 
 class FullStreamTrimmer:
-    """Trims full streams, a bounded part at a time.
+    """Trims full streams, a bounded part at a time."""
 
-    Args:
-        connections: Open clients.
-        keys: The layout.
-    """
-
-    def __init__(self, connections: Connections, keys: Keys) -> None:
+    def __init__(self, connections: Connections) -> None:
         self._connections = connections
-        self._keys = keys
-        self._progress: defaultdict[int, _Progress] = defaultdict(_Progress)
+        self._progress: defaultdict[Stream, _Progress] = defaultdict(_Progress)
 
-    async def trim(self, partitions: Collection[int]) -> bool:
-        """Trim these partitions' streams; return whether one of them has room now."""
+    async def trim(self, streams: Collection[Stream]) -> bool:
+        """Trim *streams*; return whether one of them has room now."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        full = [each for each in partitions if self._progress[each].paused_until <= began]
+        full = [each for each in streams if self._progress[each].paused_until <= began]
         has_trimmed = False
         while full and loop.time() <= began + MAX_TRIM_S:
             results = await self._trim_parts(full)
             has_trimmed = has_trimmed or True in results
             full = [each for each, trimmed in zip(full, results, strict=True) if trimmed is None]
-        for partition in full:
-            self._pause(partition)
+        for stream in full:
+            self._pause(stream)
         return has_trimmed
 
-    async def _trim_parts(self, partitions: Collection[int]) -> list[bool | None]:
+    async def _trim_parts(self, streams: Collection[Stream]) -> list[bool | None]:
         """Trim a part of each stream; return whether each has room now, None where to go on."""
         calls = [
-            ScriptCall(
-                _TRIM,
-                [self._keys.transitions(partition)],
-                [self._progress[partition].position, MAX_EXAMINED_PER_CALL],
-            )
-            for partition in partitions
+            ScriptCall(_TRIM, [each.key], [self._progress[each].position, MAX_EXAMINED_PER_CALL])
+            for each in streams
         ]
         results: list[bool | None] = []
-        for partition, reply in zip(partitions, await self._connections.run(calls), strict=True):
+        for stream, reply in zip(streams, await self._connections.run(calls), strict=True):
             if isinstance(reply, Exception):
                 metrics.REDIS_ERRORS.labels(unavailable_reason(reply)).inc()
-                self._pause(partition)
+                self._pause(stream)
                 results.append(False)
             else:
-                results.append(self._note_part(partition, *reply))
+                results.append(self._note_part(stream, *reply))
         return results
 
     def _note_part(
-        self, partition: int, deleted: int, position: bytes, group: bytes, backlog: int
+        self, stream: Stream, deleted: int, position: bytes, group: bytes, backlog: int
     ) -> bool | None:
         """Note what became of a part; return whether there is room now, None where to go on."""
-        progress = self._progress[partition]
+        progress = self._progress[stream]
         progress.position = position or BEGINNING
         progress.deleted += deleted
         if deleted:
             metrics.STREAM_TRIMMED.labels("full").inc(deleted)
-            log.info("stream.trimmed", reason="full", partition=partition, entries=deleted)
+            log.info("stream.trimmed", reason="full", partition=stream.partition, entries=deleted)
             return True
         if position:
             return None
@@ -112,10 +110,13 @@ class FullStreamTrimmer:
         if has_deleted:
             return None
         log.error(
-            "backlog.filled", partition=partition, handler=group.decode(), transitions=backlog
+            "backlog.filled",
+            partition=stream.partition,
+            handler=group.decode(),
+            entries=backlog,
         )
-        self._pause(partition)
+        self._pause(stream)
         return False
 
-    def _pause(self, partition: int) -> None:
-        self._progress[partition].paused_until = asyncio.get_running_loop().time() + PAUSE_S
+    def _pause(self, stream: Stream) -> None:
+        self._progress[stream].paused_until = asyncio.get_running_loop().time() + PAUSE_S

@@ -5,7 +5,7 @@ It knows nothing of HTTP (`web` does), of Redis (`admission` does) and of the lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -14,6 +14,7 @@ from ..errors import Unavailable, UnavailableReason
 from ..secret import Secret
 from ..stripe.events import Event, Ignored, IgnoredReason, ThinEvent, parse
 from ..stripe.signatures import verify
+from ..transitions.thin_notification import Notification, make_notification
 from ..transitions.transition import SessionChange, make_change
 from .admission import Admission, Inbox, Outcome
 
@@ -25,15 +26,17 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
         outcome: What is answered.
         secret_fingerprint: Which signing secret matched.
         event: What was parsed.
-        change: The part of it that may leave the process; None when ignored.
+        change: The part of a snapshot event that may leave the process.
         admission: The decision on it; None when ignored.
+        notification: What is remembered of a thin event.
     """
 
     outcome: Outcome
     secret_fingerprint: str
-    event: Event | Ignored
+    event: Event | ThinEvent | Ignored
     change: SessionChange | None = None
     admission: Admission | None = None
+    notification: Notification | None = None
 
 
 class Receiver:
@@ -44,15 +47,24 @@ class Receiver:
         tolerance_s: How far a signature's timestamp may lie from now, in seconds.
         livemode: Whether live events, test events or both are received.
         account_name: The configured name of our own account, empty for none.
+        has_api_key: Says whether events of live mode (True) or test mode (False) can be fetched
+            from Stripe's API.
     """
 
     def __init__(
-        self, inbox: Inbox, *, tolerance_s: float, livemode: Livemode, account_name: str = ""
+        self,
+        inbox: Inbox,
+        *,
+        tolerance_s: float,
+        livemode: Livemode,
+        account_name: str = "",
+        has_api_key: Callable[[bool], bool] = lambda _: False,
     ) -> None:
         self._inbox = inbox
         self._tolerance_s = tolerance_s
         self._livemode = livemode
         self._account_name = account_name or None
+        self._has_api_key = has_api_key
 
     async def receive(
         self,
@@ -91,14 +103,27 @@ class Receiver:
         event = self._relevant(parse(payload))
         if isinstance(event, Ignored):
             return Receipt(Outcome.IGNORED, payload.secret_fingerprint, event)
+        trace = msgspec.UNSET if traceparent is None else traceparent
         if isinstance(event, ThinEvent):
-            # After a 200 Stripe would never send it again, but its session has to be fetched.
-            raise Unavailable(UnavailableReason.API_KEY_MISSING)
+            if not self._has_api_key(event.is_live):
+                # After a 200 Stripe would never send it again, and no worker could fetch it.
+                raise Unavailable(UnavailableReason.API_KEY_MISSING)
+            notification = make_notification(
+                event, endpoint=endpoint or None, account_name=self._account_name, traceparent=trace
+            )
+            admission = await self._inbox.note(notification)
+            return Receipt(
+                admission.outcome,
+                payload.secret_fingerprint,
+                event,
+                admission=admission,
+                notification=notification,
+            )
         change = make_change(
             event,
             endpoint=endpoint or None,
             account_name=self._account_name,
-            traceparent=msgspec.UNSET if traceparent is None else traceparent,
+            traceparent=trace,
         )
         admission = await self._inbox.admit(event, change)
         return Receipt(admission.outcome, payload.secret_fingerprint, event, change, admission)

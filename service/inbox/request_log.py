@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from ..errors import Rejected, RejectionReason, Unavailable, UnavailableReason
-from ..stripe.events import EVENT_TYPE_PREFIX, Event, Ignored
+from ..stripe.events import EVENT_TYPE_PREFIX, THIN_EVENT_TYPE_PREFIX, Event, Ignored, ThinEvent
 from ..telemetry import metrics
 from ..transitions.lifecycle import STEP_RANKS
 from .admission import Outcome
@@ -26,7 +26,10 @@ from .receiver import Receipt
 
 Fields = dict[str, Any]
 
-_SHORT_TYPES = {event_type: event_type.removeprefix(EVENT_TYPE_PREFIX) for event_type in STEP_RANKS}
+_WORDS = [event_type.removeprefix(EVENT_TYPE_PREFIX) for event_type in STEP_RANKS]
+_SHORT_TYPES = {
+    prefix + word: word for prefix in (EVENT_TYPE_PREFIX, THIN_EVENT_TYPE_PREFIX) for word in _WORDS
+}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -78,7 +81,7 @@ class RequestLog:
         # Prometheus sees no increase in a series that appears with its first count.
         for reason in (*RejectionReason, *UnavailableReason):
             metrics.events(reason, metrics.OTHER_TYPE)
-        for event_type in _SHORT_TYPES.values():
+        for event_type in _WORDS:
             metrics.events(Outcome.IGNORED, event_type)
             metrics.events(Outcome.EXPIRED, event_type)
         metrics.events(Outcome.EXPIRED, metrics.OTHER_TYPE)
@@ -135,8 +138,25 @@ class RequestLog:
         if isinstance(event, Event):
             counts.ages_s.append(max(0.0, now - event.created))
             self._write_decided(receipt, event, entry)
+        elif isinstance(event, ThinEvent):
+            counts.ages_s.append(max(0.0, now - event.created))
+            self._write_thin(receipt, event, entry)
         else:
             self._write_ignored(receipt, event, entry)
+
+    def _write_thin(self, receipt: Receipt, event: ThinEvent, entry: Entry) -> None:
+        """Write the line of a thin event that was queued, or was not for a reason."""
+        self._log.info(
+            f"event.{receipt.outcome}",
+            event_id=event.event_id,
+            event_type=event.event_type,
+            session_id=event.session_id,
+            livemode=event.is_live,
+            context=event.context,
+            endpoint=receipt.notification and receipt.notification.endpoint,
+            **_request_fields(entry),
+            secret_fingerprint=receipt.secret_fingerprint,
+        )
 
     def _write_ignored(self, receipt: Receipt, event: Ignored, entry: Entry) -> None:
         self._log.info(

@@ -17,6 +17,8 @@ MAX_ENTRIES_PER_EVENT = 1000
 # By how much Redis's clock may be behind Stripe's.
 MAX_CLOCK_LAG_S = 300
 
+# The second is that of a session that was read itself: see `admit.lua`.
+_EVENT_ID_PREFIXES = (b"evt_", b"read:")
 _OUTCOMES = {"a": "admitted", "l": "late", "u": "unchanged"}
 
 
@@ -115,7 +117,7 @@ def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) ->
     events = [
         KnownEvent(field.decode(), _OUTCOMES[letter], int(number), int(created))
         for field, value in found.items()
-        if field.startswith(b"evt_")
+        if field.startswith(_EVENT_ID_PREFIXES)
         for letter, number, created, _nonce in [value.decode().split(" ", 3)]
     ]
     return SessionRecord(

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Delete entries of a full stream of transitions that every group has acknowledged, oldest first and
--- wherever they stand: only replays can miss them. A bounded part of the stream is examined.
+-- Delete entries of a full stream that every group has acknowledged, oldest first and wherever they
+-- stand: only replays can miss them. A bounded part of the stream is examined.
 --
--- KEYS  1  the partition's stream of transitions
+-- KEYS  1  the partition's stream of transitions, or of notifications
 -- ARGV  1  where to begin: '-', or the position that the last call returned
 --       2  the most entries to examine
 -- Returns {entries deleted; the position to go on from, or '' at the end of what may be deleted; the

@@ -12,7 +12,7 @@ from ..delivery.sources import Item, describe
 from ..handlers import AnyHandler, wrap
 from ..inbox.receiver import Receipt, Receiver
 from ..secret import Secret
-from ..stripe.events import Event
+from ..stripe.events import Ignored
 from ..telemetry.tracing import Tracing
 
 
@@ -47,12 +47,16 @@ class TracedReceiver(Receiver):
             )
             span.set_attribute("outcome", receipt.outcome)
             event = receipt.event
-            if isinstance(event, Event):
-                span.set_attributes({"event_id": event.id, "event_type": event.type})
-            else:
+            if isinstance(event, Ignored):
                 span.set_attribute("event_type", event.event_type)
-            if receipt.change is not None:
-                span.set_attribute("session_id", receipt.change.session_id)
+            elif decided := receipt.change or receipt.notification:
+                span.set_attributes(
+                    {
+                        "event_id": decided.event_id,
+                        "event_type": decided.event_type,
+                        "session_id": decided.session_id,
+                    }
+                )
             return receipt
 
 

@@ -1,8 +1,8 @@
 """Admission against a model, searched: records, streams and answers are the model's.
 
-Hypothesis makes up events, copies, twins of one second, batches, lost replies, flushed scripts and
-operators' deletions; after every step everything in Redis is compared. `depth` says how to search
-further, and how to repeat a failure.
+Hypothesis makes up events, notifications, copies, twins of one second, batches, lost replies,
+flushed scripts and operators' deletions; after every step everything in Redis is compared. `depth`
+says how to search further, and how to repeat a failure.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -36,7 +36,8 @@ from service.storage.layout import Keys, claim
 from service.storage.scripts import ScriptCall
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
-from service.transitions import stream_entry
+from service.transitions import stream_entry, thin_notification
+from service.transitions.thin_notification import Notification
 from service.transitions.transition import make_change
 from tests.support import session_record_model
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
@@ -51,7 +52,7 @@ KEYS = Keys("idv", 2)
 AGE_LIMIT_DAYS = {"plain": 35, "forgetful": 1, "full": 35}
 MAX_ENTRIES = {"plain": 1_000_000, "forgetful": 1_000_000, "full": 2}
 
-ARGUMENTS_BEFORE_EVENTS, ARGUMENTS_PER_EVENT, NONCE = 7, 8, 1
+ARGUMENTS_BEFORE_EVENTS, ARGUMENTS_PER_EVENT, NONCE = 8, 8, 1
 
 SHAPES = st.fixed_dictionaries(
     {
@@ -75,6 +76,20 @@ SHAPES = st.fixed_dictionaries(
 # Epochs that begin within one millisecond count on from it.
 MAX_EPOCHS = 100
 INBOXES = st.sampled_from(["plain", "plain", "plain", "forgetful", "full"])
+NOTIFICATIONS = st.sampled_from(
+    [
+        Notification(
+            event_id=f"evt_thin_{n}",
+            event_type=PREFIX + "verified",
+            session_id=session,
+            created=NOW + at,
+            livemode=False,
+        )
+        for n, (session, at) in enumerate(
+            itertools.product(SESSIONS, (0, 5, -2 * DAY_S, -40 * DAY_S))
+        )
+    ]
+)
 FAULTS = st.lists(st.sampled_from(["request", "reply"]), max_size=2)
 
 
@@ -145,13 +160,18 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.began_ms = time.time_ns() // 10**6
 
     def send(self, events: list[Any], name: str, faults: Iterable[str] = ()) -> None:
-        """Admit events in one loop turn, and compare each answer with the model's."""
+        """Send events and notifications in one loop turn; compare each answer with the model's."""
         self.bench.tap.faults.extend(faults)
         inbox = self.inboxes[name]
 
+        def decide(one: Any) -> Awaitable[Admission]:
+            if isinstance(one, Notification):
+                return inbox.note(one)
+            event = parsed(one)
+            return inbox.admit(event, make_change(event))
+
         async def together() -> list[Admission | BaseException]:
-            admissions = [inbox.admit(one, make_change(one)) for one in map(parsed, events)]
-            return await asyncio.gather(*admissions, return_exceptions=True)
+            return await asyncio.gather(*map(decide, events), return_exceptions=True)
 
         answers = self.bench.run(together())
         call = self.admissions()[-1]
@@ -172,12 +192,15 @@ class AdmissionMachine(RuleBasedStateMachine):
     def expected_answers(self, call: ScriptCall, events: list[Any], name: str) -> list[Answer]:
         """Return the model's answers to a call as it was made, nonces included."""
         age_limit_s, now = AGE_LIMIT_DAYS[name] * DAY_S, time.time()
-        return [
-            self.model.admit(
-                event, nonce, now=now, age_limit_s=age_limit_s, max_entries=MAX_ENTRIES[name]
+        answers = []
+        for event, nonce in zip(events, self.nonces_of(call), strict=True):
+            decide = self.model.note if isinstance(event, Notification) else self.model.admit
+            answers.append(
+                decide(
+                    event, nonce, now=now, age_limit_s=age_limit_s, max_entries=MAX_ENTRIES[name]
+                )
             )
-            for event, nonce in zip(events, self.nonces_of(call), strict=True)
-        ]
+        return answers
 
     @staticmethod
     def nonces_of(call: ScriptCall) -> list[str]:
@@ -216,7 +239,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(
         target=events,
         copies=st.lists(events, max_size=4),
-        shapes=st.lists(SHAPES, max_size=5),
+        others=st.lists(SHAPES | NOTIFICATIONS, max_size=6),
         turn=st.integers(0, 8),
         name=INBOXES,
         faults=FAULTS,
@@ -224,17 +247,31 @@ class AdmissionMachine(RuleBasedStateMachine):
     def arrive_together(
         self,
         copies: list[Any],
-        shapes: list[dict[str, Any]],
+        others: list[dict[str, Any] | Notification],
         turn: int,
         name: str,
         faults: list[str],
     ) -> MultipleResults[Any]:
-        """Old and new events of several sessions share a batch, some of them twice."""
-        fresh = [made(next(self.numbers), shape) for shape in shapes]
+        """Old and new events and notifications share a batch, some of them twice."""
+        fresh = [
+            one if isinstance(one, Notification) else made(next(self.numbers), one)
+            for one in others
+        ]
         batch = [*fresh, *copies]
         if batch:
             self.send(batch[turn:] + batch[:turn], name, faults)
-        return multiple(*fresh)
+        return multiple(*(one for one in fresh if not isinstance(one, Notification)))
+
+    @rule(notification=NOTIFICATIONS, name=INBOXES, faults=FAULTS)
+    def notify(self, notification: Notification, name: str, faults: list[str]) -> None:
+        """A notification arrives, perhaps once more, its replies perhaps lost."""
+        self.send([notification], name, faults)
+
+    @rule(partition=st.integers(0, KEYS.partitions - 1))
+    def fetch(self, partition: int) -> None:
+        """A worker has fetched the events of all notifications, and deletes their entries."""
+        self.bench.run(self.client.xtrim(KEYS.notifications(partition), maxlen=0))
+        self.model.notifications[partition] = []
 
     @rule(shape=SHAPES, old=st.booleans())
     def arrive_in_numbers(self, shape: dict[str, Any], *, old: bool) -> None:
@@ -307,7 +344,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def all_is_the_models(self) -> None:
         """Records and streams are the model's, whole."""
         found = self.bench.run(self.everything())
-        records, streams = found[: len(SESSIONS)], found[len(SESSIONS) :]
+        records, streams = found[: len(SESSIONS)], found[len(SESSIONS) :][: KEYS.partitions]
         for session, fields in zip(SESSIONS, records, strict=True):
             record = self.model.records.get(session)
             if record is None:
@@ -317,6 +354,9 @@ class AdmissionMachine(RuleBasedStateMachine):
                 assert fields == self.hash_of(record)
         for partition, entries in enumerate(streams):
             self.check_stream(entries, self.model.streams.get(partition, []))
+        for partition, entries in enumerate(found[-KEYS.partitions :]):
+            waiting = [thin_notification.unpack(fields) for _, fields in entries]
+            assert waiting == self.model.notifications.get(partition, [])
 
     async def everything(self) -> list[Any]:
         """Return every session's hash and every stream."""
@@ -325,6 +365,8 @@ class AdmissionMachine(RuleBasedStateMachine):
             pipeline.hgetall(KEYS.session(session))
         for partition in range(KEYS.partitions):
             pipeline.xrange(KEYS.transitions(partition))
+        for partition in range(KEYS.partitions):
+            pipeline.xrange(KEYS.notifications(partition))
         found: list[Any] = await pipeline.execute()
         return found
 

@@ -6,10 +6,14 @@ import asyncio
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
-from service.config import DAY_S
+from service.config import DAY_S, Settings
 from service.errors import Unavailable
+from service.inbox.admission import Inbox
+from service.storage.connections import Connections
+from service.storage.layout import Keys
 from service.storage.scripts import Script
 from tests.support.admissions import (
     CREATED,
@@ -58,6 +62,24 @@ class TestRecord:
         assert sorted(kept) == [event.id for event in story[20:]]
         assert outcomes(await narrow.admit(story[0], story[39])) == ["expired", "duplicate"]
         assert (await narrow.record())["sequence"] == "61"
+
+    @pytest.mark.parametrize("prefix", ["evt_", "read:evt_"])
+    async def test_ids_are_pruned_where_age_is_not_judged(
+        self, connections: Connections, keys: Keys, settings: Settings, prefix: str
+    ) -> None:
+        """Where events of any age are admitted ids are forgotten all the same, of either form."""
+        unjudged = InspectedInbox(
+            Inbox(connections, keys, settings, judges_age=False), connections.client, keys
+        )
+        old = make_event("processing", "processing", id="evt_old", at=-90 * DAY_S)
+        old = msgspec.structs.replace(old, id=f"{prefix}old")
+        story = [make_event("processing", str(n), id=f"evt_{n}", at=n) for n in range(60)]
+
+        assert outcomes(await unjudged.admit(old, old, *story)) == [
+            *("admitted", "duplicate"),
+            *["admitted"] * 60,
+        ]
+        assert old.id not in await unjudged.record()
 
     async def test_ids_that_a_slow_clock_still_admits_are_kept(self, inbox: InspectedInbox) -> None:
         """An event that is expired here may not be to a receiver whose clock is behind."""
@@ -147,7 +169,7 @@ class TestRecord:
             inbox.keys.transitions(partition),
             inbox.keys.session(SESSION_ID),
         ]
-        policy = [int(time.time()), 0, 300, inbox.keys.layout_copy, 5, 9**9, 9]
+        policy = [int(time.time()), 0, 0, 300, inbox.keys.layout_copy, 5, 9**9, 9]
 
         async def call(nonce: str) -> tuple[tuple[str, str, str], int]:
             judged = ["evt_1", nonce, NOW, NOW * 10, "s", "hash", "processing", "{}"]

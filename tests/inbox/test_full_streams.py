@@ -17,7 +17,7 @@ from service.delivery.consumer_groups import Lag, create_groups, measure_lags
 from service.errors import Unavailable, UnavailableReason
 from service.inbox import full_streams as module
 from service.inbox.admission import Inbox, Outcome
-from service.inbox.full_streams import PAUSE_S, FullStreamTrimmer
+from service.inbox.full_streams import PAUSE_S, FullStreamTrimmer, Stream
 from service.inbox.receiver import Receiver
 from service.storage.connections import Connections
 from service.storage.layout import Keys
@@ -38,7 +38,7 @@ class FullStream:
         self.connections = connections
         self.keys = keys
         self.client: Any = connections.client
-        self.trimmer = FullStreamTrimmer(connections, keys)
+        self.trimmer = FullStreamTrimmer(connections)
 
     async def fill(self, count: int) -> list[bytes]:
         """Append so many entries; return their ids."""
@@ -62,7 +62,7 @@ class FullStream:
     async def trim(self) -> bool:
         """Trim the stream, even if that was tried just now."""
         push(PAUSE_S)
-        return await self.trimmer.trim([0])
+        return await self.trimmer.trim([Stream(STREAM, 0)])
 
 
 @pytest.fixture
@@ -123,18 +123,18 @@ async def test_a_backlog_is_logged_with_its_group(stream: FullStream) -> None:
     await stream.acknowledge("log", 3)
     with structlog.testing.capture_logs() as lines:
         assert not await stream.trim()
-        assert not await stream.trimmer.trim([0])
+        assert not await stream.trimmer.trim([Stream(STREAM, 0)])
     assert lines == [
         {
             "event": "backlog.filled",
             "log_level": "error",
             "partition": 0,
             "handler": "other",
-            "transitions": 4,
+            "entries": 4,
         }
     ]
     await stream.acknowledge("other", 2)
-    assert not await stream.trimmer.trim([0])
+    assert not await stream.trimmer.trim([Stream(STREAM, 0)])
     assert await stream.trim()
 
 
@@ -160,7 +160,7 @@ async def test_a_failing_redis_is_left_alone_for_a_while(
 
     monkeypatch.setattr(stream.connections, "run", run)
     assert not await stream.trim()
-    assert not await stream.trimmer.trim([0])
+    assert not await stream.trimmer.trim([Stream(STREAM, 0)])
     assert asked == 1
 
 

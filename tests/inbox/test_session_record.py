@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 import pytest
 
 from service.config import DAY_S, Settings
@@ -67,6 +68,25 @@ async def test_a_record_has_status_numbers_and_events(
             session_record.KnownEvent(VERIFIED.id, "admitted", 2, NOW + 40),
         ],
     )
+
+
+async def test_ids_of_sessions_that_were_read_are_shown(
+    connections: Connections, keys: Keys, settings: Settings
+) -> None:
+    """A session that was read itself has a remembered id like an event, and a transition."""
+    inbox = Inbox(connections, keys, settings)
+    read = msgspec.structs.replace(VERIFIED, id="read:evt_thin_1")
+    for event in (PROCESSING, read, read):
+        await inbox.admit(event, make_change(event))
+    record = await session_record.read(connections, keys, SESSION_ID)
+
+    assert record is not None
+    assert record.events == [
+        session_record.KnownEvent(PROCESSING.id, "admitted", 1, NOW + 10),
+        session_record.KnownEvent("read:evt_thin_1", "admitted", 2, NOW + 40),
+    ]
+    assert record.duplicates == 1
+    assert "read:evt_thin_1" in await session_record.find_transitions(connections, keys, record)
 
 
 async def test_statuses_may_hold_any_letters(

@@ -17,7 +17,8 @@ from service.storage.connections import connect
 from service.storage.layout import Keys
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
-from service.transitions import stream_entry
+from service.transitions import stream_entry, thin_notification
+from service.transitions.thin_notification import Notification
 from service.transitions.transition import StatusTransition, make_change
 
 NOW = int(time.time()) - 3600
@@ -60,6 +61,25 @@ def make_event(
     return parsed(orjson.dumps(body))
 
 
+def make_notification(
+    step: str = "verified",
+    *,
+    id: str = "evt_thin",
+    at: int = 0,
+    session: str = SESSION_ID,
+    **more: Any,
+) -> Notification:
+    """Return a notification about a session, whose event was created *at* seconds after NOW."""
+    return Notification(
+        event_id=id,
+        event_type=PREFIX + step,
+        session_id=session,
+        created=NOW + at,
+        livemode=False,
+        **more,
+    )
+
+
 def parsed(body: bytes) -> Event:
     """Return the event in *body* as if its signature had been verified."""
     event = parse(VerifiedPayload(body, "fingerprint"))
@@ -90,6 +110,20 @@ class InspectedInbox(NamedTuple):
             *(self.inbox.admit(event, make_change(event)) for event in events),
             return_exceptions=True,
         )
+
+    async def note(self, *notifications: Notification) -> list[Admission | BaseException]:
+        """Note *notifications* in one loop turn."""
+        return await asyncio.gather(
+            *(self.inbox.note(one) for one in notifications), return_exceptions=True
+        )
+
+    async def notifications(self) -> list[Notification]:
+        """Return the notifications that wait, oldest first within each partition."""
+        streams = [
+            await self.client.xrange(self.keys.notifications(partition))
+            for partition in range(self.keys.partitions)
+        ]
+        return [thin_notification.unpack(fields) for stream in streams for _, fields in stream]
 
     async def record(self, session: str = SESSION_ID) -> dict[str, str]:
         """Return a session's record, its state field by field."""

@@ -1,5 +1,7 @@
 """Admission written once more, from its six rules and over plain JSON, for tests to compare with.
 
+Notifications have the first two of the rules and streams of their own.
+
 Shares no line with the service.
 """
 
@@ -171,11 +173,16 @@ class Model:
 
     Args:
         partition_of: Says which stream a session's transitions go onto.
+
+    Attributes:
+        noted: The nonce of each known notification, by its id.
     """
 
     def __init__(self, partition_of: Callable[[str], int] = lambda _: 0) -> None:
         self.records: dict[str, Record] = {}
         self.streams: dict[int, list[Entry]] = {}
+        self.noted: dict[str, str] = {}
+        self.notifications: dict[int, list[Any]] = {}
         self.server = 0
         self._partition_of = partition_of
 
@@ -186,6 +193,28 @@ class Model:
     def stream(self, session_id: str) -> list[Entry]:
         """Return the stream that a session's transitions go onto."""
         return self.streams.setdefault(self._partition_of(session_id), [])
+
+    def note(
+        self,
+        notification: Any,
+        nonce: str,
+        *,
+        now: float,
+        age_limit_s: int,
+        max_entries: int = 10**6,
+    ) -> Answer:
+        """Return the answer to the next notification, and remember it."""
+        stream = self.notifications.setdefault(self._partition_of(notification.session_id), [])
+        if notification.event_id in self.noted:
+            is_mine = self.noted[notification.event_id] == nonce
+            return Answer("queued" if is_mine else "duplicate")
+        if notification.created < now - age_limit_s:
+            return Answer("expired")
+        if len(stream) >= max_entries:
+            return Answer("full")
+        self.noted[notification.event_id] = nonce
+        stream.append(notification)
+        return Answer("queued")
 
     def admit(
         self, event: Any, nonce: str, *, now: float, age_limit_s: int, max_entries: int = 10**6

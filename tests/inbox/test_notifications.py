@@ -1,0 +1,131 @@
+"""Notifications: each is queued once, in the same call as events, and never too early forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import structlog.testing
+
+from service.config import DAY_S
+from service.storage.scripts import NO_NEEDS, Needs, ScriptCall
+from tests.support.admissions import (
+    CREATED,
+    DEADLINE_S,
+    SESSION_ID,
+    InspectedInbox,
+    OpenInbox,
+    make_event,
+    make_notification,
+    outcomes,
+)
+from tests.support.transitions import TRACEPARENT
+from tests.support.virtual_time import push
+
+THIN = make_notification()
+
+
+async def test_a_notification_is_queued_once(inbox: InspectedInbox) -> None:
+    """The first is appended whole; copies, in the same batch and later, are duplicates."""
+    whole = make_notification(
+        context="acct_1",
+        endpoint="acme",
+        account_name="shop",
+        snapshot_event_id="evt_1",
+        traceparent=TRACEPARENT,
+    )
+
+    together = outcomes(await inbox.note(whole, whole))
+    later = outcomes(await inbox.note(whole))
+
+    assert (sorted(together), later) == (["duplicate", "queued"], ["duplicate"])
+    assert await inbox.notifications() == [whole]
+
+
+async def test_a_notification_is_remembered_longer_than_stripe_retries(
+    inbox: InspectedInbox,
+) -> None:
+    """It is known for four days from its last copy on: Stripe retries for three."""
+    key = inbox.keys.noted(inbox.keys.partition(SESSION_ID), THIN.event_id)
+    for _ in range(2):
+        await inbox.note(THIN)
+        assert 4 * DAY_S - 60 < await inbox.client.ttl(key) <= 4 * DAY_S
+        await inbox.client.expire(key, 5)
+
+
+async def test_nothing_of_a_session_is_touched(inbox: InspectedInbox) -> None:
+    """A notification makes no transition and no record, and its id is no event's."""
+    assert outcomes(await inbox.note(THIN)) == ["queued"]
+
+    assert (await inbox.record(), await inbox.entries()) == ({}, [])
+    event = make_event("verified", "verified", id=THIN.event_id)
+    assert outcomes(await inbox.admit(event)) == ["admitted"]
+
+
+async def test_events_and_notifications_share_a_batch(
+    inbox: InspectedInbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that arrives in one loop turn is decided by one call."""
+    calls: list[ScriptCall] = []
+    run = inbox.inbox._connections.run
+
+    async def counted(found: list[ScriptCall], *, needs: Needs = NO_NEEDS) -> list[Any]:
+        calls.extend(found)
+        return await run(found, needs=needs)
+
+    monkeypatch.setattr(inbox.inbox._connections, "run", counted)
+    others = [make_notification(id=f"evt_{n}", session=f"vs_{n}") for n in range(5)]
+    noted, admitted = await asyncio.gather(
+        inbox.note(THIN, *others), inbox.together(CREATED, CREATED)
+    )
+
+    assert outcomes(noted) == ["queued"] * 6
+    assert sorted(outcomes(admitted)) == ["admitted", "duplicate"]
+    assert len(calls) == 1
+
+
+async def test_age_is_judged_at_once(open_inbox: OpenInbox) -> None:
+    """A notification of an old event is expired, unless it is known; it is not remembered."""
+    old = make_notification(at=-2 * DAY_S)
+    narrow, wide = open_inbox(max_event_age_days=1), open_inbox()
+
+    assert outcomes(await narrow.note(old)) == ["expired"]
+    assert await narrow.notifications() == []
+    assert outcomes(await wide.note(old)) == ["queued"]
+    assert outcomes(await narrow.note(old)) == ["duplicate"]
+
+
+async def test_a_full_stream_refuses_new_notifications(open_inbox: OpenInbox) -> None:
+    """At the cap new ones get the reason and are not remembered; copies and events are decided."""
+    inbox = open_inbox(stream_max_entries=2)
+    of_session = [make_notification(id=f"evt_{n}") for n in range(3)]
+    stream = inbox.keys.notifications(inbox.keys.partition(SESSION_ID))
+    await inbox.client.xgroup_create(stream, "fetch", "0", mkstream=True)
+    with structlog.testing.capture_logs() as lines:
+        first = [outcomes(await inbox.note(each)) for each in of_session]
+
+    assert first == [["queued"], ["queued"], ["backlog_full"]]
+    assert [(line["event"], line["handler"], line["entries"]) for line in lines] == [
+        ("backlog.filled", "fetch", 2)
+    ]
+    assert outcomes(await inbox.note(of_session[0])) == ["duplicate"]
+    assert outcomes(await inbox.admit(CREATED)) == ["admitted"]
+    [[entry_id, _], _] = await inbox.client.xrange(stream)
+    await inbox.client.xdel(stream, entry_id)
+    assert outcomes(await inbox.note(of_session[2])) == ["queued"]
+
+
+async def test_a_broken_key_fails_its_own_notification_only(open_inbox: OpenInbox) -> None:
+    """What an operator broke does not hold up the others of a batch."""
+    inbox = open_inbox(admit_deadline_s=DEADLINE_S)
+    key = inbox.keys.noted(inbox.keys.partition(SESSION_ID), THIN.event_id)
+    await inbox.client.hset(key, "no", "text")
+
+    broken, other = (
+        asyncio.create_task(inbox.note(one)) for one in (THIN, make_notification(id="evt_other"))
+    )
+    assert outcomes(await other) == ["queued"]
+    push(DEADLINE_S)
+    assert outcomes(await broken) == ["redis_refused"]
+    assert [one.event_id for one in await inbox.notifications()] == ["evt_other"]
