@@ -100,6 +100,7 @@ def build_receiver(context: Context) -> tuple[Listener, list[Reloader[Any]]]:
         tolerance_s=settings.signature_tolerance_s,
         livemode=settings.livemode,
         account_name=settings.account_name,
+        has_api_key=context.api_keys.holds,
     )
     app = create_app(receiver, context.health, replace(settings, secrets=secrets), allow_list)
     listener = _listener(

@@ -14,6 +14,7 @@ from service.inbox.receiver import Receipt, Receiver
 from service.secret import Secret
 from service.stripe.events import Event, Ignored, IgnoredReason
 from service.stripe.signatures import fingerprint, sign
+from service.transitions.thin_notification import Notification
 from service.transitions.transition import SessionChange, make_change
 from tests.support.harness import thin_event
 
@@ -35,11 +36,20 @@ class FakeInbox(Inbox):
 
     def __init__(self, answer: Admission | Unavailable = ADMITTED) -> None:
         self.admitted: list[tuple[Event, SessionChange]] = []
+        self.noted: list[Notification] = []
         self._answer = answer
 
     async def admit(self, event: Event, change: SessionChange) -> Admission:
         """Record an event."""
         self.admitted.append((event, change))
+        return self._answered()
+
+    async def note(self, notification: Notification) -> Admission:
+        """Record a notification."""
+        self.noted.append(notification)
+        return self._answered()
+
+    def _answered(self) -> Admission:
         if isinstance(self._answer, Unavailable):
             raise self._answer
         return self._answer
@@ -52,9 +62,10 @@ async def receive(
     signature: bytes | None = None,
     livemode: Livemode = Livemode.BOTH,
     now: float = NOW,
+    **changes: Any,
 ) -> Receipt:
     """Receive *body*, with a valid signature unless one is given."""
-    receiver = Receiver(inbox, tolerance_s=300, livemode=livemode, account_name="shop")
+    receiver = Receiver(inbox, tolerance_s=300, livemode=livemode, account_name="shop", **changes)
     if signature is None:
         signature = sign(body, SECRET, NOW).encode()
     return await receiver.receive(body, signature, [SECRET], now=now, endpoint="acme")
@@ -148,17 +159,37 @@ async def test_other_events_are_ignored() -> None:
 THIN_WORDS = ["canceled", "created", "processing", "redacted", "requires_input", "verified"]
 
 
-@pytest.mark.parametrize("livemode", Livemode)
+QUEUED = Admission(Outcome.QUEUED, 0, None, after_final=False)
+
+
 @pytest.mark.parametrize("word", THIN_WORDS)
-async def test_a_thin_event_of_a_session_is_unavailable(word: str, livemode: Livemode) -> None:
-    """Without an API key to fetch its session it gets no 200, so that Stripe sends it again."""
+async def test_a_thin_event_of_a_session_is_noted(word: str) -> None:
+    """What is needed to fetch the snapshot event is handed to the inbox."""
+    inbox = FakeInbox(QUEUED)
+
+    receipt = await receive(inbox, thin_event(word, context="acct_1"), has_api_key=lambda _: True)
+
+    [notification] = inbox.noted
+    assert (receipt.outcome, receipt.notification) == (Outcome.QUEUED, notification)
+    assert (notification.event_id, notification.session_id) == ("evt_thin_1", "vs_1")
+    assert notification.event_type == f"identity.verification_session.{word}"
+    assert (notification.context, notification.livemode) == ("acct_1", False)
+    assert (notification.endpoint, notification.account_name) == ("acme", "shop")
+    assert inbox.admitted == []
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+async def test_a_thin_event_without_an_api_key_is_unavailable(is_live: bool) -> None:
+    """Without a key of its mode it gets no 200, so that Stripe sends it again."""
     inbox = FakeInbox()
-    is_live = livemode is not Livemode.TEST
+    body = thin_event(livemode=is_live)
 
     with pytest.raises(Unavailable) as undecided:
-        await receive(inbox, thin_event(word, livemode=is_live), livemode=livemode)
+        await receive(inbox, body, has_api_key=lambda asked: asked is not is_live)
 
-    assert (undecided.value.reason, inbox.admitted) == (UnavailableReason.API_KEY_MISSING, [])
+    assert (undecided.value.reason, inbox.noted) == (UnavailableReason.API_KEY_MISSING, [])
+    await receive(inbox, body, has_api_key=lambda asked: asked is is_live)
+    assert len(inbox.noted) == 1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from service.inbox.receiver import Receiver
 from service.storage.connections import Connections
 from service.storage.health import Health
 from service.storage.layout import Keys
+from service.stripe_api.keys import ApiKeys
 from service.web.allow_list import AllowList
 from service.web.app import WebhookApp, create_app
 from tests.support.harness import request
@@ -27,7 +28,10 @@ def webhook_app(
     """Return the real application, and the health behind its probes."""
     inbox = Inbox(connections, Keys(settings.redis_prefix, settings.partitions), settings)
     receiver = Receiver(
-        inbox, tolerance_s=settings.signature_tolerance_s, livemode=settings.livemode
+        inbox,
+        tolerance_s=settings.signature_tolerance_s,
+        livemode=settings.livemode,
+        has_api_key=ApiKeys(settings.stripe_api_key).holds,
     )
     health = Health(connections, settings)
     return create_app(receiver, health, settings, allow_list), health

@@ -33,11 +33,12 @@ from service.storage.health import Health
 from service.storage.layout import Keys
 from service.telemetry import tracing
 from service.telemetry.tracing import Tracing
+from service.transitions import thin_notification
 from service.transitions.cloudevents import message
 from service.transitions.transition import StatusTransition
 from service.web.app import create_app
 from tests.support.depth import takes_long
-from tests.support.harness import event, http_post, signed
+from tests.support.harness import event, http_post, signed, thin_event
 from tests.support.processes import PACKAGE, open_sandbox
 from tests.support.spans import Spans
 from tests.support.waiting import until, wait_until
@@ -63,7 +64,11 @@ async def receiving(
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """Yield a client that is connected to a receiver."""
     inbox = Inbox(connections, keys, settings)
-    how: Any = {"tolerance_s": 300, "livemode": settings.livemode}
+    how: Any = {
+        "tolerance_s": 300,
+        "livemode": settings.livemode,
+        "has_api_key": lambda _: True,
+    }
     receiver = TracedReceiver(traced, inbox, **how) if traced else Receiver(inbox, **how)
     app = create_app(receiver, Health(connections, settings), settings)
     transport = httpx2.ASGITransport(app=app)
@@ -133,6 +138,26 @@ async def test_one_trace_from_the_post_to_the_handler(
     assert transition.traceparent == place
     sent = message(transition)
     assert orjson.loads(sent.body)["traceparent"] == sent.headers["traceparent"] == place
+
+
+async def test_a_thin_event_is_traced(
+    connections: Connections, settings: Settings, keys: Keys, spans: Spans
+) -> None:
+    """The span of a thin event has its ids, and its notification continues the trace."""
+    body = thin_event()
+    async with receiving(connections, settings, keys, spans.tracing) as client:
+        await client.post("/webhooks/stripe", content=body, headers=signed(body))
+
+    [received] = spans.named("receive")
+    assert attributes_of(received) == {
+        "outcome": "queued",
+        "event_id": "evt_thin_1",
+        "event_type": "identity.verification_session.created",
+        "session_id": "vs_1",
+    }
+    [[_, fields]] = await connections.client.xrange(keys.notifications(keys.partition("vs_1")))
+    place = f"00-{received.context.trace_id:032x}-{received.context.span_id:016x}-"
+    assert str(thin_notification.unpack(fields).traceparent).startswith(place)
 
 
 @pytest.mark.parametrize("is_traced", [True, False])

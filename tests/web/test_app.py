@@ -54,6 +54,7 @@ from tests.support.web_client import (
 DAY_S = 86_400
 
 
+API_KEYS = (Secret("sk_live_tests"), Secret("sk_test_tests"))
 OUTCOMES: dict[str, tuple[list[bytes], bytes, str]] = {
     "new": ([], event(), "admitted"),
     "moves on": (
@@ -78,6 +79,9 @@ OUTCOMES: dict[str, tuple[list[bytes], bytes, str]] = {
     "nothing changed": ([event(created=NOW)], event(id="evt_2", created=NOW + 1), "unchanged"),
     "another type": ([], event("customer.created"), "ignored"),
     "a ping": ([], PING, "ignored"),
+    "a thin event": ([], thin_event(), "queued"),
+    "a thin event again": ([thin_event()], thin_event(), "duplicate"),
+    "a thin event beyond the horizon": ([], thin_event(created=NOW - 36 * DAY_S), "expired"),
     "a thin event of another type": ([], PING.replace(b"_destination.ping", b""), "ignored"),
 }
 
@@ -87,7 +91,7 @@ async def test_each_outcome_is_a_200(
     open_app: OpenApp, before: list[bytes], body: bytes, outcome: str
 ) -> None:
     """A genuine event is answered 200 with one word for what became of it."""
-    async with open_app() as client:
+    async with open_app(stripe_api_key=API_KEYS) as client:
         for earlier in before:
             await post_event(client, earlier)
         assert_response(await post_event(client, body), 200, outcome=outcome)
@@ -160,11 +164,13 @@ async def test_each_fault_of_a_signature_is_a_400(
 @pytest.mark.parametrize(
     "word", ["canceled", "created", "processing", "redacted", "requires_input", "verified"]
 )
-async def test_a_thin_event_of_a_session_is_a_503(open_app: OpenApp, log: Log, word: str) -> None:
-    """Without an API key sessions cannot be fetched: 503, with its reason in log and metric."""
+async def test_a_thin_event_without_an_api_key_is_a_503(
+    open_app: OpenApp, log: Log, word: str
+) -> None:
+    """Without a key of its mode it cannot be fetched: 503, with its reason in log and metric."""
     child = metrics.events("api_key_missing", metrics.OTHER_TYPE)
     before = child._value.get()
-    async with open_app() as client:
+    async with open_app(stripe_api_key=API_KEYS[:1]) as client:
         assert_response(await post_event(client, thin_event(word)), 503, error="unavailable")
     assert [(line["event"], line["reason"]) for line in log.lines] == [
         ("event.unavailable", "api_key_missing")

@@ -14,6 +14,7 @@ from service.inbox import request_log
 from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
+from service.stripe.signatures import fingerprint
 from service.telemetry import metrics
 from service.transitions import stream_entry
 from tests.support.apps import webhook_app
@@ -147,6 +148,40 @@ async def test_one_line_for_each_delivery(open_app: OpenApp, log: Log) -> None:
     }  # fmt: skip
     assert all(line.keys() <= allowed for line in log.lines)
     assert [line.get("after_final") for line in log.lines[6:8]] == [False, True]
+
+
+async def test_a_line_for_each_thin_event(open_app: OpenApp, log: Log) -> None:
+    """Queued or not, a thin event has one line; it counts as an event of its type and age."""
+    metrics.LAST_EVENT.set(0)
+    body = thin_event("verified", context="acct_1", created=NOW - 7)
+    child = metrics.events("queued", "verified")
+    before = child._value.get(), sample("idv_event_age_seconds_count")
+    secrets = {"": (SECRET,), "acme": (SECRET,)}
+    async with open_app(stripe_api_key=(Secret("sk_test_x"),), secrets=secrets) as client:
+        for path in (f"{WEBHOOK}/acme", WEBHOOK):
+            await post_event(client, body, path=path)
+        await post_event(client, thin_event(id="evt_old", created=NOW - 99 * DAY_S))
+    assert [(line["event"], line["endpoint"]) for line in log.lines] == [
+        ("event.queued", "acme"),
+        ("event.duplicate", None),
+        ("event.expired", None),
+    ]
+    line = log.lines[0]
+    of_request = {name: line.pop(name) for name in ("request_id", "duration_ms", "body_bytes")}
+    assert all(of_request.values())
+    assert line == {
+        "event": "event.queued",
+        "event_id": "evt_thin_1",
+        "event_type": "v1.identity.verification_session.verified",
+        "session_id": "vs_1",
+        "livemode": False,
+        "context": "acct_1",
+        "endpoint": "acme",
+        "secret_fingerprint": fingerprint(SECRET),
+    }
+    assert sample("idv_last_event_timestamp_seconds") >= NOW
+    after = child._value.get(), sample("idv_event_age_seconds_count")
+    assert (after[0] - before[0], after[1] - before[1]) == (1, 3)
 
 
 async def test_a_line_says_what_the_session_is(open_app: OpenApp, log: Log) -> None:

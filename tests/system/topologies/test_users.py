@@ -21,7 +21,7 @@ from service.storage.connections import Connections, connect
 from service.storage.layout import Keys, claim
 from tests.support import roles
 from tests.support.depth import takes_long
-from tests.support.harness import event, http_post, signed
+from tests.support.harness import event, http_post, signed, thin_event
 from tests.support.processes import Processes
 from tests.support.roles import OPERATOR, RECEIVER, WORKER
 from tests.support.servers import Server, binary, free_port, server, until_answers
@@ -108,17 +108,21 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
     urls = {name: roles.as_user(guarded.url, name) for name in roles.ROLES}
     with contextlib.closing(Processes(guarded.url, tmp_path)) as processes:
         both = {"HANDLERS": "log,failing:open", "DURABILITY": "fsync"}
-        receiver = processes.start("serve", REDIS_URL=urls[RECEIVER], **both).ready()
+        receiver = processes.start(
+            "serve", REDIS_URL=urls[RECEIVER], STRIPE_API_KEY="sk_test_tests", **both
+        ).ready()
         worker = processes.start("work", REDIS_URL=urls[WORKER], **both).ready()
         # Enough events of one session for its record to be pruned once.
         now = int(time.time())
         bodies = [event(id=f"evt_{n}", created=now - 100 + n) for n in range(70)]
         bodies += [event("verified", id="evt_70", status="verified", created=now), bodies[0]]
+        bodies += [thin_event(), thin_event()]
         said = [
             http_post(receiver.url, content=body, headers=signed(body)).json() for body in bodies
         ]
-        assert [said[0], *said[-2:]] == [
-            {"outcome": word} for word in ("admitted", "admitted", "duplicate")
+        assert [said[0], *said[-4:]] == [
+            {"outcome": word}
+            for word in ("admitted", "admitted", "duplicate", "queued", "duplicate")
         ]
         wait_until(lambda: len(worker.lines("transition")) == 2)
         wait_until(lambda: len(worker.lines("delivery.dead_lettered")) == 2)
@@ -182,6 +186,8 @@ REFUSED = {
                "XRANGE idv:{1}:dead:log - +", "XLEN idv:{1}:dead:log", "GET idv:{1}:lease:log",
                "DEL idv:{1}:session:vs_1", "XTRIM idv:{1}:transitions MAXLEN 0",
                "XGROUP DESTROY idv:{1}:transitions log",
+               "XREADGROUP GROUP fetch me STREAMS idv:{1}:notifications >",
+               "DEL idv:{1}:noted:evt_1", "XTRIM idv:{1}:notifications MAXLEN 0",
                "HGETALL other:{1}:session:vs_1", "EVAL return{} 1 other"],
     WORKER: ["HGETALL idv:{1}:session:vs_1", "DEL idv:{1}:session:vs_1",
              "XADD idv:{1}:notifications * notification x", "DEL idv:{1}:notifications",
