@@ -31,6 +31,7 @@ ENV_EXAMPLE = ROOT / ".env.example"
 FIRST_SETTINGS = {
     *("STRIPE_WEBHOOK_SECRETS", "REDIS_URL", "PARTITIONS", "DURABILITY", "LIVEMODE", "PORT"),
     *("ADMIN_PORT", "SESSION_RETENTION_DAYS", "HANDLERS", "HANDLER_CONCURRENCY"),
+    "STRIPE_API_KEY",
 }
 # The packages in the order of their table: the way in, the way out, and what they stand on.
 PACKAGES = (

@@ -28,6 +28,7 @@ FOREIGN = {
     "STRIPE_WEBHOOK_SECRETS_FILE": "ours with the suffix that every setting may have",
     "NAME_FILE": "any setting with that suffix",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "OpenTelemetry's, which its exporter reads",
+    "HTTPS_PROXY": "the HTTP client's",
 }
 YAML_RULES = (
     "{extends: default, rules: {document-start: disable, line-length: {max: 120},"
