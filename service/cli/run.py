@@ -9,6 +9,7 @@ import click
 
 from ..config import SECRETS, Settings
 from ..errors import ConfigError
+from ..parsers import FETCH
 from ..runtime import process
 from ..runtime.embedded_redis import EmbeddedServer, find_server
 from ..telemetry import logs
@@ -48,15 +49,27 @@ def serve() -> None:
 
 
 @click.command()
-@click.option("--handlers", "names", metavar="NAMES", help="Only these of HANDLERS, by commas.")
+@click.option(
+    "--handlers", "names", metavar="NAMES", help="Only these of HANDLERS and fetch, by commas."
+)
 def work(names: str | None) -> None:
-    """Run a worker: deliver transitions to the handlers."""
+    """Run a worker: deliver transitions to the handlers.
+
+    With STRIPE_API_KEY it also fetches the events of thin events, as the handler fetch.
+    """
     settings = Settings.from_environ(os.environ)
     _configure_logging(settings)
-    chosen = settings.handlers if names is None else tuple(names.split(","))
-    if unknown := sorted(set(chosen) - set(settings.handlers)):
+    chosen = _all_handlers(settings) if names is None else tuple(names.split(","))
+    if FETCH in chosen and not settings.stripe_api_key:
+        raise ConfigError([f"--handlers: {FETCH} needs STRIPE_API_KEY"])
+    if unknown := sorted(set(chosen) - {*settings.handlers, FETCH}):
         raise ConfigError([f"--handlers: {name} is not among HANDLERS" for name in unknown])
     process.run(settings, os.environ, receive=False, work=chosen)
+
+
+def _all_handlers(settings: Settings) -> tuple[str, ...]:
+    """Return the names of all handlers that a process with these settings can run."""
+    return (*settings.handlers, FETCH) if settings.stripe_api_key else settings.handlers
 
 
 def _run_dev(environ: dict[str, str]) -> None:
@@ -73,7 +86,7 @@ def _run_dev(environ: dict[str, str]) -> None:
             settings,
             environ,
             receive=True,
-            work=settings.handlers,
+            work=_all_handlers(settings),
             print_tracebacks=True,
             on_started=lambda ports: _print_welcome(ports, makes_secret=makes_secret),
         )

@@ -40,7 +40,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from ..errors import UNDELIVERABLE, Undeliverable, reason_word
 from ..handlers import AnyHandler, destination_of
-from ..handlers.failures import class_name, place, unreachable_reason
+from ..handlers.failures import error_word, place, unreachable_reason
 from ..telemetry import metrics
 from ..transitions.transition import is_selftest
 from .backlog import FinalFailure, Session
@@ -143,7 +143,7 @@ class Deliverer:
             log.exception("delivery.broken", **self._described(session))
             attempts = session.first.attempts.failed
             reason = DeadLetterReason.INTERNAL_ERROR
-            failure = FinalFailure(reason, class_name(error), place(error), attempts)
+            failure = FinalFailure(reason, error_word(error), place(error), attempts)
             return await self._dead_letter(session, failure)
 
     async def cancel_calls(self) -> None:
@@ -214,7 +214,7 @@ class Deliverer:
         self, session: Session, delivery: Delivery, error: BaseException
     ) -> RetryAfter | None:
         """Count an attempt as failed; retry the entry, or make it a dead letter."""
-        failed, word, where = delivery.attempts.failed + 1, class_name(error), place(error)
+        failed, word, where = delivery.attempts.failed + 1, error_word(error), place(error)
         if isinstance(error, Undeliverable):
             reason = reason_word(error.reason, UNDELIVERABLE)
             return await self._dead_letter(session, FinalFailure(reason, word, where, failed))

@@ -51,6 +51,10 @@ class OpenHandler(Protocol):
         """Return the context in which the handler works."""
 
 
+# Opens any of these.
+AnyOpener: TypeAlias = Callable[[Mapping[str, str]], AbstractAsyncContextManager[AnyHandler]]
+
+
 def destination_of(handler: AnyHandler) -> Callable[[Any], str] | None:
     """Return the handler's `destination` method, or None if it has one destination."""
     found: Callable[[Any], str] | None = getattr(handler, "destination", None)

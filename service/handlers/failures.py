@@ -13,7 +13,7 @@ import traceback
 from itertools import dropwhile
 from pathlib import Path
 
-from ..errors import UNREACHABLE, Unreachable, reason_word
+from ..errors import UNREACHABLE, ApiError, Unreachable, reason_word
 
 MAX_CLASS_NAME = 100
 MAX_PLACE = 600
@@ -70,6 +70,11 @@ def class_name(error: BaseException) -> str:
     """Return the name of the error's class, bounded; a class may be named by any text."""
     name = type(error).__name__
     return name[:MAX_CLASS_NAME] if name.isidentifier() else "unnamed"
+
+
+def error_word(error: BaseException) -> str:
+    """Return what an error is called: of Stripe's API its reason, of all others the class."""
+    return error.reason.value if isinstance(error, ApiError) else class_name(error)
 
 
 def place(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import ConfigError, Unreachable
-from . import BUILT_IN, ENTRY_POINT_GROUP, AnyHandler, Handler, OpenHandler, wrap
+from . import BUILT_IN, ENTRY_POINT_GROUP, AnyHandler, AnyOpener, Handler, OpenHandler, wrap
 from .failures import class_name, definition, is_raised_by_handler, place, unreachable_reason
 
 _PLAIN = (
@@ -62,15 +62,15 @@ def origin(name: str) -> str:
 
 @asynccontextmanager
 async def open_all(
-    openers: Mapping[str, OpenHandler], environ: Mapping[str, str]
-) -> AsyncIterator[dict[str, Handler]]:
+    openers: Mapping[str, AnyOpener], environ: Mapping[str, str]
+) -> AsyncIterator[dict[str, AnyHandler]]:
     """Open every handler in order, and close them in reverse.
 
     Raises:
         ConfigError: A handler cannot be opened or called, or its settings are wrong.
     """
     async with AsyncExitStack() as stack:
-        opened: dict[str, Handler] = {}
+        opened: dict[str, AnyHandler] = {}
         for name, opener in openers.items():
             try:
                 handler = await stack.enter_async_context(_context(name, opener, environ))
@@ -84,7 +84,7 @@ async def open_all(
         yield opened
 
 
-async def check(name: str, handler: Handler) -> bool:
+async def check(name: str, handler: AnyHandler) -> bool:
     """Let a handler check its destination; return whether it has a `check` method.
 
     Raises:
@@ -164,8 +164,8 @@ def _is_coroutine_function(found: Any) -> bool:
 
 
 def _context(
-    name: str, opener: OpenHandler, environ: Mapping[str, str]
-) -> AbstractAsyncContextManager[Handler]:
+    name: str, opener: AnyOpener, environ: Mapping[str, str]
+) -> AbstractAsyncContextManager[AnyHandler]:
     context = opener(environ)
     if not hasattr(context, "__aenter__"):
         missing = "is no async context manager: is @asynccontextmanager missing?"

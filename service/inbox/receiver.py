@@ -109,7 +109,11 @@ class Receiver:
                 # After a 200 Stripe would never send it again, and no worker could fetch it.
                 raise Unavailable(UnavailableReason.API_KEY_MISSING)
             notification = make_notification(
-                event, endpoint=endpoint or None, account_name=self._account_name, traceparent=trace
+                event,
+                received_at=now,
+                endpoint=endpoint or None,
+                account_name=self._account_name,
+                traceparent=trace,
             )
             admission = await self._inbox.note(notification)
             return Receipt(

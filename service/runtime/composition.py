@@ -7,8 +7,8 @@ started and stopped in `process`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from .. import config
 from ..config import Settings
-from ..handlers import AnyHandler, loading
+from ..handlers import AnyHandler, AnyOpener, loading
 from ..inbox.admission import Inbox
 from ..inbox.receiver import Receiver
 from ..parsers import Network
@@ -29,6 +29,7 @@ from ..storage.layout import Keys
 from ..stripe.signing_secrets import SigningSecrets
 from ..stripe_api import client
 from ..stripe_api.client import StripeApi
+from ..stripe_api.fetch import Fetcher, open_fetcher
 from ..stripe_api.keys import ApiKeys
 from ..stripe_api.rate_limit import RateLimiter
 from ..telemetry import metrics
@@ -73,6 +74,19 @@ def open_stripe_api(context: Context) -> AbstractAsyncContextManager[StripeApi]:
         RateLimiter(context.connections, context.keys, settings.stripe_api_rate),
         nullcontext if context.tracing is None else context.tracing.api_span,
     )
+
+
+def fetch_opener(context: Context) -> AnyOpener:
+    """Return the opener of the handler that fetches the events of thin events."""
+
+    @asynccontextmanager
+    async def open_fetch(_: Mapping[str, str]) -> AsyncIterator[Fetcher]:
+        # The age of an event was judged when its thin event arrived.
+        inbox = Inbox(context.connections, context.keys, context.settings, judges_age=False)
+        async with open_stripe_api(context) as api, open_fetcher(api, inbox) as fetcher:
+            yield fetcher
+
+    return open_fetch
 
 
 def build_key_reloaders(context: Context) -> list[Reloader[Any]]:

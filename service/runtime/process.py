@@ -32,7 +32,8 @@ from ..delivery import blocking
 from ..delivery.consumer_groups import create_groups
 from ..delivery.worker import Worker
 from ..errors import ServiceError, Unreachable
-from ..handlers import Handler, OpenHandler, loading
+from ..handlers import AnyHandler, AnyOpener, loading
+from ..parsers import FETCH
 from ..server.listener import Listener
 from ..storage.connections import connect
 from ..storage.health import Health
@@ -48,6 +49,7 @@ from .composition import (
     build_admin,
     build_key_reloaders,
     build_receiver,
+    fetch_opener,
     wrap_handlers,
 )
 from .reloading import Reloader
@@ -91,7 +93,7 @@ def run(
         settings: The settings.
         environ: What handlers read their own settings from.
         receive: Whether to listen for Stripe.
-        work: The names of the handlers to call: some of the settings' handlers.
+        work: The names of the handlers to call: some of the settings' handlers, and `fetch`.
         print_tracebacks: Whether to print the traceback of each failed call of a handler, which may
             quote what the handler was called with.
         on_started: Called once all ports are open.
@@ -114,7 +116,6 @@ async def _run(
     settings: Settings, environ: Mapping[str, str], options: _Options, traced: Tracing | None
 ) -> None:
     openers = loading.find(settings.handlers)
-    chosen = {name: openers[name] for name in options.work}
     # Signal handlers come first: SIGHUP would end a process that has none.
     reloaders: list[Reloader[Any]] = []
     stopping = signals.stop_event()
@@ -124,6 +125,8 @@ async def _run(
         health = Health(connections, settings)
         api_keys = ApiKeys(settings.stripe_api_key)
         context = Context(settings, environ, connections, keys, health, traced, api_keys)
+        available = {**openers, FETCH: fetch_opener(context)}
+        chosen = {name: available[name] for name in options.work}
         admin = build_admin(context)
         web, found = build_receiver(context) if options.receive else (None, [])
         reloaders.extend([*found, *build_key_reloaders(context)])
@@ -165,7 +168,7 @@ async def _wait_for_any(*tasks: asyncio.Task[Any]) -> None:
 
 async def _work(
     context: Context,
-    openers: Mapping[str, OpenHandler],
+    openers: Mapping[str, AnyOpener],
     options: _Options,
     stopping: asyncio.Event,
 ) -> None:
@@ -197,7 +200,7 @@ async def _work(
         await working
 
 
-async def _check_queues(opened: Mapping[str, Handler]) -> None:
+async def _check_queues(opened: Mapping[str, AnyHandler]) -> None:
     """Refuse to start with a wrong configuration; a queue that is out of reach is waited for."""
     for name, handler in opened.items():
         try:

@@ -247,6 +247,14 @@ OLDEST_SECONDS = Gauge(
     ["handler"],
     registry=REGISTRY,
 )
+FETCH_SECONDS = Histogram(
+    "idv_fetch_seconds",
+    "Seconds from the arrival of a thin event to the decision on the event fetched for it, by"
+    " outcome.",
+    ["outcome"],
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 600, 3600, 86400),
+    registry=REGISTRY,
+)
 STRIPE_API_REQUESTS = Counter(
     "idv_stripe_api_requests_total",
     "Requests to Stripe's API, by what was read and outcome: ok or the reason of the failure.",

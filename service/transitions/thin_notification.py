@@ -27,6 +27,7 @@ class Notification(HiddenRepr, frozen=True, kw_only=True, gc=False, omit_default
         session_id: The `vs_…` id.
         created: When Stripe created both events, in whole Unix seconds.
         livemode: Whether it is of live mode, and so which API key reads it.
+        received_at: When it was received, in Unix seconds.
         context: Stripe's authentication context to read it in; None for your own account.
         endpoint: The endpoint name in the URL that received it; None for the default one.
         account_name: The name that ACCOUNT_NAME gives your own account; None without one.
@@ -41,6 +42,7 @@ class Notification(HiddenRepr, frozen=True, kw_only=True, gc=False, omit_default
     session_id: str
     created: int
     livemode: bool
+    received_at: float
     context: str | None = None
     endpoint: str | None = None
     account_name: str | None = None
@@ -51,6 +53,7 @@ class Notification(HiddenRepr, frozen=True, kw_only=True, gc=False, omit_default
 def make_notification(
     event: ThinEvent,
     *,
+    received_at: float,
     endpoint: str | None = None,
     account_name: str | None = None,
     traceparent: str | msgspec.UnsetType = msgspec.UNSET,
@@ -62,6 +65,7 @@ def make_notification(
         session_id=event.session_id,
         created=event.created,
         livemode=event.is_live,
+        received_at=received_at,
         context=event.context,
         endpoint=endpoint,
         account_name=account_name,

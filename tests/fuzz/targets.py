@@ -99,7 +99,7 @@ def _check_thin(event: ThinEvent) -> None:
     assert re.fullmatch(r"vs_[A-Za-z0-9_]{1,250}", event.session_id)
     assert event.context is None or re.fullmatch(r"[!-~]+", event.context)
     assert 0 <= event.created < 10**11
-    notification = make_notification(event)
+    notification = make_notification(event, received_at=1.5)
     stored = {b"notification": thin_notification.pack(notification)}
     assert thin_notification.unpack(stored) == notification
 

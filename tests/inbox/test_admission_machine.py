@@ -84,6 +84,7 @@ NOTIFICATIONS = st.sampled_from(
             session_id=session,
             created=NOW + at,
             livemode=False,
+            received_at=NOW + at,
         )
         for n, (session, at) in enumerate(
             itertools.product(SESSIONS, (0, 5, -2 * DAY_S, -40 * DAY_S))

@@ -87,6 +87,7 @@ def test_a_failed_start_is_one_line_for_each_problem(sandbox: Sandbox) -> None:
     refused = sandbox.start("work", HANDLERS="broken:refuses")
     unknown = sandbox.start("serve", HANDLERS="log,absent")
     not_ours = sandbox.start("work", "--handlers", "kafka,log")
+    keyless = sandbox.start("work", "--handlers", "fetch")
     for process in busy:
         assert_one_line(process, 2, "PORT or ADMIN_PORT: cannot listen")
     for process in layouts:
@@ -94,6 +95,7 @@ def test_a_failed_start_is_one_line_for_each_problem(sandbox: Sandbox) -> None:
     assert_one_line(refused, 2, "BROKEN_URL: expected a URL", "BROKEN_TOPIC: expected a name")
     assert_one_line(unknown, 2, "HANDLERS: absent")
     assert_one_line(not_ours, 2, "--handlers: kafka is not among HANDLERS")
+    assert_one_line(keyless, 2, "--handlers: fetch needs STRIPE_API_KEY")
     everything = b"".join(p.out + p.err for p in (*busy, *layouts, refused, unknown))
     assert CANARY.encode() not in everything
     assert taken.stop() == 0

@@ -76,6 +76,7 @@ def make_notification(
         session_id=session,
         created=NOW + at,
         livemode=False,
+        received_at=NOW + at + 1.5,
         **more,
     )
 

@@ -94,5 +94,6 @@ def stored_notification(session_id: str, number: int, **changes: Any) -> dict[st
         "session_id": session_id,
         "created": 1_790_000_000 + number,
         "livemode": True,
+        "received_at": 1_790_000_001.5,
     }
     return {"notification": pack(Notification(**{**known, **changes}))}

@@ -24,6 +24,7 @@ NOTIFICATIONS = st.builds(
     session_id=TEXT,
     created=st.integers(0, 10**11 - 1),
     livemode=st.booleans(),
+    received_at=st.floats(0, 10**11),
     context=MAYBE,
     endpoint=MAYBE,
     account_name=MAYBE,
@@ -36,6 +37,7 @@ NOTIFICATION = Notification(
     session_id="vs_1",
     created=1_791_201_600,
     livemode=False,
+    received_at=1_791_201_601.5,
 )
 
 
@@ -50,7 +52,13 @@ def test_what_is_kept_of_a_thin_event() -> None:
     event = parse(VerifiedPayload((FIXTURES / "thin_event.json").read_bytes(), ""))
     assert isinstance(event, ThinEvent)
 
-    kept = make_notification(event, endpoint="acme", account_name="shop", traceparent=TRACEPARENT)
+    kept = make_notification(
+        event,
+        received_at=1_791_201_601.5,
+        endpoint="acme",
+        account_name="shop",
+        traceparent=TRACEPARENT,
+    )
 
     assert json.loads(pack(kept)) == {
         "event_id": "evt_test_65TKLoMhb9nQ1iKhBtb16TKLmlF2SQDM6hSX4tYASOWO4e",
@@ -58,6 +66,7 @@ def test_what_is_kept_of_a_thin_event() -> None:
         "session_id": "vs_1PgafTB7WZ01zgkWKhTeq3Xy",
         "created": 1_791_201_600,
         "livemode": False,
+        "received_at": 1_791_201_601.5,
         "endpoint": "acme",
         "account_name": "shop",
         "traceparent": TRACEPARENT,

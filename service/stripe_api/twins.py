@@ -1,0 +1,146 @@
+"""Reads the event that a notification announces: its twin, the snapshot event made with it.
+
+    1  the thin event names its twin, unless the notification has named it     GET /v2/core/events/…
+    2  the twin holds the session as it was                                    GET /v1/events/…
+    3  where Stripe has no twin: the session as it is now       GET /v1/identity/verification_…/…
+
+The third way makes an event that Stripe never made. Its id is `read:` and that of the notification;
+it has the type and the time of the notification. With the time of the reading it would count as
+later than events that are still on their way.
+
+An answer that is not what was asked for is `api_unexpected`, whatever is wrong with it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Literal
+
+import msgspec
+
+from ..errors import ApiError, ApiErrorReason, Rejected
+from ..stripe.events import ApiPayload, Event, EventId, parse
+from ..transitions.thin_notification import Notification
+from .client import ApiEndpoint, Caller, StripeApi, decode_answer
+from .rate_limit import Priority
+
+READ_PREFIX = "read:"
+
+
+class _RelatedObject(msgspec.Struct, frozen=True, gc=False):
+    id: str
+
+
+class _ThinEvent(msgspec.Struct, frozen=True, gc=False):
+    """What is needed of a thin event; the notification has the rest."""
+
+    object: Literal["v2.core.event"]
+    id: str
+    related_object: _RelatedObject
+    snapshot_event: EventId | None = None
+
+
+class _Session(msgspec.Struct, frozen=True, gc=False):
+    """What shows that a session is the right one; the rest is parsed as that of an event."""
+
+    object: Literal["identity.verification_session"]
+    id: str
+    livemode: bool
+
+
+_decode_thin_event = msgspec.json.Decoder(_ThinEvent).decode
+_decode_session = msgspec.json.Decoder(_Session).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def caller_of(notification: Notification) -> Caller:
+    """Return whose event it is."""
+    return Caller(notification.livemode, context=notification.context)
+
+
+async def read_event(api: StripeApi, notification: Notification) -> Event:
+    """Return a notification's twin, else an event made of its session's present state.
+
+    Raises:
+        ApiError: The session is gone as well, or Stripe's API did not answer as it should.
+        Unavailable: Redis, where the budget of requests is, did not answer.
+    """
+    try:
+        twin_id = notification.snapshot_event_id or await _read_twin_id(api, notification)
+        if twin_id is not None:
+            return await _read_twin(api, notification, twin_id)
+    except ApiError as error:
+        if error.reason is not ApiErrorReason.NOT_FOUND:
+            raise
+    return await _read_session(api, notification)
+
+
+def parse_twin(body: bytes, notification: Notification, twin_id: str) -> Event:
+    """Return the event in an answer of Stripe's API.
+
+    Raises:
+        ApiError: It is not the event with this id, or not about what the notification is about.
+    """
+    event = _parse(body)
+    is_twin = (
+        (event.object, event.id) == ("event", twin_id)
+        and event.type == notification.event_type
+        and event.session.id == notification.session_id
+        and event.is_live == notification.livemode
+    )
+    if not is_twin:
+        raise ApiError(ApiErrorReason.UNEXPECTED)
+    return event
+
+
+async def _read_twin_id(api: StripeApi, notification: Notification) -> str | None:
+    path = f"/v2/core/events/{notification.event_id}"
+    body = await _get(api, notification, path, ApiEndpoint.THIN_EVENT)
+    found = decode_answer(_decode_thin_event, body)
+    if (found.id, found.related_object.id) != (notification.event_id, notification.session_id):
+        raise ApiError(ApiErrorReason.UNEXPECTED)
+    return found.snapshot_event
+
+
+async def _read_twin(api: StripeApi, notification: Notification, twin_id: str) -> Event:
+    body = await _get(api, notification, f"/v1/events/{twin_id}", ApiEndpoint.EVENT)
+    return parse_twin(body, notification, twin_id)
+
+
+async def _read_session(api: StripeApi, notification: Notification) -> Event:
+    """Return the event that Stripe would have made, if the session had been then as it is now."""
+    path = f"/v1/identity/verification_sessions/{notification.session_id}"
+    body = await _get(api, notification, path, ApiEndpoint.SESSION)
+    found = decode_answer(_decode_session, body)
+    if (found.id, found.livemode) != (notification.session_id, notification.livemode):
+        raise ApiError(ApiErrorReason.UNEXPECTED)
+    # A context is a path of accounts; the event belongs to the last one.
+    account = (notification.context or "").rpartition("/")[2]
+    envelope = {
+        "object": "event",
+        "id": notification.event_id,
+        "type": notification.event_type,
+        "created": notification.created,
+        "livemode": notification.livemode,
+        "account": account if account.startswith("acct_") else None,
+        "context": notification.context,
+        "data": {"object": msgspec.Raw(body)},
+    }
+    event = _parse(_encode(envelope))
+    return msgspec.structs.replace(event, id=f"{READ_PREFIX}{notification.event_id}")
+
+
+async def _get(
+    api: StripeApi, notification: Notification, path: str, endpoint: ApiEndpoint
+) -> bytes:
+    return await api.get(
+        path, caller=caller_of(notification), priority=Priority.FETCH, endpoint=endpoint
+    )
+
+
+def _parse(body: bytes) -> Event:
+    with suppress(Rejected):
+        event = parse(ApiPayload(body))
+        if isinstance(event, Event):
+            return event
+    raise ApiError(ApiErrorReason.UNEXPECTED)

@@ -1,0 +1,418 @@
+"""From notifications to transitions: with a worker, Redis and the stand-in for Stripe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from random import Random
+from typing import Any
+
+import pytest
+import redis
+import structlog.testing
+
+from service.config import DAY_S, Settings
+from service.delivery import dead_letters, stream_watcher, worker
+from service.delivery.consumer_groups import create_groups
+from service.delivery.dead_letters import Entry, EntryFilter
+from service.handlers import AnyHandler
+from service.inbox import session_record
+from service.inbox.admission import Inbox, Outcome
+from service.parsers import FETCH
+from service.secret import Secret
+from service.storage.connections import Connections
+from service.stripe_api import rounds
+from service.stripe_api.client import StripeApi
+from service.stripe_api.fetch import Fetcher, open_fetcher
+from service.stripe_api.keys import ApiKeys
+from service.telemetry import metrics
+from service.transitions.transition import Origin, StatusTransition, make_change
+from tests.support.notifications import notification_of, pushed
+from tests.support.stripe_api import CANARY, Fault, StripeStandIn, broken, fail, too_many_requests
+from tests.support.stripe_api import Event as StandInEvent
+from tests.support.stripe_api.errors import missing
+from tests.support.stripe_api.lives import LIVES, final_states, live
+from tests.support.waiting import PATIENCE_S, until
+from tests.support.workers import INTERVAL_S, SETTINGS, Deployment
+
+PREFIX = "identity.verification_session."
+
+
+class Fetching:
+    """A deployment whose worker fetches, and delivers transitions to a list.
+
+    Attributes:
+        transitions: What was delivered.
+    """
+
+    def __init__(self, deployment: Deployment, connections: Connections, fetcher: Fetcher) -> None:
+        self.deployment = deployment
+        self.connections = connections
+        self.fetcher = fetcher
+        self.transitions: list[StatusTransition] = []
+        self._inbox = Inbox(connections, deployment.keys, deployment.settings)
+
+    def start(self, **changes: Any) -> None:
+        """Start the worker."""
+
+        async def take(transition: StatusTransition) -> None:
+            self.transitions.append(transition)
+
+        handlers: dict[str, AnyHandler] = {FETCH: self.fetcher, "log": take}
+        self.deployment.start(self.connections, handlers, **changes)
+
+    async def note(self, *events: StandInEvent, **how: Any) -> None:
+        """Receive thin events."""
+        found = await asyncio.gather(
+            *(self._inbox.note(notification_of(event, **how)) for event in events)
+        )
+        assert {one.outcome for one in found} <= {Outcome.QUEUED, Outcome.DUPLICATE}
+
+    async def admit(self, event: StandInEvent) -> None:
+        """Receive a snapshot event."""
+        found = pushed(event)
+        await self._inbox.admit(found, make_change(found))
+
+    async def dead_letters(self) -> list[Entry]:
+        """Return the dead letters of `fetch`."""
+        found = dead_letters.read_dead_letters(
+            self.connections, self.deployment.keys, FETCH, EntryFilter()
+        )
+        return [entry async for entry in found]
+
+    async def replay(self) -> None:
+        """Replay all dead letters of `fetch`."""
+        await dead_letters.replay(
+            self.connections,
+            self.deployment.keys,
+            FETCH,
+            await self.dead_letters(),
+            name="again",
+        )
+
+    def queued(self) -> int:
+        """Return how many notifications wait."""
+        keys = self.deployment.keys
+        streams = [keys.notifications(partition) for partition in range(keys.partitions)]
+        return sum(self.deployment.client.xlen(stream) for stream in streams)
+
+    def states(self) -> dict[str, str]:
+        """Return what the sessions are after the transitions, by the rule for consumers."""
+        latest: dict[str, StatusTransition] = {}
+        for one in self.transitions:
+            before = latest.get(one.session_id)
+            if before is None or (one.epoch, one.sequence) > (before.epoch, before.sequence):
+                latest[one.session_id] = one
+        return {session: one.current for session, one in latest.items()}
+
+    def dump(self) -> bytes:
+        """Return all that Redis holds."""
+        return b"".join(
+            self.deployment.client.dump(key) for key in self.deployment.client.scan_iter()
+        )
+
+
+@pytest.fixture
+def live_key(stand_in: StripeStandIn) -> str:
+    """Return a key of live mode."""
+    return stand_in.directory.add_key(livemode=True).secret
+
+
+@pytest.fixture
+def api_keys(stand_in: StripeStandIn, live_key: str) -> ApiKeys:
+    """Return a key of each mode."""
+    return ApiKeys([Secret(stand_in.directory.add_key().secret), Secret(live_key)])
+
+
+@pytest.fixture
+async def fetching(
+    make_settings: Callable[..., Settings],
+    connections: Connections,
+    api: StripeApi,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Fetching]:
+    """Yield a deployment without a worker."""
+    monkeypatch.setattr(rounds, "GATHER_S", 0.01)
+    monkeypatch.setattr(rounds, "ROUND_S", 0.05)
+    monkeypatch.setattr(worker, "MAX_INTERVAL_S", INTERVAL_S)
+    monkeypatch.setattr(stream_watcher, "BLOCK_S", 10 * PATIENCE_S)
+    settings = make_settings(**{**SETTINGS, "retry_max_attempts": 3})
+    deployment = Deployment(settings, redis.Redis.from_url(settings.redis_url.reveal()))
+    inbox = Inbox(connections, deployment.keys, settings, judges_age=False)
+    await create_groups(connections, deployment.keys, [FETCH, *settings.handlers])
+    async with open_fetcher(api, inbox) as fetcher:
+        yield Fetching(deployment, connections, fetcher)
+        await deployment.close()
+    deployment.client.close()
+
+
+def change(stand_in: StripeStandIn, name: str, *arguments: Any) -> StandInEvent:
+    """Let something happen to a session; return its event."""
+    getattr(stand_in.sessions, name)(*arguments)
+    return stand_in.events.all[-1]
+
+
+def create(stand_in: StripeStandIn, **given: Any) -> StandInEvent:
+    """Create a session; return its event."""
+    stand_in.sessions.create(**given)
+    return stand_in.events.all[-1]
+
+
+async def test_a_thin_event_becomes_a_transition(
+    stand_in: StripeStandIn, fetching: Fetching
+) -> None:
+    """It is the snapshot's, and says how it came; one line says what became of it."""
+    events = [create(stand_in, metadata={"order": "1"})]
+    session_id = events[0].related.id
+    events += [change(stand_in, step, session_id) for step in ("submit", "verify")]
+
+    with structlog.testing.capture_logs() as logged:
+        fetching.start()
+        await fetching.note(*events, *events, endpoint="acme")
+        await until(lambda: len(fetching.transitions) == 3)
+
+    assert [one.event_id for one in fetching.transitions] == [event.id for event in events]
+    last = fetching.transitions[-1]
+    assert (last.origin, last.endpoint, last.account_name) == (Origin.THIN, "acme", "shop")
+    assert (last.current, last.previous, last.metadata) == (
+        "verified",
+        "processing",
+        {"order": "1"},
+    )
+    await until(lambda: fetching.queued() == 0)
+    lines = [line for line in logged if line["event"] == "event.fetched"]
+    assert [line["notification_id"] for line in lines] == [event.thin_id for event in events]
+    assert [line["outcome"] for line in lines] == ["admitted"] * 3
+    assert all(0 <= line["duration_ms"] < 1000 * PATIENCE_S for line in lines)
+
+
+async def test_snapshot_and_thin_events_of_the_same_changes(
+    stand_in: StripeStandIn, fetching: Fetching
+) -> None:
+    """Both forms, one of them, some twice, in any order: each change is one transition."""
+    random = Random(14)
+    stand_in.clock.advance(-3600)
+    stand_in.subscribe(None)
+    stand_in.list_lag_s = 1800
+    for life in LIVES * 6:
+        live(stand_in, life, random)
+        stand_in.list_lag_s = random.choice([0, 5400])
+    stand_in.clock.advance(3600 - 60)
+    fetching.start()
+    arrivals: list[tuple[Callable[[StandInEvent], Awaitable[None]], StandInEvent]] = []
+    both = (fetching.note, fetching.admit)
+    for event in stand_in.events.all:
+        forms = random.choice([both[:1], both[1:], both])
+        arrivals += [(form, event) for form in forms for _ in range(random.choice([1, 1, 2]))]
+    random.shuffle(arrivals)
+    for start in range(0, len(arrivals), 40):
+        await asyncio.gather(*(form(event) for form, event in arrivals[start : start + 40]))
+
+    await until(lambda: fetching.queued() == 0)
+    await until(lambda: fetching.states() == final_states(stand_in))
+
+    changes = defaultdict(list)
+    for one in fetching.transitions:
+        changes[one.session_id].append((one.sequence, one.event_id))
+    for session_id, numbered in changes.items():
+        assert [number for number, _ in numbered] == [*range(1, len(numbered) + 1)], session_id
+        known = await session_record.read(
+            fetching.connections, fetching.deployment.keys, session_id
+        )
+        assert known is not None
+        happened = {event.id for event in stand_in.events.about(session_id)}
+        assert {one.event_id for one in known.events} == happened
+        assert len({event_id for _, event_id in numbered}) == len(numbered)
+    assert {one.origin for one in fetching.transitions} == {Origin.THIN, Origin.WEBHOOK}
+    assert await fetching.dead_letters() == []
+
+
+async def test_a_session_that_is_gone(stand_in: StripeStandIn, fetching: Fetching) -> None:
+    """It is retried, then a dead letter of `fetch`; others go on, and a replay fetches it."""
+    gone, other = create(stand_in), create(stand_in)
+    path = f".*/({gone.thin_id}|{gone.related.id})"
+    stand_in.faults.add(fail(missing("event", "x"), path=path))
+
+    fetching.start()
+    await fetching.note(gone, other)
+    await until(lambda: fetching.queued() == 0)
+
+    [letter] = await fetching.dead_letters()
+    assert (letter.reason, letter.error, letter.attempts) == ("exhausted", "api_not_found", 3)
+    assert "twins.py" in str(letter.place)
+    assert [one.event_id for one in fetching.transitions] == [other.id]
+    stand_in.faults.clear()
+    await fetching.replay()
+    await until(lambda: len(fetching.transitions) == 2)
+    assert fetching.transitions[1].event_id == gone.id
+
+
+@pytest.mark.parametrize(
+    "body", [b"canary0", b'{"canary0": 1}', b'{"canary0":"' + b"x" * 2**20 + b'"}']
+)
+async def test_an_answer_that_is_not_what_was_asked_for(
+    body: bytes, stand_in: StripeStandIn, fetching: Fetching
+) -> None:
+    """It is retried, then a dead letter; nothing of it is in the log or in Redis."""
+    event = create(stand_in)
+    headers = {"Content-Type": "application/json"}
+    stand_in.faults.add(Fault(kind="answer", status=200, headers=headers, body=body))
+
+    with structlog.testing.capture_logs() as logged:
+        fetching.start()
+        await fetching.note(event)
+        await until(lambda: fetching.queued() == 0)
+
+    [letter] = await fetching.dead_letters()
+    assert (letter.reason, letter.error, letter.attempts) == ("exhausted", "api_unexpected", 3)
+    assert CANARY not in str([logged, letter])
+    assert CANARY.encode() not in fetching.dump()
+
+
+Refusal = Callable[[StripeStandIn, str], Callable[[], None]]
+
+
+def revoke(stand_in: StripeStandIn, account: str) -> Callable[[], None]:
+    """Revoke the test key; return what undoes it."""
+    [key] = [key for key in stand_in.directory._keys.values() if not key.livemode]
+    key.is_revoked = True
+    return lambda: setattr(key, "is_revoked", False)
+
+
+def deauthorize(stand_in: StripeStandIn, account: str) -> Callable[[], None]:
+    """Take the access to an account away; return what undoes it."""
+    stand_in.directory.deauthorize(account)
+    return lambda: setattr(stand_in.directory.accounts[account], "is_authorized", True)
+
+
+def limit(stand_in: StripeStandIn, account: str) -> Callable[[], None]:
+    """Refuse all requests for an account as too many; return what undoes it."""
+    stand_in.faults.add(too_many_requests(account=account))
+    return stand_in.faults.clear
+
+
+def break_off(stand_in: StripeStandIn, account: str) -> Callable[[], None]:
+    """Let all requests for an account fail; return what undoes it."""
+    stand_in.faults.add(broken(account=account))
+    return stand_in.faults.clear
+
+
+@pytest.mark.parametrize(
+    ("refuse", "reason"),
+    [
+        (revoke, "api_unauthorized"),
+        (deauthorize, "api_forbidden"),
+        (limit, "api_rate_limited"),
+        (break_off, "api_unreachable"),
+    ],
+)
+async def test_a_key_or_an_account_that_is_refused(
+    refuse: Refusal, reason: str, stand_in: StripeStandIn, fetching: Fetching
+) -> None:
+    """Its notifications wait and nothing is counted against them; all others are fetched."""
+    account = stand_in.directory.connect().id
+    refused = [create(stand_in, scope=stand_in.scope(account)) for _ in range(15)]
+    others = [create(stand_in, scope=stand_in.scope(livemode=True)) for _ in range(15)]
+    if refuse is not revoke:
+        others += [create(stand_in) for _ in range(15)]
+    undo = refuse(stand_in, account)
+
+    with structlog.testing.capture_logs() as logged:
+        fetching.start()
+        await fetching.note(*refused, *others)
+        await until(lambda: len(fetching.transitions) == len(others))
+        await until(lambda: metrics.CIRCUIT_OPEN.labels(FETCH)._value.get() == 1)
+    opened = [line for line in logged if line["event"] == "circuit.opened"]
+    assert fetching.queued() == len(refused)
+    assert [(line["destination"], line["reason"]) for line in opened] == [
+        (f"test {account}", reason)
+    ]
+    undo()
+    await until(lambda: len(fetching.transitions) == len(refused) + len(others))
+    await until(lambda: fetching.queued() == 0)
+    assert await fetching.dead_letters() == []
+    assert metrics.CIRCUIT_OPEN.labels(FETCH)._value.get() == 0
+
+
+async def test_stripe_keeps_events_for_30_days(stand_in: StripeStandIn, fetching: Fetching) -> None:
+    """After that the session is read. Its age does not matter: it was judged on arrival."""
+    stand_in.clock.advance(-36 * DAY_S)
+    event = create(stand_in)
+    stand_in.clock.advance(36 * DAY_S)
+    fetching.start()
+
+    await fetching.fetcher(notification_of(event))
+
+    await until(lambda: len(fetching.transitions) == 1)
+    [transition] = fetching.transitions
+    assert transition.event_id == f"read:{event.thin_id}"
+    assert int(transition.occurred_at.timestamp()) == int(event.created)
+    known = await session_record.read(
+        fetching.connections, fetching.deployment.keys, event.related.id
+    )
+    assert known is not None
+    assert [one.event_id for one in known.events] == [transition.event_id]
+
+
+async def test_the_twin_comes_after_the_session_was_read(
+    stand_in: StripeStandIn, fetching: Fetching
+) -> None:
+    """What was read stands for the change, and the session may have moved on since the twin."""
+    event = create(stand_in)
+    stand_in.faults.add(fail(missing("event", "x"), path="/v2/core/events/.*"))
+    await fetching.fetcher(notification_of(event))
+    stand_in.faults.clear()
+    await fetching.fetcher(notification_of(event))
+
+    known = await session_record.read(
+        fetching.connections, fetching.deployment.keys, event.related.id
+    )
+    assert known is not None
+    assert sorted((one.event_id, one.outcome) for one in known.events) == [
+        (event.id, "late"),
+        (f"read:{event.thin_id}", "admitted"),
+    ]
+
+
+async def test_nothing_secret_is_left_anywhere(stand_in: StripeStandIn, fetching: Fetching) -> None:
+    """Of answers with everything that can be expanded only what is allowed is kept."""
+    stand_in.expands_everything = True
+    stand_in.subscribe(None)
+    stand_in.clock.advance(-3600)
+    for number, life in enumerate(LIVES * 4):
+        stand_in.makes_twins = number % 4 > 0
+        stand_in.list_lag_s = 7200 if number % 2 else 0
+        live(stand_in, life, Random(number))
+    stand_in.clock.advance(3600)
+    fetching.deployment.client.config_set("rdbcompression", "no")
+
+    with structlog.testing.capture_logs() as logged:
+        fetching.start()
+        await fetching.note(*stand_in.events.all)
+        await until(lambda: fetching.states() == final_states(stand_in))
+
+    assert CANARY in str(stand_in.events.all)
+    assert {line["event"] for line in logged} >= {"event.fetched"}
+    assert CANARY not in str([logged, fetching.transitions])
+    assert CANARY.encode() not in metrics.exposition() + fetching.dump()
+    assert await fetching.dead_letters() == []
+
+
+async def test_many_are_fetched_by_pages(
+    stand_in: StripeStandIn, fetching: Fetching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The busiest second of a busy year, five times: far fewer requests than events."""
+    monkeypatch.setattr(rounds, "ROUND_S", 0.3)
+    stand_in.clock.stop()
+    events = []
+    for _ in range(5):
+        events += [create(stand_in) for _ in range(254)]
+        stand_in.clock.advance(1)
+    await fetching.note(*events)
+    with structlog.testing.capture_logs():
+        fetching.start()
+        await until(lambda: len(fetching.transitions) == len(events))
+
+    assert len({one.event_id for one in fetching.transitions}) == len(events)
+    assert len(stand_in.requests) < len(events) / 20

@@ -1,0 +1,217 @@
+"""One notification's event: its twin, else its session; what is neither is not taken for it."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import orjson
+import pytest
+
+from service.errors import ApiError, ApiErrorReason
+from service.stripe_api.client import MAX_OBJECT_BYTES, StripeApi
+from service.stripe_api.twins import read_event
+from tests.support.notifications import notification_of, pushed
+from tests.support.stripe_api import CANARY, Fault, StripeStandIn, fail
+from tests.support.stripe_api import Event as StandInEvent
+from tests.support.stripe_api.errors import missing
+
+THIN, TWIN, SESSION = "/v2/core/events/", "/v1/events/", "/v1/identity/verification_sessions/"
+JSON = {"Content-Type": "application/json"}
+
+
+def latest(stand_in: StripeStandIn) -> StandInEvent:
+    """Return the latest event."""
+    return stand_in.events.all[-1]
+
+
+def verify_a_session(stand_in: StripeStandIn, **given: Any) -> StandInEvent:
+    """Let a session be verified; return its latest event."""
+    session = stand_in.sessions.create(**given)
+    stand_in.sessions.submit(session.id)
+    stand_in.sessions.verify(session.id)
+    return latest(stand_in)
+
+
+def asked(stand_in: StripeStandIn) -> list[str]:
+    """Return which kinds of objects were asked for."""
+    return [one.path[: one.path.rindex("/") + 1] for one in stand_in.requests]
+
+
+def gone(path: str) -> Fault:
+    """Return a fault: what is asked for under *path* does not exist."""
+    return fail(missing("event", "x"), path=f"{path}.*")
+
+
+def answer(path: str, body: bytes) -> Fault:
+    """Return a fault: this is answered to what is asked for under *path*."""
+    return Fault(kind="answer", path=f"{path}.*", status=200, headers=JSON, body=body)
+
+
+@pytest.mark.parametrize("names_twin", [False, True])
+async def test_the_twin_is_read(names_twin: bool, stand_in: StripeStandIn, api: StripeApi) -> None:
+    """The event is the snapshot's, also while no list shows it; a named twin saves a request."""
+    stand_in.list_lag_s = 60
+    event = verify_a_session(stand_in)
+
+    found = await read_event(api, notification_of(event, names_twin=names_twin))
+
+    assert found == pushed(event)
+    assert asked(stand_in) == ([TWIN] if names_twin else [THIN, TWIN])
+
+
+async def test_the_twin_of_a_connected_account(stand_in: StripeStandIn, api: StripeApi) -> None:
+    """What a thin event's context names is read in that context."""
+    account = stand_in.directory.connect()
+    event = verify_a_session(stand_in, scope=stand_in.scope(account.id))
+
+    found = await read_event(api, notification_of(event))
+
+    assert (found.account, found.context) == (account.id, account.id)
+    assert [one.account for one in stand_in.requests] == [account.id] * 2
+
+
+async def test_placeholders_are_absent(stand_in: StripeStandIn, api: StripeApi) -> None:
+    """A twin that Stripe has redacted since shows what is left of it."""
+    session = stand_in.sessions.create(client_reference_id="mine", metadata={"order": "1"})
+    event = latest(stand_in)
+    stand_in.sessions.redact(session.id)
+    stand_in.subscribe("http://127.0.0.1:1", events=["identity.verification_session.redacted"])
+    stand_in.sessions.finish_redaction(session.id)
+
+    found = (await read_event(api, notification_of(event))).session
+
+    assert found.status == "requires_input"
+    assert (found.client_reference_id, found.client_secret, found.url) == (None, None, None)
+
+
+@pytest.mark.parametrize("fault", [None, gone(THIN), gone(TWIN)], ids=["none", "thin", "twin"])
+async def test_without_a_twin_the_session_is_read(
+    fault: Fault | None, stand_in: StripeStandIn, api: StripeApi
+) -> None:
+    """The event has the notification's type and time, an id of its own, and the present state."""
+    stand_in.makes_twins = fault is not None
+    stand_in.clock.stop()
+    account = stand_in.directory.connect()
+    session = stand_in.sessions.create(scope=stand_in.scope(account.id), metadata={"order": "1"})
+    created = latest(stand_in)
+    stand_in.clock.advance(10)
+    stand_in.sessions.submit(session.id)
+    if fault is not None:
+        stand_in.faults.add(fault)
+
+    found = await read_event(api, notification_of(created))
+
+    assert found.id == f"read:{created.thin_id}"
+    assert (found.type, found.created) == (created.type, int(created.created))
+    assert (found.livemode, found.account, found.context) == (False, account.id, account.id)
+    assert (found.session.id, found.session.status) == (session.id, "processing")
+    assert found.session.metadata == {"order": "1"}
+    assert asked(stand_in)[-1] == SESSION
+
+
+async def test_a_session_that_is_gone(stand_in: StripeStandIn, api: StripeApi) -> None:
+    """Without twin and session there is nothing to admit."""
+    event = verify_a_session(stand_in)
+    stand_in.faults.add(gone(".*/"))
+
+    with pytest.raises(ApiError) as caught:
+        await read_event(api, notification_of(event))
+
+    assert caught.value.reason is ApiErrorReason.NOT_FOUND
+    assert asked(stand_in) == [THIN, SESSION]
+
+
+# What is answered instead of an object: bytes, or fields of the object that are changed; `session`
+# stands for the session in it.
+WRONG: dict[str, Any] = {
+    "nothing": b"",
+    "no JSON": b'{"canary0',
+    "JSON and more": b'{"id": "canary0"} canary0',
+    "not UTF-8": b'{"object": "canary0\xff"}',
+    "no object": b'["canary0"]',
+    "an empty object": b"{}",
+    "deep": b'{"a":' * 100_000,
+    "too large": b'{"canary0":"' + b"x" * MAX_OBJECT_BYTES + b'"}',
+    "another kind": {"object": "canary0"},
+    "without a kind": {"object": None},
+    "another id": {"id": "evt_canary0"},
+    "an id of another pattern": {"id": "canary0 "},
+    "an id of another type": {"id": 7},
+    "another session": {"related_object": {"id": "vs_canary0"}, "session": {"id": "vs_canary0"}},
+    "another mode": {"livemode": True, "session": {"livemode": True}},
+    "another type": {"type": "identity.verification_session.canary0"},
+    "no such twin": {"snapshot_event": "canary0 \n"},
+    "no session": {"related_object": "canary0", "data": "canary0", "status": 7},
+}
+# What is wrong only with one kind of object.
+SPARED = {
+    "another mode": {THIN},
+    "another type": {THIN, SESSION},
+    "no such twin": {TWIN, SESSION},
+}
+
+
+def body_of(wrong: Any, path: str, event: StandInEvent) -> bytes:
+    """Return the answer for what is asked for under *path*, with something wrong."""
+    if isinstance(wrong, bytes):
+        return wrong
+    right: dict[str, Any] = {
+        THIN: event.as_thin_event(),
+        TWIN: event.as_snapshot(),
+        SESSION: dict(event.session or {}),
+    }[path]
+    changes = dict(wrong)
+    session = changes.pop("session", {})
+    if path == TWIN and session:
+        changes["data"] = {"object": {**(event.session or {}), **session}}
+    if path == SESSION:
+        changes |= session
+    return orjson.dumps({**right, **changes})
+
+
+@pytest.mark.parametrize("path", [THIN, TWIN, SESSION])
+async def test_what_was_not_asked_for(path: str, stand_in: StripeStandIn, api: StripeApi) -> None:
+    """It is `api_unexpected`, and nothing of it is in the error."""
+    stand_in.makes_twins = path != SESSION
+    event = verify_a_session(stand_in)
+    for name, wrong in WRONG.items():
+        if path in SPARED.get(name, set()):
+            continue
+        stand_in.faults.clear()
+        stand_in.faults.add(answer(path, body_of(wrong, path, event)))
+
+        with pytest.raises(ApiError) as caught:
+            await read_event(api, notification_of(event))
+
+        assert caught.value.reason is ApiErrorReason.UNEXPECTED, name
+        assert (caught.value.__cause__, caught.value.__context__) == (None, None), name
+        assert CANARY not in "".join(traceback.format_exception(caught.value)), name
+
+
+async def test_a_redirect_is_not_followed(stand_in: StripeStandIn, api: StripeApi) -> None:
+    """Whatever it leads to."""
+    event = verify_a_session(stand_in)
+    twin = {"Location": f"/v1/events/{event.id}"}
+    stand_in.faults.add(Fault(kind="answer", path=f"{THIN}.*", status=302, headers=twin))
+
+    with pytest.raises(ApiError, match=r"^api_unexpected$"):
+        await read_event(api, notification_of(event))
+
+    assert asked(stand_in) == [THIN]
+
+
+async def test_a_session_cannot_change_what_is_around_it(
+    stand_in: StripeStandIn, api: StripeApi
+) -> None:
+    """Of a session only the session is taken, whatever fields it has."""
+    stand_in.makes_twins = False
+    event = verify_a_session(stand_in)
+    more = {"data": {"object": {}}, "skipped_fields": ["x"], "account": "acct_x", "created": 1}
+    body = orjson.dumps({**(event.session or {}), **more})
+    stand_in.faults.add(answer(SESSION, body))
+
+    found = await read_event(api, notification_of(event))
+
+    assert (found.account, found.created) == (None, int(event.created))
+    assert (found.session.status, found.skipped_fields) == ("verified", ())
