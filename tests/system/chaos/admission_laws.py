@@ -9,13 +9,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 
+from tests.support.session_record_model import Order, Record, order_of
 from tests.system.chaos import ordering
 from tests.system.chaos.evidence import Event, Place, Remembered, Transition
 from tests.system.chaos.facts import NOT_RECORDED, Facts
-from tests.system.chaos.ordering import State
 
 # A server may admit for a moment after the time that was noted for its end.
 SLACK_S = 1.0
+# The record of a session without events; it is copied, never changed.
+NEW = Record()
 
 
 def unacknowledged(facts: Facts) -> Iterator[str]:
@@ -97,7 +99,7 @@ def _right_word(facts: Facts, event: Event) -> str | None:
 
 
 def _explained(
-    recorded: Sequence[tuple[Event, Remembered]], state: State | None = None, sequence: int = 0
+    recorded: Sequence[tuple[Event, Remembered]], record: Record = NEW, sequence: int = 0
 ) -> bool:
     """Say whether the rules give the recorded outcomes in some order of arrival.
 
@@ -108,15 +110,15 @@ def _explained(
     left = [
         (event, said)
         for event, said in recorded
-        if said != late or ordering.verdict(state, event) != "late"
+        if said != late or ordering.outcome(record, event) != "late"
     ]
     if not left:
         return True
     for number, (event, said) in enumerate(left):
         expected = {"admitted": {1, sequence + 1}, "unchanged": {sequence}}.get(said.outcome, set())
-        if said.sequence in expected and ordering.verdict(state, event) == said.outcome:
+        if said.sequence in expected and ordering.outcome(record, event) == said.outcome:
             rest = left[:number] + left[number + 1 :]
-            if _explained(rest, ordering.after(state, event), said.sequence):
+            if _explained(rest, ordering.after(record, event), said.sequence):
                 return True
     return False
 
@@ -178,17 +180,20 @@ def not_newest(facts: Facts) -> Iterator[str]:
         right = _replayed(events)
         if record.status != right.status:
             yield f"{session_id} is {record.status} in its record, not {right.status}"
-        keys = {(one.order_key, one.event_id) for one in map(ordering.position, events)}
+        keys = {(order.order_key, order.event_id) for order in map(_order, events)}
         if (record.order_key, record.latest_id) not in keys:
             yield f"{session_id} has {record.order_key} of {record.latest_id} as its latest event"
         if session_id in last and last[session_id].current != right.status:
             yield f"{session_id} ends as {last[session_id].current}, not {right.status}"
 
 
-def _replayed(events: Sequence[Event]) -> State:
-    state = None
-    for event in sorted(events, key=ordering.position):
-        if ordering.verdict(state, event) != "late":
-            state = ordering.after(state, event)
-    assert state
-    return state
+def _replayed(events: Sequence[Event]) -> Record:
+    record = NEW
+    for event in sorted(events, key=_order):
+        if ordering.outcome(record, event) != "late":
+            record = ordering.after(record, event)
+    return record
+
+
+def _order(event: Event) -> Order:
+    return order_of(event.fields)

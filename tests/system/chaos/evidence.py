@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Event(NamedTuple):
@@ -22,6 +22,18 @@ class Event(NamedTuple):
     redaction: str | None = None
     error: str | None = None
     report: str | None = None
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The event as Stripe sends it, with these fields alone."""
+        session = {
+            "status": self.status,
+            "redaction": {"status": self.redaction},
+            "last_error": {"code": self.error},
+            "last_verification_report": self.report,
+        }
+        named = {"id": self.id, "type": self.type, "created": self.created}
+        return {**named, "data": {"object": session}}
 
 
 class Answer(NamedTuple):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 from redis.exceptions import ReadOnlyError, RedisError
@@ -20,8 +19,6 @@ from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
 from service.storage.scripts import Script, ScriptCall
-from tests.support.depth import takes_long
-from tests.support.load import AFTER, BEFORE, deployment, during, remembered
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.servers import Server
 from tests.support.topologies import command
@@ -49,17 +46,6 @@ async def behind_one_address(
         yield proxy, connections
 
 
-async def test_scripts_reach_the_new_primary(pair: tuple[Server, Server]) -> None:
-    """After one READONLY of the old primary the next call reaches the new one."""
-    async with behind_one_address(pair) as (proxy, connections):
-        assert await connections.run([CALL] * 2) == [0, 0]
-        demote(pair)
-        proxy.aim(pair[1].url)
-        refused = await connections.run([CALL] * 2)
-        assert all(isinstance(reply, ReadOnlyError) for reply in refused)
-        assert await connections.run([CALL] * 2) == [0, 0]
-
-
 async def test_one_readonly_replaces_every_connection(pair: tuple[Server, Server]) -> None:
     """READONLY on one of ten connections leads all of them to the new primary."""
     async with behind_one_address(pair) as (proxy, connections):
@@ -67,8 +53,8 @@ async def test_one_readonly_replaces_every_connection(pair: tuple[Server, Server
         await asyncio.gather(*(connections.run([CALL]) for _ in range(10)))
         demote(pair)
         proxy.aim(pair[1].url)
-        with pytest.raises(RedisError, match="read only"):
-            await client.set("key", "value")
+        [refused] = await connections.run([CALL])
+        assert isinstance(refused, ReadOnlyError)
         await asyncio.gather(*(client.set("key", n) for n in range(10)))
         assert await asyncio.gather(*(connections.run([CALL]) for _ in range(10))) == [[0]] * 10
 
@@ -150,20 +136,3 @@ async def test_noperm_replaces_the_connection(redis_url: str) -> None:
                 await connections.client.set("key", "value")
             assert await connections.client.client_id() != first
         await admin.client.execute_command("ACL", "DELUSER", "limited")
-
-
-@takes_long
-async def test_receivers_and_workers_follow(pair: tuple[Server, Server], tmp_path: Any) -> None:
-    """Under load, there and back: every event answered 200 is kept and handed over without gaps."""
-    for one in pair:
-        command(one, "CONFIG", "SET", "appendonly", "yes")
-    async with proxy_to(pair[0].url) as proxy:
-        async with deployment(proxy.url, tmp_path, DURABILITY="replica") as deployed:
-            for there in (pair, pair[::-1]):
-                await deployed.load.answered(BEFORE)
-                await during(lambda: demote(there))  # noqa: B023 - awaited
-                proxy.aim(there[1].url)
-            await deployed.load.answered(AFTER)
-            deployed.load.stop()
-            await deployed.handed_over({*deployed.load.outcomes})
-        deployed.assert_nothing_lost(remembered([pair[0]]))

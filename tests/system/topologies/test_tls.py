@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Papers:
+class Certificates:
     """A directory of certificates, each `<name>.crt` with its `<name>.key`.
 
     Those of `ca` and `unknown` are authorities of their own; `server` and `client` are of the
@@ -42,11 +42,11 @@ def _openssl(*words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Make the certificates."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not on this machine")
-    made = Papers(directory=tmp_path_factory.mktemp("papers"))
+    made = Certificates(directory=tmp_path_factory.mktemp("certificates"))
     key = ("-newkey", "rsa:2048", "-nodes", "-sha256")
     for name in ("ca", "unknown"):
         # Python 3.13 requires a key usage in the certificate of an authority.
@@ -80,18 +80,18 @@ def program() -> Path:
     pytest.skip("no server here speaks TLS: neither the one under test nor a redis-server on PATH")
 
 
-class Place(NamedTuple):
+class TlsServer(NamedTuple):
     """A server that speaks TLS, and where commands are run."""
 
     port: int
-    papers: Papers
+    certificates: Certificates
     processes: Processes
 
     def url(self, ca: str, own: str = "", *, form: str = "rediss://{}/0") -> str:
         """Return the address for a client that trusts *ca* and shows its *own* certificate."""
-        url = f"{form.format(f'127.0.0.1:{self.port}')}?ssl_ca_certs={self.papers[ca]}"
+        url = f"{form.format(f'127.0.0.1:{self.port}')}?ssl_ca_certs={self.certificates[ca]}"
         if own:
-            crt, key = self.papers[f"{own}.crt"], self.papers[f"{own}.key"]
+            crt, key = self.certificates[f"{own}.crt"], self.certificates[f"{own}.key"]
             url += f"&ssl_certfile={crt}&ssl_keyfile={key}"
         return url
 
@@ -101,25 +101,25 @@ class Place(NamedTuple):
 
 
 @contextlib.contextmanager
-def _place(
-    program: Path, papers: Papers, tmp_path: Path, *, name: str, ask: str
-) -> Iterator[Place]:
+def _tls_server(
+    program: Path, certificates: Certificates, tmp_path: Path, *, name: str, ask: str
+) -> Iterator[TlsServer]:
     port = free_port()
-    options = ("--tls-port", str(port), "--tls-cert-file", papers[f"{name}.crt"],
-               "--tls-key-file", papers[f"{name}.key"], "--tls-ca-cert-file", papers["ca.crt"],
+    options = ("--tls-port", str(port), "--tls-cert-file", certificates[f"{name}.crt"],
+               "--tls-key-file", certificates[f"{name}.key"],
+               "--tls-ca-cert-file", certificates["ca.crt"],
                "--tls-auth-clients", ask)  # fmt: skip
     with (
         server(tmp_path / "redis", *options, program=program),
         contextlib.closing(Processes("", tmp_path)) as processes,
     ):
-        yield Place(port, papers, processes)
+        yield TlsServer(port, certificates, processes)
 
 
 def assert_untrusted(process: Process, *, by_server: bool = False) -> None:
     """Assert one line with the reason, and exit code 3.
 
-    Who is refused *by the server* has sent something when it is: the server's word may be lost with
-    the connection, and then nothing but that end is known.
+    A client that is rejected *by the server* may lose the server's alert with the connection.
     """
     assert process.wait() == 3
     [line] = process.err.decode().splitlines()
@@ -128,53 +128,59 @@ def assert_untrusted(process: Process, *, by_server: bool = False) -> None:
     assert line.startswith("error: Redis at 127.0.0.1:")
 
 
-def test_who_is_trusted_is_spoken_to(program: Path, papers: Papers, tmp_path: Path) -> None:
+def test_a_trusted_server_is_used(
+    program: Path, certificates: Certificates, tmp_path: Path
+) -> None:
     """A receiver that trusts the authority of Redis's certificate admits events over TLS."""
-    with _place(program, papers, tmp_path, name="server", ask="no") as place:
-        receiver = place.processes.start("serve", REDIS_URL=place.url("ca.crt")).ready()
+    with _tls_server(program, certificates, tmp_path, name="server", ask="no") as redis_server:
+        receiver = redis_server.processes.start(
+            "serve", REDIS_URL=redis_server.url("ca.crt")
+        ).ready()
         body = event()
         answer = http_post(receiver.url, content=body, headers=signed(body))
         assert answer.json() == {"outcome": "admitted"}
-        assert place.check(place.url("ca.crt")).wait() == 0
+        assert redis_server.check(redis_server.url("ca.crt")).wait() == 0
         for form in ("rediss://{}/0", "rediss+sentinel://{}/main/0", "rediss+cluster://{}"):
-            assert_untrusted(place.check(place.url("unknown.crt", form=form)))
+            assert_untrusted(redis_server.check(redis_server.url("unknown.crt", form=form)))
 
 
 def test_another_host_s_certificate_is_refused(
-    program: Path, papers: Papers, tmp_path: Path
+    program: Path, certificates: Certificates, tmp_path: Path
 ) -> None:
     """A genuine certificate of another host is not accepted."""
-    with _place(program, papers, tmp_path, name="elsewhere", ask="no") as place:
-        assert_untrusted(place.check(place.url("ca.crt")))
+    with _tls_server(program, certificates, tmp_path, name="elsewhere", ask="no") as redis_server:
+        assert_untrusted(redis_server.check(redis_server.url("ca.crt")))
 
 
-def test_redis_may_ask_for_a_certificate(program: Path, papers: Papers, tmp_path: Path) -> None:
+def test_redis_may_ask_for_a_certificate(
+    program: Path, certificates: Certificates, tmp_path: Path
+) -> None:
     """Where Redis asks for certificates, only one of its own authority is accepted."""
-    with _place(program, papers, tmp_path, name="server", ask="yes") as place:
-        assert place.check(place.url("ca.crt", "client")).wait() == 0
-        assert_untrusted(place.check(place.url("ca.crt")), by_server=True)
-        assert_untrusted(place.check(place.url("ca.crt", "unknown")), by_server=True)
+    with _tls_server(program, certificates, tmp_path, name="server", ask="yes") as redis_server:
+        assert redis_server.check(redis_server.url("ca.crt", "client")).wait() == 0
+        assert_untrusted(redis_server.check(redis_server.url("ca.crt")), by_server=True)
+        assert_untrusted(redis_server.check(redis_server.url("ca.crt", "unknown")), by_server=True)
 
 
 def test_a_certificate_must_name_the_key_of_its_authority(
-    program: Path, papers: Papers, tmp_path: Path
+    program: Path, certificates: Certificates, tmp_path: Path
 ) -> None:
     """Since Python 3.13 an authority without key usage is not accepted, as the README says."""
-    with _place(program, papers, tmp_path, name="lax", ask="no") as place:
-        checked = place.check(place.url("ca.crt"))
+    with _tls_server(program, certificates, tmp_path, name="lax", ask="no") as redis_server:
+        checked = redis_server.check(redis_server.url("ca.crt"))
         if sys.version_info >= (3, 13):
             assert_untrusted(checked)
         else:
             assert checked.wait() == 0
 
 
-def test_a_certificate_of_its_own_making_can_be_let_pass(
-    program: Path, papers: Papers, tmp_path: Path
+def test_verification_can_be_turned_off(
+    program: Path, certificates: Certificates, tmp_path: Path
 ) -> None:
     """With `ssl_cert_reqs=none` Redis is not verified; the connection is encrypted."""
-    with _place(program, papers, tmp_path, name="elsewhere", ask="no") as place:
-        url = f"rediss://127.0.0.1:{place.port}/0?ssl_cert_reqs=none"
-        assert place.check(url).wait() == 0
+    with _tls_server(program, certificates, tmp_path, name="elsewhere", ask="no") as redis_server:
+        url = f"rediss://127.0.0.1:{redis_server.port}/0?ssl_cert_reqs=none"
+        assert redis_server.check(url).wait() == 0
 
 
 def test_a_file_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
