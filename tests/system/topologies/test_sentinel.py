@@ -29,9 +29,11 @@ async def test_a_new_primary_costs_nothing_that_a_replica_has(pair: Pair, tmp_pa
     All recovers by itself.
     """
     async with deployment(pair.url, tmp_path, DURABILITY="replica") as deployed:
-        for change in (pair.kill, pair.revive, pair.switch):
-            await deployed.load.answered(BEFORE)
-            await during(change)
+        await deployed.load.answered(BEFORE)
+        await during(pair.kill)
+        await during(pair.revive)
+        await deployed.load.answered(BEFORE)
+        await during(pair.switch)
         await deployed.load.answered(AFTER)
         deployed.load.stop()
         await deployed.handed_over({*deployed.load.outcomes})
