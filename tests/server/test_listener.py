@@ -97,20 +97,6 @@ async def test_dripping_does_not_move_the_deadline(start: bytes, heard: Heard) -
         assert await rest(reader) == b""
 
 
-async def test_an_idle_connection_may_stay() -> None:
-    """Between requests only the keep-alive time counts."""
-    async with (
-        listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
-        connected(listener.port) as (reader, writer),
-    ):
-        for body in (b"1", b"2", b"3"):
-            writer.write(post(body))
-            assert await answer(reader) == (200, body)
-            push(2 * TIMEOUT_S)
-        push(LONGER_S - 2 * TIMEOUT_S)
-        assert await rest(reader) == b""
-
-
 async def test_idle_time_is_counted_from_the_last_answer() -> None:
     """A used connection stays open, however old it is; an unused one ends."""
     async with (
@@ -161,21 +147,6 @@ async def test_a_connection_with_an_unread_body_ends(
         await heard(listener, sent)
         push(deadline_s)
         assert await rest(reader) == b""
-
-
-async def test_headers_in_pieces_are_capped() -> None:
-    """Headers above the cap end the connection before their end."""
-    pieces = [b"POST /echo HTTP/1.1\r\nHost: x\r\n"] + [b"X-Long: " + b"a" * 999 + b"\r\n"] * 400
-    async with (
-        listening(echo_app(), receive_timeout_s=60) as listener,
-        connected(listener.port) as (reader, writer),
-    ):
-        with contextlib.suppress(ConnectionError):
-            for piece in pieces:
-                writer.write(piece)
-                await writer.drain()
-                await asyncio.sleep(0)
-        assert (await rest(reader)).startswith(b"HTTP/1.1 431 ")
 
 
 async def test_pipelined_requests_come_in_any_pieces() -> None:

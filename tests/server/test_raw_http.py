@@ -71,6 +71,14 @@ UNKNOWN = error("404 Not Found", "endpoint_unknown")
 NOT_ALLOWED = b"HTTP/1.1 405 Method Not Allowed\r\nallow: POST\r\ncontent-length: 0\r\n\r\n"
 SILENCE = b""
 
+Table = dict[str, tuple[bytes, bytes]]
+
+
+def malformed(requests: dict[str, bytes]) -> Table:
+    """Return a table of requests that are refused as malformed."""
+    return {name: (sent, MALFORMED) for name, sent in requests.items()}
+
+
 LIVEZ = get(b"GET /livez HTTP/1.1")
 LENGTH_1 = b"Content-Length: 1"
 CHUNKED = b"Transfer-Encoding: chunked"
@@ -78,63 +86,55 @@ ENDED = b"0\r\n\r\n"
 ONE = b"1\r\nx\r\n" + ENDED
 
 # What a proxy before us might read in another way.
-FRAMING = {
+FRAMING = malformed(
+    {
+        "length before coding": post(b"Content-Length: 5", CHUNKED, body=ENDED + LIVEZ),
+        "coding before length": post(CHUNKED, b"Content-Length: 5", body=ENDED + LIVEZ),
+        "two lengths": post(LENGTH_1, b"Content-Length: 2", body=b"xy"),
+        "two equal lengths": post(LENGTH_1, LENGTH_1, body=b"x"),
+        "a list of lengths": post(b"Content-Length: 1, 1", body=b"x"),
+        "a negative length": post(b"Content-Length: -1", body=b"x"),
+        "a length with a sign": post(b"Content-Length: +1", body=b"x"),
+        "a length in hexadecimal": post(b"Content-Length: 0x1", body=b"x"),
+        "a length in two words": post(b"Content-Length: 1 1", body=b"x"),
+        "an empty length": post(b"Content-Length: ", body=b"x"),
+        "a length beyond counting": post(b"Content-Length: " + b"9" * 30),
+        "space before the colon": post(b"Content-Length : 1", body=b"x"),
+        "gzip, chunked": post(b"Transfer-Encoding: gzip, chunked", body=ONE),
+        "chunked, gzip": post(b"Transfer-Encoding: chunked, gzip", body=ONE),
+        "chunked, chunked": post(b"Transfer-Encoding: chunked, chunked", body=ONE),
+        "chunked in two lines": post(CHUNKED, CHUNKED, body=ONE),
+        "chunked after a tab stop": post(b"Transfer-Encoding: \x0bchunked", body=ONE),
+        "identity": post(b"Transfer-Encoding: identity", LENGTH_1, body=b"x"),
+        "an empty coding": post(b"Transfer-Encoding: ", LENGTH_1, body=b"x"),
+        "xchunked": post(b"Transfer-Encoding: xchunked", body=ONE),
+        "chunked in HTTP/1.0": post(CHUNKED, body=ONE, start=b"POST /webhooks/stripe HTTP/1.0"),
+        "an extension and a bare LF": post(CHUNKED, body=b"1;a=b\nx\r\n" + ENDED),
+        "a chunk's size negative": post(CHUNKED, body=b"-1\r\nx\r\n" + ENDED),
+        "a chunk's size with 0x": post(CHUNKED, body=b"0x1\r\nx\r\n" + ENDED),
+        "a chunk's size and a space": post(CHUNKED, body=b"1 \r\nx\r\n" + ENDED),
+        "a chunk's size too large": post(CHUNKED, body=b"f" * 17 + b"\r\nx\r\n"),
+        "a chunk's size missing": post(CHUNKED, body=b"\r\nx\r\n" + ENDED),
+        "a chunk's size and a bare LF": post(CHUNKED, body=b"1\nx\r\n" + ENDED),
+        "a chunk longer than its size": post(CHUNKED, body=b"1\r\nxyz\r\n" + ENDED),
+        "a coding with a tab in its name": post(
+            b"Transfer-Encoding\x0b: chunked", LENGTH_1, body=b"x"
+        ),
+        "a coding before the colon": post(b"Transfer-Encoding : chunked", LENGTH_1, body=b"x"),
+        "a coding on a folded line": post(
+            b"A: b\r\n Transfer-Encoding: chunked", LENGTH_1, body=b"x"
+        ),
+        "a coding after a bare LF": post(b"A: b\nTransfer-Encoding: chunked", LENGTH_1, body=b"x"),
+        "a length after a bare CR": post(b"A: b\rContent-Length: 1", body=b"x"),
+    }
+) | {
     "plain": (post(LENGTH_1, body=b"x"), UNSIGNED),
     "no length": (post(), UNSIGNED),
     "chunked": (post(CHUNKED, body=ONE), UNSIGNED),
     "chunked in capitals": (post(CHUNKED.upper(), body=ONE), UNSIGNED),
-    "length before coding": (post(b"Content-Length: 5", CHUNKED, body=ENDED + LIVEZ), MALFORMED),
-    "coding before length": (post(CHUNKED, b"Content-Length: 5", body=ENDED + LIVEZ), MALFORMED),
-    "two lengths": (post(LENGTH_1, b"Content-Length: 2", body=b"xy"), MALFORMED),
-    "two equal lengths": (post(LENGTH_1, LENGTH_1, body=b"x"), MALFORMED),
-    "a list of lengths": (post(b"Content-Length: 1, 1", body=b"x"), MALFORMED),
-    "a negative length": (post(b"Content-Length: -1", body=b"x"), MALFORMED),
-    "a length with a sign": (post(b"Content-Length: +1", body=b"x"), MALFORMED),
-    "a length in hexadecimal": (post(b"Content-Length: 0x1", body=b"x"), MALFORMED),
-    "a length in two words": (post(b"Content-Length: 1 1", body=b"x"), MALFORMED),
-    "an empty length": (post(b"Content-Length: ", body=b"x"), MALFORMED),
-    "a length beyond counting": (post(b"Content-Length: " + b"9" * 30), MALFORMED),
     "a length beyond the cap": (post(b"Content-Length: 999999999"), TOO_LARGE),
-    "space before the colon": (post(b"Content-Length : 1", body=b"x"), MALFORMED),
-    "gzip, chunked": (post(b"Transfer-Encoding: gzip, chunked", body=ONE), MALFORMED),
-    "chunked, gzip": (post(b"Transfer-Encoding: chunked, gzip", body=ONE), MALFORMED),
-    "chunked, chunked": (post(b"Transfer-Encoding: chunked, chunked", body=ONE), MALFORMED),
-    "chunked in two lines": (post(CHUNKED, CHUNKED, body=ONE), MALFORMED),
-    "chunked after a tab stop": (post(b"Transfer-Encoding: \x0bchunked", body=ONE), MALFORMED),
-    "identity": (post(b"Transfer-Encoding: identity", LENGTH_1, body=b"x"), MALFORMED),
-    "an empty coding": (post(b"Transfer-Encoding: ", LENGTH_1, body=b"x"), MALFORMED),
-    "xchunked": (post(b"Transfer-Encoding: xchunked", body=ONE), MALFORMED),
-    "chunked in HTTP/1.0": (
-        post(CHUNKED, body=ONE, start=b"POST /webhooks/stripe HTTP/1.0"),
-        MALFORMED,
-    ),
     "an extension of a chunk": (post(CHUNKED, body=b'1;a="b"\r\nx\r\n' + ENDED), UNSIGNED),
-    "an extension and a bare LF": (post(CHUNKED, body=b"1;a=b\nx\r\n" + ENDED), MALFORMED),
-    "a chunk's size negative": (post(CHUNKED, body=b"-1\r\nx\r\n" + ENDED), MALFORMED),
-    "a chunk's size with 0x": (post(CHUNKED, body=b"0x1\r\nx\r\n" + ENDED), MALFORMED),
-    "a chunk's size and a space": (post(CHUNKED, body=b"1 \r\nx\r\n" + ENDED), MALFORMED),
-    "a chunk's size too large": (post(CHUNKED, body=b"f" * 17 + b"\r\nx\r\n"), MALFORMED),
-    "a chunk's size missing": (post(CHUNKED, body=b"\r\nx\r\n" + ENDED), MALFORMED),
-    "a chunk's size and a bare LF": (post(CHUNKED, body=b"1\nx\r\n" + ENDED), MALFORMED),
-    "a chunk longer than its size": (post(CHUNKED, body=b"1\r\nxyz\r\n" + ENDED), MALFORMED),
     "trailers": (post(CHUNKED, body=b"1\r\nx\r\n0\r\nStripe-Signature: t=1\r\n\r\n"), UNSIGNED),
-    "a coding with a tab in its name": (
-        post(b"Transfer-Encoding\x0b: chunked", LENGTH_1, body=b"x"),
-        MALFORMED,
-    ),
-    "a coding before the colon": (
-        post(b"Transfer-Encoding : chunked", LENGTH_1, body=b"x"),
-        MALFORMED,
-    ),
-    "a coding on a folded line": (
-        post(b"A: b\r\n Transfer-Encoding: chunked", LENGTH_1, body=b"x"),
-        MALFORMED,
-    ),
-    "a coding after a bare LF": (
-        post(b"A: b\nTransfer-Encoding: chunked", LENGTH_1, body=b"x"),
-        MALFORMED,
-    ),
-    "a length after a bare CR": (post(b"A: b\rContent-Length: 1", body=b"x"), MALFORMED),
     "as many small chunks as may be": (
         post(CHUNKED, body=b"1\r\nx\r\n" * MAX_SMALL_CHUNKS + ENDED),
         UNSIGNED,
@@ -145,29 +145,36 @@ FRAMING = {
     ),
     "many chunks, not small": (
         post(
-            CHUNKED,
-            body=b"%x\r\n%b\r\n" % (MIN_CHUNK_BYTES, b"x" * MIN_CHUNK_BYTES) * 2000 + ENDED,
+            CHUNKED, body=b"%x\r\n%b\r\n" % (MIN_CHUNK_BYTES, b"x" * MIN_CHUNK_BYTES) * 2000 + ENDED
         ),
         UNSIGNED,
     ),
 }
-SYNTAX = {
-    "bare LF everywhere": (post(LENGTH_1, body=b"x").replace(b"\r\n", b"\n"), MALFORMED),
-    "bare LF after a header": (post(b"A: b\nB: c"), MALFORMED),
-    "bare LF at the end": (post()[:-2] + b"\n", MALFORMED),
-    "bare CR": (post(b"A: b\rB: c"), MALFORMED),
-    "folded header": (post(b"A: b\r\n c"), MALFORMED),
-    "folded with a tab": (post(b"A: b\r\n\tc"), MALFORMED),
-    "first header folded": (post().replace(b"Host", b" Host"), MALFORMED),
-    "NUL in a value": (post(b"A: b\0c"), MALFORMED),
-    "NUL in a name": (post(b"A\0: b"), MALFORMED),
+SYNTAX = malformed(
+    {
+        "bare LF everywhere": post(LENGTH_1, body=b"x").replace(b"\r\n", b"\n"),
+        "bare LF after a header": post(b"A: b\nB: c"),
+        "bare LF at the end": post()[:-2] + b"\n",
+        "bare CR": post(b"A: b\rB: c"),
+        "folded header": post(b"A: b\r\n c"),
+        "folded with a tab": post(b"A: b\r\n\tc"),
+        "first header folded": post().replace(b"Host", b" Host"),
+        "NUL in a value": post(b"A: b\0c"),
+        "NUL in a name": post(b"A\0: b"),
+        "no colon": post(b"Abc"),
+        "no name": post(b": b"),
+        "space in a name": post(b"A b: c"),
+        "no host": post().replace(b"Host: x\r\n", b""),
+        "two hosts": post(b"Host: y"),
+        "the same host twice": post(b"Host: x"),
+        "tabs": get(b"GET\t/livez\tHTTP/1.1"),
+        "space in the path": get(b"GET /li vez HTTP/1.1"),
+        "high bytes in the path": get(b"GET /livez\xff HTTP/1.1"),
+        "empty lines and NUL": b"\r\n" * 100 + b"\0",
+        "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 50,
+    }
+) | {
     "high bytes in a value": (post(b"A: \xff\xfe"), UNSIGNED),
-    "no colon": (post(b"Abc"), MALFORMED),
-    "no name": (post(b": b"), MALFORMED),
-    "space in a name": (post(b"A b: c"), MALFORMED),
-    "no host": (post().replace(b"Host: x\r\n", b""), MALFORMED),
-    "two hosts": (post(b"Host: y"), MALFORMED),
-    "the same host twice": (post(b"Host: x"), MALFORMED),
     "a huge header": (post(b"A: " + b"a" * MAX_HEADER_BYTES), HEADERS),
     "a header up to the cap": (post(b"A: " + b"a" * (MAX_HEADER_BYTES - 200)), UNSIGNED),
     "many headers": (post(*[b"A: b"] * (MAX_HEADER_BYTES // 2)), HEADERS),
@@ -185,29 +192,35 @@ SYNTAX = {
     "a huge extension": (post(CHUNKED, body=b"1;" + b"a" * 10 * MAX_HEADER_BYTES), HEADERS),
     "empty lines only": (b"\r\n" * MAX_HEADER_BYTES, HEADERS),
     "two spaces": (get(b"GET  /livez HTTP/1.1"), ALIVE),
-    "tabs": (get(b"GET\t/livez\tHTTP/1.1"), MALFORMED),
-    "space in the path": (get(b"GET /li vez HTTP/1.1"), MALFORMED),
-    "high bytes in the path": (get(b"GET /livez\xff HTTP/1.1"), MALFORMED),
-    "empty lines and NUL": (b"\r\n" * 100 + b"\0", MALFORMED),
-    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 50, MALFORMED),
     "empty lines before": (b"\r\n\r\n" + LIVEZ, ALIVE),
 }
-VERSIONS = {
+VERSIONS = malformed(
+    {
+        "HTTP/0.9 by name": get(b"GET /livez HTTP/0.9"),
+        "HTTP/1.2": get(b"GET /livez HTTP/1.2"),
+        "HTTP/2.0": get(b"GET /livez HTTP/2.0"),
+        "HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "http/1.1": get(b"GET /livez http/1.1"),
+        "upgrade to websocket": get(
+            b"GET /livez HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket"
+        ),
+        "upgrade to h2c, malformed after it": post(
+            b"Connection: Upgrade", b"Upgrade: h2c", LENGTH_1, b"Content-Length: 2", body=b"xy"
+        ),
+        "upgrade to h2c or another": get(
+            b"GET /livez HTTP/1.1", b"Connection: Upgrade", b"Upgrade: h2c, websocket"
+        ),
+        "upgrade in two lines": get(
+            b"GET /livez HTTP/1.1", b"Connection: Upgrade", b"Upgrade: h2c", b"Upgrade: h2c"
+        ),
+    }
+) | {
     "HTTP/1.0": (b"POST /webhooks/stripe HTTP/1.0\r\n\r\n", UNSIGNED_LAST),
     "HTTP/1.0 that would stay": (
         b"POST /webhooks/stripe HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
         UNSIGNED_LAST,
     ),
     "HTTP/0.9": (b"GET /livez\r\n", SILENCE),
-    "HTTP/0.9 by name": (get(b"GET /livez HTTP/0.9"), MALFORMED),
-    "HTTP/1.2": (get(b"GET /livez HTTP/1.2"), MALFORMED),
-    "HTTP/2.0": (get(b"GET /livez HTTP/2.0"), MALFORMED),
-    "HTTP/2's preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", MALFORMED),
-    "http/1.1": (get(b"GET /livez http/1.1"), MALFORMED),
-    "upgrade to websocket": (
-        get(b"GET /livez HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket"),
-        MALFORMED,
-    ),
     "upgrade to h2c": (
         post(
             b"Connection: Upgrade, HTTP2-Settings",
@@ -226,18 +239,6 @@ VERSIONS = {
         get(b"GET /livez HTTP/1.1", b"Connection: Upgrade", b"Upgrade: h2c") * 3,
         ALIVE * 3,
     ),
-    "upgrade to h2c, malformed after it": (
-        post(b"Connection: Upgrade", b"Upgrade: h2c", LENGTH_1, b"Content-Length: 2", body=b"xy"),
-        MALFORMED,
-    ),
-    "upgrade to h2c or another": (
-        get(b"GET /livez HTTP/1.1", b"Connection: Upgrade", b"Upgrade: h2c, websocket"),
-        MALFORMED,
-    ),
-    "upgrade in two lines": (
-        get(b"GET /livez HTTP/1.1", b"Connection: Upgrade", b"Upgrade: h2c", b"Upgrade: h2c"),
-        MALFORMED,
-    ),
     "upgrade to h2c in HTTP/1.0": (
         b"POST /webhooks/stripe HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
         UNSIGNED_LAST,
@@ -248,10 +249,7 @@ VERSIONS = {
         UNSIGNED_LAST,
     ),
     "upgrade that is not meant": (post(b"Upgrade: h2c"), UNSIGNED),
-    "expectation": (
-        post(b"Expect: 100-continue", LENGTH_1, body=b"x"),
-        CONTINUE + UNSIGNED,
-    ),
+    "expectation": (post(b"Expect: 100-continue", LENGTH_1, body=b"x"), CONTINUE + UNSIGNED),
     "expectation with whitespace": (
         post(b"Expect:\t100-continue \t", LENGTH_1, body=b"x"),
         CONTINUE + UNSIGNED,
@@ -260,14 +258,20 @@ VERSIONS = {
         post(b"Expect: 100-continue", b"Content-Length: 999999999"),
         TOO_LARGE_LAST,
     ),
-    # The client may send the body or not: what follows has two readings.
     "expectation of a body that is not read": (
         get(b"POST /nowhere HTTP/1.1", b"Expect: 100-continue", b"Content-Length: 37") + LIVEZ,
         response("404 Not Found", last=True),
     ),
     "another expectation": (post(b"Expect: a-miracle", LENGTH_1, body=b"x"), UNSIGNED),
 }
-METHODS = {
+METHODS = malformed(
+    {
+        "CONNECT": get(b"CONNECT evil.example:443 HTTP/1.1"),
+        "CONNECT in HTTP/1.0": get(b"CONNECT evil.example:443 HTTP/1.0"),
+        "an unknown method": get(b"BREW /webhooks/stripe HTTP/1.1"),
+        "a method in small letters": get(b"post /webhooks/stripe HTTP/1.1"),
+    }
+) | {
     "GET": (get(b"GET /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
     "HEAD": (get(b"HEAD /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
     "PUT": (get(b"PUT /webhooks/stripe HTTP/1.1", LENGTH_1) + b"x", NOT_ALLOWED),
@@ -276,18 +280,14 @@ METHODS = {
     "TRACE": (get(b"TRACE /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
     "OPTIONS": (get(b"OPTIONS /webhooks/stripe HTTP/1.1"), NOT_ALLOWED),
     "OPTIONS of everything": (get(b"OPTIONS * HTTP/1.1"), NOT_FOUND),
-    "CONNECT": (get(b"CONNECT evil.example:443 HTTP/1.1"), MALFORMED),
-    "CONNECT in HTTP/1.0": (get(b"CONNECT evil.example:443 HTTP/1.0"), MALFORMED),
-    "an unknown method": (get(b"BREW /webhooks/stripe HTTP/1.1"), MALFORMED),
-    "a method in small letters": (get(b"post /webhooks/stripe HTTP/1.1"), MALFORMED),
 }
-PATHS = {
-    "absolute": (
-        post(start=b"POST http://evil.example/webhooks/stripe HTTP/1.1"),
-        UNSIGNED,
-    ),
-    "absolute, without a path": (post(start=b"POST http://evil HTTP/1.1"), MALFORMED),
-    "absolute, invalid": (post(start=b"POST http://[::1/x HTTP/1.1"), MALFORMED),
+PATHS = malformed(
+    {
+        "absolute, without a path": post(start=b"POST http://evil HTTP/1.1"),
+        "absolute, invalid": post(start=b"POST http://[::1/x HTTP/1.1"),
+    }
+) | {
+    "absolute": (post(start=b"POST http://evil.example/webhooks/stripe HTTP/1.1"), UNSIGNED),
     "percent-encoded": (post(start=b"POST /webhooks/%73tripe HTTP/1.1"), UNSIGNED),
     "ill encoded": (post(start=b"POST /webhooks/%zz HTTP/1.1"), NOT_FOUND),
     "NUL, encoded": (post(start=b"POST /webhooks/stripe%00 HTTP/1.1"), NOT_FOUND),
@@ -330,7 +330,7 @@ GOOD_HOSTS = (
     *("[fe80::1%25eth0]", "[v1.x]", "xn--zo-hja.example", "x \t", "long" * 5000),
 )
 BAD_HOSTS = (
-    *(
+    *[
         "a b",
         "u@h",
         "a/b",
@@ -340,24 +340,13 @@ BAD_HOSTS = (
         "a\\b",
         "http://a",
         "<a>",
-        'a"b',
         "a:b",
         "a:80:80",
-    ),
-    *(
         "[::1",
         "::1]",
-        "[::1]x",
-        "[]",
-        "a[::1]",
-        "a%2",
-        "a%zz",
-        "é",
-        "{a}",
-        "a|b",
-        "^",
-        "long" * 5000 + "@",
-    ),
+    ],
+    *["[::1]x", "[]", "a[::1]", "a%2", "a%zz", "é", "{a}", "a|b", "^"],
+    *('a"b', "long" * 5000 + "@"),
 )
 HOSTS = {
     f"{host[-9:]!r} is {'a' if host in GOOD_HOSTS else 'no'} host": (
@@ -426,7 +415,7 @@ async def serving(connections: Connections, settings: Settings, state: str) -> A
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 async def test_each_request_has_its_exact_response(
-    connections: Connections, settings: Settings, table: dict[str, tuple[bytes, bytes]]
+    connections: Connections, settings: Settings, table: Table
 ) -> None:
     """Nothing is echoed, and the connection is closed if the framing is in doubt.
 
