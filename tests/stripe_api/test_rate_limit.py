@@ -27,8 +27,8 @@ async def take(limiter: RateLimiter, times: int, priority: Priority = Priority.F
 async def test_a_burst_passes_at_once_and_the_rest_at_the_rate(
     connections: Connections, keys: Keys
 ) -> None:
-    """A quarter of a second's requests pass at once, the others one by one."""
-    assert 0.9 < await take(RateLimiter(connections, keys, 20), 5 + 20) < 5
+    """A fifth of a second's requests pass at once, the others one by one."""
+    assert 0.9 < await take(RateLimiter(connections, keys, 20), 4 + 20) < 5
 
 
 async def test_processes_share_the_budget_of_a_mode(connections: Connections, keys: Keys) -> None:
