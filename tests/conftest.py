@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from service.storage import clients
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
 from tests.support import depth, roles
+from tests.support.prefork import forking
 from tests.support.servers import Server, server
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -55,6 +57,13 @@ profiles.register_profile("unshrunk", phases=[Phase.explicit, Phase.reuse, Phase
 def anyio_backend() -> str:
     """Tests run on asyncio, like the service."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks() -> Iterator[None]:
+    """Fork processes of the service on an everyday run; with TEST_LONG each is started anew."""
+    with nullcontext() if depth.IS_LONG else forking.on():
+        yield
 
 
 @pytest.fixture(autouse=True)

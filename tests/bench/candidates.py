@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import redis
 
 from tests.support.harness import SECRET
-from tests.support.processes import Process, environment
+from tests.support.processes import Process, StartedProcess, environment
 from tests.support.servers import Server, free_port, server
 from tests.support.waiting import wait_until
 
@@ -55,7 +55,7 @@ class Running(NamedTuple):
     """
 
     port: int
-    process: subprocess.Popen[bytes]
+    process: StartedProcess
     store: Server
 
     @property
@@ -79,7 +79,7 @@ class Candidate(NamedTuple):
     """
 
     name: str
-    start: Callable[[int, Server, Path], subprocess.Popen[bytes]]
+    start: Callable[[int, Server, Path], StartedProcess]
     counted: Callable[[Any], tuple[int, int]]
 
 
@@ -147,7 +147,7 @@ def running(candidate: Candidate, directory: Path) -> Iterator[Running]:
         serving.__exit__(None, None, None)
 
 
-def _listens(port: int, process: subprocess.Popen[bytes]) -> bool:
+def _listens(port: int, process: StartedProcess) -> bool:
     assert process.poll() is None, "the candidate ended"
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -183,7 +183,7 @@ def logged(
         )
 
 
-def _service(port: int, store: Server, directory: Path) -> subprocess.Popen[bytes]:
+def _service(port: int, store: Server, directory: Path) -> StartedProcess:
     return Process(
         "serve",
         directory=directory,

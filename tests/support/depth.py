@@ -14,11 +14,11 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-_IS_LONG = bool(os.environ.get("TEST_LONG"))
+IS_LONG = bool(os.environ.get("TEST_LONG"))
 # Marks tests that take long, such as fail-overs under load.
-takes_long = pytest.mark.skipif(not _IS_LONG, reason="takes long: set TEST_LONG=1, as .ci/run does")
+takes_long = pytest.mark.skipif(not IS_LONG, reason="takes long: set TEST_LONG=1, as .ci/run does")
 DEPTH = int(os.environ.get("TEST_DEPTH", "1"))
-_IS_WHOLE = _IS_LONG or "TEST_DEPTH" in os.environ
+_IS_WHOLE = IS_LONG or "TEST_DEPTH" in os.environ
 # Shrinking a failure may take Hypothesis minutes; interrupted, it would not report the failure.
 SEARCH_TIMEOUT_S = 600 * DEPTH
 # Health checks about the machine's speed, which is not under test.

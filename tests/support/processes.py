@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -26,6 +26,7 @@ from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.telemetry import logs
 from tests.support import roles
 from tests.support.harness import SECRET, WEBHOOK
+from tests.support.prefork import Forked, forking
 from tests.support.waiting import PATIENCE_S, wait_until
 
 PACKAGE = Path(service.__file__).parent
@@ -58,6 +59,20 @@ def environment(**settings: str) -> dict[str, str]:
     return {**kept, "COLUMNS": "200", "PYTHONPATH": path, **settings}
 
 
+StartedProcess = subprocess.Popen[bytes] | Forked
+
+
+def _start(
+    program: str, arguments: Sequence[str], settings: Mapping[str, str], **place: Any
+) -> StartedProcess:
+    environ = environment(**settings)
+    if program and forking.allows(settings):
+        return forking.start(program, arguments, environ=environ, **place)
+    start = ["-c", program] if program else ["-m", "service"]
+    command = [sys.executable, *start, *arguments]
+    return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, **place)
+
+
 class Process:
     """One `python -m service …`, or another *program*, and its output.
 
@@ -68,20 +83,13 @@ class Process:
     def __init__(
         self, *arguments: str, directory: Path, program: str = PATIENT, **settings: str
     ) -> None:
-        start = ["-c", program] if program else ["-m", "service"]
         self._paths = [
             directory / f"{time.monotonic_ns()}-{arguments[0]}.{end}" for end in ("out", "err")
         ]
         out, err = (path.open("wb") for path in self._paths)
         with out, err:
-            self.popen = subprocess.Popen(
-                [sys.executable, *start, *arguments],
-                cwd=directory,
-                env=environment(**settings),
-                stdin=subprocess.DEVNULL,
-                stdout=self._stdout(out),
-                stderr=err,
-            )
+            place = {"cwd": directory, "stdout": self._stdout(out), "stderr": err.fileno()}
+            self.popen = _start(program, arguments, settings, **place)
         self.started: dict[str, Any] = {}
 
     def _stdout(self, out: BinaryIO) -> int:
