@@ -15,7 +15,12 @@ import click
 
 from ..config import DAY_S
 from ..operations import sender
-from ..operations.synthetic_events import LIFECYCLES, SyntheticEvent, lifecycle_events
+from ..operations.synthetic_events import (
+    LIFECYCLES,
+    SyntheticEvent,
+    lifecycle_events,
+    thin_event,
+)
 from ..runtime import signals
 from ..secret import Secret
 from . import defaults, terminal
@@ -35,6 +40,8 @@ _RECORDED = {"admitted", "duplicate", "late", "unchanged"}
 @click.option("--duplicates", default=0.0, show_default=True, type=click.FloatRange(0, 1),
               help="Share of events sent a second time.")  # fmt: skip
 @click.option("--shuffle", is_flag=True, help="Send all events in a random order.")
+@click.option("--thin", is_flag=True,
+              help="Send thin events; a worker will not find them at Stripe.")  # fmt: skip
 @click.option("--file", "files", multiple=True, type=click.Path(exists=True, dir_okay=False,
               path_type=Path), help="Send this body instead; may be repeated.")  # fmt: skip
 @click.option("--to", default=None, metavar="URL",
@@ -49,6 +56,7 @@ def send(
     count: int,
     duplicates: float,
     shuffle: bool,
+    thin: bool,
     files: Sequence[Path],
     secret_file: Path | None,
     seed: int | None,
@@ -61,15 +69,20 @@ def send(
     """
     if bool(lifecycles) == bool(files):
         raise click.UsageError("name either lifecycles or --file")
+    if thin and files:
+        raise click.UsageError("--thin is for lifecycles; a file is sent as it is")
     random = Random(secrets.randbits(64) if seed is None else seed)  # noqa: S311 - synthetic data
     events = _make_events(lifecycles, count, random)
+    if thin:
+        events = [thin_event(event, random=random) for event in events]
     requests = [sender.WebhookRequest(body=path.read_bytes()) for path in files] or sender.plan(
         events, duplicates=duplicates, shuffle=shuffle, random=random
     )
     answers: list[sender.Answer] = []
     summary = _send(requests, answers, defaults.find_signing_secret(secret_file), **options)
     terminal.print_rows(("outcome", "answers"), sorted(summary.counts.items()), as_json=as_json)
-    if not as_json:
+    # A worker has yet to make the record of a thin event's session.
+    if not as_json and not thin:
         _print_hints(events, answers)
     is_complete = summary.total == len(requests)
     if not is_complete:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, Final
 from uuid import UUID
@@ -89,8 +90,8 @@ class SyntheticEvent:
     """One event, ready to be signed and sent. Its body holds synthetic bearer secrets.
 
     Attributes:
-        id: `evt_sim…`.
-        type: The whole type, `identity.verification_session.…`.
+        id: `evt_sim…`; of a thin event `evt_test_sim…`.
+        type: The whole type, `identity.verification_session.…`; of a thin event with `v1.` first.
         created: Unix time in whole seconds.
         session_id: `vs_sim…`.
         body: The JSON as Stripe lays it out, indented by two.
@@ -128,6 +129,32 @@ def lifecycle_events(
         session = _after(step, session, random)
         events.append(_event(step, session, random, created))
     return events
+
+
+def thin_event(event: SyntheticEvent, *, random: Random) -> SyntheticEvent:
+    """Return the thin form of a snapshot event: what happened, without the session.
+
+    Its form is that of https://docs.stripe.com/api/v2/core/events/object
+    """
+    snapshot = orjson.loads(event.body)
+    request = snapshot["request"]
+    created = datetime.fromtimestamp(event.created, UTC)
+    created += timedelta(milliseconds=random.randrange(1000))
+    envelope: dict[str, Any] = {
+        "id": f"evt_test_{_token(random, length=51)}",
+        "object": "v2.core.event",
+        "context": None,
+        "created": created.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "livemode": snapshot["livemode"],
+        "reason": {"type": "request", "request": request} if request["id"] else None,
+        "related_object": {
+            "id": event.session_id,
+            "type": "identity.verification_session",
+            "url": f"/v1/identity/verification_sessions/{event.session_id}",
+        },
+        "type": f"v1.{event.type}",
+    }
+    return replace(event, id=envelope["id"], type=envelope["type"], body=_encode(envelope))
 
 
 def _new_session(random: Random, created: int, prefix: str) -> dict[str, Any]:
@@ -199,13 +226,17 @@ def _event(step: Step, session: Mapping[str, Any], random: Random, created: int)
         type=event_type,
         created=created,
         session_id=session["id"],
-        body=orjson.dumps(envelope, option=orjson.OPT_INDENT_2),
+        body=_encode(envelope),
     )
 
 
-def _token(random: Random) -> str:
+def _encode(envelope: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(envelope, option=orjson.OPT_INDENT_2)
+
+
+def _token(random: Random, *, length: int = 24) -> str:
     """Return an id without its prefix: as long as Stripe's, and visibly not Stripe's."""
-    return "sim" + "".join(random.choices(_ALPHABET, k=21))
+    return "sim" + "".join(random.choices(_ALPHABET, k=length - len("sim")))
 
 
 def _idempotency_key(random: Random) -> str:

@@ -273,8 +273,9 @@ def test_exit_codes_of_send(sandbox: Sandbox) -> None:
         silent.bind(("127.0.0.1", 0))
         port = str(silent.getsockname()[1])
         refused = sandbox.invoke("send", "verified", "--json", PORT=port)
-    attempts = (secret, address, nothing, unknown, refused)
-    assert [one.code for one in attempts] == [2, 2, 2, 2, 1]
+    both = sandbox.invoke("send", "--thin", "--file", __file__)
+    attempts = (secret, address, nothing, unknown, both, refused)
+    assert [one.code for one in attempts] == [2, 2, 2, 2, 2, 1]
     for one, said in ((secret, b"no signing secret"), (address, b"URL")):
         assert said in one.err
         assert one.err.count(b"\n") == 1
@@ -285,9 +286,9 @@ def test_exit_codes_of_send(sandbox: Sandbox) -> None:
     assert CANARY.encode() not in address.err
 
 
-def test_send_sends_files(sandbox: Sandbox) -> None:
-    """`send --file` signs and posts the bytes of each file as they are."""
-    serve = sandbox.start("serve").ready()
+def test_send_sends_files_and_thin_events(sandbox: Sandbox) -> None:
+    """`send --file` signs and posts each file as it is, `--thin` the thin form of each event."""
+    serve = sandbox.start("serve", STRIPE_API_KEY="sk_test_tests").ready()
     body = lifecycle_events("verified", random=Random(5), started_at=1)[0].body
     (sandbox.directory / "old.json").write_bytes(body)
     (sandbox.directory / "none.json").write_bytes(b"[]")
@@ -299,6 +300,9 @@ def test_send_sends_files(sandbox: Sandbox) -> None:
         {"outcome": "body_not_an_event", "answers": 1},
         {"outcome": "expired", "answers": 1},
     ]
+    thin = sandbox.invoke("send", "canceled", "verified", "--thin", PORT=str(serve.port))
+    assert (thin.code, thin.err) == (0, b"")
+    assert thin.out.split() == [b"outcome", b"answers", b"queued", b"5"]
     unknown = sandbox.invoke("session", "vs_absent")
     assert unknown.code == 1
     assert unknown.err == b"error: no session record has this id\n"

@@ -10,8 +10,13 @@ from typing import Any
 
 import pytest
 
-from service.operations.synthetic_events import LIFECYCLES, SyntheticEvent, lifecycle_events
-from service.stripe.events import Event, parse
+from service.operations.synthetic_events import (
+    LIFECYCLES,
+    SyntheticEvent,
+    lifecycle_events,
+    thin_event,
+)
+from service.stripe.events import Event, ThinEvent, parse
 from service.stripe.signatures import VerifiedPayload
 from service.transitions.lifecycle import (
     STEP_RANKS,
@@ -262,6 +267,31 @@ def test_requests(name: str) -> None:
         asked = event.type.removeprefix(PREFIX) in {"created", "canceled"}
         assert (request["id"] is not None) is asked
         assert (request["idempotency_key"] is not None) is asked
+
+
+@every_lifecycle
+def test_thin_events(name: str) -> None:
+    """A thin event has the keys of a real one, another id, and the second of the snapshot event."""
+    real = json.loads((FIXTURES / "thin_event.json").read_text())
+    for event in events_of(name):
+        thin = thin_event(event, random=Random(5))
+        ours = json.loads(thin.body)
+        assert set(ours) == set(real)
+        assert set(ours["related_object"]) == set(real["related_object"])
+        assert (thin.session_id, thin.created) == (event.session_id, event.created)
+        understood = parse(VerifiedPayload(thin.body, ""))
+        assert understood == ThinEvent(
+            event_id=thin.id,
+            event_type=f"v1.{event.type}",
+            created=event.created,
+            is_live=False,
+            context=None,
+            session_id=event.session_id,
+            snapshot_event_id=None,
+        )
+        assert (ours["reason"] is None) is (json.loads(event.body)["request"]["id"] is None)
+        assert thin.id != event.id
+        assert "client_secret" not in thin.body.decode()
 
 
 # What the service makes of them
