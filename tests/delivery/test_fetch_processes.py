@@ -18,6 +18,7 @@ from service.storage.connections import Connections
 from service.stripe.events import Event
 from service.transitions import stream_entry
 from service.transitions.transition import Origin, StatusTransition, make_change
+from tests.support import roles
 from tests.support.admissions import make_event, make_notification
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.workers import Deployment
@@ -95,6 +96,7 @@ class Workers:
         keys = self._deployment.keys
         self._deployment.client.delete(*self._deployment.lease_keys(FETCH), keys.workers(FETCH))
         url = self._deployment.settings.redis_url.reveal()
+        url = roles.as_user(url, roles.WORKER) if roles.are_wanted() else url
         started = subprocess.Popen([sys.executable, "-c", PROGRAM, url, killed_at])
         self._running.append(started)
         return started

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.delivery import dead_letters
+from service.delivery import dead_letters, maintenance
 from service.delivery.consumer_groups import (
     Group,
     Lag,
@@ -23,6 +23,7 @@ from service.errors import Undeliverable, Unreachable
 from service.parsers import FETCH
 from service.secret import Secret
 from service.storage.connections import Connections
+from service.telemetry import metrics
 from service.transitions.thin_notification import Notification
 from tests.support.transitions import stored_notification
 from tests.support.waiting import until
@@ -138,9 +139,10 @@ async def test_fetch_has_limits_of_its_own(
 
 
 async def test_a_refused_account_stops_only_its_own(
-    deployment: Deployment, connections: Connections
+    deployment: Deployment, connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is about another account is fetched; when the account is back, so is the rest."""
+    monkeypatch.setattr(maintenance, "MEASURE_EVERY_S", 0.0)
     is_refused = True
 
     async def act(notification: Notification) -> None:
@@ -155,6 +157,8 @@ async def test_a_refused_account_stops_only_its_own(
     await until(lambda: len(fetching.taken) == 40)
     assert {one.context for one in fetching.taken} == {None}
     await until(lambda: bool(deployment.client.exists(deployment.keys.circuit(FETCH))))
+    await until(lambda: metrics.LAG_ENTRIES.labels(FETCH)._value.get() == 40)
+    assert metrics.OLDEST_SECONDS.labels(FETCH)._value.get() > 0
 
     is_refused = False
     await until(lambda: noted(deployment) == 0)

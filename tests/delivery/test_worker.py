@@ -18,6 +18,7 @@ import structlog.testing
 from service.config import Settings
 from service.delivery import maintenance, retention, stream_watcher, worker
 from service.delivery.consumer_groups import create_groups
+from service.parsers import FETCH
 from service.runtime.embedded_redis import EmbeddedServer
 from service.secret import Secret
 from service.storage import clients
@@ -170,7 +171,7 @@ async def test_a_distant_redis_and_many_partitions(
     redis_server: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """256 partitions, two handlers, Redis 20 ms away: no lease is lost, no delivery repeated.
+    """256 partitions, three handlers, Redis 20 ms away: no lease is lost, no delivery repeated.
 
     With as few connections and as little patience as in service.
     """
@@ -181,14 +182,16 @@ async def test_a_distant_redis_and_many_partitions(
         settings = make_settings(
             **{**SETTINGS, "redis_url": Secret(proxy.url), "partitions": 256},
             handlers=("log", "other"),
+            stripe_api_key=(Secret("rk_test_1"),),
         )
         async with connect(settings.redis_url) as connections:
             with redis.Redis.from_url(redis_server.url) as client:
                 deployment = Deployment(settings, client)
-                await create_groups(connections, deployment.keys, settings.handlers)
+                await create_groups(connections, deployment.keys, settings.all_handlers)
                 proxy.delay_s = 0.04
                 logs = {name: CallLog() for name in settings.handlers}
                 handlers = {name: log.handler() for name, log in logs.items()}
+                handlers[FETCH] = CallLog().handler()
                 with structlog.testing.capture_logs() as lines:
                     one = deployment.start(connections, handlers)
                     for _ in range(10):
@@ -196,7 +199,9 @@ async def test_a_distant_redis_and_many_partitions(
                         await asyncio.sleep(0.2)
                     for log in logs.values():
                         await until(lambda: len(log.returns) >= len(deployment.admitted))  # noqa: B023
-                    assert [held(one, name) for name in handlers] == [256, 256]
+                    assert [held(one, name) for name in handlers] == [256, 256, 256]
+                    # A read of transitions and one of notifications in each partition.
+                    await until(lambda: client.info("clients")["blocked_clients"] == 512)
                     await deployment.stop(one)
                 assert not deployment.pending()
     assert not [line for line in lines if line["event"] in LOSSES]
