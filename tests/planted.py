@@ -184,6 +184,13 @@ MUTANTS = (
         "inbox/test_admission_machine.py",
     ),
     Mutant(
+        "a copy of a notification is answered without a write that WAIT could cover",
+        _ADMIT,
+        "  redis.call('SET', noted, known or nonce, 'EX', NOTED_S)\n",
+        "  if not known then redis.call('SET', noted, nonce, 'EX', NOTED_S) end\n",
+        "inbox/test_notifications.py",
+    ),
+    Mutant(
         "old notifications are queued",
         _ADMIT,
         "    if tonumber(created) < min_created then return answer(",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 import structlog.testing
 
 from service.config import DAY_S
-from service.storage.scripts import NO_NEEDS, Needs, ScriptCall
+from service.storage.scripts import NO_NEEDS, Needs, Script, ScriptCall
 from tests.support.admissions import (
     CREATED,
     DEADLINE_S,
+    NOW,
     SESSION_ID,
     InspectedInbox,
     OpenInbox,
@@ -52,6 +54,32 @@ async def test_a_notification_is_remembered_longer_than_stripe_retries(
         await inbox.note(THIN)
         assert 4 * DAY_S - 60 < await inbox.client.ttl(key) <= 4 * DAY_S
         await inbox.client.expire(key, 5)
+
+
+async def test_every_answer_to_a_known_notification_is_a_write(inbox: InspectedInbox) -> None:
+    """A duplicate and a repeated answer write, so that WAIT covers the first write too."""
+    script = Script("service.inbox", "admit.lua")
+    partition = inbox.keys.partition(SESSION_ID)
+    keys = [
+        inbox.keys.layout_in(partition),
+        inbox.keys.notifications(partition),
+        inbox.keys.noted(partition, "evt_1"),
+    ]
+    policy = [int(time.time()), 0, 0, 300, inbox.keys.layout_copy, 5, 9**9, 9]
+
+    async def call(nonce: str) -> tuple[bytes, int]:
+        before = await changes()
+        asked = ["evt_1", nonce, NOW, "", "n", "", "", "{}"]
+        [reply] = await inbox.client.eval(script.source, 3, *keys, *policy, *asked)
+        return reply, await changes() - before
+
+    async def changes() -> int:
+        return int((await inbox.client.info("persistence"))["rdb_changes_since_last_save"])
+
+    assert await call("mine") == (b"queued 0 - ", 2)
+    assert await call("mine") == (b"queued 0 - ", 1)
+    assert await call("another") == (b"duplicate 0 - ", 1)
+    assert await call("mine") == (b"queued 0 - ", 1)
 
 
 async def test_nothing_of_a_session_is_touched(inbox: InspectedInbox) -> None:
