@@ -66,7 +66,7 @@ def worst_by_promise(found: Sequence[Finding]) -> list[tuple[Promise, Severity, 
         worst = max(
             (finding.severity for finding in about), key=RANKS.__getitem__, default=Severity.FINE
         )
-        named = [finding.name for finding in about if finding.severity is worst]
+        named = dict.fromkeys(finding.name for finding in about if finding.severity is worst)
         rows.append((promise, worst, "" if worst is Severity.FINE else ", ".join(named)))
     return rows
 

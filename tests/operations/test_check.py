@@ -74,6 +74,7 @@ def test_each_promise_has_its_worst_severity() -> None:
         Finding("clock", Severity.FATAL, (Promise.AUTHENTIC, Promise.ONCE), ""),
         Finding("fsync", Severity.WARNING, (Promise.DURABLE, Promise.ONCE), ""),
         Finding("memory", Severity.WARNING, (Promise.DURABLE,), ""),
+        Finding("memory", Severity.WARNING, (Promise.DURABLE,), "again"),
         Finding("eviction", Severity.FINE, (Promise.FORWARD_ONLY,), ""),
     ]
     assert check.worst_by_promise(findings) == [
