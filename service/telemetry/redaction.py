@@ -78,7 +78,7 @@ def sanitize(fields: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
 def is_clean(line: bytes, keys: tuple[Any, ...]) -> bool:
     """Say whether `sanitize` would leave a flat JSON object as it is, which is the usual case.
 
-    Without this shortcut an event costs 20 % more CPU.
+    Without this shortcut an event costs 21 % more instructions.
 
     Args:
         line: The object, encoded.
@@ -87,10 +87,9 @@ def is_clean(line: bytes, keys: tuple[Any, ...]) -> bool:
     return (
         0 < len(line) < MAX_CHARACTERS
         and not line[1:-1].translate(None, _CLEAN_CHARACTERS)
-        # `find`, because `in` first tries its operand as a number and costs twice as much.
-        and line.find(b"k_") < 0
-        and line.find(b"whsec_") < 0
-        and line.find(b"_secret_") < 0
+        and b"k_" not in line
+        and b"whsec_" not in line
+        and b"_secret_" not in line
         and _are_clean(keys)
     )
 
