@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import time
-from binascii import b2a_base64
 from collections.abc import Awaitable, Sequence
 from enum import StrEnum
 from itertools import chain, count
@@ -295,9 +295,9 @@ def _reason(error: Exception) -> UnavailableReason:
     return error.reason if isinstance(error, Unavailable) else unavailable_reason(error)
 
 
-def _nonce() -> bytes:
+def _nonce() -> str:
     """Return 8 characters that mark all attempts for one request; they are no secret."""
-    return b2a_base64(random.getrandbits(48).to_bytes(6, "big"), newline=False)
+    return secrets.token_urlsafe(6)
 
 
 def _admission(answer: bytes, request: _Request) -> Admission | Unavailable:
