@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import NamedTuple
 
 import msgspec
 
@@ -85,35 +84,18 @@ def verify(
         raise Rejected(RejectionReason.TIMESTAMP_TOO_OLD)
     if age_s < -tolerance_s:
         raise Rejected(RejectionReason.TIMESTAMP_TOO_NEW)
-    return VerifiedPayload(body, matched.fingerprint)
+    return VerifiedPayload(body, fingerprint(matched))
 
 
 def sign(body: bytes, secret: Secret[bytes], timestamp: int) -> str:
     """Return the `Stripe-Signature` header value for *body* at *timestamp* (Unix seconds)."""
-    signed = b"%d.%b" % (timestamp, body)
-    return f"t={timestamp},v1={hmac.digest(secret.reveal(), signed, 'sha256').hex()}"
-
-
-def fingerprint(secret: Secret[bytes]) -> str:
-    """Return the name under which a secret may be logged: 8 hex digits of its SHA-256."""
-    return _signing_key(secret).fingerprint
-
-
-class _SigningKey(NamedTuple):
-    """A secret and its HMAC state, which is copied for each body instead of computed again."""
-
-    keyed: hmac.HMAC
-    fingerprint: str
-
-    def __repr__(self) -> str:
-        return f"_SigningKey({self.fingerprint})"
+    return f"t={timestamp},v1={_digest(b'%d.%b' % (timestamp, body), secret).decode()}"
 
 
 @lru_cache(maxsize=1024)
-def _signing_key(secret: Secret[bytes]) -> _SigningKey:
-    value = secret.reveal()
-    keyed = hmac.new(value, digestmod="sha256")
-    return _SigningKey(keyed, hashlib.sha256(value).hexdigest()[:8])
+def fingerprint(secret: Secret[bytes]) -> str:
+    """Return the name under which a secret may be logged: 8 hex digits of its SHA-256."""
+    return hashlib.sha256(secret.reveal()).hexdigest()[:8]
 
 
 def _parse_header(header: bytes) -> tuple[bytes, list[bytes]]:
@@ -141,18 +123,19 @@ def _parse_header(header: bytes) -> tuple[bytes, list[bytes]]:
 
 def _match(
     signed: bytes, signatures: Sequence[bytes], secrets: Sequence[Secret[bytes]]
-) -> _SigningKey | None:
-    """Return the key that made one of *signatures*.
+) -> Secret[bytes] | None:
+    """Return the secret that made one of *signatures*.
 
     Every pair is compared even after a match, so that the time taken reveals nothing.
     """
-    matched: _SigningKey | None = None
+    matched: Secret[bytes] | None = None
     for secret in secrets:
-        key = _signing_key(secret)
-        keyed = key.keyed.copy()
-        keyed.update(signed)
-        expected = keyed.hexdigest().encode()
+        expected = _digest(signed, secret)
         for signature in signatures:
             if hmac.compare_digest(expected, signature) and matched is None:
-                matched = key
+                matched = secret
     return matched
+
+
+def _digest(signed: bytes, secret: Secret[bytes]) -> bytes:
+    return hmac.digest(secret.reveal(), signed, "sha256").hex().encode()
