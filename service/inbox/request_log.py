@@ -63,9 +63,9 @@ class _TurnCounts:
     def add_to_metrics(self, now: float) -> None:
         """Add all to the metrics; *now* is Unix time in seconds."""
         for (outcome, event_type), times in Counter(self.events).items():
-            metrics.events(outcome, event_type).inc(times)
+            metrics.EVENTS.labels(outcome, event_type).inc(times)
         for fingerprint, times in Counter(self.secrets).items():
-            metrics.secret_matches(fingerprint).inc(times)
+            metrics.SECRET_MATCHES.labels(fingerprint).inc(times)
         metrics.RECEIVE_SECONDS.observe_all(self.durations_s)
         metrics.BODY_BYTES.observe_all(self.body_bytes)
         metrics.EVENT_AGE_SECONDS.observe_all(self.ages_s)
@@ -80,11 +80,11 @@ class RequestLog:
         self._entries: list[Entry] = []
         # Prometheus sees no increase in a series that appears with its first count.
         for reason in (*RejectionReason, *UnavailableReason):
-            metrics.events(reason, metrics.OTHER_TYPE)
+            metrics.EVENTS.labels(reason, metrics.OTHER_TYPE)
         for event_type in _WORDS:
-            metrics.events(Outcome.IGNORED, event_type)
-            metrics.events(Outcome.EXPIRED, event_type)
-        metrics.events(Outcome.EXPIRED, metrics.OTHER_TYPE)
+            metrics.EVENTS.labels(Outcome.IGNORED, event_type)
+            metrics.EVENTS.labels(Outcome.EXPIRED, event_type)
+        metrics.EVENTS.labels(Outcome.EXPIRED, metrics.OTHER_TYPE)
         # Bound once: structlog's lazy logger would bind itself anew for every line.
         self._log = log.bind()
 

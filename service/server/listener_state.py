@@ -48,5 +48,5 @@ class ListenerState:
         """Count and log the shed requests together: one by one they would cost more."""
         count, self.shed = self.shed, 0
         if count:
-            metrics.events(UnavailableReason.BUSY, metrics.OTHER_TYPE).inc(count)
+            metrics.EVENTS.labels(UnavailableReason.BUSY, metrics.OTHER_TYPE).inc(count)
             log.error("requests.shed", reason=UnavailableReason.BUSY, requests=count)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Collection, Sequence
-from functools import cache, partial
+from functools import partial
 
 from prometheus_client import (
     GC_COLLECTOR,
@@ -276,18 +276,6 @@ STRIPE_FINDING_SEVERITY = Gauge(
 )
 
 _loaded_secrets: set[tuple[str, str]] = set()
-
-
-@cache
-def events(outcome: str, event_type: str) -> Counter:
-    """Return the child of `EVENTS` with these labels, cached."""
-    return EVENTS.labels(outcome, event_type)
-
-
-@cache
-def secret_matches(fingerprint: str) -> Counter:
-    """Return the child of `SECRET_MATCHES` with this label, cached."""
-    return SECRET_MATCHES.labels(fingerprint)
 
 
 def set_loaded_secrets(loaded: Collection[tuple[str, str]]) -> None:

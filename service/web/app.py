@@ -167,7 +167,7 @@ class _Webhook:
         try:
             outcome = await self._outcome(scope["path_params"].get("endpoint"), headers, receive)
         except _ClientDisconnected:
-            metrics.events("client_left", metrics.OTHER_TYPE).inc()
+            metrics.EVENTS.labels("client_left", metrics.OTHER_TYPE).inc()
             return
         await _respond(send, outcome)
         duration_s = time.perf_counter() - started

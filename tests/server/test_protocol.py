@@ -252,7 +252,7 @@ async def test_an_answered_request_is_not_answered_again() -> None:
 async def test_under_overload_requests_are_shed() -> None:
     """Without available slots a POST gets a 503 at once, and keeps its connection."""
     gate, busy = Gate(), [True]
-    before = metrics.events("busy", metrics.OTHER_TYPE)._value.get()
+    before = metrics.EVENTS.labels("busy", metrics.OTHER_TYPE)._value.get()
     async with (
         listening(echo_app(gate), available_slots=lambda: 0 if busy[0] else 1) as listener,
         connected(listener.port) as (reader, writer),
@@ -269,7 +269,7 @@ async def test_under_overload_requests_are_shed() -> None:
         writer.write(post())
         assert await answer(reader) == (200, b"x")
     # The listener reports the last ones when it stops.
-    assert metrics.events("busy", metrics.OTHER_TYPE)._value.get() - before == 3
+    assert metrics.EVENTS.labels("busy", metrics.OTHER_TYPE)._value.get() - before == 3
 
 
 async def test_requests_of_one_loop_turn_get_no_more_slots_than_there_are() -> None:

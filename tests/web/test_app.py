@@ -168,7 +168,7 @@ async def test_a_thin_event_without_an_api_key_is_a_503(
     open_app: OpenApp, log: Log, word: str
 ) -> None:
     """Without a key of its mode it cannot be fetched: 503, with its reason in log and metric."""
-    child = metrics.events("api_key_missing", metrics.OTHER_TYPE)
+    child = metrics.EVENTS.labels("api_key_missing", metrics.OTHER_TYPE)
     before = child._value.get()
     async with open_app(stripe_api_key=API_KEYS[:1]) as client:
         assert_response(await post_event(client, thin_event(word)), 503, error="unavailable")
@@ -346,7 +346,7 @@ async def test_a_client_may_disconnect(
 ) -> None:
     """A client that disconnects in mid-body is counted, and not logged."""
     app, _ = webhook_app(connections, settings)
-    child = metrics.events("client_left", "other")
+    child = metrics.EVENTS.labels("client_left", "other")
     before = child._value.get()
     async with listening(app) as listener:
         async with connected(listener.port) as (_, writer):
@@ -409,7 +409,7 @@ WRONG_PATHS = {
 async def test_a_wrong_url_at_stripe_is_named(open_app: OpenApp, log: Log, path: str) -> None:
     """A path below ours has a reason, a log line and a count, none of which repeats the path."""
     word = WRONG_PATHS[path]
-    child = metrics.events(word, metrics.OTHER_TYPE)
+    child = metrics.EVENTS.labels(word, metrics.OTHER_TYPE)
     before = child._value.get()
     async with open_app(secrets={"": (SECRET,), "acme": (SECRET,)}) as client:
         url = httpx2.URL("http://tests", raw_path=path.encode())

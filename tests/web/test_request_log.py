@@ -154,7 +154,7 @@ async def test_a_line_for_each_thin_event(open_app: OpenApp, log: Log) -> None:
     """Queued or not, a thin event has one line; it counts as an event of its type and age."""
     metrics.LAST_EVENT.set(0)
     body = thin_event("verified", context="acct_1", created=NOW - 7)
-    child = metrics.events("queued", "verified")
+    child = metrics.EVENTS.labels("queued", "verified")
     before = child._value.get(), sample("idv_event_age_seconds_count")
     secrets = {"": (SECRET,), "acme": (SECRET,)}
     async with open_app(stripe_api_key=(Secret("sk_test_x"),), secrets=secrets) as client:
