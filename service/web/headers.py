@@ -6,7 +6,6 @@ It does not know what they mean: signatures are verified in `stripe`, traces con
 
 from __future__ import annotations
 
-import itertools
 import re
 import secrets
 from collections.abc import Sequence
@@ -16,10 +15,6 @@ _REQUEST_ID = re.compile(rb"[0-9a-fA-F-]{8,64}")
 _TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
-
-# Our own request ids: unique among processes, and cheaper than a UUID for each request.
-_PROCESS_ID = secrets.token_hex(4)
-_NUMBERS = itertools.count()
 
 
 class Headers:
@@ -53,7 +48,7 @@ class Headers:
     def request_id(self) -> str:
         """The load balancer's id of the request, else one of our own."""
         if self._request_id is None:
-            self._request_id = f"{_PROCESS_ID}{next(_NUMBERS):08x}"
+            self._request_id = secrets.token_hex(8)
         return self._request_id
 
 
