@@ -122,34 +122,19 @@ class ClosingProtocol(HttpToolsProtocol):
             self._close_with(IDLE if self._state is State.IDLE else BUSY)
 
     def _enter(self, state: State) -> None:
-        """Enter *state*; its deadline counts from now on.
-
-        A connection that is used alternates between ANSWERING and IDLE. One timer runs through
-        all that, and finds out when it fires how long the connection has been idle: a timer for
-        each request costs 2.5 % of the CPU of an event.
-        """
+        """Enter *state*; its deadline counts from now on."""
         if self._state is state is State.RECEIVING:
             # The deadline is for the whole request: a byte now and then does not move it.
             return
         self._state = state
-        if state is State.ANSWERING or state is State.CLOSING:
-            return
         self._since = self.loop.time()
-        if state is not State.IDLE:
-            self._cancel_timer()
-        if self._timer is None:
-            self._timer = self.loop.call_later(self._deadlines_s[state], self._on_timer)
+        self._cancel_timer()
+        if state in self._deadlines_s:
+            self._timer = self.loop.call_later(self._deadlines_s[state], self._on_deadline)
 
-    def _on_timer(self) -> None:
-        """End what has been in one state for too long."""
-        self._timer = None
-        deadline_s = self._deadlines_s.get(self._state)
-        if deadline_s is None:
-            return
-        left_s = self._since + deadline_s - self.loop.time()
-        if left_s > 0:
-            self._timer = self.loop.call_later(left_s, self._on_timer)
-        elif self._state is State.RECEIVING:
+    def _on_deadline(self) -> None:
+        """End a connection that has been in one state for too long."""
+        if self._state is State.RECEIVING:
             self._close_with(TOO_SLOW)
         else:
             self.transport.close()
