@@ -313,9 +313,9 @@ MUTANTS = (
     ),
     Mutant(
         "a final status cannot be reversed",
-        "service/transitions/lifecycle.py",
-        "        + created * _SECOND_UNIT\n",
-        "        + created * _SECOND_UNIT + (session.status in FINAL) * 5 * 10**11\n",
+        "service/transitions/ordering.py",
+        "_redaction_rank(change) * _REDACTION_UNIT + created",
+        "_redaction_rank(change) * _REDACTION_UNIT + (created + (step_rank == 3) * 10**9)",
         "inbox/test_admission_lives.py",
     ),
     Mutant(

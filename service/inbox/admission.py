@@ -44,7 +44,8 @@ from ..storage.scripts import Needs, Script, ScriptCall, UnsafeConfigError
 from ..stripe.events import Event
 from ..telemetry import metrics
 from ..transitions import stream_entry, thin_notification
-from ..transitions.lifecycle import FINAL, SKEW_S, created_at, is_step, order_key, state_hash
+from ..transitions.lifecycle import FINAL
+from ..transitions.ordering import SKEW_S, created_at, is_step, order_key, state_hash
 from ..transitions.thin_notification import Notification
 from ..transitions.transition import SessionChange
 from .full_streams import FullStreamTrimmer, Stream
@@ -196,9 +197,9 @@ class Inbox:
                 event.id,
                 _nonce(),
                 event.created,
-                order_key(event.type, event.created, session),
-                _kind(change, session.status),
-                state_hash(event.type, session),
+                order_key(change, event.created),
+                _kind(change),
+                state_hash(change),
                 change.current,
                 stream_entry.pack(change),
             ),
@@ -285,9 +286,9 @@ class Inbox:
         return Unavailable(self._reason)
 
 
-def _kind(change: SessionChange, status: str) -> str:
+def _kind(change: SessionChange) -> str:
     """Return the kind of an event: a step or a result, in capitals where its status is final."""
-    kind = "s" if is_step(change.event_type, status) else "r"
+    kind = "s" if is_step(change) else "r"
     return kind.upper() if change.current in FINAL else kind
 
 

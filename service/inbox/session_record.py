@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from ..transitions import stream_entry
-from ..transitions.lifecycle import created_at
+from ..transitions.ordering import created_at
 from ..transitions.transition import StatusTransition
 
 MAX_LOOKUPS = 50

@@ -23,7 +23,8 @@ from service.storage.layout import Keys
 from service.storage.scripts import Script
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
-from service.transitions.lifecycle import FINAL, SKEW_S, is_step, order_key, state_hash
+from service.transitions.lifecycle import FINAL
+from service.transitions.ordering import SKEW_S, is_step, order_key, state_hash
 from service.transitions.stream_entry import pack
 from service.transitions.transition import make_change
 from tests.bench.candidates import ALL, OTHERS_CORE, Running, cpu_s, on_core, resident_mib, running
@@ -179,10 +180,10 @@ def _arguments(body: bytes) -> tuple[bytes, tuple[Any, ...]]:
     event = parse(VerifiedPayload(body, "01234567"))
     assert isinstance(event, Event)
     change = make_change(event)
-    key = order_key(event.type, event.created, event.session)
-    kind = "s" if is_step(event.type, event.session.status) else "r"
+    key = order_key(change, event.created)
+    kind = "s" if is_step(change) else "r"
     kind = kind.upper() if change.current in FINAL else kind
-    judged_by = event.created, key, kind, state_hash(event.type, event.session), change.current
+    judged_by = event.created, key, kind, state_hash(change), change.current
     return pack(change), judged_by
 
 

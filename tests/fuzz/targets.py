@@ -23,7 +23,7 @@ from service.stripe.signatures import VerifiedPayload, verify
 from service.stripe.verification_report import VerificationReport
 from service.stripe.verification_session import VerificationSession
 from service.transitions import cloudevents, stream_entry, thin_notification
-from service.transitions.lifecycle import created_at, order_key, state_hash
+from service.transitions.ordering import created_at, order_key, state_hash
 from service.transitions.thin_notification import make_notification
 from service.transitions.transition import SessionChange, make_change
 from tests.support.programs import FIXTURES
@@ -107,10 +107,10 @@ def _check_thin(event: ThinEvent) -> None:
 def _check_delivered(event: Event) -> None:
     """Check an event's order key, and that what it says reaches a handler unchanged."""
     change = make_change(event)
-    key = order_key(event.type, event.created, event.session)
+    key = order_key(change, event.created)
     assert 0 <= key < 2**53
     assert created_at(key) == event.created
-    assert re.fullmatch("[0-9a-f]{16}", state_hash(event.type, event.session))
+    assert re.fullmatch("[0-9a-f]{16}", state_hash(change))
     stored = {
         b"change": stream_entry.pack(change),
         b"previous": b"",

@@ -207,7 +207,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def nonces_of(call: ScriptCall) -> list[str]:
         """Return the nonce that goes with each event of a call."""
         nonces = call.arguments[ARGUMENTS_BEFORE_EVENTS + NONCE :: ARGUMENTS_PER_EVENT]
-        return [nonce.decode() for nonce in nonces if isinstance(nonce, bytes)]
+        return [str(nonce) for nonce in nonces]
 
     @staticmethod
     def words(answer: Admission | BaseException) -> Answer:

@@ -29,8 +29,8 @@ from service.storage.connections import Connections
 from service.storage.layout import Keys
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload, verify
-from service.transitions.lifecycle import order_key
-from service.transitions.transition import SELFTEST_PREFIX, is_selftest
+from service.transitions.ordering import order_key
+from service.transitions.transition import SELFTEST_PREFIX, is_selftest, make_change
 from tests.support.depth import takes_long
 from tests.support.harness import SECRET, WEBHOOK, http_get, listening
 from tests.support.processes import Process, Sandbox, open_sandbox
@@ -88,7 +88,7 @@ class Endpoint:
         if event.id in self._known and "admits twice" not in self._flaws:
             return "duplicate"
         self._known.add(event.id)
-        at = order_key(event.type, event.created, event.session)
+        at = order_key(make_change(event), event.created)
         if at < self._keys_of.get(event.session.id, 0) and "sets back" not in self._flaws:
             return "late"
         self._keys_of[event.session.id] = at

@@ -22,9 +22,8 @@ from service.transitions.lifecycle import (
     STEP_RANKS,
     is_expected,
     is_reversal,
-    order_key,
-    state_hash,
 )
+from service.transitions.ordering import order_key, state_hash
 from service.transitions.transition import make_change
 from tests.support.programs import FIXTURES
 
@@ -326,8 +325,8 @@ def test_every_step_moves_on(name: str) -> None:
     """Every step has a higher order key and another state hash than the one before."""
     for seed in range(20):
         events = parsed(name, seed)
-        keys = [order_key(event.type, event.created, event.session) for event in events]
-        hashes = [state_hash(event.type, event.session) for event in events]
+        keys = [order_key(make_change(event), event.created) for event in events]
+        hashes = [state_hash(make_change(event)) for event in events]
         assert keys == sorted(set(keys))
         assert all(before != after for before, after in pairwise(hashes))
 
