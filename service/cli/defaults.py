@@ -117,7 +117,8 @@ async def open_deployment(handler: str | None = None) -> AsyncIterator[tuple[Con
     all is well, so each of them is an error.
 
     Args:
-        handler: A handler that must exist there: it is configured, or has a consumer group.
+        handler: A handler that must exist there: it is configured, or `fetch`, or has a consumer
+            group.
 
     Raises:
         ConfigError: It has another layout, nothing was ever stored there, or no such handler.
@@ -129,7 +130,7 @@ async def open_deployment(handler: str | None = None) -> AsyncIterator[tuple[Con
         if not await layout.is_claimed(connections, keys):
             where = f"{settings.redis_prefix} at {display_address(settings.redis_url)}"
             raise ConfigError([f"REDIS_PREFIX: nothing was ever stored under {where}"])
-        if handler is not None and handler not in settings.all_handlers:
+        if handler not in (None, FETCH, *settings.handlers):
             names = await consumer_groups.group_names(connections, keys)
             if handler not in names:
                 known = ", ".join(sorted({*settings.all_handlers, *names}))

@@ -59,17 +59,12 @@ def work(names: str | None) -> None:
     """
     settings = Settings.from_environ(os.environ)
     _configure_logging(settings)
-    chosen = _all_handlers(settings) if names is None else tuple(names.split(","))
+    chosen = settings.all_handlers if names is None else tuple(names.split(","))
     if FETCH in chosen and not settings.stripe_api_key:
         raise ConfigError([f"--handlers: {FETCH} needs STRIPE_API_KEY"])
     if unknown := sorted(set(chosen) - {*settings.handlers, FETCH}):
         raise ConfigError([f"--handlers: {name} is not among HANDLERS" for name in unknown])
     process.run(settings, os.environ, receive=False, work=chosen)
-
-
-def _all_handlers(settings: Settings) -> tuple[str, ...]:
-    """Return the names of all handlers that a process with these settings can run."""
-    return (*settings.handlers, FETCH) if settings.stripe_api_key else settings.handlers
 
 
 def _run_dev(environ: dict[str, str]) -> None:
@@ -86,7 +81,7 @@ def _run_dev(environ: dict[str, str]) -> None:
             settings,
             environ,
             receive=True,
-            work=_all_handlers(settings),
+            work=settings.all_handlers,
             print_tracebacks=True,
             on_started=lambda ports: _print_welcome(ports, makes_secret=makes_secret),
         )

@@ -48,7 +48,7 @@ from .calls import HandlerCalls
 from .consumer import Attempts, Consumer, Delivery, Missing
 from .leases import LeaseLostError
 from .retries import CircuitBreaker, CircuitBreakers, RetryPolicy
-from .sources import Item, describe
+from .sources import Item, log_fields
 
 # Deliveries whose outcome no worker recorded: each of those workers may have died of the entry.
 MAX_DELIVERIES_WITHOUT_OUTCOME = 5
@@ -262,5 +262,5 @@ class Deliverer:
         """Return what log lines may say about a session's first entry."""
         delivery = session.first
         item = delivery.item
-        described = {"entry_id": delivery.entry_id} if item is None else describe(item)
+        described = {"entry_id": delivery.entry_id} if item is None else log_fields(item)
         return {"handler": self._name, **described}

@@ -60,7 +60,7 @@ def source_of(handler: str) -> Source:
     return NOTIFICATIONS if handler == FETCH else TRANSITIONS
 
 
-def describe(item: Item) -> dict[str, str | int]:
+def log_fields(item: Item) -> dict[str, str | int]:
     """Return what log lines and spans may say about an item."""
     described: dict[str, str | int] = {"event_id": item.event_id, "session_id": item.session_id}
     if isinstance(item, StatusTransition):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..delivery.sources import Item, describe
+from ..delivery.sources import Item, log_fields
 from ..handlers import AnyHandler, wrap
 from ..inbox.receiver import Receipt, Receiver
 from ..secret import Secret
@@ -67,7 +67,7 @@ def trace_handlers(tracing: Tracing, handlers: Mapping[str, AnyHandler]) -> dict
 
 def _trace(tracing: Tracing, name: str, handler: AnyHandler) -> AnyHandler:
     async def handle(item: Item, /) -> None:
-        attributes = {**describe(item), "event_type": item.event_type}
+        attributes = {**log_fields(item), "event_type": item.event_type}
         with tracing.handler_span(name, item.traceparent or None, attributes):
             await handler(item)
 

@@ -288,7 +288,7 @@ def test_the_letters_of_fetch_hold_notifications(operator: Operator) -> None:
     partition = KEYS.partition("vs_1")
     letter = {"entry_id": "1-0", "reason": "exhausted", "error": "ValueError", "attempts": 3}
     stored = stored_notification("vs_1", 1, context="acct_1")
-    operator.run("dead", "list", FETCH, code=2)
+    assert operator.run("dead", "list", FETCH, "--json") == []
     operator.client.xgroup_create(KEYS.notifications(partition), FETCH, "0", mkstream=True)
     operator.client.xadd(KEYS.dead_letters(partition, FETCH), stored | letter)
 
@@ -313,7 +313,6 @@ def test_fetch_is_listed_and_retired(operator: Operator) -> None:
     operator.client.xadd(stream, stored_notification("vs_1", 1))
     [row] = operator.run("handlers", "list", "--json")
     assert (row["handler"], row["lag"]) == (FETCH, 1)
-    operator.client.xgroup_create(stream, FETCH, "0")
 
     operator.run("handlers", "retire", FETCH, "--yes", code=2, STRIPE_API_KEY="rk_live_1")
     assert b"STRIPE_API_KEY is set" in operator.err

@@ -145,6 +145,10 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
         assert (receiver.stop(), worker.stop()) == (0, 0)
         # A worker without heartbeats is forgotten after a while, or when it says goodbye.
         run("handlers", "retire", "failing:open", "--yes", HANDLERS="log")
+        # The worker had no key, so the thin event still waits.
+        assert b"fetch" in run("handlers", "list")
+        run("handlers", "retire", "fetch", "--yes")
+        assert b"fetch" not in run("handlers", "list")
     assert _refused(guarded) == []
 
 
