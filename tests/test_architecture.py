@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -79,7 +79,22 @@ def _name(path: Path) -> str:
 PATHS = {_name(path): path for path in sorted(SERVICE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text()) for name, path in PATHS.items()}
 SCRIPTS = sorted(SERVICE.rglob("*.lua"))
-every_module = pytest.mark.parametrize("name", TREES)
+
+
+def every_module(rule: Callable[[str], None]) -> Callable[[], None]:
+    """Return one test of a rule for modules; its failure names those that break the rule."""
+
+    def test() -> None:
+        broken = []
+        for name in TREES:
+            try:
+                rule(name)
+            except AssertionError as error:
+                broken.append(f"{name}: {error}")
+        assert not broken, "\n".join(broken)
+
+    test.__doc__ = rule.__doc__
+    return test
 
 
 def package(name: str) -> str:

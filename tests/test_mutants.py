@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.mutants import mutated
-from tests.planted import MUTANTS, Mutant
+from tests.planted import MUTANTS
 
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.bug.replace(" ", "_"))
-def test_every_bug_can_be_planted(mutant: Mutant) -> None:
+def test_every_bug_can_be_planted() -> None:
     """The text a bug replaces stands in its file exactly once, and who should notice exists."""
-    assert mutant.new in mutated(mutant)
-    for target in mutant.tests.split():
-        assert (TESTS / target.partition("::")[0]).is_file()
+    for mutant in MUTANTS:
+        assert mutant.new in mutated(mutant), mutant.bug
+        for target in mutant.tests.split():
+            assert (TESTS / target.partition("::")[0]).is_file(), mutant.bug
 
 
 def test_every_bug_is_another() -> None:
