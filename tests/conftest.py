@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -51,6 +52,15 @@ profiles.register_profile(
 profiles.load_profile("steady")
 # For who only wants to know whether anything is found, not what exactly: `mutants`.
 profiles.register_profile("unshrunk", phases=[Phase.explicit, Phase.reuse, Phase.generate])
+
+# Imports leave no garbage, and six thousand tests are collected.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on the garbage collector runs, and ignores what there is so far."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
