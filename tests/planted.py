@@ -991,4 +991,47 @@ MUTANTS = (
         "",
         "stripe_api/test_endpoints.py",
     ),
+    Mutant(
+        "an event of another session is taken for a notification's",
+        "service/stripe_api/twins.py",
+        "        and event.session.id == notification.session_id\n",
+        "",
+        "stripe_api/test_twins.py",
+    ),
+    Mutant(
+        "a session that is read counts as of the time of the reading",
+        "service/stripe_api/twins.py",
+        '        "created": notification.created,\n',
+        '        "created": int(__import__("time").time()) + 60,\n',
+        "stripe_api/test_twins.py",
+    ),
+    Mutant(
+        "of listed events that look alike any is taken",
+        "service/stripe_api/rounds.py",
+        "            is_unique = times_listed[one.look] == times_waiting[one.look] == 1\n",
+        "            is_unique = times_listed[one.look] >= 1\n",
+        "stripe_api/test_rounds.py",
+    ),
+    Mutant(
+        "one listed event is given to two notifications",
+        "service/stripe_api/rounds.py",
+        "        return self._owners.get(event.event_id, notification).event_id == "
+        "notification.event_id\n",
+        "        return True\n",
+        "stripe_api/test_rounds.py",
+    ),
+    Mutant(
+        "a second that was read in part is taken for whole",
+        "service/stripe_api/rounds.py",
+        "            read_from = first if window.is_complete else window.events[0].created + 1\n",
+        "            read_from = first if window.is_complete else window.events[0].created\n",
+        "stripe_api/test_rounds.py",
+    ),
+    Mutant(
+        "notifications of a refused key become dead letters",
+        "service/stripe_api/fetch.py",
+        "            if error.reason in _OF_ONE:\n",
+        "            if isinstance(error, ApiError):\n",
+        "stripe_api/test_fetch.py::test_what_an_error_means",
+    ),
 )

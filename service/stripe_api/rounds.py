@@ -165,7 +165,7 @@ class _Account:
         self._caller = caller
         self._may_get = may_get
         self._waiting: dict[Turn, _Waiting] = {}
-        self._read_singly: set[Turn] = set()
+        self._being_read: set[Turn] = set()
 
     def wait(self, notification: Notification) -> Turn:
         """Let *notification* wait for its turn."""
@@ -176,7 +176,7 @@ class _Account:
     def leave(self, turn: Turn) -> None:
         """Forget a notification that has its event or gave up."""
         self._waiting.pop(turn, None)
-        self._read_singly.discard(turn)
+        self._being_read.discard(turn)
 
     async def run(self) -> None:
         """Go on with rounds for as long as a notification waits."""
@@ -190,27 +190,33 @@ class _Account:
 
     async def _run_round(self) -> float:
         """Give turns to those that wait; return the seconds until the next round."""
-        are_many = len(self._waiting) + len(self._read_singly) > MAX_SINGLY
+        waiting = sorted(self._waiting.values(), key=lambda one: one.created)
+        are_many = len(waiting) + len(self._being_read) > MAX_SINGLY
         if are_many:
-            await self._try_pages()
-        for one in self._oldest_first()[: MAX_SINGLY - len(self._read_singly)]:
-            self._read_singly.add(one.turn)
+            await self._try_pages(waiting)
+        # Those that came meanwhile were not looked for yet.
+        lacking = [one for one in waiting if one.turn in self._waiting]
+        for one in lacking[: MAX_SINGLY - len(self._being_read)]:
+            self._being_read.add(one.turn)
             self._give(one, None)
         return ROUND_S if are_many else GATHER_S
 
-    async def _try_pages(self) -> None:
+    async def _try_pages(self, waiting: Sequence[_Waiting]) -> None:
         """Read pages. If Stripe refuses, all that wait fail; after a wrong answer they wait on."""
         try:
-            await self._read_pages()
+            await self._read_pages(waiting)
         except Exception as error:  # noqa: BLE001 - each notification receives it
             if isinstance(error, ApiError) and error.reason is ApiErrorReason.UNEXPECTED:
                 return
             for one in [*self._waiting.values()]:
                 self._give(one, error)
 
-    async def _read_pages(self) -> None:
-        """Read the list, newest first, for as long as each page answers a notification or more."""
-        unread = self._oldest_first()
+    async def _read_pages(self, unread: Sequence[_Waiting]) -> None:
+        """Read the list, newest first, for as long as each page answers a notification or more.
+
+        Args:
+            unread: Those that wait, the oldest first.
+        """
         while unread:
             first, last = unread[0].created, unread[-1].created
             window = await read_window(
@@ -252,6 +258,3 @@ class _Account:
             one.turn.set_exception(answer)
         else:
             one.turn.set_result(answer)
-
-    def _oldest_first(self) -> list[_Waiting]:
-        return sorted(self._waiting.values(), key=lambda one: one.created)

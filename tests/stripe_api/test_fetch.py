@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
 from typing import Any
+from unittest import mock
 
 import pytest
 import redis
@@ -16,6 +17,7 @@ from service.config import DAY_S, Settings
 from service.delivery import dead_letters, stream_watcher, worker
 from service.delivery.consumer_groups import create_groups
 from service.delivery.dead_letters import Entry, EntryFilter
+from service.errors import ApiError, ApiErrorReason, Unavailable, UnavailableReason, Unreachable
 from service.handlers import AnyHandler
 from service.inbox import session_record
 from service.inbox.admission import Inbox, Outcome
@@ -268,6 +270,23 @@ async def test_an_answer_that_is_not_what_was_asked_for(
     assert (letter.reason, letter.error, letter.attempts) == ("exhausted", "api_unexpected", 3)
     assert CANARY not in str([logged, letter])
     assert CANARY.encode() not in fetching.dump()
+
+
+@pytest.mark.parametrize("reason", [*ApiErrorReason, *UnavailableReason])
+async def test_what_an_error_means(
+    reason: ApiErrorReason | UnavailableReason, stand_in: StripeStandIn, fetching: Fetching
+) -> None:
+    """Two reasons concern one notification; all others its destination, which is waited for."""
+    error = ApiError(reason) if isinstance(reason, ApiErrorReason) else Unavailable(reason)
+    finding, concerns_one = mock.AsyncMock(side_effect=error), {"api_not_found", "api_unexpected"}
+
+    with (
+        mock.patch.object(fetching.fetcher._rounds, "find", finding),
+        pytest.raises(ApiError if reason in concerns_one else Unreachable, match=reason) as caught,
+    ):
+        await fetching.fetcher(notification_of(create(stand_in)))
+
+    assert str(caught.value) == reason
 
 
 Refusal = Callable[[StripeStandIn, str], Callable[[], None]]

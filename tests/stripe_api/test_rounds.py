@@ -119,6 +119,22 @@ async def test_pages_that_bring_nothing_are_not_read_on(
     assert requests(stand_in)["single"] <= 2 * len(few)
 
 
+async def test_what_comes_while_pages_are_read_waits_for_pages(
+    stand_in: StripeStandIn, rounds: Rounds
+) -> None:
+    """It was not looked for yet."""
+    slow = Fault(kind="slow", path=LIST, times=1, seconds=0.2)
+    stand_in.faults.add(slow)
+    events = make_events(stand_in, 100)
+
+    early = asyncio.ensure_future(find_all(rounds, events[50:]))
+    await until(lambda: slow.times == 0)
+    late = await find_all(rounds, events[:50])
+
+    assert ids([*late, *await early]) == [event.id for event in events]
+    assert requests(stand_in) == {"pages": 2}
+
+
 async def test_nothing_is_listed(stand_in: StripeStandIn, rounds: Rounds) -> None:
     """What the list lacks is read singly, if need be all."""
     stand_in.list_lag_s = 60
@@ -160,6 +176,21 @@ async def test_events_that_look_alike(stand_in: StripeStandIn, rounds: Rounds) -
 
     assert ids(found) == [event.id for event in [alike[1], *others, alike[0]]]
     assert requests(stand_in) == {"pages": 1, "single": 4}
+
+
+async def test_a_second_is_not_read_to_its_end(
+    stand_in: StripeStandIn, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What looks alike may stand on the next page, which is not read any more."""
+    monkeypatch.setattr(module, "MAX_PAGES_PER_WINDOW", 1)
+    session = stand_in.sessions.create()
+    first = decline(stand_in, session.id)
+    others = make_events(stand_in, 99)
+    decline(stand_in, session.id)
+
+    found = await find_all(rounds, [first, *others[:20]])
+
+    assert ids(found) == [event.id for event in [first, *others[:20]]]
 
 
 @pytest.mark.parametrize("listed", [0, 1])
