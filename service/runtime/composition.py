@@ -20,7 +20,7 @@ from ..config import Settings
 from ..handlers import AnyHandler, AnyOpener, loading
 from ..inbox.admission import Inbox
 from ..inbox.receiver import Receiver
-from ..parsers import Network
+from ..parsers import FETCH, Network
 from ..secret import Secret
 from ..server.listener import Listener
 from ..storage.connections import Connections
@@ -142,7 +142,11 @@ def wrap_handlers(
     if context.tracing is not None:
         wrapped = trace_handlers(context.tracing, wrapped)
     if print_tracebacks:
-        wrapped = {name: loading.print_tracebacks(handler) for name, handler in wrapped.items()}
+        # Not those of our own handler: the log says what they could say.
+        wrapped = {
+            name: handler if name == FETCH else loading.print_tracebacks(handler)
+            for name, handler in wrapped.items()
+        }
     return wrapped
 
 
