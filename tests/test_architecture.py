@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "inbox": "stripe transitions telemetry storage",
         "handlers": "transitions telemetry storage",
         "delivery": "transitions telemetry storage handlers",
-        "stripe_api": "stripe transitions telemetry storage inbox",
+        "stripe_api": "stripe transitions telemetry storage inbox delivery",
         "server": "telemetry",
         "web": "telemetry inbox",
         "operations": "stripe transitions storage inbox handlers delivery stripe_api",

@@ -56,8 +56,8 @@
 -- Redis changes it at each start and each promotion, while its run id survives a demotion.
 --
 -- NOTIFICATIONS. Rules 1 and 2 hold for them too, all others for the event that is fetched. A key of
--- its own remembers each for NOTED_S, a day longer than Stripe retries. A copy that comes later costs
--- a fetch, but makes no second transition: the id of the event is known by then.
+-- its own remembers each for NOTED_S: Stripe retries for three days, and the last try may wait. A
+-- copy that comes later costs a fetch, no second transition: the event's id is known by then.
 
 -- Each time a record reaches a multiple of PRUNE_EVERY fields, up to PRUNE_SAMPLE of them are looked
 -- at: a constant cost per event, and at most about twice the ids that may still come are kept.

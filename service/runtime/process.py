@@ -4,8 +4,8 @@
 |--------|------------------------------------------------------|----------------------------------|
 | listen | both ports open, whether Redis answers or not        | probes say what is waited for    |
 | wait   | for Redis, without a deadline; handlers are opened   | parts may start in any order     |
-| work   | groups are created, then the worker runs             | a handler that does not open     |
-|        |                                                      | leaves no group behind           |
+| work   | groups are created, then the worker runs; with a key | a handler that does not open     |
+|        | of Stripe's API it also reconciles                   | leaves no group behind           |
 | drain  | not ready; the worker stops; DRAIN_S passes          | balancers stop sending first     |
 | close  | listeners close, requests in progress are answered   | no answer is cut off             |
 | end    | what only watches is cancelled, Redis is closed last | all the other parts need Redis   |
@@ -49,7 +49,9 @@ from .composition import (
     build_admin,
     build_key_reloaders,
     build_receiver,
+    build_reconciler,
     fetch_opener,
+    open_stripe_api,
     wrap_handlers,
 )
 from .reloading import Reloader
@@ -134,6 +136,8 @@ async def _run(
         parts = [asyncio.create_task(listener.run()) for listener in listeners]
         if chosen:
             parts.append(asyncio.create_task(_work(context, chosen, options, stopping)))
+            if settings.stripe_api_key and settings.reconcile_every_s:
+                parts.append(asyncio.create_task(_reconcile(context, stopping)))
         watches = [health.watch(), LOOP_LAG.watch(), *(reloader.run() for reloader in reloaders)]
         watching = [asyncio.create_task(watch) for watch in watches]
         _tune_garbage_collector(works=bool(chosen))
@@ -198,6 +202,16 @@ async def _work(
     await asyncio.wait({working})
     if not working.cancelled():
         await working
+
+
+async def _reconcile(context: Context, stopping: asyncio.Event) -> None:
+    """Reconcile until *stopping*, beginning as soon as Redis is usable."""
+    waiting = [asyncio.create_task(event.wait()) for event in (context.health.usable, stopping)]
+    await _wait_for_any(*waiting)
+    for task in waiting:
+        await cancellation.cancel_and_wait(task)
+    async with open_stripe_api(context) as api:
+        await build_reconciler(context, api).run(stopping)
 
 
 async def _check_queues(opened: Mapping[str, AnyHandler]) -> None:

@@ -66,6 +66,11 @@ class Keys(NamedTuple):
         """Return the key of a handler's lease on a partition: a string, the token of its worker."""
         return f"{self.prefix}:{{{partition}}}:lease:{handler}"
 
+    @property
+    def reconcile(self) -> str:
+        """The key of the reconciler's cursors: a hash."""
+        return f"{self.prefix}:{{0}}:reconcile"
+
     def circuit(self, handler: str) -> str:
         """Return the key that exists while a handler's circuit breaker is open."""
         return f"{self.prefix}:circuit:{handler}"

@@ -274,6 +274,22 @@ STRIPE_FINDING_SEVERITY = Gauge(
     ["finding"],
     registry=REGISTRY,
 )
+EVENTS_RECOVERED = Counter(
+    "idv_events_recovered_total",
+    "Events that were admitted from Stripe's list of events because no webhook had brought them.",
+    registry=REGISTRY,
+)
+RECONCILE_LAG_SECONDS = Gauge(
+    "idv_reconcile_lag_seconds",
+    "Age of the second up to which the events of every account were compared with Stripe's list.",
+    registry=REGISTRY,
+)
+RECONCILE_PASSES = Counter(
+    "idv_reconcile_passes_total",
+    "Comparisons of one account's events with Stripe's list, by outcome: ok, or why it was ended.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 
 _loaded_secrets: set[tuple[str, str]] = set()
 

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.errors import RejectionReason, UnavailableReason
+from service.errors import ApiErrorReason, RejectionReason, UnavailableReason
 from service.inbox.admission import Outcome
 from service.telemetry import metrics
 from tests.generate import series, series_name
@@ -29,7 +29,7 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
 PACKAGE = "prometheus"
 ENDINGS = ("_bucket", "_sum", "_count")
 WORDS = {
-    *(*Outcome, *RejectionReason, *UnavailableReason, "client_left"),
+    *(*Outcome, *RejectionReason, *UnavailableReason, *ApiErrorReason, "client_left"),
     *("delivered", "failed", "retried", "dead_lettered"),
 }
 

@@ -1,0 +1,123 @@
+"""Admits what the session records lack of the events of a window, the oldest first.
+
+An event that is known costs one look into its session's record, and nothing is written for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from ..errors import ApiError, ApiErrorReason, Rejected
+from ..inbox.admission import MAX_EVENTS_PER_BATCH, Admission, Inbox
+from ..storage.connections import Connections
+from ..storage.layout import Keys
+from ..stripe.events import ApiPayload, Event, parse
+from ..transitions.transition import Origin, SessionChange, make_change
+from .client import Caller
+from .event_pages import ListedEvent
+from .unknown_events import find_noted, find_unknown
+
+
+class Decided(NamedTuple):
+    """What became of an event that was admitted.
+
+    Attributes:
+        event: The event.
+        change: The part of it that may leave the process.
+        admission: The decision on it.
+        was_noted: Whether it was to be fetched anyway, because its thin notification had come.
+    """
+
+    event: Event
+    change: SessionChange
+    admission: Admission
+    was_noted: bool
+
+
+class Unusable(NamedTuple):
+    """An event that cannot be admitted as it is, and why."""
+
+    listed: ListedEvent
+    rejected: Rejected
+
+
+class WindowAdmission:
+    """Admits the unknown events of windows.
+
+    Args:
+        connections: Open clients of Redis.
+        keys: The layout.
+        inbox: Decides; it does not judge the age of events.
+        account_name: The configured name of our own account, empty for none.
+    """
+
+    def __init__(
+        self, connections: Connections, keys: Keys, inbox: Inbox, *, account_name: str = ""
+    ) -> None:
+        self._connections = connections
+        self._keys = keys
+        self._inbox = inbox
+        self._account_name = account_name or None
+
+    async def find_unknown(self, events: Sequence[ListedEvent]) -> list[ListedEvent]:
+        """Return the events that no session record knows.
+
+        Raises:
+            RedisError: Redis did not answer.
+        """
+        return await find_unknown(self._connections, self._keys, events)
+
+    async def admit_unknown(
+        self, caller: Caller, events: Sequence[ListedEvent]
+    ) -> list[Decided | Unusable]:
+        """Admit the events that no session record knows; return what became of these.
+
+        Args:
+            caller: Whose events they are.
+            events: In the order in which they were created.
+
+        Raises:
+            ApiError: An event belongs to another account; then none is admitted.
+            RedisError: Redis did not answer.
+            Unavailable: Redis did not decide on all of them; those that it did decide on are known.
+        """
+        unknown = await self.find_unknown(events)
+        if not unknown:
+            return []
+        noted = await find_noted(self._connections, self._keys, unknown)
+        parsed = [_parse(caller, listed) for listed in unknown]
+        found: list[Decided | Unusable] = [one for one in parsed if isinstance(one, Unusable)]
+        usable = [one for one in parsed if isinstance(one, Event)]
+        for start in range(0, len(usable), MAX_EVENTS_PER_BATCH):
+            batch = usable[start : start + MAX_EVENTS_PER_BATCH]
+            found += await asyncio.gather(
+                *(self._admit(event, was_noted=event.id in noted) for event in batch)
+            )
+        return found
+
+    async def _admit(self, event: Event, *, was_noted: bool) -> Decided:
+        change = make_change(event, origin=Origin.EVENTS_API, account_name=self._account_name)
+        return Decided(event, change, await self._inbox.admit(event, change), was_noted)
+
+
+def _parse(caller: Caller, listed: ListedEvent) -> Event | Unusable:
+    """Return an event with the account that it was read from.
+
+    Stripe names the account in the webhooks of connected accounts, but need not in what is read in
+    the name of that account.
+    """
+    try:
+        event = parse(ApiPayload(listed.body))
+    except Rejected as rejected:
+        return Unusable(listed, rejected)
+    if not isinstance(event, Event):
+        raise ApiError(ApiErrorReason.UNEXPECTED)
+    if caller.account is None:
+        return event
+    if event.account not in {None, caller.account}:
+        raise ApiError(ApiErrorReason.UNEXPECTED)
+    return msgspec.structs.replace(event, account=caller.account)

@@ -1,0 +1,123 @@
+"""What is unknown of a window is admitted in order; what is known costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import orjson
+import pytest
+
+from service.config import Settings
+from service.errors import ApiError, ApiErrorReason, RejectionReason, Unavailable
+from service.inbox.admission import Inbox, Outcome
+from service.storage.connections import Connections
+from service.storage.layout import Keys
+from service.stripe_api.client import Caller
+from service.stripe_api.event_pages import ListedEvent
+from service.stripe_api.window_admission import Decided, Unusable, WindowAdmission
+from service.transitions import stream_entry
+from service.transitions.transition import StatusTransition
+from tests.support.listing import listed
+from tests.support.stripe_api import StripeStandIn
+
+OWN = Caller(is_live=False)
+
+
+@pytest.fixture
+def admission(connections: Connections, keys: Keys, settings: Settings) -> WindowAdmission:
+    """Return the admission of windows, with the name of our own account."""
+    inbox = Inbox(connections, keys, settings)
+    return WindowAdmission(connections, keys, inbox, account_name="ours")
+
+
+async def transitions(connections: Connections, keys: Keys) -> list[StatusTransition]:
+    """Return all transitions, those of each session in order."""
+    return [
+        stream_entry.unpack(fields)
+        for partition in range(keys.partitions)
+        for _, fields in await connections.client.xrange(keys.transitions(partition))
+    ]
+
+
+def outcomes(found: Sequence[Decided | Unusable]) -> list[str]:
+    """Return the words of what was found."""
+    return [
+        one.admission.outcome if isinstance(one, Decided) else one.rejected.reason for one in found
+    ]
+
+
+def verify(stand_in: StripeStandIn, sessions: int, account: str | None = None) -> list[ListedEvent]:
+    """Take some sessions to `verified`, and return their events."""
+    for _ in range(sessions):
+        session = stand_in.sessions.create(scope=stand_in.scope(account))
+        stand_in.sessions.submit(session.id)
+        stand_in.sessions.verify(session.id)
+    return listed(stand_in.events.all)
+
+
+async def test_unknown_events_are_admitted_in_order(
+    stand_in: StripeStandIn, admission: WindowAdmission, connections: Connections, keys: Keys
+) -> None:
+    """Each session's changes reach the handlers in their order, marked as read from the API."""
+    events = verify(stand_in, 100)
+
+    found = await admission.admit_unknown(OWN, events)
+
+    assert outcomes(found) == [Outcome.ADMITTED] * 300
+    appended = await transitions(connections, keys)
+    assert len(appended) == 300
+    for event in events:
+        ours = [one for one in appended if one.session_id == event.session_id]
+        assert [(one.sequence, one.current) for one in ours] == [
+            (1, "requires_input"), (2, "processing"), (3, "verified"),
+        ]  # fmt: skip
+    assert {(one.origin, one.account, one.account_name) for one in appended} == {
+        ("events_api", None, "ours")
+    }
+    assert await admission.admit_unknown(OWN, events) == []
+
+
+async def test_the_account_is_that_of_the_caller(
+    stand_in: StripeStandIn, admission: WindowAdmission, connections: Connections, keys: Keys
+) -> None:
+    """Events that do not name their connected account get it; those of another are refused."""
+    account = stand_in.directory.connect().id
+    named, *others = verify(stand_in, 1, account)
+    unnamed = [
+        event._replace(body=orjson.dumps({**orjson.loads(event.body), "account": None}))
+        for event in others
+    ]
+    with pytest.raises(ApiError, match=ApiErrorReason.UNEXPECTED):
+        await admission.admit_unknown(Caller(is_live=False, account="acct_x"), [*unnamed, named])
+    assert await transitions(connections, keys) == []
+
+    await admission.admit_unknown(Caller(is_live=False, account=account), [named, *unnamed])
+
+    assert {one.account for one in await transitions(connections, keys)} == {account}
+
+
+async def test_an_unusable_event_does_not_hold_up_the_others(
+    stand_in: StripeStandIn, admission: WindowAdmission
+) -> None:
+    """An event that cannot be parsed is reported with the reason; the others are admitted."""
+    events = verify(stand_in, 2)
+    envelope = orjson.loads(events[0].body)
+    del envelope["data"]["object"]["status"]
+    broken = events[0]._replace(body=orjson.dumps(envelope))
+
+    found = await admission.admit_unknown(OWN, [broken, *events[1:]])
+
+    assert outcomes(found) == [RejectionReason.FIELD_MISSING, *[Outcome.ADMITTED] * 5]
+    assert isinstance(found[0], Unusable)
+    assert found[0].listed is broken
+
+
+async def test_what_redis_does_not_decide_ends_it(
+    stand_in: StripeStandIn, connections: Connections, keys: Keys, settings: Settings
+) -> None:
+    """While the streams are full nothing is admitted, and the caller knows."""
+    inbox = Inbox(connections, keys, replace(settings, stream_max_entries=1))
+    admission = WindowAdmission(connections, keys, inbox)
+    with pytest.raises(Unavailable):
+        await admission.admit_unknown(OWN, verify(stand_in, 20))
