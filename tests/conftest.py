@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpcore2
 import pytest
 import redis
 from hypothesis import HealthCheck, Phase
@@ -53,6 +55,8 @@ profiles.load_profile("steady")
 # For who only wants to know whether anything is found, not what exactly: `mutants`.
 profiles.register_profile("unshrunk", phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
+# Each client of httpx2 reads this machine's certificates, for 30 ms, even if it does not use TLS.
+httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 # Imports leave no garbage, and six thousand tests are collected.
 gc.disable()
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import httpx2
 import orjson
 import pytest
 import redis
@@ -25,7 +26,7 @@ from service.cli.main import commands
 from service.operations.synthetic_events import LIFECYCLES, lifecycle_events
 from service.storage.layout import Keys
 from tests.support.depth import takes_long
-from tests.support.harness import SECRET, http_get
+from tests.support.harness import SECRET
 from tests.support.processes import Process, Sandbox, environment, open_sandbox
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -56,7 +57,7 @@ class Dev:
         self.processes.append(process)
         process.ready()
         ready = f"http://127.0.0.1:{process.port}/readyz"
-        wait_until(lambda: http_get(ready).status_code == 200)
+        wait_until(lambda: httpx2.get(ready).status_code == 200)
         return process
 
     def type(self, line: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -97,7 +98,7 @@ def test_two_commands_are_enough(dev: Dev) -> None:
     running = dev.start(STRIPE_WEBHOOK_SECRETS="", REDIS_URL="")
     assert _said(running, "endpoint") == running.url
     assert re.fullmatch(r"whsec_[0-9a-f]{32}", _said(running, "signing secret"))
-    assert http_get(_said(running, "metrics")).status_code == 200
+    assert httpx2.get(_said(running, "metrics")).status_code == 200
     assert "--to" not in _said(running, "type next")
     sent = dev.type(_said(running, "type next"))
     assert sent.returncode == 0, sent.stderr

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from prometheus_client import Histogram
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,7 +18,7 @@ from service.errors import ApiErrorReason, RejectionReason, UnavailableReason
 from service.inbox.admission import Outcome
 from service.telemetry import metrics
 from tests.generate import series, series_name
-from tests.support.harness import event, http_get, http_post, signed
+from tests.support.harness import event, signed
 from tests.support.processes import open_sandbox
 from tests.support.programs import ROOT, documents, program, run
 from tests.support.waiting import wait_until
@@ -158,10 +159,10 @@ def test_a_healthy_dashboard_has_no_empty_panel(tmp_path: Path) -> None:
     with open_sandbox(tmp_path) as opened:
         receiver, worker = (opened.start(name).ready() for name in ("serve", "work"))
         body = event()
-        http_post(receiver.url, content=body, headers=signed(body)).raise_for_status()
+        httpx2.post(receiver.url, content=body, headers=signed(body)).raise_for_status()
         wait_until(lambda: worker.lines("transition"))
         exposed = {
-            name: http_get(f"{process.admin}/metrics").text
+            name: httpx2.get(f"{process.admin}/metrics").text
             for name, process in (("serve", receiver), ("work", worker))
         }
     asked = [

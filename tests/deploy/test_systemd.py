@@ -8,11 +8,11 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from service.config import Settings
 from tests.deploy.settings_named import known_settings
-from tests.support.harness import http_get
 from tests.support.processes import open_sandbox
 from tests.support.programs import ROOT, program, run
 from tests.support.servers import free_port
@@ -104,6 +104,6 @@ def test_both_run_on_one_machine(tmp_path: Path) -> None:
             )
             ending.callback(process.end)
             process.ready()
-        asked = [http_get(f"http://127.0.0.1:{port}/livez") for port in ports.values()]
+        asked = [httpx2.get(f"http://127.0.0.1:{port}/livez") for port in ports.values()]
 
     assert [answer.status_code for answer in asked] == [200, 200, 200]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx2
 import orjson
 import pytest
 
@@ -21,7 +22,7 @@ from service.storage.assessment import Severity
 from service.testing import transition
 from service.transitions.transition import StatusTransition
 from tests.support import roles
-from tests.support.harness import event, http_post, signed
+from tests.support.harness import event, signed
 from tests.support.processes import Process, Sandbox, environment, open_sandbox
 from tests.support.waiting import DEADLINE_S, wait_until
 
@@ -166,7 +167,7 @@ def test_a_function_is_a_handler_and_its_failures_are_shown(ground: Sandbox) -> 
     settings = {"HANDLERS": "bare:handle", "REDIS_PREFIX": "bare", "RETRY_MAX_ATTEMPTS": "1"}
     dev = ground.start("dev", **settings).ready()
     body = event(session="vs_bare", client_reference_id="user_4711")
-    answer = http_post(dev.url, content=body, headers=signed(body))
+    answer = httpx2.post(dev.url, content=body, headers=signed(body))
     assert answer.json() == {"outcome": "admitted"}
     wait_until(lambda: b'"delivery.dead_lettered"' in dev.out)
     assert dev.stop() == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import httpx2
 import orjson
 import pytest
 import redis
@@ -32,7 +33,7 @@ from service.stripe.signatures import VerifiedPayload, verify
 from service.transitions.ordering import order_key
 from service.transitions.transition import SELFTEST_PREFIX, is_selftest, make_change
 from tests.support.depth import takes_long
-from tests.support.harness import SECRET, WEBHOOK, http_get, listening
+from tests.support.harness import SECRET, WEBHOOK, listening
 from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.waiting import wait_until
 
@@ -371,7 +372,7 @@ def test_a_deployment_behind_two_receivers_is_green(sandbox: Sandbox) -> None:
     assert command.wait() == 0, rows
     assert [row for row in rows if row["kept"] is not True] == []
     assert not shown.exists()
-    assert 'outcome="selftest"' in http_get(f"{worker.admin}/metrics").text
+    assert 'outcome="selftest"' in httpx2.get(f"{worker.admin}/metrics").text
     with redis.Redis.from_url(sandbox.server.url) as client:
         assert [*client.scan_iter(f"*{SELFTEST_PREFIX}*")] == []
 

@@ -20,8 +20,6 @@ from tests.support.harness import (
     answer,
     connected,
     event,
-    http_get,
-    http_post,
     post_all,
     request,
     signed,
@@ -153,7 +151,7 @@ def test_an_unexpected_error_stops_the_process_in_order(sandbox: Sandbox) -> Non
 
 def readiness(process: Process) -> tuple[int, Any]:
     """Return status and body of /readyz on the admin port."""
-    answer = http_get(f"{process.admin}/readyz")
+    answer = httpx2.get(f"{process.admin}/readyz")
     return answer.status_code, orjson.loads(answer.content or b"null")
 
 
@@ -188,16 +186,16 @@ def test_a_redis_that_is_away_is_waited_for(sandbox: Sandbox) -> None:
     settings = {"REDIS_URL": f"redis://127.0.0.1:{port}/0", "ADMIT_DEADLINE_S": "0.2"}
     serve, work = (sandbox.start(command, **settings).ready() for command in ("serve", "work"))
     for process in (serve, work):
-        assert http_get(f"{process.admin}/livez").status_code == 200
+        assert httpx2.get(f"{process.admin}/livez").status_code == 200
         assert readiness(process) == not_ready("redis_unreachable")
         [lost] = wait_until(partial(process.lines, "redis.lost"))
         assert lost["reason"] == "redis_unreachable"
     body = event(id="evt_away", session="vs_away")
-    assert http_post(serve.url, content=body, headers=signed(body)).status_code == 503
+    assert httpx2.post(serve.url, content=body, headers=signed(body)).status_code == 503
     with server(sandbox.directory / "late", port=port):
         for process in (serve, work):
             wait_until(partial(is_ready, process))
-        assert http_post(serve.url, content=body, headers=signed(body)).status_code == 200
+        assert httpx2.post(serve.url, content=body, headers=signed(body)).status_code == 200
         assert wait_until(lambda: work.lines("transition"))[0]["session_id"] == "vs_away"
         assert [serve.stop(), work.stop()] == [0, 0]
 
@@ -245,7 +243,7 @@ async def test_requests_beyond_the_limit_are_shed(sandbox: Sandbox) -> None:
 
 
 def _metrics(process: Process) -> bytes:
-    return http_get(f"{process.admin}/metrics").content
+    return httpx2.get(f"{process.admin}/metrics").content
 
 
 async def test_few_files_mean_few_connections(sandbox: Sandbox) -> None:
@@ -309,7 +307,7 @@ async def test_a_full_log_pipe_blocks_nothing(sandbox: Sandbox) -> None:
         assert {answer.status_code for answer in answers} == {200}
         assert (await client.get("/livez")).status_code == 200
         admin = _said_admin(dev)
-        assert re.search(r"idv_log_lines_dropped_total [1-9]", http_get(admin).text)
+        assert re.search(r"idv_log_lines_dropped_total [1-9]", httpx2.get(admin).text)
         lines = _Lines(reading)
         await until(lambda: len(lines.sessions("transition")) == 400, PROCESS_DEADLINE_S)
     assert lines.of("log.lines_dropped")
@@ -321,7 +319,7 @@ async def test_a_full_log_pipe_blocks_nothing(sandbox: Sandbox) -> None:
 def _is_ready(process: Process, address: str) -> bool:
     assert process.popen.poll() is None, process.err
     with contextlib.suppress(httpx2.TransportError):
-        return http_get(address).status_code == 200
+        return httpx2.get(address).status_code == 200
     return False
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import ssl
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -25,11 +23,6 @@ NOW = int(time.time())
 PREFIX = "identity.verification_session."
 WEBHOOK = "/webhooks/stripe"
 SECRET = Secret(b"whsec_tests")
-
-# httpx2's own context reads all certificates of the machine, which takes 30 ms for each request.
-_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-http_get = functools.partial(httpx2.get, verify=_NO_TLS)
-http_post = functools.partial(httpx2.post, verify=_NO_TLS)
 
 
 def event(

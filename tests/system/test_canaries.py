@@ -14,7 +14,7 @@ import pytest
 
 from service.secret import Secret
 from tests.support.depth import takes_long
-from tests.support.harness import PREFIX, http_get, signed
+from tests.support.harness import PREFIX, signed
 from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.programs import FIXTURES
 from tests.support.traces import everything_in, everything_written, hits
@@ -174,7 +174,7 @@ def _answers(port: str) -> Iterator[bytes]:
 
 
 def _delivered(port: str) -> bool:
-    shown = http_get(f"http://127.0.0.1:{port}/metrics").text
+    shown = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
     return all(
         f'idv_deliveries_total{{handler="{handler}",outcome="{outcome}"}} 2.0' in shown
         for handler, outcome in (
@@ -215,7 +215,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             wait_until(lambda process=process: b"process.started" in process.out)  # type: ignore[misc]
         answers = b"\n".join(_answers(port))
         wait_until(lambda: _delivered(admins[1]))
-        shown = b"".join(http_get(f"http://127.0.0.1:{admin}/metrics").content for admin in admins)
+        shown = b"".join(
+            httpx2.get(f"http://127.0.0.1:{admin}/metrics").content for admin in admins
+        )
         looked = [opened.run("session", "vs_expanded", *json) for json in ([], ["--json"])]
         assert [process.wait() for process in looked] == [0, 0]
         dump = everything_in(opened.server.url)

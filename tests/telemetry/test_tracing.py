@@ -38,7 +38,7 @@ from service.transitions.cloudevents import message
 from service.transitions.transition import StatusTransition
 from service.web.app import create_app
 from tests.support.depth import takes_long
-from tests.support.harness import event, http_post, signed, thin_event
+from tests.support.harness import event, signed, thin_event
 from tests.support.processes import PACKAGE, open_sandbox
 from tests.support.spans import Spans
 from tests.support.waiting import until, wait_until
@@ -327,7 +327,7 @@ def test_real_processes_send_their_spans(
         serve, work = (ground.start(each, **settings).ready() for each in ("serve", "work"))
         body = event(id="evt_exported")
         headers = {**signed(body), "traceparent": PARENT}
-        assert http_post(serve.url, content=body, headers=headers).is_success
+        assert httpx2.post(serve.url, content=body, headers=headers).is_success
         wait_until(lambda: work.lines("transition"))
         assert [serve.stop(), work.stop()] == [0, 0]
     traces = b"".join(body for path, body in sent if path == "/v1/traces")
@@ -344,7 +344,7 @@ def test_an_unreachable_collector_costs_only_spans(tmp_path: Path) -> None:
             address = f"http://127.0.0.1:{port}"
             serve = ground.start("serve", OTEL_EXPORTER_OTLP_ENDPOINT=address).ready()
             body = event(id=f"evt_unsent{port}")
-            assert http_post(serve.url, content=body, headers=signed(body)).is_success
+            assert httpx2.post(serve.url, content=body, headers=signed(body)).is_success
             # The exporter's own retries would take longer than this waits.
             assert serve.stop() == 0
             assert b"Traceback" not in serve.out + serve.err

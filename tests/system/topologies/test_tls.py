@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx2
 import pytest
 
-from tests.support.harness import event, http_post, signed
+from tests.support.harness import event, signed
 from tests.support.processes import Process, Processes
 from tests.support.servers import binary, free_port, server
 
@@ -137,7 +138,7 @@ def test_a_trusted_server_is_used(
             "serve", REDIS_URL=redis_server.url("ca.crt")
         ).ready()
         body = event()
-        answer = http_post(receiver.url, content=body, headers=signed(body))
+        answer = httpx2.post(receiver.url, content=body, headers=signed(body))
         assert answer.json() == {"outcome": "admitted"}
         assert redis_server.check(redis_server.url("ca.crt")).wait() == 0
         for form in ("rediss://{}/0", "rediss+sentinel://{}/main/0", "rediss+cluster://{}"):

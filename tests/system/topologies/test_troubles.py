@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from tests.support.depth import takes_long
-from tests.support.harness import event, http_get, http_post, signed
+from tests.support.harness import event, signed
 from tests.support.processes import PATIENT, Process, Processes
 from tests.support.servers import Server, free_port, server
 from tests.support.topologies import command
@@ -65,7 +65,7 @@ class Deployment:
         """Post a new event."""
         n = next(NUMBERS)
         body = event(id=f"evt_{n}", session=f"vs_{n}")
-        return http_post(self.receiver.url, content=body, headers=signed(body))
+        return httpx2.post(self.receiver.url, content=body, headers=signed(body))
 
     def first_refusal(self) -> httpx2.Response:
         """Post until the answer is not 200, and return it."""
@@ -79,11 +79,11 @@ class Deployment:
 
     def is_ready(self) -> bool:
         """Return whether the readiness probe succeeds."""
-        return http_get(f"{self.root}/readyz").status_code == 200
+        return httpx2.get(f"{self.root}/readyz").status_code == 200
 
     def has_recovered(self) -> bool:
         """Return whether events are admitted, and no finding is left."""
-        metrics = http_get(f"{self.receiver.admin}/metrics").text
+        metrics = httpx2.get(f"{self.receiver.admin}/metrics").text
         kinds = r'^idv_redis_finding_severity\{finding="(?:writes|eviction)"\} (\S+)'
         found = re.findall(kinds, metrics, re.MULTILINE)
         return set(found) == {"0.0"} and self.is_ready() and self.post().status_code == 200
@@ -141,7 +141,7 @@ def test_the_service_recovers_from_trouble(
         assert (answer.status_code, answer.json()) == (503, {"error": "unavailable"})
         assert answer.headers["Retry-After"]
         wait_until(lambda: deployed.is_ready() is stays_ready)
-        assert http_get(f"{deployed.root}/livez").status_code == 200
+        assert httpx2.get(f"{deployed.root}/livez").status_code == 200
         logged = wait_until(lambda: deployed.receiver.lines("event.unavailable")[logged_before:])
         assert {line["reason"] for line in logged} <= reasons
         if stays_ready:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import orjson
 import pytest
 import redis
@@ -21,7 +22,7 @@ from service.storage.connections import Connections, connect
 from service.storage.layout import Keys, claim
 from tests.support import roles
 from tests.support.depth import takes_long
-from tests.support.harness import event, http_post, signed, thin_event
+from tests.support.harness import event, signed, thin_event
 from tests.support.processes import Processes
 from tests.support.roles import OPERATOR, RECEIVER, WORKER
 from tests.support.servers import Server, binary, free_port, server, until_answers
@@ -118,7 +119,7 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
         bodies += [event("verified", id="evt_70", status="verified", created=now), bodies[0]]
         bodies += [thin_event(), thin_event()]
         said = [
-            http_post(receiver.url, content=body, headers=signed(body)).json() for body in bodies
+            httpx2.post(receiver.url, content=body, headers=signed(body)).json() for body in bodies
         ]
         assert [said[0], *said[-4:]] == [
             {"outcome": word}
