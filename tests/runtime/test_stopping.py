@@ -15,7 +15,7 @@ from tests.support.waiting import DEADLINE_S, wait_until
 
 def test_stopping_is_not_ready_then_closed_then_gone(sandbox: Sandbox) -> None:
     """On SIGTERM: not ready at once, open for another DRAIN_S, then closed; exit code 0."""
-    serve = sandbox.start("serve", DRAIN_S="5", KEEP_ALIVE_S="3600").ready()
+    serve = sandbox.start("serve", DRAIN_S="3", KEEP_ALIVE_S="3600").ready()
     with httpx2.Client(base_url=f"http://127.0.0.1:{serve.port}") as client:
         wait_until(lambda: client.get("/readyz").status_code == 200)
         serve.popen.terminate()
