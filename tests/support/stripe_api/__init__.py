@@ -16,7 +16,7 @@ from .accounts import API_VERSION, READ_ONLY, ApiKey, Permission, Scope
 from .destinations import Destination
 from .events import Event
 from .faults import Fault, broken, fail, too_many_requests
-from .lives import LIVES, MAX_LIFE_S, final_states, live
+from .lives import LIVES, MAX_LIFE_S, final_states, live, max_duration_s
 from .pushes import divide, lose_share
 from .receiver import Receiver
 from .serving import client_of, running, served
@@ -48,6 +48,7 @@ __all__ = [
     "final_states",
     "live",
     "lose_share",
+    "max_duration_s",
     "running",
     "served",
     "too_many_requests",

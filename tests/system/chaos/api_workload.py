@@ -8,7 +8,14 @@ from random import Random
 
 import orjson
 
-from tests.support.stripe_api import LIVES, MAX_LIFE_S, Event, StripeStandIn, live
+from tests.support.stripe_api import (
+    LIVES,
+    MAX_LIFE_S,
+    Event,
+    StripeStandIn,
+    live,
+    max_duration_s,
+)
 from tests.system.chaos.workload import PUBLISHED, Payload, event_of
 
 
@@ -20,9 +27,9 @@ def api_sessions(stand_in: StripeStandIn, random: Random) -> Iterator[list[Paylo
     """
     assert stand_in.list_lag_s >= MAX_LIFE_S
     while True:
-        before = len(stand_in.events.all)
-        stand_in.clock.advance(-MAX_LIFE_S)
-        live(stand_in, random.choice(LIVES), random, metadata={"user": PUBLISHED})
+        before, life = len(stand_in.events.all), random.choice(LIVES)
+        stand_in.clock.advance(-max_duration_s(life))
+        live(stand_in, life, random, metadata={"user": PUBLISHED})
         stand_in.clock.advance(time.time() - stand_in.clock.time())
         yield [_payload(event) for event in stand_in.events.all[before:]]
 
