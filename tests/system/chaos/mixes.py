@@ -7,7 +7,7 @@ from tests.system.chaos.faults import ANYWHERE, FAULTS, PROXIED
 _ANYWHERE = tuple(name for name, fault in FAULTS.items() if fault.needs == ANYWHERE)
 _PROXIED = tuple(name for name, fault in FAULTS.items() if fault.needs == PROXIED)
 
-# The same few runs for every change, in about three minutes.
+# The same few runs for every change, in about five minutes.
 SHORT = {
     "processes": (
         *("worker-killed", "worker-stopped", "worker-restarted"),
@@ -23,6 +23,10 @@ SHORT = {
     "disk, clock, hostile clients": (
         *("slow-disk", "redis-clock-days-ahead"),
         *("output-stalled", "hostile-clients", "sink-refuses"),
+    ),
+    "Stripe's API": (
+        *("webhooks-lost", "api-fails", "failed-over"),
+        *("worker-killed", "worker-killed", "receiver-killed", "receiver-killed"),
     ),
 }
 

@@ -29,6 +29,7 @@ from tests.system.chaos import collecting
 KEYS = Keys("idv", 8)
 ADMIT, NOTE = "service.inbox.admission:Inbox.admit", "service.inbox.admission:Inbox.note"
 GET = "service.stripe_api.client:StripeApi.get"
+MOVE_CURSOR = "service.stripe_api.account_pass:move_cursor"
 
 
 def thin_only(_: Event, destination: Destination) -> bool:
@@ -100,3 +101,24 @@ async def test_a_notification_survives(tmp_path: Path, command: str, when: str, 
 async def start_other(made: Asking, command: str) -> None:
     """Start the other one of receiver and worker."""
     await made.start("work" if command == "serve" else "serve")
+
+
+@pytest.mark.parametrize(
+    ("when", "place"),
+    [
+        pytest.param("before", ADMIT, id="page read, not admitted", marks=takes_long),
+        pytest.param("before", MOVE_CURSOR, id="admitted, cursor not moved"),
+        pytest.param("after", MOVE_CURSOR, id="cursor moved", marks=takes_long),
+    ],
+)
+async def test_a_pass_of_the_reconciler_is_taken_up(tmp_path: Path, when: str, place: str) -> None:
+    """What it had not finished is read again."""
+    stand_in = StripeStandIn()
+    with open_sandbox(tmp_path) as sandbox, redis.Redis.from_url(sandbox.url) as client:
+        async with asking(stand_in, sandbox, RECONCILE_EVERY_S="1") as made:
+            stand_in.pushes.loses = lambda *_: True
+            lived(stand_in)
+            killed = made.launch("work", program=killed_at(when, place))
+            await until_killed(killed)
+            await made.start("work")
+            await until_as_at_stripe(stand_in, client)
