@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from unittest import mock
 
 import httpx2
 import orjson
@@ -27,7 +28,7 @@ from service.operations.synthetic_events import LIFECYCLES, lifecycle_events
 from service.storage.layout import Keys
 from tests.support.depth import takes_long
 from tests.support.harness import SECRET
-from tests.support.processes import Process, Sandbox, environment, open_sandbox
+from tests.support.processes import Process, Processes, Sandbox, environment, open_sandbox
 from tests.support.waiting import PATIENCE_S, wait_until
 
 CANARY = "canary4711"
@@ -462,3 +463,26 @@ def test_the_module_is_a_program(sandbox: Sandbox) -> None:
         pytest.skip("the package is not installed")
     said = subprocess.run([script, "version"], check=True, capture_output=True, text=True)
     assert said.stdout == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "works"),
+    [
+        ((), "", ("log", "kafka")),
+        ((), "rk_test_x", ("log", "kafka", "fetch")),
+        (("--handlers", "fetch"), "rk_test_x", ("fetch",)),
+        (("--handlers", "kafka"), "rk_test_x", ("kafka",)),
+    ],
+)
+def test_a_worker_with_an_api_key_fetches(
+    arguments: tuple[str, ...], key: str, works: tuple[str, ...], tmp_path: Path
+) -> None:
+    """It runs `fetch` beside its handlers, unless `--handlers` says otherwise."""
+    processes = Processes("redis://127.0.0.1:1", tmp_path)
+    with (
+        mock.patch("service.runtime.process.run") as run,
+        mock.patch("service.cli.run._configure_logging"),
+    ):
+        invoked = processes.invoke("work", *arguments, HANDLERS="log,kafka", STRIPE_API_KEY=key)
+    assert invoked.code == 0, invoked.err
+    assert run.call_args.kwargs["work"] == works

@@ -17,26 +17,28 @@ from service.config import DAY_S, Settings
 from service.delivery import dead_letters, stream_watcher, worker
 from service.delivery.consumer_groups import create_groups
 from service.delivery.dead_letters import Entry, EntryFilter
+from service.delivery.worker import Worker
 from service.errors import ApiError, ApiErrorReason, Unavailable, UnavailableReason, Unreachable
 from service.handlers import AnyHandler
 from service.inbox import session_record
-from service.inbox.admission import Inbox, Outcome
+from service.inbox.admission import Admission, Inbox, Outcome
 from service.parsers import FETCH
 from service.secret import Secret
 from service.storage.connections import Connections
+from service.stripe.events import Event
 from service.stripe_api import rounds
 from service.stripe_api.client import StripeApi
 from service.stripe_api.fetch import Fetcher, open_fetcher
 from service.stripe_api.keys import ApiKeys
 from service.telemetry import metrics
-from service.transitions.transition import Origin, StatusTransition, make_change
+from service.transitions.transition import Origin, SessionChange, StatusTransition, make_change
 from tests.support.notifications import notification_of, pushed
 from tests.support.stripe_api import CANARY, Fault, StripeStandIn, broken, fail, too_many_requests
 from tests.support.stripe_api import Event as StandInEvent
 from tests.support.stripe_api.errors import missing
 from tests.support.stripe_api.lives import LIVES, final_states, live
 from tests.support.waiting import PATIENCE_S, until
-from tests.support.workers import INTERVAL_S, SETTINGS, Deployment
+from tests.support.workers import INTERVAL_S, SETTINGS, TTL_S, Deployment
 
 PREFIX = "identity.verification_session."
 
@@ -55,14 +57,14 @@ class Fetching:
         self.transitions: list[StatusTransition] = []
         self._inbox = Inbox(connections, deployment.keys, deployment.settings)
 
-    def start(self, **changes: Any) -> None:
-        """Start the worker."""
+    def start(self, **changes: Any) -> Worker:
+        """Start a worker."""
 
         async def take(transition: StatusTransition) -> None:
             self.transitions.append(transition)
 
         handlers: dict[str, AnyHandler] = {FETCH: self.fetcher, "log": take}
-        self.deployment.start(self.connections, handlers, **changes)
+        return self.deployment.start(self.connections, handlers, **changes)
 
     async def note(self, *events: StandInEvent, **how: Any) -> None:
         """Receive thin events."""
@@ -274,6 +276,39 @@ async def test_an_answer_that_is_not_what_was_asked_for(
     assert (letter.reason, letter.error, letter.attempts) == ("exhausted", "api_unexpected", 3)
     assert CANARY not in str([logged, letter])
     assert CANARY.encode() not in fetching.dump()
+
+
+@pytest.mark.parametrize("at", ["fetch", "admission", "acknowledgement"])
+async def test_a_worker_is_killed(at: str, stand_in: StripeStandIn, fetching: Fetching) -> None:
+    """Wherever it was with its notifications, another one fetches them: each change once."""
+    events = [create(stand_in) for _ in range(15)]
+    inbox = fetching.fetcher._inbox
+    admit, has_stopped = inbox.admit, asyncio.Event()
+
+    async def admit_and_stop(event: Event, change: SessionChange) -> Admission:
+        if at == "acknowledgement":
+            await admit(event, change)
+        has_stopped.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    if at == "fetch":
+        stand_in.faults.add(Fault(kind="hang"))
+        has_stopped.set()
+    with mock.patch.object(inbox, "admit", admit_and_stop):
+        first = fetching.start(lease_ttl_s=TTL_S)
+        await fetching.note(*events)
+        await has_stopped.wait()
+        await until(lambda: fetching.deployment.pending(FETCH) == len(events))
+        fetching.deployment.kill(first)
+    stand_in.faults.clear()
+    fetching.start(lease_ttl_s=TTL_S)
+
+    await until(lambda: fetching.queued() == 0)
+    await until(lambda: len(fetching.transitions) >= len(events))
+    assert {one.event_id for one in fetching.transitions} == {event.id for event in events}
+    assert {one.sequence for one in fetching.transitions} == {1}
+    assert await fetching.dead_letters() == []
 
 
 @pytest.mark.parametrize("reason", [*ApiErrorReason, *UnavailableReason])

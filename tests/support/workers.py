@@ -12,6 +12,7 @@ from typing import Any
 import redis
 
 from service.config import Settings
+from service.delivery.sources import source_of
 from service.delivery.worker import Worker
 from service.handlers import AnyHandler, Handler
 from service.storage.connections import Connections
@@ -109,7 +110,8 @@ class Deployment:
         total = 0
         for partition in range(self.keys.partitions):
             with contextlib.suppress(redis.ResponseError):
-                total += self.client.xpending(self.keys.transitions(partition), handler)["pending"]
+                stream = source_of(handler).stream(self.keys, partition)
+                total += self.client.xpending(stream, handler)["pending"]
         return total
 
     def dead_letters(self, handler: str = "log") -> list[tuple[str, str]]:
