@@ -76,21 +76,25 @@ async def read_event(api: StripeApi, notification: Notification) -> Event:
 
 
 def parse_twin(body: bytes, notification: Notification, twin_id: str) -> Event:
-    """Return the event in an answer of Stripe's API.
+    """Return the event in an answer of Stripe's API, with the account that it was read from.
+
+    Stripe names the account in the webhooks of connected accounts, but need not in what is read in
+    the name of that account.
 
     Raises:
         ApiError: It is not the event with this id, or not about what the notification is about.
     """
-    event = _parse(body)
+    event, account = _parse(body), _account_of(notification)
     is_twin = (
         (event.object, event.id) == ("event", twin_id)
         and event.type == notification.event_type
         and event.session.id == notification.session_id
         and event.is_live == notification.livemode
+        and (account is None or event.account in {None, account})
     )
     if not is_twin:
         raise ApiError(ApiErrorReason.UNEXPECTED)
-    return event
+    return msgspec.structs.replace(event, account=account or event.account)
 
 
 async def _read_twin_id(api: StripeApi, notification: Notification) -> str | None:
@@ -114,20 +118,25 @@ async def _read_session(api: StripeApi, notification: Notification) -> Event:
     found = decode_answer(_decode_session, body)
     if (found.id, found.livemode) != (notification.session_id, notification.livemode):
         raise ApiError(ApiErrorReason.UNEXPECTED)
-    # A context is a path of accounts; the event belongs to the last one.
-    account = (notification.context or "").rpartition("/")[2]
     envelope = {
         "object": "event",
         "id": notification.event_id,
         "type": notification.event_type,
         "created": notification.created,
         "livemode": notification.livemode,
-        "account": account if account.startswith("acct_") else None,
+        "account": _account_of(notification),
         "context": notification.context,
         "data": {"object": msgspec.Raw(body)},
     }
     event = _parse(_encode(envelope))
     return msgspec.structs.replace(event, id=f"{READ_PREFIX}{notification.event_id}")
+
+
+def _account_of(notification: Notification) -> str | None:
+    """Return the connected account that a notification's context names."""
+    # A context is a path of accounts; the event belongs to the last one.
+    account = (notification.context or "").rpartition("/")[2]
+    return account if account.startswith("acct_") else None
 
 
 async def _get(

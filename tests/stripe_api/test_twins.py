@@ -71,6 +71,23 @@ async def test_the_twin_of_a_connected_account(stand_in: StripeStandIn, api: Str
     assert [one.account for one in stand_in.requests] == [account.id] * 2
 
 
+@pytest.mark.parametrize("named", ["acct_other", None])
+async def test_the_account_of_a_twin(
+    named: str | None, stand_in: StripeStandIn, api: StripeApi
+) -> None:
+    """A twin that names no account gets that of the context; one of another account is refused."""
+    account = stand_in.directory.connect()
+    event = verify_a_session(stand_in, scope=stand_in.scope(account.id))
+    body = orjson.dumps({**event.as_snapshot(), "account": named})
+    stand_in.faults.add(answer(TWIN, body))
+
+    if named is None:
+        assert await read_event(api, notification_of(event)) == pushed(event)
+    else:
+        with pytest.raises(ApiError):
+            await read_event(api, notification_of(event))
+
+
 async def test_placeholders_are_absent(stand_in: StripeStandIn, api: StripeApi) -> None:
     """A twin that Stripe has redacted since shows what is left of it."""
     session = stand_in.sessions.create(client_reference_id="mine", metadata={"order": "1"})
