@@ -99,7 +99,7 @@ class AccountPasses:
         self._start_of = start_of
         self._timing = timing
         # A worker that takes over does not know when the last one looked back.
-        self._due_at = dict.fromkeys(timing.lookbacks, 0.0)
+        self._looked_back_at = dict.fromkeys(timing.lookbacks, 0.0)
 
     async def run(self, lease: Lease, now: float) -> None:
         """Read and admit everything up to a little before *now*, in Unix seconds.
@@ -110,9 +110,12 @@ class AccountPasses:
             RedisError: Redis did not answer.
             Unavailable: Redis did not decide on an event.
         """
-        cursors = await read_cursors(self._connections, self._keys)
+        cursors = await read_cursors(self._connections, self._keys, now)
         cursor = cursors.get(account_field(self._caller)) or await self._begin(lease, int(now))
-        due = [lookback for lookback, due_at in self._due_at.items() if now >= due_at]
+        # A clock that was set back must not put off what finds the events missed meanwhile.
+        due = [
+            each for each, at in self._looked_back_at.items() if not 0 <= now - at < each.every_s
+        ]
         windows = read_windows(
             self._api,
             self._caller,
@@ -127,7 +130,7 @@ class AccountPasses:
                     _record(each, cursor)
                 read = cursor._replace(read_until=window.last)
                 await move_cursor(lease, self._keys, self._caller, read)
-        self._due_at |= {lookback: now + lookback.every_s for lookback in due}
+        self._looked_back_at |= dict.fromkeys(due, now)
 
     async def _begin(self, lease: Lease, now: int) -> Cursor:
         """Make the cursor of an account that has none: what follows may be much history."""
@@ -138,8 +141,15 @@ class AccountPasses:
 
     def _first_second(self, cursor: Cursor, due: Sequence[Lookback], now: int) -> int:
         """Return where a pass begins; never before the first pass did."""
-        wanted = [cursor.read_until - self._timing.overlap_s, *(now - each.reach_s for each in due)]
-        return max(min(wanted), int(self._start_of(cursor.began_at)), now - MAX_REACH_S)
+        usual = cursor.read_until - self._timing.overlap_s
+        # After an outage the late ones are those from before it.
+        read_until = min(cursor.read_until, now)
+        wanted = min([usual, *(read_until - each.reach_s for each in due)])
+        began_from = int(self._start_of(cursor.began_at))
+        # If it is later than the cursor, the setting was changed after the first pass.
+        if began_from <= cursor.read_until:
+            wanted = max(wanted, began_from)
+        return max(wanted, now - MAX_REACH_S)
 
 
 def describe(caller: Caller) -> dict[str, bool | str | None]:

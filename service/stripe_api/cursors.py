@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from ..config import MAX_CLOCK_DIFFERENCE_S
 from ..delivery.leases import Lease
 from ..storage.connections import Connections
 from ..storage.layout import Keys
@@ -28,29 +29,36 @@ class Cursor(NamedTuple):
     began_at: int
 
 
-async def read_cursors(connections: Connections, keys: Keys) -> dict[str, Cursor]:
+async def read_cursors(connections: Connections, keys: Keys, now: float) -> dict[str, Cursor]:
     """Return all cursors, each by the `account_field` of its account.
+
+    One that is further ahead of *now* than clocks may differ was moved by a clock that was wrong.
+    It says nothing about what has been read, so it counts as missing.
 
     Raises:
         RedisError: Redis did not answer.
     """
     stored = await connections.client.hgetall(keys.reconcile)
     return {
-        field.decode(): Cursor(int(found[1]), int(found[2]))
+        field.decode(errors="replace"): Cursor(int(found[1]), int(found[2]))
         for field, value in stored.items()
-        if (found := _STORED.fullmatch(value))
+        if (found := _STORED.fullmatch(value)) and int(found[1]) <= now + MAX_CLOCK_DIFFERENCE_S
     }
 
 
 async def move_cursor(lease: Lease, keys: Keys, caller: Caller, cursor: Cursor) -> None:
-    """Move the cursor of an account. One that is there already or further stays.
+    """Move the cursor of an account, but not beyond the present second of Redis's clock.
+
+    One that is there already or further stays.
 
     Raises:
         LeaseLostError: Another worker reconciles now.
         RedisError: It is unknown whether it was moved.
     """
     await lease.run(
-        _MOVE, [keys.reconcile], account_field(caller), cursor.read_until, cursor.began_at
+        _MOVE,
+        [keys.reconcile],
+        *(account_field(caller), cursor.read_until, cursor.began_at, MAX_CLOCK_DIFFERENCE_S),
     )
 
 

@@ -180,7 +180,7 @@ class Reconciler:
     async def _measure(self) -> None:
         """Set the gauge of how far the account that is read least is behind now."""
         with contextlib.suppress(RedisError, OSError):
-            cursors = await read_cursors(self._connections, self._keys)
+            cursors = await read_cursors(self._connections, self._keys, self._clock())
             read = [
                 cursors[field].read_until
                 for caller in self._callers

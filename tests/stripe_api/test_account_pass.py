@@ -111,7 +111,7 @@ class Rig:
 
     async def cursor(self) -> Cursor:
         """Return the cursor of our own account."""
-        return (await read_cursors(self.connections, self.keys))["test"]
+        return (await read_cursors(self.connections, self.keys, NOW))["test"]
 
 
 @pytest.fixture(autouse=True)
@@ -330,23 +330,69 @@ async def test_the_cursor_moves_only_forward_and_under_the_lease(rig: Rig, keys:
     account = Caller(is_live=True, account="acct_1")
     await move_cursor(rig.lease, keys, account, Cursor(100, 50))
     await move_cursor(rig.lease, keys, account, Cursor(99, 60))
-    assert await read_cursors(rig.connections, keys) == {"live acct_1": Cursor(100, 50)}
+    assert await read_cursors(rig.connections, keys, NOW) == {"live acct_1": Cursor(100, 50)}
     await move_cursor(rig.lease, keys, account, Cursor(101, 60))
     other = Lease(rig.connections, keys, handler="reconcile", partition=0, worker="other")
     with pytest.raises(LeaseLostError):
         await move_cursor(other, keys, account, Cursor(200, 50))
-    assert await read_cursors(rig.connections, keys) == {"live acct_1": Cursor(101, 50)}
+    assert await read_cursors(rig.connections, keys, NOW) == {"live acct_1": Cursor(101, 50)}
     assert rig.lease.is_held()
 
 
 async def test_a_cursor_that_cannot_be_read_begins_anew(rig: Rig, keys: Keys) -> None:
     """What an operator broke counts as no cursor."""
     await rig.connections.client.hset(keys.reconcile, mapping={"test": "broken", "live": "1 x"})
-    assert await read_cursors(rig.connections, keys) == {}
+    assert await read_cursors(rig.connections, keys, NOW) == {}
 
     await rig.run(rig.passes())
 
     assert await rig.cursor() == Cursor(read_until=NOW - 60, began_at=NOW)
+
+
+@pytest.mark.parametrize("ahead_s", [240, 2 * HOUR_S, 30 * HOUR_S])
+async def test_a_clock_that_was_ahead(ahead_s: int, rig: Rig) -> None:
+    """Events that were made while the worker's clock was ahead of all others are found."""
+    passes = rig.passes()
+    await rig.run(passes, NOW - 300)
+    await passes.run(rig.lease, NOW + ahead_s)
+    rig.verify(at=NOW - 70)
+    await passes.run(rig.lease, NOW + ahead_s + 60)
+    assert (await rig.cursor()).read_until <= time.time()
+
+    rig.verify(at=NOW - 65)
+    await rig.run(rig.passes())
+
+    assert await rig.admitted() == rig.made()
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_all_clocks_were_ahead(is_restarted: bool, rig: Rig) -> None:
+    """A cursor that a wrong clock has moved into the future counts as none."""
+    future = Cursor(NOW + DAY_S, NOW + DAY_S)
+    passes = rig.passes()
+    await passes.run(rig.lease, NOW + DAY_S)
+    await rig.connections.client.hset(
+        rig.keys.reconcile, "test", f"{future.read_until} {future.began_at}"
+    )
+    rig.verify(at=NOW - 2 * DAY_S)
+
+    await rig.run(rig.passes() if is_restarted else passes)
+
+    assert await rig.admitted() == rig.made()
+    assert await rig.cursor() == Cursor(read_until=NOW - 60, began_at=NOW)
+
+
+async def test_a_late_beginning_that_is_set_later(rig: Rig) -> None:
+    """Where to begin without a cursor does not matter to an account that has one."""
+    await rig.run(rig.passes(), NOW - DAY_S)
+    rig.verify(at=NOW - DAY_S + 1)
+    rig.stand_in.list_lag_s = 2 * HOUR_S
+    rig.verify(at=NOW - DAY_S - HOUR_S)
+    start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(NOW - HOUR_S))
+
+    await rig.run(rig.passes(start=start))
+
+    assert await rig.admitted() == rig.made()
 
 
 async def test_little_is_asked_when_nothing_is_missing(rig: Rig) -> None:

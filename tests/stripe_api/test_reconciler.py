@@ -129,7 +129,7 @@ async def test_all_accounts_of_both_modes(deployment: Deployment, keyed_api: Str
     ]
     async with deployment.running(keyed_api):
         await deployment.until_admitted(*made)
-    cursors = await read_cursors(deployment.connections, Keys("idv", 8))
+    cursors = await read_cursors(deployment.connections, Keys("idv", 8), NOW)
     assert cursors == dict.fromkeys(
         ("live", "test", f"live {deployment.account}", f"test {deployment.account}"),
         Cursor(read_until=NOW - 60, began_at=NOW),
