@@ -7,9 +7,10 @@ key and context. So a revoked key or a deauthorised account does not stop the ot
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 
@@ -23,6 +24,9 @@ from ..transitions.transition import Origin, SessionChange, make_change
 from .client import StripeApi
 from .rounds import Rounds, open_rounds
 
+# Below the worker's time limit of a call: that a notification waited for its turn while Stripe
+# answered slowly must not count as a failed attempt at it.
+DEADLINE_S = 80.0
 # These concern one notification; all other reasons, each that has the same key and context.
 _OF_ONE = {ApiErrorReason.NOT_FOUND, ApiErrorReason.UNEXPECTED}
 
@@ -44,7 +48,7 @@ class Fetcher:
             Unreachable: Stripe's API or Redis does not answer, or refuses this key and context.
         """
         try:
-            event = await self._rounds.find(notification)
+            event = await self._find(notification)
             change = make_change(
                 event,
                 origin=Origin.THIN,
@@ -58,6 +62,12 @@ class Fetcher:
                 raise
             raise Unreachable(error.reason) from None
         _record(notification, event, change, admission)
+
+    async def _find(self, notification: Notification) -> Event:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DEADLINE_S):
+                return await self._rounds.find(notification)
+        raise ApiError(ApiErrorReason.UNREACHABLE)
 
     def destination(self, notification: Notification) -> str:
         """Return which key and context a notification is fetched with."""

@@ -26,7 +26,7 @@ from service.parsers import FETCH
 from service.secret import Secret
 from service.storage.connections import Connections
 from service.stripe.events import Event
-from service.stripe_api import rounds
+from service.stripe_api import fetch, rounds
 from service.stripe_api.client import StripeApi
 from service.stripe_api.fetch import Fetcher, open_fetcher
 from service.stripe_api.keys import ApiKeys
@@ -326,6 +326,27 @@ async def test_what_an_error_means(
         await fetching.fetcher(notification_of(create(stand_in)))
 
     assert str(caught.value) == reason
+
+
+async def test_slow_answers_are_no_failed_attempts(
+    stand_in: StripeStandIn, fetching: Fetching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While more accounts than can be read at once hang, nothing counts against notifications."""
+    admit_deadline_s = fetching.deployment.settings.admit_deadline_s
+    assert fetch.DEADLINE_S + admit_deadline_s < worker.FETCH_TIMEOUT_S
+    scopes = [stand_in.scope(stand_in.directory.connect().id) for _ in range(15)]
+    events = [create(stand_in, scope=scope) for scope in scopes]
+    stand_in.faults.add(Fault(kind="hang"))
+
+    with structlog.testing.capture_logs() as logged:
+        with monkeypatch.context() as patch:
+            patch.setattr(fetch, "DEADLINE_S", 0.05)
+            fetching.start()
+            await fetching.note(*events)
+            await until(lambda: metrics.CIRCUIT_OPEN.labels(FETCH)._value.get() == len(scopes))
+        stand_in.faults.clear()
+        await until(lambda: len(fetching.transitions) == len(events))
+    assert not {"delivery.retried", "delivery.dead_lettered"} & {line["event"] for line in logged}
 
 
 Refusal = Callable[[StripeStandIn, str], Callable[[], None]]
