@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
@@ -77,8 +78,13 @@ def _name(path: Path) -> str:
 
 
 PATHS = {_name(path): path for path in sorted(SERVICE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text()) for name, path in PATHS.items()}
 SCRIPTS = sorted(SERVICE.rglob("*.lua"))
+
+
+@functools.cache
+def tree_of(name: str) -> ast.Module:
+    """Return the syntax tree of a module."""
+    return ast.parse(PATHS[name].read_text())
 
 
 def every_module(rule: Callable[[str], None]) -> Callable[[], None]:
@@ -86,7 +92,7 @@ def every_module(rule: Callable[[str], None]) -> Callable[[], None]:
 
     def test() -> None:
         broken = []
-        for name in TREES:
+        for name in PATHS:
             try:
                 rule(name)
             except AssertionError as error:
@@ -103,11 +109,12 @@ def package(name: str) -> str:
     return first if first in MAY_IMPORT else ""
 
 
+@functools.cache
 def imported(name: str) -> set[str]:
     """Return the modules of ours that a module imports, at any depth of its code."""
     package = name if PATHS[name].stem == "__init__" else name.rpartition(".")[0]
     found: set[str] = set()
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree_of(name)):
         if not isinstance(node, ast.ImportFrom) or not node.level:
             continue
         above = package.split(".")[: len(package.split(".")) - node.level + 1] if package else []
@@ -118,10 +125,11 @@ def imported(name: str) -> set[str]:
     return found - {name}
 
 
+@functools.cache
 def foreign(name: str) -> set[str]:
     """Return the dotted names that a module imports from libraries."""
     found: set[str] = set()
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
@@ -137,7 +145,7 @@ def top(dotted: str) -> str:
 def test_packages_import_only_packages_below() -> None:
     """Each package imports the packages in the table, and no others."""
     found: dict[str, set[str]] = {name: set() for name in MAY_IMPORT}
-    for name in TREES:
+    for name in PATHS:
         if package(name):
             found[package(name)] |= {package(other) for other in imported(name)}
 
@@ -150,7 +158,7 @@ def test_some_imports_are_for_few_modules(arrow: tuple[str, str]) -> None:
     ours, below = arrow
     users = {
         name
-        for name in TREES
+        for name in PATHS
         if package(name) == ours and below in {package(other) for other in imported(name)}
     }
 
@@ -171,15 +179,15 @@ def test_the_package_is_marked_as_typed() -> None:
 
 def test_imports_have_no_cycle() -> None:
     """The modules can be ordered so that each imports only earlier ones."""
-    order = list(TopologicalSorter({name: imported(name) for name in TREES}).static_order())
+    order = list(TopologicalSorter({name: imported(name) for name in PATHS}).static_order())
 
-    assert len(order) == len(TREES)
+    assert len(order) == len(PATHS)
 
 
 @pytest.mark.parametrize("library", OWNERS)
 def test_each_library_has_one_owner(library: str) -> None:
     """Each library is imported by its owners, modules or packages, and by no others."""
-    users = {name for name in TREES if library in {top(dotted) for dotted in foreign(name)}}
+    users = {name for name in PATHS if library in {top(dotted) for dotted in foreign(name)}}
 
     assert {name for name in users if not {name, package(name)} & OWNERS[library]} == set()
 
@@ -188,7 +196,7 @@ def test_only_storage_knows_the_client() -> None:
     """Only four modules of storage import redis-py; others know its exceptions alone."""
     known = {
         (name, dotted)
-        for name in TREES
+        for name in PATHS
         for dotted in foreign(name)
         if top(dotted) == "redis" and not dotted.startswith("redis.exceptions.")
     }
@@ -199,7 +207,7 @@ def test_only_storage_knows_the_client() -> None:
 
 def test_only_web_knows_http() -> None:
     """Only `web.app` imports Starlette; other modules know the type of an application alone."""
-    users = [name for name in TREES if name != "web.app"]
+    users = [name for name in PATHS if name != "web.app"]
     known = {dotted for name in users for dotted in foreign(name) if top(dotted) == "starlette"}
 
     assert known <= {"starlette.types.ASGIApp"}
@@ -213,7 +221,7 @@ def test_only_web_knows_status_codes(name: str) -> None:
     """
     used = {
         node.arg if isinstance(node, ast.keyword) else node.attr
-        for node in ast.walk(TREES[name])
+        for node in ast.walk(tree_of(name))
         if isinstance(node, ast.keyword | ast.Attribute)
     }
 
@@ -230,7 +238,7 @@ def test_only_the_command_line_reads_the_environment(name: str) -> None:
     """Only `cli` uses `os.environ`; other modules receive a mapping."""
     used = {
         node.attr
-        for node in ast.walk(TREES[name])
+        for node in ast.walk(tree_of(name))
         if isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv"}
     }
     imports = {dotted for dotted in foreign(name) if dotted in {"os.environ", "os.getenv"}}
@@ -243,7 +251,7 @@ def test_only_settings_are_read_by_name(name: str) -> None:
     """Variables are read by `environment`, except for those listed here."""
     looked_up = {
         node.args[0].value
-        for node in ast.walk(TREES[name])
+        for node in ast.walk(tree_of(name))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and ast.unparse(node.func).endswith("environ.get")
@@ -264,7 +272,7 @@ def test_few_modules_reveal_secrets(name: str) -> None:
     """`reveal` is called only where secrets are used: to sign, to connect, to show defaults."""
     calls = [
         node
-        for node in ast.walk(TREES[name])
+        for node in ast.walk(tree_of(name))
         if isinstance(node, ast.Attribute) and node.attr == "reveal"
     ]
 
@@ -292,7 +300,7 @@ def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
 @every_module
 def test_docstrings(name: str) -> None:
     """Every module and every public name has a docstring whose first line ends like a sentence."""
-    documented = [(name, TREES[name]), *definitions(TREES[name])]
+    documented = [(name, tree_of(name)), *definitions(tree_of(name))]
     silent = [
         dotted
         for dotted, node in documented
@@ -321,7 +329,7 @@ def names(tree: ast.Module) -> Iterator[str]:
 @every_module
 def test_no_name_has_a_forbidden_word(name: str) -> None:
     """No name contains one of the words that say nothing."""
-    given = {*names(TREES[name]), *name.split(".")} - OTHERS_NAMES.keys()
+    given = {*names(tree_of(name)), *name.split(".")} - OTHERS_NAMES.keys()
     words = {
         (each, word.lower()) for each in given for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", each)
     }
@@ -333,7 +341,7 @@ def test_no_name_has_a_forbidden_word(name: str) -> None:
 def test_functions_are_short(name: str) -> None:
     """No function is longer than forty lines, without its signature and docstring."""
     long = {}
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
             lines = (node.end_lineno or 0) - first.lineno + 1
