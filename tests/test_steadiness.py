@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 # Modules that wait, or compare costs, for all tests.
-CLOCKS = {"waiting.py", "cpu_time.py", "processes.py", "rate_limit.py", "test_faults.py"}
+CLOCKS = {"waiting.py", "cpu_time.py", "processes.py", "test_rate_limit.py", "test_faults.py"}
 TIMED = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "timeit"}
 # Chaos runs and benchmarks are about time, and not part of the suite.
 SUITE = [

@@ -268,7 +268,7 @@ async def test_a_failing_log_costs_no_response(
             for method in ("info", "warning", "error"):
                 monkeypatch.setattr(log, method, _broken)
         else:
-            monkeypatch.setattr(metrics, "events", _broken)
+            monkeypatch.setattr(metrics.EVENTS, "labels", _broken)
         assert_response(await post_event(client, event()), 200, outcome="admitted")
         assert_response(await post_event(client, b"["), 400, error="body_not_json")
 
