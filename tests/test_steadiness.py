@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# Modules that wait, or compare costs, for all tests.
-CLOCKS = {"waiting.py", "cpu_time.py", "processes.py", "test_rate_limit.py", "test_faults.py"}
+# Modules that wait, or compare costs, for all tests; and tests of what happens in a time.
+CLOCKS = {
+    *("waiting.py", "cpu_time.py", "processes.py", "rate_limit.py"),
+    *("test_rate_limit.py", "test_faults.py"),
+}
 TIMED = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "timeit"}
 # Chaos runs and benchmarks are about time, and not part of the suite.
 SUITE = [
