@@ -95,9 +95,8 @@ API_ADDRESS = matching(
     rf"https://{_HOST_AND_PATH}|http://(localhost|127\.[0-9.]+|\[::1\])(:[0-9]{{1,5}})?",
     "https://..., or http://... of this machine's loopback",
 )
-CONNECTED_ACCOUNTS = comma_separated(
-    matching(r"acct_[A-Za-z0-9]{1,64}", "acct_..."), 0, 1000, "accounts"
-)
+CONNECTED_ACCOUNT = matching(r"acct_[A-Za-z0-9]{1,64}", "acct_...")
+CONNECTED_ACCOUNTS = comma_separated(CONNECTED_ACCOUNT, 0, 1000, "accounts")
 TIME = Parser(
     expected="days or hours back, such as 3d or 12h, or an RFC 3339 time", parse=_parse_start
 )

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "web": "telemetry inbox",
         "operations": "stripe transitions storage inbox handlers delivery stripe_api",
         "runtime": "stripe telemetry storage inbox handlers delivery stripe_api server web",
-        "cli": "stripe transitions telemetry storage inbox delivery operations runtime",
+        "cli": "stripe transitions telemetry storage inbox delivery stripe_api operations runtime",
     }.items()
 }
 # Imports between packages that only some modules may use.

@@ -1,8 +1,8 @@
 """The command line: the group of all commands, and what an error looks like.
 
-Each command is in the module of its kind: `run`, `diagnose`, `send`, `dead_letters`, `replay`,
-`handler_groups`. What they do is done in the packages below; here arguments are parsed and results
-are printed.
+Each command is in the module of its kind: `run`, `diagnose`, `send`, `backfill`, `dead_letters`,
+`replay`, `handler_groups`. What they do is done in the packages below; here arguments are parsed
+and results are printed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ import click
 
 from .. import __version__, config
 from ..errors import ConfigError, Unavailable
-from . import dead_letters, defaults, diagnose, handler_groups, replay, run, send, terminal
+from . import (
+    backfill,
+    dead_letters,
+    defaults,
+    diagnose,
+    handler_groups,
+    replay,
+    run,
+    send,
+    terminal,
+)
 
 
 def main() -> None:
@@ -53,6 +63,7 @@ def commands() -> None:
 for command in (
     *(run.dev, run.serve, run.work),
     *(diagnose.check, diagnose.selftest, diagnose.session, diagnose.version),
-    *(send.send, dead_letters.dead, replay.replay, handler_groups.handlers),
+    *(send.send, backfill.backfill),
+    *(dead_letters.dead, replay.replay, handler_groups.handlers),
 ):
     commands.add_command(command)

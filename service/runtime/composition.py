@@ -29,12 +29,10 @@ from ..storage.layout import Keys
 from ..stripe.signing_secrets import SigningSecrets
 from ..stripe_api import client
 from ..stripe_api.client import StripeApi
-from ..stripe_api.endpoint_watch import EndpointWatch
 from ..stripe_api.fetch import Fetcher, open_fetcher
 from ..stripe_api.keys import ApiKeys
 from ..stripe_api.rate_limit import RateLimiter
 from ..stripe_api.reconciler import Reconciler
-from ..stripe_api.window_admission import WindowAdmission
 from ..telemetry import metrics
 from ..telemetry.tracing import Tracing
 from ..web.allow_list import AllowList
@@ -94,19 +92,7 @@ def fetch_opener(context: Context) -> AnyOpener:
 
 def build_reconciler(context: Context, api: StripeApi) -> Reconciler:
     """Return what compares the events that came with Stripe's list of them."""
-    # Stripe lists no event that is too old to admit.
-    inbox = Inbox(context.connections, context.keys, context.settings, judges_age=False)
-    admission = WindowAdmission(
-        context.connections, context.keys, inbox, account_name=context.settings.account_name
-    )
-    return Reconciler(
-        api,
-        admission,
-        context.connections,
-        context.keys,
-        context.settings,
-        watch=EndpointWatch(context.settings),
-    )
+    return Reconciler(api, context.connections, context.keys, context.settings)
 
 
 def build_key_reloaders(context: Context) -> list[Reloader[Any]]:

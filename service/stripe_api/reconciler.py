@@ -50,11 +50,9 @@ class Reconciler:
 
     Args:
         api: Stripe's API.
-        admission: Admits what is unknown.
         connections: Open clients of Redis.
         keys: The layout.
         settings: The accounts, the interval, where to begin, and the lease's time to live.
-        watch: Knows the types of events that Stripe sends here.
         timing: Which seconds passes read.
         clock: Returns the Unix time in seconds.
     """
@@ -62,21 +60,19 @@ class Reconciler:
     def __init__(
         self,
         api: StripeApi,
-        admission: WindowAdmission,
         connections: Connections,
         keys: Keys,
         settings: Settings,
         *,
-        watch: EndpointWatch,
         timing: Timing = TIMING,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._api = api
-        self._admission = admission
+        self._admission = WindowAdmission(connections, keys, settings)
         self._connections = connections
         self._keys = keys
         self._settings = settings
-        self._watch = watch
+        self._watch = EndpointWatch(settings)
         self._timing = timing
         self._clock = clock
         self._callers = accounts(settings)

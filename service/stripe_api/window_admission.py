@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from ..config import Settings
 from ..errors import ApiError, ApiErrorReason, Rejected
 from ..inbox.admission import MAX_EVENTS_PER_BATCH, Admission, Inbox
 from ..storage.connections import Connections
@@ -51,17 +52,15 @@ class WindowAdmission:
     Args:
         connections: Open clients of Redis.
         keys: The layout.
-        inbox: Decides; it does not judge the age of events.
-        account_name: The configured name of our own account, empty for none.
+        settings: How events are admitted.
     """
 
-    def __init__(
-        self, connections: Connections, keys: Keys, inbox: Inbox, *, account_name: str = ""
-    ) -> None:
+    def __init__(self, connections: Connections, keys: Keys, settings: Settings) -> None:
         self._connections = connections
         self._keys = keys
-        self._inbox = inbox
-        self._account_name = account_name or None
+        # Stripe lists no event that is too old to admit.
+        self._inbox = Inbox(connections, keys, settings, judges_age=False)
+        self._account_name = settings.account_name or None
 
     async def find_unknown(self, events: Sequence[ListedEvent]) -> list[ListedEvent]:
         """Return the events that no session record knows.

@@ -14,7 +14,6 @@ import structlog.testing
 from service.config import Settings
 from service.delivery.leases import Lease, LeaseLostError, take_or_renew
 from service.errors import Unavailable
-from service.inbox.admission import Inbox
 from service.parsers import parse_time
 from service.storage.connections import Connections
 from service.storage.layout import Keys
@@ -68,11 +67,10 @@ class Rig:
         **changes: Any,
     ) -> AccountPasses:
         """Return passes, as a worker that has just taken the lease has them."""
-        inbox = Inbox(self.connections, self.keys, self.make_settings(**changes))
         return AccountPasses(
             caller,
             self.api,
-            WindowAdmission(self.connections, self.keys, inbox),
+            WindowAdmission(self.connections, self.keys, self.make_settings(**changes)),
             self.connections,
             self.keys,
             select_types=select_types,

@@ -12,17 +12,14 @@ import pytest
 import structlog.testing
 
 from service.config import Livemode, Settings
-from service.inbox.admission import Inbox
 from service.secret import Secret
 from service.storage.connections import Connections
 from service.storage.layout import Keys
 from service.stripe_api import account_pass, reconciler
 from service.stripe_api.client import Caller, StripeApi, open_api
 from service.stripe_api.cursors import Cursor, read_cursors
-from service.stripe_api.endpoint_watch import EndpointWatch
 from service.stripe_api.keys import ApiKeys
 from service.stripe_api.reconciler import Reconciler, accounts
-from service.stripe_api.window_admission import WindowAdmission
 from service.telemetry import metrics
 from service.transitions import stream_entry
 from tests.support.stripe_api import Fault, StripeStandIn
@@ -57,15 +54,7 @@ class Deployment:
             **{"reconcile_every_s": 0.01, "stripe_accounts": (self.account,), **changes}
         )
         keys = Keys(settings.redis_prefix, settings.partitions)
-        one = Reconciler(
-            api,
-            WindowAdmission(self.connections, keys, Inbox(self.connections, keys, settings)),
-            self.connections,
-            keys,
-            settings,
-            watch=EndpointWatch(settings),
-            clock=lambda: NOW,
-        )
+        one = Reconciler(api, self.connections, keys, settings, clock=lambda: NOW)
         stopping = asyncio.Event()
         task = asyncio.create_task(one.run(stopping))
         try:

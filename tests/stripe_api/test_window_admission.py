@@ -10,7 +10,7 @@ import pytest
 
 from service.config import Settings
 from service.errors import ApiError, ApiErrorReason, RejectionReason, Unavailable
-from service.inbox.admission import Inbox, Outcome
+from service.inbox.admission import Outcome
 from service.storage.connections import Connections
 from service.storage.layout import Keys
 from service.stripe_api.client import Caller
@@ -27,8 +27,7 @@ OWN = Caller(is_live=False)
 @pytest.fixture
 def admission(connections: Connections, keys: Keys, settings: Settings) -> WindowAdmission:
     """Return the admission of windows, with the name of our own account."""
-    inbox = Inbox(connections, keys, settings)
-    return WindowAdmission(connections, keys, inbox, account_name="ours")
+    return WindowAdmission(connections, keys, replace(settings, account_name="ours"))
 
 
 async def transitions(connections: Connections, keys: Keys) -> list[StatusTransition]:
@@ -117,7 +116,7 @@ async def test_what_redis_does_not_decide_ends_it(
     stand_in: StripeStandIn, connections: Connections, keys: Keys, settings: Settings
 ) -> None:
     """While the streams are full nothing is admitted, and the caller knows."""
-    inbox = Inbox(connections, keys, replace(settings, stream_max_entries=1))
-    admission = WindowAdmission(connections, keys, inbox)
+    full = replace(settings, stream_max_entries=1)
+    admission = WindowAdmission(connections, keys, full)
     with pytest.raises(Unavailable):
         await admission.admit_unknown(OWN, verify(stand_in, 20))

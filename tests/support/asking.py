@@ -46,9 +46,9 @@ class Asking:
         """Start a process, and wait until it listens."""
         return await asyncio.to_thread(self.launch(command, program=program).ready)
 
-    def launch(self, command: str, *, program: str = PATIENT) -> Process:
+    def launch(self, *arguments: str, program: str = PATIENT) -> Process:
         """Start a process that may end before it listens."""
-        return self._processes.start(command, program=program, **self.settings)
+        return self._processes.start(*arguments, program=program, **self.settings)
 
     async def run(self, *arguments: str) -> Process:
         """Run a command to its end."""

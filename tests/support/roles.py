@@ -27,7 +27,7 @@ RECEIVER, WORKER, OPERATOR = ROLES = ("receiver", "worker", "operator")
 PLACEHOLDER = re.compile(r"#[A-Z]+_PASSWORD_SHA256")
 
 # `dev` is receiver and worker at once: no user of the file is both.
-_BY_COMMAND = {"serve": RECEIVER, "work": WORKER, "dev": ""}
+_BY_COMMAND = {"serve": RECEIVER, "work": WORKER, "backfill": WORKER, "dev": ""}
 _BY_MODULE = {
     "inbox.admission": RECEIVER,
     "inbox.full_streams": RECEIVER,
