@@ -53,8 +53,7 @@ async def test_an_empty_ledger_is_filled_again(tmp_path: Path) -> None:
             for session_id in going_on:
                 stand_in.sessions.verify(session_id)
             await let_live(len(lives))
-            lost = collecting.records(client).keys() ^ stand_in.sessions.all.keys()
-            assert len(lost) == SESSIONS // 2
+            assert stand_in.sessions.all.keys() - collecting.records(client).keys()
 
             filled = await made.run("backfill", "--since", "30d")
             assert filled.wait() == 0, filled.err
