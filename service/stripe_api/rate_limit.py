@@ -2,6 +2,9 @@
 
 The budget is in Redis (`take_request.lua`). Priorities decide who waits when it runs out: fetches
 of thin events take any request, the reconciler leaves a quarter of the burst, `backfill` a half.
+One of the last two that has waited for `PATIENCE_S` passes beyond the budget: else fetches without
+an end would keep the reconciler from finding what was lost. The reconciler and `backfill` ask for
+few pages at once, so that is less than one request a second.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from ..storage.connections import Connections
 from ..storage.layout import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..storage.scripts import Script
+
+# Half of the time that a request has, waiting included (`client.DEADLINE_S`).
+PATIENCE_S = 10.0
 
 _TAKE = Script(__package__, "take_request.lua")
 
@@ -54,9 +60,13 @@ class RateLimiter:
             Unavailable: Redis did not answer.
         """
         key = self._keys.api_rate(is_live=is_live)
+        clock = asyncio.get_running_loop().time
+        patient_until = clock() + PATIENCE_S
         async with self._turns[is_live, priority]:
             # Other processes take from the budget too, so no event of ours could end the wait.
-            while wait_s := await self._take(key, priority):  # noqa: ASYNC110
+            while wait_s := await self._take(key, priority):
+                if priority is not Priority.FETCH and clock() >= patient_until:
+                    break
                 await asyncio.sleep(wait_s)
 
     async def _take(self, key: str, priority: Priority) -> float:

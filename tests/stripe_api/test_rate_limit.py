@@ -13,6 +13,8 @@ from service.errors import Unavailable, UnavailableReason
 from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
+from service.stripe_api import rate_limit
+from service.stripe_api.client import DEADLINE_S
 from service.stripe_api.rate_limit import Priority, RateLimiter
 
 
@@ -96,6 +98,27 @@ async def test_fetches_come_first(connections: Connections, keys: Keys) -> None:
     assert passed[Priority.FETCH] > 3 * passed[Priority.RECONCILE]
     assert passed[Priority.BACKFILL] <= passed[Priority.RECONCILE]
     assert 20 < passed.total() <= 10 + 40 * (time.monotonic() - began)
+
+
+@pytest.mark.parametrize("priority", [Priority.RECONCILE, Priority.BACKFILL])
+async def test_fetches_do_not_come_first_for_ever(
+    priority: Priority, connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While fetches take all there is, what has waited long enough passes all the same."""
+    assert 2 * rate_limit.PATIENCE_S <= DEADLINE_S
+    monkeypatch.setattr(rate_limit, "PATIENCE_S", 0.2)
+
+    async def fetch() -> None:
+        limiter = RateLimiter(connections, keys, 5)
+        while True:
+            await limiter.wait(is_live=True, priority=Priority.FETCH)
+
+    fetching = [asyncio.create_task(fetch()) for _ in range(3)]
+    limiter = RateLimiter(connections, keys, 5)
+    for _ in range(3):
+        await asyncio.wait_for(limiter.wait(is_live=True, priority=priority), 10)
+    for task in fetching:
+        await cancel_and_wait(task)
 
 
 async def test_redis_is_needed() -> None:
