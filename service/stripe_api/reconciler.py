@@ -90,8 +90,12 @@ class Reconciler:
         """Reconcile until *stopping* is set; then release the lease."""
         try:
             while not stopping.is_set():
-                await self._take_or_renew()
-                await self._measure()
+                try:
+                    await self._take_or_renew()
+                    await self._measure()
+                except Exception:
+                    # Raised, it would end the process, and with it what the handlers do.
+                    log.exception("reconcile.crashed")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._interval_s):
                         await stopping.wait()

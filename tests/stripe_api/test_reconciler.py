@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import structlog.testing
@@ -221,6 +222,20 @@ async def test_an_unforeseen_error_ends_one_pass(
             patch.undo()
             await deployment.until_admitted(event)
     assert "reconcile.crashed" in {line["event"] for line in logged}
+
+
+@pytest.mark.parametrize("name", ["take_or_renew", "read_cursors"])
+async def test_an_unforeseen_error_ends_no_process(
+    name: str, deployment: Deployment, keyed_api: StripeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside a pass as well it is logged, and the work goes on."""
+    event = deployment.create(livemode=True)
+    with monkeypatch.context() as patch, structlog.testing.capture_logs() as logged:
+        patch.setattr(reconciler, name, mock.AsyncMock(side_effect=ZeroDivisionError))
+        async with deployment.running(keyed_api, lease_ttl_s=0.2):
+            await until(lambda: "reconcile.crashed" in {line["event"] for line in logged})
+            patch.undo()
+            await deployment.until_admitted(event)
 
 
 async def test_the_lag_is_that_of_the_oldest_cursor(
