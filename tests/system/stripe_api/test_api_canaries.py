@@ -55,6 +55,8 @@ AGO_S = 1800.0
 LISTS = ("/v1/events", "/v1/webhook_endpoints", "/v2/core/event_destinations")
 COMMANDS = (
     ("check",),
+    ("backfill", "--since", "1d"),
+    ("backfill", "--since", "1d", "--dry-run", "--json"),
     ("dead", "list", "fetch"),
     ("dead", "list", "fetch", "--json"),
 )
