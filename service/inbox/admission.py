@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 import time
 from collections.abc import Awaitable, Sequence
 from enum import StrEnum
@@ -298,7 +297,7 @@ def _reason(error: Exception) -> UnavailableReason:
 
 def _nonce() -> str:
     """Return 8 characters that mark all attempts for one request; they are no secret."""
-    return secrets.token_urlsafe(6)
+    return f"{random.getrandbits(32):08x}"
 
 
 def _admission(answer: bytes, request: _Request) -> Admission | Unavailable:

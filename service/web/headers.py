@@ -6,8 +6,8 @@ It does not know what they mean: signatures are verified in `stripe`, traces con
 
 from __future__ import annotations
 
+import random
 import re
-import secrets
 from collections.abc import Sequence
 
 _REQUEST_ID = re.compile(rb"[0-9a-fA-F-]{8,64}")
@@ -48,7 +48,7 @@ class Headers:
     def request_id(self) -> str:
         """The load balancer's id of the request, else one of our own."""
         if self._request_id is None:
-            self._request_id = secrets.token_hex(8)
+            self._request_id = f"{random.getrandbits(64):016x}"
         return self._request_id
 
 
