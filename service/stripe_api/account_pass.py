@@ -126,7 +126,7 @@ class AccountPasses:
         )
         async with aclosing(windows):
             async for window in windows:
-                for each in await self._admission.admit_unknown(self._caller, window.events):
+                async for each in self._admission.admit_unknown(self._caller, window.events):
                     _record(each, cursor)
                 read = cursor._replace(read_until=window.last)
                 await move_cursor(lease, self._keys, self._caller, read)

@@ -142,15 +142,12 @@ class Backfill:
         ]
 
     async def _admit(self, caller: Caller, window: Window) -> None:
+        found: Counter[str] = Counter()
         if self.is_dry_run:
-            unknown = len(await self._admission.find_unknown(window.events))
-            found = Counter({UNKNOWN: unknown})
+            found[UNKNOWN] = len(await self._admission.find_unknown(window.events))
         else:
-            decided = await self._admission.admit_unknown(caller, window.events)
-            found = Counter(
-                one.admission.outcome.value if isinstance(one, Decided) else UNUSABLE
-                for one in decided
-            )
+            async for one in self._admission.admit_unknown(caller, window.events):
+                found[one.admission.outcome if isinstance(one, Decided) else UNUSABLE] += 1
         found[KNOWN] = len(window.events) - found.total()
         self.counts += found
 

@@ -6,13 +6,13 @@ An event that is known costs one look into its session's record, and nothing is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from ..config import Settings
-from ..errors import ApiError, ApiErrorReason, Rejected
+from ..errors import ApiError, ApiErrorReason, Rejected, Unavailable
 from ..inbox.admission import MAX_EVENTS_PER_BATCH, Admission, Inbox
 from ..storage.connections import Connections
 from ..storage.layout import Keys
@@ -72,8 +72,10 @@ class WindowAdmission:
 
     async def admit_unknown(
         self, caller: Caller, events: Sequence[ListedEvent]
-    ) -> list[Decided | Unusable]:
-        """Admit the events that no session record knows; return what became of these.
+    ) -> AsyncGenerator[Decided | Unusable]:
+        """Admit the events that no session record knows; yield what became of these.
+
+        An event on which Redis does not decide holds up only the later ones of its session.
 
         Args:
             caller: Whose events they are.
@@ -82,25 +84,37 @@ class WindowAdmission:
         Raises:
             ApiError: An event belongs to another account; then none is admitted.
             RedisError: Redis did not answer.
-            Unavailable: Redis did not decide on all of them; those that it did decide on are known.
+            Unavailable: Raised at the end: Redis did not decide on all of them.
         """
         unknown = await self.find_unknown(events)
-        if not unknown:
-            return []
         noted = await find_noted(self._connections, self._keys, unknown)
         parsed = [_parse(caller, listed) for listed in unknown]
-        found: list[Decided | Unusable] = [one for one in parsed if isinstance(one, Unusable)]
-        usable = [one for one in parsed if isinstance(one, Event)]
-        for start in range(0, len(usable), MAX_EVENTS_PER_BATCH):
-            batch = usable[start : start + MAX_EVENTS_PER_BATCH]
-            found += await asyncio.gather(
+        for unusable in [one for one in parsed if isinstance(one, Unusable)]:
+            yield unusable
+        undecided: dict[str, Unavailable] = {}
+        waiting = [one for one in parsed if isinstance(one, Event)]
+        while waiting:
+            batch, waiting = waiting[:MAX_EVENTS_PER_BATCH], waiting[MAX_EVENTS_PER_BATCH:]
+            found = await asyncio.gather(
                 *(self._admit(event, was_noted=event.id in noted) for event in batch)
             )
-        return found
+            for event, one in zip(batch, found, strict=True):
+                if isinstance(one, Unavailable):
+                    undecided[event.session.id] = one
+                else:
+                    yield one
+            if all(isinstance(one, Unavailable) for one in found):
+                break
+            waiting = [event for event in waiting if event.session.id not in undecided]
+        for error in undecided.values():
+            raise error
 
-    async def _admit(self, event: Event, *, was_noted: bool) -> Decided:
+    async def _admit(self, event: Event, *, was_noted: bool) -> Decided | Unavailable:
         change = make_change(event, origin=Origin.EVENTS_API, account_name=self._account_name)
-        return Decided(event, change, await self._inbox.admit(event, change), was_noted)
+        try:
+            return Decided(event, change, await self._inbox.admit(event, change), was_noted)
+        except Unavailable as error:
+            return error
 
 
 def _parse(caller: Caller, listed: ListedEvent) -> Event | Unusable:

@@ -13,6 +13,7 @@ from service.errors import ApiError, ApiErrorReason, RejectionReason, Unavailabl
 from service.inbox.admission import Outcome
 from service.storage.connections import Connections
 from service.storage.layout import Keys
+from service.stripe_api import window_admission
 from service.stripe_api.client import Caller
 from service.stripe_api.event_pages import ListedEvent
 from service.stripe_api.window_admission import Decided, Unusable, WindowAdmission
@@ -39,6 +40,26 @@ async def transitions(connections: Connections, keys: Keys) -> list[StatusTransi
     ]
 
 
+async def admit(
+    admission: WindowAdmission, caller: Caller, events: Sequence[ListedEvent]
+) -> list[Decided | Unusable]:
+    """Admit the unknown events of a window; return what became of these."""
+    found: list[Decided | Unusable] = []
+    await admit_into(found, admission, caller, events)
+    return found
+
+
+async def admit_into(
+    found: list[Decided | Unusable],
+    admission: WindowAdmission,
+    caller: Caller,
+    events: Sequence[ListedEvent],
+) -> None:
+    """Add what became of the unknown events of a window, until one is not decided on."""
+    async for one in admission.admit_unknown(caller, events):
+        found.append(one)  # noqa: PERF401 - it is kept when the next one raises
+
+
 def outcomes(found: Sequence[Decided | Unusable]) -> list[str]:
     """Return the words of what was found."""
     return [
@@ -61,7 +82,7 @@ async def test_unknown_events_are_admitted_in_order(
     """Each session's changes reach the handlers in their order, marked as read from the API."""
     events = verify(stand_in, 100)
 
-    found = await admission.admit_unknown(OWN, events)
+    found = await admit(admission, OWN, events)
 
     assert outcomes(found) == [Outcome.ADMITTED] * 300
     appended = await transitions(connections, keys)
@@ -74,7 +95,7 @@ async def test_unknown_events_are_admitted_in_order(
     assert {(one.origin, one.account, one.account_name) for one in appended} == {
         ("events_api", None, "ours")
     }
-    assert await admission.admit_unknown(OWN, events) == []
+    assert await admit(admission, OWN, events) == []
 
 
 async def test_the_account_is_that_of_the_caller(
@@ -88,10 +109,10 @@ async def test_the_account_is_that_of_the_caller(
         for event in others
     ]
     with pytest.raises(ApiError, match=ApiErrorReason.UNEXPECTED):
-        await admission.admit_unknown(Caller(is_live=False, account="acct_x"), [*unnamed, named])
+        await admit(admission, Caller(is_live=False, account="acct_x"), [*unnamed, named])
     assert await transitions(connections, keys) == []
 
-    await admission.admit_unknown(Caller(is_live=False, account=account), [named, *unnamed])
+    await admit(admission, Caller(is_live=False, account=account), [named, *unnamed])
 
     assert {one.account for one in await transitions(connections, keys)} == {account}
 
@@ -105,7 +126,7 @@ async def test_an_unusable_event_does_not_hold_up_the_others(
     del envelope["data"]["object"]["status"]
     broken = events[0]._replace(body=orjson.dumps(envelope))
 
-    found = await admission.admit_unknown(OWN, [broken, *events[1:]])
+    found = await admit(admission, OWN, [broken, *events[1:]])
 
     assert outcomes(found) == [RejectionReason.FIELD_MISSING, *[Outcome.ADMITTED] * 5]
     assert isinstance(found[0], Unusable)
@@ -119,4 +140,27 @@ async def test_what_redis_does_not_decide_ends_it(
     full = replace(settings, stream_max_entries=1)
     admission = WindowAdmission(connections, keys, full)
     with pytest.raises(Unavailable):
-        await admission.admit_unknown(OWN, verify(stand_in, 20))
+        await admit(admission, OWN, verify(stand_in, 20))
+
+
+async def test_an_event_without_a_decision_holds_up_its_session(
+    stand_in: StripeStandIn,
+    admission: WindowAdmission,
+    connections: Connections,
+    keys: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a session whose record is broken nothing is decided; all others are admitted."""
+    monkeypatch.setattr(window_admission, "MAX_EVENTS_PER_BATCH", 4)
+    events = verify(stand_in, 5)
+    broken = events[0].session_id
+    record = keys.session_in(keys.partition(broken), broken)
+    await connections.client.hset(record, "state", "broken")
+    found: list[Decided | Unusable] = []
+
+    with pytest.raises(Unavailable):
+        await admit_into(found, admission, OWN, events)
+
+    assert outcomes(found) == [Outcome.ADMITTED] * 12
+    await connections.client.delete(record)
+    assert outcomes(await admit(admission, OWN, events)) == [Outcome.ADMITTED] * 3
