@@ -128,8 +128,11 @@ async def read_windows(
             max_pages=MAX_PAGES if first < last else MAX_PAGES_OF_ONE_SECOND,
         )
         if window.is_complete:
-            yield window
             first = lasts.pop() + 1
+            # Many accounts may be read side by side: no window is kept while the next is awaited.
+            held = [window]
+            del window
+            yield held.pop()
         elif first < last:
             cut, middle = min(window.events[0].created, last - 1), (first + last) // 2
             lasts += [cut, middle] if middle < cut else [cut]

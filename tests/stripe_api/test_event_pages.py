@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import AsyncGeneratorType
 from typing import Any
 
 import orjson
@@ -52,6 +53,22 @@ async def read_all(
         found += window.events
     assert next_first == last + 1
     return found
+
+
+async def test_no_window_is_kept(stand_in: StripeStandIn, api: StripeApi) -> None:
+    """While many accounts are read side by side, none keeps what has been used of it."""
+    create(stand_in, 1, at=NOW)
+    windows = read_windows(api, TEST, TYPES, NOW, NOW, priority=Priority.BACKFILL)
+
+    window = await anext(windows)
+
+    assert len(window.events) == 1
+    assert isinstance(windows, AsyncGeneratorType)
+    assert windows.ag_frame is not None
+    kept = windows.ag_frame.f_locals.values()
+    assert window not in kept
+    assert [window] not in kept
+    await windows.aclose()
 
 
 async def test_ten_thousand_events_in_one_window(stand_in: StripeStandIn, api: StripeApi) -> None:
