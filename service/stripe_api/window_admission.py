@@ -88,7 +88,12 @@ class WindowAdmission:
         """
         unknown = await self.find_unknown(events)
         noted = await find_noted(self._connections, self._keys, unknown)
-        parsed = [_parse(caller, listed) for listed in unknown]
+        parsed: list[Event | Unusable] = []
+        for start in range(0, len(unknown), MAX_EVENTS_PER_BATCH):
+            few = unknown[start : start + MAX_EVENTS_PER_BATCH]
+            parsed += [_parse(caller, listed) for listed in few]
+            # Thousands take longer than the process's other tasks may wait.
+            await asyncio.sleep(0)
         for unusable in [one for one in parsed if isinstance(one, Unusable)]:
             yield unusable
         undecided: dict[str, Unavailable] = {}

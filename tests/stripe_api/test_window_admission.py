@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
 import orjson
 import pytest
 
+from service.cancellation import cancel_and_wait
 from service.config import Settings
 from service.errors import ApiError, ApiErrorReason, RejectionReason, Unavailable
 from service.inbox.admission import Outcome
 from service.storage.connections import Connections
 from service.storage.layout import Keys
+from service.stripe.events import Event
 from service.stripe_api import window_admission
 from service.stripe_api.client import Caller
 from service.stripe_api.event_pages import ListedEvent
@@ -164,3 +167,27 @@ async def test_an_event_without_a_decision_holds_up_its_session(
     assert outcomes(found) == [Outcome.ADMITTED] * 12
     await connections.client.delete(record)
     assert outcomes(await admit(admission, OWN, events)) == [Outcome.ADMITTED] * 3
+
+
+async def test_other_tasks_run_meanwhile(
+    stand_in: StripeStandIn, admission: WindowAdmission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The events of a window are not parsed all in one turn of the event loop."""
+    parse, turns = window_admission._parse, [0]
+
+    def count(caller: Caller, listed: ListedEvent) -> Event | Unusable:
+        turns[-1] += 1
+        return parse(caller, listed)
+
+    async def tick() -> None:
+        while True:
+            turns.append(0)
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(window_admission, "MAX_EVENTS_PER_BATCH", 4)
+    monkeypatch.setattr(window_admission, "_parse", count)
+    ticking = asyncio.create_task(tick())
+    assert len(await admit(admission, OWN, verify(stand_in, 10))) == 30
+    await cancel_and_wait(ticking)
+    assert max(turns) == 4
+    assert sum(turns) == 30
