@@ -30,7 +30,8 @@ WILDCARD: Final = "*"
 WILDCARD_TYPES: Final = frozenset(ALL_TYPES) - {REDACTED}
 # A proxy may serve our path below another one.
 _OUR_URL: Final = re.compile(
-    rf"https?://[^/?#]+[^?#]*{re.escape(WEBHOOK_PATH)}(/[A-Za-z0-9_]{{1,64}})?([?#].*)?", re.DOTALL
+    rf"https?://[^/?#]+(/[^?#]*)?{re.escape(WEBHOOK_PATH)}(/[A-Za-z0-9_]{{1,64}})?([?#].*)?",
+    re.DOTALL,
 )
 # Both have had two names.
 _SELF: Final = {"@self", "self"}

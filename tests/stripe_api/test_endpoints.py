@@ -68,6 +68,12 @@ async def test_nothing_is_wrong(url: str, stand_in: StripeStandIn, api: StripeAp
     assert await examined(api, stripe_accounts=("acct_1",)) == []
 
 
+async def test_a_long_url_is_read_at_once(stand_in: StripeStandIn, api: StripeApi) -> None:
+    """With a time that grows with the square of its length the test would time out."""
+    stand_in.subscribe("https://" + "h" * 500_000)
+    assert await names(api) == ["endpoint_missing"]
+
+
 @pytest.mark.parametrize(
     ("destinations", "expected"),
     [
