@@ -6,14 +6,11 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from service.config import Livemode, Settings
 from service.delivery.consumer import FAILURE_WEIGHT
@@ -27,11 +24,9 @@ from service.storage.assessment import Finding, Promise, Severity
 from service.storage.connections import Connections
 from service.storage.layout import Keys, claim
 from service.transitions.transition import StatusTransition
-from tests.support.servers import server
 from tests.support.stripe_api import Fault, StripeStandIn, running
 from tests.support.stripe_api.app import create_app
 from tests.support.transitions import stored_notification
-from tests.support.waiting import wait_until
 
 FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch": 1}
 
@@ -238,29 +233,6 @@ async def test_a_full_redis_is_fatal(connections: Connections, settings: Setting
     severities = {each.name: each.severity for each in findings}
     assert severities["writes"] is Severity.FATAL
     assert severities.keys() >= {"memory", "group log", "handler log"}
-
-
-async def test_a_busy_redis_is_fatal(settings: Settings, tmp_path: Path) -> None:
-    """A Redis that is busy with a script is reported as such."""
-    with server(tmp_path) as started, started.client() as client:
-        client.config_set("busy-reply-threshold", 10)
-        with ThreadPoolExecutor(1) as threads, started.client() as other:
-            running = threads.submit(other.eval, "while true do end", 0)
-            wait_until(lambda: _refuses_with(client, "BUSY"))
-            busy = replace(settings, redis_url=Secret(started.url))
-            writes = await found(busy, "writes")
-            client.script_kill()
-            assert running.exception()
-    assert writes.severity is Severity.FATAL
-    assert "BUSY" in writes.meaning
-
-
-def _refuses_with(client: redis.Redis, word: str) -> bool:
-    try:
-        client.ping()
-    except redis.ResponseError as error:
-        return str(error).startswith(word)
-    return False
 
 
 async def test_a_redis_that_is_too_old_is_fatal(settings: Settings) -> None:

@@ -174,12 +174,6 @@ async def test_an_endpoint_that_fails_or_is_absent_keeps_nothing() -> None:
     assert all(row.kept is False for row in rows)
 
 
-async def test_one_bad_receiver_of_two_is_enough() -> None:
-    """Each receiver is tried: one that accepts forgeries is found beside a good one."""
-    async with serving() as good, serving("signature_mismatch") as bad:
-        assert "a forged signature is refused" in broken(await tried(good, bad))
-
-
 async def test_sessions_are_marked_unless_they_are_to_be_delivered() -> None:
     """The ids of a self-test's sessions are marked, with `deliver` none is."""
     async with serving() as url:
@@ -392,13 +386,3 @@ def test_an_address_at_which_nothing_answers_is_one_line(sandbox: Sandbox) -> No
     assert (typed.code, typed.out) == (1, b"")
     said = f"error: http://{MASK}@127.0.0.1:1{WEBHOOK}: no answer\n"
     assert typed.err == said.encode()
-
-
-def test_a_terminal_of_another_encoding_gets_the_rows(sandbox: Sandbox) -> None:
-    """Characters that the encoding lacks are printed as escapes."""
-    dev = sandbox.start("dev", **HANDLERS).ready()
-    command = sandbox.run("selftest", "--to", dev.url, PYTHONIOENCODING="latin-1", **HANDLERS)
-
-    assert rb"sequences are 1, 2, 3 \u2026 without a gap" in command.out
-    assert command.err == b""
-    assert dev.stop() == 0

@@ -24,7 +24,7 @@ from service.operations import sender
 from service.operations.sender import Answer, WebhookRequest, plan, send
 from service.operations.synthetic_events import SyntheticEvent, lifecycle_events
 from service.secret import Secret
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, until
 
 SECRET = Secret(b"whsec_of_the_tests")
 NOW = 1_785_931_200
@@ -88,9 +88,7 @@ async def endpoint() -> AsyncIterator[Endpoint]:
         listening.bind(("127.0.0.1", 0))
         app.url = f"http://127.0.0.1:{listening.getsockname()[1]}/webhooks/stripe"
         serving = asyncio.create_task(server.serve(sockets=[listening]))
-        async with asyncio.timeout(PATIENCE_S):
-            while not server.started:  # noqa: ASYNC110  uvicorn has no event to wait for
-                await asyncio.sleep(0.01)
+        await until(lambda: server.started)
         yield app
         server.should_exit = True
         async with asyncio.timeout(PATIENCE_S):
@@ -150,19 +148,6 @@ def test_unshuffled(count: int, duplicates: float, seed: int) -> None:
     assert all(request.ordering_key == sessions[request.body] for request in planned)
 
 
-def test_copies_lie_scattered() -> None:
-    """Copies are at many different distances from their originals."""
-    events = events_of(20)
-    planned = plan(events, duplicates=0.5, shuffle=False, random=Random(1))
-    bodies = [request.body for request in planned]
-    gaps = {
-        bodies.index(body, bodies.index(body) + 1) - bodies.index(body)
-        for body, times in Counter(bodies).items()
-        if times == 2
-    }
-    assert len(gaps) > 10
-
-
 def test_shuffled() -> None:
     """Shuffled, the order depends on the seed only, and no request waits for another."""
     events = events_of(5)
@@ -215,16 +200,6 @@ async def test_session_order(endpoint: Endpoint) -> None:
         assert steps == [(word, body) for body in own for word in ("begun", "ended")]
 
 
-async def test_sessions_side_by_side(endpoint: Endpoint) -> None:
-    """Different sessions do not wait for each other."""
-    together = asyncio.Barrier(3)
-    endpoint.hold = together.wait
-    requests = plan(events_of(3), duplicates=0, shuffle=False, random=Random(0))
-    async with asyncio.timeout(PATIENCE_S):
-        await send(requests, to=endpoint.url, secret=SECRET, concurrency=3)
-    assert endpoint.max_at_once() == 3
-
-
 async def test_concurrency(endpoint: Endpoint) -> None:
     """As many requests as allowed are in progress, and no more."""
     together = asyncio.Barrier(3)
@@ -232,13 +207,6 @@ async def test_concurrency(endpoint: Endpoint) -> None:
     async with asyncio.timeout(PATIENCE_S):
         await send(raw(*map(str, range(12))), to=endpoint.url, secret=SECRET, concurrency=3)
     assert endpoint.max_at_once() == 3
-
-
-async def test_planned_order(endpoint: Endpoint) -> None:
-    """Requests without a key start in the planned order."""
-    requests = plan(events_of(4), duplicates=0.5, shuffle=True, random=Random(5))
-    await send(requests, to=endpoint.url, secret=SECRET, concurrency=1)
-    assert endpoint.bodies == [request.body for request in requests]
 
 
 async def test_rate(endpoint: Endpoint) -> None:
@@ -359,20 +327,6 @@ async def test_silent_endpoint(endpoint: Endpoint, monkeypatch: pytest.MonkeyPat
     summary = await send(raw("a"), to=endpoint.url, secret=SECRET)
     answered.set()
     assert summary.counts == {"unreachable": 1}
-
-
-async def test_elapsed(endpoint: Endpoint) -> None:
-    """An answer has its duration, by the given clock."""
-    ticks = iter(range(100))
-    answers: list[Answer] = []
-    await send(
-        raw("a"),
-        to=endpoint.url,
-        secret=SECRET,
-        clock=lambda: next(ticks),
-        progress=answers.append,
-    )
-    assert answers[0].elapsed_s == 1
 
 
 # What is refused before anything is sent

@@ -16,9 +16,8 @@ from service.config import Livemode, Settings
 from service.errors import Unavailable, UnavailableReason
 from service.inbox.receiver import Receipt
 from service.parsers import parse_network
-from service.runtime.embedded_redis import EmbeddedServer
 from service.secret import Secret
-from service.storage.connections import Connections, connect
+from service.storage.connections import Connections
 from service.storage.health import Health
 from service.storage.layout import Keys
 from service.telemetry import metrics
@@ -37,8 +36,6 @@ from tests.support.harness import (
     talk,
     thin_event,
 )
-from tests.support.proxy import proxy_to
-from tests.support.virtual_time import push
 from tests.support.waiting import DEADLINE_S, until
 from tests.support.web_client import (
     PING,
@@ -374,24 +371,6 @@ async def test_endpoints_have_their_own_secrets(open_app: OpenApp) -> None:
         assert (response.status_code, response.json()["error"]) == (400, error)
 
 
-async def test_another_endpoints_secret_is_named_as_such(open_app: OpenApp, log: Log) -> None:
-    """A secret of another endpoint is named as the reason; an unknown secret is a mismatch."""
-    acme, unknown = Secret(b"whsec_acme"), Secret(b"whsec_unknown")
-    async with open_app(secrets={"": (SECRET,), "acme": (acme,)}) as client:
-        swapped = [
-            await post_event(client, event(), signed(event(), acme)),
-            await post_event(client, event(), path=WEBHOOK + "/acme"),
-        ]
-        forged = await post_event(client, event(), signed(event(), unknown))
-    for response in swapped:
-        assert_response(response, 400, error="signature_of_other_endpoint")
-    assert_response(forged, 400, error="signature_mismatch")
-    assert [line["reason"] for line in log.lines] == [
-        *["signature_of_other_endpoint"] * 2,
-        "signature_mismatch",
-    ]
-
-
 # Likely mistakes in the URL that was configured at Stripe.
 WRONG_PATHS = {
     "/webhooks/stripe/": "trailing_slash",
@@ -500,42 +479,6 @@ async def test_a_cancelled_request_is_a_503(connections: Connections, settings: 
         assert_response(await asked, 503, error="unavailable")
 
 
-async def test_redis_may_go_away_and_come_back(
-    redis_server: EmbeddedServer, make_settings: Callable[..., Settings]
-) -> None:
-    """Without Redis: 503, Retry-After and not ready; when it is back, all is well again."""
-    late = event("processing", id="evt_2", status="processing", created=NOW + 5)
-    async with contextlib.AsyncExitStack() as stack:
-        proxy = await stack.enter_async_context(proxy_to(redis_server.url))
-        url = Secret(proxy.url)
-        through = await stack.enter_async_context(connect(url))
-        app, health = webhook_app(through, make_settings(redis_url=url, admit_deadline_s=600))
-        stack.push_async_callback(cancellation.cancel_and_wait, asyncio.create_task(health.watch()))
-        client = await stack.enter_async_context(asgi_client(app))
-
-        async def ready() -> bool:
-            return (await client.get("/readyz")).status_code == 200
-
-        await until(lambda: health.is_ready)
-        assert await ready()
-        assert_response(await post_event(client, event()), 200, outcome="admitted")
-        proxy.refusing = True
-        proxy.cut()
-        batches = sample("idv_admission_batch_events_count")
-        refused = asyncio.create_task(post_event(client, late))
-        await until(lambda: sample("idv_admission_batch_events_count") > batches)
-        push(600)
-        assert_response(await refused, 503, error="unavailable")
-        await until(lambda: not health.is_ready)
-        assert not await ready()
-        assert (await client.get("/livez")).status_code == 200
-        proxy.refusing = False
-        await until(lambda: health.is_ready)
-        assert await ready()
-        assert_response(await post_event(client, late), 200, outcome="admitted")
-        assert_response(await post_event(client, event()), 200, outcome="duplicate")
-
-
 @both_routes
 async def test_only_allowed_networks_may_come_in(
     connections: Connections, make_settings: Callable[..., Settings], log: Log, path: str
@@ -603,13 +546,3 @@ async def test_acknowledged_means_admitted(
     }
     await app(scope, receive, send)
     assert known == [True, True]
-
-
-def test_the_admin_app_has_three_routes() -> None:
-    """Metrics and two probes: no generated documents."""
-    app = create_admin_app(Health.__new__(Health))
-    assert [getattr(route, "path", None) for route in app.routes] == [
-        "/metrics",
-        "/livez",
-        "/readyz",
-    ]

@@ -23,10 +23,7 @@ from tests.support.harness import (
     SECRET,
     WEBHOOK,
     event,
-    listening,
-    request,
     signed,
-    talk,
     thin_event,
 )
 from tests.support.web_client import (
@@ -238,24 +235,6 @@ async def test_the_endpoint_is_logged_and_delivered(
     for session, endpoint in (("vs_1", None), ("vs_2", "acme")):
         [(_, entry)] = await connections.client.xrange(keys.transitions(keys.partition(session)))
         assert stream_entry.unpack(entry).endpoint == endpoint
-
-
-@pytest.mark.parametrize("space", [b" ", b"\t", b" \t \t"])
-async def test_whitespace_around_a_value_is_ignored(
-    connections: Connections, settings: Settings, log: Log, space: bytes
-) -> None:
-    """Spaces and tabs around header values mean nothing (RFC 9110, 5.5)."""
-    app, _ = webhook_app(connections, settings)
-    headers = {**signed(event()), "X-Request-Id": "0a1b2c3d", "traceparent": TRACE}
-    sent = request(event(), headers)
-    for value in (*headers.values(), str(len(event())), "tests", "close"):
-        sent = sent.replace(
-            f": {value}\r\n".encode(), b":%b%b%b\r\n" % (space, value.encode(), space)
-        )
-    async with listening(app) as listener:
-        said = await talk(listener.port, sent)
-    assert said.startswith(b"HTTP/1.1 200 ")
-    assert [line["request_id"] for line in log.lines] == ["0a1b2c3d"]
 
 
 @pytest.mark.parametrize("broken", ["log", "metrics"])
