@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from service.errors import ConfigError, Undeliverable, Unreachable
 from service.handlers import Handler, sqs
@@ -25,6 +28,15 @@ SETTINGS = {
     "SQS_SECRET_ACCESS_KEY": "tests",
 }
 ACCEPTED = {"MessageId": "1", "MD5OfMessageBody": ""}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_files() -> Iterator[None]:
+    """Read botocore's data files, of a megabyte, once and not for each client."""
+    loader = JSONFileLoader()
+    read = functools.cache(loader.load_file)
+    with mock.patch.object(JSONFileLoader, "load_file", lambda _, path: read(path)):
+        yield
 
 
 @pytest.fixture(scope="class")
