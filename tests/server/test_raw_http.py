@@ -400,13 +400,18 @@ STATES: dict[str, Callable[[bytes, bytes], bytes]] = {
 
 
 @asynccontextmanager
-async def serving(connections: Connections, settings: Settings, state: str) -> AsyncIterator[int]:
+async def serving(
+    connections: Connections, settings: Settings, state: str, *, receive_timeout_s: float = 1
+) -> AsyncIterator[int]:
     """Yield the port of the real application in one state."""
     if state == "overloaded":
         settings = replace(settings, max_in_flight=0)
     app, _ = webhook_app(connections, settings)
     async with listening(
-        app, receive_timeout_s=1, keep_alive_s=1, available_slots=app.available_slots
+        app,
+        receive_timeout_s=receive_timeout_s,
+        keep_alive_s=1,
+        available_slots=app.available_slots,
     ) as listener:
         if state == "draining":
             listener.drain()
@@ -451,9 +456,10 @@ async def test_no_state_reads_more_requests_than_another(
         slots = asyncio.Semaphore(MAX_LINGERING)
         return await asyncio.gather(*map(one, attempts))
 
+    # Many of the bodies are large: a loop turn takes long.
     async with (
-        serving(connections, settings, "idle") as idle_port,
-        serving(connections, settings, state) as port,
+        serving(connections, settings, "idle", receive_timeout_s=4) as idle_port,
+        serving(connections, settings, state, receive_timeout_s=4) as port,
     ):
         expected, found = await asyncio.gather(answered(idle_port), answered(port))
     assert [
