@@ -1083,4 +1083,32 @@ MUTANTS = (
         "    if event.account is None:\n",
         "stripe_api/test_window_admission.py",
     ),
+    Mutant(
+        "time that a notification waits for its turn counts as a failed attempt",
+        "service/stripe_api/fetch.py",
+        "        raise ApiError(ApiErrorReason.UNREACHABLE)\n",
+        "        raise TimeoutError\n",
+        "stripe_api/test_fetch.py::test_slow_answers_are_no_failed_attempts",
+    ),
+    Mutant(
+        "a worker's clock that is ahead moves the cursor over events that are still to come",
+        "service/stripe_api/move_cursor.lua",
+        "local read_until = math.min(ARGV[3], now)\n",
+        "local read_until = tonumber(ARGV[3])\n",
+        "stripe_api/test_account_pass.py",
+    ),
+    Mutant(
+        "a clock that is set back puts off looking back",
+        "service/stripe_api/account_pass.py",
+        "if not 0 <= now - at < each.every_s\n",
+        "if now - at >= each.every_s\n",
+        "stripe_api/test_account_pass.py",
+    ),
+    Mutant(
+        "fetches keep the reconciler waiting for ever",
+        "service/stripe_api/rate_limit.py",
+        "                    break\n",
+        "                    pass\n",
+        "stripe_api/test_rate_limit.py",
+    ),
 )
