@@ -5,8 +5,12 @@ of events brings a hundred for one request, but it shows an event up to a minute
 account, in rounds:
 
     at most MAX_SINGLY wait    each is read singly (`twins`)
-    more wait                  pages of the list are read first; then the oldest of those that the
-                               pages lack are read singly, and the others wait for the next round
+    more wait                  pages of the list are read; what they lack waits for the next round.
+                               What they have lacked for PATIENCE_S is read singly, the oldest
+                               first, MAX_SINGLY at a time
+
+Usually the list is a second or two late. Without patience, under load, single reads would use up
+the rate of the whole deployment, and bring only a few events that much earlier.
 
 A listed event is a notification's twin if both have the same session, type and second, and no other
 event and no other notification has them. Where there are others, the notification is read singly.
@@ -35,7 +39,8 @@ MAX_SINGLY = 10
 # How long the first notification waits for others.
 GATHER_S = 0.05
 # After a round with pages, so that each page answers many.
-ROUND_S = 1.0
+ROUND_S = 0.5
+PATIENCE_S = 3.0
 MAX_PAGES_PER_WINDOW = 10
 # For so many events it is remembered which notification got them.
 MAX_REMEMBERED = 10_000
@@ -130,10 +135,11 @@ class _Look(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    """One notification that waits for its turn."""
+    """One notification that waits for its turn, since a time of the loop's clock."""
 
     notification: Notification
     turn: Turn
+    since: float
 
     @property
     def created(self) -> int:
@@ -169,8 +175,9 @@ class _Account:
 
     def wait(self, notification: Notification) -> Turn:
         """Let *notification* wait for its turn."""
-        turn: Turn = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = _Waiting(notification, turn)
+        loop = asyncio.get_running_loop()
+        turn: Turn = loop.create_future()
+        self._waiting[turn] = _Waiting(notification, turn, loop.time())
         return turn
 
     def leave(self, turn: Turn) -> None:
@@ -194,9 +201,11 @@ class _Account:
         are_many = len(waiting) + len(self._being_read) > MAX_SINGLY
         if are_many:
             await self._try_pages(waiting)
-        # Those that came meanwhile were not looked for yet.
-        lacking = [one for one in waiting if one.turn in self._waiting]
-        for one in lacking[: MAX_SINGLY - len(self._being_read)]:
+            came_before = asyncio.get_running_loop().time() - PATIENCE_S
+            waiting = [
+                one for one in waiting if one.turn in self._waiting and one.since <= came_before
+            ]
+        for one in waiting[: MAX_SINGLY - len(self._being_read)]:
             self._being_read.add(one.turn)
             self._give(one, None)
         return ROUND_S if are_many else GATHER_S

@@ -139,6 +139,7 @@ async def fetching(
     """Yield a deployment without a worker."""
     monkeypatch.setattr(rounds, "GATHER_S", 0.01)
     monkeypatch.setattr(rounds, "ROUND_S", 0.05)
+    monkeypatch.setattr(rounds, "PATIENCE_S", 0.1)
     monkeypatch.setattr(worker, "MAX_INTERVAL_S", INTERVAL_S)
     monkeypatch.setattr(stream_watcher, "BLOCK_S", 10 * PATIENCE_S)
     settings = make_settings(**{**SETTINGS, "retry_max_attempts": 3})

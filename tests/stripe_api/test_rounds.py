@@ -31,6 +31,7 @@ async def rounds(
     """Yield rounds that follow each other at once."""
     monkeypatch.setattr(module, "GATHER_S", 0.01)
     monkeypatch.setattr(module, "ROUND_S", 0.01)
+    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
     stand_in.clock.stop(NOON)
     async with open_rounds(api) as opened:
         yield opened
@@ -144,6 +145,22 @@ async def test_nothing_is_listed(stand_in: StripeStandIn, rounds: Rounds) -> Non
     assert requests(stand_in)["single"] == 80
 
 
+async def test_the_list_lags_a_little(
+    stand_in: StripeStandIn, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the list lacks for a moment is not read singly."""
+    monkeypatch.setattr(module, "PATIENCE_S", 60)
+    stand_in.list_lag_s = 2
+    events = make_events(stand_in, 40)
+
+    finding = asyncio.ensure_future(find_all(rounds, events))
+    await until(lambda: requests(stand_in)["pages"] >= 3)
+    stand_in.clock.advance(2)
+
+    assert ids(await finding) == [event.id for event in events]
+    assert requests(stand_in)["single"] == 0
+
+
 async def test_the_list_lags(
     stand_in: StripeStandIn, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +171,8 @@ async def test_the_list_lags(
     events = make_events(stand_in, 300, per_second=100)
 
     finding = asyncio.ensure_future(find_all(rounds, events))
-    await until(lambda: requests(stand_in)["pages"] >= 3)
+    await until(lambda: any(one._being_read for one in rounds._accounts.values()))
+    await until(lambda: requests(stand_in)["pages"] >= 20)
     assert not finding.done()
     stand_in.clock.advance(45)
     found = await finding
