@@ -161,9 +161,10 @@ async def connections(settings: Settings, keys: Keys) -> AsyncIterator[Connectio
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
     """Yield a primary and its replica, in step."""
+    quick = ("--repl-diskless-sync-delay", "0")
     with (
-        server(tmp_path / "primary", "--repl-diskless-sync-delay", "0") as primary,
-        server(tmp_path / "replica", "--replicaof", f"127.0.0.1 {primary.port}") as replica,
+        server(tmp_path / "primary", *quick) as primary,
+        server(tmp_path / "replica", *quick, "--replicaof", f"127.0.0.1 {primary.port}") as replica,
         primary.client() as client,
     ):
         wait_until(lambda: client.wait(1, 100))

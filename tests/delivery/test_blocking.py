@@ -74,7 +74,7 @@ async def test_a_blocking_handler_is_named_with_its_place() -> None:
 async def test_other_code_that_blocks_is_not_a_handler() -> None:
     """Code outside of handlers causes no such line, also while a handler is waiting."""
     call = asyncio.create_task(
-        HandlerCalls("own:open", lambda _: asyncio.sleep(2), 10).call(TRANSITION)
+        HandlerCalls("own:open", lambda _: asyncio.sleep(1.2 * BLOCK_S), 10).call(TRANSITION)
     )
     await asyncio.sleep(0)
     with structlog.testing.capture_logs() as lines:

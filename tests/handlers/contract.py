@@ -41,14 +41,14 @@ from tests.support.waiting import PATIENCE_S, until
 CANARY = "canary-5f2c"
 # Far above all time limits of the handlers, so that only a call without one exceeds it.
 BOUND_S = 2 * PATIENCE_S
-DOWN_S = 3.0
+DOWN_S = 1.5
 PATIENT_LIMITS = {
     "CONNECT_TIMEOUT_S": PATIENCE_S / 2,
     "PUBLISH_TIMEOUT_S": PATIENCE_S,
     "REQUEST_TIMEOUT_MS": int(PATIENCE_S * 500),
 }
 POLICY = RetryPolicy(
-    concurrency=32, timeout_s=30, initial_delay_s=0.2, max_delay_s=1.0, max_attempts=3
+    concurrency=32, timeout_s=30, initial_delay_s=0.1, max_delay_s=0.5, max_attempts=3
 )
 
 
