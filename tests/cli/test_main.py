@@ -255,7 +255,10 @@ from contextlib import asynccontextmanager
 
 @asynccontextmanager
 async def open(environ):
-    yield print
+    async def handle(transition):
+        pass
+
+    yield handle
 """
 
 
