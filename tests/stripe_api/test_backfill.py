@@ -25,6 +25,7 @@ from service.transitions import stream_entry
 from service.transitions.transition import make_change
 from tests.support.notifications import pushed
 from tests.support.stripe_api import Fault, StripeStandIn
+from tests.support.waiting import PATIENCE_S
 
 NOW = int(time.time())
 FIRST = NOW - 30 * 86_400
@@ -159,7 +160,7 @@ async def test_interrupted_while_stripe_does_not_answer(stand_in: StripeStandIn,
     backfill, stopping = run.new(), asyncio.Event()
     asyncio.get_running_loop().call_later(0.05, stopping.set)
     stand_in.faults.add(Fault(kind="hang"))
-    await asyncio.wait_for(backfill.run(stopping, lambda _: None), 5)
+    await asyncio.wait_for(backfill.run(stopping, lambda _: None), PATIENCE_S)
     assert (backfill.next_second, backfill.is_complete, backfill.counts) == (FIRST, False, {})
 
 
