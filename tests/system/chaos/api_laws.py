@@ -40,6 +40,16 @@ def not_as_at_stripe(facts: Facts) -> Iterator[str]:
 
 def stale(facts: Facts) -> Iterator[str]:
     """Each session's latest change reaches each handler soon after its creation and the faults."""
+    for event_id, handler, seconds in staleness(facts):
+        if seconds > MAX_STALE_S:
+            yield f"{event_id} to {handler} after {seconds:.1f} s"
+
+
+def staleness(facts: Facts) -> Iterator[tuple[str, str, float]]:
+    """Yield the latest event of each session, a handler, and after how many seconds it got it.
+
+    They count from the last fault, or from the event's creation if that was later.
+    """
     if not facts.run.states:
         return
     latest: dict[str, Transition] = {}
@@ -52,8 +62,7 @@ def stale(facts: Facts) -> Iterator[str]:
             if call.mark is Mark.TOOK and event_id in wanted:
                 wanted.remove(event_id)
                 since = max(facts.run.faults_ended, facts.run.events[event_id].created)
-                if call.at - since > MAX_STALE_S:
-                    yield f"{event_id} to {handler} after {call.at - since:.1f} s"
+                yield event_id, handler, call.at - since
 
 
 def false_alarm(facts: Facts) -> Iterator[str]:

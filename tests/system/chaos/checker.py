@@ -109,6 +109,7 @@ def _counts(facts: Facts) -> dict[str, int]:
         "never sent": len(run.unsent),
         "sent thin": len(run.thin),
         "recovered": len(run.recovered),
+        "most seconds stale": round(max((one[2] for one in api_laws.staleness(facts)), default=0)),
         "requests": len(run.answers),
         "sessions": len(run.records),
         "transitions": len(facts.transitions),
