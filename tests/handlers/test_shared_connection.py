@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -315,9 +314,3 @@ def test_several_urls_are_parsed_where_allowed() -> None:
     """Several URLs are separated by commas."""
     text = "nats://a:b@one:4222,tls://two"
     assert shared_connection.broker_url("nats", "tls", many=True).parse(text).reveal() == text
-
-
-def test_disabled_loggers_log_nothing() -> None:
-    """Not even critical lines."""
-    shared_connection.disable_loggers("acme.broker")
-    assert not logging.getLogger("acme.broker").isEnabledFor(logging.CRITICAL)

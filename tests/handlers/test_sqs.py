@@ -54,14 +54,6 @@ class TestFifo(QueueContract):
     opener = "service.handlers.sqs:open"
     queue = "contract.fifo"
 
-    async def test_a_repeat_is_taken_and_not_delivered(self, broker: SqsBroker) -> None:
-        """A repeat within five minutes is confirmed and dropped, also after other messages."""
-        async with self.opened(broker.environ()) as handler:
-            for sequence in (1, 2, 3, 1, 2, 3):
-                await handler(transition("a", sequence))
-
-        assert [one.id for one in await broker.received()] == ["evt_a_1", "evt_a_2", "evt_a_3"]
-
     async def test_a_session_is_a_group(self, broker: SqsBroker) -> None:
         """Each session is a message group."""
         async with self.opened(broker.environ()) as handler:
