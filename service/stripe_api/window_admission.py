@@ -6,7 +6,7 @@ An event that is known costs one look into its session's record, and nothing is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -82,44 +82,41 @@ class WindowAdmission:
             events: In the order in which they were created.
 
         Raises:
-            ApiError: An event belongs to another account; then none is admitted.
+            ApiError: An event belongs to another account; it and those after it are not admitted.
             RedisError: Redis did not answer.
             Unavailable: Raised at the end: Redis did not decide on all of them.
         """
         unknown = await self.find_unknown(events)
         noted = await find_noted(self._connections, self._keys, unknown)
-        parsed: list[Event | Unusable] = []
-        for start in range(0, len(unknown), MAX_EVENTS_PER_BATCH):
-            few = unknown[start : start + MAX_EVENTS_PER_BATCH]
-            parsed += [_parse(caller, listed) for listed in few]
-            # Thousands take longer than the process's other tasks may wait.
-            await asyncio.sleep(0)
-        for unusable in [one for one in parsed if isinstance(one, Unusable)]:
-            yield unusable
         undecided: dict[str, Unavailable] = {}
-        waiting = [one for one in parsed if isinstance(one, Event)]
-        while waiting:
-            batch, waiting = waiting[:MAX_EVENTS_PER_BATCH], waiting[MAX_EVENTS_PER_BATCH:]
-            found = await asyncio.gather(
-                *(self._admit(event, was_noted=event.id in noted) for event in batch)
-            )
-            for event, one in zip(batch, found, strict=True):
+        while unknown:
+            batch, unknown = unknown[:MAX_EVENTS_PER_BATCH], unknown[MAX_EVENTS_PER_BATCH:]
+            # Batch by batch: a whole window of parsed events takes as much memory as its pages, and
+            # to parse it takes longer than other tasks may wait.
+            parsed = [_parse(caller, listed) for listed in batch]
+            found = await asyncio.gather(*(self._admit(one, noted) for one in parsed))
+            for listed, one in zip(batch, found, strict=True):
                 if isinstance(one, Unavailable):
-                    undecided[event.session.id] = one
+                    undecided[listed.session_id] = one
                 else:
                     yield one
             if all(isinstance(one, Unavailable) for one in found):
                 break
-            waiting = [event for event in waiting if event.session.id not in undecided]
+            unknown = [listed for listed in unknown if listed.session_id not in undecided]
         for error in undecided.values():
             raise error
 
-    async def _admit(self, event: Event, *, was_noted: bool) -> Decided | Unavailable:
+    async def _admit(
+        self, event: Event | Unusable, noted: Collection[str]
+    ) -> Decided | Unusable | Unavailable:
+        if isinstance(event, Unusable):
+            return event
         change = make_change(event, origin=Origin.EVENTS_API, account_name=self._account_name)
         try:
-            return Decided(event, change, await self._inbox.admit(event, change), was_noted)
+            admission = await self._inbox.admit(event, change)
         except Unavailable as error:
             return error
+        return Decided(event, change, admission, was_noted=event.id in noted)
 
 
 def _parse(caller: Caller, listed: ListedEvent) -> Event | Unusable:

@@ -31,6 +31,7 @@ THROTTLED = frozenset(
         "handler.blocking",
         "handler.stuck",
         "reading.paused",
+        "reconcile.failed",
         "redis.recovered",
         "redis.lost",
         "worker.rebalance_failed",
