@@ -86,7 +86,7 @@ async def test_an_empty_redis_is_filled_again(tmp_path: Path) -> None:
             with servers.running() as client:
                 for session_id in going_on:
                     stand_in.sessions.cancel(session_id)
-                # No webhook tells of these.
+                # No webhook announces these.
                 stand_in.pushes.loses = lose_share(1.0)
                 lived(stand_in, random, ages_s[SESSIONS // 2 :])
                 stand_in.pushes.loses = lose_share(0.0)

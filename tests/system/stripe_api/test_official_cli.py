@@ -66,7 +66,7 @@ async def test_the_cli_triggers_lists_reads_and_resends(tmp_path: Path) -> None:
                 code, out = await run("trigger", f"{prefix}{PREFIX}{word}")
                 assert code == 0, out
         code, out = await run("trigger", f"{PREFIX}verified")
-        assert code, "the CLI cannot trigger it, whoever answers"
+        assert code, "the CLI cannot trigger it, whatever the answer"
         assert [one.type.removeprefix(PREFIX) for one in stand_in.events.all] == [
             *("created", "created"),
             *("created", "canceled", "created", "canceled"),
