@@ -180,7 +180,9 @@ class TestReadiness:
             assert one.reason == "clocks_differ"
         health.INSPECT_EVERY_S = 60.0
         await until(lambda: one.is_ready)
-        assert [line["severity"] for line in lines if line.get("finding") == "clock"] == [FATAL]
+        severities = [line["severity"] for line in lines if line.get("finding") == "clock"]
+        # An inspection during which the clock was set right measures half of the difference.
+        assert severities in ([FATAL], [FATAL, WARNING])
 
     async def test_another_layout_makes_it_unready(
         self, watched: tuple[Health, Any, Any], connections: Connections, keys: Keys
