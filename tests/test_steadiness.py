@@ -11,7 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 # Modules that wait, or compare costs, for all tests; and tests of what happens in a time.
 CLOCKS = {
-    *("waiting.py", "cpu_time.py", "processes.py", "rate_limit.py"),
+    *("waiting.py", "usage.py", "processes.py", "rate_limit.py"),
     *("test_rate_limit.py", "test_faults.py"),
 }
 TIMED = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "timeit"}

@@ -16,10 +16,10 @@ import redis
 from tests.support.harness import SECRET
 from tests.support.processes import Process, StartedProcess, environment
 from tests.support.servers import Server, free_port, server
+from tests.support.usage import TICKS_PER_S, cpu_s, memory_mib
 from tests.support.waiting import wait_until
 
 BENCH = Path(__file__).parent
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 STOP_DEADLINE_S = 15
 CORES = sorted(os.sched_getaffinity(0))
 # The candidate has one core for itself; the generator and Redis share the other.
@@ -66,7 +66,7 @@ class Running(NamedTuple):
     @property
     def resident_mib(self) -> float:
         """The memory its processes have in use."""
-        return sum(map(resident_mib, _family(self.process.pid)))
+        return sum(map(memory_mib, _family(self.process.pid)))
 
 
 class Candidate(NamedTuple):
@@ -88,19 +88,6 @@ def _family(pid: int) -> Iterator[int]:
     yield pid
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
         yield from _family(int(child))
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU time a process has used, user and system together, all threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-
-def resident_mib(pid: int) -> float:
-    """Return the memory a process has in use, in MiB."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1]) / 1024
 
 
 def busy_s() -> float:

@@ -8,7 +8,6 @@ the list shows events at once, and once while it shows them late. Takes under fo
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
 import tempfile
 from collections import Counter
@@ -23,14 +22,14 @@ from service.secret import Secret
 from service.storage.connections import connect
 from service.storage.layout import Keys
 from tests.support.notifications import notification_of
-from tests.support.processes import Process, Sandbox, open_sandbox
+from tests.support.processes import Sandbox, open_sandbox
 from tests.support.stripe_api import StripeStandIn, running
 from tests.support.stripe_api.app import create_app
+from tests.support.usage import cpu_s
 from tests.support.waiting import until
 
 EVENTS_PER_S = 254
 SECONDS = 20
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 DEADLINE_S = 300
 
 
@@ -59,14 +58,14 @@ async def _fetch(sandbox: Sandbox, lag_s: float) -> None:
         )
         await asyncio.to_thread(worker.ready)
         inbox = Inbox(connections, keys, settings)
-        before_s = _cpu_s(worker)
+        before_s = cpu_s(worker.popen.pid)
         requests, peaks = Counter[str](), [0.0]
         counting = asyncio.create_task(_count_requests(stand_in, requests, peaks))
         await _make_events(stand_in, inbox)
         total = EVENTS_PER_S * SECONDS
         await until(lambda: worker.out.count(b'"event.fetched"') >= total, DEADLINE_S)
         counting.cancel()
-        used_s = _cpu_s(worker) - before_s
+        used_s = cpu_s(worker.popen.pid) - before_s
         assert worker.stop() == 0
     took_s = sorted(line["duration_ms"] / 1000 for line in worker.lines("event.fetched"))
     cuts = statistics.quantiles(took_s, n=100)
@@ -101,12 +100,6 @@ async def _count_requests(
         asked, stand_in.requests[:] = [*stand_in.requests], []
         requests.update("list" if one.path == "/v1/events" else "single" for one in asked)
         peaks.append(len(asked) / (loop.time() - begun))
-
-
-def _cpu_s(process: Process) -> float:
-    """Return the CPU time that a process has used, in seconds."""
-    fields = Path(f"/proc/{process.popen.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 def _say(what: str, figure: str) -> None:

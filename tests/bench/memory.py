@@ -19,6 +19,7 @@ import uvloop
 
 from service.config import Settings
 from tests.support.processes import PROCESS_DEADLINE_S, Sandbox, open_sandbox
+from tests.support.usage import memory_mib
 
 CONNECTIONS = 1000
 BODY = Settings.max_body_bytes
@@ -78,18 +79,12 @@ def _measure(opened: Sandbox, number: int, attack: Attack) -> None:
     try:
         held = uvloop.run(_attack(receiver.port, pid, attack))
         print(
-            f"{attack.name:42}  held {held:4.0f} MiB  at most {_mib(pid, 'VmHWM'):4.0f} MiB"
-            f"  afterwards {_mib(pid, 'VmRSS'):4.0f} MiB",
+            f"{attack.name:42}  held {held:4.0f} MiB  at most {memory_mib(pid, 'VmHWM'):4.0f} MiB"
+            f"  afterwards {memory_mib(pid):4.0f} MiB",
             flush=True,
         )
     finally:
         receiver.stop()
-
-
-def _mib(pid: int, which: str) -> float:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    [line] = [line for line in status.splitlines() if line.startswith(f"{which}:")]
-    return int(line.split()[1]) / 1024
 
 
 async def _attack(port: int, pid: int, attack: Attack) -> float:
@@ -99,7 +94,7 @@ async def _attack(port: int, pid: int, attack: Attack) -> float:
         writers = [writer for _, writer in opened]
         await _send(writers, attack.first)
         await asyncio.sleep(1)
-        held = _mib(pid, "VmRSS")
+        held = memory_mib(pid)
         await _send(writers, attack.then)
         if attack.then:
             await asyncio.gather(*(_answered(reader) for reader, _ in opened))

@@ -27,11 +27,12 @@ from service.transitions.lifecycle import FINAL
 from service.transitions.ordering import SKEW_S, is_step, order_key, state_hash
 from service.transitions.stream_entry import pack
 from service.transitions.transition import make_change
-from tests.bench.candidates import ALL, OTHERS_CORE, Running, cpu_s, on_core, resident_mib, running
+from tests.bench.candidates import ALL, OTHERS_CORE, Running, on_core, running
 from tests.bench.load import STEPS, Load, bodies
 from tests.support.harness import SECRET
 from tests.support.processes import Process
 from tests.support.servers import Server
+from tests.support.usage import cpu_s, memory_mib
 
 KEYS = Keys("idv", 8)
 WHOLE_SESSIONS, SESSIONS = 100_000, 1_000_000
@@ -223,7 +224,7 @@ def _started(store: Server, directory: Path) -> None:
         took_s = time.perf_counter() - began
         _say(
             f"{command} until it is ready",
-            f"{took_s:.2f} s, {resident_mib(process.popen.pid):.0f} MiB",
+            f"{took_s:.2f} s, {memory_mib(process.popen.pid):.0f} MiB",
         )
         assert process.stop() == 0
 

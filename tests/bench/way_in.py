@@ -23,6 +23,7 @@ from tests.bench import candidates, rivals
 from tests.bench.candidates import Candidate, Running
 from tests.bench.load import Answers, Load
 from tests.support.servers import binary
+from tests.support.usage import cpu_s
 
 WARM_S = 1.0
 MAX_PER_S = 9000
@@ -116,7 +117,7 @@ def _round(candidate: Candidate, running: Running, load: Load, asked: argparse.N
 
 def _used(running: Running) -> tuple[float, float, float]:
     """Return the CPU time used so far: by the server, by Redis, by the whole machine."""
-    return running.cpu_s, candidates.cpu_s(running.store.process.pid), candidates.busy_s()
+    return running.cpu_s, cpu_s(running.store.process.pid), candidates.busy_s()
 
 
 def _check(candidate: Candidate, running: Running, posted: Sequence[Answers]) -> None:

@@ -8,7 +8,6 @@ worker, and a worker's memory while a handler is dead. Loopback only; takes unde
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from service.transitions.transition import SessionChange
 from tests.support.brokers.broker import Broker
 from tests.support.harness import SECRET
 from tests.support.processes import Process, Sandbox, open_sandbox
+from tests.support.usage import cpu_s, memory_mib
 from tests.support.waiting import wait_until
 
 PARTITIONS = 8
@@ -55,7 +55,6 @@ SETTLE_DOWN_S = 4
 IDLE_S = 20
 MEMORY_STEP_S = 15
 DRAIN_DEADLINE_S = 60
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Drained(NamedTuple):
@@ -146,7 +145,7 @@ def _drained(
         def passed(share: float) -> tuple[float, float, int]:
             most = entries * (1 - share)
             left = wait_until(lambda: _below(client, keys, handler, most), DRAIN_DEADLINE_S)[0]
-            return time.perf_counter(), _cpu_s(worker.popen.pid), left
+            return time.perf_counter(), cpu_s(worker.popen.pid), left
 
         first, last = passed(0.1), passed(0.9)
     assert worker.stop() == 0
@@ -261,10 +260,10 @@ def _idle(sandbox: Sandbox, queues: Mapping[str, Broker]) -> None:
     time.sleep(SETTLE_DOWN_S)
     pids = {what: worker.popen.pid for what, worker in workers.items()}
     pids["the Redis of both"] = sandbox.server.pid
-    before = {what: _cpu_s(pid) for what, pid in pids.items()}
+    before = {what: cpu_s(pid) for what, pid in pids.items()}
     time.sleep(IDLE_S)
     for what, pid in pids.items():
-        _say(what, f"{(_cpu_s(pid) - before[what]) / IDLE_S:.2%} of a core over {IDLE_S} s")
+        _say(what, f"{(cpu_s(pid) - before[what]) / IDLE_S:.2%} of a core over {IDLE_S} s")
     assert [worker.stop() for worker in workers.values()] == [0] * len(workers)
 
 
@@ -277,13 +276,13 @@ def _memory(sandbox: Sandbox) -> None:
         "failing": _worker(sandbox, "failing", "subjects:failing", hurry),
     }
     time.sleep(1)
-    found = {name: [_resident_mib(worker)] for name, worker in workers.items()}
+    found = {name: [memory_mib(worker.popen.pid)] for name, worker in workers.items()}
     for name in workers:
         _fill(sandbox, Keys(name, PARTITIONS), WAITING_ENTRIES)
     for _ in range(3):
         time.sleep(MEMORY_STEP_S)
         for name, worker in workers.items():
-            found[name].append(_resident_mib(worker))
+            found[name].append(memory_mib(worker.popen.pid))
     for name, worker in workers.items():
         steps = "  ".join(f"{mib:.1f}" for mib in found[name])
         _say(f"memory, handler {name}", f"{steps} MiB: empty, then every {MEMORY_STEP_S} s")
@@ -298,18 +297,6 @@ def _memory(sandbox: Sandbox) -> None:
 def _worker(sandbox: Sandbox, prefix: str, handlers: str, settings: Mapping[str, str]) -> Process:
     ours = {"REDIS_PREFIX": prefix, "HANDLERS": handlers, "PYTHONPATH": str(BENCH)}
     return sandbox.start("work", **{**settings, **ours}).ready()
-
-
-def _cpu_s(pid: int) -> float:
-    """Return the CPU time a process has used, user and system together."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-
-def _resident_mib(process: Process) -> float:
-    status = Path(f"/proc/{process.popen.pid}/status").read_text(encoding="ascii")
-    [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1]) / 1024
 
 
 def _say(what: str, figure: str) -> None:

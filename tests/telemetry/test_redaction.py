@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from service.secret import MASK, Secret
 from service.telemetry import redaction
 from service.telemetry.redaction import FORBIDDEN_KEYS, is_clean, one_line, sanitize, scrub
-from tests.support.cpu_time import cost
+from tests.support.usage import cost
 
 CANARY = "canary-66600666"
 HEX = "0123456789abcdef" * 4

@@ -21,6 +21,7 @@ from tests.support import servers
 from tests.support.harness import SECRET, WEBHOOK
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.stripe_api import READ_ONLY, StripeStandIn, lose_share, served
+from tests.support.usage import memory_mib
 from tests.support.waiting import until
 from tests.system.chaos.evidence import (
     Bound,
@@ -229,9 +230,7 @@ class Deployment:
 
 
 def _reading(pid: int) -> Reading:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return Reading(int(line.split()[1]) / 1024, len([*Path(f"/proc/{pid}/fd").iterdir()]))
+    return Reading(memory_mib(pid), len([*Path(f"/proc/{pid}/fd").iterdir()]))
 
 
 def _stand_in() -> StripeStandIn:
