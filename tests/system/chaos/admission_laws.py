@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
+from typing import NamedTuple
 
 from tests.support.session_record_model import Order, Record, order_of
 from tests.system.chaos import ordering
@@ -78,10 +79,13 @@ def wrong_outcome(facts: Facts) -> Iterator[str]:
         if session_id not in facts.excused:
             sent = {one: said for one, said in record.events.items() if one in facts.run.events}
             yield from (f"{one} was never sent" for one in record.events.keys() - sent.keys())
-            recorded = [(facts.run.events[one], said) for one, said in sent.items()]
+            recorded = [
+                Recorded(event, said, *facts.decided_within(event))
+                for event, said in ((facts.run.events[one], said) for one, said in sent.items())
+            ]
             if not _explained(recorded):
                 outcomes = " ".join(
-                    f"{one.id}={said.outcome},{said.sequence}" for one, said in recorded
+                    f"{one.event.id}={one.said.outcome},{one.said.sequence}" for one in recorded
                 )
                 yield f"no order of arrival explains {outcomes} in the record of {session_id}"
 
@@ -98,29 +102,45 @@ def _right_word(facts: Facts, event: Event) -> str | None:
     return remembered.outcome if remembered else None
 
 
-def _explained(
-    recorded: Sequence[tuple[Event, Remembered]], record: Record = NEW, sequence: int = 0
-) -> bool:
-    """Say whether the rules give the recorded outcomes in some order of arrival.
+class Recorded(NamedTuple):
+    """An event, its recorded outcome, and the earliest and latest time at which it was decided."""
+
+    event: Event
+    said: Remembered
+    earliest: float
+    latest: float
+
+    def may_precede(self, others: Sequence[Recorded]) -> bool:
+        """Say whether it may have been decided before all *others*."""
+        return all(self.earliest <= one.latest for one in others)
+
+
+def _explained(recorded: Sequence[Recorded], record: Record = NEW, sequence: int = 0) -> bool:
+    """Say whether the rules give the recorded outcomes in an order that the times allow.
 
     Each sequence number is one more than the last, or the first of an epoch that began meanwhile.
     """
-    # A late event changes nothing, so it may have arrived as soon as it was late.
-    late = Remembered("late", sequence)
-    left = [
-        (event, said)
-        for event, said in recorded
-        if said != late or ordering.outcome(record, event) != "late"
-    ]
-    if not left:
-        return True
-    for number, (event, said) in enumerate(left):
+    left = [*recorded]
+    while (late := _next_late(left, record, sequence)) is not None:
+        left.remove(late)
+    for number, one in enumerate(left):
+        event, said = one.event, one.said
+        rest = left[:number] + left[number + 1 :]
         expected = {"admitted": {1, sequence + 1}, "unchanged": {sequence}}.get(said.outcome, set())
-        if said.sequence in expected and ordering.outcome(record, event) == said.outcome:
-            rest = left[:number] + left[number + 1 :]
-            if _explained(rest, ordering.after(record, event), said.sequence):
-                return True
-    return False
+        is_right = said.sequence in expected and ordering.outcome(record, event) == said.outcome
+        may_be_next = is_right and one.may_precede(rest)
+        if may_be_next and _explained(rest, ordering.after(record, event), said.sequence):
+            return True
+    return not left
+
+
+def _next_late(left: Sequence[Recorded], record: Record, sequence: int) -> Recorded | None:
+    """Return an event that may have been late now: it changes nothing, so the sooner the better."""
+    for one in left:
+        is_late = one.said == Remembered("late", sequence)
+        if is_late and ordering.outcome(record, one.event) == "late" and one.may_precede(left):
+            return one
+    return None
 
 
 def gap(facts: Facts) -> Iterator[str]:

@@ -67,7 +67,8 @@ def staleness(facts: Facts) -> Iterator[tuple[str, str, float]]:
 
 def false_alarm(facts: Facts) -> Iterator[str]:
     """Only events that no receiver had acknowledged are logged as recovered."""
-    for event_id, at in facts.run.recovered:
+    for event_id, at, is_recovered in facts.run.decisions:
         is_excused = facts.run.events[event_id].session_id in facts.excused
-        if facts.acknowledged_at(event_id) < at - SLACK_S and not is_excused:
+        was_known = facts.acknowledged_at(event_id) < at - SLACK_S
+        if is_recovered and was_known and not is_excused:
             yield f"{event_id} was acknowledged"

@@ -108,7 +108,7 @@ def _counts(facts: Facts) -> dict[str, int]:
         "events": len(run.events),
         "never sent": len(run.unsent),
         "sent thin": len(run.thin),
-        "recovered": len(run.recovered),
+        "recovered": sum(one.is_recovered for one in run.decisions),
         "most seconds stale": round(max((one[2] for one in api_laws.staleness(facts)), default=0)),
         "requests": len(run.answers),
         "sessions": len(run.records),

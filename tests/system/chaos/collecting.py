@@ -16,6 +16,7 @@ from service.storage.layout import Keys
 from tests.system.chaos.evidence import (
     Call,
     DeadLetter,
+    Decision,
     Mark,
     Place,
     Record,
@@ -26,6 +27,7 @@ from tests.system.chaos.evidence import (
 Fields = Mapping[bytes, bytes]
 
 OUTCOMES = {"a": "admitted", "l": "late", "u": "unchanged"}
+_DECIDED = (b'"event.fetched"', b'"event.reconciled"', b'"event.recovered"')
 
 
 def transition_of(entry: Fields) -> Transition:
@@ -74,12 +76,17 @@ def unfetched(client: redis.Redis, keys: Keys) -> int:
     return sum(int(client.xlen(stream)) for stream in streams)
 
 
-def recovered(logs: Path) -> list[tuple[str, float]]:
-    """Return the ids of events that were logged as recovered, each with the time."""
+def decisions(logs: Path) -> list[Decision]:
+    """Return what the logs say about events that were read from Stripe's API."""
     lines = (line for path in logs.iterdir() for line in path.read_bytes().splitlines())
-    found = [orjson.loads(line) for line in lines if b'"event.recovered"' in line]
+    found = (orjson.loads(line) for line in lines if any(name in line for name in _DECIDED))
     return [
-        (line["event_id"], datetime.fromisoformat(line["timestamp"]).timestamp()) for line in found
+        Decision(
+            line["event_id"],
+            datetime.fromisoformat(line["timestamp"]).timestamp(),
+            is_recovered=line["event"] == "event.recovered",
+        )
+        for line in found
     ]
 
 

@@ -168,6 +168,14 @@ class Reading(NamedTuple):
     descriptors: int
 
 
+class Decision(NamedTuple):
+    """A log line about an event that a worker read from Stripe's API, and that was decided then."""
+
+    event_id: str
+    at: float
+    is_recovered: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A finished run.
@@ -183,7 +191,7 @@ class Run:
         unsent: The ids of events whose webhook was never sent.
         thin: The ids of the notifications that were sent instead of events, by the events' ids.
         states: The status of each session at Stripe; empty where Stripe's API cannot be asked.
-        recovered: The ids of events that were logged as recovered, each with the time.
+        decisions: What the logs say about events that were read from Stripe's API.
         faults_ended: When the last fault was over.
         unsettled: How many transitions each handler has not acknowledged.
         crashes: Unexpected ends of Redis.
@@ -213,7 +221,7 @@ class Run:
     unsent: frozenset[str] = frozenset()
     thin: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
-    recovered: Sequence[tuple[str, float]] = ()
+    decisions: Sequence[Decision] = ()
     faults_ended: float = 0.0
     unsettled: Mapping[str, int] = field(default_factory=dict)
     crashes: Sequence[Crash] = ()

@@ -38,6 +38,9 @@ class Facts:
             handler: [call.transition for call in calls if call.mark is Mark.TOOK]
             for handler, calls in run.calls.items()
         }
+        self.logged: dict[str, float] = {}
+        for one in sorted(run.decisions, key=lambda one: one.at):
+            self.logged.setdefault(one.event_id, one.at)
         self.dead_lettered = {
             handler: {one.transition.place for one in dead_letters}
             for handler, dead_letters in run.dead_letters.items()
@@ -63,6 +66,17 @@ class Facts:
         """Return when an event was first acknowledged; infinity if it never was."""
         answers = self.acknowledged.get(event_id, ())
         return min((answer.answered_at for answer in answers), default=float("inf"))
+
+    def decided_within(self, event: Event) -> tuple[float, float]:
+        """Return the earliest and the latest time at which the outcome of an event was decided."""
+        known = self.logged.get(event.id, float("inf"))
+        for answer in self.acknowledged.get(event.id, ()):
+            if answer.word not in _UNDECIDED:
+                return answer.asked_at, answer.answered_at
+            # The answer was lost. Of a thin event another notification was known.
+            if answer.word == "duplicate" and event.id not in self.run.thin:
+                known = min(known, answer.answered_at)
+        return event.created, known
 
     def changed_again(self) -> set[str]:
         """Return the sessions that changed after the last time at which Redis could forget."""

@@ -170,7 +170,7 @@ async def _evidence(
             unsent=frozenset(stripe.unsent),
             thin=stripe.thin,
             states=final_states(deployment.stand_in) if deployment.stand_in else {},
-            recovered=collecting.recovered(deployment.directory / "logs"),
+            decisions=collecting.decisions(deployment.directory / "logs"),
             faults_ended=deployment.faults_ended,
             records=collecting.records(client),
             deleted=deployment.deleted,

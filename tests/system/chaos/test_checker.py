@@ -15,6 +15,7 @@ from tests.system.chaos.evidence import (
     Call,
     Crash,
     DeadLetter,
+    Decision,
     Event,
     HostileResponse,
     Mark,
@@ -174,7 +175,10 @@ def asked(**changes: Any) -> Callable[[], Run]:
             unsent=frozenset({UNSENT.id}),
             thin={THIN.id: "evt_thin"},
             states={session_id: one.status for session_id, one in records.items()},
-            recovered=[(UNSENT.id, NOW + 59)],
+            decisions=[
+                Decision(UNSENT.id, NOW + 59, is_recovered=True),
+                Decision(THIN.id, NOW + 59.5),
+            ],
             faults_ended=NOW + 35,
         )
         return replace(asked, **changes)
@@ -217,6 +221,17 @@ def judged(**outcomes: Remembered) -> Callable[[], Run]:
             for one in run.answers
         ]
         return replace(run, answers=answers)
+
+    return make
+
+
+def early_processing(*answers: Answer, **changes: Any) -> Callable[[], Run]:
+    """Return what makes a good run in which PROCESSING is known at another time."""
+
+    def make() -> Run:
+        others = [one for one in good().answers if one.event_id != PROCESSING.id]
+        unsent = frozenset() if answers else frozenset({PROCESSING.id})
+        return replace(good(), answers=[*others, *answers], unsent=unsent, **changes)
 
     return make
 
@@ -294,6 +309,9 @@ BAD: list[tuple[str, str, Callable[[], Run]]] = [
     ("wrong_outcome", "news, but unchanged", judged(late=Remembered("unchanged", 2))),
     ("wrong_outcome", "older, but admitted", judged(late=Remembered("admitted", 3))),
     ("wrong_outcome", "no news, but admitted", judged(twin=Remembered("admitted", 3))),
+    ("wrong_outcome", "late, but came before", early_processing(answer(PROCESSING, "late", at=33))),
+    ("wrong_outcome", "late, but was fetched before",
+     early_processing(decisions=[Decision(PROCESSING.id, NOW + 33)])),
     ("wrong_outcome", "of an event that was not sent",
      remembered("vs_b", events={"evt_x": Remembered("admitted", 1)})),
     ("gap", "a number left out", remembered(sequence=3)),
@@ -319,7 +337,8 @@ BAD: list[tuple[str, str, Callable[[], Run]]] = [
     ("not_as_at_stripe", "not known at all", asked(states={"vs_d": "verified"})),
     ("stale", "too late for a handler",
      asked(calls={"steady": [*calls(FIRST, SECOND, THIRD), *calls(FOURTH, FIFTH, at=160)]})),
-    ("false_alarm", "of what had come", asked(recovered=[(THIN.id, NOW + 59)])),
+    ("false_alarm", "of what had come",
+     asked(decisions=[Decision(THIN.id, NOW + 59, is_recovered=True)])),
     ("undelivered", "never handed over", with_calls(*calls(FIRST, SECOND))),
     ("undelivered", "begun only", with_calls(*calls(FIRST, SECOND), Call(Mark.BEGAN, THIRD))),
     ("unknown_delivery", "made up", with_calls(*calls(FIRST, SECOND, THIRD, UNKNOWN))),
