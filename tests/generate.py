@@ -36,7 +36,7 @@ FIRST_SETTINGS = {
 # The packages in the order of their table: the way in, the way out, and what they stand on.
 PACKAGES = (
     *("server", "web", "inbox", "stripe", "transitions", "delivery", "handlers", "stripe_api"),
-    *("storage", "telemetry", "runtime", "operations", "cli"),
+    *("admin", "monitoring", "storage", "telemetry", "runtime", "operations", "cli"),
 )
 UNLISTED = {"__init__", "__main__"}
 QUEUES = (RabbitmqSettings, NatsSettings, KafkaSettings, SqsSettings, RedisStreamSettings)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from starlette.types import ASGIApp
 
 from .. import config
+from ..admin.app import create_admin_app
 from ..config import Settings
 from ..handlers import AnyHandler, AnyOpener, loading
 from ..inbox.admission import Inbox
@@ -36,7 +37,7 @@ from ..stripe_api.reconciler import Reconciler
 from ..telemetry import metrics
 from ..telemetry.tracing import Tracing
 from ..web.allow_list import AllowList
-from ..web.app import create_admin_app, create_app
+from ..web.app import create_app
 from .reloading import Reloader
 from .traced import TracedReceiver, trace_handlers
 

@@ -62,6 +62,10 @@ class Keys(NamedTuple):
         """Return the key of a handler's stream of replayed transitions."""
         return f"{self.prefix}:{{{partition}}}:replays:{handler}"
 
+    def deliveries(self, partition: int, handler: str) -> str:
+        """Return the key of a handler's stream of finished attempts."""
+        return f"{self.prefix}:{{{partition}}}:deliveries:{handler}"
+
     def lease(self, partition: int, handler: str) -> str:
         """Return the key of a handler's lease on a partition: a string, the token of its worker."""
         return f"{self.prefix}:{{{partition}}}:lease:{handler}"

@@ -64,12 +64,7 @@ def create_app(
     return WebhookApp(webhook, _AllowListMiddleware(webhook, allow_list, request_log), readiness)
 
 
-def create_admin_app(readiness: Readiness) -> Starlette:
-    """Return the application of the admin port: metrics and the probes."""
-    return _Application([Route("/metrics", _metrics), *_probes(readiness)])
-
-
-class _Application(Starlette):
+class QuietApplication(Starlette):
     """Starlette, but for two defaults: error responses have no body, and slashes no redirect."""
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
@@ -78,7 +73,7 @@ class _Application(Starlette):
         self.router.redirect_slashes = False
 
 
-class WebhookApp(_Application):
+class WebhookApp(QuietApplication):
     """The webhook path and the probes.
 
     A POST to the default endpoint, which is nearly every request, skips routing and middleware:
@@ -95,7 +90,7 @@ class WebhookApp(_Application):
             [
                 Route(WEBHOOK_PATH, endpoint, methods=["POST"]),
                 Route(WEBHOOK_PATH + "/{endpoint:path}", endpoint, methods=["POST"]),
-                *_probes(readiness),
+                *probes(readiness),
             ]
         )
 
@@ -108,7 +103,9 @@ class WebhookApp(_Application):
             await super().__call__(scope, receive, send)
 
 
-def _probes(readiness: Readiness) -> list[Route]:
+def probes(readiness: Readiness) -> list[Route]:
+    """Return the routes of the probes."""
+
     async def livez(request: Request) -> Response:
         return Response(status_code=200)
 
@@ -119,10 +116,6 @@ def _probes(readiness: Readiness) -> list[Route]:
         return Response(content, 503, media_type="application/json")
 
     return [Route("/livez", livez), Route("/readyz", readyz)]
-
-
-async def _metrics(request: Request) -> Response:
-    return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
 
 async def _empty_response(request: Request, error: Any) -> Response:

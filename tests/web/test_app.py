@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from service import cancellation
+from service.admin.app import create_admin_app
 from service.config import Livemode, Settings
 from service.errors import Unavailable, UnavailableReason
 from service.inbox.receiver import Receipt
@@ -22,7 +23,7 @@ from service.storage.health import Health
 from service.storage.layout import Keys
 from service.telemetry import metrics
 from service.web.allow_list import AllowList
-from service.web.app import create_admin_app, create_app
+from service.web.app import create_app
 from tests.support.apps import webhook_app
 from tests.support.harness import (
     NOW,

@@ -1,0 +1,1 @@
+"""The admin port: probes and metrics, and the page for operators."""
