@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "handlers": "transitions telemetry storage",
         "delivery": "transitions telemetry storage handlers",
         "stripe_api": "stripe transitions telemetry storage inbox delivery",
-        "monitoring": "transitions inbox",
+        "monitoring": "transitions storage inbox",
         "server": "telemetry",
         "web": "telemetry inbox",
         "admin": "telemetry web",
