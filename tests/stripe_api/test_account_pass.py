@@ -24,8 +24,8 @@ from service.stripe_api.cursors import Cursor, move_cursor, read_cursors
 from service.stripe_api.destinations import ALL_TYPES
 from service.stripe_api.window_admission import WindowAdmission
 from service.telemetry import metrics
-from service.transitions import stream_entry, thin_notification
-from service.transitions.transition import StatusTransition
+from service.transitions import thin_notification
+from tests.support.listing import transitions
 from tests.support.notifications import notification_of
 from tests.support.stripe_api import StripeStandIn
 
@@ -91,17 +91,9 @@ class Rig:
         self.stand_in.sessions.verify(session.id)
         return session.id
 
-    async def transitions(self) -> list[StatusTransition]:
-        """Return everything that handlers get, those of each session in order."""
-        return [
-            stream_entry.unpack(fields)
-            for partition in range(self.keys.partitions)
-            for _, fields in await self.connections.client.xrange(self.keys.transitions(partition))
-        ]
-
     async def admitted(self) -> list[str]:
         """Return the ids of the events that made transitions, sorted."""
-        return sorted(one.event_id for one in await self.transitions())
+        return sorted(one.event_id for one in await transitions(self.connections, self.keys))
 
     def made(self) -> list[str]:
         """Return the ids of all events at the stand-in, sorted."""
@@ -267,7 +259,7 @@ async def test_types_that_no_endpoint_selects(rig: Rig) -> None:
 
     await rig.run(passes)
 
-    [transition] = await rig.transitions()
+    [transition] = await transitions(rig.connections, rig.keys)
     assert transition.current == "verified"
     assert recovered() == before + 1
 
@@ -283,7 +275,7 @@ async def test_passes_look_back_no_further_than_the_first(
     for minutes in (0, 10, 60):
         await rig.run(passes, NOW + 60 * minutes)
 
-    assert len(await rig.transitions()) == expected
+    assert len(await transitions(rig.connections, rig.keys)) == expected
 
 
 async def test_what_redis_does_not_decide_is_read_again(rig: Rig) -> None:
@@ -300,27 +292,6 @@ async def test_what_redis_does_not_decide_is_read_again(rig: Rig) -> None:
 
     assert await rig.admitted() == rig.made()
     assert await rig.cursor() == stood._replace(read_until=NOW - 60)
-
-
-async def test_killed_between_page_and_cursor(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A window that was admitted but not noted is read again, and nothing of it comes twice."""
-    await rig.run(rig.passes(), NOW - 300)
-    stood = await rig.cursor()
-    rig.verify(at=NOW - 200)
-
-    async def die(*_: Any) -> None:
-        raise asyncio.CancelledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(account_pass, "move_cursor", die)
-        with pytest.raises(asyncio.CancelledError):
-            await rig.run(rig.passes())
-    assert (await rig.admitted(), await rig.cursor()) == (rig.made(), stood)
-
-    await rig.run(rig.passes())
-
-    assert await rig.admitted() == rig.made()
-    assert (await rig.cursor()).read_until == NOW - 60
 
 
 async def test_the_cursor_moves_only_forward_and_under_the_lease(rig: Rig, keys: Keys) -> None:

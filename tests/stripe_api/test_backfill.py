@@ -21,8 +21,8 @@ from service.stripe_api.client import Caller, StripeApi
 from service.stripe_api.destinations import ALL_TYPES
 from service.stripe_api.keys import ApiKeys
 from service.stripe_api.window_admission import WindowAdmission
-from service.transitions import stream_entry
 from service.transitions.transition import make_change
+from tests.support.listing import transitions
 from tests.support.notifications import pushed
 from tests.support.stripe_api import Fault, StripeStandIn
 from tests.support.waiting import PATIENCE_S
@@ -67,13 +67,7 @@ class Run:
 
     async def admitted(self) -> list[str]:
         """Return the ids of the events that made transitions."""
-        return [
-            stream_entry.unpack(fields).event_id
-            for partition in range(self._keys.partitions)
-            for _, fields in await self._connections.client.xrange(
-                self._keys.transitions(partition)
-            )
-        ]
+        return [one.event_id for one in await transitions(self._connections, self._keys)]
 
 
 @pytest.fixture

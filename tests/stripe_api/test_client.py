@@ -11,7 +11,6 @@ from random import Random
 from traceback import walk_tb
 from typing import Any
 
-import orjson
 import pytest
 from starlette.types import Receive, Scope, Send
 
@@ -26,9 +25,7 @@ from service.stripe_api.keys import ApiKeys
 from service.stripe_api.rate_limit import Priority, RateLimiter
 from service.telemetry import logs, metrics
 from tests.support.spans import Spans
-from tests.support.stripe_api import (
-    API_VERSION as CURRENT_VERSION,
-)
+from tests.support.stripe_api import API_VERSION as CURRENT_VERSION
 from tests.support.stripe_api import (
     CANARY,
     Fault,
@@ -111,15 +108,6 @@ async def recording(recorder: Recorder, keys: ApiKeys = KEYS) -> AsyncIterator[S
     """Yield a client of an application."""
     async with running(recorder) as address, open_api(address, keys) as api:
         yield api
-
-
-async def test_an_object_is_read(stand_in: StripeStandIn, api: StripeApi) -> None:
-    """The answer's body is returned as it came."""
-    session = stand_in.sessions.create()
-    path = f"/v1/identity/verification_sessions/{session.id}"
-    found = orjson.loads(await read(api, path, endpoint=ApiEndpoint.SESSION))
-    assert found["id"] == session.id
-    assert [one.path for one in stand_in.requests] == [path]
 
 
 async def test_what_is_sent() -> None:

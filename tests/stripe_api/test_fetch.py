@@ -21,26 +21,23 @@ from service.delivery.worker import Worker
 from service.errors import ApiError, ApiErrorReason, Unavailable, UnavailableReason, Unreachable
 from service.handlers import AnyHandler
 from service.inbox import session_record
-from service.inbox.admission import Admission, Inbox, Outcome
+from service.inbox.admission import Inbox, Outcome
 from service.parsers import FETCH
 from service.secret import Secret
 from service.storage.connections import Connections
-from service.stripe.events import Event
 from service.stripe_api import fetch, rounds
 from service.stripe_api.client import StripeApi
 from service.stripe_api.fetch import Fetcher, open_fetcher
 from service.stripe_api.keys import ApiKeys
 from service.telemetry import metrics
-from service.transitions.transition import Origin, SessionChange, StatusTransition, make_change
+from service.transitions.transition import Origin, StatusTransition, make_change
 from tests.support.notifications import notification_of, pushed
-from tests.support.stripe_api import CANARY, Fault, StripeStandIn, broken, fail, too_many_requests
 from tests.support.stripe_api import Event as StandInEvent
+from tests.support.stripe_api import Fault, StripeStandIn, broken, fail, too_many_requests
 from tests.support.stripe_api.errors import missing
 from tests.support.stripe_api.lives import LIVES, final_states, live
 from tests.support.waiting import PATIENCE_S, until
-from tests.support.workers import INTERVAL_S, SETTINGS, TTL_S, Deployment
-
-PREFIX = "identity.verification_session."
+from tests.support.workers import INTERVAL_S, SETTINGS, Deployment
 
 
 class Fetching:
@@ -88,11 +85,7 @@ class Fetching:
     async def replay(self) -> None:
         """Replay all dead letters of `fetch`."""
         await dead_letters.replay(
-            self.connections,
-            self.deployment.keys,
-            FETCH,
-            await self.dead_letters(),
-            name="again",
+            self.connections, self.deployment.keys, FETCH, await self.dead_letters(), name="again"
         )
 
     def queued(self) -> int:
@@ -109,12 +102,6 @@ class Fetching:
             if before is None or (one.epoch, one.sequence) > (before.epoch, before.sequence):
                 latest[one.session_id] = one
         return {session: one.current for session, one in latest.items()}
-
-    def dump(self) -> bytes:
-        """Return all that Redis holds."""
-        return b"".join(
-            self.deployment.client.dump(key) for key in self.deployment.client.scan_iter()
-        )
 
 
 @pytest.fixture
@@ -255,61 +242,6 @@ async def test_a_session_that_is_gone(stand_in: StripeStandIn, fetching: Fetchin
     await fetching.replay()
     await until(lambda: len(fetching.transitions) == 2)
     assert fetching.transitions[1].event_id == gone.id
-
-
-@pytest.mark.parametrize(
-    "body", [b"canary0", b'{"canary0": 1}', b'{"canary0":"' + b"x" * 2**20 + b'"}']
-)
-async def test_an_answer_that_is_not_what_was_asked_for(
-    body: bytes, stand_in: StripeStandIn, fetching: Fetching
-) -> None:
-    """It is retried, then a dead letter; nothing of it is in the log or in Redis."""
-    event = create(stand_in)
-    headers = {"Content-Type": "application/json"}
-    stand_in.faults.add(Fault(kind="answer", status=200, headers=headers, body=body))
-
-    with structlog.testing.capture_logs() as logged:
-        fetching.start()
-        await fetching.note(event)
-        await until(lambda: fetching.queued() == 0)
-
-    [letter] = await fetching.dead_letters()
-    assert (letter.reason, letter.error, letter.attempts) == ("exhausted", "api_unexpected", 3)
-    assert CANARY not in str([logged, letter])
-    assert CANARY.encode() not in fetching.dump()
-
-
-@pytest.mark.parametrize("at", ["fetch", "admission", "acknowledgement"])
-async def test_a_worker_is_killed(at: str, stand_in: StripeStandIn, fetching: Fetching) -> None:
-    """Wherever it was with its notifications, another one fetches them: each change once."""
-    events = [create(stand_in) for _ in range(15)]
-    inbox = fetching.fetcher._inbox
-    admit, has_stopped = inbox.admit, asyncio.Event()
-
-    async def admit_and_stop(event: Event, change: SessionChange) -> Admission:
-        if at == "acknowledgement":
-            await admit(event, change)
-        has_stopped.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    if at == "fetch":
-        stand_in.faults.add(Fault(kind="hang"))
-        has_stopped.set()
-    with mock.patch.object(inbox, "admit", admit_and_stop):
-        first = fetching.start(lease_ttl_s=TTL_S)
-        await fetching.note(*events)
-        await has_stopped.wait()
-        await until(lambda: fetching.deployment.pending(FETCH) == len(events))
-        fetching.deployment.kill(first)
-    stand_in.faults.clear()
-    fetching.start(lease_ttl_s=TTL_S)
-
-    await until(lambda: fetching.queued() == 0)
-    await until(lambda: len(fetching.transitions) >= len(events))
-    assert {one.event_id for one in fetching.transitions} == {event.id for event in events}
-    assert {one.sequence for one in fetching.transitions} == {1}
-    assert await fetching.dead_letters() == []
 
 
 @pytest.mark.parametrize("reason", [*ApiErrorReason, *UnavailableReason])
@@ -453,46 +385,3 @@ async def test_the_twin_comes_after_the_session_was_read(
         (event.id, "late"),
         (f"read:{event.thin_id}", "admitted"),
     ]
-
-
-async def test_nothing_secret_is_left_anywhere(stand_in: StripeStandIn, fetching: Fetching) -> None:
-    """Of answers with everything that can be expanded only what is allowed is kept."""
-    stand_in.expands_everything = True
-    stand_in.subscribe(None)
-    stand_in.clock.advance(-3600)
-    for number, life in enumerate(LIVES * 4):
-        stand_in.makes_twins = number % 4 > 0
-        stand_in.list_lag_s = 7200 if number % 2 else 0
-        live(stand_in, life, Random(number))
-    stand_in.clock.advance(3600)
-    fetching.deployment.client.config_set("rdbcompression", "no")
-
-    with structlog.testing.capture_logs() as logged:
-        fetching.start()
-        await fetching.note(*stand_in.events.all)
-        await until(lambda: fetching.states() == final_states(stand_in))
-
-    assert CANARY in str(stand_in.events.all)
-    assert {line["event"] for line in logged} >= {"event.fetched"}
-    assert CANARY not in str([logged, fetching.transitions])
-    assert CANARY.encode() not in metrics.exposition() + fetching.dump()
-    assert await fetching.dead_letters() == []
-
-
-async def test_many_are_fetched_by_pages(
-    stand_in: StripeStandIn, fetching: Fetching, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The busiest second of a busy year, five times: far fewer requests than events."""
-    monkeypatch.setattr(rounds, "ROUND_S", 0.3)
-    stand_in.clock.stop()
-    events = []
-    for _ in range(5):
-        events += [create(stand_in) for _ in range(254)]
-        stand_in.clock.advance(1)
-    await fetching.note(*events)
-    with structlog.testing.capture_logs():
-        fetching.start()
-        await until(lambda: len(fetching.transitions) == len(events))
-
-    assert len({one.event_id for one in fetching.transitions}) == len(events)
-    assert len(stand_in.requests) < len(events) / 20

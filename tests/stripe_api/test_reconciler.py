@@ -22,7 +22,7 @@ from service.stripe_api.cursors import Cursor, read_cursors
 from service.stripe_api.keys import ApiKeys
 from service.stripe_api.reconciler import Reconciler, accounts
 from service.telemetry import metrics
-from service.transitions import stream_entry
+from tests.support.listing import transitions
 from tests.support.stripe_api import Fault, StripeStandIn
 from tests.support.waiting import until
 
@@ -74,12 +74,7 @@ class Deployment:
 
     async def admitted(self) -> set[str]:
         """Return the ids of the events that made transitions."""
-        keys = Keys("idv", 8)
-        return {
-            stream_entry.unpack(fields).event_id
-            for partition in range(keys.partitions)
-            for _, fields in await self.connections.client.xrange(keys.transitions(partition))
-        }
+        return {one.event_id for one in await transitions(self.connections, Keys("idv", 8))}
 
     async def until_admitted(self, *event_ids: str) -> None:
         """Wait until these events, and no others, have made transitions."""
@@ -194,15 +189,6 @@ async def test_one_reconciles_and_the_next_takes_over(
                 stopping.set()
                 await until(lambda: passes("api_unreachable") > before)
     assert not await deployment.connections.client.exists(Keys("idv", 8).lease(0, "reconcile"))
-
-
-async def test_redis_wiped(deployment: Deployment, keyed_api: StripeApi) -> None:
-    """A reconciler whose lease and cursors are gone takes the lease again and begins anew."""
-    event = deployment.create(livemode=True)
-    async with deployment.running(keyed_api, lease_ttl_s=0.2):
-        await deployment.until_admitted(event)
-        await deployment.connections.client.flushall()
-        await deployment.until_admitted(event)
 
 
 async def test_an_unforeseen_error_ends_one_pass(

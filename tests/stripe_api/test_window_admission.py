@@ -20,9 +20,7 @@ from service.stripe_api import window_admission
 from service.stripe_api.client import Caller
 from service.stripe_api.event_pages import ListedEvent
 from service.stripe_api.window_admission import Decided, Unusable, WindowAdmission
-from service.transitions import stream_entry
-from service.transitions.transition import StatusTransition
-from tests.support.listing import listed
+from tests.support.listing import listed, transitions
 from tests.support.stripe_api import StripeStandIn
 
 OWN = Caller(is_live=False)
@@ -32,15 +30,6 @@ OWN = Caller(is_live=False)
 def admission(connections: Connections, keys: Keys, settings: Settings) -> WindowAdmission:
     """Return the admission of windows, with the name of our own account."""
     return WindowAdmission(connections, keys, replace(settings, account_name="ours"))
-
-
-async def transitions(connections: Connections, keys: Keys) -> list[StatusTransition]:
-    """Return all transitions, those of each session in order."""
-    return [
-        stream_entry.unpack(fields)
-        for partition in range(keys.partitions)
-        for _, fields in await connections.client.xrange(keys.transitions(partition))
-    ]
 
 
 async def admit(
@@ -134,16 +123,6 @@ async def test_an_unusable_event_does_not_hold_up_the_others(
     assert outcomes(found) == [RejectionReason.FIELD_MISSING, *[Outcome.ADMITTED] * 5]
     assert isinstance(found[0], Unusable)
     assert found[0].listed is broken
-
-
-async def test_what_redis_does_not_decide_ends_it(
-    stand_in: StripeStandIn, connections: Connections, keys: Keys, settings: Settings
-) -> None:
-    """While the streams are full nothing is admitted, and the caller knows."""
-    full = replace(settings, stream_max_entries=1)
-    admission = WindowAdmission(connections, keys, full)
-    with pytest.raises(Unavailable):
-        await admit(admission, OWN, verify(stand_in, 20))
 
 
 async def test_an_event_without_a_decision_holds_up_its_session(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
 from tests.support.harness import WEBHOOK
 from tests.support.processes import PATIENT, Process, Processes
@@ -96,9 +95,3 @@ def latest_states(worker: Process) -> dict[str, str]:
             places[line["session_id"]] = place
             states[line["session_id"]] = line["current"]
     return states
-
-
-def change_of(line: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what must differ between two transitions of a session that follow each other."""
-    names = ("stripe_status", "redaction_status", "last_error_code", "report_id")
-    return tuple(line[name] for name in names)

@@ -29,15 +29,13 @@ class Permission(StrEnum):
     IDENTITY_WRITE = "rak_identity_product_write"
     WEBHOOKS_READ = "rak_webhook_read"
     WEBHOOKS_WRITE = "rak_webhook_write"
-    # Dates of birth, numbers and expiry dates of the last 48 hours, or of all time.
-    SENSITIVE_RECENT = "rak_identity_sensitive_results_recent_read"
-    SENSITIVE_ALL = "rak_identity_sensitive_results_all_read"
+    # Dates of birth, numbers and expiry dates.
+    SENSITIVE = "rak_identity_sensitive_results_all_read"
 
 
 READ_ONLY: Final = frozenset(
     {Permission.EVENTS_READ, Permission.IDENTITY_READ, Permission.WEBHOOKS_READ}
 )
-_SENSITIVE: Final = frozenset({Permission.SENSITIVE_RECENT, Permission.SENSITIVE_ALL})
 _WRITE_INCLUDES: Final = {
     Permission.IDENTITY_READ: Permission.IDENTITY_WRITE,
     Permission.WEBHOOKS_READ: Permission.WEBHOOKS_WRITE,
@@ -59,13 +57,11 @@ class Account:
         id: `acct_…`.
         platform: The account that it is connected to; None for a platform.
         is_authorized: Whether the platform still has access to it.
-        api_version: The version in which its events are rendered.
     """
 
     id: str
     platform: str | None = None
     is_authorized: bool = True
-    api_version: str = API_VERSION
 
 
 @dataclass(kw_only=True)
@@ -96,7 +92,7 @@ class ApiKey:
     def may(self, permission: Permission) -> bool:
         """Return whether the key has a permission."""
         if self.permissions is None:
-            return permission not in _SENSITIVE
+            return permission is not Permission.SENSITIVE
         return bool({permission, _WRITE_INCLUDES.get(permission)} & self.permissions)
 
     def require(self, permission: Permission, account: str) -> None:
@@ -114,9 +110,9 @@ class Directory:
         self.platform = Account(id=tokens.new_id("acct"))
         self.accounts = {self.platform.id: self.platform}
 
-    def connect(self, id: str | None = None) -> Account:
+    def connect(self) -> Account:
         """Add a connected account."""
-        account = Account(id=id or self._tokens.new_id("acct"), platform=self.platform.id)
+        account = Account(id=self._tokens.new_id("acct"), platform=self.platform.id)
         self.accounts[account.id] = account
         return account
 
@@ -125,18 +121,13 @@ class Directory:
         self.accounts[account].is_authorized = False
 
     def add_key(
-        self,
-        *,
-        livemode: bool = False,
-        permissions: Iterable[Permission] | None = None,
-        account: str | None = None,
-        secret: str | None = None,
+        self, *, livemode: bool = False, permissions: Iterable[Permission] | None = None
     ) -> ApiKey:
         """Add a key: a secret one, or a restricted one with these permissions."""
         prefix = f"{'sk' if permissions is None else 'rk'}_{'live' if livemode else 'test'}_"
         key = ApiKey(
-            secret=secret or self._tokens.new_secret(prefix),
-            account=account or self.platform.id,
+            secret=self._tokens.new_secret(prefix),
+            account=self.platform.id,
             livemode=livemode,
             permissions=None if permissions is None else frozenset(permissions),
         )

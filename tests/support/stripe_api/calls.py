@@ -1,13 +1,11 @@
 """One request to the API: who asks, for which account, with which parameters.
 
-Keys are sent as `Authorization: Bearer` or as the user name of Basic authentication, see
+Keys are sent as `Authorization: Bearer`, see
 https://docs.stripe.com/api/authentication. https://docs.stripe.com/api/idempotent_requests
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -71,15 +69,10 @@ def not_found(http: HttpRequest, _: Exception) -> Response:
 
 
 def _let_in(
-    stand_in: StripeStandIn,
-    permission: Permission,
-    http: HttpRequest,
-    sent: bytes,
-    request_id: str,
+    stand_in: StripeStandIn, permission: Permission, http: HttpRequest, sent: bytes, request_id: str
 ) -> Call:
     key = stand_in.directory.key(_secret(http))
     scope = stand_in.directory.scope(key, named_account(http))
-    stand_in.rate_limit.count(scope)
     key.require(permission, scope.account)
     return Call(
         stand_in=stand_in,
@@ -99,14 +92,9 @@ def named_account(http: HttpRequest) -> str | None:
 
 def _secret(http: HttpRequest) -> str:
     scheme, _, value = http.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and value:
-        return value.strip()
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(value).decode().partition(":")[0]
-        except (binascii.Error, UnicodeDecodeError):
-            pass
-    raise unauthorized("You did not provide an API key.")
+    if scheme != "Bearer":
+        raise unauthorized("You did not provide an API key.")
+    return value
 
 
 def _decode(http: HttpRequest, sent: bytes) -> dict[str, Any]:
@@ -124,10 +112,7 @@ def _decode(http: HttpRequest, sent: bytes) -> dict[str, Any]:
 
 
 def _response(
-    body: Mapping[str, Any],
-    request_id: str,
-    http: HttpRequest,
-    error: ApiError | None = None,
+    body: Mapping[str, Any], request_id: str, http: HttpRequest, error: ApiError | None = None
 ) -> Response:
     """Write an answer: indented under /v1, compact under /v2, both with Stripe's headers."""
     is_v2 = http.url.path.startswith("/v2/")

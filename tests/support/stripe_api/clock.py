@@ -28,12 +28,6 @@ class Clock:
         """Let the clock stand at *at*, Unix seconds, or where it is now."""
         self._stopped_at = self.time() if at is None else at
 
-    def run(self) -> None:
-        """Let a stopped clock run on from where it stands."""
-        if self._stopped_at is not None:
-            self._offset_s = self._stopped_at - time.time()
-            self._stopped_at = None
-
 
 def rfc3339(at: float) -> str:
     """Return Unix seconds as APIs under /v2 write a time: `2026-11-29T08:30:00.123Z`."""

@@ -35,9 +35,7 @@ class Destination:
         secret: The secret that pushes are signed with, `whsec_…`.
         enabled_events: Types, or `*`.
         events_from: `@self`, `@accounts` or both.
-        api_version: In which version snapshots are rendered; None for the account's.
         is_enabled: Whether it gets events now.
-        disabled_reason: Why not: `user`, `no_aws_event_source_exists` or another word.
         type: `webhook_endpoint`, `amazon_eventbridge` or `azure_event_grid`.
         created: Unix seconds.
         name: A label.
@@ -52,9 +50,7 @@ class Destination:
     enabled_events: list[str]
     events_from: list[str]
     created: float
-    api_version: str | None = None
     is_enabled: bool = True
-    disabled_reason: str = "user"
     type: str = "webhook_endpoint"
     name: str = "stand-in"
     application: str | None = None
@@ -103,7 +99,7 @@ def webhook_endpoint_object(destination: Destination) -> dict[str, Any]:
     return {
         "id": destination.id,
         "object": "webhook_endpoint",
-        "api_version": destination.api_version,
+        "api_version": None,
         "application": destination.application,
         "created": int(destination.created),
         "description": destination.name,
@@ -126,7 +122,7 @@ def event_destination_object(
     """
     url = destination.url if "webhook_endpoint.url" in include else None
     endpoint = {"signing_secret": None, "url": url}
-    disabled = {"disabled": {"reason": destination.disabled_reason}}
+    disabled = {"disabled": {"reason": "user"}}
     return {
         "id": destination.id,
         "object": DESTINATION_OBJECT,
@@ -138,7 +134,7 @@ def event_destination_object(
         "livemode": destination.scope.livemode,
         "metadata": {},
         "name": destination.name,
-        "snapshot_api_version": destination.api_version,
+        "snapshot_api_version": None,
         "status": "enabled" if destination.is_enabled else "disabled",
         "status_details": None if destination.is_enabled else disabled,
         "type": destination.type,

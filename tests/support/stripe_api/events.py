@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
-from .accounts import Scope
+from .accounts import API_VERSION, Scope
 from .clock import rfc3339
 from .errors import missing
 from .persons import redacted
@@ -63,7 +63,6 @@ class Event:
         is_connected: Whether the account is a connected one, so that the event names it.
         created: Unix seconds with a fraction; the snapshot has whole seconds.
         listed_at: When lists begin to show it, Unix seconds.
-        api_version: The version that the snapshot is rendered in.
         session: `data.object` of the snapshot; None if it is not about a session.
         changes: What was before and after, for the thin form.
         related: The object that it is about.
@@ -79,7 +78,6 @@ class Event:
     is_connected: bool
     created: float
     listed_at: float
-    api_version: str
     session: Mapping[str, Any] | None
     changes: Mapping[str, Any]
     related: Related
@@ -117,14 +115,14 @@ class Event:
             self.session = shown | {"metadata": {}}
         self.changes = {when: redacted(values) for when, values in self.changes.items()}
 
-    def as_snapshot(self, api_version: str | None = None) -> dict[str, Any]:
-        """Return the snapshot form, by default in the account's version."""
+    def as_snapshot(self) -> dict[str, Any]:
+        """Return the snapshot form."""
         request = self.request
         return {
             "id": self.id,
             "object": "event",
             **({"account": self.scope.account} if self.is_connected else {}),
-            "api_version": api_version or self.api_version,
+            "api_version": API_VERSION,
             **({"context": self.scope.account} if self.is_connected else {}),
             "created": int(self.created),
             "data": {"object": self.session},

@@ -11,8 +11,6 @@ from typing import Any, Final
 from .accounts import ApiKey, Permission, Scope
 from .errors import ApiError
 
-RECENT_S: Final = 48 * 3600
-
 _SENSITIVE_REPORT: Final = frozenset(
     {
         *("document.dob", "document.expiration_date", "document.number"),
@@ -20,7 +18,7 @@ _SENSITIVE_REPORT: Final = frozenset(
     }
 )
 _REPORT: Final = _SENSITIVE_REPORT | {
-    *("document.sex", "document.unparsed_place_of_birth", "document.unparsed_sex"),
+    *("document.sex", "document.unparsed_place_of_birth", "document.unparsed_sex")
 }
 _SENSITIVE_OUTPUTS: Final = frozenset({"verified_outputs.dob", "verified_outputs.id_number"})
 _OUTPUTS: Final = _SENSITIVE_OUTPUTS | {
@@ -61,23 +59,10 @@ def wanted_paths(
     return frozenset(wanted)
 
 
-def require_sensitive(
-    wanted: frozenset[str], key: ApiKey, scope: Scope, *, verified_at: float | None, now: float
-) -> None:
-    """Raise `ApiError` (403) if a request expands sensitive results that its key may not read.
-
-    Args:
-        wanted: From `wanted_paths`.
-        key: The key of the request.
-        scope: The account that it reads.
-        verified_at: When the latest attempt was finished, Unix seconds; None if none was.
-        now: The present time, Unix seconds.
-    """
-    if not wanted & SENSITIVE_PATHS or key.may(Permission.SENSITIVE_ALL):
-        return
-    is_recent = verified_at is None or now - verified_at <= RECENT_S
-    needed = Permission.SENSITIVE_RECENT if is_recent else Permission.SENSITIVE_ALL
-    key.require(needed, scope.account)
+def require_sensitive(wanted: frozenset[str], key: ApiKey, scope: Scope) -> None:
+    """Raise `ApiError` (403) if a request expands sensitive results that its key may not read."""
+    if wanted & SENSITIVE_PATHS:
+        key.require(Permission.SENSITIVE, scope.account)
 
 
 def prune(

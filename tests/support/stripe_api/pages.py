@@ -104,21 +104,15 @@ def page_by_token(
     limit = parameters.integer("limit", minimum=1, maximum=MAX_LIMIT, default=default)
     parameters.finish()
     ids = [id_of(item) for item in items]
-    last = filters.get("after")
     # An item that is gone was too old, and so are all that would follow it.
+    [last] = filters.get("after", [None])
     start = 0 if last is None else ids.index(last) + 1 if last in ids else len(ids)
-    page = items[start : start + limit]
-
-    def link(after: str | None) -> str:
-        token = _encode_token({**filters, "limit": limit, "after": after})
-        return f"{url}?page={token}"
-
-    has_next = start + limit < len(items)
-    previous = ids[start - limit - 1] if start > limit else None
+    end = start + limit
+    token = _encode_token({**filters, "limit": limit, "after": ids[end - 1 : end]})
     return {
-        "data": [render(item) for item in page],
-        "next_page_url": link(id_of(page[-1])) if has_next else None,
-        "previous_page_url": link(previous) if start else None,
+        "data": [render(item) for item in items[start:end]],
+        "next_page_url": f"{url}?page={token}" if end < len(items) else None,
+        "previous_page_url": None,
     }
 
 

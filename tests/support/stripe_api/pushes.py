@@ -1,4 +1,4 @@
-"""Pushes events to destinations: signed, tried again, and lost, late or twice where a test says so.
+"""Pushes events to destinations: signed, tried again, and lost where a test says so.
 
 Retries fall due by the stand-in's clock, signatures hold the machine's time, since the receivers
 under test have no other. https://docs.stripe.com/webhooks
@@ -119,24 +119,17 @@ class Pushes:
 
     Attributes:
         loses: Decides for each push whether it is never sent.
-        duplicate_share: The share of pushes that are sent twice.
-        max_delay_s: Each push waits for up to so many seconds, so that they change order.
         retry_delays_s: The seconds before each retry; after the last one a push has failed.
-        names_twin: Whether thin pushes hold the id of the snapshot.
         attempts: Every request so far.
     """
 
-    def __init__(self, clock: Clock, *, seed: int = 0) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._random = Random(seed)
         self._waiting: list[tuple[float, int, Push]] = []
         self._order = count()
         self._running: set[asyncio.Task[None]] = set()
         self.loses: Loses = loses_nothing
-        self.duplicate_share = 0.0
-        self.max_delay_s = 0.0
         self.retry_delays_s: Sequence[float] = RETRY_DELAYS_S
-        self.names_twin = False
         self.attempts: list[Attempt] = []
 
     @property
@@ -152,16 +145,13 @@ class Pushes:
             push.status = "lost"
             return
         self._wait(push)
-        if self._random.random() < self.duplicate_share:
-            self.resend(event, destination)
 
     def resend(self, event: Event, destination: Destination) -> None:
         """Plan one more push, which changes nothing about the planned ones."""
         self._wait(self._push(event, destination))
 
     def _push(self, event: Event, destination: Destination) -> Push:
-        due = self._clock.time() + self._random.random() * self.max_delay_s
-        return Push(event=event, destination=destination, due=due)
+        return Push(event=event, destination=destination, due=self._clock.time())
 
     def _wait(self, push: Push) -> None:
         heapq.heappush(self._waiting, (push.due, next(self._order), push))
@@ -180,13 +170,6 @@ class Pushes:
             finally:
                 for task in running:
                     task.cancel()
-
-    async def push_due(self) -> int:
-        """Make all attempts that are due now, for a test without `run`; return their number."""
-        async with httpx2.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
-            due = self._take_due(len(self._waiting))
-            await asyncio.gather(*(self._attempt(client, push) for push in due))
-        return len(due)
 
     def _take_due(self, max_count: int) -> list[Push]:
         now, taken = self._clock.time(), list[Push]()
@@ -223,7 +206,5 @@ class Pushes:
 
     def _render(self, event: Event, destination: Destination) -> tuple[str, bytes]:
         if destination.payload == "thin" or event.id is None:
-            thin = event.as_notification(names_twin=self.names_twin)
-            return event.thin_id, orjson.dumps(thin)
-        snapshot = event.as_snapshot(destination.api_version)
-        return event.id, orjson.dumps(snapshot, option=orjson.OPT_INDENT_2)
+            return event.thin_id, orjson.dumps(event.as_notification())
+        return event.id, orjson.dumps(event.as_snapshot(), option=orjson.OPT_INDENT_2)

@@ -31,16 +31,14 @@ class Received(NamedTuple):
 
 
 class Receiver:
-    """Accepts pushes, or answers with the `statuses` that a test wants, one after the other."""
+    """Accepts pushes."""
 
     def __init__(self) -> None:
         self.received: list[Received] = []
-        self.statuses: list[int] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Keep a push and answer it."""
         request = Request(scope, receive)
         headers = dict(request.headers)
         self.received.append(Received(request.url.path, headers, await request.body()))
-        status = self.statuses.pop(0) if self.statuses else 200
-        await Response(status_code=status)(scope, receive, send)
+        await Response()(scope, receive, send)

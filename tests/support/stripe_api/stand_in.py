@@ -20,7 +20,6 @@ from .events import Event, EventLog, Related, Request
 from .faults import Faults
 from .lifecycle import Lifecycle
 from .pushes import Pushes
-from .rate_limit import RateLimit
 from .sessions import SESSION_OBJECT, Session, full_session_object, session_object
 from .tokens import Tokens
 
@@ -56,14 +55,10 @@ class StripeStandIn:
         destinations: Where events are pushed.
         pushes: How they are pushed.
         faults: What goes wrong with requests.
-        rate_limit: How many requests are answered.
         list_lag_s: How long lists do not show events that are made from now on.
-        makes_events: Whether changes make events from now on; Stripe very rarely fails to.
         makes_twins: Whether events that are made from now on have a snapshot form.
         expands_everything: Whether events that are made from now on, and sessions that are read,
             hold all that can be expanded, whatever was asked for.
-        list_names_twin: Whether the list of thin events shows `snapshot_event`; whether Stripe's
-            does is not known.
         requests: Every request so far.
     """
 
@@ -73,9 +68,8 @@ class StripeStandIn:
         self.directory = Directory(self.tokens)
         self.events = EventLog()
         self.destinations = Destinations()
-        self.pushes = Pushes(self.clock, seed=seed)
+        self.pushes = Pushes(self.clock)
         self.faults = Faults(seed=seed)
-        self.rate_limit = RateLimit()
         self.sessions = Lifecycle(
             scope=self.scope(),
             clock=self.clock,
@@ -84,10 +78,8 @@ class StripeStandIn:
             forget=self._redact_events,
         )
         self.list_lag_s = 0.0
-        self.makes_events = True
         self.makes_twins = True
         self.expands_everything = False
-        self.list_names_twin = False
         self.requests: list[Recorded] = []
 
     def scope(self, account: str | None = None, *, livemode: bool = False) -> Scope:
@@ -150,7 +142,7 @@ class StripeStandIn:
         platform = self.directory.accounts[session.scope.account].platform
         hearing = list(self.destinations.hearing(session.scope, platform))
         is_named = any(one.names(snapshot_type) for one in hearing)
-        if not self.makes_events or (snapshot_type in SELECTION_REQUIRED and not is_named):
+        if snapshot_type in SELECTION_REQUIRED and not is_named:
             return
         related = Related(
             session.id, SESSION_OBJECT, f"/v1/identity/verification_sessions/{session.id}"
@@ -176,7 +168,6 @@ class StripeStandIn:
             is_connected=account.platform is not None,
             created=now,
             listed_at=now + self.list_lag_s,
-            api_version=account.api_version,
             session=None,
             changes={},
             related=related,

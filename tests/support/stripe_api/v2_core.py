@@ -27,7 +27,6 @@ def list_events(call: Call) -> dict[str, Any]:
     created = Parameters({"created": filters["created"]}).range("created", parse_rfc3339)
     now = call.stand_in.clock.time()
     retained = call.stand_in.events.retained(call.scope, now, created.start)
-    names_twin = call.stand_in.list_names_twin
 
     def admits(event: Event) -> bool:
         return (
@@ -43,7 +42,7 @@ def list_events(call: Call) -> dict[str, Any]:
         url=EVENTS_URL,
         filters=filters,
         id_of=lambda event: event.thin_id,
-        render=lambda event: event.as_notification(names_twin=names_twin),
+        render=lambda event: event.as_notification(),
     )
 
 
