@@ -1,0 +1,17 @@
+"""One look at the page on every run; all other tests with a browser take long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.support.browser import Tab
+from tests.support.operated import lifecycle, open_deployment
+
+
+def test_a_browser_opens_the_admin_port(tmp_path: Path, open_tab: Callable[..., Tab]) -> None:
+    """The worker's port answers, and nothing that it sends does what is forbidden."""
+    with open_deployment(tmp_path) as deployment:
+        deployment.send(*lifecycle("vs_1", "created", "processing", "verified"))
+        deployment.bury(*lifecycle("vs_2", "created"))
+        open_tab(deployment.worker.admin).open("/livez")

@@ -1,0 +1,188 @@
+"""A real browser that looks at pages, and records whatever must not happen in one.
+
+`TEST_AXE` names axe-core's `axe.min.js`, `TEST_HTML_VALIDATE` the program `html-validate`, and
+`TEST_SCREENSHOTS` a folder that screenshots are written to.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, Dialog, Page, Request, Response, sync_playwright
+
+from tests.support.programs import RUN_DEADLINE_S, missing, program
+from tests.support.waiting import PATIENCE_S
+
+Scheme = Literal["light", "dark"]
+
+WIDTHS = (400, 1600)
+SCHEMES: tuple[Scheme, ...] = ("light", "dark")
+_HEIGHTS = {400: 800, 1600: 1000}
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+# What a page's own code cannot hide: the browser runs this before anything of the page.
+_WATCH = """
+document.addEventListener('securitypolicyviolation', event =>
+    console.error('securitypolicyviolation', event.effectiveDirective, event.blockedURI));
+"""
+_RUN_AXE = """
+async () => (await axe.run({preload: false})).violations.map(violation =>
+    `${violation.id}: ${violation.help}: ` +
+    violation.nodes.map(node => `${node.html} ${node.failureSummary}`).join(' | '))
+"""
+# Chromium reports each response of 400 and above there; the tests look at statuses themselves.
+_STATUS = re.compile(r"Failed to load resource: the server responded with a status of")
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Yield Debian's Chromium, or skip.
+
+    Until the block is left no event loop can run in this thread: Playwright's own runs there.
+    """
+    path = program("chromium", "chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=_FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Looks(NamedTuple):
+    """What a page looks like to the reader.
+
+    Attributes:
+        width: Pixels.
+        scheme: Which colours the reader prefers.
+    """
+
+    width: int
+    scheme: Scheme
+
+
+LOOKS = [Looks(width, scheme) for width in WIDTHS for scheme in SCHEMES]
+
+
+class Tab:
+    """A page of a browser with cookies of its own.
+
+    Attributes:
+        page: Playwright's.
+        troubles: What must not happen: requests that leave the origin, dialogs, errors, violations
+            of the page's own policy.
+    """
+
+    def __init__(self, browser: Browser, origin: str, *, runs_scripts: bool = True) -> None:
+        self._origin = origin
+        self._context = browser.new_context(base_url=origin, java_script_enabled=runs_scripts)
+        self._context.set_default_timeout(PATIENCE_S * 1000)
+        self._context.add_init_script(_WATCH)
+        self.page = self._context.new_page()
+        self.troubles: list[str] = []
+        self._listen(self.page)
+
+    def open(self, path: str, *, status: int = 200) -> Page:
+        """Load a page, which must answer with *status*."""
+        response = self.page.goto(path)
+        assert isinstance(response, Response)
+        assert response.status == status, (path, response.status, self.page.content())
+        return self.page
+
+    def look(self, looks: Looks) -> None:
+        """Show the page as another reader sees it."""
+        self.page.emulate_media(color_scheme=looks.scheme)
+        self.page.set_viewport_size({"width": looks.width, "height": _HEIGHTS[looks.width]})
+
+    def overflow(self) -> int:
+        """Return how many pixels of the page lie beyond the right edge of the window."""
+        wide: int = self.page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        return wide
+
+    def photograph(self, name: str) -> None:
+        """Write screenshots of the whole page where `TEST_SCREENSHOTS` says."""
+        if folder := os.environ.get("TEST_SCREENSHOTS"):
+            for looks in LOOKS:
+                self.look(looks)
+                path = Path(folder) / f"{name}-{looks.width}-{looks.scheme}.png"
+                self.page.screenshot(path=path, full_page=True, animations="disabled")
+
+    def accessibility_problems(self) -> list[str]:
+        """Return what axe-core finds in the page as it looks now."""
+        self.page.evaluate(axe_source())
+        found: list[str] = self.page.evaluate(_RUN_AXE)
+        return found
+
+    def close(self) -> None:
+        """Close it; nothing in `troubles` may have happened."""
+        self._context.close()
+        assert not self.troubles, self.troubles
+
+    def _listen(self, page: Page) -> None:
+        page.on("request", self._on_request)
+        page.on("dialog", self._on_dialog)
+        page.on("pageerror", lambda error: self.troubles.append(f"error {error}"))
+        page.on(
+            "console",
+            lambda line: (
+                self.troubles.append(f"console {line.type} {line.text}")
+                if line.type in ("error", "warning") and not _STATUS.match(line.text)
+                else None
+            ),
+        )
+
+    def _on_request(self, request: Request) -> None:
+        if urlsplit(request.url)[:2] != urlsplit(self._origin)[:2]:
+            self.troubles.append(f"request {request.url}")
+
+    def _on_dialog(self, dialog: Dialog) -> None:
+        self.troubles.append(f"dialog {dialog.message}")
+        dialog.dismiss()
+
+
+def axe_source() -> str:
+    """Return the source of axe-core, or skip."""
+    return _named("TEST_AXE", "axe-core's axe.min.js").read_text()
+
+
+def html_problems(pages: Sequence[tuple[str, str]], directory: Path) -> str:
+    """Return what html-validate says of pages, each a name and its source; empty if all is well."""
+    validator = _named("TEST_HTML_VALIDATE", "the program html-validate")
+    for name, source in pages:
+        (directory / f"{name}.html").write_text(source)
+    ended = subprocess.run(
+        [validator, "--preset", "standard", "--formatter", "text", directory],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=RUN_DEADLINE_S,
+        check=False,
+        text=True,
+    )
+    return ended.stdout if ended.returncode else ""
+
+
+def _named(variable: str, what: str) -> Path:
+    if variable not in os.environ:
+        missing(f"{variable} does not name {what}")
+    return Path(os.environ[variable])
+
+
+def texts(page: Page) -> Any:
+    """Return all text of a page, as a reader sees it."""
+    return page.locator("body").inner_text()

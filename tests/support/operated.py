@@ -1,0 +1,149 @@
+"""A deployment that an operator looks at: a receiver and a worker on one Redis, fed by webhooks.
+
+Its second handler does as it is bidden: see `Mode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+import redis
+
+from service.config import Settings
+from service.storage.layout import Keys
+from tests.support.harness import NOW, event, signed
+from tests.support.processes import Process, Sandbox, open_sandbox
+from tests.support.waiting import wait_until
+
+NAME, TOKEN = "night-shift", "a token of the tests"
+SHOP = "shop:open"
+_DEFAULTS = Settings()
+KEYS = Keys(_DEFAULTS.redis_prefix, _DEFAULTS.partitions)
+# What a handler is that fails as its users ask: by the word in a file.
+_SHOP = """
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+class PaymentRefused(Exception):
+    pass
+
+@asynccontextmanager
+async def open(environ):
+    async def handle(transition):
+        mode = Path(environ["SHOP_MODE"]).read_text()
+        if mode == "down":
+            raise ConnectionRefusedError
+        if mode == "broken":
+            raise PaymentRefused(transition.metadata)
+    yield handle
+"""
+
+
+class Mode(StrEnum):
+    """What the handler does with each transition."""
+
+    WORKS = "works"
+    DOWN = "down"
+    BROKEN = "broken"
+
+
+class Deployment(NamedTuple):
+    """Running processes.
+
+    Attributes:
+        sandbox: Their Redis and their folder.
+        receiver: Takes the webhooks.
+        worker: Delivers to the log and to the handler `SHOP`.
+    """
+
+    sandbox: Sandbox
+    receiver: Process
+    worker: Process
+
+    def turn(self, mode: Mode) -> None:
+        """Let the handler behave like this from now on."""
+        _turn(self.sandbox.directory, mode)
+
+    def send(self, *bodies: bytes, outcomes: Sequence[str] = ("admitted",)) -> None:
+        """Post signed events one after the other; each must have one of the *outcomes*."""
+        with httpx2.Client() as client:
+            for body in bodies:
+                answer = client.post(self.receiver.url, content=body, headers=signed(body))
+                assert answer.json() in [{"outcome": outcome} for outcome in outcomes], answer.text
+
+    def client(self) -> redis.Redis:
+        """Return a plain client of its Redis."""
+        return redis.Redis.from_url(self.sandbox.url)
+
+    def count_dead_letters(self) -> int:
+        """Return how many dead letters the handler has."""
+        with self.client() as client:
+            return sum(
+                client.xlen(KEYS.dead_letters(partition, SHOP))
+                for partition in range(KEYS.partitions)
+            )
+
+    def bury(self, *bodies: bytes) -> None:
+        """Send events that end as dead letters of the handler, which works again afterwards."""
+        expected = self.count_dead_letters() + len(bodies)
+        self.turn(Mode.BROKEN)
+        self.send(*bodies)
+        wait_until(lambda: self.count_dead_letters() == expected)
+        self.turn(Mode.WORKS)
+
+    def deliveries(self, event_id: str) -> int:
+        """Return how often the log handler got an event."""
+        return sum(line["event_id"] == event_id for line in self.worker.lines("transition"))
+
+
+@contextmanager
+def open_deployment(directory: Path, **settings: str) -> Iterator[Deployment]:
+    """Run a deployment until the block is left; no process may have printed a traceback."""
+    (directory / "shop.py").write_text(_SHOP)
+    _turn(directory, Mode.WORKS)
+    given = {
+        "HANDLERS": f"log,{SHOP}",
+        "ADMIN_TOKENS": f"{NAME}:{TOKEN}",
+        "RETRY_MAX_ATTEMPTS": "2",
+        "RETRY_INITIAL_DELAY_S": "0.01",
+        "RETRY_MAX_DELAY_S": "0.02",
+        "SHOP_MODE": str(directory / "mode"),
+        **settings,
+    }
+    with open_sandbox(directory) as sandbox:
+        processes = [sandbox.start(command, **given) for command in ("serve", "work")]
+        yield Deployment(sandbox, *(process.ready() for process in processes))
+        for process in processes:
+            assert b"Traceback" not in process.out + process.err
+
+
+def lifecycle(session: str, *words: str, began: int = NOW - 600) -> list[bytes]:
+    """Return events of a session, a minute apart.
+
+    Args:
+        session: Its id.
+        words: The last word of each event's type, which is the status too, but for `created`.
+        began: When the first one is created, Unix time.
+    """
+    return [
+        event(
+            word,
+            id=f"evt_{session.removeprefix('vs_')}_{number}",
+            session=session,
+            status="requires_input" if word == "created" else word,
+            created=began + 60 * number,
+        )
+        for number, word in enumerate(words)
+    ]
+
+
+def _turn(directory: Path, mode: Mode) -> Any:
+    # In one step: the handler must never read an empty file.
+    new = directory / "mode.new"
+    new.write_text(mode)
+    return new.replace(directory / "mode")
