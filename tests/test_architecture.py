@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "monitoring": "transitions storage inbox",
         "server": "telemetry",
         "web": "telemetry inbox",
-        "admin": "telemetry web",
+        "admin": "telemetry storage web",
         "operations": "stripe transitions storage inbox handlers delivery stripe_api",
         "runtime": "stripe telemetry storage inbox handlers delivery stripe_api server web admin",
         "cli": "stripe transitions telemetry storage inbox delivery stripe_api operations runtime",
@@ -46,6 +46,8 @@ ONLY = {
 # The packages or modules that may import a library; no others may.
 OWNERS = {
     "starlette": {"web", "admin", "server", "runtime.composition"},
+    "jinja2": {"admin.rendering"},
+    "markupsafe": {"admin.rendering"},
     "uvicorn": {"server"},
     "uvloop": {"runtime.process"},
     "click": {"cli"},

@@ -1,20 +1,91 @@
-"""The application of the admin port: probes and metrics."""
+"""The application of the admin port: probes and metrics, and the page.
+
+The page is an application of its own, so that what guards it leaves probes and metrics alone.
+"""
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from typing import Any
 
+from redis.exceptions import RedisError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..errors import Unavailable
+from ..storage.redis_errors import unavailable_reason
 from ..telemetry import metrics
 from ..web.app import QuietApplication, Readiness, probes
+from . import static_files
+from .page import Page, PageError
+from .views import dead_letters, endpoints, handlers, overview, sessions
+
+HOW_TO_GET_IT = (
+    "The page for operators needs Jinja2: pip install 'identity-webhooks[page]'\n"
+    "Metrics are at /metrics, probes at /livez and /readyz.\n"
+)
+_TITLES = {404: "There is no such page", 405: "This page does not take such requests"}
 
 
-def create_admin_app(readiness: Readiness) -> Starlette:
-    """Return the application of the admin port: metrics and the probes."""
-    return QuietApplication([Route("/metrics", _metrics), *probes(readiness)])
+def create_admin_app(readiness: Readiness, page: Page | None = None) -> Starlette:
+    """Return the application of the admin port: metrics, the probes, and the page if given."""
+    routes = [Route("/metrics", _metrics), *probes(readiness)]
+    return QuietApplication([*routes, Mount("/", _PageApp(page))] if page else routes)
 
 
 async def _metrics(request: Request) -> Response:
     return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+
+
+class _PageApp:
+    """The page, once its templates are loaded; without Jinja2, a text that says how to get it."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._app: ASGIApp = _routed(page)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        try:
+            await self._page.load()
+        except ImportError:
+            app = PlainTextResponse(HOW_TO_GET_IT, 200 if scope["path"] == "/" else 404)
+        await app(scope, receive, send)
+
+
+def _routed(page: Page) -> Starlette:
+    """Return the application of all pages, and of what is answered in their place."""
+    views = (overview, sessions, dead_letters, handlers, endpoints)
+    routes = [static_files.route(), *(route for view in views for route in view.routes(page))]
+
+    def respond(request: Request, error: PageError) -> Response:
+        context = {"title": error.title, "text": error.text}
+        return page.respond(request, "error.html", status=error.status, **context)
+
+    async def mistake(request: Request, error: Any) -> Response:
+        return respond(request, error)
+
+    async def http_error(request: Request, error: Any) -> Response:
+        title = _TITLES.get(error.status_code, "This request cannot be answered")
+        return respond(request, PageError(error.status_code, title))
+
+    async def unavailable(request: Request, error: Any) -> Response:
+        is_ours = isinstance(error, Unavailable)
+        reason = error.reason if is_ours else unavailable_reason(error)
+        return respond(request, PageError(503, "Redis does not answer", f"The reason is {reason}."))
+
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            PageError: mistake,
+            HTTPException: http_error,
+            Unavailable: unavailable,
+            RedisError: unavailable,
+            OSError: unavailable,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from .. import config
 from ..admin.app import create_admin_app
+from ..admin.page import Page
 from ..config import Settings
 from ..handlers import AnyHandler, AnyOpener, loading
 from ..inbox.admission import Inbox
@@ -41,7 +42,7 @@ from ..web.app import create_app
 from .reloading import Reloader
 from .traced import TracedReceiver, trace_handlers
 
-# Enough for probes and Prometheus.
+# Enough for probes, Prometheus and a dozen browsers.
 MAX_ADMIN_CONNECTIONS = 64
 
 
@@ -134,10 +135,11 @@ def build_receiver(context: Context) -> tuple[Listener, list[Reloader[Any]]]:
     return listener, reloaders
 
 
-def build_admin(context: Context) -> Listener:
-    """Return the listener for probes and metrics."""
+def build_admin(context: Context, page_connections: Connections) -> Listener:
+    """Return the listener for probes, metrics and the page, which has clients of its own."""
     settings = context.settings
-    app = create_admin_app(context.health)
+    page = Page(settings, page_connections, context.keys)
+    app = create_admin_app(context.health, page)
     return _listener(settings, app, settings.admin_port, max_connections=MAX_ADMIN_CONNECTIONS)
 
 

@@ -123,13 +123,16 @@ async def _run(
     stopping = signals.stop_event()
     signals.reload_on_hangup(reloaders, stopping)
     keys = Keys(settings.redis_prefix, settings.partitions)
-    async with connect(settings.redis_url) as connections:
+    async with (
+        connect(settings.redis_url) as connections,
+        connect(settings.redis_url) as page_connections,
+    ):
         health = Health(connections, settings)
         api_keys = ApiKeys(settings.stripe_api_key)
         context = Context(settings, environ, connections, keys, health, traced, api_keys)
         available = {**openers, FETCH: fetch_opener(context)}
         chosen = {name: available[name] for name in options.work}
-        admin = build_admin(context)
+        admin = build_admin(context, page_connections)
         web, found = build_receiver(context) if options.receive else (None, [])
         reloaders.extend([*found, *build_key_reloaders(context)])
         listeners = [web, admin] if web else [admin]

@@ -1,0 +1,92 @@
+"""Templates become HTML: escaped always, strict about names, and with the formats of the page.
+
+Only this module knows Jinja2. It is imported when the page is first asked for: a process whose page
+is never looked at does without Jinja2's 10 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from . import paths, static_files
+
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
+# Up to this many of one unit, the smaller unit is shown.
+_UNITS = ((_DAY_S, 2 * _DAY_S, "d"), (_HOUR_S, 2 * _HOUR_S, "h"), (_MINUTE_S, 2 * _MINUTE_S, "min"))
+
+
+class Renderer:
+    """All templates, compiled once."""
+
+    def __init__(self) -> None:
+        self._environment = jinja2.Environment(
+            loader=jinja2.PackageLoader(__package__),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+            cache_size=-1,
+        )
+        self._environment.globals.update(
+            paths=paths, to=paths.to, static=static_files.path_of, now=lambda: datetime.now(UTC)
+        )
+        self._environment.filters.update(
+            time=format_time, ago=format_ago, span=format_span, number=format_number, plural=plural
+        )
+        for name in self._environment.list_templates(["html"]):
+            self._environment.get_template(name)
+
+    def render(self, template: str, context: Mapping[str, Any]) -> str:
+        """Return a template's HTML.
+
+        Raises:
+            jinja2.UndefinedError: The template uses a name that *context* lacks.
+        """
+        return self._environment.get_template(template).render(context)
+
+
+def format_time(at: datetime | None, *, date: bool = True) -> Markup:
+    """Return a `<time>`: local to the server, with its offset; *date* says whether to show it."""
+    if at is None:
+        return Markup("unknown")
+    local = at.astimezone()
+    shown = f"{local:%Y-%m-%d %H:%M:%S}" if date else f"{local:%H:%M:%S}"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        local.isoformat(timespec="milliseconds"), f"{local:%Y-%m-%d %H:%M:%S %z}", shown
+    )
+
+
+def format_ago(at: datetime | None) -> Markup:
+    """Return a `<time>` with how long ago it was, such as `4 s ago`."""
+    if at is None:
+        return Markup("never")
+    seconds = (datetime.now(UTC) - at).total_seconds()
+    words = f"{format_span(seconds)} ago" if seconds >= 0 else f"in {format_span(-seconds)}"
+    local = at.astimezone()
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        local.isoformat(timespec="milliseconds"), f"{local:%Y-%m-%d %H:%M:%S %z}", words
+    )
+
+
+def format_span(seconds: float) -> str:
+    """Return a length of time in its largest fitting unit, such as `4 s` or `3 h`."""
+    for unit_s, from_s, name in _UNITS:
+        if seconds >= from_s:
+            return f"{seconds / unit_s:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def format_number(number: int | None) -> str:
+    """Return a number with separators; `unknown` for None."""
+    return "unknown" if number is None else f"{number:,}"
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: `1 worker`, `2 workers`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

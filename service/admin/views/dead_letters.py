@@ -1,0 +1,19 @@
+"""The page of dead letters."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .. import paths
+from ..page import Page
+
+
+def routes(page: Page) -> list[Route]:
+    """Return the routes of the page of dead letters."""
+
+    async def show(request: Request) -> Response:
+        return page.respond(request, "dead_letters.html")
+
+    return [Route(paths.DEAD_LETTERS, show)]

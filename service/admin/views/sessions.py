@@ -1,0 +1,19 @@
+"""The page of sessions."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .. import paths
+from ..page import Page
+
+
+def routes(page: Page) -> list[Route]:
+    """Return the routes of the page of sessions."""
+
+    async def show(request: Request) -> Response:
+        return page.respond(request, "sessions.html")
+
+    return [Route(paths.SESSIONS, show)]
