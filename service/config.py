@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from . import environment, parsers
 from .environment import (
     REDIS_URL,
     RUN_SECRETS,
     EnvironmentReader,
-    Parser,
     SettingRow,
     choice,
     comma_separated,
@@ -31,10 +30,9 @@ from .environment import (
     setting,
 )
 from .errors import ConfigError
-from .parsers import FETCH, Network, parse_network
+from .parsers import FETCH, AdminToken, Network, parse_network
 from .secret import Secret
 
-T = TypeVar("T")
 # The signing secrets of every endpoint, by its name; "" is the endpoint without a name.
 EndpointSecrets: TypeAlias = Mapping[str, tuple[Secret[bytes], ...]]
 
@@ -117,7 +115,19 @@ class Settings:
 
     host: str = setting("0.0.0.0", parsers.HOST, "Address to listen on")  # noqa: S104 (in a container)
     port: int = integer(8000, 0, 65535, "Port for webhooks and probes")
-    admin_port: int = integer(8001, 0, 65535, "Port for metrics and probes")
+    admin_port: int = integer(8001, 0, 65535, "Port for metrics, probes and the page")
+    admin_tokens: tuple[AdminToken, ...] = setting(
+        (), parsers.ADMIN_TOKENS, "Logins to the page that may replay and drop; empty for none"
+    )
+    admin_read_tokens: tuple[AdminToken, ...] = setting(
+        (), parsers.ADMIN_TOKENS, "Logins to the page that may read; empty: reading needs no login"
+    )
+    admin_hosts: tuple[str, ...] = setting(
+        (), parsers.HOST_NAMES, "Host names of the page, besides localhost and IP addresses"
+    )
+    admin_redis_url: Secret[str] = setting(
+        Secret(""), secret(REDIS_URL), "URL of Redis for the page; empty for REDIS_URL"
+    )
     max_body_bytes: int = integer(262144, 1024, 16777216, "Largest request body, in bytes")
     signature_tolerance_s: int = integer(
         300, 1, 3600, "Largest difference between a signature's timestamp and now, in seconds"
@@ -259,22 +269,19 @@ def read_signing_secrets(environ: Mapping[str, str]) -> EndpointSecrets:
     return secrets
 
 
-def read_api_keys(environ: Mapping[str, str]) -> tuple[Secret[str], ...]:
-    """Read the keys of Stripe's API alone.
+def read_again(environ: Mapping[str, str], name: str, *, may_be_empty: bool = False) -> Any:
+    """Read one setting of several values alone, while the process runs.
 
     Raises:
-        ConfigError: They are wrong or not set.
+        ConfigError: It is wrong, or not set and may not be empty.
     """
-    return _read_alone(environ, "STRIPE_API_KEY", parsers.API_KEYS)
-
-
-def read_allowed_networks(environ: Mapping[str, str]) -> tuple[Network, ...]:
-    """Read the networks that webhooks may come from alone.
-
-    Raises:
-        ConfigError: They are wrong or not set.
-    """
-    return _read_alone(environ, "ALLOWED_NETWORKS", parsers.NETWORKS)
+    reader = EnvironmentReader(environ)
+    parser = Settings.__dataclass_fields__[name.lower()].metadata["parser"]
+    values = reader.value(name, parser) or ()
+    reader.raise_problems()
+    if not (values or may_be_empty):
+        raise ConfigError([f"{name}: expected {parser.expected}"])
+    return values
 
 
 def find_misspelled(environ: Mapping[str, str]) -> dict[str, str]:
@@ -294,18 +301,6 @@ def describe() -> list[SettingRow]:
     expected = parsers.SIGNING_SECRETS.expected
     about = f"Signing secrets; {SECRETS}_{{ENDPOINT}} for further endpoints ({expected})"
     return [SettingRow(SECRETS, "", about), *environment.describe(Settings)]
-
-
-def _read_alone(
-    environ: Mapping[str, str], name: str, parser: Parser[tuple[T, ...]]
-) -> tuple[T, ...]:
-    """Return the value of one setting, which must not be empty."""
-    reader = EnvironmentReader(environ)
-    values = reader.value(name, parser)
-    reader.raise_problems()
-    if not values:
-        raise ConfigError([f"{name}: expected {parser.expected}"])
-    return values
 
 
 def _secrets(reader: EnvironmentReader, *, is_required: bool) -> EndpointSecrets:

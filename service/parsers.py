@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from .environment import Parser, comma_separated, matching
 from .secret import Secret
@@ -22,6 +22,18 @@ _UNITS_S: Final = {"d": 86_400, "h": 3600}
 _RFC_3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
+
+
+class AdminToken(NamedTuple):
+    """What one person, or one program, logs in to the page with.
+
+    Attributes:
+        name: Who that is, for the log.
+        token: The secret.
+    """
+
+    name: str
+    token: Secret[str]
 
 
 def parse_network(text: str) -> Network:
@@ -63,6 +75,14 @@ def _parse_api_keys(text: str) -> tuple[Secret[str], ...]:
     return tuple(map(Secret, keys))
 
 
+def _parse_admin_tokens(text: str) -> tuple[AdminToken, ...]:
+    """Return tokens with different names and different values."""
+    parts = [_ADMIN_TOKEN.parse(each).split(":", 1) for each in text.split(",")] if text else []
+    if len({name for name, _ in parts}) < len(parts) or len({it for _, it in parts}) < len(parts):
+        raise ValueError(ADMIN_TOKENS.expected)
+    return tuple(AdminToken(name, Secret(token)) for name, token in parts)
+
+
 PREFIX = matching(r"[a-z0-9_-]{1,32}", "1 to 32 of a-z, 0-9, _ and -")
 ACCOUNT = matching(r"[A-Za-z0-9._-]{1,64}", "1 to 64 of A-Z, a-z, 0-9, '.', _ and -")
 HOST = matching(r"[A-Za-z0-9.:%_-]{1,253}", "a host name or an IP address")
@@ -100,3 +120,11 @@ CONNECTED_ACCOUNTS = comma_separated(CONNECTED_ACCOUNT, 0, 1000, "accounts")
 TIME = Parser(
     expected="days or hours back, such as 3d or 12h, or an RFC 3339 time", parse=_parse_start
 )
+_ADMIN_TOKEN = matching(r"[a-z0-9_-]{1,32}:[!-+\--~]{16,256}", "name:token")
+ADMIN_TOKENS = Parser(
+    expected="name:token, separated by commas only: 1 to 32 of a-z, 0-9, _ and -, and 16 to 256"
+    " visible ASCII characters without a comma; no name and no token twice",
+    parse=_parse_admin_tokens,
+)
+_HOST_NAME = matching(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", "a host name, no port")
+HOST_NAMES = comma_separated(_HOST_NAME, 0, 64, "names")

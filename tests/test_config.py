@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.config import SECRETS, Durability, Livemode, Settings, describe, read_api_keys
+from service.config import SECRETS, Durability, Livemode, Settings, describe, read_again
 from service.environment import example
 from service.errors import ConfigError
 from service.parsers import parse_time
@@ -449,11 +449,57 @@ def test_wrong_api_keys_are_refused(text: str) -> None:
 
 def test_api_keys_are_read_again() -> None:
     """Read alone they must be there: an empty file does not take the keys away."""
-    assert read_api_keys({API_KEY: "sk_test_1"}) == (Secret("sk_test_1"),)
+    assert read_again({API_KEY: "sk_test_1"}, API_KEY) == (Secret("sk_test_1"),)
     for text in ("", "sk_org_canary"):
         with pytest.raises(ConfigError, match=f"^{API_KEY}: expected ") as caught:
-            read_api_keys({API_KEY: text})
+            read_again({API_KEY: text}, API_KEY)
         assert "canary" not in str(caught.value)
+
+
+def test_admin_tokens_are_named() -> None:
+    """Each token of the page has a name; the token may hold any visible character but a comma."""
+    odd = "!\"#$%&'()*+-./:;<=>?@[\\]^_`{|}~"
+    found = load({"ADMIN_TOKENS": f"alice:{odd},on-call_2:{'b' * 256}"}).admin_tokens
+    assert [(each.name, each.token.reveal()) for each in found] == [
+        ("alice", odd),
+        ("on-call_2", "b" * 256),
+    ]
+    assert load({"ADMIN_READ_TOKENS": "a:" + "b" * 16}).admin_tokens == ()
+
+
+@pytest.mark.parametrize("name", ["ADMIN_TOKENS", "ADMIN_READ_TOKENS"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("canary", "canary" * 4, ":canarycanarycanary", "a:canary", "a:" + "b" * 15),
+        *("a:" + "b" * 257, "A:canarycanarycanary", f"{'a' * 33}:canarycanarycanary"),
+        *("a:canarycanary canary", "a:canarycanary\tcanary", " a:canarycanarycanary"),
+        *("a:canarycanarycanarÿ", "a:canarycanarycanary,", "a:canarycanarycanary\n"),
+        "a:canarycanarycanary,a:another0canary00",
+        "a:canarycanarycanary,b:canarycanarycanary",
+    ],
+)
+def test_wrong_admin_tokens_are_refused(name: str, text: str) -> None:
+    """No name, a short or long token, whitespace, and a name or token that is there twice."""
+    (problem,) = problems({name: text})
+    assert problem.startswith(f"{name}: expected name:token, ")
+    assert "canary" not in problem
+
+
+def test_admin_tokens_may_be_taken_away() -> None:
+    """Read again, no tokens at all are no problem where the caller says so; wrong ones are."""
+    assert read_again({}, "ADMIN_TOKENS", may_be_empty=True) == ()
+    with pytest.raises(ConfigError, match=r"^ADMIN_TOKENS: expected ") as caught:
+        read_again({"ADMIN_TOKENS": "canary"}, "ADMIN_TOKENS", may_be_empty=True)
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a:8001", "[::1]", "a_b", ".a", "a.", "-a", "a b", "a,a", "*.a"])
+def test_the_page_has_host_names_without_port(text: str) -> None:
+    """Ports, patterns and addresses in brackets are refused."""
+    (problem,) = problems({"ADMIN_HOSTS": text})
+    assert problem.startswith("ADMIN_HOSTS: expected 0 to 64 different names")
+    assert load({"ADMIN_HOSTS": "page.example,Ops-1"}).admin_hosts == ("page.example", "Ops-1")
 
 
 @pytest.mark.parametrize(
@@ -494,6 +540,8 @@ def test_repr_shows_no_secret() -> None:
         SECRETS: "whsec_canary",
         "REDIS_URL": "redis://:canary@localhost",
         API_KEY: "sk_live_canary",
+        "ADMIN_TOKENS": "alice:canarycanarycanary",
+        "ADMIN_REDIS_URL": "redis://:canary@localhost",
     }
     shown = repr(load(secrets))
     assert "canary" not in shown

@@ -181,7 +181,7 @@ def _keys_reloader(context: Context) -> Reloader[Any]:
     return Reloader(
         "api_keys",
         context.settings.stripe_api_key,
-        read=lambda: config.read_api_keys(context.environment),
+        read=lambda: config.read_again(context.environment, "STRIPE_API_KEY"),
         apply=apply,
     )
 
@@ -194,7 +194,10 @@ def _networks_reloader(
         return {"networks": len(changed)}
 
     return Reloader(
-        "networks", networks, read=lambda: config.read_allowed_networks(environ), apply=apply
+        "networks",
+        networks,
+        read=lambda: config.read_again(environ, "ALLOWED_NETWORKS"),
+        apply=apply,
     )
 
 

@@ -107,12 +107,13 @@ class Connections:
 
 
 @asynccontextmanager
-async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
+async def connect(url: Secret[str], *, setting: str = "REDIS_URL") -> AsyncIterator[Connections]:
     """Yield the clients for *url*; connections are made on first use and closed at the end.
 
     Forms: `redis://`, `rediss://`, `unix://`, and with several `host:port` separated by commas
     `redis+sentinel://…/service/db` and `redis+cluster://…` (`rediss+…` for TLS). With TLS, options
     name files: `ssl_ca_certs`, and `ssl_certfile` and `ssl_keyfile` of our own certificate.
+    *setting* is the name of the setting that holds the URL.
 
     Raises:
         ConfigError: The URL is not of these forms.
@@ -124,7 +125,7 @@ async def connect(url: Secret[str]) -> AsyncIterator[Connections]:
         calls = clients.for_calls(text, generation)
         blocking = clients.for_blocking_reads(text, generation)
     except (ValueError, TypeError):
-        raise ConfigError(["REDIS_URL: not a usable URL"]) from None
+        raise ConfigError([f"{setting}: not a usable URL"]) from None
     try:
         if is_cluster:
             # Used before this, a cluster client under concurrency runs some calls twice. Where no

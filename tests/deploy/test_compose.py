@@ -52,7 +52,7 @@ def test_every_container_is_hardened(project: Any) -> None:
 
 
 def test_mounted_files_exist(project: Any) -> None:
-    """Each mounted file exists, and only the balancer publishes a port."""
+    """Each mounted file exists; the balancer publishes its port, and to this machine the page."""
     mounted = [
         volume.partition(":")[0]
         for service in project["services"].values()
@@ -61,7 +61,8 @@ def test_mounted_files_exist(project: Any) -> None:
 
     for path in mounted:
         assert path in project["volumes"] or (COMPOSE.parent / path).exists()
-    assert [name for name, one in project["services"].items() if "ports" in one] == ["balancer"]
+    published = {name: one["ports"] for name, one in project["services"].items() if "ports" in one}
+    assert published == {"balancer": ["443:8443"], "worker": ["127.0.0.1:8001:8001"]}
 
 
 def test_paths_for_redis_are_in_its_container(project: Any) -> None:
@@ -147,6 +148,7 @@ def write_secrets(directory: Path, port: int) -> dict[str, str]:
         (directory / f"redis_url_{user}").write_text(url)
     (directory / "stripe_webhook_secrets").write_bytes(SECRET.reveal())
     (directory / "stripe_api_key").touch()
+    (directory / "admin_tokens").write_text(f"alice:{secrets.token_hex(32)}")
     return passwords
 
 
