@@ -58,7 +58,7 @@ def main() -> None:
         stack.enter_context(on_core(OTHERS_CORE))
         store = known[-1].service.store
         per_session, per_entry = _filled_whole(store)
-        _fill(store, range(WHOLE_SESSIONS, SESSIONS), steps=1)
+        fill(store, range(WHOLE_SESSIONS, SESSIONS), steps=1)
         for receiver in known:
             receiver.measure(load, WARM_S)
         # In turn: the machine is not always as fast.
@@ -128,7 +128,7 @@ def _filled_whole(store: Server) -> tuple[float, float]:
     The streams are emptied in between: what MEMORY USAGE says of one is an estimate.
     """
     before = _memory(store)
-    _fill(store, range(WHOLE_SESSIONS), steps=STEPS)
+    fill(store, range(WHOLE_SESSIONS), steps=STEPS)
     filled = _memory(store)
     with store.client() as client:
         for partition in range(KEYS.partitions):
@@ -148,7 +148,7 @@ def _memory(store: Server) -> int:
     return int(described["used_memory"] - described["mem_clients_normal"])
 
 
-def _fill(store: Server, sessions: range, *, steps: int) -> None:
+def fill(store: Server, sessions: range, *, steps: int) -> None:
     """Admit the first *steps* events of each session, by the script itself."""
     known = [_arguments(body) for body in _templates()[:steps]]
     script = Script("service.inbox", "admit.lua")
