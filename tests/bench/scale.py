@@ -194,7 +194,8 @@ def _call(
     """Return keys and arguments of one call that admits one event of each session."""
     keys: list[str] = []
     now = int(time.time())
-    values: list[Any] = [now, now - 35 * DAY_S, 300, KEYS.layout_copy, SKEW_S]
+    oldest = now - 35 * DAY_S
+    values: list[Any] = [now, oldest, oldest, 300, KEYS.layout_copy, SKEW_S]
     values += [400 * DAY_S, 10_000_000]
     created, key, kind, what, current = judged_by
     for number in sessions:

@@ -14,4 +14,4 @@ def test_a_browser_opens_the_admin_port(tmp_path: Path, open_tab: Callable[..., 
     with open_deployment(tmp_path) as deployment:
         deployment.send(*lifecycle("vs_1", "created", "processing", "verified"))
         deployment.bury(*lifecycle("vs_2", "created"))
-        open_tab(deployment.worker.admin).open("/livez")
+        open_tab(deployment.worker.admin).open("/")
