@@ -93,6 +93,7 @@ class Tab:
         self._context.add_init_script(_WATCH)
         self.page = self._context.new_page()
         self.troubles: list[str] = []
+        self._shown: Response | None = None
         self._listen(self.page)
 
     def open(self, path: str, *, status: int = 200) -> Page:
@@ -101,6 +102,16 @@ class Tab:
         assert isinstance(response, Response)
         assert response.status == status, (path, response.status, self.page.content())
         return self.page
+
+    def log_in(self, token: str) -> None:
+        """Fill in the form of the login page, which the tab shows, and send it."""
+        self.page.get_by_label("Token").fill(token)
+        self.page.get_by_role("main").get_by_role("button", name="Log in").click()
+
+    def source(self) -> str:
+        """Return the HTML of the page as it came."""
+        assert self._shown is not None
+        return self._shown.text()
 
     def look(self, looks: Looks) -> None:
         """Show the page as another reader sees it."""
@@ -135,6 +146,7 @@ class Tab:
 
     def _listen(self, page: Page) -> None:
         page.on("request", self._on_request)
+        page.on("response", self._on_response)
         page.on("dialog", self._on_dialog)
         page.on("pageerror", lambda error: self.troubles.append(f"error {error}"))
         page.on(
@@ -149,6 +161,11 @@ class Tab:
     def _on_request(self, request: Request) -> None:
         if urlsplit(request.url)[:2] != urlsplit(self._origin)[:2]:
             self.troubles.append(f"request {request.url}")
+
+    def _on_response(self, response: Response) -> None:
+        is_page = response.request.is_navigation_request()
+        if is_page and not 300 <= response.status < 400:
+            self._shown = response
 
     def _on_dialog(self, dialog: Dialog) -> None:
         self.troubles.append(f"dialog {dialog.message}")

@@ -20,7 +20,7 @@ from tests.support.harness import NOW, event, signed
 from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.waiting import wait_until
 
-NAME, TOKEN = "night-shift", "a token of the tests"
+NAME, TOKEN = "night-shift", "a-token-of-the-tests"
 SHOP = "shop:open"
 _DEFAULTS = Settings()
 KEYS = Keys(_DEFAULTS.redis_prefix, _DEFAULTS.partitions)
