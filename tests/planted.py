@@ -743,8 +743,8 @@ MUTANTS = (
     Mutant(
         "--since is a second late",
         "service/delivery/dead_letters.py",
-        "    return str(max(0, int(since.timestamp() * 1000)))\n",
-        "    return str(max(0, int(since.timestamp() * 1000) + 1000))\n",
+        '    first = id_at(wanted.since, "-")\n',
+        '    first = str(int(id_at(wanted.since, "-")) + 1000)\n',
         "delivery/test_dead_letters.py",
     ),
     Mutant(

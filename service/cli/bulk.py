@@ -13,6 +13,7 @@ from typing import Any
 import click
 import structlog
 
+from ..delivery import dead_letters
 from ..delivery.dead_letters import Entry
 from ..runtime import signals
 from ..storage.connections import Connections
@@ -23,8 +24,6 @@ from . import defaults, terminal
 Find = Callable[[Connections, Keys], AsyncIterator[Entry]]
 # Called with entries of one partition.
 Act = Callable[[Connections, Keys, Sequence[Entry]], Awaitable[None]]
-
-MAX_PER_CALL = 100
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -93,21 +92,15 @@ def print_result(result: dict[str, Any], *, as_json: bool) -> None:
 async def _run_in_chunks(handler: str, find: Find, act: Act, label: str) -> bool:
     """Call *act* for chunks of entries of one partition; return False when interrupted.
 
-    SIGINT and SIGTERM take effect between two chunks. Cancelling a call to Redis would leave it
-    open whether the call was executed.
+    SIGINT and SIGTERM take effect between two chunks.
     """
     stopping = signals.stop_event()
-    chunk: list[Entry] = []
     async with defaults.open_deployment(handler) as (connections, keys):
         with terminal.progress_bar(label, total=None) as (progress, task):
-            async for entry in find(connections, keys):
-                if len(chunk) == MAX_PER_CALL or (chunk and chunk[0].partition != entry.partition):
-                    await act(connections, keys, chunk)
-                    progress.update(task, advance=len(chunk))
-                    chunk = []
-                if stopping.is_set():
-                    return False
-                chunk.append(entry)
-            if chunk:
+
+            async def act_on(chunk: Sequence[Entry]) -> None:
                 await act(connections, keys, chunk)
-    return True
+                progress.update(task, advance=len(chunk))
+
+            found = find(connections, keys)
+            return await dead_letters.run_in_chunks(found, act_on, stopping)

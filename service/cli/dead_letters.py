@@ -16,7 +16,6 @@ from ..parsers import FETCH
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from . import bulk, defaults, selection, terminal
-from .replay import new_name
 
 
 @click.group()
@@ -53,7 +52,7 @@ def show(handler: str, letter: str, *, as_json: bool) -> None:
 
     async def read() -> Entry | None:
         async with defaults.open_deployment(handler) as (connections, keys):
-            return await anext(_finder(handler, [letter], {})(connections, keys), None)
+            return await dead_letters.find_one(connections, keys, handler, letter)
 
     entry = terminal.run_async(read)
     if entry is None:
@@ -93,7 +92,7 @@ def replay_letters(
     if dry_run:
         bulk.print_result({"would_replay": bulk.count(handler, find)}, as_json=as_json)
         return
-    name = new_name()
+    name = dead_letters.new_name()
     result: dict[str, Any] = {"replay": name, "replayed": 0}
 
     async def act(connections: Connections, keys: Keys, entries: Sequence[Entry]) -> None:
@@ -161,12 +160,8 @@ def drop(
 def _finder(handler: str, ids: Sequence[str], filters: dict[str, Any]) -> bulk.Find:
     """Return what yields a handler's dead letters: those named by id, or all that are covered."""
 
-    async def find(connections: Connections, keys: Keys) -> AsyncIterator[Entry]:
-        async for entry in dead_letters.read_dead_letters(
-            connections, keys, handler, EntryFilter(**filters)
-        ):
-            if not ids or entry.id in ids:
-                yield entry
+    def find(connections: Connections, keys: Keys) -> AsyncIterator[Entry]:
+        return dead_letters.find(connections, keys, handler, ids, EntryFilter(**filters))
 
     return find
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -45,7 +43,7 @@ def replay(
     if handler == FETCH:
         raise ConfigError(["fetch has no history: what it has fetched is deleted"])
     defaults.require_configured(handler)
-    name = new_name()
+    name = dead_letters.new_name()
 
     async def find(connections: Connections, keys: Keys) -> AsyncIterator[Entry]:
         if handler not in await consumer_groups.group_names(connections, keys):
@@ -75,8 +73,3 @@ def replay(
     result = {"replay": name, "replayed": 0, "left_out": 0}
     act = adding_to(result, dry_run=False)
     bulk.change("replay.made", find, act, result, handler=handler, filters=filters, as_json=as_json)
-
-
-def new_name() -> str:
-    """Return a name for a replay: its start time and a random part."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"

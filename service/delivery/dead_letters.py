@@ -7,7 +7,10 @@ worker's business. How an entry becomes a dead letter is in `consumer`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -19,7 +22,10 @@ from ..storage.scripts import Script
 from .sources import TRANSITIONS, Item, Source, source_of
 
 MAX_PER_CALL = 200
+# How many entries are replayed or deleted by one call.
+MAX_PER_CHUNK = 100
 
+_ID = re.compile(r"(\d{1,3})-(\d{1,20})-(\d{1,20})", re.ASCII)
 _REPLAY = Script(__package__, "lua/replay.lua")
 
 
@@ -31,16 +37,21 @@ class EntryFilter(NamedTuple):
         event_type: Those of this type, in full.
         reason: Dead letters with this reason.
         since: Those that were appended at this time or later.
+        until: Those that were appended at this time or earlier, to the millisecond.
     """
 
     session_id: str | None = None
     event_type: str | None = None
     reason: str | None = None
     since: datetime | None = None
+    until: datetime | None = None
 
-    def matches(self, item: Item | None, reason: str | None) -> bool:
-        """Say whether an entry is meant; its time is not looked at."""
-        if self.reason is not None and reason != self.reason:
+    def covers(self, entry: Entry) -> bool:
+        """Say whether an entry is meant."""
+        item, at = entry.item, _ms(entry.at)
+        if self.reason is not None and entry.reason != self.reason:
+            return False
+        if (self.since and at < _ms(self.since)) or (self.until and at > _ms(self.until)):
             return False
         if item is None:
             return self.session_id is None and self.event_type is None
@@ -84,6 +95,35 @@ async def read_dead_letters(
         stream = keys.dead_letters(partition, handler)
         async for entry in _read(connections, source_of(handler), stream, partition, wanted):
             yield entry
+
+
+async def find_one(
+    connections: Connections, keys: Keys, handler: str, letter_id: str
+) -> Entry | None:
+    """Return a handler's dead letter by its id; None if there is none."""
+    try:
+        ms, number, partition = position(keys, letter_id)
+    except ValueError:
+        return None
+    stream, entry_id = keys.dead_letters(partition, handler), f"{ms}-{number}"
+    found = await connections.client.xrange(stream, entry_id, entry_id)
+    return entry_of(source_of(handler), partition, entry_id, found[0][1]) if found else None
+
+
+async def find(
+    connections: Connections, keys: Keys, handler: str, ids: Collection[str], wanted: EntryFilter
+) -> AsyncIterator[Entry]:
+    """Yield the dead letters that *wanted* covers: among those with *ids*, or among all if empty.
+
+    All come partition by partition.
+    """
+    if not ids:
+        async for entry in read_dead_letters(connections, keys, handler, wanted):
+            yield entry
+    for letter_id in sorted({*ids}):
+        found = await find_one(connections, keys, handler, letter_id)
+        if found is not None and wanted.covers(found):
+            yield found
 
 
 async def read_history(
@@ -142,10 +182,38 @@ async def replay(
     return ReplayCounts(*await connections.run_one(_REPLAY, streams, arguments))
 
 
+def new_name() -> str:
+    """Return a name for a replay: its start time and a random part."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+
+
 async def drop(connections: Connections, keys: Keys, handler: str, entries: Sequence[Entry]) -> int:
     """Delete dead letters of one partition; return how many of them still existed."""
     stream = keys.dead_letters(entries[0].partition, handler)
     return int(await connections.client.xdel(stream, *(entry.entry_id for entry in entries)))
+
+
+async def run_in_chunks(
+    entries: AsyncIterator[Entry],
+    act: Callable[[Sequence[Entry]], Awaitable[None]],
+    stopping: asyncio.Event,
+) -> bool:
+    """Call *act* for chunks of entries of one partition; return False when stopped before the end.
+
+    *stopping* takes effect between two chunks. Cancelling a call to Redis would leave it open
+    whether the call was executed.
+    """
+    chunk: list[Entry] = []
+    async for entry in entries:
+        if len(chunk) == MAX_PER_CHUNK or (chunk and chunk[0].partition != entry.partition):
+            await act(chunk)
+            chunk = []
+        if stopping.is_set():
+            return False
+        chunk.append(entry)
+    if chunk:
+        await act(chunk)
+    return True
 
 
 def describe(entry: Entry) -> dict[str, Any]:
@@ -167,22 +235,43 @@ async def _read(
     connections: Connections, source: Source, stream: str, partition: int, wanted: EntryFilter
 ) -> AsyncIterator[Entry]:
     """Read a stream in pages, up to the entry that was its last when the reading began."""
-    first = "-" if wanted.since is None else _first_id(wanted.since)
-    newest = await connections.client.xrevrange(stream, count=1)
+    first = id_at(wanted.since, "-")
+    newest = await connections.client.xrevrange(stream, id_at(wanted.until, "+"), count=1)
     last = newest[0][0] if newest else "-"
     while page := await connections.client.xrange(stream, first, last, count=MAX_PER_CALL):
         for entry_id, fields in page:
-            entry = _entry(source, partition, entry_id.decode(), fields)
-            if wanted.matches(entry.item, entry.reason):
+            entry = entry_of(source, partition, entry_id.decode(), fields)
+            if wanted.covers(entry):
                 yield entry
         first = f"({page[-1][0].decode()}"
 
 
-def _first_id(since: datetime) -> str:
-    return str(max(0, int(since.timestamp() * 1000)))
+def position(keys: Keys, letter_id: str) -> tuple[int, int, int]:
+    """Return where a letter stands among those of all partitions; the greater, the newer.
+
+    Raises:
+        ValueError: There can be no letter with this id.
+    """
+    if (parts := _ID.fullmatch(letter_id)) is None:
+        raise ValueError("not an id")
+    partition, ms, number = map(int, parts.groups())
+    if partition >= keys.partitions or not 0 < max(ms, number) < 2**64:
+        raise ValueError("not an id")
+    return ms, number, partition
 
 
-def _entry(source: Source, partition: int, entry_id: str, fields: dict[bytes, bytes]) -> Entry:
+def id_at(at: datetime | None, otherwise: str) -> str:
+    """Return the id, without its second part, of entries that were appended at a time."""
+    return otherwise if at is None else str(max(0, _ms(at)))
+
+
+def _ms(at: datetime) -> int:
+    return round(at.timestamp() * 1000)
+
+
+def entry_of(source: Source, partition: int, entry_id: str, fields: dict[bytes, bytes]) -> Entry:
+    """Return an entry as it was read from its stream."""
+
     def text(name: bytes) -> str | None:
         value: Any = fields.get(name)
         return None if value is None else value.decode()

@@ -47,6 +47,7 @@ _BY_MODULE = {
     "delivery.consumer_groups": WORKER,
     "delivery.retention": WORKER,
     "delivery.dead_letters": OPERATOR,
+    "delivery.letter_pages": OPERATOR,
     "stripe_api.cursors": WORKER,
     "stripe_api.rate_limit": WORKER,
     "stripe_api.unknown_events": WORKER,
