@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import math
 from asyncio.events import TimerHandle
-from enum import Enum, auto
+from enum import StrEnum, auto
 from typing import Any
 
 import structlog
@@ -43,7 +43,7 @@ MAX_LINGERING = 64
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class State(Enum):
+class State(StrEnum):
     """What a connection waits for; see the table above."""
 
     RECEIVING = auto()
@@ -122,19 +122,34 @@ class ClosingProtocol(HttpToolsProtocol):
             self._close_with(IDLE if self._state is State.IDLE else BUSY)
 
     def _enter(self, state: State) -> None:
-        """Enter *state*; its deadline counts from now on."""
+        """Enter *state*; its deadline counts from now on.
+
+        A timer that ends no later than the deadline runs on, and is set anew when it ends: a
+        connection that is used alternates between ANSWERING and IDLE, and needs no two timers for
+        each request.
+        """
         if self._state is state is State.RECEIVING:
             # The deadline is for the whole request: a byte now and then does not move it.
             return
         self._state = state
         self._since = self.loop.time()
-        self._cancel_timer()
-        if state in self._deadlines_s:
-            self._timer = self.loop.call_later(self._deadlines_s[state], self._on_deadline)
+        wait_s = self._deadlines_s.get(state)
+        if wait_s is None:
+            return
+        if self._timer is not None and self._timer.when() > self._since + wait_s:
+            self._cancel_timer()
+        if self._timer is None:
+            self._timer = self.loop.call_later(wait_s, self._on_timer)
 
-    def _on_deadline(self) -> None:
+    def _on_timer(self) -> None:
         """End a connection that has been in one state for too long."""
-        if self._state is State.RECEIVING:
+        self._timer = None
+        if self._state not in self._deadlines_s:
+            return
+        left_s = self._since + self._deadlines_s[self._state] - self.loop.time()
+        if left_s > 0:
+            self._timer = self.loop.call_later(left_s, self._on_timer)
+        elif self._state is State.RECEIVING:
             self._close_with(TOO_SLOW)
         else:
             self.transport.close()

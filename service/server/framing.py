@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import httptools
 
@@ -111,18 +112,23 @@ def _is_host(value: bytes) -> bool:
     return _HOST.fullmatch(value) is not None
 
 
-def check_url(url: bytes) -> None:
-    """Check what uvicorn checks when it builds a scope: requests that are shed get none.
+@lru_cache(maxsize=64)
+def split_url(url: bytes) -> tuple[str, bytes, bytes]:
+    """Return the path of a request's URL, decoded and as sent, and its query.
+
+    Nearly all requests have the same.
 
     Raises:
         CloseConnectionError: The URL is invalid, or has no path.
     """
     try:
-        path = httptools.parse_url(url).path
+        parsed = httptools.parse_url(url)
     except httptools.HttpParserInvalidURLError:
-        path = None
-    if path is None:
+        raise CloseConnectionError(MALFORMED) from None
+    path: bytes | None = parsed.path
+    if path is None or not path.isascii():
         raise CloseConnectionError(MALFORMED)
+    return unquote(path.decode()), path, parsed.query or b""
 
 
 def without_upgrade(

@@ -10,76 +10,53 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from uvicorn._types import (
-    ASGI3Application,
-    ASGIReceiveCallable,
-    ASGISendCallable,
-    ASGISendEvent,
-    HTTPResponseStartEvent,
-    Scope,
-)
+from uvicorn._types import ASGISendEvent, HTTPResponseStartEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 # With one of these a response says itself where it ends, or that its connection does.
 _FRAMING = frozenset({b"connection", b"transfer-encoding"})
 
 
-class OneWriteApp:
-    """An ASGI application that runs *app* for one request, and writes a whole response at once.
+class OneWriteCycle(RequestResponseCycle):
+    """uvicorn's request and response, but that a whole response is one write."""
 
-    Args:
-        app: The application.
-        cycle: What uvicorn runs it in.
-    """
+    _start: HTTPResponseStartEvent | None = None
 
-    def __init__(self, app: ASGI3Application, cycle: RequestResponseCycle) -> None:
-        self._app = app
-        self._cycle = cycle
-        self._start: HTTPResponseStartEvent | None = None
-
-    async def __call__(
-        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
-    ) -> None:
-        """Run the application."""
-        await self._app(scope, receive, self._send)
-
-    async def _send(self, message: ASGISendEvent) -> None:
+    async def send(self, message: ASGISendEvent) -> None:
         """Hold the start of a response back until its body is here."""
-        cycle = self._cycle
-        if cycle.waiting_for_100_continue and cycle.more_body:
+        if self.waiting_for_100_continue and self.more_body:
             # Without 100 Continue the client may send its body or not. Where the next request
             # would begin is unknown, so there must be none.
-            cycle.keep_alive = False
-        if message["type"] == "http.response.start" and not cycle.response_started:
+            self.keep_alive = False
+        if message["type"] == "http.response.start" and not self.response_started:
             self._start = message
             return
         start, self._start = self._start, None
         if start is None or message["type"] != "http.response.body":
-            await cycle.send(message)
+            await super().send(message)
             return
-        if cycle.flow.write_paused and not cycle.disconnected:
-            await cycle.flow.drain()
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
         body = message.get("body", b"")
         head = None
-        if not message.get("more_body", False) and cycle.scope["method"] != "HEAD":
-            headers = (*cycle.default_headers, *start.get("headers", ()))
-            head = _head(start["status"], headers, len(body), cycle.keep_alive)
+        if not message.get("more_body", False) and self.scope["method"] != "HEAD":
+            headers = (*self.default_headers, *start.get("headers", ()))
+            head = _head(start["status"], headers, len(body), self.keep_alive)
         if head is None:
-            await cycle.send(start)
-            await cycle.send(message)
-        elif not cycle.disconnected:
+            await super().send(start)
+            await super().send(message)
+        elif not self.disconnected:
             self._complete(head + body)
 
     def _complete(self, response: bytes) -> None:
         """Do what uvicorn does for both messages, with one write."""
-        cycle = self._cycle
-        cycle.response_started = cycle.response_complete = True
-        cycle.waiting_for_100_continue = False
-        cycle.transport.write(response)
-        cycle.message_event.set()
-        if not cycle.keep_alive:
-            cycle.transport.close()
-        cycle.on_response()
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        self.transport.write(response)
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
 
 
 @lru_cache(maxsize=256)

@@ -115,6 +115,21 @@ async def test_idle_time_is_counted_from_the_last_answer() -> None:
         assert await rest(reader) == b""
 
 
+@pytest.mark.parametrize("sent", [b"", post(), INCOMPLETE["half a body"], post(path="/gate")])
+async def test_a_lost_connection_leaves_no_task(sent: bytes, heard: Heard) -> None:
+    """A task runs the requests of each connection, and ends with it: in the end none is left."""
+    gate = Gate()
+    async with listening(echo_app(gate)) as listener:
+        state = listener._server.server_state
+        async with connected(listener.port) as (_, writer):
+            writer.write(sent)
+            await heard(listener, sent)
+            assert len(state.tasks) == 1
+        await until(lambda: not state.connections)
+        gate.opened.set()
+        await until(lambda: not state.tasks)
+
+
 async def test_a_slow_application_is_not_cut_off() -> None:
     """The deadline is for the client: the time of the application does not count."""
     gate = Gate()

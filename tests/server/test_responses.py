@@ -11,7 +11,7 @@ import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from service.server.responses import OneWriteApp
+from service.server.responses import OneWriteCycle
 
 DATE = (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")
 LENGTH = (b"content-length", b"2")
@@ -39,12 +39,18 @@ class RecordingTransport(asyncio.Transport):
 
 
 class RunningRequest:
-    """One request of uvicorn's, on a transport of its own."""
+    """One request, of ours or uvicorn's, on a transport of its own."""
 
-    def __init__(self, method: str = "POST", *, keep_alive: bool = True) -> None:
+    def __init__(
+        self,
+        method: str = "POST",
+        *,
+        keep_alive: bool = True,
+        cycle: type[RequestResponseCycle] = OneWriteCycle,
+    ) -> None:
         self.transport = RecordingTransport()
         self.completed = 0
-        self.cycle = RequestResponseCycle(
+        self.cycle = cycle(
             scope={"type": "http", "method": method},  # type: ignore[typeddict-item]
             transport=self.transport,
             flow=FlowControl(self.transport),
@@ -62,19 +68,12 @@ class RunningRequest:
     def _complete(self) -> None:
         self.completed += 1
 
-    async def send(
-        self, messages: Sequence[Any], *, joined: bool = True
-    ) -> tuple[bytes, int, int, str]:
-        """Send *messages* by way of ours, or uvicorn's; return what was written, and the end."""
+    async def send(self, messages: Sequence[Any]) -> tuple[bytes, int, int, str]:
+        """Send *messages*; return what was written, and the end."""
         error = ""
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            for message in messages:
-                await send(message)
-
-        run: Any = OneWriteApp(app, self.cycle) if joined else app
         try:
-            await run(self.cycle.scope, self.cycle.receive, self.cycle.send)
+            for message in messages:
+                await self.cycle.send(message)
         except RuntimeError as raised:
             error = str(raised)
         return b"".join(self.transport.written), self.transport.closed, self.completed, error
@@ -116,8 +115,9 @@ async def test_what_is_written_is_what_uvicorn_writes(
     messages: Sequence[Any], method: str, keep_alive: bool
 ) -> None:
     """The same bytes, the same end, the same error."""
-    ours = await RunningRequest(method, keep_alive=keep_alive).send(messages)
-    assert ours == await RunningRequest(method, keep_alive=keep_alive).send(messages, joined=False)
+    ours = RunningRequest(method, keep_alive=keep_alive)
+    uvicorns = RunningRequest(method, keep_alive=keep_alive, cycle=RequestResponseCycle)
+    assert await ours.send(messages) == await uvicorns.send(messages)
 
 
 @pytest.mark.parametrize("messages", WHOLE.values(), ids=WHOLE)
@@ -156,7 +156,7 @@ async def test_an_application_that_fails_before_the_body_answers_500() -> None:
         raise ZeroDivisionError
 
     request = RunningRequest()
-    await request.cycle.run_asgi(OneWriteApp(fails, request.cycle))
+    await request.cycle.run_asgi(fails)
     written = b"".join(request.transport.written)
     assert written.startswith(b"HTTP/1.1 500 ")
     assert written.count(b"HTTP/1.1") == 1

@@ -360,7 +360,7 @@ def test_the_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(place, name, counting)
 
-    counted(hmac, "digest")
+    counted(hmac.HMAC, "update")
     counted(hmac, "compare_digest")
     huge = b"t=%b,%b" % (T, b"v1=%b," % BAD * 200_000)
     keys = tuple(b"whsec_%d" % n for n in range(16))
@@ -368,7 +368,7 @@ def test_the_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     count.clear()
 
     assert judge(huge, keys=keys) == MISMATCH
-    assert count["digest"] == len(keys)
+    assert count["update"] == len(keys)
     assert 0 < count["compare_digest"] <= 64 * len(keys)
 
 
