@@ -44,8 +44,10 @@
 --   status      "<bytes of status> <status><previous status>"; a status may hold spaces
 --   latest      "<kind> <order key> <event id>" of the latest event that was not late
 --   result      the same of the latest result, where the latest event is a step
---   evt_...     per known id "<first letter of outcome> <sequence> <created> <nonce>"; a caller
---               that lost the reply asks again with its nonce, and gets the first answer again
+--   evt_...     per known id "<first letter of outcome> <sequence> <created> <nonce> <arrived>"; a
+--               caller that lost the reply asks again with its nonce, and gets the first answer
+--               again. Arrived is the id of its transition in the stream if it was admitted, else the
+--               Unix time in milliseconds
 --   read:evt_   the same of a session that was read itself, where Stripe had no snapshot event: the
 --               id is that of the notification
 --   duplicates  how many copies were answered as such, if any
@@ -71,6 +73,7 @@ local caller_now, min_created, min_kept = ARGV[1], tonumber(ARGV[2]), tonumber(A
 local tolerance_s, layout, skew_s = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 local retention_s, max_entries = ARGV[7], tonumber(ARGV[8])
 local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local server
 
 local function server_name()
@@ -149,8 +152,9 @@ local function prune(session)
 end
 
 -- Remember the event's id, and set the other fields that are given.
-local function remember(session, event, outcome, sequence, ...)
-  local known = outcome:sub(1, 1) .. ' ' .. sequence .. ' ' .. event.created .. ' ' .. event.nonce
+local function remember(session, event, outcome, sequence, entry_id, ...)
+  local known = outcome:sub(1, 1) .. ' ' .. sequence .. ' ' .. event.created .. ' '
+    .. event.nonce .. ' ' .. (entry_id or now_ms)
   redis.call('HSET', session, event.id, known, ...)
   redis.call('EXPIRE', session, retention_s)
   prune(session)
@@ -172,14 +176,13 @@ local function next_number(record)
   if record.server == server_name() then
     return string.format('%.0f', record.sequence + 1), record.epoch
   end
-  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
   return '1', string.format('%.0f', math.max((record.epoch or 0) + 1, now_ms))
 end
 
 -- Rule 1, unless it is the same caller that asks again. Both ways it writes, so that a WAIT behind
 -- this call covers the write of the first delivery too.
 local function answer_known(session, event, known, record)
-  local outcome, sequence, nonce = known:match('^(%a) (%d+) %d+ (.+)$')
+  local outcome, sequence, nonce = known:match('^(%a) (%d+) %d+ (%S+)')
   if nonce ~= event.nonce then
     redis.call('HINCRBY', session, 'duplicates', 1)
     return answer('duplicate', sequence, nil, record.latest)
@@ -199,11 +202,11 @@ local function admit(stream, session, id, nonce, created, key, kind, hash, statu
   if known then return answer_known(session, event, known, record) end
   if event.created < min_created then return answer('expired', '0', nil, record.latest) end
   if record.latest and is_late(event, record) then
-    remember(session, event, 'late', record.sequence)
+    remember(session, event, 'late', record.sequence, nil)
     return answer('late', record.sequence, record.status, record.latest)
   end
   if hash == record.hash then
-    remember(session, event, 'unchanged', record.sequence,
+    remember(session, event, 'unchanged', record.sequence, nil,
       'state', pack_state(record.sequence, record.epoch, record.server, hash, kind),
       latest_fields(session, event, record))
     return answer('unchanged', record.sequence, record.status, record.latest)
@@ -212,9 +215,9 @@ local function admit(stream, session, id, nonce, created, key, kind, hash, statu
 
   local sequence, epoch = next_number(record)
   local previous = record.status or ''
-  redis.call('XADD', stream, '*', 'change', change, 'previous', previous,
+  local entry_id = redis.call('XADD', stream, '*', 'change', change, 'previous', previous,
     'sequence', sequence, 'epoch', epoch)
-  remember(session, event, 'admitted', sequence,
+  remember(session, event, 'admitted', sequence, entry_id,
     'state', pack_state(sequence, epoch, server_name(), hash, kind),
     'status', #status .. ' ' .. status .. previous,
     latest_fields(session, event, record))

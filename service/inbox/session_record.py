@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 from ..storage.connections import Connections
 from ..storage.layout import Keys
+from ..storage.scripts import Script
 from ..transitions import stream_entry
 from ..transitions.ordering import created_at
 from ..transitions.transition import StatusTransition
 
 MAX_LOOKUPS = 50
-MAX_ENTRIES_PER_EVENT = 1000
-# By how much Redis's clock may be behind Stripe's.
-MAX_CLOCK_LAG_S = 300
 
+_FIND_ENTRIES = Script(__package__, "find_entries.lua")
 # The second is that of a session that was read itself: see `admit.lua`.
 _EVENT_ID_PREFIXES = (b"evt_", b"read:")
-_OUTCOMES = {"a": "admitted", "l": "late", "u": "unchanged"}
+_ADMITTED = "a"
+_OUTCOMES = {_ADMITTED: "admitted", "l": "late", "u": "unchanged"}
 
 
 class KnownEvent(NamedTuple):
-    """One event whose id is remembered, and what became of it."""
+    """One event whose id is remembered, and what became of it.
+
+    Attributes:
+        event_id: Stripe's event id.
+        outcome: `admitted`, `late` or `unchanged`.
+        sequence: The session's sequence number after it.
+        created: When Stripe created it, Unix seconds.
+        arrived_ms: When it was judged, Unix milliseconds by Redis's clock.
+        entry_id: The id of its transition in the partition's stream; None if it made none.
+    """
 
     event_id: str
     outcome: str
     sequence: int
     created: int
+    arrived_ms: int
+    entry_id: str | None
 
 
 class SessionRecord(NamedTuple):
@@ -43,7 +54,7 @@ class SessionRecord(NamedTuple):
         latest_created: When the latest event was created, Unix seconds.
         duplicates: How many copies were answered as duplicates.
         expires_in_s: Seconds until the record expires, if no further event arrives.
-        events: The events that are remembered, oldest first.
+        events: The events that are remembered, in the order of their arrival.
     """
 
     session_id: str
@@ -81,33 +92,50 @@ Transitions = Mapping[str, StatusTransition]
 async def find_transitions(
     connections: Connections, keys: Keys, record: SessionRecord
 ) -> Transitions:
-    """Return the transitions of a record's events that the streams still hold.
-
-    An entry is looked up soon after its event was created. One that was appended much later,
-    because Stripe had to send the event again, is not found.
+    """Return the transitions of a record's latest events, as far as the stream still holds them.
 
     Raises:
         RedisError: Redis did not answer.
     """
+    admitted = [event for event in record.events if event.entry_id][-MAX_LOOKUPS:]
     stream = keys.transitions(keys.partition(record.session_id))
-    found: dict[str, StatusTransition] = {}
-    for event in [one for one in record.events if one.outcome == "admitted"][-MAX_LOOKUPS:]:
-        if event.event_id not in found:
-            first = str(max(0, event.created - MAX_CLOCK_LAG_S) * 1000)
-            entries = await connections.client.xrange(stream, first, count=MAX_ENTRIES_PER_EVENT)
-            found |= {
-                transition.event_id: transition
-                for _, fields in entries
-                if (transition := _transition(fields))
-                and transition.session_id == record.session_id
-            }
-    return found
+    entries = await connections.run_one(
+        _FIND_ENTRIES, [stream], [str(event.entry_id) for event in admitted]
+    )
+    found = zip(admitted, map(_transition, entries), strict=True)
+    return {event.event_id: transition for event, transition in found if transition}
 
 
-def _transition(fields: Mapping[bytes, bytes]) -> StatusTransition | None:
+def _transition(fields: Sequence[bytes] | None) -> StatusTransition | None:
     with suppress(ValueError):
-        return stream_entry.unpack(fields)
+        return (
+            stream_entry.unpack(dict(zip(fields[::2], fields[1::2], strict=True)))
+            if fields
+            else None
+        )
     return None
+
+
+def known_event(field: bytes, value: bytes) -> KnownEvent:
+    """Return what one field of a record says of one event.
+
+    Raises:
+        KeyError, ValueError: It is not one of ours.
+    """
+    letter, sequence, created, _nonce, arrived = value.decode().split(" ")
+    return KnownEvent(
+        field.decode(),
+        outcome=_OUTCOMES[letter],
+        sequence=int(sequence),
+        created=int(created),
+        arrived_ms=int(arrived.partition("-")[0]),
+        entry_id=arrived if letter == _ADMITTED else None,
+    )
+
+
+def _arrival(event: KnownEvent) -> tuple[int, int]:
+    """Return what orders events by their arrival: Redis counts the entries of one millisecond."""
+    return event.arrived_ms, int((event.entry_id or "-0").partition("-")[2])
 
 
 def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) -> SessionRecord:
@@ -115,10 +143,9 @@ def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) ->
     _kind, order_key, _event_id = found[b"latest"].split(b" ")
     length, words = found[b"status"].split(b" ", 1)
     events = [
-        KnownEvent(field.decode(), _OUTCOMES[letter], int(number), int(created))
+        known_event(field, value)
         for field, value in found.items()
         if field.startswith(_EVENT_ID_PREFIXES)
-        for letter, number, created, _nonce in [value.decode().split(" ", 3)]
     ]
     return SessionRecord(
         session_id=session_id,
@@ -129,5 +156,5 @@ def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) ->
         latest_created=created_at(int(order_key)),
         duplicates=int(found.get(b"duplicates", 0)),
         expires_in_s=expires_in_s,
-        events=sorted(events, key=lambda event: (event.created, event.sequence)),
+        events=sorted(events, key=_arrival),
     )

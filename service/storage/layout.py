@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from .connections import Connections
 from .scripts import Script, ScriptCall, raise_first
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 
 _COPY = Script(__package__, "copy_layout.lua")
 

@@ -10,6 +10,7 @@ import pytest
 
 from service.config import DAY_S
 from service.errors import Unavailable, UnavailableReason
+from service.inbox import session_record
 from service.inbox.admission import Admission, Outcome
 from service.transitions import stream_entry
 from service.transitions.transition import make_change
@@ -38,9 +39,15 @@ class TestVerdicts:
 
         assert answer == Admission(Outcome.ADMITTED, 1, None, after_final=False)
         record = await inbox.record()
-        words = record.pop(EVENT_ID).split(" ")
+        known = record.pop(EVENT_ID)
+        words = known.split(" ")
         assert words[:3] == ["a", "1", str(NOW)]
         assert len(words[3]) == 8
+        [(entry_id, _)] = await inbox.client.xrange(
+            inbox.keys.transitions(inbox.keys.partition(SESSION_ID))
+        )
+        remembered = session_record.known_event(EVENT_ID.encode(), known.encode())
+        assert remembered.entry_id == entry_id.decode()
         epoch = int(record.pop("epoch"))
         assert abs(epoch - time.time() * 1000) < 60_000
         assert len(record.pop("hash")) == 16

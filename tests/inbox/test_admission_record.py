@@ -88,7 +88,7 @@ class TestRecord:
         story = [make_event("processing", str(n), id=f"evt_{n}", at=n) for n in range(61)]
         await inbox.admit(story[0])
         await inbox.client.hset(
-            inbox.keys.session(SESSION_ID), spared.id, f"l 1 {spared.created} nonce678"
+            inbox.keys.session(SESSION_ID), spared.id, f"l 1 {spared.created} nonce678 1"
         )
         await inbox.admit(*story[1:])
         assert outcomes(await inbox.admit(spared)) == ["duplicate"]
@@ -98,7 +98,7 @@ class TestRecord:
         narrow = open_inbox(max_event_age_days=3)
         key = narrow.keys.session(SESSION_ID)
         await narrow.admit(CREATED)
-        expired = {f"evt_old{n}": f"l 1 {NOW - 9 * DAY_S} nonce678" for n in range(2_000)}
+        expired = {f"evt_old{n}": f"l 1 {NOW - 9 * DAY_S} nonce678 1" for n in range(2_000)}
         await narrow.client.hset(key, mapping=expired)
         for n in range(40):
             await narrow.together(
