@@ -29,7 +29,7 @@ async def deployment(
     monkeypatch.setattr(stream_watcher, "BLOCK_S", 10 * PATIENCE_S)
     settings = make_settings(**SETTINGS)
     with redis.Redis.from_url(settings.redis_url.reveal()) as client:
-        yielded = Deployment(settings, client)
+        yielded = Deployment(settings, client, connections)
         yield yielded
         await yielded.close()
 

@@ -18,8 +18,8 @@ from service.delivery.consumer import (
     Delivery,
     Missing,
 )
-from service.delivery.consumer_groups import Lag, create_groups, measure_lags
-from service.delivery.leases import Heartbeats, Lease, LeaseLostError, take_or_renew
+from service.delivery.consumer_groups import create_groups
+from service.delivery.leases import Lease, LeaseLostError, take_or_renew
 from service.delivery.stream_watcher import StreamWatcher
 from service.secret import Secret
 from service.storage.connections import Connections, connect
@@ -132,22 +132,6 @@ async def test_every_call_is_fenced(partition: Partition, call: str) -> None:
     assert group["last-delivered-id"].decode() == delivery.entry_id
 
 
-async def test_entries_are_read_in_order_and_pending_until_acknowledged(
-    partition: Partition,
-) -> None:
-    """Entries come oldest first, at most as many as asked for, and are pending until acked."""
-    await partition.admit(1, 2, 3)
-    consumer = await partition.consumer()
-    first = await consumer.read(2)
-    rest = await consumer.read(2)
-
-    assert sequences(first + rest) == [1, 2, 3]
-    assert {delivery.attempts for delivery in first + rest} == {Attempts(0, 1)}
-    assert await consumer.read(2) == []
-    await asyncio.gather(*(consumer.ack(delivery) for delivery in first))
-    assert list(await partition.pending()) == [rest[0].entry_id]
-
-
 @pytest.mark.parametrize("sizes", [[100, 100, 50], [100]])
 async def test_pending_entries_are_claimed_oldest_first_in_batches(
     partition: Partition, sizes: list[int]
@@ -190,19 +174,6 @@ async def test_claiming_keeps_failures_and_counts_deliveries_up_to_quarantine(
         [Attempts(7, QUARANTINE_AFTER), Attempts(0, QUARANTINE_AFTER)],
     ]
     assert fresh.attempts == Attempts(0, 1)
-
-
-async def test_many_attempts_recorded_at_once_are_all_kept(partition: Partition) -> None:
-    """Calls that share round trips each keep the number of their own entry."""
-    await partition.admit(*range(300))
-    consumer = await partition.consumer()
-    deliveries = [delivery for _ in range(3) for delivery in await consumer.read(100)]
-    await asyncio.gather(
-        *(consumer.record_attempts(one, Attempts(n, 1)) for n, one in enumerate(deliveries))
-    )
-
-    counts = [count for _, count in (await partition.pending()).values()]
-    assert counts == [n * 1000 + 1 for n in range(300)]
 
 
 async def test_a_dead_letter_holds_the_entry_and_why(partition: Partition) -> None:
@@ -254,12 +225,7 @@ async def test_an_entry_kept_by_its_id_is_loaded_again(partition: Partition) -> 
     await partition.client.xdel(STREAM, first)
 
     found = await asyncio.gather(*map(consumer.load, deliveries))
-    assert found == [
-        deliveries[0].item,
-        Missing.GONE,
-        deliveries[2].item,
-        Missing.UNREADABLE,
-    ]
+    assert found == [deliveries[0].item, Missing.GONE, deliveries[2].item, Missing.UNREADABLE]
 
 
 async def test_unreadable_entries_are_delivered_without_a_transition(partition: Partition) -> None:
@@ -307,28 +273,6 @@ async def test_waiting_ends_with_the_entry_after_the_last_one_read(partition: Pa
     async with asyncio.timeout(PATIENCE_S):
         await waiting
     assert sequences(await consumer.read(10)) == [1]
-
-
-async def test_a_full_server_lets_consumers_finish(partition: Partition) -> None:
-    """Everything a worker does goes on when Redis has no memory for admissions."""
-    await partition.admit(1, 2)
-    client = partition.client
-    before = (await client.config_get("maxmemory"))["maxmemory"]
-    await client.config_set("maxmemory", 1)
-    try:
-        consumer = await partition.consumer()
-        first, second = await consumer.read(2)
-        await consumer.ack(first)
-        await consumer.record_attempts(second, Attempts(1, 1))
-        assert await consumer.load(second) == second.item
-        await consumer.dead_letter(second, reason="exhausted", error="", attempts=1)
-        [lag] = await measure_lags(partition.connections, partition.keys, [(HANDLER, 0)])
-        heartbeats = Heartbeats(partition.connections, partition.keys, worker="w", ttl_s=5)
-        await heartbeats.send([HANDLER])
-        await consumer.lease.release()
-    finally:
-        await client.config_set("maxmemory", before)
-    assert lag == Lag(0, 0, oldest_s=0.0, dead_letters=1)
 
 
 async def test_reading_a_deleted_stream_is_an_error(partition: Partition) -> None:

@@ -163,22 +163,6 @@ async def deployment(
     await opened.stop_worker()
 
 
-async def test_a_replayed_dead_letter_is_the_same_message_with_a_mark(
-    deployment: Deployment,
-) -> None:
-    """The worker delivers it once, with its id, its sequence and the name of the replay."""
-    await deployment.add_dead_letter("vs_a", 3)
-    deployment.start_worker()
-    assert await deployment.replay(await deployment.dead_letters(), "again") == (1, 0)
-    await until(lambda: deployment.seen)
-
-    [seen] = deployment.seen
-    assert (seen.event_id, seen.sequence, seen.replay) == ("evt_vs_a_3", 3, "again")
-    assert seen.metadata == {"k": "canary4711"}
-    assert not await deployment.dead_letters()
-    await until(deployment.has_no_replays)
-
-
 async def test_a_replay_waits_for_its_worker(deployment: Deployment) -> None:
     """Replays made without a worker are delivered when one starts, and after a stop go on."""
     for n in range(40):
@@ -243,31 +227,6 @@ async def test_a_replay_that_fails_again_is_a_dead_letter_again(deployment: Depl
         assert isinstance(letter.item, StatusTransition)
         assert letter.item.replay == name
     assert [seen.replay for seen in deployment.seen] == ["r1", "r2"]
-
-
-async def test_history_can_be_replayed_again(deployment: Deployment) -> None:
-    """History is copied, not moved."""
-    await deployment.admit("vs_a", 1, 2, 3)
-    await deployment.acknowledge(3)
-    assert await deployment.replay(await deployment.history()) == (3, 0)
-    assert await deployment.replay(await deployment.history()) == (3, 0)
-    assert len(await deployment.history()) == 3
-    assert await deployment.count_replays() == 6
-
-
-async def test_what_is_not_acknowledged_is_left_out(deployment: Deployment) -> None:
-    """Of the history only what the group has acknowledged is replayed: the rest comes anyway."""
-    await deployment.admit("vs_a", *range(1, 6))
-    stream = deployment.keys.transitions(deployment.keys.partition("vs_a"))
-    [[_, entries]] = await deployment.client.xreadgroup(HANDLER, "past", {stream: ">"}, count=4)
-    first, _, third, _ = (entry_id for entry_id, _ in entries)
-    await deployment.client.xack(stream, HANDLER, first, third)
-
-    assert await deployment.replay(await deployment.history()) == (2, 3)
-    replayed = await deployment.client.xrange(
-        deployment.keys.replays(deployment.keys.partition("vs_a"), HANDLER)
-    )
-    assert [int(fields[b"sequence"]) for _, fields in replayed] == [1, 3]
 
 
 async def test_history_needs_a_group(deployment: Deployment) -> None:
@@ -389,19 +348,6 @@ async def test_only_matching_entries_are_found(deployment: Deployment) -> None:
     [entry] = await deployment.history(event_type=verified)
     assert isinstance(entry.item, StatusTransition)
     assert entry.item.sequence == 3
-
-
-async def test_an_unreadable_dead_letter_can_only_be_dropped(deployment: Deployment) -> None:
-    """It is found, but not by session, and not replayed."""
-    stream = deployment.keys.dead_letters(0, HANDLER)
-    await deployment.client.xadd(stream, {"change": "x", "reason": "unreadable", "attempts": 0})
-    [letter] = await deployment.dead_letters()
-
-    assert letter.item is None
-    assert not await deployment.dead_letters(session_id="vs_a")
-    assert await deployment.replay([letter]) == (0, 0)
-    assert await dead_letters.drop(deployment.connections, deployment.keys, HANDLER, [letter]) == 1
-    assert not await deployment.dead_letters()
 
 
 async def test_a_dead_letter_replayed_twice_at_once_is_moved_once(deployment: Deployment) -> None:

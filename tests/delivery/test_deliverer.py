@@ -13,11 +13,7 @@ import pytest
 import structlog.testing
 from redis.exceptions import ResponseError
 
-from service.delivery.consumer import (
-    QUARANTINE_AFTER,
-    Attempts,
-    Missing,
-)
+from service.delivery.consumer import QUARANTINE_AFTER, Attempts, Missing
 from service.delivery.deliverer import MAX_DELIVERIES_WITHOUT_OUTCOME, DeadLetterReason
 from service.delivery.leases import LeaseLostError
 from service.errors import Undeliverable
@@ -86,17 +82,6 @@ async def test_a_failure_is_recorded_before_the_delay() -> None:
         await running
 
     assert consumer.pending == {0: Attempts(1, 1)}
-
-
-@in_virtual_time
-async def test_failures_of_an_earlier_worker_count() -> None:
-    """Attempts that an earlier worker has made are not made again."""
-    consumer = FakeConsumer([("a", 1)], pending={0: Attempts(3, 1)})
-    handler = RecordingHandler(failing(ValueError()))
-    await deliver_all(consumer, handler)
-
-    assert len(handler.calls) == 1
-    assert consumer.dead_letters == [(("a", 1), DeadLetterReason.EXHAUSTED, "ValueError", 4)]
 
 
 @in_virtual_time

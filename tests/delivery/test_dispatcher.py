@@ -11,11 +11,7 @@ import structlog.testing
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.delivery import dispatcher as dispatcher_module
-from service.delivery.consumer import (
-    QUARANTINE_AFTER,
-    Attempts,
-    Delivery,
-)
+from service.delivery.consumer import QUARANTINE_AFTER, Attempts, Delivery
 from service.delivery.dispatcher import MAX_PER_READ, WINDOW
 from service.delivery.leases import LeaseLostError
 from service.errors import Undeliverable
@@ -23,7 +19,6 @@ from service.transitions.transition import StatusTransition
 from tests.support.dispatching import (
     LONG_DELAYS,
     POLICY,
-    VIRTUAL_DEADLINE_S,
     Entry,
     FakeConsumer,
     RecordingHandler,
@@ -39,18 +34,6 @@ from tests.support.waiting import until
 
 
 @in_virtual_time
-async def test_a_session_is_delivered_in_order_one_entry_at_a_time() -> None:
-    """Each entry of a session is delivered after the one before was acknowledged."""
-    consumer = FakeConsumer(("a", n) for n in range(1, 301))
-    handler = RecordingHandler(sleeping(1))
-    await deliver_all(consumer, handler)
-
-    assert handler.entries == [("a", n) for n in range(1, 301)]
-    assert consumer.acked == handler.entries
-    assert handler.max_running == 1
-
-
-@in_virtual_time
 async def test_sessions_run_concurrently_up_to_the_limit() -> None:
     """Sessions are delivered at the same time, but at most `concurrency` of them."""
     consumer = FakeConsumer((str(n), 1) for n in range(40))
@@ -59,18 +42,6 @@ async def test_sessions_run_concurrently_up_to_the_limit() -> None:
 
     assert handler.max_running == POLICY.concurrency
     assert asyncio.get_running_loop().time() < 40 / POLICY.concurrency + 1
-
-
-@in_virtual_time
-async def test_pending_entries_come_before_new_ones() -> None:
-    """Entries that an earlier worker left pending are delivered before new ones."""
-    consumer = FakeConsumer(
-        [("a", 1), ("a", 2), ("a", 3)], pending={0: Attempts(0, 2), 1: Attempts(0, 1)}
-    )
-    handler = RecordingHandler()
-    await deliver_all(consumer, handler)
-
-    assert handler.entries == [("a", 1), ("a", 2), ("a", 3)]
 
 
 FAILING = {
@@ -91,30 +62,6 @@ async def test_failing_sessions_take_no_slots_of_the_window(bad: str, is_pending
     consumer.add(*sorted(good))
     async with dispatching(consumer, failing(ValueError(), only="bad"), LONG_DELAYS):
         await until(lambda: good <= {*consumer.acked}, deadline_s=60)
-
-
-@in_virtual_time
-async def test_a_parked_session_is_delivered_in_order_and_whole() -> None:
-    """Of a parked session only ids are kept; its retry delivers every entry, in order."""
-    consumer = FakeConsumer(("a", n) for n in range(1, 601))
-    handler = RecordingHandler(failing(ValueError(), 3))
-    await deliver_all(consumer, handler)
-
-    assert consumer.acked == [("a", n) for n in range(1, 601)]
-    assert handler.entries == [("a", 1)] * 3 + consumer.acked
-
-
-@in_virtual_time
-async def test_new_entries_of_a_parked_session_wait_behind_its_others() -> None:
-    """An entry that arrives while its session waits for a retry does not overtake."""
-    consumer = FakeConsumer([("a", 1), ("a", 2)])
-    handler = RecordingHandler(failing(ValueError(), 1))
-    async with dispatching(consumer, handler, LONG_DELAYS._replace(initial_delay_s=1000)):
-        await until(lambda: bool(consumer.recorded))
-        consumer.add(("a", 3), ("b", 1))
-        await until(lambda: len(consumer.acked) == 4, VIRTUAL_DEADLINE_S)
-
-    assert consumer.acked == [("b", 1), ("a", 1), ("a", 2), ("a", 3)]
 
 
 @in_virtual_time

@@ -15,13 +15,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from service.delivery.leases import (
-    Heartbeats,
-    Lease,
-    ObservedLeases,
-    ObservedValues,
-    take_or_renew,
-)
+from service.delivery.leases import Heartbeats, Lease, ObservedLeases, ObservedValues, take_or_renew
 from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.layout import Keys

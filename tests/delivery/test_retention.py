@@ -47,45 +47,6 @@ async def trim(connections: Connections, keys: Keys, retention_s: int = 0) -> in
     return removed
 
 
-async def test_old_acknowledged_entries_are_deleted(
-    connections: Connections, keys: Keys, client: Any
-) -> None:
-    """What every group has acknowledged is deleted, and nothing else."""
-    await admit(client, "1-1", "1-2", "2-1", "3-1")
-    await client.xack(STREAM, "log", *await read(client, "log", 3))
-
-    assert await trim(connections, keys) == 3
-    assert await ids(client) == ["3-1"]
-
-
-async def test_a_pending_entry_keeps_what_follows(
-    connections: Connections, keys: Keys, client: Any
-) -> None:
-    """From the oldest pending entry on everything stays."""
-    await admit(client, "1-1", "1-2", "2-1", "3-1")
-    read_by = await read(client, "log", 4)
-    await client.xack(STREAM, "log", read_by[0], read_by[2], read_by[3])
-
-    assert await trim(connections, keys) == 1
-    assert await ids(client) == ["1-2", "2-1", "3-1"]
-
-
-async def test_the_slowest_group_keeps_entries_configured_or_not(
-    connections: Connections, keys: Keys, client: Any
-) -> None:
-    """An orphaned group keeps what it has not acknowledged, until its handler is retired."""
-    await create_groups(connections, keys, ["gone"])
-    await admit(client, "1-1", "1-2", "2-1")
-    await client.xack(STREAM, "log", *await read(client, "log", 3))
-
-    assert await trim(connections, keys) == 0
-    await client.xack(STREAM, "gone", *await read(client, "gone", 1))
-    assert await trim(connections, keys) == 1
-    await retire(connections, keys, "gone")
-    assert await trim(connections, keys) == 2
-    assert await ids(client) == []
-
-
 async def test_young_entries_stay(connections: Connections, keys: Keys, client: Any) -> None:
     """Acknowledged entries stay for the retention time, and no longer."""
     await admit(client, "1-1")

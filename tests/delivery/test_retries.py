@@ -19,7 +19,6 @@ from service.delivery.retries import (
 )
 from service.operations import check
 from service.storage.assessment import Severity
-from service.storage.connections import Connections
 from service.telemetry import metrics
 from tests.support.virtual_time import in_virtual_time
 from tests.support.waiting import until
@@ -199,10 +198,7 @@ async def test_a_scheduler_that_stops_gives_up_its_turn() -> None:
 
 
 async def test_an_outage_is_seen_by_check_and_ends(
-    deployment: Deployment,
-    connections: Connections,
-    lines: list[structlog.typing.EventDict],
-    monkeypatch: pytest.MonkeyPatch,
+    deployment: Deployment, lines: list[structlog.typing.EventDict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With Redis: during an outage `check` warns and nothing is a dead letter; then all follows."""
     monkeypatch.setattr(retries, "MAX_PROBE_DELAY_S", 0.02)
@@ -215,13 +211,12 @@ async def test_an_outage_is_seen_by_check_and_ends(
     log = CallLog()
     deployment.admit(50)
     deployment.start(
-        connections,
         {"log": log.handler(act)},
         retry_initial_delay_s=0.01,
         retry_max_delay_s=0.02,
         retry_max_attempts=1,
     )
-    await until(lambda: connections.client.exists(deployment.keys.circuit("log")))
+    await until(lambda: deployment.connections.client.exists(deployment.keys.circuit("log")))
     # If calls counted as attempts, each session's only one would be used up by now.
     await until(lambda: len(log.calls) > 60)
     assert gauge("log") == 1

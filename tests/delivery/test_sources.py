@@ -22,7 +22,6 @@ from service.delivery.dead_letters import Entry, EntryFilter
 from service.errors import Undeliverable, Unreachable
 from service.parsers import FETCH
 from service.secret import Secret
-from service.storage.connections import Connections
 from service.telemetry import metrics
 from service.transitions.thin_notification import Notification
 from tests.support.transitions import stored_notification
@@ -85,21 +84,21 @@ def noted(deployment: Deployment) -> int:
     return sum(deployment.client.xlen(keys.notifications(p)) for p in range(keys.partitions))
 
 
-async def letters(deployment: Deployment, connections: Connections) -> list[Entry]:
+async def letters(deployment: Deployment) -> list[Entry]:
     """Return the dead letters of `fetch`."""
-    found = dead_letters.read_dead_letters(connections, deployment.keys, FETCH, ALL)
+    found = dead_letters.read_dead_letters(deployment.connections, deployment.keys, FETCH, ALL)
     return [entry async for entry in found]
 
 
 async def test_notifications_go_to_fetch_and_transitions_to_the_others(
-    deployment: Deployment, connections: Connections
+    deployment: Deployment,
 ) -> None:
     """Each in its session's order; what was fetched is deleted, what was delivered is kept."""
     log, fetching = CallLog(), Fetching()
     deployment.admit(10, 3)
     for n in range(10):
         note(deployment, f"vs_s{n}", 1, 2)
-    deployment.start(connections, {"log": log.handler(), FETCH: fetching})
+    deployment.start({"log": log.handler(), FETCH: fetching})
     await until(lambda: len(fetching.taken) == 20)
     for n in range(10):
         note(deployment, f"vs_s{n}", 3)
@@ -117,9 +116,7 @@ async def test_notifications_go_to_fetch_and_transitions_to_the_others(
     assert sum(client.xlen(keys.transitions(p)) for p in range(keys.partitions)) == 30
 
 
-async def test_fetch_has_limits_of_its_own(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_fetch_has_limits_of_its_own(deployment: Deployment) -> None:
     """Enough calls wait together to fill a page, and longer than another handler's may."""
     go = asyncio.Event()
     fetching = Fetching(lambda _: go.wait())
@@ -128,7 +125,7 @@ async def test_fetch_has_limits_of_its_own(
     for session in same:
         note(deployment, session, 1)
     small = {"handler_concurrency": 1, "handler_timeout_s": 0.1}
-    deployment.start(connections, {FETCH: fetching}, **small)
+    deployment.start({FETCH: fetching}, **small)
 
     await until(lambda: fetching.running == 64)
     await asyncio.sleep(0.3)
@@ -139,7 +136,7 @@ async def test_fetch_has_limits_of_its_own(
 
 
 async def test_a_refused_account_stops_only_its_own(
-    deployment: Deployment, connections: Connections, monkeypatch: pytest.MonkeyPatch
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is about another account is fetched; when the account is back, so is the rest."""
     monkeypatch.setattr(maintenance, "MEASURE_EVERY_S", 0.0)
@@ -153,7 +150,7 @@ async def test_a_refused_account_stops_only_its_own(
     for n in range(20):
         note(deployment, f"vs_a{n}", 1, 2, context="acct_gone")
         note(deployment, f"vs_b{n}", 1, 2)
-    deployment.start(connections, {FETCH: fetching}, retry_max_attempts=1)
+    deployment.start({FETCH: fetching}, retry_max_attempts=1)
     await until(lambda: len(fetching.taken) == 40)
     assert {one.context for one in fetching.taken} == {None}
     await until(lambda: bool(deployment.client.exists(deployment.keys.circuit(FETCH))))
@@ -163,12 +160,10 @@ async def test_a_refused_account_stops_only_its_own(
     is_refused = False
     await until(lambda: noted(deployment) == 0)
     assert len(fetching.taken) == 80
-    assert not await letters(deployment, connections)
+    assert not await letters(deployment)
 
 
-async def test_dead_letters_are_read_replayed_and_dropped(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_dead_letters_are_read_replayed_and_dropped(deployment: Deployment) -> None:
     """A dead letter of `fetch` holds its notification, and a replay fetches it again."""
     keys, is_refused = deployment.keys, True
 
@@ -178,72 +173,68 @@ async def test_dead_letters_are_read_replayed_and_dropped(
 
     fetching = Fetching(act)
     note(deployment, "vs_a", 1, 2)
-    deployment.start(connections, {FETCH: fetching})
+    deployment.start({FETCH: fetching})
     await until(lambda: noted(deployment) == 0)
 
-    first, second = await letters(deployment, connections)
+    first, second = await letters(deployment)
     described = dead_letters.describe(first)
     assert described["reason"] == "gone"
     assert described["event_id"] == "evt_vs_a_1"
     assert described["livemode"] is True
     is_refused = False
-    assert await dead_letters.replay(connections, keys, FETCH, [first], name="again") == (1, 0)
+    assert await dead_letters.replay(
+        deployment.connections, keys, FETCH, [first], name="again"
+    ) == (1, 0)
     await until(lambda: fetching.ids == ["evt_vs_a_1"])
-    assert await dead_letters.drop(connections, keys, FETCH, [second]) == 1
-    assert not await letters(deployment, connections)
+    assert await dead_letters.drop(deployment.connections, keys, FETCH, [second]) == 1
+    assert not await letters(deployment)
     await until(lambda: deployment.client.xlen(keys.replays(first.partition, FETCH)) == 0)
 
 
-async def test_what_waits_for_fetch_is_measured(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_what_waits_for_fetch_is_measured(deployment: Deployment) -> None:
     """Exactly, before it has a group and where some are fetched, some pending and some unread."""
     keys, client = deployment.keys, deployment.client
-    assert [one.handler for one in await list_groups(connections, keys)] == ["log"]
+    assert [one.handler for one in await list_groups(deployment.connections, keys)] == ["log"]
     note(deployment, "vs_a", 1, 2, 3, 4)
     partition = keys.partition("vs_a")
     stream = keys.notifications(partition)
-    assert [(one.handler, one.lag) for one in await list_groups(connections, keys)] == [
+    assert [(one.handler, one.lag) for one in await list_groups(deployment.connections, keys)] == [
         (FETCH, 4),
         ("log", 0),
     ]
 
-    assert await create_groups(connections, keys, [FETCH, "log"]) == [FETCH]
+    assert await create_groups(deployment.connections, keys, [FETCH, "log"]) == [FETCH]
     [[_, entries]] = client.xreadgroup(FETCH, "w", {stream: ">"}, count=3)
     assert len(entries) == 3
     client.xack(stream, FETCH, entries[1][0])
     client.xdel(stream, entries[1][0])
     await asyncio.sleep(0.01)
-    [lag] = await measure_lags(connections, keys, [(FETCH, partition)])
+    [lag] = await measure_lags(deployment.connections, keys, [(FETCH, partition)])
     assert isinstance(lag, Lag)
     assert (lag.new, lag.entries) == (3, 3)
     assert 0.01 <= lag.oldest_s < 60
 
 
-async def test_a_retired_fetch_leaves_nothing(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_a_retired_fetch_leaves_nothing(deployment: Deployment) -> None:
     """Its notifications go with its group; the groups of the others stay."""
     keys = deployment.keys
-    await create_groups(connections, keys, [FETCH])
+    await create_groups(deployment.connections, keys, [FETCH])
     note(deployment, "vs_a", 1)
-    assert await retire(connections, keys, FETCH) == keys.partitions
+    assert await retire(deployment.connections, keys, FETCH) == keys.partitions
     assert not [key for key in deployment.client.keys("*") if b"fetch" in key or b"notif" in key]
-    [left] = await list_groups(connections, keys)
+    [left] = await list_groups(deployment.connections, keys)
     assert left == Group("log", 0, replays=0, dead_letters=0, oldest_s=0)
 
 
-async def test_fetch_begins_with_what_was_noted_before_it_ran(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_fetch_begins_with_what_was_noted_before_it_ran(deployment: Deployment) -> None:
     """Its group begins at the start, also again after an operator has deleted it."""
     note(deployment, "vs_a", 1)
     fetching = Fetching()
-    worker = deployment.start(connections, {FETCH: fetching})
+    worker = deployment.start({FETCH: fetching})
     await until(lambda: noted(deployment) == 0)
     await deployment.stop(worker)
-    await retire(connections, deployment.keys, FETCH)
+    await retire(deployment.connections, deployment.keys, FETCH)
     note(deployment, "vs_a", 2)
-    deployment.start(connections, {FETCH: fetching})
+    deployment.start({FETCH: fetching})
     await until(lambda: noted(deployment) == 0)
     assert fetching.ids == ["evt_vs_a_1", "evt_vs_a_2"]

@@ -22,7 +22,7 @@ from service.parsers import FETCH
 from service.runtime.embedded_redis import EmbeddedServer
 from service.secret import Secret
 from service.storage import clients
-from service.storage.connections import Connections, connect
+from service.storage.connections import connect
 from service.telemetry import metrics
 from service.transitions.transition import StatusTransition
 from tests.support.proxy import proxy_to
@@ -48,25 +48,7 @@ LOSSES = {
 }
 
 
-async def test_one_worker_delivers_everything(
-    deployment: Deployment, connections: Connections
-) -> None:
-    """A single worker takes every partition, and delivers old and new entries."""
-    deployment.admit(50, 3)
-    log = CallLog()
-    one = deployment.start(connections, {"log": log.handler()})
-    await until(lambda: len(log.returns) == 150)
-    deployment.admit(50, 2)
-    await deployment.deliver_all(lambda: log.returns)
-
-    check_order(log.calls, deployment.admitted)
-    assert len(log.calls) == 250
-    assert held(one) == deployment.keys.partitions
-
-
-async def test_a_failing_session_is_parked_and_delivered_whole(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_a_failing_session_is_parked_and_delivered_whole(deployment: Deployment) -> None:
     """More entries of a failing session than the window holds are parked, then delivered."""
     bad = deployment.admit(1, 600, name="vs_bad")
     deployment.admit(25)
@@ -77,7 +59,7 @@ async def test_a_failing_session_is_parked_and_delivered_whole(
             raise LookupError
 
     log = CallLog()
-    deployment.start(connections, {"log": log.handler(act)}, retry_max_attempts=1000)
+    deployment.start({"log": log.handler(act)}, retry_max_attempts=1000)
     await until(lambda: len(log.returns) == 25)
     parked = metrics.PARKED_ENTRIES.labels("log")._value
     await until(lambda: parked.get() >= 599)
@@ -87,12 +69,10 @@ async def test_a_failing_session_is_parked_and_delivered_whole(
     assert [one for one in log.returns if one in bad] == bad
 
 
-async def test_handlers_do_not_affect_each_other(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_handlers_do_not_affect_each_other(deployment: Deployment) -> None:
     """A handler that hangs and fails delays no other, and its dead letters are its own."""
     settings = replace(deployment.settings, handlers=("log", "other"))
-    await create_groups(connections, deployment.keys, settings.handlers)
+    await create_groups(deployment.connections, deployment.keys, settings.handlers)
     deployment.admit(20, 2)
     log = CallLog()
     gate = asyncio.Event()
@@ -102,7 +82,7 @@ async def test_handlers_do_not_affect_each_other(
         raise ValueError
 
     handlers = {"log": log.handler(), "other": fail}
-    deployment.start(connections, handlers, retry_max_attempts=2)
+    deployment.start(handlers, retry_max_attempts=2)
     await until(lambda: len(log.returns) == 40)
     gate.set()
     await until(lambda: len(deployment.dead_letters("other")) == 40)
@@ -111,16 +91,14 @@ async def test_handlers_do_not_affect_each_other(
     assert not deployment.dead_letters("log")
 
 
-async def test_shares_are_fair_and_move_in_order(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_shares_are_fair_and_move_in_order(deployment: Deployment) -> None:
     """New workers take their share, the shares of stopped ones move at once, in order."""
     log = CallLog()
     handlers = {"log": log.handler(lambda _: asyncio.sleep(0.01))}
-    workers = [deployment.start(connections, handlers)]
+    workers = [deployment.start(handlers)]
     deployment.admit(40, 10)
     await deployment.hold_all(workers[0])
-    workers += [deployment.start(connections, handlers) for _ in range(2)]
+    workers += [deployment.start(handlers) for _ in range(2)]
     await until(lambda: sorted(map(held, workers)) == [2, 3, 3])
     deployment.admit(40, 10)
     for stopped in workers[:2]:
@@ -134,12 +112,12 @@ async def test_shares_are_fair_and_move_in_order(
 
 
 async def test_a_lease_of_another_worker_is_waited_for(
-    deployment: Deployment, connections: Connections, intervals: list[float]
+    deployment: Deployment, intervals: list[float]
 ) -> None:
     """A lease that another worker holds is tried once in each interval."""
     for key in deployment.lease_keys():
         deployment.client.set(key, "another worker")
-    one = deployment.start(connections, {"log": CallLog().handler()})
+    one = deployment.start({"log": CallLog().handler()})
     await until(lambda: len(intervals) > 5)
     assert held(one) == 0
     assert set(intervals) == {INTERVAL_S}
@@ -147,9 +125,7 @@ async def test_a_lease_of_another_worker_is_waited_for(
     await deployment.hold_all(one)
 
 
-async def test_a_blocked_loop_loses_its_leases_and_nothing_else(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_a_blocked_loop_loses_its_leases_and_nothing_else(deployment: Deployment) -> None:
     """If a handler blocks the loop for longer than the lease, the work starts again."""
     log = CallLog()
     has_blocked = False
@@ -161,7 +137,7 @@ async def test_a_blocked_loop_loses_its_leases_and_nothing_else(
             time.sleep(TTL_S * 1.3)  # noqa: ASYNC251 - the point of the test
 
     deployment.admit(40, 2)
-    deployment.start(connections, {"log": log.handler(block_once)}, lease_ttl_s=TTL_S)
+    deployment.start({"log": log.handler(block_once)}, lease_ttl_s=TTL_S)
     await deployment.deliver_all(lambda: log.returns)
     check_order(log.calls, deployment.admitted)
 
@@ -186,14 +162,14 @@ async def test_a_distant_redis_and_many_partitions(
         )
         async with connect(settings.redis_url) as connections:
             with redis.Redis.from_url(redis_server.url) as client:
-                deployment = Deployment(settings, client)
+                deployment = Deployment(settings, client, connections)
                 await create_groups(connections, deployment.keys, settings.all_handlers)
                 proxy.delay_s = 0.04
                 logs = {name: CallLog() for name in settings.handlers}
                 handlers = {name: log.handler() for name, log in logs.items()}
                 handlers[FETCH] = CallLog().handler()
                 with structlog.testing.capture_logs() as lines:
-                    one = deployment.start(connections, handlers)
+                    one = deployment.start(handlers)
                     for _ in range(10):
                         deployment.admit(200)
                         await asyncio.sleep(0.2)
@@ -225,9 +201,9 @@ async def test_periodic_work_takes_few_round_trips(
         )
         async with connect(settings.redis_url) as connections:
             with redis.Redis.from_url(redis_server.url) as client:
-                deployment = Deployment(settings, client)
+                deployment = Deployment(settings, client, connections)
                 await create_groups(connections, deployment.keys, settings.handlers)
-                one = deployment.start(connections, {"log": CallLog().handler()})
+                one = deployment.start({"log": CallLog().handler()})
                 blocked = partial(client.info, "clients")
                 await until(lambda: blocked()["blocked_clients"] == 256)
                 before = proxy.requests
@@ -239,14 +215,11 @@ async def test_periodic_work_takes_few_round_trips(
 
 @pytest.mark.parametrize("hanging", ["rebalance", "maintain"])
 async def test_leases_are_renewed_while_other_work_hangs(
-    deployment: Deployment,
-    connections: Connections,
-    monkeypatch: pytest.MonkeyPatch,
-    hanging: str,
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, hanging: str
 ) -> None:
     """A worker whose rebalancing or maintenance hangs keeps its leases and delivers."""
     log = CallLog()
-    one = deployment.start(connections, {"log": log.handler()})
+    one = deployment.start({"log": log.handler()})
     await deployment.hold_all(one)
     hangs, is_over = asyncio.Event(), asyncio.Event()
 
@@ -276,12 +249,12 @@ async def test_leases_are_renewed_while_other_work_hangs(
     is_over.set()
 
 
-async def test_lag_is_measured(deployment: Deployment, connections: Connections) -> None:
+async def test_lag_is_measured(deployment: Deployment) -> None:
     """The gauges show how many entries are not acknowledged, and the age of the oldest."""
     gate = asyncio.Event()
     deployment.admit(30)
     await asyncio.sleep(0.02)
-    one = deployment.start(connections, {"log": CallLog().handler(lambda _: gate.wait())})
+    one = deployment.start({"log": CallLog().handler(lambda _: gate.wait())})
     await until(lambda: deployment.pending() == 30)
     entries = metrics.LAG_ENTRIES.labels("log")._value
     await until(lambda: entries.get() == 30)
@@ -294,14 +267,12 @@ async def test_lag_is_measured(deployment: Deployment, connections: Connections)
     assert metrics.OLDEST_SECONDS.labels("log")._value.get() == 0
 
 
-async def test_calls_are_finished_while_shutting_down(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_calls_are_finished_while_shutting_down(deployment: Deployment) -> None:
     """While a worker shuts down, calls are finished and acknowledged, and leases renewed."""
     log = CallLog()
     gate = asyncio.Event()
     deployment.admit(8, 2)
-    one = deployment.start(connections, {"log": log.handler(lambda _: gate.wait())})
+    one = deployment.start({"log": log.handler(lambda _: gate.wait())})
     await until(lambda: len(log.calls) == 8)
     stopping = asyncio.create_task(deployment.stop(one))
     await deployment.renew_while_stopping(one)
@@ -313,15 +284,13 @@ async def test_calls_are_finished_while_shutting_down(
     assert deployment.leases() == 0
 
 
-async def test_calls_are_canceled_after_the_grace_time(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_calls_are_canceled_after_the_grace_time(deployment: Deployment) -> None:
     """A call that does not end in time is canceled; its entry stays, its lease is released."""
     never = asyncio.Event()
     log = CallLog()
     deployment.admit(8)
     handlers = {"log": log.handler(lambda _: never.wait())}
-    one = deployment.start(connections, handlers, shutdown_grace_s=600, lease_ttl_s=3600)
+    one = deployment.start(handlers, shutdown_grace_s=600, lease_ttl_s=3600)
     await until(lambda: len(log.calls) == 8)
     stopping = asyncio.create_task(deployment.stop(one))
     await deployment.renew_while_stopping(one)
@@ -336,7 +305,7 @@ async def test_calls_are_canceled_after_the_grace_time(
 
 
 async def test_a_handler_that_ignores_cancellation_does_not_hold_the_worker(
-    deployment: Deployment, connections: Connections, monkeypatch: pytest.MonkeyPatch
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker ends although a handler ignores its cancellation, and logs its name."""
     monkeypatch.setattr(worker, "CANCEL_GRACE_S", 0.2)
@@ -349,7 +318,7 @@ async def test_a_handler_that_ignores_cancellation_does_not_hold_the_worker(
 
     deployment.admit(1)
     log = CallLog()
-    one = deployment.start(connections, {"log": log.handler(ignore)}, shutdown_grace_s=0.2)
+    one = deployment.start({"log": log.handler(ignore)}, shutdown_grace_s=0.2)
     await until(lambda: len(log.calls) == 1)
     with structlog.testing.capture_logs() as lines:
         await deployment.stop(one)
@@ -361,7 +330,7 @@ async def test_a_handler_that_ignores_cancellation_does_not_hold_the_worker(
 async def test_shutting_down_without_redis(deployment: Deployment, tmp_path: Path) -> None:
     """A worker whose Redis is gone stops within its grace time."""
     settings = replace(deployment.settings, redis_url=Secret(f"unix://{tmp_path}/nothing"))
-    async with connect(settings.redis_url) as nowhere:
-        one = deployment.start(nowhere, {"log": CallLog().handler()})
+    async with connect(settings.redis_url) as deployment.connections:
+        one = deployment.start({"log": CallLog().handler()})
         await asyncio.sleep(0.1)
         await deployment.stop(one)

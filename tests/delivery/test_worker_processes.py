@@ -1,9 +1,7 @@
-"""Tests of workers in processes of their own that are killed, suspended or stopped."""
+"""Tests of workers in processes of their own that are suspended or killed by a transition."""
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from tests.support.workers import INTERVAL_S, TTL_S, Deployment, Entry, check_or
 # The handler writes a line for each call and each return: "<worker> > <session> <sequence>". From
 # one sequence on it does not return before there is a file with the worker's name.
 PROGRAM = f"""
-import asyncio, os, signal, sys
+import asyncio, os, sys
 from service.storage import clients
 from service.delivery import worker
 from service.config import Settings
@@ -46,14 +44,11 @@ async def main():
     settings = Settings(
         redis_url=Secret(url),
         lease_ttl_s=float(ttl_s),
-        shutdown_grace_s={PATIENCE_S},
         handler_timeout_s={10 * PATIENCE_S},
     )
-    stopping = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     async with connect(settings.redis_url) as connections:
         keys = Keys(settings.redis_prefix, settings.partitions)
-        await Worker(connections, keys, settings, {{"log": handle}}).run(stopping)
+        await Worker(connections, keys, settings, {{"log": handle}}).run(asyncio.Event())
 
 asyncio.run(main())
 """
@@ -117,19 +112,6 @@ def start(deployment: Deployment, log: LogFile) -> Iterator[Start]:
         process.wait(PATIENCE_S)
 
 
-async def test_sigkill_loses_nothing(deployment: Deployment, start: Start, log: LogFile) -> None:
-    """After a worker was killed during its calls, another one delivers all its entries."""
-    first = start("first", held_from=4, ttl_s=TTL_S)
-    deployment.admit(60, 6)
-    await until(lambda: len(set(log.calls("first"))) == 60 * 4)
-    start("second", ttl_s=TTL_S)
-    first.kill()
-    await deployment.deliver_all(log.returns)
-
-    check_order(log.calls(), deployment.admitted)
-    assert not deployment.dead_letters()
-
-
 async def test_a_suspended_process_acknowledges_nothing_of_others(
     deployment: Deployment, start: Start, log: LogFile
 ) -> None:
@@ -152,29 +134,6 @@ async def test_a_suspended_process_acknowledges_nothing_of_others(
 
     check_order(log.calls(), deployment.admitted)
     assert not deployment.dead_letters()
-
-
-async def test_sigterm_finishes_calls_and_releases_leases(
-    deployment: Deployment, start: Start, log: LogFile
-) -> None:
-    """On SIGTERM a process finishes its calls and exits with 0; another takes over at once."""
-    first = start("first", held_from=2)
-    deployment.admit(60, 3)
-    await until(lambda: len(log.calls()) == 120)
-    start("second")
-    await until(lambda: deployment.live_workers() == 2)
-    first.send_signal(signal.SIGTERM)
-    await until(lambda: deployment.live_workers() == 1)
-    log.let_return("first")
-    status = await asyncio.to_thread(first.wait, PATIENCE_S)
-    # No lease expires within the test: all were released.
-    await until(lambda: deployment.leases() == 8)
-    await deployment.deliver_all(log.returns)
-
-    assert status == 0
-    assert sorted(log.calls("first")) == sorted(log.returns("first"))
-    assert len(log.calls()) == len(deployment.admitted), "no delivery is repeated"
-    check_order(log.calls(), deployment.admitted)
 
 
 async def test_a_poison_pill_becomes_a_dead_letter_and_no_other(

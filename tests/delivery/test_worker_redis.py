@@ -17,8 +17,7 @@ from service.delivery.consumer_groups import create_groups
 from service.errors import ConfigError
 from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.secret import Secret
-from service.storage.connections import Connections, connect
-from tests.support.clocks import clocked_server, needs_libfaketime
+from service.storage.connections import connect
 from tests.support.waiting import until
 from tests.support.workers import SETTINGS, TTL_S, CallLog, Deployment, check_order, held
 
@@ -41,12 +40,12 @@ async def test_a_worker_survives_a_restart_of_redis(tmp_path: Path, intervals: l
     log = CallLog()
     async with connect(settings.redis_url) as connections:
         with redis.Redis.from_url(settings.redis_url.reveal()) as client:
-            deployment = Deployment(settings, client)
+            deployment = Deployment(settings, client, connections)
             with _server(tmp_path / "data") as server:
                 link.symlink_to(server.socket)
                 await create_groups(connections, deployment.keys, settings.handlers)
                 handlers = {"log": log.handler(lambda _: asyncio.sleep(0.01))}
-                one = deployment.start(connections, handlers)
+                one = deployment.start(handlers)
                 deployment.admit(100, 4)
                 await until(lambda: len(log.returns) > 100)
             link.unlink()
@@ -70,12 +69,10 @@ async def test_a_worker_survives_a_restart_of_redis(tmp_path: Path, intervals: l
     check_order(log.calls, deployment.admitted)
 
 
-async def test_an_emptied_redis_is_used_again(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_an_emptied_redis_is_used_again(deployment: Deployment) -> None:
     """After Redis has lost everything, the worker restores layout, groups and leases."""
     log = CallLog()
-    one = deployment.start(connections, {"log": log.handler()})
+    one = deployment.start({"log": log.handler()})
     await deployment.hold_all(one)
     deployment.client.flushall()
     deployment.admit(30)
@@ -85,11 +82,9 @@ async def test_an_emptied_redis_is_used_again(
     await until(lambda: deployment.client.hget(layout, "partitions") == b"8")
 
 
-async def test_another_layout_ends_the_worker(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_another_layout_ends_the_worker(deployment: Deployment) -> None:
     """If another layout has been claimed, the worker ends with an error that names it."""
-    one = deployment.start(connections, {"log": CallLog().handler()})
+    one = deployment.start({"log": CallLog().handler()})
     await deployment.hold_all(one)
     deployment.client.hset(deployment.keys.layout, "partitions", 16)
     with pytest.raises(ConfigError, match="PARTITIONS is 8"):
@@ -97,12 +92,10 @@ async def test_another_layout_ends_the_worker(
     assert deployment.leases() == 0
 
 
-async def test_a_deleted_stream_is_created_again(
-    deployment: Deployment, connections: Connections
-) -> None:
+async def test_a_deleted_stream_is_created_again(deployment: Deployment) -> None:
     """If an operator deletes a stream, the worker creates its groups again."""
     log = CallLog()
-    one = deployment.start(connections, {"log": log.handler()})
+    one = deployment.start({"log": log.handler()})
     await deployment.hold_all(one)
     deployment.admit(20)
     await until(lambda: len(log.returns) == 20)
@@ -113,34 +106,3 @@ async def test_a_deleted_stream_is_created_again(
         await until(lambda: len(log.returns) == 40)
     check_order(log.calls, deployment.admitted)
     assert "group.created" in {line["event"] for line in lines}
-
-
-@needs_libfaketime
-async def test_leases_of_a_dead_worker_are_taken_though_the_clock_steps_back(
-    tmp_path: Path,
-) -> None:
-    """If Redis's clock steps back, the leases of a dead worker expire no later."""
-    with clocked_server(tmp_path) as clocked, clocked.server.client() as client:
-        settings = _settings(clocked.server.url)
-        deployment = Deployment(settings, client)
-        half = deployment.keys.partitions / 2
-        log = CallLog()
-        never = asyncio.Event()
-        async with connect(settings.redis_url) as connections:
-            await create_groups(connections, deployment.keys, settings.handlers)
-            handlers = {"log": CallLog().handler(lambda _: never.wait())}
-            first = deployment.start(connections, handlers)
-            second = deployment.start(connections, {"log": log.handler()})
-            await until(lambda: held(first) == held(second) == half)
-            deployment.admit(30, 2)
-            await until(lambda: len(log.returns) + deployment.pending() == 60)
-            clocked.step(-600)
-            with structlog.testing.capture_logs() as lines:
-                deployment.kill(first)
-                await deployment.hold_all(second)
-                await until(lambda: deployment.pending() == 0)
-            await deployment.close()
-
-    check_order(log.calls, deployment.admitted)
-    taken = [line for line in lines if line["event"] == "partitions.taken_over"]
-    assert sum(line["partitions"] for line in taken if line["worker"] == first.name) == half

@@ -47,12 +47,11 @@ class Fetching:
         transitions: What was delivered.
     """
 
-    def __init__(self, deployment: Deployment, connections: Connections, fetcher: Fetcher) -> None:
+    def __init__(self, deployment: Deployment, fetcher: Fetcher) -> None:
         self.deployment = deployment
-        self.connections = connections
         self.fetcher = fetcher
         self.transitions: list[StatusTransition] = []
-        self._inbox = Inbox(connections, deployment.keys, deployment.settings)
+        self._inbox = Inbox(deployment.connections, deployment.keys, deployment.settings)
 
     def start(self, **changes: Any) -> Worker:
         """Start a worker."""
@@ -61,7 +60,7 @@ class Fetching:
             self.transitions.append(transition)
 
         handlers: dict[str, AnyHandler] = {FETCH: self.fetcher, "log": take}
-        return self.deployment.start(self.connections, handlers, **changes)
+        return self.deployment.start(handlers, **changes)
 
     async def note(self, *events: StandInEvent, **how: Any) -> None:
         """Receive thin events."""
@@ -78,14 +77,18 @@ class Fetching:
     async def dead_letters(self) -> list[Entry]:
         """Return the dead letters of `fetch`."""
         found = dead_letters.read_dead_letters(
-            self.connections, self.deployment.keys, FETCH, EntryFilter()
+            self.deployment.connections, self.deployment.keys, FETCH, EntryFilter()
         )
         return [entry async for entry in found]
 
     async def replay(self) -> None:
         """Replay all dead letters of `fetch`."""
         await dead_letters.replay(
-            self.connections, self.deployment.keys, FETCH, await self.dead_letters(), name="again"
+            self.deployment.connections,
+            self.deployment.keys,
+            FETCH,
+            await self.dead_letters(),
+            name="again",
         )
 
     def queued(self) -> int:
@@ -130,11 +133,12 @@ async def fetching(
     monkeypatch.setattr(worker, "MAX_INTERVAL_S", INTERVAL_S)
     monkeypatch.setattr(stream_watcher, "BLOCK_S", 10 * PATIENCE_S)
     settings = make_settings(**{**SETTINGS, "retry_max_attempts": 3})
-    deployment = Deployment(settings, redis.Redis.from_url(settings.redis_url.reveal()))
+    client = redis.Redis.from_url(settings.redis_url.reveal())
+    deployment = Deployment(settings, client, connections)
     inbox = Inbox(connections, deployment.keys, settings, judges_age=False)
     await create_groups(connections, deployment.keys, [FETCH, *settings.handlers])
     async with open_fetcher(api, inbox) as fetcher:
-        yield Fetching(deployment, connections, fetcher)
+        yield Fetching(deployment, fetcher)
         await deployment.close()
     deployment.client.close()
 
@@ -214,7 +218,7 @@ async def test_snapshot_and_thin_events_of_the_same_changes(
     for session_id, numbered in changes.items():
         assert [number for number, _ in numbered] == [*range(1, len(numbered) + 1)], session_id
         known = await session_record.read(
-            fetching.connections, fetching.deployment.keys, session_id
+            fetching.deployment.connections, fetching.deployment.keys, session_id
         )
         assert known is not None
         happened = {event.id for event in stand_in.events.about(session_id)}
@@ -361,7 +365,7 @@ async def test_stripe_keeps_events_for_30_days(stand_in: StripeStandIn, fetching
     assert transition.event_id == f"read:{event.thin_id}"
     assert int(transition.occurred_at.timestamp()) == int(event.created)
     known = await session_record.read(
-        fetching.connections, fetching.deployment.keys, event.related.id
+        fetching.deployment.connections, fetching.deployment.keys, event.related.id
     )
     assert known is not None
     assert [one.event_id for one in known.events] == [transition.event_id]
@@ -378,7 +382,7 @@ async def test_the_twin_comes_after_the_session_was_read(
     await fetching.fetcher(notification_of(event))
 
     known = await session_record.read(
-        fetching.connections, fetching.deployment.keys, event.related.id
+        fetching.deployment.connections, fetching.deployment.keys, event.related.id
     )
     assert known is not None
     assert sorted((one.event_id, one.outcome) for one in known.events) == [

@@ -43,10 +43,7 @@ class Server(NamedTuple):
     def client(self) -> redis.Redis:
         """Return a plain client, as its administrator."""
         return redis.Redis(
-            port=self.port,
-            username=self.user,
-            password=self.user,
-            socket_timeout=PATIENCE_S,
+            port=self.port, username=self.user, password=self.user, socket_timeout=PATIENCE_S
         )
 
     @contextmanager

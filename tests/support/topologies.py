@@ -125,11 +125,7 @@ class Pair:
 
     def _start(self, port: int, *more: str) -> Server:
         started = server(
-            self._directory / str(port),
-            *self._options,
-            *more,
-            port=port,
-            user=self._administrator,
+            self._directory / str(port), *self._options, *more, port=port, user=self._administrator
         )
         self.servers[port] = self._stack.enter_context(started)
         return self.servers[port]

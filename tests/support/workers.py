@@ -82,8 +82,9 @@ class Deployment:
         admitted: All entries, in order.
     """
 
-    def __init__(self, settings: Settings, client: redis.Redis) -> None:
+    def __init__(self, settings: Settings, client: redis.Redis, connections: Connections) -> None:
         self.settings = settings
+        self.connections = connections
         self.keys = Keys(settings.redis_prefix, settings.partitions)
         self.client: Any = client
         self.admitted: list[Entry] = []
@@ -138,12 +139,10 @@ class Deployment:
         """Return how many workers have a heartbeat."""
         return int(self.client.zcard(self.keys.workers("log")))
 
-    def start(
-        self, connections: Connections, handlers: Mapping[str, AnyHandler], **changes: Any
-    ) -> Worker:
+    def start(self, handlers: Mapping[str, AnyHandler], **changes: Any) -> Worker:
         """Start a worker."""
         settings = replace(self.settings, **changes)
-        worker = Worker(connections, self.keys, settings, handlers)
+        worker = Worker(self.connections, self.keys, settings, handlers)
         stopping = asyncio.Event()
         self._workers[worker] = (asyncio.create_task(worker.run(stopping)), stopping)
         return worker

@@ -39,10 +39,7 @@ DUPLICATES = 0.4
 STARTED_AT = int(time.time()) - 5 * 86_400
 DEADLINE_S = 120 + SESSIONS / 2
 
-pytestmark = [
-    pytest.mark.xdist_group("everything"),
-    pytest.mark.timeout(2 * DEADLINE_S),
-]
+pytestmark = [pytest.mark.xdist_group("everything"), pytest.mark.timeout(2 * DEADLINE_S)]
 
 Sessions = dict[str, list[SyntheticEvent]]
 

@@ -39,10 +39,7 @@ class KafkaBroker:
     def environ(self, port: int | None = None, *, credentials: str = "") -> dict[str, str]:
         """Return the settings of the handler."""
         user = credentials and f"{credentials}@"
-        return {
-            "KAFKA_URL": f"kafka://{user}127.0.0.1:{port or self.port}",
-            "KAFKA_TOPIC": TOPIC,
-        }
+        return {"KAFKA_URL": f"kafka://{user}127.0.0.1:{port or self.port}", "KAFKA_TOPIC": TOPIC}
 
     def undeliverable_messages(self) -> Iterable[Refused]:
         """Return a message that is too large."""

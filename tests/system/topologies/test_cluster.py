@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import orjson
 import pytest
-import structlog.testing
 from redis.exceptions import RedisError, TryAgainError
 
-from service.config import Settings
-from service.delivery.consumer_groups import create_groups
-from service.delivery.worker import Worker
 from service.errors import UnavailableReason
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys
 from service.storage.redis_errors import unavailable_reason
 from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
-from service.transitions.transition import StatusTransition
 from tests.support.depth import takes_long
 from tests.support.load import AFTER, BEFORE, deployment, during, remembered
 from tests.support.servers import free_port
 from tests.support.topologies import Cluster, cluster, command
-from tests.support.waiting import until
 
 pytestmark = [pytest.mark.timeout(400), takes_long]
 
@@ -90,41 +81,6 @@ async def test_hundreds_of_calls_at_once_find_their_nodes(
     with nodes.moving(SLOT_OF_PARTITION_3):
         assert await connections.run(many) == [1] * 1024
     assert await connections.run(many) == [0] * 1024
-
-
-async def test_a_worker_may_have_hundreds_of_partitions(nodes: Cluster) -> None:
-    """256 partitions of two handlers are leased and worked, and no lease is lost."""
-    settings = Settings(redis_url=Secret(nodes.url), partitions=256, handlers=("log", "other"))
-    keys = Keys("hundreds", 256)
-    taken: Counter[str] = Counter()
-
-    async def handle(transition: StatusTransition) -> None:
-        taken[transition.session_id] += 1
-
-    async with connect(settings.redis_url) as connections:
-        await create_groups(connections, keys, settings.handlers)
-        handlers = dict.fromkeys(settings.handlers, handle)
-        stopping = asyncio.Event()
-        with structlog.testing.capture_logs() as logs:
-            one = Worker(connections, keys, settings, handlers)
-            work = asyncio.create_task(one.run(stopping))
-            await until(lambda: len(one._partition_tasks) == 512)
-            for n in range(1000):
-                change = {
-                    "event_id": f"evt_{n}",
-                    "event_type": "identity.verification_session.processing",
-                    "occurred_at": "2026-01-01T00:00:00Z",
-                    "session_id": f"vs_{n}",
-                    "current": "processing",
-                }
-                fields = {"change": orjson.dumps(change), "previous": "", "sequence": 1, "epoch": 1}
-                await connections.client.xadd(keys.transitions(n % 256), fields)
-            await until(lambda: taken.total() >= 2000)
-            stopping.set()
-            await work
-    assert {*taken.values()} == {2}
-    lost = {"dispatcher.ended", "worker.rebalance_failed", "partitions.taken_over"}
-    assert not [line for line in logs if line["event"] in lost]
 
 
 async def test_a_replica_confirms(nodes: Cluster, connections: Connections) -> None:
