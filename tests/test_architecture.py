@@ -234,13 +234,7 @@ def test_only_web_knows_status_codes(name: str) -> None:
     assert (
         "status_code" not in used
         or is_page
-        or name
-        in {
-            "web.app",
-            "operations.sender",
-            "stripe_api.client",
-            "storage.redis_errors",
-        }
+        or name in {"web.app", "operations.sender", "stripe_api.client", "storage.redis_errors"}
     )
 
 

@@ -56,8 +56,7 @@ def test_two_commands_set_everything_up() -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
-    [line for lines in COMMANDS.values() for line in lines if "-m service " in line],
+    "line", [line for lines in COMMANDS.values() for line in lines if "-m service " in line]
 )
 def test_every_command_parses(line: str) -> None:
     """The command line takes each command in the documents, options and all."""

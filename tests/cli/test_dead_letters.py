@@ -422,19 +422,6 @@ def test_what_is_logged_of_a_change_is_a_line_on_standard_error(operator: Operat
     assert (line["event"], line["handler"], line["dropped"]) == ("dead_letters.dropped", "log", 2)
 
 
-def test_a_full_redis_refuses_and_loses_nothing(operator: Operator) -> None:
-    """On a full Redis a replay exits with 3, and every letter stays where it was."""
-    operator.add_letters(300)
-    operator.client.config_set("maxmemory", 1)
-    try:
-        operator.run("dead", "replay", "log", "--all", code=3)
-        assert operator.length(KEYS.dead_letters) == 300
-        assert operator.length(KEYS.replays) == 0
-        assert operator.run("dead", "drop", "log", "--yes", "--all", "--json") == {"dropped": 300}
-    finally:
-        operator.client.config_set("maxmemory", 0)
-
-
 def test_groups_are_listed_and_retired(operator: Operator) -> None:
     """A removed handler is listed until it is retired, which is refused while a worker runs."""
     operator.client.xgroup_create(KEYS.transitions(0), "gone", "0", mkstream=True)

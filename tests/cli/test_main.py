@@ -160,8 +160,7 @@ def test_dev_takes_what_is_set(dev: Dev, sandbox: Sandbox) -> None:
     """`dev` uses a secret and a Redis that the environment names, and makes none of its own."""
     (dev.directory / "secret").write_bytes(SECRET.reveal() + b"\n")
     running = dev.start(
-        STRIPE_WEBHOOK_SECRETS_FILE=str(dev.directory / "secret"),
-        REDIS_URL=sandbox.server.url,
+        STRIPE_WEBHOOK_SECRETS_FILE=str(dev.directory / "secret"), REDIS_URL=sandbox.server.url
     )
     assert SECRET.reveal() not in running.err + running.out
     assert not (dev.directory / ".data").exists()

@@ -125,9 +125,7 @@ def sequences_of(received: Iterable[Received]) -> dict[str, list[int]]:
     return {session: list(sequences) for session, sequences in found.items()}
 
 
-def expected_sequences(
-    transitions: Iterable[StatusTransition],
-) -> dict[str, list[int]]:
+def expected_sequences(transitions: Iterable[StatusTransition]) -> dict[str, list[int]]:
     """Return the sequence numbers of each session, in order."""
     found: dict[str, list[int]] = {}
     for one in transitions:
@@ -286,10 +284,7 @@ class QueueContract:
     async def test_a_crashed_broker_loses_nothing(self, broker: Broker) -> None:
         """A broker killed under load causes no dead letter, and no session is out of order."""
         consumer = FakeConsumer()
-        async with (
-            self.opened(broker.environ()) as handler,
-            dispatching(consumer, handler, POLICY),
-        ):
+        async with self.opened(broker.environ()) as handler, dispatching(consumer, handler, POLICY):
             consumer.add(*steps("k", 40, [1]))
             await until(lambda: len(consumer.acked) == 40)
             before = await broker.received()
@@ -320,10 +315,7 @@ class QueueContract:
     @pytest.mark.usefixtures("own_limits")
     async def test_a_frozen_broker_is_unreachable(self, broker: Broker) -> None:
         """With an open connection and without one, calls end in time, and later ones deliver."""
-        async with (
-            self.opened(broker.environ()) as handler,
-            self.opened(broker.environ()) as fresh,
-        ):
+        async with self.opened(broker.environ()) as handler, self.opened(broker.environ()) as fresh:
             await handler(transition("a", 1))
             with broker.frozen():
                 async with asyncio.timeout(BOUND_S):
@@ -451,10 +443,7 @@ class QueueContract:
                     await closing.aclose()
 
     async def test_credentials_are_not_shown(
-        self,
-        broker: Broker,
-        caplog: pytest.LogCaptureFixture,
-        capfd: pytest.CaptureFixture[str],
+        self, broker: Broker, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """No log line, output, repr or exception contains the password."""
         caplog.set_level(logging.DEBUG)

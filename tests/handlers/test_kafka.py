@@ -17,14 +17,7 @@ import pytest
 from service.errors import ConfigError, Undeliverable
 from service.handlers import Handler, kafka
 from service.transitions.cloudevents import message
-from tests.handlers.contract import (
-    BOUND_S,
-    Load,
-    QueueContract,
-    check,
-    deliver,
-    sequences_of,
-)
+from tests.handlers.contract import BOUND_S, Load, QueueContract, check, deliver, sequences_of
 from tests.support.brokers.broker import transition
 from tests.support.brokers.kafka import KafkaBroker, run_broker
 from tests.support.proxy import Proxy

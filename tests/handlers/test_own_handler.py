@@ -5,26 +5,21 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-import sqlite3
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
-import httpx2
 import orjson
 import pytest
 
-from service.handlers import ENTRY_POINT_GROUP, loading
+from service.handlers import ENTRY_POINT_GROUP
 from service.storage.assessment import Severity
 from service.testing import transition
 from service.transitions.transition import StatusTransition
-from tests.support import roles
-from tests.support.harness import event, signed
 from tests.support.processes import Process, Sandbox, environment, open_sandbox
-from tests.support.waiting import DEADLINE_S, wait_until
+from tests.support.waiting import DEADLINE_S
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 NAMES = ("audit", "own_audit:open")
@@ -75,19 +70,6 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """Yield a sandbox with a server."""
     with open_sandbox(tmp_path_factory.mktemp("sandbox")) as opened:
         yield opened
-
-
-@pytest.mark.usefixtures("importable")
-@pytest.mark.parametrize("name", NAMES)
-async def test_the_example_delivers(tmp_path: Path, name: str) -> None:
-    """The README's example is found by its name and by its path, opened, and takes transitions."""
-    path = str(tmp_path / "out")
-    async with loading.open_all(loading.find([name]), {"DATABASE": path}) as opened:
-        await opened[name](transition())
-
-    with closing(sqlite3.connect(path)) as database:
-        [row] = database.execute("SELECT id, user_id, status, sequence FROM sessions")
-    assert row == ("vs_1", "user_1", "verified", 3)
 
 
 @pytest.mark.usefixtures("importable")
@@ -154,31 +136,3 @@ def test_check_says_what_is_loaded_and_from_where(
     code, found = check()
     assert code == 1
     assert found["handler audit"]["severity"] == Severity.FATAL
-
-
-@pytest.mark.skipif(roles.are_wanted(), reason="the users know one prefix only")
-def test_a_function_is_a_handler_and_its_failures_are_shown(ground: Sandbox) -> None:
-    """A bare `async def` is a handler; in `dev`, a failed call prints its traceback."""
-    (ground.directory / "bare.py").write_text(
-        "async def handle(transition):\n"
-        "    user = transition.client_reference_id\n"
-        "    raise LookupError(user)\n"
-    )
-    settings = {"HANDLERS": "bare:handle", "REDIS_PREFIX": "bare", "RETRY_MAX_ATTEMPTS": "1"}
-    dev = ground.start("dev", **settings).ready()
-    body = event(session="vs_bare", client_reference_id="user_4711")
-    answer = httpx2.post(dev.url, content=body, headers=signed(body))
-    assert answer.json() == {"outcome": "admitted"}
-    wait_until(lambda: b'"delivery.dead_lettered"' in dev.out)
-    assert dev.stop() == 0
-
-    place = f"{ground.directory}/bare.py:3 handle"
-    [line] = [one for one in dev.lines() if one["event"] == "delivery.dead_lettered"]
-    assert (line["error"], line["place"]) == ("LookupError", place)
-    assert b"user_4711" not in dev.out
-    assert dev.err.count(b"Traceback (most recent call last)") == 1
-    assert b"LookupError: user_4711" in dev.err
-    letters = ground.invoke("dead", "list", "bare:handle", "--json", **settings)
-    [letter] = orjson.loads(letters.out)
-    shown = ground.invoke("dead", "show", "bare:handle", letter["id"], "--json", **settings)
-    assert orjson.loads(shown.out)["place"] == place

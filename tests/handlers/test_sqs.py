@@ -22,11 +22,7 @@ from tests.handlers.contract import QueueContract, check, sequences_of
 from tests.support.brokers.broker import Broker, transition
 from tests.support.brokers.sqs import REGION, SqsBroker, run_broker
 
-SETTINGS = {
-    "SQS_REGION": REGION,
-    "SQS_ACCESS_KEY_ID": "tests",
-    "SQS_SECRET_ACCESS_KEY": "tests",
-}
+SETTINGS = {"SQS_REGION": REGION, "SQS_ACCESS_KEY_ID": "tests", "SQS_SECRET_ACCESS_KEY": "tests"}
 ACCEPTED = {"MessageId": "1", "MD5OfMessageBody": ""}
 
 

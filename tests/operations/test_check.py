@@ -341,10 +341,7 @@ async def test_check_writes_nothing(
     ],
 )
 async def test_a_handler_that_fails_its_check_is_fatal(
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
-    meaning: str,
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception, meaning: str
 ) -> None:
     """An error of a handler's own check is reported by its class, or in our own words."""
 

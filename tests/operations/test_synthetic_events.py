@@ -17,11 +17,7 @@ from service.operations.synthetic_events import (
 )
 from service.stripe.events import Event, ThinEvent, parse
 from service.stripe.signatures import VerifiedPayload
-from service.transitions.lifecycle import (
-    STEP_RANKS,
-    is_expected,
-    is_reversal,
-)
+from service.transitions.lifecycle import STEP_RANKS, is_expected, is_reversal
 from service.transitions.ordering import order_key, state_hash
 from service.transitions.transition import make_change
 from tests.support.programs import FIXTURES

@@ -13,13 +13,7 @@ import pytest
 import redis
 
 from tests.support.depth import takes_long
-from tests.support.harness import (
-    answer,
-    connected,
-    event,
-    request,
-    signed,
-)
+from tests.support.harness import answer, connected, event, request, signed
 from tests.support.processes import Process, Sandbox
 from tests.support.servers import free_port, frozen, server
 from tests.support.waiting import DEADLINE_S, until, wait_until

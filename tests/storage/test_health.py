@@ -20,9 +20,7 @@ from service.config import Durability, Settings
 from service.errors import ConfigError, UnavailableReason
 from service.secret import Secret
 from service.storage import health
-from service.storage.assessment import (
-    Severity,
-)
+from service.storage.assessment import Severity
 from service.storage.connections import Connections, connect
 from service.storage.health import Health, inspect, probe
 from service.storage.layout import Keys, claim, is_claimed
@@ -94,10 +92,7 @@ async def test_settings_that_may_not_be_read_do_not_hold(
     )
     limited = make_settings().redis_url.reveal() + "?username=limited&password=pass"
     try:
-        async with (
-            connect(Secret(limited)) as few,
-            configured(connections, appendfsync="always"),
-        ):
+        async with connect(Secret(limited)) as few, configured(connections, appendfsync="always"):
             with pytest.raises(NoPermissionError):
                 await few.client.config_get("appendfsync")
             for wanted, severity in ((Durability.NONE, FINE), (Durability.FSYNC, FATAL)):

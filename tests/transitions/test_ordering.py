@@ -55,10 +55,7 @@ def test_digits_of_an_order_key() -> None:
     assert key("redacted", "requires_input") == 2_01785931200_4
 
 
-@given(
-    *[st.sampled_from(each) for each in (STEPS, STATUSES, REDACTIONS)],
-    MOMENTS,
-)
+@given(*[st.sampled_from(each) for each in (STEPS, STATUSES, REDACTIONS)], MOMENTS)
 def test_an_order_key_is_exact_in_lua(
     step: str, status: str, redaction: str | None, created: int
 ) -> None:
@@ -67,37 +64,6 @@ def test_an_order_key_is_exact_in_lua(
 
     assert 0 <= found < 2**53
     assert created_at(found) == created
-
-
-@given(MOMENTS, MOMENTS, st.sampled_from(STATUSES), st.sampled_from(STATUSES))
-def test_redaction_ranks_highest(first: int, second: int, status: str, other: str) -> None:
-    """Redacted ranks above a redaction in progress, and that above none, at any time."""
-    ranks = [
-        key("newer", status, created=first, redaction="redacted"),
-        key("newer", other, created=second, redaction="processing"),
-        key("newer", status, created=first, redaction=None),
-    ]
-
-    assert ranks == sorted(ranks, reverse=True)
-    assert len(set(ranks)) == 3
-    assert key("redacted", status, created=first) > ranks[1]
-
-
-@given(*[st.tuples(st.sampled_from(STEPS[:-2]), st.sampled_from(STATUSES), MOMENTS)] * 2)
-def test_time_ranks_next(one: tuple[str, str, int], other: tuple[str, str, int]) -> None:
-    """An event that was created in a later second is later, whatever its status."""
-    (step, status, first), (other_step, other_status, second) = one, other
-    if first != second:
-        later = key(step, status, created=first) > key(other_step, other_status, created=second)
-        assert later is (first > second)
-
-
-def test_steps_within_one_second() -> None:
-    """Within one second, results come after steps."""
-    steps = ("created", "processing", "requires_input", "verified", "redacted")
-    ranks = [key(step, "processing") for step in steps]
-
-    assert ranks == sorted(set(ranks))
 
 
 @pytest.mark.parametrize("status", STATUSES)

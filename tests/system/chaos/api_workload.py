@@ -8,14 +8,7 @@ from random import Random
 
 import orjson
 
-from tests.support.stripe_api import (
-    LIVES,
-    MAX_LIFE_S,
-    Event,
-    StripeStandIn,
-    live,
-    max_duration_s,
-)
+from tests.support.stripe_api import LIVES, MAX_LIFE_S, Event, StripeStandIn, live, max_duration_s
 from tests.system.chaos.workload import PUBLISHED, Payload, event_of
 
 
