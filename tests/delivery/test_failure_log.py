@@ -23,6 +23,8 @@ def logged(
         failure_log = FailureLog()
         await record(failure_log)
         failure_log.flush()
+        # What was flushed is not logged again.
+        await asyncio.sleep(GATHER_S)
 
     with structlog.testing.capture_logs() as lines:
         virtual_time.run(record_and_flush())

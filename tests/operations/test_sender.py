@@ -8,23 +8,26 @@ import hmac
 import json
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from random import Random
 from typing import Any
 
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from service.errors import ConfigError
 from service.operations import sender
 from service.operations.sender import Answer, WebhookRequest, plan, send
 from service.operations.synthetic_events import SyntheticEvent, lifecycle_events
 from service.secret import Secret
-from tests.support.waiting import PATIENCE_S, until
+from tests.support.stripe_api import running
 
 SECRET = Secret(b"whsec_of_the_tests")
 NOW = 1_785_931_200
@@ -42,57 +45,26 @@ class Endpoint:
     headers: list[dict[str, str]] = field(default_factory=list)
     steps: list[tuple[str, str]] = field(default_factory=list)
 
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[Any]],
-        send: Callable[[Any], Awaitable[None]],
-    ) -> None:
-        """Answer one request, as ASGI has it."""
-        body = b""
-        while (message := await receive()).get("more_body"):
-            body += message["body"]
-        body += message["body"]
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = Request(scope, receive)
+        body = await request.body()
         self.bodies.append(body)
-        self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
+        self.headers.append(dict(request.headers))
         self.steps.append(("begun", body.decode()))
         await self.hold()
         self.steps.append(("ended", body.decode()))
-        headers = [(b"location", b"/elsewhere")]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.reply})
-
-    def max_at_once(self) -> int:
-        """Return the maximum number of requests in progress."""
-        in_hand = most = 0
-        for step, _ in self.steps:
-            in_hand += 1 if step == "begun" else -1
-            most = max(most, in_hand)
-        return most
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """Run on asyncio only, as the sender does."""
-    return "asyncio"
+        answer = Response(self.reply, self.status, {"location": "/elsewhere"})
+        await answer(scope, receive, send)
 
 
 @pytest.fixture
 async def endpoint() -> AsyncIterator[Endpoint]:
     """Serve an `Endpoint` on loopback."""
     app = Endpoint()
-    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None)
-    server = uvicorn.Server(config)
-    # asyncio sets TCP_NODELAY only on sockets whose protocol is named.
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
-        listening.bind(("127.0.0.1", 0))
-        app.url = f"http://127.0.0.1:{listening.getsockname()[1]}/webhooks/stripe"
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
-        await until(lambda: server.started)
+    async with running(app) as address:
+        app.url = f"{address}/webhooks/stripe"
         yield app
-        server.should_exit = True
-        async with asyncio.timeout(PATIENCE_S):
-            await serving
 
 
 @contextmanager
@@ -206,7 +178,8 @@ async def test_concurrency(endpoint: Endpoint) -> None:
     endpoint.hold = together.wait
     async with asyncio.timeout(PATIENCE_S):
         await send(raw(*map(str, range(12))), to=endpoint.url, secret=SECRET, concurrency=3)
-    assert endpoint.max_at_once() == 3
+    in_progress = accumulate(1 if step == "begun" else -1 for step, _ in endpoint.steps)
+    assert max(in_progress) == 3
 
 
 async def test_rate(endpoint: Endpoint) -> None:
