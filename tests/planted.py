@@ -591,7 +591,7 @@ MUTANTS = (
         "service/delivery/lua/lease.lua",
         _MAY_TAKE,
         "if ARGV[3] == 'take' then is_allowed = true end\n",
-        "delivery/test_consumer_machine.py",
+        "delivery/test_consumer_machine.py delivery/test_leases.py",
     ),
     Mutant(
         "an expired lease is renewed",

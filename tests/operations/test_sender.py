@@ -28,6 +28,7 @@ from service.operations.sender import Answer, WebhookRequest, plan, send
 from service.operations.synthetic_events import SyntheticEvent, lifecycle_events
 from service.secret import Secret
 from tests.support.stripe_api import running
+from tests.support.waiting import PATIENCE_S
 
 SECRET = Secret(b"whsec_of_the_tests")
 NOW = 1_785_931_200
