@@ -28,12 +28,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "handlers": "transitions telemetry storage",
         "delivery": "transitions telemetry storage handlers",
         "stripe_api": "stripe transitions telemetry storage inbox delivery",
-        "monitoring": "transitions storage inbox",
+        "monitoring": "transitions telemetry storage inbox delivery stripe_api",
         "server": "telemetry",
         "web": "telemetry inbox",
         "admin": "telemetry storage web",
-        "operations": "stripe transitions storage inbox handlers delivery stripe_api",
-        "runtime": "stripe telemetry storage inbox handlers delivery stripe_api server web admin",
+        "operations": "stripe transitions storage inbox handlers stripe_api monitoring",
+        "runtime": "stripe telemetry storage inbox handlers delivery stripe_api monitoring server"
+        " web admin",
         "cli": "stripe transitions telemetry storage inbox delivery stripe_api operations runtime",
     }.items()
 }

@@ -47,9 +47,10 @@ def retire(handler: str, *, yes: bool) -> None:
     # Two calls, so that no connection stays open while the operator decides.
     async def has_worker() -> bool:
         async with defaults.open_deployment(handler) as (connections, keys):
-            return await consumer_groups.is_worked(
-                connections, keys, handler, lease_ttl_s=settings.lease_ttl_s
+            [workers] = await consumer_groups.count_workers(
+                connections, keys, [handler], lease_ttl_s=settings.lease_ttl_s
             )
+            return workers > 0
 
     async def delete() -> int:
         async with defaults.open_deployment(handler) as (connections, keys):

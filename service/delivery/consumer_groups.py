@@ -138,16 +138,19 @@ async def list_groups(connections: Connections, keys: Keys) -> list[Group]:
     return [group for group in groups if group.handler in existing or group.lag]
 
 
-async def is_worked(
-    connections: Connections, keys: Keys, handler: str, *, lease_ttl_s: float
-) -> bool:
-    """Say whether a handler has a live worker, or had one within the last *lease_ttl_s*.
+async def count_workers(
+    connections: Connections, keys: Keys, handlers: Sequence[str], *, lease_ttl_s: float
+) -> list[int]:
+    """Return how many live workers each handler has, or had within the last *lease_ttl_s*.
 
     Raises:
         RedisError: Redis did not answer.
     """
     ttl_ms = int(lease_ttl_s * 1000)
-    return bool(await connections.run_one(_LIVE_WORKERS, [keys.workers(handler)], [ttl_ms]))
+    calls = [ScriptCall(_LIVE_WORKERS, [keys.workers(each)], [ttl_ms]) for each in handlers]
+    found: list[int] = await connections.run(calls)
+    raise_first(found)
+    return found
 
 
 async def retire(connections: Connections, keys: Keys, handler: str) -> int:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections import deque
+from typing import Any, Final, NamedTuple
 
 from ..stripe.events import Event
 from ..telemetry import metrics
 from ..transitions.lifecycle import is_reversal
 from ..transitions.transition import SessionChange
 from .admission import Admission, Outcome
+
+MAX_RECENT_REVERSALS = 200
+
+
+class NotedReversal(NamedTuple):
+    """A reversal that this process has admitted; `at` is Unix time in seconds."""
+
+    at: float
+    session_id: str
+    previous: str
+    current: str
+    event_id: str
+
+
+# Those that `monitoring` has not published yet, the oldest first.
+recent_reversals: Final[deque[NotedReversal]] = deque(maxlen=MAX_RECENT_REVERSALS)
 
 
 def record_decision(
@@ -38,6 +56,11 @@ def record_decision(
         metrics.EVENTS_AFTER_FINAL.inc()
     if fields.get("reversal"):
         metrics.REVERSALS.inc()
+        recent_reversals.append(
+            NotedReversal(
+                time.time(), change.session_id, fields["previous"], change.current, event.id
+            )
+        )
         is_warning = True
     return fields, is_warning
 

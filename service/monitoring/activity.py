@@ -6,12 +6,28 @@ session, except its id and its statuses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import date, datetime
-from typing import NamedTuple
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ..config import DAY_S
+from ..storage.connections import Connections
+from ..storage.layout import Keys
+from ..storage.scripts import Script
+from .publisher import FORGET_AFTER_S, MINUTE_S, Life
 
 # A process writes a sign of life every 5 s. Without one for so long it does not count as alive.
 ALIVE_S = 15.0
+MINUTES = 60
+DAYS = 7
+MAX_REVERSALS_SHOWN = 20
+
+_READ_ACTIVITY = Script(__package__, "read_activity.lua")
+_decode_life = msgspec.json.Decoder(Life).decode
+_EPOCH = date(1970, 1, 1)
 
 
 class Process(NamedTuple):
@@ -106,6 +122,7 @@ class Activity(NamedTuple):
         days: The 7 days up to today, the oldest first.
         reversals: The latest, the newest first.
         last_event_at: When the last verified event came; None if none came within 7 days.
+        watch_report: What the worker that reconciles left, as it is stored; None for nothing.
     """
 
     processes: tuple[Process, ...] = ()
@@ -113,6 +130,7 @@ class Activity(NamedTuple):
     days: tuple[Day, ...] = ()
     reversals: tuple[Reversal, ...] = ()
     last_event_at: datetime | None = None
+    watch_report: bytes | None = None
 
     @property
     def receivers(self) -> tuple[Process, ...]:
@@ -123,3 +141,91 @@ class Activity(NamedTuple):
     def workers(self) -> tuple[Process, ...]:
         """The processes that call handlers."""
         return tuple(one for one in self.processes if one.works)
+
+
+async def read_activity(connections: Connections, keys: Keys) -> Activity:
+    """Return what the processes have published, in one round trip.
+
+    Raises:
+        RedisError: Redis did not answer.
+    """
+    now = time.time()
+    last_minute, today = int(now // MINUTE_S), int(now // DAY_S)
+    minutes = range(last_minute - MINUTES + 1, last_minute + 1)
+    days = range(today - DAYS + 1, today + 1)
+    now_ms, processes, reversals, watch_report, *counts = await connections.run_one(
+        _READ_ACTIVITY,
+        [
+            *(keys.processes, keys.reversals, keys.endpoints),
+            *map(keys.minute, minutes),
+            *map(keys.day, days),
+        ],
+        [MAX_REVERSALS_SHOWN],
+    )
+    of_days = [_pairs(one) for one in counts[MINUTES:]]
+    last_event_ms = max(int(one.get("last_event_ms", 0)) for one in of_days)
+    return Activity(
+        processes=_processes(now_ms, _pairs(processes)),
+        minutes=tuple(map(_minute, minutes, map(_pairs, counts))),
+        days=tuple(map(_day, days, of_days)),
+        reversals=tuple(_reversal(_pairs(fields)) for _, fields in reversals),
+        last_event_at=_time(last_event_ms / 1000),
+        watch_report=watch_report,
+    )
+
+
+def _pairs(flat: Sequence[bytes]) -> dict[str, Any]:
+    """Return a hash or the fields of an entry as Redis's scripts return them."""
+    texts = [each.decode(errors="replace") for each in flat]
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _time(seconds: float) -> datetime | None:
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+
+
+def _processes(now_ms: int, stored: Mapping[str, str]) -> tuple[Process, ...]:
+    found = []
+    for name, value in stored.items():
+        seen_ms, _, description = value.split(" ", 2)
+        # A sign of life that is later than now dates from before Redis's clock was set back.
+        seen_s = abs(now_ms - int(seen_ms)) / 1000
+        if seen_s <= FORGET_AFTER_S:
+            found.append(_process(name, seen_s, _decode_life(description)))
+    return tuple(sorted(found, key=lambda one: (not one.receives, one.name)))
+
+
+def _process(name: str, seen_s: float, life: Life) -> Process:
+    return Process(
+        name,
+        life.kind,
+        life.version,
+        datetime.fromtimestamp(life.started_at, UTC),
+        seen_s,
+        life.reason,
+        life.works,
+        _time(life.last_event_at),
+    )
+
+
+def _minute(number: int, counts: Mapping[str, str]) -> Minute:
+    received: dict[str, int] = {}
+    delivered: dict[str, dict[str, int]] = {}
+    for field, count in counts.items():
+        direction, outcome, *handler = field.split(":", 2)
+        if direction == "received":
+            received[outcome] = int(count)
+        else:
+            delivered.setdefault(handler[0], {})[outcome] = int(count)
+    return Minute(datetime.fromtimestamp(number * MINUTE_S, UTC), received, delivered)
+
+
+def _day(number: int, counts: Mapping[str, str]) -> Day:
+    names = ("reversals", "recovered", "dead_lettered")
+    return Day(_EPOCH + timedelta(days=number), *(int(counts.get(name, 0)) for name in names))
+
+
+def _reversal(fields: Mapping[str, str]) -> Reversal:
+    at = datetime.fromtimestamp(float(fields["at"]), UTC)
+    names = ("session_id", "previous", "current", "event_id")
+    return Reversal(at, *(fields[name] for name in names))

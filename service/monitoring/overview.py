@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from ..errors import UnavailableReason
+from redis.exceptions import RedisError
+
+from ..config import Settings
+from ..errors import Unavailable, UnavailableReason
 from ..storage.assessment import Finding, Severity
-from .activity import Activity, Reversal
+from ..storage.connections import Connections
+from ..storage.layout import Keys
+from ..storage.redis_errors import unavailable_reason
+from ..stripe_api import watch_report
+from ..stripe_api.watch_report import DestinationState
+from .activity import Activity, Reversal, read_activity
+from .handler_state import HandlerState, read_handlers
+from .reasons import Reason, Verdict, sum_up
+from .reconciliation import Reconciliation, assess_report
+from .verdict import Facts, judge
 
-Verdict = Literal["all is well", "attention", "failing"]
+COLLECT_TIMEOUT_S = 5.0
 
 _NO_ANSWERS = {
     UnavailableReason.REDIS_SLOW: "does not answer in time",
@@ -19,108 +34,6 @@ _NO_ANSWERS = {
     UnavailableReason.REDIS_REFUSED: "answers with an error",
     UnavailableReason.NOT_DURABLE: "cannot keep writes as DURABILITY asks",
 }
-
-
-class Reason(NamedTuple):
-    """One thing that someone should know or do.
-
-    Attributes:
-        severity: `fatal`: events are not accepted or not delivered now. `warning`: something has to
-            be done. `fine`: only a hint, which does not change the verdict.
-        subject: What it is about, such as `receivers` or `handler rabbitmq`.
-        meaning: What is the case, as a sentence without its full stop.
-        help: What to do, in the same form; empty if nothing.
-        path: The path on the page that shows more; empty if none does.
-    """
-
-    severity: Severity
-    subject: str
-    meaning: str
-    help: str = ""
-    path: str = ""
-
-
-class HandlerState(NamedTuple):
-    """One handler's consumer group, over all partitions.
-
-    Attributes:
-        name: The handler's name.
-        kind: What it gets: `transitions`, or for `fetch` `notifications`.
-        is_configured: Whether it is among HANDLERS, or is `fetch`.
-        lag: What it has not acknowledged of its stream; None when Redis cannot tell.
-        replays: Replays that it has not acknowledged.
-        oldest_s: Seconds since the oldest of those was appended; 0 for none.
-        dead_letters: Its dead letters.
-        is_circuit_open: Whether its destination is unreachable, so that it is only probed.
-        workers: How many live workers call it.
-        leases: For each partition the name of the worker that has its lease; None for no worker.
-        failing: How many entries have failed and are retried; at most 100 are counted in each
-            partition.
-    """
-
-    name: str
-    kind: str
-    is_configured: bool
-    lag: int | None
-    replays: int
-    oldest_s: float
-    dead_letters: int
-    is_circuit_open: bool
-    workers: int
-    leases: tuple[str | None, ...]
-    failing: int
-
-
-class DestinationState(NamedTuple):
-    """A webhook endpoint or event destination at Stripe that leads here.
-
-    Attributes:
-        id: `we_…` or `ed_…`.
-        mode: `live` or `test`.
-        path: The path of its URL as this service knows it; neither host nor query.
-        is_thin: Whether it gets thin events.
-        is_enabled: Whether Stripe sends to it at present.
-        is_for_connected: Whether it gets the events of connected accounts.
-        types: How many of the types about verification sessions it selects.
-    """
-
-    id: str
-    mode: str
-    path: str
-    is_thin: bool
-    is_enabled: bool
-    is_for_connected: bool
-    types: int
-
-
-class AccountState(NamedTuple):
-    """How far one account's events have been compared with Stripe's list.
-
-    Attributes:
-        name: `live` or `test`, and the id of a connected account.
-        lag_s: Seconds since the second up to which they were compared; None before the first time.
-        outcome: That of the last pass: `ok` or the reason of the failure; empty before the first.
-    """
-
-    name: str
-    lag_s: float | None
-    outcome: str
-
-
-class Reconciliation(NamedTuple):
-    """What the worker that reconciles published last.
-
-    Attributes:
-        seen_s: Seconds since then.
-        lag_s: The greatest lag of an account; None while no account was compared.
-        accounts: Each account.
-        recovered: How many events were recovered within 7 days.
-    """
-
-    seen_s: float
-    lag_s: float | None
-    accounts: tuple[AccountState, ...]
-    recovered: int
 
 
 class Overview(NamedTuple):
@@ -156,6 +69,56 @@ class Overview(NamedTuple):
     def reversals(self) -> tuple[Reversal, ...]:
         """The latest reversals, the newest first."""
         return self.activity.reversals
+
+
+async def collect(
+    connections: Connections,
+    keys: Keys,
+    settings: Settings,
+    find_redis_problems: Callable[[], Awaitable[Sequence[Finding]]],
+) -> Overview:
+    """Return the present state. What it costs depends on handlers, partitions and processes only.
+
+    Args:
+        connections: Open clients.
+        keys: The layout.
+        settings: The handlers, and the time to live of leases.
+        find_redis_problems: Returns what the state of Redis means.
+
+    Raises:
+        Unavailable: Redis did not answer within a few seconds.
+    """
+    started_at = time.monotonic()
+    try:
+        async with asyncio.timeout(COLLECT_TIMEOUT_S):
+            activity = await read_activity(connections, keys)
+            handlers = await read_handlers(connections, keys, settings)
+            redis_findings = tuple(await find_redis_problems())
+    except (RedisError, OSError) as error:
+        raise Unavailable(unavailable_reason(error)) from None
+    now = time.time()
+    report = activity.watch_report and watch_report.decode(activity.watch_report)
+    reconciliation = None
+    if report:
+        recovered = sum(day.recovered for day in activity.days)
+        reconciliation = assess_report(report, now=now, recovered=recovered)
+    at = datetime.fromtimestamp(now, UTC)
+    endpoint_findings = report.findings if report else ()
+    reasons = judge(
+        Facts(at, activity, handlers, redis_findings, endpoint_findings, reconciliation)
+    )
+    return Overview(
+        at,
+        sum_up(reasons),
+        reasons,
+        activity=activity,
+        handlers=handlers,
+        redis_findings=redis_findings,
+        endpoint_findings=endpoint_findings,
+        destinations=report.destinations if report else (),
+        reconciliation=reconciliation,
+        took_s=time.monotonic() - started_at,
+    )
 
 
 def unavailable(reason: UnavailableReason) -> Overview:

@@ -10,18 +10,14 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from ..config import SECRETS, Livemode, Settings
-from ..delivery import consumer_groups
-from ..delivery.consumer import FAILURE_WEIGHT
-from ..delivery.consumer_groups import Group
-from ..delivery.sources import source_of
 from ..errors import ConfigError, Unreachable
 from ..handlers import OpenHandler, loading
-from ..parsers import FETCH
+from ..monitoring.handler_rules import MAX_WAIT_S, find_obstacles
+from ..monitoring.handler_state import HandlerState, read_handlers
 from ..storage import health, layout
 from ..storage.assessment import RANKS, Finding, Promise, Severity
 from ..storage.connections import Connections, connect
 from ..storage.layout import Keys
-from ..storage.scripts import Script, ScriptCall
 from ..stripe_api import endpoints
 from ..stripe_api.client import open_api
 from ..stripe_api.endpoints import EndpointFinding
@@ -29,14 +25,8 @@ from ..stripe_api.keys import ApiKeys
 from ..stripe_api.rate_limit import Priority
 
 CHECK_TIMEOUT_S = 15.0
-# The same as in the alert `DeliveryDelayed`.
-MAX_WAIT_S = 300.0
 # The default of Stripe's own libraries.
 STRIPE_TOLERANCE_S = 300
-# Per handler and partition.
-MAX_FAILING_COUNTED = 100
-
-_FAILING = Script(__package__, "failing.lua")
 
 
 async def collect_findings(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
@@ -114,66 +104,23 @@ def _check_layout(settings: Settings, *, exists: bool) -> Finding:
 
 async def _check_groups(connections: Connections, keys: Keys, settings: Settings) -> list[Finding]:
     """Check each handler's group, and the groups of handlers that are no longer configured."""
-    return [
-        await _check_group(connections, keys, settings, group)
-        for group in await consumer_groups.list_groups(connections, keys)
-    ]
+    return [_check_group(each) for each in await read_handlers(connections, keys, settings)]
 
 
-async def _check_group(
-    connections: Connections, keys: Keys, settings: Settings, group: Group
-) -> Finding:
-    kind = source_of(group.handler).kind
-    waiting = "an unknown number of" if group.lag is None else group.lag
-    meaning = f"{waiting} {kind} unacknowledged"
-    meaning += f", the oldest for {group.oldest_s:.0f} s" if group.oldest_s else ""
-    meaning += f", {group.replays} replays, {group.dead_letters} dead letters"
-    problems = [*filter(None, [await _find_obstacle(connections, keys, settings, group)])]
-    if failing := await _count_failing(connections, keys, group.handler):
-        problems.append(
-            f"{failing} of its {kind} failed and are retried: see delivery.retried in the "
-            "worker's log"
-        )
-    is_wrong = bool(problems or group.dead_letters or group.oldest_s > MAX_WAIT_S)
+def _check_group(state: HandlerState) -> Finding:
+    waiting = "an unknown number of" if state.lag is None else state.lag
+    meaning = f"{waiting} {state.kind} unacknowledged"
+    meaning += f", the oldest for {state.oldest_s:.0f} s" if state.oldest_s else ""
+    meaning += f", {state.replays} replays, {state.dead_letters} dead letters"
+    # A deployment may be checked before its workers are started.
+    obstacles = find_obstacles(state, expects_worker=False)
+    is_wrong = bool(obstacles or state.dead_letters or state.oldest_s > MAX_WAIT_S)
     return Finding(
-        f"group {group.handler}",
+        f"group {state.name}",
         Severity.WARNING if is_wrong else Severity.FINE,
         (Promise.ALONE,),
-        "; ".join([meaning, *problems]),
+        "; ".join([meaning, *(f"{one.meaning}: {one.help}" for one in obstacles)]),
     )
-
-
-async def _find_obstacle(
-    connections: Connections, keys: Keys, settings: Settings, group: Group
-) -> str:
-    """Return what keeps a group from being worked off; empty if nothing is known."""
-    name, is_fetch = group.handler, group.handler == FETCH
-    if not is_fetch and name not in settings.handlers:
-        return "not among HANDLERS: what it has not acknowledged is kept until it is retired"
-    if await connections.client.exists(keys.circuit(name)):
-        queue = "Stripe's API, or an account there," if is_fetch else "its queue"
-        return f"{queue} is unreachable: its worker probes until it answers"
-    # Where no worker has a key, notifications would wait for ever: that is said at once.
-    is_waiting = group.lag if is_fetch else group.oldest_s > MAX_WAIT_S
-    if not is_waiting or await consumer_groups.is_worked(
-        connections, keys, name, lease_ttl_s=settings.lease_ttl_s
-    ):
-        return ""
-    return "no worker fetches: set STRIPE_API_KEY for one" if is_fetch else "no worker works for it"
-
-
-async def _count_failing(connections: Connections, keys: Keys, handler: str) -> int:
-    """Return how many of a handler's pending entries have failed before, up to a limit."""
-    calls = [
-        ScriptCall(
-            _FAILING,
-            [source_of(handler).stream(keys, partition)],
-            [handler, FAILURE_WEIGHT, MAX_FAILING_COUNTED],
-        )
-        for partition in range(keys.partitions)
-    ]
-    # A partition without a stream has no group, which is an error here.
-    return sum(found for found in await connections.run(calls) if isinstance(found, int))
 
 
 async def _check_handler(name: str, opener: OpenHandler, environ: Mapping[str, str]) -> Finding:

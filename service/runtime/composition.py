@@ -22,6 +22,7 @@ from ..config import Settings
 from ..handlers import AnyHandler, AnyOpener, loading
 from ..inbox.admission import Inbox
 from ..inbox.receiver import Receiver
+from ..monitoring.publisher import Kind, Publisher
 from ..parsers import FETCH, Network
 from ..secret import Secret
 from ..server.listener import Listener
@@ -141,6 +142,12 @@ def build_admin(context: Context, page_connections: Connections) -> Listener:
     page = Page(settings, page_connections, context.keys)
     app = create_admin_app(context.health, page)
     return _listener(settings, app, settings.admin_port, max_connections=MAX_ADMIN_CONNECTIONS)
+
+
+def build_publisher(context: Context, *, receives: bool, works: Sequence[str]) -> Publisher:
+    """Return what publishes in Redis that the process lives, and what it counts."""
+    kind: Kind = "dev" if receives and works else "receiver" if receives else "worker"
+    return Publisher(context.connections, context.keys, context.health, kind=kind, works=works)
 
 
 def wrap_handlers(

@@ -8,7 +8,8 @@
 |        | of Stripe's API it also reconciles                   | leaves no group behind           |
 | drain  | not ready; the worker stops; DRAIN_S passes          | balancers stop sending first     |
 | close  | listeners close, requests in progress are answered   | no answer is cut off             |
-| end    | what only watches is cancelled, Redis is closed last | all the other parts need Redis   |
+| end    | what only watches is cancelled, the last counts are  | all the other parts need Redis   |
+|        | published, Redis is closed last                      |                                  |
 
 SIGTERM, SIGINT, or any part that ends by itself starts the drain. The error of a part that failed
 is raised at the end.
@@ -48,6 +49,7 @@ from .composition import (
     Context,
     build_admin,
     build_key_reloaders,
+    build_publisher,
     build_receiver,
     build_reconciler,
     fetch_opener,
@@ -143,15 +145,17 @@ async def _run(
                 parts.append(asyncio.create_task(_reconcile(context, stopping)))
         watches = [health.watch(), LOOP_LAG.watch(), *(reloader.run() for reloader in reloaders)]
         watching = [asyncio.create_task(watch) for watch in watches]
+        publisher = build_publisher(context, receives=options.receive, works=options.work)
+        parts_ended = asyncio.Event()
+        publishing = asyncio.create_task(publisher.run(parts_ended))
         _tune_garbage_collector(works=bool(chosen))
         _announce_start(Ports(web.port if web else None, admin.port), options)
         await _wait_for_any(asyncio.create_task(stopping.wait()), *watching, *parts)
         stopping.set()
         await _stop(context, listeners, receives=options.receive)
-        # The parts end by themselves now; the watchers would run for ever.
-        for task in watching:
-            await cancellation.cancel_and_wait(task)
-        ended = await asyncio.gather(*parts, *watching, return_exceptions=True)
+        ended = await _end(parts, watching)
+        parts_ended.set()
+        await publishing
     for outcome in ended:
         if isinstance(outcome, Exception):
             raise outcome
@@ -253,6 +257,15 @@ async def _stop(context: Context, listeners: Sequence[Listener], *, receives: bo
     await asyncio.sleep(drain_s)
     for listener in listeners:
         listener.stop()
+
+
+async def _end(
+    parts: Sequence[asyncio.Task[None]], watching: Sequence[asyncio.Task[None]]
+) -> list[BaseException | None]:
+    """Return what each task ended with: the parts by themselves, the watchers cancelled."""
+    for task in watching:
+        await cancellation.cancel_and_wait(task)
+    return await asyncio.gather(*parts, *watching, return_exceptions=True)
 
 
 def _tune_garbage_collector(*, works: bool) -> None:

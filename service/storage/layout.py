@@ -75,6 +75,29 @@ class Keys(NamedTuple):
         """The key of the reconciler's cursors: a hash."""
         return f"{self.prefix}:{{0}}:reconcile"
 
+    @property
+    def processes(self) -> str:
+        """The key of the living processes: a hash, by name."""
+        return f"{self.prefix}:{{0}}:processes"
+
+    def minute(self, minute: int) -> str:
+        """Return the key of what was counted in a minute since 1970: a hash."""
+        return f"{self.prefix}:{{0}}:minute:{minute}"
+
+    def day(self, day: int) -> str:
+        """Return the key of what was counted in a day since 1970: a hash."""
+        return f"{self.prefix}:{{0}}:day:{day}"
+
+    @property
+    def reversals(self) -> str:
+        """The key of the latest reversals: a stream."""
+        return f"{self.prefix}:{{0}}:reversals"
+
+    @property
+    def endpoints(self) -> str:
+        """The key of what the reconciling worker has seen last: a string."""
+        return f"{self.prefix}:{{0}}:endpoints"
+
     def circuit(self, handler: str) -> str:
         """Return the key that exists while a handler's circuit breaker is open."""
         return f"{self.prefix}:circuit:{handler}"

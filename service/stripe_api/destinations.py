@@ -30,7 +30,7 @@ WILDCARD: Final = "*"
 WILDCARD_TYPES: Final = frozenset(ALL_TYPES) - {REDACTED}
 # A proxy may serve our path below another one.
 _OUR_URL: Final = re.compile(
-    rf"https?://[^/?#]+(/[^?#]*)?{re.escape(WEBHOOK_PATH)}(/[A-Za-z0-9_]{{1,64}})?([?#].*)?",
+    rf"https?://[^/?#]+(/[^?#]*)?{re.escape(WEBHOOK_PATH)}(?P<endpoint>/[A-Za-z0-9_]{{1,64}})?([?#].*)?",
     re.DOTALL,
 )
 # Both have had two names.
@@ -62,6 +62,12 @@ class Destination(NamedTuple):
     for_connected: bool
     has_wildcard: bool
     types: frozenset[str]
+
+    @property
+    def path(self) -> str:
+        """The path of the URL as this service knows it; neither a proxy's part nor a query."""
+        found = _OUR_URL.fullmatch(self.url)
+        return WEBHOOK_PATH + (found["endpoint"] or "") if found else ""
 
     def serves(self, *, connected: bool) -> bool:
         """Say whether it gets the events of connected accounts, or else of the own account."""

@@ -20,6 +20,7 @@ from .client import Caller, StripeApi
 from .destinations import ALL_TYPES, Survey, survey
 from .endpoints import EndpointFinding, assess
 from .rate_limit import Priority
+from .watch_report import DestinationState
 
 LOOK_EVERY_S = 300.0
 
@@ -53,6 +54,28 @@ class EndpointWatch:
                 await self._look(api)
         seen = self._surveys.get(caller.is_live)
         return seen.selected_types(connected=caller.account is not None) if seen else ALL_TYPES
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """What is wrong with what Stripe is set up to send here."""
+        return self._findings
+
+    @property
+    def destinations(self) -> list[DestinationState]:
+        """What Stripe is set up to send here."""
+        return [
+            DestinationState(
+                one.id,
+                seen.mode,
+                one.path,
+                is_thin=one.is_thin,
+                is_enabled=one.is_enabled,
+                is_for_connected=one.for_connected,
+                types=len(one.types),
+            )
+            for seen in self._surveys.values()
+            for one in seen.destinations
+        ]
 
     def forget(self) -> None:
         """Report nothing any more: another process looks now."""

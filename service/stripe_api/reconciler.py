@@ -1,9 +1,9 @@
 """Reconciles with Stripe's list of events what webhooks brought: one worker of the deployment does.
 
 Each worker with a key runs a `Reconciler`. The one that holds the lease runs passes over the own
-account and the connected ones (`account_pass`); the others wait for the lease. All of them measure
-how far the cursors are behind. Each account has its own task, so that one that answers slowly, or
-refuses, does not hold up the others.
+account and the connected ones (`account_pass`), and reports in Redis what it sees (`watch_report`);
+the others wait for the lease. All of them measure how far the cursors are behind. Each account has
+its own task, so that one that answers slowly, or refuses, does not hold up the others.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .account_pass import TIMING, AccountPasses, Timing, describe
 from .client import Caller, StripeApi
 from .cursors import account_field, read_cursors
 from .endpoint_watch import EndpointWatch
+from .watch_report import AccountPass, WatchReport, publish
 from .window_admission import WindowAdmission
 
 HANDLER = "reconcile"
@@ -80,6 +81,7 @@ class Reconciler:
         self._interval_s = settings.lease_ttl_s / RENEWALS_PER_TTL
         self._observed_leases = ObservedLeases(settings.lease_ttl_s)
         self._lease = self._new_lease()
+        self._outcomes: dict[str, str] = {}
         # One for each account, while the lease is held.
         self._tasks: list[asyncio.Task[None]] = []
         # Prometheus sees no increase in a series that appears with its first count.
@@ -157,6 +159,7 @@ class Reconciler:
             if self._api.holds(caller.is_live):
                 async with slots:
                     outcome = await self._run_pass(passes, lease)
+                self._outcomes[account_field(caller)] = outcome
                 metrics.RECONCILE_PASSES.labels(outcome).inc()
                 if outcome != OK:
                     log.warning("reconcile.failed", reason=outcome, **describe(caller))
@@ -178,16 +181,25 @@ class Reconciler:
         return OK
 
     async def _measure(self) -> None:
-        """Set the gauge of how far the account that is read least is behind now."""
+        """Measure how far the accounts are behind; leave a report if they are read here."""
         with contextlib.suppress(RedisError, OSError):
-            cursors = await read_cursors(self._connections, self._keys, self._clock())
-            read = [
-                cursors[field].read_until
-                for caller in self._callers
-                if self._api.holds(caller.is_live) and (field := account_field(caller)) in cursors
+            now = self._clock()
+            cursors = await read_cursors(self._connections, self._keys, now)
+            fields = [
+                account_field(each) for each in self._callers if self._api.holds(each.is_live)
             ]
-            lag_s = self._clock() - min(read) if read else 0.0
+            read_until = {field: cursors[field].read_until for field in fields if field in cursors}
+            lag_s = now - min(read_until.values()) if read_until else 0.0
             metrics.RECONCILE_LAG_SECONDS.set(max(0.0, lag_s))
+            if self._lease.is_held():
+                passes = [
+                    AccountPass(field, read_until.get(field), self._outcomes.get(field, ""))
+                    for field in fields
+                ]
+                report = WatchReport(
+                    now, tuple(self._watch.findings), tuple(self._watch.destinations), tuple(passes)
+                )
+                await publish(self._connections, self._keys, report)
 
 
 def accounts(settings: Settings) -> list[Caller]:

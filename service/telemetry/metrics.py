@@ -303,6 +303,20 @@ def set_loaded_secrets(loaded: Collection[tuple[str, str]]) -> None:
     _loaded_secrets.update(loaded)
 
 
+def read_totals(counter: Counter, *labels: str) -> Counts[tuple[str, ...]]:
+    """Return what *counter* has counted, by the values of *labels* and summed over all others."""
+    totals: Counts[tuple[str, ...]] = Counts()
+    for metric in counter.collect():
+        for sample in metric.samples:
+            totals[tuple(sample.labels[label] for label in labels)] += int(sample.value)
+    return totals
+
+
+def read_last_event() -> float:
+    """Return the Unix time of the last verified event; 0 before the first."""
+    return sum(sample.value for metric in LAST_EVENT.collect() for sample in metric.samples)
+
+
 def exposition() -> bytes:
     """Return all series in the Prometheus text format."""
     return generate_latest(REGISTRY)

@@ -60,7 +60,9 @@ async def test_a_long_wait_is_a_warning(
     assert re.match(
         r"2 transitions unacknowledged, the oldest for 4\d\d s, 0 replays", group.meaning
     )
-    assert group.meaning.endswith("; no worker works for it")
+    assert group.meaning.endswith(
+        "; no worker calls it: start workers, or name it in their --handlers"
+    )
 
 
 def test_each_promise_has_its_worst_severity() -> None:
@@ -299,7 +301,7 @@ async def test_notifications_that_no_worker_fetches_are_a_warning(
     group = await found(settings, f"group {FETCH}")
     assert group.severity is Severity.WARNING
     assert group.meaning.startswith("1 notifications unacknowledged")
-    assert group.meaning.endswith("; no worker fetches: set STRIPE_API_KEY for one")
+    assert group.meaning.endswith("; no worker fetches: set STRIPE_API_KEY for a worker")
 
     now_ms = time.time() * 1000
     await connections.client.zadd(keys.workers(FETCH), {"w": now_ms})

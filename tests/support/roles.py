@@ -51,12 +51,17 @@ _BY_MODULE = {
     "stripe_api.cursors": WORKER,
     "stripe_api.rate_limit": WORKER,
     "stripe_api.unknown_events": WORKER,
+    "stripe_api.watch_report": WORKER,
+    # What receivers write is a part of it, which `test_users` runs.
+    "monitoring.publisher": WORKER,
+    "monitoring.activity": OPERATOR,
+    "monitoring.handler_state": OPERATOR,
     "operations.check": OPERATOR,
     "operations.selftest_redis": OPERATOR,
     "cli.dead_letters": OPERATOR,
 }
 # The functions of `delivery.consumer_groups` that only commands call.
-_OPERATORS_FUNCTIONS = {"group_names", "is_worked", "retire", "list_groups"}
+_OPERATORS_FUNCTIONS = {"group_names", "count_workers", "retire", "list_groups"}
 
 
 def are_wanted() -> bool:
