@@ -20,7 +20,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import structlog
@@ -145,21 +146,30 @@ async def _run(
                 parts.append(asyncio.create_task(_reconcile(context, stopping)))
         watches = [health.watch(), LOOP_LAG.watch(), *(reloader.run() for reloader in reloaders)]
         watching = [asyncio.create_task(watch) for watch in watches]
-        publisher = build_publisher(context, receives=options.receive, works=options.work)
-        parts_ended = asyncio.Event()
-        publishing = asyncio.create_task(publisher.run(parts_ended))
-        _tune_garbage_collector(works=bool(chosen))
-        _announce_start(Ports(web.port if web else None, admin.port), options)
-        await _wait_for_any(asyncio.create_task(stopping.wait()), *watching, *parts)
-        stopping.set()
-        await _stop(context, listeners, receives=options.receive)
-        ended = await _end(parts, watching)
-        parts_ended.set()
-        await publishing
+        async with _publishing(context, options):
+            _tune_garbage_collector(works=bool(chosen))
+            _announce_start(Ports(web.port if web else None, admin.port), options)
+            await _wait_for_any(asyncio.create_task(stopping.wait()), *watching, *parts)
+            stopping.set()
+            await _stop(context, listeners, receives=options.receive)
+            ended = await _end(parts, watching)
     for outcome in ended:
         if isinstance(outcome, Exception):
             raise outcome
     log.info("process.stopped")
+
+
+@asynccontextmanager
+async def _publishing(context: Context, options: _Options) -> AsyncIterator[None]:
+    """Publish what this process does, and when the block is left that it is gone."""
+    publisher = build_publisher(context, receives=options.receive, works=options.work)
+    stopping = asyncio.Event()
+    task = asyncio.create_task(publisher.run(stopping))
+    try:
+        yield
+    finally:
+        stopping.set()
+        await task
 
 
 def _announce_start(ports: Ports, options: _Options) -> None:
