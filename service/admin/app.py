@@ -20,8 +20,9 @@ from ..storage.redis_errors import unavailable_reason
 from ..telemetry import metrics
 from ..web.app import QuietApplication, Readiness, probes
 from . import static_files
+from .guard import Guard
 from .page import Page, PageError
-from .views import dead_letters, endpoints, handlers, overview, sessions
+from .views import dead_letters, endpoints, handlers, login, overview, sessions
 
 HOW_TO_GET_IT = (
     "The page for operators needs Jinja2: pip install 'identity-webhooks[page]'\n"
@@ -56,26 +57,23 @@ class _PageApp:
         await app(scope, receive, send)
 
 
-def _routed(page: Page) -> Starlette:
-    """Return the application of all pages, and of what is answered in their place."""
-    views = (overview, sessions, dead_letters, handlers, endpoints)
+def _routed(page: Page) -> ASGIApp:
+    """Return the application of all pages, and of what is answered in their place, guarded."""
+    views = (login, overview, sessions, dead_letters, handlers, endpoints)
     routes = [static_files.route(), *(route for view in views for route in view.routes(page))]
 
-    def respond(request: Request, error: PageError) -> Response:
-        context = {"title": error.title, "text": error.text}
-        return page.respond(request, "error.html", status=error.status, **context)
-
     async def mistake(request: Request, error: Any) -> Response:
-        return respond(request, error)
+        return page.respond_error(request, error)
 
     async def http_error(request: Request, error: Any) -> Response:
         title = _TITLES.get(error.status_code, "This request cannot be answered")
-        return respond(request, PageError(error.status_code, title))
+        return page.respond_error(request, PageError(error.status_code, title))
 
     async def unavailable(request: Request, error: Any) -> Response:
         is_ours = isinstance(error, Unavailable)
         reason = error.reason if is_ours else unavailable_reason(error)
-        return respond(request, PageError(503, "Redis does not answer", f"The reason is {reason}."))
+        said = PageError(503, "Redis does not answer", f"The reason is {reason}.")
+        return page.respond_error(request, said)
 
     app = Starlette(
         routes=routes,
@@ -88,4 +86,4 @@ def _routed(page: Page) -> Starlette:
         },
     )
     app.router.redirect_slashes = False
-    return app
+    return Guard(app, page)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -11,23 +11,10 @@ from starlette.responses import HTMLResponse, Response
 from ..config import Settings
 from ..storage.connections import Connections
 from ..storage.layout import Keys
+from .login import Logins
 
 if TYPE_CHECKING:
     from .rendering import Renderer
-
-
-class Viewer(NamedTuple):
-    """Who looks at the page.
-
-    Attributes:
-        name: The name of the token they logged in with; None without a login.
-        may_act: Whether they may replay and drop dead letters.
-        can_log_in: Whether there are tokens to log in with.
-    """
-
-    name: str | None = None
-    may_act: bool = False
-    can_log_in: bool = False
 
 
 class PageError(Exception):
@@ -57,6 +44,7 @@ class Page:
         self.settings = settings
         self.connections = connections
         self.keys = keys
+        self.logins = Logins(settings)
         self._renderer: Renderer | None = None
         self._loading = asyncio.Lock()
 
@@ -79,12 +67,17 @@ class Page:
         html = self._renderer.render(
             template,
             {
-                "viewer": getattr(request.state, "viewer", Viewer()),
+                "viewer": request.state.viewer,
                 "prefix": self.settings.redis_prefix,
                 **context,
             },
         )
         return HTMLResponse(html, status)
+
+    def respond_error(self, request: Request, error: PageError) -> Response:
+        """Return the response to a request with which something is wrong."""
+        context = {"title": error.title, "text": error.text}
+        return self.respond(request, "error.html", status=error.status, **context)
 
 
 def _make_renderer() -> Renderer:

@@ -110,6 +110,14 @@ class Keys(NamedTuple):
         """Return the key of a mode's budget of requests to Stripe's API: a string."""
         return f"{self.prefix}:api_rate:{'live' if is_live else 'test'}"
 
+    def form(self, token: str) -> str:
+        """Return the key of a form's token: a string, what it may be used for."""
+        return f"{self.prefix}:form:{token}"
+
+    def action(self, action_id: str) -> str:
+        """Return the key of the progress of an action that was started on the page: a string."""
+        return f"{self.prefix}:{{0}}:action:{action_id}"
+
     @property
     def layout(self) -> str:
         """The key of the layout's version and number of partitions: a hash."""

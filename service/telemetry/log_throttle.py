@@ -19,6 +19,7 @@ MAX_KINDS = 256
 
 THROTTLED = frozenset(
     {
+        "admin.login_failed",
         "backlog.filled",
         "circuit.still_open",
         "delivery.broken",

@@ -290,6 +290,22 @@ RECONCILE_PASSES = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+ADMIN_LOGINS = Counter(
+    "idv_admin_logins_total",
+    "Attempts to log in to the page, by outcome: logged_in or failed.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+ADMIN_ACTIONS = Counter(
+    "idv_admin_actions_total",
+    "Replays and drops of dead letters that were started on this process's page, by outcome: done,"
+    " interrupted or failed.",
+    ["action", "outcome"],
+    registry=REGISTRY,
+)
+# Prometheus sees an increase only if the series existed before it.
+for _outcome in ("logged_in", "failed"):
+    ADMIN_LOGINS.labels(_outcome)
 
 _loaded_secrets: set[tuple[str, str]] = set()
 

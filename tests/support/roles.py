@@ -48,6 +48,8 @@ _BY_MODULE = {
     "delivery.retention": WORKER,
     "delivery.dead_letters": OPERATOR,
     "delivery.letter_pages": OPERATOR,
+    "admin.forms": OPERATOR,
+    "admin.letter_actions": OPERATOR,
     "stripe_api.cursors": WORKER,
     "stripe_api.rate_limit": WORKER,
     "stripe_api.unknown_events": WORKER,

@@ -47,7 +47,7 @@ class Log:
 async def asgi_client(app: Any) -> AsyncIterator[httpx2.AsyncClient]:
     """Yield a client that calls *app*, and raises what it raises."""
     transport = httpx2.ASGITransport(app=app)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://tests") as client:
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
     # The request log records what was answered when the loop turn is over.
     await asyncio.sleep(0)

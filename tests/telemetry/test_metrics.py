@@ -34,6 +34,7 @@ SERIES = series()
 TYPES = {name.removeprefix(EVENT_TYPE_PREFIX) for name in STEP_RANKS} | {"other"}
 WORDS = {*Outcome, *RejectionReason, *UnavailableReason, "client_left"}
 LABELS = {
+    "action",
     "endpoint",
     "setting",
     "place",
