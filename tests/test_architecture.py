@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "monitoring": "transitions telemetry storage inbox delivery stripe_api",
         "server": "telemetry",
         "web": "telemetry inbox",
-        "admin": "telemetry storage web",
+        "admin": "stripe transitions telemetry storage delivery monitoring web",
         "operations": "stripe transitions storage inbox handlers stripe_api monitoring",
         "runtime": "stripe telemetry storage inbox handlers delivery stripe_api monitoring server"
         " web admin",

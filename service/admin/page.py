@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from ..config import Settings
+from ..errors import Unavailable, UnavailableReason
+from ..monitoring.handler_state import HandlerState
+from ..monitoring.overview import Overview, collect, unavailable
+from ..storage import health
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from .login import Logins
 
 if TYPE_CHECKING:
     from .rendering import Renderer
+
+# An overview is shown to all for so long: ten open pages read Redis as often as one.
+KEPT_S = 5.0
+
+# For each endpoint the fingerprints of its signing secrets, each with its place.
+LoadedSecrets = Mapping[str, Sequence[tuple[str, str]]]
 
 
 class PageError(Exception):
@@ -38,13 +51,26 @@ class Page:
         settings: The settings.
         connections: Clients of Redis; not those that admit or deliver events.
         keys: The names of keys there.
+        loaded_secrets: Returns the signing secrets of this process, by their fingerprints.
     """
 
-    def __init__(self, settings: Settings, connections: Connections, keys: Keys) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        connections: Connections,
+        keys: Keys,
+        *,
+        loaded_secrets: Callable[[], LoadedSecrets] = dict,
+    ) -> None:
         self.settings = settings
         self.connections = connections
         self.keys = keys
         self.logins = Logins(settings)
+        self.loaded_secrets = loaded_secrets
+        self._overview: Overview | None = None
+        self._no_answer: UnavailableReason | None = None
+        self._collected_at = -math.inf
+        self._collecting = asyncio.Lock()
         self._renderer: Renderer | None = None
         self._loading = asyncio.Lock()
 
@@ -78,6 +104,50 @@ class Page:
         """Return the response to a request with which something is wrong."""
         context = {"title": error.title, "text": error.text}
         return self.respond(request, "error.html", status=error.status, **context)
+
+    async def overview(self) -> Overview:
+        """Return the state of the deployment, at most `KEPT_S` old: also that Redis is away."""
+        async with self._collecting:
+            if self._overview is None or time.monotonic() - self._collected_at >= KEPT_S:
+                self._overview = await self._collect()
+                self._collected_at = time.monotonic()
+            return self._overview
+
+    async def handler_states(self) -> Sequence[HandlerState]:
+        """Return each handler that is configured or has a consumer group.
+
+        Raises:
+            Unavailable: Redis did not answer.
+        """
+        found = await self.overview()
+        if self._no_answer is not None:
+            raise Unavailable(self._no_answer)
+        return found.handlers
+
+    async def handler_state(self, request: Request) -> HandlerState:
+        """Return the handler that is named in a request's path.
+
+        Raises:
+            PageError: There is no such handler.
+            Unavailable: Redis did not answer.
+        """
+        for state in await self.handler_states():
+            if state.name == request.path_params["handler"]:
+                return state
+        raise PageError(404, "There is no such handler", "It is not configured and has no group.")
+
+    async def _collect(self) -> Overview:
+        self._no_answer = None
+        try:
+            return await collect(
+                self.connections,
+                self.keys,
+                self.settings,
+                lambda: health.inspect(self.connections, self.settings),
+            )
+        except Unavailable as error:
+            self._no_answer = error.reason
+            return unavailable(error.reason)
 
 
 def _make_renderer() -> Renderer:

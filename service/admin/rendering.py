@@ -13,11 +13,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ..monitoring.words import counted, duration
+from ..stripe.events import EVENT_TYPE_PREFIX
+from ..transitions.lifecycle import Status
 from . import paths, static_files
-
-_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
-# Up to this many of one unit, the smaller unit is shown.
-_UNITS = ((_DAY_S, 2 * _DAY_S, "d"), (_HOUR_S, 2 * _HOUR_S, "h"), (_MINUTE_S, 2 * _MINUTE_S, "min"))
 
 
 class Renderer:
@@ -34,10 +33,20 @@ class Renderer:
             cache_size=-1,
         )
         self._environment.globals.update(
-            paths=paths, to=paths.to, static=static_files.path_of, now=lambda: datetime.now(UTC)
+            paths=paths,
+            to=paths.to,
+            static=static_files.path_of,
+            now=lambda: datetime.now(UTC),
+            statuses=frozenset(Status),
         )
         self._environment.filters.update(
-            time=format_time, ago=format_ago, span=format_span, number=format_number, plural=plural
+            time=format_time,
+            ago=format_ago,
+            span=duration,
+            number=format_number,
+            plural=counted,
+            capitalize_first=capitalize_first,
+            event_type=lambda text: text.removeprefix(EVENT_TYPE_PREFIX),
         )
         for name in self._environment.list_templates(["html"]):
             self._environment.get_template(name)
@@ -67,19 +76,11 @@ def format_ago(at: datetime | None) -> Markup:
     if at is None:
         return Markup("never")
     seconds = (datetime.now(UTC) - at).total_seconds()
-    words = f"{format_span(seconds)} ago" if seconds >= 0 else f"in {format_span(-seconds)}"
+    words = f"{duration(seconds)} ago" if seconds >= 0 else f"in {duration(-seconds)}"
     local = at.astimezone()
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         local.isoformat(timespec="milliseconds"), f"{local:%Y-%m-%d %H:%M:%S %z}", words
     )
-
-
-def format_span(seconds: float) -> str:
-    """Return a length of time in its largest fitting unit, such as `4 s` or `3 h`."""
-    for unit_s, from_s, name in _UNITS:
-        if seconds >= from_s:
-            return f"{seconds / unit_s:.0f} {name}"
-    return f"{seconds:.0f} s"
 
 
 def format_number(number: int | None) -> str:
@@ -87,6 +88,6 @@ def format_number(number: int | None) -> str:
     return "unknown" if number is None else f"{number:,}"
 
 
-def plural(number: int, one: str, many: str = "") -> str:
-    """Return a number with its noun: `1 worker`, `2 workers`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+def capitalize_first(text: str) -> str:
+    """Return a text that begins with a capital, and is otherwise as it was."""
+    return text[:1].upper() + text[1:]

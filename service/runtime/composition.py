@@ -58,6 +58,7 @@ class Context(NamedTuple):
         health: What is known of Redis.
         tracing: Makes spans; None when tracing is off.
         api_keys: The keys of Stripe's API.
+        secrets: The signing secrets.
     """
 
     settings: Settings
@@ -67,6 +68,7 @@ class Context(NamedTuple):
     health: Health
     tracing: Tracing | None
     api_keys: ApiKeys
+    secrets: SigningSecrets
 
 
 def open_stripe_api(context: Context) -> AbstractAsyncContextManager[StripeApi]:
@@ -107,8 +109,7 @@ def build_key_reloaders(context: Context) -> list[Reloader[Any]]:
 
 def build_receiver(context: Context) -> tuple[Listener, list[Reloader[Any]]]:
     """Return the listener for Stripe, and what reloads its secrets and its allow list."""
-    settings = context.settings
-    secrets = SigningSecrets(settings.secrets)
+    settings, secrets = context.settings, context.secrets
     metrics.set_loaded_secrets(secrets.fingerprints_and_places())
     reloaders = [_secrets_reloader(secrets, context.environment)]
     allow_list = None
@@ -139,7 +140,7 @@ def build_receiver(context: Context) -> tuple[Listener, list[Reloader[Any]]]:
 def build_admin(context: Context, page_connections: Connections) -> Listener:
     """Return the listener for probes, metrics and the page, which has clients of its own."""
     settings = context.settings
-    page = Page(settings, page_connections, context.keys)
+    page = Page(settings, page_connections, context.keys, loaded_secrets=context.secrets.described)
     app = create_admin_app(context.health, page)
     return _listener(settings, app, settings.admin_port, max_connections=MAX_ADMIN_CONNECTIONS)
 

@@ -41,6 +41,7 @@ from ..storage.connections import connect
 from ..storage.health import Health
 from ..storage.layout import Keys
 from ..storage.redis_errors import unavailable_reason
+from ..stripe.signing_secrets import SigningSecrets
 from ..stripe_api.keys import ApiKeys
 from ..telemetry import tracing
 from ..telemetry.loop_lag import LOOP_LAG
@@ -132,7 +133,8 @@ async def _run(
     ):
         health = Health(connections, settings)
         api_keys = ApiKeys(settings.stripe_api_key)
-        context = Context(settings, environ, connections, keys, health, traced, api_keys)
+        secrets = SigningSecrets(settings.secrets)
+        context = Context(settings, environ, connections, keys, health, traced, api_keys, secrets)
         available = {**openers, FETCH: fetch_opener(context)}
         chosen = {name: available[name] for name in options.work}
         admin = build_admin(context, page_connections)

@@ -36,8 +36,14 @@ class SigningSecrets(Mapping[str, tuple[Secret[bytes], ...]]):
 
     def fingerprints_and_places(self) -> list[tuple[str, str]]:
         """Return the fingerprint of each secret with its place: `current` (first) or `old`."""
-        return [
-            (fingerprint(secret), "old" if place else "current")
-            for secrets in self._secrets.values()
-            for place, secret in enumerate(secrets)
-        ]
+        return [each for secrets in self.described().values() for each in secrets]
+
+    def described(self) -> dict[str, list[tuple[str, str]]]:
+        """Return the same by endpoint."""
+        return {
+            endpoint: [
+                (fingerprint(secret), "old" if place else "current")
+                for place, secret in enumerate(secrets)
+            ]
+            for endpoint, secrets in self._secrets.items()
+        }

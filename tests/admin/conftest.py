@@ -45,3 +45,10 @@ def open_page(make_page: Callable[..., Page]) -> OpenPage:
             yield client
 
     return open_it
+
+
+@pytest.fixture
+async def client(open_page: OpenPage) -> AsyncIterator[httpx2.AsyncClient]:
+    """Yield a client of a page that needs no login, and has none."""
+    async with open_page() as opened:
+        yield opened

@@ -58,6 +58,7 @@ _BY_MODULE = {
     "monitoring.publisher": WORKER,
     "monitoring.activity": OPERATOR,
     "monitoring.handler_state": OPERATOR,
+    "monitoring.latest_attempts": OPERATOR,
     "operations.check": OPERATOR,
     "operations.selftest_redis": OPERATOR,
     "cli.dead_letters": OPERATOR,

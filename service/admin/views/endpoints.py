@@ -1,4 +1,4 @@
-"""The page of endpoints."""
+"""Endpoints: ours with their signing secrets, and what Stripe is set up to send here."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ...config import WEBHOOK_PATH
 from .. import paths
 from ..page import Page
 
 
 def routes(page: Page) -> list[Route]:
-    """Return the routes of the page of endpoints."""
+    """Return the route of the endpoints."""
 
     async def show(request: Request) -> Response:
-        return page.respond(request, "endpoints.html")
+        endpoints = {
+            f"{WEBHOOK_PATH}/{name}" if name else WEBHOOK_PATH: secrets
+            for name, secrets in sorted(page.loaded_secrets().items())
+        }
+        overview = await page.overview()
+        return page.respond(request, "endpoints.html", endpoints=endpoints, overview=overview)
 
     return [Route(paths.ENDPOINTS, show)]

@@ -1,19 +1,92 @@
-"""The page of overview."""
+"""The overview: whether all is well, what came in and went out, and the state of each part."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ...errors import RejectionReason, UnavailableReason
+from ...monitoring.activity import Minute
 from .. import paths
+from ..charts import Chart, Series, draw
 from ..page import Page
+
+ADMITTED, WITHOUT_CHANGE, REJECTED, UNAVAILABLE = (
+    "admitted",
+    "without a change",
+    "rejected",
+    "answered with 503",
+)
+# A failed call is counted again as retried or dead_lettered.
+_CALLS = {"delivered": "good", "retried": "warn", "dead_lettered": "bad"}
 
 
 def routes(page: Page) -> list[Route]:
-    """Return the routes of the page of overview."""
+    """Return the routes of the overview."""
 
     async def show(request: Request) -> Response:
-        return page.respond(request, "overview.html")
+        overview = await page.overview()
+        minutes = overview.activity.minutes
+        return page.respond(
+            request,
+            "overview.html",
+            overview=overview,
+            received=chart_received(minutes),
+            outcomes=total([minute.received for minute in minutes]),
+            called=chart_calls(minutes),
+            calls=total_calls(minutes),
+        )
 
     return [Route(paths.OVERVIEW, show)]
+
+
+def chart_received(minutes: Sequence[Minute]) -> Chart:
+    """Return the chart of what came in, by what became of it."""
+    kinds = {ADMITTED: "good", WITHOUT_CHANGE: "quiet", REJECTED: "warn", UNAVAILABLE: "bad"}
+    counts: dict[str, list[int]] = {name: [0] * len(minutes) for name in kinds}
+    for index, minute in enumerate(minutes):
+        for outcome, count in minute.received.items():
+            counts[_group(outcome)][index] += count
+    series = [Series(name, kinds[name], values) for name, values in counts.items()]
+    return draw("In: requests on the webhook path", [each.at for each in minutes], series)
+
+
+def chart_calls(minutes: Sequence[Minute]) -> Chart:
+    """Return the chart of the calls of all handlers, by outcome."""
+    series = [
+        Series(
+            outcome.replace("_", "-"),
+            kind,
+            [sum(each.get(outcome, 0) for each in minute.delivered.values()) for minute in minutes],
+        )
+        for outcome, kind in _CALLS.items()
+    ]
+    return draw("Out: calls of handlers", [each.at for each in minutes], series)
+
+
+def _group(outcome: str) -> str:
+    if outcome == ADMITTED:
+        return ADMITTED
+    if outcome in [*RejectionReason]:
+        return REJECTED
+    return UNAVAILABLE if outcome in [*UnavailableReason] else WITHOUT_CHANGE
+
+
+def total_calls(minutes: Sequence[Minute]) -> dict[str, dict[str, int]]:
+    """Return for each handler the sums of its calls by outcome."""
+    handlers = sorted({handler for minute in minutes for handler in minute.delivered})
+    return {
+        each: total([minute.delivered.get(each, {}) for minute in minutes]) for each in handlers
+    }
+
+
+def total(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Return the sums of counts by outcome, the greatest first."""
+    sums: dict[str, int] = {}
+    for each in counts:
+        for outcome, count in each.items():
+            sums[outcome] = sums.get(outcome, 0) + count
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))

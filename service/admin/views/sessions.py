@@ -1,4 +1,4 @@
-"""The page of sessions."""
+"""Sessions: the search."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from ..page import Page
 
 
 def routes(page: Page) -> list[Route]:
-    """Return the routes of the page of sessions."""
+    """Return the route of the search."""
 
     async def show(request: Request) -> Response:
-        return page.respond(request, "sessions.html")
+        overview = await page.overview()
+        return page.respond(
+            request,
+            "sessions.html",
+            text="",
+            problem="",
+            found=None,
+            reversals=overview.reversals,
+        )
 
     return [Route(paths.SESSIONS, show)]
