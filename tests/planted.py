@@ -1007,6 +1007,20 @@ MUTANTS = (
         "telemetry/test_logs.py",
     ),
     Mutant(
+        "production shows what handlers were called with",
+        "service/telemetry/logs.py",
+        "    if not _mode.has_tracebacks or error",
+        "    if error",
+        "telemetry/test_logs.py",
+    ),
+    Mutant(
+        "a terminal shows whatever a field holds",
+        "service/telemetry/logs.py",
+        "terminal_log.render(sanitize(fields), ",
+        "terminal_log.render(fields, ",
+        "telemetry/test_logs.py",
+    ),
+    Mutant(
         "a signing secret in a log line counts as clean",
         "service/telemetry/redaction.py",
         '        and b"whsec_" not in line\n',

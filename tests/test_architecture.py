@@ -266,7 +266,7 @@ def test_only_settings_are_read_by_name(name: str) -> None:
     owned = {
         "environment": {"CREDENTIALS_DIRECTORY"},
         "runtime.embedded_redis": {"REDIS_SERVER", "PATH"},
-        "cli.defaults": {"REDIS_URL", "REDIS_URL_FILE", "PORT", "PORT_FILE"},
+        "cli.defaults": {"REDIS_URL", "REDIS_URL_FILE", "PORT", "PORT_FILE", "NO_COLOR"},
         "telemetry.tracing": {"OTEL_SDK_DISABLED", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"},
     }
 

@@ -78,7 +78,9 @@ def change(
 def configure_logging() -> None:
     """Log to standard error: standard output holds the result."""
     settings = defaults.read_settings()
-    logs.configure(settings.log_level, settings.log_format, sys.stderr.buffer)
+    logs.configure(
+        settings.log_level, settings.log_format, sys.stderr.buffer, colors=defaults.allows_colors()
+    )
 
 
 def print_result(result: dict[str, Any], *, as_json: bool) -> None:

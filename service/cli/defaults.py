@@ -58,6 +58,11 @@ def names_redis(environ: Mapping[str, str]) -> bool:
     return bool(environ.get("REDIS_URL") or environ.get("REDIS_URL_FILE"))
 
 
+def allows_colors() -> bool:
+    """Say whether the user wants colors on terminals (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR")
+
+
 def is_address(host: str) -> bool:
     """Say whether a text can be HOST: an IP address, or empty."""
     try:

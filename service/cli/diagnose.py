@@ -39,7 +39,9 @@ def check(*, as_json: bool) -> None:
     """
     environ = defaults.environment()
     settings = Settings.from_environ(environ)
-    logs.configure(settings.log_level, settings.log_format, sys.stderr.buffer)
+    logs.configure(
+        settings.log_level, settings.log_format, sys.stderr.buffer, colors=defaults.allows_colors()
+    )
     findings = terminal.run_async(lambda: collect_findings(settings, environ))
     if as_json:
         terminal.print_json([finding._asdict() for finding in findings])

@@ -75,14 +75,13 @@ def _run_dev(environ: dict[str, str]) -> None:
         defaults.make_signing_secret()
         environ = environ | {f"{SECRETS}_FILE": str(defaults.SIGNING_SECRET)}
         settings = Settings.from_environ(environ)
-    _configure_logging(settings)
+    _configure_logging(settings, tracebacks=True)
     try:
         process.run(
             settings,
             environ,
             receive=True,
             work=settings.all_handlers,
-            print_tracebacks=True,
             on_started=lambda ports: _print_welcome(ports, makes_secret=makes_secret),
         )
     finally:
@@ -107,9 +106,14 @@ def _print_welcome(ports: process.Ports, *, makes_secret: bool) -> None:
         terminal.print_note(f"{label:>15}  {text}")
 
 
-def _configure_logging(settings: Settings) -> None:
+def _configure_logging(settings: Settings, *, tracebacks: bool = False) -> None:
     """Log for as long as this process runs, its crashes included."""
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(
+        settings.log_level,
+        settings.log_format,
+        colors=defaults.allows_colors(),
+        tracebacks=tracebacks,
+    )
     logs.log_unhandled_errors()
     # A crash of the interpreter itself leaves no log line, but a stack on standard error.
     faulthandler.enable()

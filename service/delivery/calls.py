@@ -11,8 +11,13 @@ import asyncio
 import structlog
 
 from ..handlers import AnyHandler
-from ..telemetry import metrics
-from .sources import Item
+from ..parsers import FETCH
+from ..telemetry import logs, metrics
+from ..transitions.transition import StatusTransition
+from .sources import Item, log_fields
+
+# Handlers that write a line about each call themselves.
+_LOG_THEMSELVES = {"log", FETCH}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -43,8 +48,25 @@ class HandlerCalls:
             # Canceled while waiting, the call may run on: `cancel_all` still has to find it.
             if call.task.done():
                 self._calls.discard(call)
-        self._seconds.observe(asyncio.get_running_loop().time() - call.started_at)
-        return call.outcome()
+        seconds = asyncio.get_running_loop().time() - call.started_at
+        self._seconds.observe(seconds)
+        error = call.outcome()
+        if error is None and logs.shows_hand_overs():
+            self._log_hand_over(item, seconds)
+        return error
+
+    def _log_hand_over(self, item: Item, seconds: float) -> None:
+        if self._name not in _LOG_THEMSELVES and isinstance(item, StatusTransition):
+            log.info(
+                "delivery.delivered",
+                **log_fields(item),
+                previous=item.previous,
+                current=item.current,
+                reversal=item.reversal,
+                replay=item.replay,
+                handler=self._name,
+                duration_ms=round(seconds * 1000, 3),
+            )
 
     async def cancel_all(self) -> None:
         """Cancel every call and wait until all have ended."""

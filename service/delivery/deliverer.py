@@ -41,7 +41,8 @@ from redis.exceptions import RedisError, ResponseError
 from ..errors import UNDELIVERABLE, Undeliverable, reason_word
 from ..handlers import AnyHandler, destination_of
 from ..handlers.failures import error_word, place, unreachable_reason
-from ..telemetry import metrics
+from ..parsers import FETCH
+from ..telemetry import logs, metrics
 from ..transitions.transition import is_selftest
 from .backlog import FinalFailure, Session
 from .calls import HandlerCalls
@@ -200,11 +201,21 @@ class Deliverer:
             await self._consumer.ack(delivery)
             return None
         self._failed.inc()
+        was_open = circuit.is_open
         if (reason := unreachable_reason(error)) is None:
             circuit.record_failure(session, is_timeout=isinstance(error, TimeoutError))
         elif circuit.record_unreachable(session, reason, successes_before=successes_before):
+            if not was_open:
+                self._show_traceback(error)
             return WaitForCircuit(circuit)
-        return await self._record_failure(session, delivery, error)
+        postponed = await self._record_failure(session, delivery, error)
+        self._show_traceback(error)
+        return postponed
+
+    def _show_traceback(self, error: BaseException) -> None:
+        """Show it below the line that was logged; of our own handler, that says everything."""
+        if self._name != FETCH:
+            logs.show_traceback(error)
 
     def _circuit_for(self, item: Item) -> CircuitBreaker:
         destination = self._destination(item) if self._destination else ""

@@ -7,7 +7,6 @@ message or value of an exception: those may quote settings.
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from importlib import import_module
@@ -15,7 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import ConfigError, Unreachable
-from . import BUILT_IN, ENTRY_POINT_GROUP, AnyHandler, AnyOpener, Handler, OpenHandler, wrap
+from . import BUILT_IN, ENTRY_POINT_GROUP, AnyHandler, AnyOpener, Handler, OpenHandler
 from .failures import class_name, definition, is_raised_by_handler, place, unreachable_reason
 
 _PLAIN = (
@@ -103,20 +102,6 @@ async def check(name: str, handler: AnyHandler) -> bool:
             raise Unreachable(word) from None
         raise _cannot(name, "be checked", error, method) from None
     return True
-
-
-def print_tracebacks(handler: AnyHandler) -> AnyHandler:
-    """Return *handler* with the traceback of each failed call printed on standard error."""
-
-    async def handle(item: Any, /) -> None:
-        try:
-            await handler(item)
-        except Exception as error:
-            own = error.__traceback__
-            traceback.print_exception(type(error), error, own and own.tb_next)
-            raise
-
-    return wrap(handler, handle)
 
 
 def _import(path: str) -> Callable[..., Any]:

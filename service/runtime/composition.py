@@ -19,11 +19,11 @@ from .. import config
 from ..admin.app import create_admin_app
 from ..admin.page import Page
 from ..config import Settings
-from ..handlers import AnyHandler, AnyOpener, loading
+from ..handlers import AnyHandler, AnyOpener
 from ..inbox.admission import Inbox
 from ..inbox.receiver import Receiver
 from ..monitoring.publisher import Kind, Publisher
-from ..parsers import FETCH, Network
+from ..parsers import Network
 from ..secret import Secret
 from ..server.listener import Listener
 from ..storage.connections import Connections
@@ -151,20 +151,9 @@ def build_publisher(context: Context, *, receives: bool, works: Sequence[str]) -
     return Publisher(context.connections, context.keys, context.health, kind=kind, works=works)
 
 
-def wrap_handlers(
-    context: Context, opened: Mapping[str, AnyHandler], *, print_tracebacks: bool
-) -> Mapping[str, AnyHandler]:
-    """Return open handlers with the tracing and the tracebacks that the process is to have."""
-    wrapped = opened
-    if context.tracing is not None:
-        wrapped = trace_handlers(context.tracing, wrapped)
-    if print_tracebacks:
-        # Not those of our own handler: the log says what they could say.
-        wrapped = {
-            name: handler if name == FETCH else loading.print_tracebacks(handler)
-            for name, handler in wrapped.items()
-        }
-    return wrapped
+def wrap_handlers(context: Context, opened: Mapping[str, AnyHandler]) -> Mapping[str, AnyHandler]:
+    """Return open handlers, each call in a span if the process is traced."""
+    return opened if context.tracing is None else trace_handlers(context.tracing, opened)
 
 
 def _secrets_reloader(secrets: SigningSecrets, environ: Mapping[str, str]) -> Reloader[Any]:

@@ -80,7 +80,6 @@ class _Options(NamedTuple):
 
     receive: bool
     work: Sequence[str]
-    print_tracebacks: bool
     on_started: Callable[[Ports], None]
 
 
@@ -90,7 +89,6 @@ def run(
     *,
     receive: bool,
     work: Sequence[str] = (),
-    print_tracebacks: bool = False,
     on_started: Callable[[Ports], None] = lambda _: None,
 ) -> None:
     """Run one process until SIGTERM or SIGINT, then stop it in order.
@@ -100,15 +98,13 @@ def run(
         environ: What handlers read their own settings from.
         receive: Whether to listen for Stripe.
         work: The names of the handlers to call: some of the settings' handlers, and `fetch`.
-        print_tracebacks: Whether to print the traceback of each failed call of a handler, which may
-            quote what the handler was called with.
         on_started: Called once all ports are open.
 
     Raises:
         ConfigError: A setting, the layout in Redis or a port is wrong.
         Exception: Any other error that ended the process; it has been logged.
     """
-    options = _Options(receive, work, print_tracebacks, on_started)
+    options = _Options(receive, work, on_started)
     try:
         with tracing.open_tracing(environ) as traced:
             uvloop.run(_run(settings, environ, options, traced))
@@ -205,7 +201,7 @@ async def _work(
             await context.health.usable.wait()
             await _create_groups(context)
             is_ready = True
-            called = wrap_handlers(context, opened, print_tracebacks=options.print_tracebacks)
+            called = wrap_handlers(context, opened)
             worker = Worker(context.connections, context.keys, context.settings, called)
             with blocking.detecting():
                 await worker.run(stopping)

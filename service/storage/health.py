@@ -140,9 +140,7 @@ class Health:
         metrics.REDIS_ERRORS.labels(reason).inc()
         if not self._is_logged_as_lost or reason is not self._no_answer:
             self._no_answer, self._is_logged_as_lost = reason, True
-            log.error(
-                "redis.lost", reason=reason, address=display_address(self._settings.redis_url)
-            )
+            log.error("redis.lost", reason=reason, server=display_address(self._settings.redis_url))
 
     def _note_findings(self, found: list[Finding]) -> None:
         """Export *found*, and log the findings that were not there before."""

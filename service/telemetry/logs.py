@@ -1,9 +1,9 @@
 """Configures logging: structlog's, with the standard library's loggers sent the same way.
 
-A line passes the throttle, `_order_fields`, a sanitizing renderer (JSON, or text on a terminal)
-and the `LogSink`. Field names are those of the types (`event_id`, `session_id`, `current` …);
-`event` is what happened, as `noun.verb_past`. What may appear in a line is decided in `redaction`
-and by the log calls.
+A line passes the throttle, `_order_fields`, a sanitizing renderer (JSON, or on a terminal the text
+of `terminal_log`) and the `LogSink`. Field names are those of the types (`event_id`, `session_id`,
+`current` …); `event` is what happened, as `noun.verb_past`. What may appear in a line is decided in
+`redaction` and by the log calls.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
 from ..config import LogFormat, LogLevel
+from . import terminal_log
 from .log_throttle import LogThrottle
 from .log_writer import LogSink
-from .redaction import is_clean, sanitize
+from .redaction import is_clean, sanitize, sanitize_text
 
 LIBRARY_LEVEL = logging.WARNING
 LIBRARIES = (
@@ -38,20 +39,46 @@ MAX_FRAMES = 20
 
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
+
+class _Mode(NamedTuple):
+    """What is written: text or JSON, and whether with tracebacks."""
+
+    is_text: bool = False
+    has_tracebacks: bool = False
+
+
 # The configured sink, if there is one.
 _sinks: list[LogSink] = []
+_mode = _Mode()
 
 
-def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = None) -> None:
-    """Send every log line of this process to *stream* (standard output), in one format."""
+def configure(
+    level: LogLevel,
+    log_format: LogFormat,
+    stream: BinaryIO | None = None,
+    *,
+    colors: bool = True,
+    tracebacks: bool = False,
+) -> None:
+    """Send every log line of this process to one output, in one format.
+
+    Args:
+        level: The lowest severity to write.
+        log_format: The format.
+        stream: The output; standard output unless given.
+        colors: Whether text on a terminal may be colored.
+        tracebacks: Whether `show_traceback` shows anything.
+    """
+    global _mode  # noqa: PLW0603 - a process has one log
     out = sys.stdout.buffer if stream is None else stream
     is_terminal = out.isatty()
     is_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not is_terminal)
     min_level = logging.getLevelNamesMapping()[level.upper()]
     processors: list[Processor] = [
         _order_fields,
-        *([_render_json] if is_json else _render_text(colors=is_terminal)),
+        _render_json if is_json else _text_renderer(colors=colors and is_terminal),
     ]
+    _mode = _Mode(is_text=not is_json, has_tracebacks=tracebacks)
     throttle = LogThrottle()
     sink = LogSink(out, partial(_lines_dropped, processors))
     for replaced in _sinks:
@@ -67,6 +94,32 @@ def configure(level: LogLevel, log_format: LogFormat, stream: BinaryIO | None = 
     )
     handler = _LibraryHandler(sink, processors, throttle)
     _configure_libraries(handler, max(min_level, LIBRARY_LEVEL))
+
+
+def shows_hand_overs() -> bool:
+    """Say whether each call of a handler that returned is to be logged.
+
+    Only people want that line: in JSON it would double the size of a worker's log, to say what the
+    metrics count. So there it costs no more than this call.
+    """
+    return _mode.is_text
+
+
+def show_traceback(error: BaseException) -> None:
+    """Show a developer where a handler raised *error*, right below the line logged last.
+
+    Only `dev` is configured to: a traceback may quote what the handler was called with. The frame
+    that called the handler is left out. Beside a log in JSON it goes to standard error.
+    """
+    if not _mode.has_tracebacks or error.__traceback__ is None:
+        return
+    shown = "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next))
+    lines = [sanitize_text(line) for line in shown.splitlines()]
+    if not _mode.is_text:
+        sys.stderr.write("\n".join([*lines, ""]))
+        return
+    for sink in _sinks:
+        sink.write("\n".join(f"    {line}" for line in lines).encode())
 
 
 async def wait_until_written(within_s: float) -> None:
@@ -221,28 +274,8 @@ def _render_json(_: Any, __: str, fields: EventDict) -> bytes:
     return orjson.dumps(sanitize(fields), option=orjson.OPT_UTC_Z)
 
 
-def _render_text(*, colors: bool) -> list[Processor]:
-    console = structlog.dev.ConsoleRenderer(
-        colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
-    )
-    return [
-        lambda _, __, fields: sanitize(fields),
-        _exception_as_text,
-        console,
-        lambda _, __, line: str(line).encode(),
-    ]
+def _text_renderer(*, colors: bool) -> Processor:
+    def render(_: Any, __: str, fields: EventDict) -> bytes:
+        return terminal_log.render(sanitize(fields), colors=colors).encode()
 
-
-def _exception_as_text(_: Any, __: str, fields: EventDict) -> EventDict:
-    if isinstance(fields.get("exception"), list):
-        fields["exception"] = "\n".join(_exception_lines(fields["exception"], ""))
-    return fields
-
-
-def _exception_lines(chain: list[dict[str, Any]], indent: str) -> list[str]:
-    lines = []
-    for described in chain:
-        lines.append(f"{indent}{described['class']}")
-        lines += [f"{indent}  {frame}" for frame in described["frames"]]
-        lines += _exception_lines(described.get("exceptions", []), indent + "    ")
-    return lines
+    return render

@@ -113,7 +113,8 @@ def one_line(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], encodable)
 
 
-def _text(text: str) -> str:
+def sanitize_text(text: str) -> str:
+    """Return *text* on one line, bounded, with everything that looks like a secret masked."""
     # Scrub before the final cut: half a secret no longer looks like one.
     return one_line(scrub(text[: 2 * MAX_CHARACTERS])[:MAX_CHARACTERS])
 
@@ -121,12 +122,12 @@ def _text(text: str) -> str:
 @lru_cache(maxsize=1024)
 def _sanitize_key(key: str) -> tuple[str, bool]:
     """Return the text of a key, and whether its value must be masked."""
-    return _text(key), key.lower().replace("-", "_") in FORBIDDEN_KEYS
+    return sanitize_text(key), key.lower().replace("-", "_") in FORBIDDEN_KEYS
 
 
 def _sanitize_value(value: object, depth: int) -> Any:
     if isinstance(value, str):
-        return _text(value)
+        return sanitize_text(value)
     if value is None or isinstance(value, bool | float | datetime):
         return value
     if isinstance(value, int):
@@ -144,5 +145,5 @@ def _describe(value: object) -> str:
         return f"{len(value)} bytes"
     if not isinstance(value, BaseException):
         with suppress(Exception):
-            return _text(repr(value))
+            return sanitize_text(repr(value))
     return type(value).__name__

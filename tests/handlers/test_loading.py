@@ -262,27 +262,3 @@ async def test_a_coroutine_function_needs_no_opener(
         destination = destination_of(opened[path])
     assert importlib.import_module("acme_bare").taken == [transition()]
     assert (destination is not None) == (name == "instance")
-
-
-async def test_tracebacks_are_printed_and_the_destination_stays(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """In `dev`, a failed call prints its traceback; the handler's destinations stay known."""
-
-    class Failing(Own):
-        async def __call__(self, transition: StatusTransition, /) -> None:
-            raise LookupError("shown in dev only")
-
-        def destination(self, transition: StatusTransition) -> str:
-            return transition.current
-
-    handler = loading.print_tracebacks(Failing())
-    with pytest.raises(LookupError):
-        await handler(transition())
-
-    destination = destination_of(handler)
-    assert destination is not None
-    assert destination(transition()) == "verified"
-    printed = capsys.readouterr().err
-    assert printed.startswith("Traceback (most recent call last):")
-    assert printed.endswith("LookupError: shown in dev only\n")

@@ -153,7 +153,7 @@ class TestReadiness:
         assert words == ["redis.recovered", "redis.lost"] * 2 + ["redis.recovered"]
         lost = [line for line in lines if line["event"] == "redis.lost"]
         assert {line["reason"] for line in lost} == {UnavailableReason.REDIS_UNREACHABLE}
-        assert {line["address"] for line in lost} == {f"127.0.0.1:{proxy.port}"}
+        assert {line["server"] for line in lost} == {f"127.0.0.1:{proxy.port}"}
 
     async def test_a_draining_process_is_not_ready(self, watched: tuple[Health, Any, Any]) -> None:
         """A process that is about to stop is not ready, whatever the state of Redis."""

@@ -85,15 +85,17 @@ def _configure() -> Iterator[Configure]:
         log_format: LogFormat = LogFormat.JSON,
         level: LogLevel = LogLevel.INFO,
         out: Out | None = None,
+        **options: bool,
     ) -> Out:
         out = out or Out()
-        logs.configure(level, log_format, out)
+        logs.configure(level, log_format, out, **options)
         return out
 
     yield configure
     for sink in logs._sinks:
         sink.close()
     logs._sinks.clear()
+    logs._mode = logs._Mode()
     logging.captureWarnings(capture=False)
     sys.unraisablehook, threading.excepthook = hooks
     if before is None:
@@ -173,9 +175,9 @@ def test_formats(
     """By default a terminal gets colored text, other outputs JSON; a file never gets colors."""
     out = configure(log_format, out=Out(is_terminal=is_terminal))
 
-    logger().info("event.admitted")
+    logger().info("process.started")
 
-    assert "event.admitted" in out.text
+    assert "process.started" in out.text
     assert out.text.startswith("{") is is_json
     assert ("\x1b[" in out.text) is is_colored
 
@@ -199,6 +201,51 @@ def test_of_an_exception_only_class_and_place_are_logged(
         assert out.text.count(f"builtins.{name}") == 2
     assert out.text.count(f"{__file__}:") >= 4
     assert " fail" in out.text
+
+
+@FORMATS
+def test_a_developer_sees_tracebacks(
+    configure: Configure, log_format: LogFormat, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Right below the line on a terminal, beside JSON on standard error; without secrets."""
+
+    def lose() -> None:
+        raise LookupError(f"no user 7\x1b[2J\nfor whsec_{CANARY}")
+
+    def write(*, tracebacks: bool) -> tuple[str, str]:
+        out = configure(log_format, tracebacks=tracebacks)
+        try:
+            lose()
+        except LookupError as error:
+            logger().warning("delivery.retried")
+            logs.show_traceback(error)
+            logger().info("event.admitted")
+        return out.text, capfd.readouterr().err
+
+    text, err = write(tracebacks=False)
+    assert text.count("\n") == 2
+    text, err = write(tracebacks=True)
+    if log_format is LogFormat.CONSOLE:
+        failed, *shown, last = text.splitlines()
+        assert ("delivery.retried" in failed, "evt_1" in last) == (True, False)
+    else:
+        shown = err.splitlines()
+    assert shown[0].strip() == "Traceback (most recent call last):"
+    assert [line.strip() for line in shown[-2:]] == [
+        "LookupError: no user 7\\x1b[2J",
+        f"for {MASK}",
+    ]
+    assert all(line.startswith("    ") for line in shown) == (log_format is LogFormat.CONSOLE)
+
+
+def test_colors_can_be_switched_off(configure: Configure) -> None:
+    """A terminal gets no colors where the user wants none."""
+    out = configure(LogFormat.AUTO, out=Out(is_terminal=True), colors=False)
+
+    logger().error("process.failed")
+
+    assert out.text.endswith(" !! process.failed\n")
+    assert "\x1b" not in out.text
 
 
 def test_exceptions_are_structured(configure: Configure) -> None:
