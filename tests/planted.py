@@ -1007,8 +1007,8 @@ MUTANTS = (
     Mutant(
         "a choice about durability is an alarm",
         "service/monitoring/verdict.py",
-        "            is_choice = one.name in _CHOICES and severity is Severity.WARNING\n",
-        "            is_choice = False\n",
+        "        is_choice = one.name in _CHOICES and one.severity is Severity.WARNING\n",
+        "        is_choice = False\n",
         "monitoring/test_verdict.py",
     ),
     # The process: it listens and waits, and leaves nothing behind for what did not open.

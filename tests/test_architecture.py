@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "operations": "stripe transitions storage inbox handlers stripe_api monitoring",
         "runtime": "stripe telemetry storage inbox handlers delivery stripe_api monitoring server"
         " web admin",
-        "cli": "stripe transitions telemetry storage inbox delivery stripe_api operations runtime",
+        "cli": "stripe transitions telemetry storage inbox delivery stripe_api monitoring"
+        " operations runtime",
     }.items()
 }
 # Imports between packages that only some modules may use.
@@ -52,7 +53,7 @@ OWNERS = {
     "uvicorn": {"server"},
     "uvloop": {"runtime.process"},
     "click": {"cli"},
-    "rich": {"cli.terminal"},
+    "rich": {"cli.terminal", "cli.status_view"},
     "httpx2": {"operations.sender", "stripe_api.client"},
     "prometheus_client": {"telemetry.metrics"},
     "opentelemetry": {"telemetry.tracing"},

@@ -21,7 +21,7 @@ from ..inbox.session_record import SessionRecord
 from ..operations.check import collect_findings, worst_by_promise
 from ..operations.selftest import Row, Selftest
 from ..operations.selftest_redis import inspect_redis
-from ..storage.assessment import Finding, Severity
+from ..storage.assessment import RANKS, Finding, Severity
 from ..stripe.events import EVENT_TYPE_PREFIX
 from ..telemetry import logs
 from ..telemetry.redaction import scrub
@@ -46,13 +46,21 @@ def check(*, as_json: bool) -> None:
     if as_json:
         terminal.print_json([finding._asdict() for finding in findings])
     else:
-        rows = [(*one[:2], ", ".join(one.promises), one.meaning) for one in findings]
-        terminal.print_rows(Finding._fields, rows, as_json=False, prose=("promises", "meaning"))
-        columns = ("promise", "severity", "because of")
-        worst = worst_by_promise(findings)
-        terminal.print_rows(columns, worst, as_json=False, prose=("because of",))
+        _print_findings(findings)
     if any(finding.severity is Severity.FATAL for finding in findings):
         sys.exit(terminal.EXIT_FAILED)
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    """Print two tables, what has to be done first: all findings, and what they mean together."""
+    rows = [(one.severity, one.name, one.meaning) for one in findings]
+    worst = [(severity, promise, names) for promise, severity, names in worst_by_promise(findings)]
+    for found in (rows, worst):
+        found.sort(key=lambda row: -RANKS[row[0]])
+    terminal.print_rows(("severity", "finding", "meaning"), rows, as_json=False, prose=("meaning",))
+    click.echo()
+    columns = ("severity", "promise", "because of")
+    terminal.print_rows(columns, worst, as_json=False, prose=("because of",))
 
 
 @click.command()

@@ -17,19 +17,23 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 import orjson
 from redis.exceptions import RedisError
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import Unavailable, UnavailableReason
+from ..monitoring.overview import describe_no_answer
 from ..secret import Secret
+from ..storage.assessment import Severity
 from ..storage.connections import display_address
 from ..storage.redis_errors import unavailable_reason
 
@@ -44,14 +48,8 @@ _NOTES = Console(stderr=True, highlight=False)
 # Wider than any table, so that nothing printed to a pipe is cut or folded.
 _UNBOUNDED = 100_000
 
-_MEANINGS = {
-    UnavailableReason.REDIS_SLOW: "does not answer in time",
-    UnavailableReason.REDIS_UNTRUSTED: "and this process do not trust each other's certificate",
-    UnavailableReason.REDIS_UNAUTHORIZED: "refuses the user, its password or its command",
-    UnavailableReason.REDIS_FULL: "is full",
-    UnavailableReason.REDIS_REFUSED: "answers with an error",
-    UnavailableReason.NOT_DURABLE: "cannot keep writes as DURABILITY asks",
-}
+# The colours of the words for how bad something is.
+SEVERITY_STYLES = {"fatal": "bold red", "warning": "yellow", "fine": "green"}
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 
@@ -70,7 +68,7 @@ def run_async(call: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
 
 def describe_unavailable(reason: UnavailableReason, url: Secret[str]) -> str:
     """Return one line on what is wrong with Redis: with its host and port, without credentials."""
-    meaning = _MEANINGS.get(reason, "does not answer")
+    meaning = describe_no_answer(reason)
     return f"Redis at {display_address(url)} {meaning} ({reason}); REDIS_URL says where"
 
 
@@ -93,15 +91,42 @@ def print_rows(
     for column in columns:
         table.add_column(Text(column), no_wrap=column not in prose, overflow="fold")
     for row in rows:
-        table.add_row(*(Text("" if cell is None else escape(str(cell))) for cell in row))
+        table.add_row(*map(_cell, row))
+    print_view(table)
+
+
+def _cell(value: object) -> Text:
+    style = SEVERITY_STYLES.get(value, "") if isinstance(value, Severity) else ""
+    return Text("" if value is None else escape(str(value)), style)
+
+
+def print_view(view: RenderableType) -> None:
+    """Print what rich has arranged, wide enough that no cell is cut."""
     # Rich cuts cells that do not fit. A console as wide as the widest row needs never does.
     console = Console()
-    needed = console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum
+    needed = console.measure(view, options=console.options.update(width=_UNBOUNDED)).minimum
     console.width = max(needed, console.width) if console.is_terminal else _UNBOUNDED
     with console.capture() as captured:
-        console.print(table)
+        console.print(view)
     for line in captured.get().splitlines():
         click.echo(line.rstrip())
+
+
+@contextmanager
+def live_view() -> Iterator[Callable[[RenderableType], None]]:
+    """Yield a function that replaces what is shown on a terminal; elsewhere it prints it below."""
+    console = Console()
+    if not console.is_terminal:
+        yield print_view
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        yield partial(live.update, refresh=True)
+
+
+def draws_charts() -> bool:
+    """Say whether standard output is a terminal that shows more than ASCII."""
+    console = Console()
+    return console.is_terminal and console.encoding.lower().startswith("utf")
 
 
 def escape_unencodable_output() -> None:

@@ -6,6 +6,7 @@ session, except its id and its statuses.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +18,8 @@ from ..config import DAY_S
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from ..storage.scripts import Script
+from ..stripe_api import watch_report
+from ..stripe_api.watch_report import WatchReport
 from .publisher import FORGET_AFTER_S, MINUTE_S, Life
 
 # A process writes a sign of life every 5 s. Without one for so long it does not count as alive.
@@ -122,7 +125,7 @@ class Activity(NamedTuple):
         days: The 7 days up to today, the oldest first.
         reversals: The latest, the newest first.
         last_event_at: When the last verified event came; None if none came within 7 days.
-        watch_report: What the worker that reconciles left, as it is stored; None for nothing.
+        watch_report: What the worker that reconciles has reported; None for nothing.
     """
 
     processes: tuple[Process, ...] = ()
@@ -130,7 +133,7 @@ class Activity(NamedTuple):
     days: tuple[Day, ...] = ()
     reversals: tuple[Reversal, ...] = ()
     last_event_at: datetime | None = None
-    watch_report: bytes | None = None
+    watch_report: WatchReport | None = None
 
     @property
     def receivers(self) -> tuple[Process, ...]:
@@ -153,7 +156,7 @@ async def read_activity(connections: Connections, keys: Keys) -> Activity:
     last_minute, today = int(now // MINUTE_S), int(now // DAY_S)
     minutes = range(last_minute - MINUTES + 1, last_minute + 1)
     days = range(today - DAYS + 1, today + 1)
-    now_ms, processes, reversals, watch_report, *counts = await connections.run_one(
+    now_ms, processes, reversals, report, *counts = await connections.run_one(
         _READ_ACTIVITY,
         [
             *(keys.processes, keys.reversals, keys.endpoints),
@@ -170,7 +173,7 @@ async def read_activity(connections: Connections, keys: Keys) -> Activity:
         days=tuple(map(_day, days, of_days)),
         reversals=tuple(_reversal(_pairs(fields)) for _, fields in reversals),
         last_event_at=_time(last_event_ms / 1000),
-        watch_report=watch_report,
+        watch_report=watch_report.decode(report) if report else None,
     )
 
 
@@ -190,8 +193,10 @@ def _processes(now_ms: int, stored: Mapping[str, str]) -> tuple[Process, ...]:
         seen_ms, _, description = value.split(" ", 2)
         # A sign of life that is later than now dates from before Redis's clock was set back.
         seen_s = abs(now_ms - int(seen_ms)) / 1000
-        if seen_s <= FORGET_AFTER_S:
-            found.append(_process(name, seen_s, _decode_life(description)))
+        # Another version of this service may describe itself in another way.
+        with contextlib.suppress(msgspec.MsgspecError):
+            if seen_s <= FORGET_AFTER_S:
+                found.append(_process(name, seen_s, _decode_life(description)))
     return tuple(sorted(found, key=lambda one: (not one.receives, one.name)))
 
 

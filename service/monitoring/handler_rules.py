@@ -14,6 +14,8 @@ from .words import counted, duration
 # DeliveryDelayed, FetchDelayed.
 MAX_WAIT_S: Final = 300.0
 MAX_FETCH_WAIT_S: Final = 3 * DAY_S
+# NoWorkers.
+NO_WORKER: Final = "no worker calls it"
 
 
 def judge_handler(state: HandlerState) -> list[Reason]:
@@ -108,7 +110,7 @@ def _without_worker(state: HandlerState) -> Reason:
             state, Severity.FATAL, "no worker fetches", "set STRIPE_API_KEY for a worker"
         )
     return _of_handler(
-        state, Severity.FATAL, "no worker calls it", "start workers, or name it in their --handlers"
+        state, Severity.FATAL, NO_WORKER, "start workers, or name it in their --handlers"
     )
 
 

@@ -11,12 +11,11 @@ from typing import NamedTuple
 from redis.exceptions import RedisError
 
 from ..config import Settings
-from ..errors import Unavailable, UnavailableReason
+from ..errors import ConfigError, Unavailable, UnavailableReason
 from ..storage.assessment import Finding, Severity
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from ..storage.redis_errors import unavailable_reason
-from ..stripe_api import watch_report
 from ..stripe_api.watch_report import DestinationState
 from .activity import Activity, Reversal, read_activity
 from .handler_state import HandlerState, read_handlers
@@ -97,7 +96,7 @@ async def collect(
     except (RedisError, OSError) as error:
         raise Unavailable(unavailable_reason(error)) from None
     now = time.time()
-    report = activity.watch_report and watch_report.decode(activity.watch_report)
+    report = activity.watch_report
     reconciliation = None
     if report:
         recovered = sum(day.recovered for day in activity.days)
@@ -123,14 +122,26 @@ async def collect(
 
 def unavailable(reason: UnavailableReason) -> Overview:
     """Return the overview that says only that Redis does not answer, and why."""
-    meaning = f"Redis {describe_no_answer(reason)} ({reason})"
-    known = Reason(
-        Severity.FATAL,
-        "Redis",
-        f"{meaning}: events get 503, and Stripe sends them again for three days",
-        "look at Redis, at the network and at REDIS_URL",
+    return _unknown(
+        Reason(
+            Severity.FATAL,
+            "Redis",
+            f"{describe_no_answer(reason)} ({reason}): events get 503, and Stripe sends them again"
+            " for three days",
+            "look at Redis, at the network and at REDIS_URL",
+        )
     )
-    return Overview(datetime.now(UTC), "failing", (known,), is_available=False)
+
+
+def misconfigured(error: ConfigError) -> Overview:
+    """Return the overview that says only which settings do not fit the deployment in Redis."""
+    return _unknown(
+        Reason(Severity.FATAL, "settings", str(error), "correct REDIS_URL and REDIS_PREFIX")
+    )
+
+
+def _unknown(reason: Reason) -> Overview:
+    return Overview(datetime.now(UTC), "failing", (reason,), is_available=False)
 
 
 def describe_no_answer(reason: UnavailableReason) -> str:

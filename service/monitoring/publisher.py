@@ -37,6 +37,8 @@ from ..storage.scripts import Script
 from ..telemetry import metrics
 
 PUBLISH_EVERY_S = 5.0
+# How soon a process is seen once Redis has answered for the first time.
+USABLE_CHECK_S = 0.25
 # How long a stopping process waits for Redis, to say that it is gone.
 LAST_CALLS_S = 1.0
 MINUTE_S = 60
@@ -148,8 +150,9 @@ class Publisher:
         """Publish until *stopping* is set; then publish the rest, and that the process is gone."""
         while not stopping.is_set():
             await self._try_to_publish()
+            is_waiting = not self._health.usable.is_set()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PUBLISH_EVERY_S):
+                async with asyncio.timeout(USABLE_CHECK_S if is_waiting else PUBLISH_EVERY_S):
                     await stopping.wait()
         if not self._health.usable.is_set():
             return

@@ -17,7 +17,7 @@ from ..inbox.admission import Outcome
 from ..storage.assessment import RANKS, Finding, Severity
 from ..storage.health import DRAINING
 from .activity import Activity, Process
-from .handler_rules import judge_handler
+from .handler_rules import NO_WORKER, judge_handler
 from .handler_state import HandlerState
 from .reasons import Reason
 from .reconciliation import Reconciliation
@@ -62,7 +62,7 @@ def judge(facts: Facts) -> tuple[Reason, ...]:
         *_redis(facts.redis_findings),
         *_processes(facts),
         *_events(facts),
-        *(reason for state in facts.handlers for reason in judge_handler(state)),
+        *_handlers(facts.handlers),
         *_endpoints(facts.endpoint_findings),
         *_reconciliation(facts.reconciliation),
     ]
@@ -71,14 +71,13 @@ def judge(facts: Facts) -> tuple[Reason, ...]:
 
 def _redis(findings: Sequence[Finding]) -> Iterator[Reason]:
     for one in findings:
-        severity = one.severity
-        if severity is not Severity.FINE:
-            is_choice = one.name in _CHOICES and severity is Severity.WARNING
+        is_choice = one.name in _CHOICES and one.severity is Severity.WARNING
+        if one.severity is not Severity.FINE and not is_choice:
             yield Reason(
-                Severity.FINE if is_choice else severity,
+                one.severity,
                 f"Redis: {one.name}",
                 one.meaning,
-                "check says which promise it endangers",
+                "type check: it says which promise is endangered",
             )
 
 
@@ -202,6 +201,16 @@ def _silence(facts: Facts) -> Iterator[Reason]:
             "see in Stripe's Dashboard whether the endpoint is enabled and what its deliveries say",
             "/endpoints",
         )
+
+
+def _handlers(states: Sequence[HandlerState]) -> Iterator[Reason]:
+    reasons = [reason for state in states for reason in judge_handler(state)]
+    idle = [one for one in reasons if one.meaning == NO_WORKER]
+    if len(idle) > 1:
+        names = ", ".join(one.subject.removeprefix("handler ") for one in idle)
+        yield idle[0]._replace(subject="workers", meaning=f"no worker calls {names}")
+        reasons = [one for one in reasons if one not in idle]
+    yield from reasons
 
 
 def _endpoints(findings: Sequence[Finding]) -> Iterator[Reason]:

@@ -80,7 +80,7 @@ def accounts(outcome: str = "ok", lag_s: float = 70.0, seen_s: float = 1.0) -> R
         facts(processes=(process(), process("r-2", ready="draining"), WORKER)),
         facts(handlers=(handler("fetch", workers=0),)),
         facts(handlers=(handler(oldest_s=299, lag=9),)),
-        facts(redis={"clock": FINE}),
+        facts(redis={"clock": FINE, "fsync": WARNING, "replication": WARNING}),
         facts(hour=minutes(1, admitted=9, signature_mismatch=9)),
         facts(hour=minutes(1, signature_mismatch=2)),
         facts(hour=minutes(1, admitted=99, redis_slow=2)),
@@ -141,7 +141,7 @@ def test_all_is_well(well: Facts) -> None:
         (facts(reconciliation=accounts(lag_s=901)), WARNING, "reconciler", "15 min ago"),
         (facts(reconciliation=accounts(seen_s=901)), WARNING, "reconciler", "no worker"),
         (facts(silence_s=None), FINE, "events", "no genuine event"),
-        (facts(redis={"fsync": WARNING}), FINE, "Redis: fsync", "…"),
+        (facts(redis={"fsync": FATAL}), FATAL, "Redis: fsync", "…"),
     ],
 )
 def test_what_is_wrong(wrong: Facts, severity: Severity, subject: str, words: str) -> None:
@@ -159,9 +159,8 @@ def test_the_worst_comes_first() -> None:
     many = facts(
         handlers=(handler(dead_letters=2), handler("own", workers=0)),
         silence_s=None,
-        redis={"replication": WARNING},
     )
-    assert [each.severity for each in judge(many)] == [FATAL, WARNING, FINE, FINE]
+    assert [each.severity for each in judge(many)] == [FATAL, WARNING, FINE]
     assert sum_up(judge(many)) == "failing"
     assert sum_up(judge(many)[1:]) == "attention"
     assert sum_up(judge(many)[2:]) == "all is well"
@@ -171,6 +170,15 @@ def test_a_redis_without_writes_says_nothing_about_processes() -> None:
     """Nothing can be published while it takes no writes: that is the one reason."""
     assert [each.subject for each in judge(facts(processes=(), redis={"role": FATAL}))] == [
         "Redis: role"
+    ]
+
+
+def test_that_no_worker_runs_is_said_once() -> None:
+    """Where several handlers have none, one reason names them all."""
+    idle = (handler(workers=0), handler("own", workers=0, dead_letters=1), handler("third"))
+    assert [(each.subject, each.meaning) for each in judge(facts(handlers=idle))] == [
+        ("workers", "no worker calls log, own"),
+        ("handler own", "1 dead letter: given up until replayed or dropped"),
     ]
 
 
