@@ -22,7 +22,7 @@ from ..web.app import QuietApplication, Readiness, probes
 from . import static_files
 from .guard import Guard
 from .page import Page, PageError
-from .views import dead_letters, endpoints, handlers, login, overview, sessions
+from .views import dead_letters, endpoints, handlers, letter_actions, login, overview, sessions
 
 HOW_TO_GET_IT = (
     "The page for operators needs Jinja2: pip install 'identity-webhooks[page]'\n"
@@ -59,7 +59,7 @@ class _PageApp:
 
 def _routed(page: Page) -> ASGIApp:
     """Return the application of all pages, and of what is answered in their place, guarded."""
-    views = (login, overview, sessions, dead_letters, handlers, endpoints)
+    views = (login, letter_actions, overview, sessions, dead_letters, handlers, endpoints)
     routes = [static_files.route(), *(route for view in views for route in view.routes(page))]
 
     async def mistake(request: Request, error: Any) -> Response:

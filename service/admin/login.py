@@ -57,13 +57,6 @@ class Logins:
         self.reading: Sequence[AdminToken] = settings.admin_read_tokens
         self._waiting = 0
 
-    def fingerprints(self) -> dict[str, str]:
-        """Return a short hash of each token under its name, for the log."""
-        return {
-            each.name: hashlib.sha256(each.token.reveal().encode()).hexdigest()[:8]
-            for _, each in self._all()
-        }
-
     def log_in(self, token: str, now: float) -> tuple[str, str] | None:
         """Return the name of a token and the value of its cookie; None for a wrong one."""
         found = None
@@ -106,3 +99,10 @@ class Logins:
     def _sign(self, kind: str, token: AdminToken, expires: str) -> str:
         message = f"{self.cookie} {kind} {token.name} {expires}".encode()
         return hmac.new(token.token.reveal().encode(), message, "sha256").hexdigest()
+
+
+def fingerprints(tokens: Sequence[AdminToken]) -> dict[str, str]:
+    """Return a short hash of each token under its name, for the log."""
+    return {
+        each.name: hashlib.sha256(each.token.reveal().encode()).hexdigest()[:8] for each in tokens
+    }

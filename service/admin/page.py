@@ -18,6 +18,7 @@ from ..monitoring.overview import Overview, collect, unavailable
 from ..storage import health
 from ..storage.connections import Connections
 from ..storage.layout import Keys
+from .letter_actions import LetterActions
 from .login import Logins
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Page:
         self.connections = connections
         self.keys = keys
         self.logins = Logins(settings)
+        self.actions = LetterActions(connections, keys)
         self.loaded_secrets = loaded_secrets
         self._overview: Overview | None = None
         self._no_answer: UnavailableReason | None = None

@@ -97,6 +97,12 @@ async def read_dead_letters(
             yield entry
 
 
+async def count(connections: Connections, keys: Keys, handler: str) -> int:
+    """Return how many dead letters a handler has."""
+    streams = (keys.dead_letters(partition, handler) for partition in range(keys.partitions))
+    return sum(await asyncio.gather(*(connections.client.xlen(stream) for stream in streams)))
+
+
 async def find_one(
     connections: Connections, keys: Keys, handler: str, letter_id: str
 ) -> Entry | None:

@@ -17,16 +17,17 @@ from starlette.types import ASGIApp
 
 from .. import config
 from ..admin.app import create_admin_app
+from ..admin.login import fingerprints
 from ..admin.page import Page
 from ..config import Settings
 from ..handlers import AnyHandler, AnyOpener
 from ..inbox.admission import Inbox
 from ..inbox.receiver import Receiver
 from ..monitoring.publisher import Kind, Publisher
-from ..parsers import Network
+from ..parsers import AdminToken, Network
 from ..secret import Secret
 from ..server.listener import Listener
-from ..storage.connections import Connections
+from ..storage.connections import Connections, connect
 from ..storage.health import Health
 from ..storage.layout import Keys
 from ..stripe.signing_secrets import SigningSecrets
@@ -69,6 +70,24 @@ class Context(NamedTuple):
     tracing: Tracing | None
     api_keys: ApiKeys
     secrets: SigningSecrets
+
+
+@asynccontextmanager
+async def open_context(
+    settings: Settings, environment: Mapping[str, str], traced: Tracing | None
+) -> AsyncIterator[Context]:
+    """Yield what every part is built from, with open clients of Redis."""
+    async with connect(settings.redis_url) as connections:
+        yield Context(
+            settings,
+            environment,
+            connections,
+            Keys(settings.redis_prefix, settings.partitions),
+            Health(connections, settings),
+            traced,
+            ApiKeys(settings.stripe_api_key),
+            SigningSecrets(settings.secrets),
+        )
 
 
 def open_stripe_api(context: Context) -> AbstractAsyncContextManager[StripeApi]:
@@ -137,12 +156,27 @@ def build_receiver(context: Context) -> tuple[Listener, list[Reloader[Any]]]:
     return listener, reloaders
 
 
-def build_admin(context: Context, page_connections: Connections) -> Listener:
-    """Return the listener for probes, metrics and the page, which has clients of its own."""
+@asynccontextmanager
+async def open_page(context: Context) -> AsyncIterator[Page]:
+    """Yield the page, which has clients of its own; at the end what it has started is stopped."""
     settings = context.settings
-    page = Page(settings, page_connections, context.keys, loaded_secrets=context.secrets.described)
+    url, name = settings.redis_url, "REDIS_URL"
+    if settings.admin_redis_url:
+        url, name = settings.admin_redis_url, "ADMIN_REDIS_URL"
+    async with connect(url, setting=name) as connections:
+        page = Page(settings, connections, context.keys, loaded_secrets=context.secrets.described)
+        try:
+            yield page
+        finally:
+            await page.actions.stop()
+
+
+def build_admin(context: Context, page: Page) -> tuple[Listener, list[Reloader[Any]]]:
+    """Return the listener for probes, metrics and the page, and what reloads the page's tokens."""
+    settings = context.settings
     app = create_admin_app(context.health, page)
-    return _listener(settings, app, settings.admin_port, max_connections=MAX_ADMIN_CONNECTIONS)
+    listener = _listener(settings, app, settings.admin_port, max_connections=MAX_ADMIN_CONNECTIONS)
+    return listener, [_tokens_reloader(page, context), _read_tokens_reloader(page, context)]
 
 
 def build_publisher(context: Context, *, receives: bool, works: Sequence[str]) -> Publisher:
@@ -168,6 +202,32 @@ def _secrets_reloader(secrets: SigningSecrets, environ: Mapping[str, str]) -> Re
         read=lambda: dict(config.read_signing_secrets(environ)),
         apply=apply,
     )
+
+
+def _tokens_reloader(page: Page, context: Context) -> Reloader[Any]:
+    def apply(changed: Sequence[AdminToken]) -> dict[str, Any]:
+        page.logins.acting = changed
+        return {"fingerprints": fingerprints(changed)}
+
+    return Reloader(
+        "admin_tokens",
+        context.settings.admin_tokens,
+        read=lambda: config.read_again(context.environment, "ADMIN_TOKENS", may_be_empty=True),
+        apply=apply,
+    )
+
+
+def _read_tokens_reloader(page: Page, context: Context) -> Reloader[Any]:
+    def read() -> Any:
+        # Without these tokens reading is open: a file that is gone must not open it.
+        is_open = not page.logins.reading
+        return config.read_again(context.environment, "ADMIN_READ_TOKENS", may_be_empty=is_open)
+
+    def apply(changed: Sequence[AdminToken]) -> dict[str, Any]:
+        page.logins.reading = changed
+        return {"fingerprints": fingerprints(changed)}
+
+    return Reloader("admin_read_tokens", context.settings.admin_read_tokens, read=read, apply=apply)
 
 
 def _keys_reloader(context: Context) -> Reloader[Any]:

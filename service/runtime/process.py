@@ -37,12 +37,7 @@ from ..errors import ServiceError, Unreachable
 from ..handlers import AnyHandler, AnyOpener, loading
 from ..parsers import FETCH
 from ..server.listener import Listener
-from ..storage.connections import connect
-from ..storage.health import Health
-from ..storage.layout import Keys
 from ..storage.redis_errors import unavailable_reason
-from ..stripe.signing_secrets import SigningSecrets
-from ..stripe_api.keys import ApiKeys
 from ..telemetry import tracing
 from ..telemetry.loop_lag import LOOP_LAG
 from ..telemetry.tracing import Tracing
@@ -55,6 +50,8 @@ from .composition import (
     build_receiver,
     build_reconciler,
     fetch_opener,
+    open_context,
+    open_page,
     open_stripe_api,
     wrap_handlers,
 )
@@ -122,27 +119,27 @@ async def _run(
     reloaders: list[Reloader[Any]] = []
     stopping = signals.stop_event()
     signals.reload_on_hangup(reloaders, stopping)
-    keys = Keys(settings.redis_prefix, settings.partitions)
     async with (
-        connect(settings.redis_url) as connections,
-        connect(settings.redis_url) as page_connections,
+        open_context(settings, environ, traced) as context,
+        open_page(context) as page,
     ):
-        health = Health(connections, settings)
-        api_keys = ApiKeys(settings.stripe_api_key)
-        secrets = SigningSecrets(settings.secrets)
-        context = Context(settings, environ, connections, keys, health, traced, api_keys, secrets)
         available = {**openers, FETCH: fetch_opener(context)}
         chosen = {name: available[name] for name in options.work}
-        admin = build_admin(context, page_connections)
-        web, found = build_receiver(context) if options.receive else (None, [])
+        admin, found = build_admin(context, page)
         reloaders.extend([*found, *build_key_reloaders(context)])
+        web, found = build_receiver(context) if options.receive else (None, [])
+        reloaders.extend(found)
         listeners = [web, admin] if web else [admin]
         parts = [asyncio.create_task(listener.run()) for listener in listeners]
         if chosen:
             parts.append(asyncio.create_task(_work(context, chosen, options, stopping)))
             if settings.stripe_api_key and settings.reconcile_every_s:
                 parts.append(asyncio.create_task(_reconcile(context, stopping)))
-        watches = [health.watch(), LOOP_LAG.watch(), *(reloader.run() for reloader in reloaders)]
+        watches = [
+            context.health.watch(),
+            LOOP_LAG.watch(),
+            *(reloader.run() for reloader in reloaders),
+        ]
         watching = [asyncio.create_task(watch) for watch in watches]
         async with _publishing(context, options):
             _tune_garbage_collector(works=bool(chosen))

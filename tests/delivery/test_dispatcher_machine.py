@@ -206,9 +206,7 @@ class MachineConsumer(Consumer):
 
         await self._ask(act)
 
-    async def record_attempts(
-        self, delivery: Delivery, attempts: Attempts, *, error: str = "", place: str = ""
-    ) -> None:
+    async def record_attempts(self, delivery: Delivery, attempts: Attempts) -> None:
         """Record attempts."""
         one, store = self._entry(delivery), self.store
 

@@ -212,7 +212,10 @@ async def test_its_processes_keep_the_promises(project: Any, tmp_path: Path) -> 
         async with httpx2.AsyncClient() as client:
             answer = await client.post(receiver.url, content=body, headers=signed(body))
         [transition] = await until(lambda: worker.lines("transition"))
+        page = httpx2.get(f"{worker.admin}/dead-letters/log")
         tried = start("operator", "selftest", "--to", receiver.url)
         assert tried.wait() == 0, tried.out
 
     assert (answer.status_code, transition["event_id"]) == (200, "evt_1")
+    # It reads as the operator's user, which its worker is not.
+    assert (page.status_code, "This handler has no dead letter" in page.text) == (200, True)

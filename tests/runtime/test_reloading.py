@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -219,4 +220,40 @@ def test_api_keys_follow_their_file(sandbox: Sandbox) -> None:
     assert work.stop() == 0
     [reloaded] = work.lines("api_keys.reloaded")
     assert reloaded["fingerprints"] == ApiKeys([*map(Secret, new.split(","))]).fingerprints()
+    assert CANARY.encode() not in work.out + work.err
+
+
+def test_tokens_of_the_page_follow_their_files(sandbox: Sandbox) -> None:
+    """A removed token ends its logins; without a list of readers the page does not become open."""
+    acting, reading = (sandbox.directory / name for name in ("acting", "reading"))
+    acting.write_text(f"alice:{CANARY}-of-alice,bob:{CANARY}-of-bobbob\n")
+    reading.write_text(f"carol:{CANARY}-of-carol\n")
+    files = {"ADMIN_TOKENS_FILE": str(acting), "ADMIN_READ_TOKENS_FILE": str(reading)}
+    work = sandbox.start("work", **files).ready()
+
+    def put(path: Path, text: str, event: str) -> None:
+        path.write_text(text)
+        seen = len(work.lines(event))
+        work.popen.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(work.lines(event)) > seen)
+
+    with httpx2.Client(base_url=work.admin, headers={"Origin": work.admin}) as client:
+
+        def status() -> int:
+            return client.get("/handlers").status_code
+
+        assert status() == 303
+        client.post("/login", data={"token": f"{CANARY}-of-alice"})
+        assert status() == 200
+        put(acting, f"bob:{CANARY}-of-bobbob", "admin_tokens.reloaded")
+        assert status() == 303
+        client.post("/login", data={"token": f"{CANARY}-of-bobbob"})
+        put(acting, f"bob:{CANARY}", "admin_tokens.reload_failed")
+        assert status() == 200
+        put(acting, "", "admin_tokens.reloaded")
+        put(reading, "", "admin_read_tokens.reload_failed")
+        assert status() == 303
+    reloaded = [[*line["fingerprints"]] for line in work.lines("admin_tokens.reloaded")]
+    assert (reloaded[0], reloaded[-1]) == (["bob"], [])
+    assert work.stop() == 0
     assert CANARY.encode() not in work.out + work.err
