@@ -39,9 +39,11 @@ document.addEventListener('securitypolicyviolation', event =>
     console.error('securitypolicyviolation', event.effectiveDirective, event.blockedURI));
 """
 _RUN_AXE = """
-async () => (await axe.run({preload: false})).violations.map(violation =>
-    `${violation.id}: ${violation.help}: ` +
-    violation.nodes.map(node => `${node.html} ${node.failureSummary}`).join(' | '))
+async () => (await axe.run({preload: false})).violations.flatMap(violation =>
+    violation.nodes.map(node => [
+        violation.id, violation.help, node.html, node.failureSummary,
+        ...node.any.flatMap(check => check.relatedNodes.map(related => related.html)),
+    ].join(' | ')))
 """
 # Chromium reports each response of 400 and above there; the tests look at statuses themselves.
 _STATUS = re.compile(r"Failed to load resource: the server responded with a status of")
@@ -115,7 +117,8 @@ class Tab:
 
     def look(self, looks: Looks) -> None:
         """Show the page as another reader sees it."""
-        self.page.emulate_media(color_scheme=looks.scheme)
+        # Without motion: what is half way from light to dark has neither's contrast.
+        self.page.emulate_media(color_scheme=looks.scheme, reduced_motion="reduce")
         self.page.set_viewport_size({"width": looks.width, "height": _HEIGHTS[looks.width]})
 
     def overflow(self) -> int:

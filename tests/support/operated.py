@@ -5,6 +5,7 @@ Its second handler does as it is bidden: see `Mode`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -95,6 +96,25 @@ class Deployment(NamedTuple):
         self.send(*bodies)
         wait_until(lambda: self.count_dead_letters() == expected)
         self.turn(Mode.WORKS)
+
+    def fill_last_hour(self) -> None:
+        """Write what the processes of a busier deployment would have counted."""
+        minute = int(time.time() // 60)
+        with self.client() as client:
+            for ago in range(1, 60):
+                events = 40 + ago * ago % 37
+                counts = {
+                    "received:admitted": events,
+                    "received:duplicate": events // 8,
+                    "received:unchanged": ago % 3,
+                    "received:signature_mismatch": ago % 17 == 0,
+                    "delivered:delivered:log": events,
+                    f"delivered:delivered:{SHOP}": events - ago % 2,
+                    f"delivered:failed:{SHOP}": ago % 2,
+                    f"delivered:retried:{SHOP}": ago % 2,
+                }
+                numbers = {name: int(number) for name, number in counts.items()}
+                client.hset(KEYS.minute(minute - ago), mapping=numbers)
 
     def deliveries(self, event_id: str) -> int:
         """Return how often the log handler got an event."""

@@ -1,0 +1,121 @@
+"""What an operator sees in each state of a deployment, judged by axe-core and html-validate.
+
+Each page fits a phone and a wide screen, in light and in dark. `TEST_SCREENSHOTS` keeps pictures.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.browser import LOOKS, Tab, axe_source, html_problems
+from tests.support.depth import takes_long
+from tests.support.operated import NAME, TOKEN, Deployment, Mode, lifecycle, open_deployment
+from tests.support.waiting import wait_until
+
+pytestmark = takes_long
+
+SHOP_PATH = "/dead-letters/shop%3Aopen"
+
+
+def healthy(deployment: Deployment, tab: Tab) -> Iterator[str]:
+    """All is well, after an hour with traffic."""
+    deployment.send(*lifecycle("vs_healthy", "created", "processing", "verified"))
+    deployment.fill_last_hour()
+    tab.open("/")
+    yield "overview"
+    for name in ("sessions", "dead-letters", "handlers", "endpoints"):
+        tab.open(f"/{name}")
+        yield name
+
+
+def redis_gone(deployment: Deployment, tab: Tab) -> Iterator[str]:
+    """Redis has ended."""
+    os.kill(deployment.sandbox.server.pid, signal.SIGKILL)
+    tab.open("/")
+    tab.page.get_by_text("Redis does not answer").first.wait_for()
+    yield "overview"
+    tab.open("/dead-letters", status=503)
+    yield "dead-letters"
+
+
+def handler_down(deployment: Deployment, tab: Tab) -> Iterator[str]:
+    """A handler's destination refuses connections, and its circuit is open."""
+    deployment.turn(Mode.DOWN)
+    deployment.send(*(lifecycle(f"vs_{number}", "created")[0] for number in range(20)))
+    with deployment.client() as client:
+        wait_until(lambda: client.keys("*circuit*"))
+    tab.open("/")
+    yield "overview"
+    tab.open("/handlers")
+    yield "handlers"
+
+
+def dead_letters(deployment: Deployment, tab: Tab) -> Iterator[str]:
+    """A handler has given up on some transitions."""
+    deployment.bury(*(lifecycle(f"vs_dead{number}", "created")[0] for number in range(60)))
+    tab.open("/")
+    yield "overview"
+    tab.open("/dead-letters")
+    yield "all"
+    tab.open(SHOP_PATH)
+    yield "handler"
+    tab.page.locator(f'main a[href^="{SHOP_PATH}/"]').first.click()
+    yield "letter"
+
+
+def no_receiver(deployment: Deployment, tab: Tab) -> Iterator[str]:
+    """The last receiver has stopped."""
+    deployment.send(*lifecycle("vs_1", "created"))
+    assert deployment.receiver.stop() == 0
+    tab.open("/")
+    yield "overview"
+
+
+def login(deployment: Deployment, tab: Tab) -> Iterator[str]:
+    """The form, a wrong token, and who is logged in."""
+    tab.open("/login")
+    yield "form"
+    tab.log_in("a token that is wrong")
+    yield "refused"
+    tab.log_in(TOKEN)
+    tab.page.get_by_text(NAME).first.wait_for()
+    yield "accepted"
+
+
+STATES = (healthy, redis_gone, handler_down, dead_letters, no_receiver, login)
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
+def test_state(
+    state: Callable[[Deployment, Tab], Iterator[str]],
+    tmp_path: Path,
+    open_tab: Callable[..., Tab],
+) -> None:
+    """Every page of a state fits, is accessible and is valid HTML."""
+    axe_source()
+    with open_deployment(tmp_path) as deployment:
+        tab = open_tab(deployment.worker.admin)
+        problems: list[str] = []
+        pages: list[tuple[str, str]] = []
+        for name in state(deployment, tab):
+            whole = f"{state.__name__}-{name}"
+            pages.append((whole, tab.source()))
+            tab.photograph(whole)
+            problems += [f"{whole}: {problem}" for problem in _problems(tab)]
+        (tmp_path / "html").mkdir()
+        assert not problems, "\n".join(problems)
+        assert html_problems(pages, tmp_path / "html") == ""
+
+
+def _problems(tab: Tab) -> Iterator[str]:
+    """Yield what is wrong with the page in the tab, however one looks at it."""
+    for looks in LOOKS:
+        tab.look(looks)
+        if beyond := tab.overflow():
+            yield f"{looks}: {beyond} pixels beyond the right edge"
+        yield from (f"{looks}: {problem}" for problem in tab.accessibility_problems())
