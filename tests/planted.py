@@ -734,6 +734,27 @@ MUTANTS = (
         "delivery/test_consumer.py",
     ),
     Mutant(
+        "an acknowledgement repeated after a lost reply is a second attempt",
+        "service/delivery/lua/ack.lua",
+        "  if redis.call('XACK', KEYS[2], ARGV[2], id) == 1 then\n",
+        "  redis.call('XACK', KEYS[2], ARGV[2], id)\n  if true then\n",
+        "delivery/test_consumer_machine.py",
+    ),
+    Mutant(
+        "a failure repeated after a lost reply is a second attempt",
+        "service/delivery/lua/record_attempts.lua",
+        "  return pending and pending[4] ~= tonumber(count)\n",
+        "  return pending\n",
+        "delivery/test_consumer_machine.py",
+    ),
+    Mutant(
+        "self-tests leave attempts",
+        "service/delivery/consumer.py",
+        " and not is_selftest(item.session_id):\n",
+        ":\n",
+        "delivery/test_consumer.py",
+    ),
+    Mutant(
         "a dead letter that was replayed stays",
         "service/delivery/lua/replay.lua",
         "  if are_dead then redis.call('XDEL', source, id) end\n",
@@ -779,7 +800,8 @@ MUTANTS = (
     Mutant(
         "retries are not counted",
         "service/delivery/deliverer.py",
-        "        await self._consumer.record_attempts(delivery, delivery.attempts)\n",
+        "        await self._consumer.record_attempts(delivery, delivery.attempts, "
+        "error=word, place=where)\n",
         "",
         "delivery/test_deliverer.py",
     ),

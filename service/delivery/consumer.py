@@ -31,11 +31,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 from ..storage.batching import Batcher
 from ..storage.layout import Keys
 from ..storage.scripts import Argument, Script
+from ..transitions.transition import StatusTransition, is_selftest
 from .leases import Lease
 from .sources import Item, source_of
 from .stream_watcher import StreamWatcher
@@ -46,6 +48,8 @@ MAX_LOADED_PER_CALL = 64
 MAX_CLAIMED_PER_CALL = 100
 # Of one handler in one partition. At this number an entry stays pending instead of becoming one.
 MAX_DEAD_LETTERS = 100_000
+# Of one handler in one partition, about: what the timeline of a session is read from.
+MAX_FINISHED_ATTEMPTS = 5000
 QUARANTINE_AFTER = 3
 FAILURE_WEIGHT = 1000
 
@@ -121,9 +125,10 @@ class Consumer:
         self._stream_watcher = stream_watcher
         self._replicas = replicas
         self._dead_letters = keys.dead_letters(partition, handler)
-        self._new = _GroupStream(lease, source_of(handler).stream(keys, partition), replicas)
-        replays = keys.replays(partition, handler)
-        self._replays = _GroupStream(lease, replays, replicas, is_replay=True)
+        finished = keys.deliveries(partition, handler)
+        new, replays = source_of(handler).stream(keys, partition), keys.replays(partition, handler)
+        self._new = _GroupStream(lease, new, finished, replicas)
+        self._replays = _GroupStream(lease, replays, finished, replicas, is_replay=True)
         self._last_read: dict[str, str] = {}
 
     def has_lease(self) -> bool:
@@ -162,12 +167,21 @@ class Consumer:
 
     async def ack(self, delivery: Delivery) -> None:
         """Acknowledge a delivery that its handler has taken; calls share round trips."""
-        await self._stream_of(delivery).acks.submit(delivery.entry_id)
+        done = (delivery.entry_id, _event_to_note(delivery), delivery.attempts.failed + 1)
+        await self._stream_of(delivery).acks.submit(done)
 
-    async def record_attempts(self, delivery: Delivery, attempts: Attempts) -> None:
-        """Keep in Redis how often a delivery was tried; calls share round trips."""
+    async def record_attempts(
+        self, delivery: Delivery, attempts: Attempts, *, error: str = "", place: str = ""
+    ) -> None:
+        """Keep in Redis how often a delivery was tried; calls share round trips.
+
+        Where the last attempt has failed, *error* says with which class, and *place* where.
+        """
         count = attempts.failed * FAILURE_WEIGHT + attempts.deliveries
-        await self._stream_of(delivery).counts.submit((delivery.entry_id, count))
+        event = _event_to_note(delivery) if error else ""
+        await self._stream_of(delivery).counts.submit(
+            (delivery.entry_id, count, event, attempts.failed, error, place)
+        )
 
     async def dead_letter(
         self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
@@ -178,7 +192,7 @@ class Consumer:
         and the delivery is still pending.
         """
         stream = self._stream_of(delivery)
-        letter = (delivery.entry_id, reason, error, place, attempts)
+        letter = (delivery.entry_id, reason, error, place, attempts, _event_to_note(delivery))
         return await stream.dead_letter(self._dead_letters, letter)
 
     def _stream_of(self, delivery: Delivery) -> _GroupStream:
@@ -188,7 +202,9 @@ class Consumer:
 class _GroupStream:
     """One stream, as the handler's consumer group reads it under a lease."""
 
-    def __init__(self, lease: Lease, key: str, replicas: int, *, is_replay: bool = False) -> None:
+    def __init__(
+        self, lease: Lease, key: str, finished: str, replicas: int, *, is_replay: bool = False
+    ) -> None:
         source = source_of(lease.handler)
         self.key = key
         self.acks = Batcher(self._ack, max_items=MAX_PER_BATCH, waits_for_more=True)
@@ -196,9 +212,11 @@ class _GroupStream:
         self.loads: Batcher[str, Item | Missing]
         self.loads = Batcher(self._load, max_items=MAX_LOADED_PER_CALL)
         self._lease = lease
+        self._finished = finished
         self._replicas = replicas
         self._unpack = source.unpack
         self._is_replay = is_replay
+        self._noting = (int(is_replay), MAX_FINISHED_ATTEMPTS)
         # A replay is a copy made for this handler alone.
         self._delete_on_ack = int(is_replay or source.delete_on_ack)
 
@@ -224,8 +242,10 @@ class _GroupStream:
 
     async def dead_letter(self, dead_letters: str, letter: Sequence[Argument]) -> int | None:
         """Move an entry to *dead_letters*; return their number, None when there is no room."""
-        arguments = (self._lease.handler, self._delete_on_ack, MAX_DEAD_LETTERS, *letter)
-        return await self._lease.run(_DEAD_LETTER, [self.key, dead_letters], *arguments) or None
+        limits = (self._delete_on_ack, MAX_DEAD_LETTERS)
+        arguments = (self._lease.handler, *limits, *letter, *self._noting)
+        keys = [self.key, self._finished, dead_letters]
+        return await self._lease.run(_DEAD_LETTER, keys, *arguments) or None
 
     async def _load(self, entry_ids: list[str]) -> Sequence[Item | Missing]:
         return [
@@ -233,16 +253,14 @@ class _GroupStream:
             for fields in await self._lease.run(_LOAD, [self.key], *entry_ids)
         ]
 
-    async def _ack(self, entry_ids: list[str]) -> Sequence[None]:
-        group = self._lease.handler
-        await self._lease.run(_ACK, [self.key], group, self._delete_on_ack, *entry_ids)
-        return [None] * len(entry_ids)
+    async def _ack(self, done: list[tuple[Argument, ...]]) -> Sequence[None]:
+        arguments = (self._lease.handler, self._delete_on_ack, *self._noting, *chain(*done))
+        await self._lease.run(_ACK, [self.key, self._finished], *arguments)
+        return [None] * len(done)
 
-    async def _record_attempts(self, counts: list[tuple[str, int]]) -> Sequence[None]:
-        arguments: list[Argument] = [self._lease.handler, self._lease.worker]
-        for entry_id, count in counts:
-            arguments += entry_id, count
-        await self._lease.run(_RECORD_ATTEMPTS, [self.key], *arguments)
+    async def _record_attempts(self, counts: list[tuple[Argument, ...]]) -> Sequence[None]:
+        arguments = (self._lease.handler, self._lease.worker, *self._noting, *chain(*counts))
+        await self._lease.run(_RECORD_ATTEMPTS, [self.key, self._finished], *arguments)
         return [None] * len(counts)
 
     def _item(self, fields: list[bytes]) -> Item | Missing:
@@ -250,6 +268,18 @@ class _GroupStream:
             return self._unpack(dict(zip(fields[::2], fields[1::2], strict=True)))
         except ValueError:
             return Missing.UNREADABLE
+
+
+def _event_to_note(delivery: Delivery) -> str:
+    """Return the event id under which a finished attempt is noted, or nothing.
+
+    A session's timeline looks for the attempts of its transitions. It has none of a notification,
+    whose event has another id, and a self-test shall leave nothing.
+    """
+    item = delivery.item
+    if isinstance(item, StatusTransition) and not is_selftest(item.session_id):
+        return item.event_id
+    return ""
 
 
 @lru_cache(maxsize=1024)

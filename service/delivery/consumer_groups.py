@@ -154,9 +154,10 @@ async def count_workers(
 
 
 async def retire(connections: Connections, keys: Keys, handler: str) -> int:
-    """Delete a handler's groups, leases, replays and dead letters; return in how many partitions.
+    """Delete all that a handler has; return in how many partitions.
 
-    With `fetch` the notifications that it has not fetched are deleted.
+    These are its groups, leases, replays, dead letters and finished attempts; with `fetch` also the
+    notifications that it has not fetched.
 
     Raises:
         RedisError: Redis did not answer for some partition.
@@ -189,6 +190,7 @@ def _retire_call(keys: Keys, handler: str, partition: int) -> ScriptCall:
         keys.lease(partition, handler),
         keys.replays(partition, handler),
         keys.dead_letters(partition, handler),
+        keys.deliveries(partition, handler),
         *([stream] if source.delete_on_ack else []),
     ]
     return ScriptCall(_RETIRE, [stream, *alone], [handler])

@@ -234,7 +234,7 @@ class Deliverer:
             return await self._dead_letter(session, FinalFailure(reason, word, where, failed))
         # Recorded before the delay, so that a worker that takes over counts on from here.
         delivery.attempts = Attempts(failed, 1)
-        await self._consumer.record_attempts(delivery, delivery.attempts)
+        await self._consumer.record_attempts(delivery, delivery.attempts, error=word, place=where)
         delay_s = self._policy.delay_s(failed)
         self._retried.inc()
         log.warning(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
+from service.delivery import consumer as consumer_module
 from service.delivery.consumer import (
     MAX_CLAIMED_PER_CALL,
     QUARANTINE_AFTER,
@@ -33,6 +34,7 @@ from tests.support.waiting import PATIENCE_S
 HANDLER = "log"
 STREAM = "idv:{0}:transitions"
 DEAD_LETTERS = "idv:{0}:dead:log"
+ATTEMPTS = "idv:{0}:deliveries:log"
 LEASE = "idv:{0}:lease:log"
 
 
@@ -83,6 +85,11 @@ def sequences(deliveries: Sequence[Delivery]) -> list[int | None]:
     """Return the sequence numbers of deliveries; None for one that cannot be read."""
     items = [one.item for one in deliveries]
     return [item.sequence if isinstance(item, StatusTransition) else None for item in items]
+
+
+def noted(event: bytes, outcome: bytes, attempt: bytes) -> dict[bytes, bytes]:
+    """Return the fields of a finished attempt that is none of a replay."""
+    return {b"event": event, b"outcome": outcome, b"attempt": attempt, b"replay": b"0"}
 
 
 async def claim_all(consumer: Consumer) -> list[Delivery]:
@@ -208,6 +215,68 @@ async def test_dead_lettering_twice_makes_one_dead_letter(partition: Partition) 
 
     assert [await consumer.dead_letter(delivery, attempts=10, **why) for _ in range(2)] == [1, 1]
     assert await partition.client.xlen(DEAD_LETTERS) == 1
+
+
+async def test_each_finished_attempt_is_noted_once(partition: Partition) -> None:
+    """A call that is repeated because its reply was lost notes no second attempt."""
+    replays = await partition.create_replays()
+    await partition.admit(1, 2)
+    await partition.client.xadd(replays, stored_entry("vs_3", 3) | {"replay": "r"})
+    consumer = await partition.consumer()
+    replayed, first, second = await consumer.read(9)
+    failed = Attempts(1, 1)
+    for _ in range(2):
+        await consumer.record_attempts(first, failed, error="ValueError", place="own.py:1 handle")
+    first.attempts = failed
+    for _ in range(2):
+        # Nothing is noted of a delivery that is recorded before its call.
+        await consumer.record_attempts(first, Attempts(1, 3))
+        await asyncio.gather(*map(consumer.ack, (first, replayed)))
+        await consumer.dead_letter(second, reason="killed_worker", error="", attempts=0)
+
+    [(letter, _)] = await partition.client.xrange(DEAD_LETTERS)
+    place = {b"error": b"ValueError", b"place": b"own.py:1 handle"}
+    dead = {b"error": b"killed_worker", b"place": b"", b"letter": letter}
+    attempts = [fields for _, fields in await partition.client.xrange(ATTEMPTS)]
+    assert sorted(attempts, key=lambda fields: fields[b"event"] + fields[b"attempt"]) == [
+        noted(b"evt_vs_1_1", b"failed", b"1") | place,
+        noted(b"evt_vs_1_1", b"delivered", b"2"),
+        noted(b"evt_vs_2_2", b"dead_lettered", b"0") | dead,
+        noted(b"evt_vs_3_3", b"delivered", b"1") | {b"replay": b"1"},
+    ]
+
+
+async def test_selftests_and_what_cannot_be_read_leave_no_attempt(partition: Partition) -> None:
+    """Only attempts that a session's timeline can show are noted."""
+    await partition.client.xadd(STREAM, stored_entry("vs_selftest_1", 1))
+    await partition.client.xadd(STREAM, {"nothing": "ours"})
+    consumer = await partition.consumer()
+    tested, unreadable = await consumer.read(9)
+    await consumer.ack(tested)
+    await consumer.dead_letter(unreadable, reason=Missing.UNREADABLE, error="", attempts=0)
+
+    assert await partition.pending() == {}
+    assert not await partition.client.exists(ATTEMPTS)
+
+
+async def test_few_finished_attempts_are_kept(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """About as many as the bound are kept, the latest: Redis trims a hundred at a time."""
+    monkeypatch.setattr(consumer_module, "MAX_FINISHED_ATTEMPTS", 100)
+    await partition.admit(*range(500))
+    consumer = await partition.consumer()
+    deliveries = await consumer.read(500)
+    for delivery in deliveries[:150]:
+        await consumer.record_attempts(delivery, Attempts(1, 1), error="ValueError")
+    for delivery in deliveries[:150]:
+        await consumer.dead_letter(delivery, reason="exhausted", error="ValueError", attempts=2)
+    assert await partition.client.xlen(ATTEMPTS) < 250
+    await asyncio.gather(*map(consumer.ack, deliveries[150:]))
+
+    assert await partition.client.xlen(ATTEMPTS) < 250
+    [(_, last)] = await partition.client.xrevrange(ATTEMPTS, count=1)
+    assert last[b"event"] == b"evt_vs_499_499"
 
 
 async def test_an_entry_kept_by_its_id_is_loaded_again(partition: Partition) -> None:

@@ -49,11 +49,13 @@ from tests.support.delivery_model import (
     FETCH,
     DeadLetter,
     Delivered,
+    Finished,
     GroupStream,
     HandlerState,
     Id,
     Item,
     Partition,
+    Pending,
 )
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
 from tests.support.tapped import Tapped, tapped
@@ -313,7 +315,8 @@ class Delivering(RuleBasedStateMachine):
         task, delivery, delivered, stream = self.chosen(which)
         done, _ = self.fenced(task, fault, task.consumer.ack(delivery))
         if done:
-            self.state(task).ack(stream, delivered.entry)
+            attempt = finished(task, delivered, "delivered", delivered.failed + 1)
+            self.state(task).ack(stream, delivered.entry, attempt)
 
     @rule(task=tasks)
     def ack_all(self, task: WorkerTask) -> None:
@@ -330,19 +333,30 @@ class Delivering(RuleBasedStateMachine):
 
         done, _ = self.fenced(task, "", all_at_once())
         for _, delivered in task.deliveries if done else ():
-            state.ack(state.stream_of(delivered.item), delivered.entry)
+            attempt = finished(task, delivered, "delivered", delivered.failed + 1)
+            state.ack(state.stream_of(delivered.item), delivered.entry, attempt)
 
     @precondition(lambda self: self.has_deliveries)
-    @rule(which=INDEX, failed=st.integers(0, 3), delivery_count=st.integers(0, 5), fault=FAULTS)
-    def record_attempts(self, which: int, failed: int, delivery_count: int, fault: str) -> None:
-        """A worker records how often a delivery was tried."""
+    @rule(
+        which=INDEX,
+        failed=st.integers(0, 3),
+        delivery_count=st.integers(0, 5),
+        error=st.sampled_from(["", "ValueError"]),
+        fault=FAULTS,
+    )
+    def record_attempts(
+        self, which: int, failed: int, delivery_count: int, error: str, fault: str
+    ) -> None:
+        """A worker records how often a delivery was tried, perhaps not for the first time."""
         task, delivery, delivered, stream = self.chosen(which)
-        recording = task.consumer.record_attempts(delivery, Attempts(failed, delivery_count))
+        recording = task.consumer.record_attempts(
+            delivery, Attempts(failed, delivery_count), error=error
+        )
         done, _ = self.fenced(task, fault, recording)
         if done:
-            self.state(task).record_attempts(
-                stream, delivered.entry, failed * 1000 + delivery_count, task.worker
-            )
+            held = Pending(task.worker, failed * 1000 + delivery_count)
+            attempt = finished(task, delivered, "failed", failed, error) if error else None
+            self.state(task).record_attempts(stream, delivered.entry, held, attempt)
 
     @precondition(lambda self: self.has_deliveries)
     @rule(which=INDEX, attempts=st.integers(1, 9), fault=FAULTS)
@@ -356,7 +370,8 @@ class Delivering(RuleBasedStateMachine):
             letter = DeadLetter(
                 delivered.item, delivered.entry, "exhausted", "ValueError", attempts
             )
-            expected = self.state(task).dead_letter(stream, delivered.entry, letter, ROOM)
+            attempt = finished(task, delivered, "dead_lettered", attempts, "ValueError")
+            expected = self.state(task).dead_letter(stream, delivered.entry, letter, ROOM, attempt)
             assert fault or held == expected
 
     @rule(
@@ -481,7 +496,7 @@ class Delivering(RuleBasedStateMachine):
 
     @invariant()
     def all_is_the_models(self) -> None:
-        """Streams, groups, pending lists, leases and dead letters are those of the model."""
+        """Streams, groups, pending lists, leases, attempts, dead letters are those of the model."""
         entries, noted, groups, fetchers, *rest = self.run(self.everything())
         assert [pair(entry_id) for entry_id, _ in entries] == sorted(self.model.entries)
         assert [pair(entry_id) for entry_id, _ in noted] == sorted(self.model.notifications)
@@ -491,7 +506,7 @@ class Delivering(RuleBasedStateMachine):
         places = {one["name"].decode(): pair(one["last-delivered-id"]) for one in all_groups}
         assert places == {name: state.new.read_to for name, state in self.model.handlers.items()}
         for n, handler in enumerate(HANDLERS):
-            self.check_handler(self.model.handlers[handler], rest[n * 5 : n * 5 + 5])
+            self.check_handler(self.model.handlers[handler], rest[n * 6 : n * 6 + 6])
 
     async def everything(self) -> list[Any]:
         """Return everything that Redis holds."""
@@ -507,13 +522,14 @@ class Delivering(RuleBasedStateMachine):
             pipeline.xrange(KEYS.replays(0, handler))
             pipeline.xpending_range(KEYS.replays(0, handler), handler, "-", "+", 1000)
             pipeline.xrange(KEYS.dead_letters(0, handler))
+            pipeline.xrange(KEYS.deliveries(0, handler))
         found: list[Any] = await pipeline.execute(raise_on_error=False)
         return found
 
     @staticmethod
     def check_handler(state: HandlerState, found: list[Any]) -> None:
         """Compare what Redis holds of one handler with the model."""
-        token, pending, replays, replayed, dead = found
+        token, pending, replays, replayed, dead, attempts = found
         assert isinstance(state.owner, WorkerTask | None)
         assert token == (state.owner and state.owner.lease.token.encode())
         assert held(pending) == state.new.pending
@@ -521,6 +537,7 @@ class Delivering(RuleBasedStateMachine):
             assert held(replayed) == state.replays.pending
             assert {pair(i): item_of(fields) for i, fields in replays} == state.replays.entries
         assert [dead_letter_of(fields) for _, fields in dead] == [*state.dead.values()]
+        assert [finished_in(fields) for _, fields in attempts] == state.finished
         for one in state.new.pending:
             assert one <= state.new.read_to
 
@@ -567,8 +584,29 @@ def read_as(delivery: Delivery) -> Item:
     return Item(item.sequence, item.replay)
 
 
+def finished(
+    task: WorkerTask, delivered: Delivered, outcome: str, attempt: int, error: str = ""
+) -> Finished | None:
+    """Return a finished attempt of a delivery; None where none is noted."""
+    number, replay = delivered.item
+    if task.handler == FETCH or number is None:
+        return None
+    return Finished(number, outcome, attempt, replay is not None, error)
+
+
+def finished_in(fields: dict[bytes, bytes]) -> Finished:
+    """Return a finished attempt as the model has it."""
+    return Finished(
+        number_of(fields[b"event"].decode()),
+        fields[b"outcome"].decode(),
+        int(fields[b"attempt"]),
+        fields[b"replay"] == b"1",
+        fields.get(b"error", b"").decode(),
+    )
+
+
 def number_of(event_id: str) -> int:
-    """Return the number of a notification."""
+    """Return the number of a transition or notification."""
     return int(event_id.rpartition("_")[2])
 
 

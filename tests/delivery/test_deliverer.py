@@ -372,7 +372,7 @@ async def test_entries_in_quarantine_run_alone() -> None:
 
 @in_virtual_time
 async def test_failures_name_their_place() -> None:
-    """The log lines of retries and dead letters, and dead letters, name file and function."""
+    """Log lines, dead letters and the recorded failures name file and function."""
     consumer = FakeConsumer([("a", 1), ("b", 1)])
 
     async def act(taken: StatusTransition) -> None:
@@ -394,6 +394,7 @@ async def test_failures_name_their_place() -> None:
     assert consumer.places == [
         places["delivery.dead_lettered", each] for each in ("Undeliverable", "ValueError")
     ]
+    assert consumer.failures == [("ValueError", places["delivery.retried", "ValueError"])]
     assert "canary" not in str(lines)
 
 

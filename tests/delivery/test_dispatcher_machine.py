@@ -206,7 +206,9 @@ class MachineConsumer(Consumer):
 
         await self._ask(act)
 
-    async def record_attempts(self, delivery: Delivery, attempts: Attempts) -> None:
+    async def record_attempts(
+        self, delivery: Delivery, attempts: Attempts, *, error: str = "", place: str = ""
+    ) -> None:
         """Record attempts."""
         one, store = self._entry(delivery), self.store
 

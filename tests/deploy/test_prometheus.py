@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 from collections.abc import Mapping
@@ -186,6 +187,17 @@ def test_choices_are_not_counted_as_findings(tmp_path: Path) -> None:
     play(tmp_path, series, {query: [{"labels": "{}", "value": 0}]})
 
 
+def test_without_dead_letters_none_expires(tmp_path: Path) -> None:
+    """The dashboard says when the first dead letter expires, and nothing where there is none."""
+    [query] = [
+        one["targets"][0]["expr"] for one in panels() if one["title"] == "Dead letters expire"
+    ]
+    series = {'idv_dead_letters_expire_seconds{job="a",handler="log"}': math.inf}
+    play(tmp_path, series, {query: []})
+    series['idv_dead_letters_expire_seconds{job="b",handler="nats"}'] = 60
+    play(tmp_path, series, {query: [{"labels": "{}", "value": 60}]})
+
+
 def held(exposed: dict[str, str]) -> dict[str, float]:
     """Return every series that the processes expose, with its value."""
     return {
@@ -204,7 +216,7 @@ def _series(name: str, labels: dict[str, str]) -> str:
 def play(directory: Path, series: Mapping[str, float], cases: dict[str, list[Any]]) -> None:
     """Let promtool run queries on constant series, and compare their results."""
     tests = directory / "tests.yml"
-    inputs = [{"series": name, "values": f"{value}x20"} for name, value in series.items()]
+    inputs = [{"series": name, "values": f"{value:+}+0x20"} for name, value in series.items()]
     asked = [
         {
             "expr": query.replace("$job", ".*").replace("$__rate_interval", "5m"),

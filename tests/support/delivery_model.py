@@ -41,6 +41,16 @@ class DeadLetter(NamedTuple):
     attempts: int
 
 
+class Finished(NamedTuple):
+    """A finished attempt to deliver a transition, by its number."""
+
+    number: int
+    outcome: str
+    attempt: int
+    is_replay: bool
+    error: str = ""
+
+
 class Delivered(NamedTuple):
     """An entry as a worker gets it."""
 
@@ -89,6 +99,7 @@ class HandlerState:
         owner: The lease's owner.
         replays: None until anything was replayed.
         acked: The numbers of all transitions that were ever acknowledged.
+        finished: Every finished attempt.
     """
 
     new: GroupStream
@@ -97,6 +108,7 @@ class HandlerState:
     dead: dict[int, DeadLetter] = field(default_factory=dict)
     dead_letters_made: int = 0
     acked: set[int | None] = field(default_factory=set)
+    finished: list[Finished] = field(default_factory=list)
 
     def streams(self) -> list[GroupStream]:
         """Return the streams in the order in which they are claimed."""
@@ -130,20 +142,32 @@ class HandlerState:
                 break
         return claimed
 
-    def ack(self, stream: GroupStream, entry: Id) -> None:
+    def ack(self, stream: GroupStream, entry: Id, attempt: Finished | None) -> None:
         """Acknowledge an entry; it is deleted unless other groups read it."""
-        if stream.pending.pop(entry, None) and entry in stream.entries:
-            self.acked.add(stream.entries[entry].number)
+        if stream.pending.pop(entry, None):
+            self.finished += [attempt] if attempt else []
+            self.acked |= {stream.entries[entry].number} if entry in stream.entries else set()
         if not stream.is_shared:
             stream.entries.pop(entry, None)
 
-    def record_attempts(self, stream: GroupStream, entry: Id, count: int, worker: str) -> None:
+    def record_attempts(
+        self, stream: GroupStream, entry: Id, held: Pending, attempt: Finished | None
+    ) -> None:
         """Set the delivery count of an entry, if it is pending."""
-        if entry in stream.pending and stream.claim(entry, worker):
-            stream.pending[entry] = Pending(worker, count)
+        if entry not in stream.pending:
+            return
+        if attempt and stream.pending[entry].times != held.times:
+            self.finished.append(attempt)
+        if stream.claim(entry, held.owner):
+            stream.pending[entry] = held
 
     def dead_letter(
-        self, stream: GroupStream, entry: Id, letter: DeadLetter, room: int
+        self,
+        stream: GroupStream,
+        entry: Id,
+        letter: DeadLetter,
+        room: int,
+        attempt: Finished | None,
     ) -> int | None:
         """Dead-letter an entry, if it is pending and there is room."""
         if len(self.dead) >= room:
@@ -151,6 +175,7 @@ class HandlerState:
         if stream.pending.pop(entry, None):
             self.dead[self.dead_letters_made] = letter._replace(item=stream.entries.get(entry))
             self.dead_letters_made += 1
+            self.finished += [attempt] if attempt else []
         if not stream.is_shared:
             stream.entries.pop(entry, None)
         return max(1, len(self.dead))

@@ -54,6 +54,7 @@ class FakeConsumer(Consumer):
         missing: Why entries have no transition, by their index in the stream.
         max_dead_letters: How many dead letters there is room for.
         places: Where the errors of the dead letters were raised.
+        failures: The error and the place of each failed attempt that was recorded.
         fail: Called with the name of each method before it does anything; may raise.
     """
 
@@ -67,6 +68,7 @@ class FakeConsumer(Consumer):
         self.acked: list[Entry] = []
         self.dead_letters: list[tuple[Entry, str, str, int]] = []
         self.places: list[str] = []
+        self.failures: list[tuple[str, str]] = []
         self.recorded: list[tuple[Entry, Attempts]] = []
         self.reads: list[int] = []
         self.latency_s = 0.0
@@ -118,11 +120,14 @@ class FakeConsumer(Consumer):
         self._remove(delivery)
         self.acked.append(self._entry(delivery))
 
-    async def record_attempts(self, delivery: Delivery, attempts: Attempts) -> None:
+    async def record_attempts(
+        self, delivery: Delivery, attempts: Attempts, *, error: str = "", place: str = ""
+    ) -> None:
         """Record attempts."""
         await self._call("record_attempts")
         self.pending[int(delivery.entry_id)] = attempts
         self.recorded.append((self._entry(delivery), attempts))
+        self.failures += [(error, place)] if error else []
 
     async def dead_letter(
         self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""

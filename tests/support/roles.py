@@ -50,6 +50,7 @@ _BY_MODULE = {
     "delivery.letter_pages": OPERATOR,
     "admin.forms": OPERATOR,
     "admin.letter_actions": OPERATOR,
+    "admin.views.letter_actions": OPERATOR,
     "stripe_api.cursors": WORKER,
     "stripe_api.rate_limit": WORKER,
     "stripe_api.unknown_events": WORKER,

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Delete everything that one handler has in one partition: its group, with what is pending in it,
--- its lease, its replays and its dead letters.
+-- its lease, its replays, its dead letters and its finished attempts.
 --
 -- KEYS  1  the partition's stream; 2..  the keys that are the handler's alone
 -- ARGV  1  group
