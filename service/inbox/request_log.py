@@ -19,6 +19,7 @@ import structlog
 from ..errors import Rejected, RejectionReason, Unavailable, UnavailableReason
 from ..stripe.events import EVENT_TYPE_PREFIX, THIN_EVENT_TYPE_PREFIX, Event, Ignored, ThinEvent
 from ..telemetry import metrics
+from ..telemetry.logs import write_line
 from ..transitions.lifecycle import STEP_RANKS
 from .admission import Outcome
 from .decision_log import record_decision
@@ -85,8 +86,6 @@ class RequestLog:
             metrics.EVENTS.labels(Outcome.IGNORED, event_type)
             metrics.EVENTS.labels(Outcome.EXPIRED, event_type)
         metrics.EVENTS.labels(Outcome.EXPIRED, metrics.OTHER_TYPE)
-        # Bound once: structlog's lazy logger would bind itself anew for every line.
-        self._log = log.bind()
 
     def add(self, entry: Entry) -> None:
         """Record *entry* as soon as this loop turn is over."""
@@ -118,14 +117,14 @@ class RequestLog:
             return
         counts.events.append((outcome.reason, metrics.OTHER_TYPE))
         if isinstance(outcome, Rejected):
-            self._log.warning(
+            log.warning(
                 "event.rejected",
                 reason=outcome.reason,
                 field=outcome.field,
                 **_request_fields(entry),
             )
         else:
-            self._log.error("event.unavailable", reason=outcome.reason, **_request_fields(entry))
+            log.error("event.unavailable", reason=outcome.reason, **_request_fields(entry))
 
     def _record_receipt(
         self, receipt: Receipt, entry: Entry, now: float, counts: _TurnCounts
@@ -135,49 +134,30 @@ class RequestLog:
         counts.events.append((receipt.outcome, _SHORT_TYPES.get(event_type, metrics.OTHER_TYPE)))
         counts.secrets.append(receipt.secret_fingerprint)
         counts.body_bytes.append(entry.body_bytes)
-        if isinstance(event, Event):
+        if not isinstance(event, Ignored):
             counts.ages_s.append(max(0.0, now - event.created))
-            self._write_decided(receipt, event, entry)
-        elif isinstance(event, ThinEvent):
-            counts.ages_s.append(max(0.0, now - event.created))
-            self._write_thin(receipt, event, entry)
-        else:
-            self._write_ignored(receipt, event, entry)
-
-    def _write_thin(self, receipt: Receipt, event: ThinEvent, entry: Entry) -> None:
-        """Write the line of a thin event that was queued, or was not for a reason."""
-        self._log.info(
-            f"event.{receipt.outcome}",
-            event_id=event.event_id,
-            event_type=event.event_type,
-            session_id=event.session_id,
-            livemode=event.is_live,
-            context=event.context,
-            endpoint=receipt.notification and receipt.notification.endpoint,
-            **_request_fields(entry),
-            secret_fingerprint=receipt.secret_fingerprint,
-        )
-
-    def _write_ignored(self, receipt: Receipt, event: Ignored, entry: Entry) -> None:
-        self._log.info(
-            "event.ignored",
-            reason=event.reason,
-            event_id=event.event_id,
-            event_type=event.event_type,
-            **_request_fields(entry),
-            secret_fingerprint=receipt.secret_fingerprint,
-        )
-
-    def _write_decided(self, receipt: Receipt, event: Event, entry: Entry) -> None:
-        """Write the line of an event that admission has decided on."""
-        change, admission = receipt.change, receipt.admission
-        if change is None or admission is None:
-            return
-        fields, is_warning = record_decision(event, change, admission)
+        fields, is_warning = _receipt_fields(receipt)
         fields |= _request_fields(entry)
         fields["secret_fingerprint"] = receipt.secret_fingerprint
-        write = self._log.warning if is_warning else self._log.info
-        write(f"event.{receipt.outcome}", _fields=fields)
+        fields["event"] = f"event.{receipt.outcome}"
+        write_line("warning" if is_warning else "info", fields)
+
+
+def _receipt_fields(receipt: Receipt) -> tuple[Fields, bool]:
+    """Return the fields of what became of an event, and whether the line is a warning."""
+    event = receipt.event
+    if isinstance(event, Event) and receipt.change and receipt.admission:
+        return record_decision(event, receipt.change, receipt.admission)
+    fields: Fields = {}
+    if isinstance(event, Ignored):
+        fields["reason"] = event.reason
+        fields |= {"event_id": event.event_id, "event_type": event.event_type}
+    elif isinstance(event, ThinEvent):
+        fields |= {"event_id": event.event_id, "event_type": event.event_type}
+        fields |= {"session_id": event.session_id, "livemode": event.is_live}
+        endpoint = receipt.notification and receipt.notification.endpoint
+        fields |= {"context": event.context, "endpoint": endpoint}
+    return fields, False
 
 
 def _request_fields(entry: Entry) -> Fields:

@@ -37,6 +37,8 @@ LIBRARIES = (
 )
 MAX_FRAMES = 20
 
+_LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
+
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
@@ -47,9 +49,18 @@ class _Mode(NamedTuple):
     has_tracebacks: bool = False
 
 
+class _Output(NamedTuple):
+    """Where lines of a level go, and what they pass on the way."""
+
+    sink: LogSink
+    min_level: int
+    processors: Sequence[Processor]
+
+
 # The configured sink, if there is one.
 _sinks: list[LogSink] = []
 _mode = _Mode()
+_outputs: list[_Output] = []
 
 
 def configure(
@@ -73,7 +84,7 @@ def configure(
     out = sys.stdout.buffer if stream is None else stream
     is_terminal = out.isatty()
     is_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not is_terminal)
-    min_level = logging.getLevelNamesMapping()[level.upper()]
+    min_level = _LEVELS[level]
     processors: list[Processor] = [
         _order_fields,
         _render_json if is_json else _text_renderer(colors=colors and is_terminal),
@@ -84,6 +95,7 @@ def configure(
     for replaced in _sinks:
         replaced.close()
     _sinks[:] = [sink]
+    _outputs[:] = [_Output(sink, min_level, processors)]
     atexit.unregister(flush)
     atexit.register(flush)
     structlog.configure(
@@ -120,6 +132,20 @@ def show_traceback(error: BaseException) -> None:
         return
     for sink in _sinks:
         sink.write("\n".join(f"    {line}" for line in lines).encode())
+
+
+def write_line(level: str, fields: EventDict) -> None:
+    """Write a line that is never throttled, as structlog would.
+
+    It is for the one line of each event: structlog's way takes 1.3 % of an event's instructions.
+
+    Args:
+        level: Its severity, as structlog names it.
+        fields: Its fields, and as `event` what happened.
+    """
+    for sink, min_level, processors in _outputs:
+        if _LEVELS[level] >= min_level:
+            sink.write(_process(processors, level, fields))
 
 
 async def wait_until_written(within_s: float) -> None:
@@ -220,16 +246,11 @@ def _throttling(throttle: LogThrottle) -> Processor:
 
 
 def _order_fields(_: Any, level: str, fields: EventDict) -> EventDict:
-    """Put time, level and event first, and replace an exception by its description.
-
-    structlog copies keyword arguments several times on their way here. The caller that writes the
-    most lines passes all its fields as one, `_fields`, which is unpacked here.
-    """
+    """Put time, level and event first, and replace an exception by its description."""
     if "exc_info" in fields:
         fields = _render_exception(None, level, fields)
     event = fields.pop("event")
-    prepared = fields.pop("_fields", {})
-    return {"timestamp": datetime.now(UTC), "level": level, "event": event, **prepared, **fields}
+    return {"timestamp": datetime.now(UTC), "level": level, "event": event, **fields}
 
 
 def _describe_chain(exc_info: ExcInfo) -> list[dict[str, Any]]:

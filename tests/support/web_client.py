@@ -21,19 +21,18 @@ PING = orjson.dumps(
 
 
 class Log:
-    """Stands in for the request log's logger and keeps what was written."""
+    """Stands in for what the request log writes with, and keeps what was written."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
         self.warned: list[str] = []
 
-    def bind(self) -> Log:
-        """Return the logger that lines are written with."""
-        return self
-
     def _write(self, event: str, **fields: Any) -> None:
-        prepared = fields.pop("_fields", {})
-        self.lines.append({"event": event, **prepared, **fields})
+        self.lines.append({"event": event, **fields})
+
+    def write_line(self, level: str, fields: dict[str, Any]) -> None:
+        """Keep a line, and whether it is a warning."""
+        getattr(self, level)(**fields)
 
     def warning(self, event: str, **fields: Any) -> None:
         """Keep a line, and that it is a warning."""

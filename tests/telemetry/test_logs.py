@@ -96,6 +96,7 @@ def _configure() -> Iterator[Configure]:
         sink.close()
     logs._sinks.clear()
     logs._mode = logs._Mode()
+    logs._outputs.clear()
     logging.captureWarnings(capture=False)
     sys.unraisablehook, threading.excepthook = hooks
     if before is None:
@@ -145,17 +146,20 @@ def test_a_line_is_a_json_object(configure: Configure) -> None:
 
 
 @pytest.mark.parametrize("log_format", [LogFormat.JSON, LogFormat.CONSOLE])
-def test_prepared_fields_are_like_named_ones(configure: Configure, log_format: LogFormat) -> None:
-    """Fields passed as one, `_fields`, are rendered and masked like named ones."""
-    out = configure(log_format)
+@pytest.mark.parametrize("level", LogLevel)
+def test_a_line_past_structlog_is_the_same(
+    configure: Configure, log_format: LogFormat, level: LogLevel
+) -> None:
+    """The line of a request is rendered, masked and filtered like any other."""
+    out = configure(log_format, level)
     fields = {"event_id": "evt_1", "email": CANARY, "field": f"x whsec_{CANARY}"}
 
-    logger().info("event.admitted", **fields, more=1)
-    logger().info("event.admitted", _fields=fields, more=1)
+    logger().warning("event.admitted", **fields)
+    logs.write_line("warning", {"event": "event.admitted", **fields})
 
-    named, together = (re.sub(r"\d+:\d+:[\d.]+", "", line) for line in out.text.splitlines())
-    assert named == together
-    assert "evt_1" in named
+    lines = [re.sub(r"\d+:\d+:[\d.]+", "", line) for line in out.text.splitlines()]
+    assert lines[::2] == lines[1::2]
+    assert bool(lines) == (level is not LogLevel.ERROR)
     assert CANARY not in out.text
 
 

@@ -21,6 +21,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     """Record what the request log writes."""
     recorded = Log()
     monkeypatch.setattr(request_log, "log", recorded)
+    monkeypatch.setattr(request_log, "write_line", recorded.write_line)
     return recorded
 
 
