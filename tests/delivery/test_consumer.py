@@ -88,8 +88,8 @@ def sequences(deliveries: Sequence[Delivery]) -> list[int | None]:
 
 
 def noted(event: bytes, outcome: bytes, attempt: bytes) -> dict[bytes, bytes]:
-    """Return the fields of a finished attempt that is none of a replay."""
-    return {b"event": event, b"outcome": outcome, b"attempt": attempt, b"replay": b"0"}
+    """Return the fields of a finished attempt."""
+    return {b"event": event, b"outcome": outcome, b"attempt": attempt}
 
 
 async def claim_all(consumer: Consumer) -> list[Delivery]:

@@ -600,7 +600,7 @@ def finished_in(fields: dict[bytes, bytes]) -> Finished:
         number_of(fields[b"event"].decode()),
         fields[b"outcome"].decode(),
         int(fields[b"attempt"]),
-        fields[b"replay"] == b"1",
+        b"replay" in fields,
         fields.get(b"error", b"").decode(),
     )
 

@@ -8,7 +8,7 @@
 -- Returns false when the lease is not ours, else the number of entries that were pending.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
-local acknowledged = 0
+local acknowledged, replay = 0, ARGV[4] == '1' and {'replay', '1'} or {}
 for i = 6, #ARGV, 3 do
   local id, event = ARGV[i], ARGV[i + 1]
   -- A call that is repeated because its reply was lost must not note an attempt twice.
@@ -16,7 +16,7 @@ for i = 6, #ARGV, 3 do
     acknowledged = acknowledged + 1
     if event ~= '' then
       redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'event', event,
-        'outcome', 'delivered', 'attempt', ARGV[i + 2], 'replay', ARGV[4])
+        'outcome', 'delivered', 'attempt', ARGV[i + 2], unpack(replay))
     end
   end
   if ARGV[3] == '1' then redis.call('XDEL', KEYS[2], id) end

@@ -16,9 +16,10 @@ local MAX_FIELDS = 1000
 
 local function note(letter)
   local word = ARGV[7] ~= '' and ARGV[7] or ARGV[6]
+  local replay = ARGV[11] == '1' and {'replay', '1'} or {}
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[12], '*', 'event', ARGV[10],
-    'outcome', 'dead_lettered', 'attempt', ARGV[9], 'replay', ARGV[11],
-    'error', word, 'place', ARGV[8], 'letter', letter)
+    'outcome', 'dead_lettered', 'attempt', ARGV[9], 'error', word, 'place', ARGV[8],
+    'letter', letter, unpack(replay))
 end
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end

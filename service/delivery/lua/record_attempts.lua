@@ -9,7 +9,7 @@
 --       the attempt, error class, where that was raised
 -- Returns false when the lease is not ours, else 1.
 
-local stream, group = KEYS[2], ARGV[2]
+local stream, group, replay = KEYS[2], ARGV[2], ARGV[4] == '1' and {'replay', '1'} or {}
 
 -- A call that is repeated because its reply was lost finds its own count.
 local function is_new(id, count)
@@ -20,7 +20,7 @@ end
 local function record(id, count, event, attempt, error_class, place)
   if event ~= '' and is_new(id, count) then
     redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'event', event, 'outcome', 'failed',
-      'attempt', attempt, 'replay', ARGV[4], 'error', error_class, 'place', place)
+      'attempt', attempt, 'error', error_class, 'place', place, unpack(replay))
   end
   redis.call('XCLAIM', stream, group, ARGV[3], 0, id, 'RETRYCOUNT', count, 'JUSTID')
 end
