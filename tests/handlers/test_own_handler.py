@@ -7,7 +7,6 @@ import importlib
 import re
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,28 +34,16 @@ def blocks() -> list[str]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a wheel of the example and let pip install it; return where."""
-    directory = tmp_path_factory.mktemp("own")
-    wheel = directory / "own_audit-1.0-py3-none-any.whl"
-    information = "own_audit-1.0.dist-info"
-    content = {
-        "own_audit.py": blocks()[0],
-        f"{information}/METADATA": "Metadata-Version: 2.1\nName: own-audit\nVersion: 1.0\n",
-        f"{information}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\n"
-        "Root-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{information}/entry_points.txt": f"[{ENTRY_POINT_GROUP}]\naudit = own_audit:open\n",
-    }
-    content[f"{information}/RECORD"] = "".join(
-        f"{name},,\n" for name in [*content, f"{information}/RECORD"]
+    """Install the example as a package with an entry point; return where."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "own_audit.py").write_text(blocks()[0])
+    information = site / "own_audit-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: own-audit\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(
+        f"[{ENTRY_POINT_GROUP}]\naudit = own_audit:open\n"
     )
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for name, text in content.items():
-            archive.writestr(name, text)
-    target = directory / "site"
-    options = "install -q --no-deps --no-index --no-compile --disable-pip-version-check --target"
-    command = [sys.executable, "-m", "pip", *options.split(), str(target), str(wheel)]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    return target
+    return site
 
 
 @pytest.fixture

@@ -283,14 +283,9 @@ async def test_closing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        "amqp://",
-        "http://canary@host",
-        "amqp://user:pa/canary@host",
-        "amqp://user:canary@host:port",
-        "amqp://user:canary@host:0",
-        "amqp://user:canary@host:99999",
-        "amqp://user:canary@ho st",
-        "amqp://[canary",
+        *("amqp://", "http://canary@host", "amqp://user:pa/canary@host"),
+        *("amqp://user:canary@host:port", "amqp://user:canary@host:0"),
+        *("amqp://user:canary@host:99999", "amqp://user:canary@ho st", "amqp://[canary"),
         "amqp://one,amqp://canary",
     ],
 )

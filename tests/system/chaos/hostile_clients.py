@@ -1,4 +1,4 @@
-"""Hostile clients: slow bodies, tiny chunks, slow readers, malformed and forged requests.
+"""Hostile clients: slow bodies, tiny chunks, and forged requests whose responses are read slowly.
 
 Each attacks one receiver again and again until it is canceled, and reports the status of every
 response. Its bodies and headers contain a canary that no output may contain.
@@ -12,15 +12,12 @@ import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from itertools import cycle
 
 import orjson
 
-from service.secret import Secret
-from tests.support.harness import PREFIX, SECRET, WEBHOOK, signed
+from tests.support.harness import PREFIX, WEBHOOK
 
 CANARY = "hostile0"
-WRONG = Secret(b"whsec_hostile")
 READ_BYTES = 65536
 SILENCE_S, BYTE_PAUSE_S, LAZY_PAUSE_S = 2.0, 0.2, 0.1
 TINY_CHUNKS, LAZY_REQUESTS = 20_000, 200
@@ -28,28 +25,6 @@ ENDED = (OSError, EOFError, TimeoutError)
 
 OnStatus = Callable[[int], None]
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-# After each of these heads follow bytes that are a second request if the first is misread.
-SMUGGLED = f"GET /livez HTTP/1.1\r\nHost: {CANARY}\r\n\r\n".encode()
-LENGTH = b"Content-Length: 5\r\n"
-AMBIGUOUS = [
-    LENGTH + b"Transfer-Encoding: chunked\r\n",
-    LENGTH + b"Transfer-Encoding\x0b: chunked\r\n",
-    LENGTH + b"Transfer-Encoding : chunked\r\n",
-    LENGTH + b"Transfer-Encoding:\x0bchunked\r\n",
-    LENGTH + b"X-A: b\r\n Transfer-Encoding: chunked\r\n",
-    LENGTH + b"X-A: b\nTransfer-Encoding: chunked\r\n",
-    LENGTH + b"X-A: b\x00\r\n",
-    LENGTH + b": nameless\r\n",
-    LENGTH + b"Content-Length: 44\r\n",
-    b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
-    b"Transfer-Encoding: xchunked\r\n",
-    b"Content-Length: +5\r\n",
-    b"Content-Length: 0x5\r\n",
-    b"Content-Length : 5\r\n",
-    b"X-A: b\r\n Content-Length: 5\r\n",
-    b"X-A: b\nContent-Length: 5\r\n",
-]
 
 
 def forged_event() -> bytes:
@@ -99,48 +74,10 @@ async def lazy_reader(connection: Connection, on_status: OnStatus) -> None:
         on_status(status)
 
 
-def malformed() -> Callable[[Connection, OnStatus], Awaitable[None]]:
-    """Return a client that sends ambiguous requests, with another request in what may be a body."""
-    heads = cycle(AMBIGUOUS)
-
-    async def send(connection: Connection, on_status: OnStatus) -> None:
-        reader, writer = connection
-        writer.write(_head(next(heads)) + b"0\r\n\r\n" + SMUGGLED)
-        await _statuses(reader, on_status)
-
-    return send
-
-
-def forged() -> Callable[[Connection, OnStatus], Awaitable[None]]:
-    """Return a client that sends whole requests with invalid signatures of several kinds."""
-    body = forged_event()
-    headers = cycle(
-        [
-            {},
-            signed(body, WRONG),
-            signed(body, SECRET, age_s=3600),
-            signed(body, SECRET, age_s=-3600),
-            signed(body + b" ", SECRET),
-            {"Stripe-Signature": f"t={CANARY},v1={CANARY}"},
-        ]
-    )
-
-    async def send(connection: Connection, on_status: OnStatus) -> None:
-        reader, writer = connection
-        fields = {"Content-Length": str(len(body)), **next(headers)}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        writer.write(_head(lines.encode()) + body)
-        await _statuses(reader, on_status)
-
-    return send
-
-
 KINDS: dict[str, tuple[int, Callable[[Connection, OnStatus], Awaitable[None]]]] = {
     "slow body": (48, slow_body),
     "tiny chunks": (2, tiny_chunks),
     "lazy reader": (12, lazy_reader),
-    "malformed": (8, malformed()),
-    "forged": (4, forged()),
 }
 
 
