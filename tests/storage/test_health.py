@@ -104,16 +104,6 @@ async def test_settings_that_may_not_be_read_do_not_hold(
         await connections.client.execute_command("ACL", "DELUSER", "limited")
 
 
-async def test_the_clocks_are_compared(
-    connections: Connections, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The difference is that of our clock and the server's."""
-    own = time.time
-    monkeypatch.setattr("service.storage.health.time.time", lambda: own() - 120)
-    clock, *_ = await inspect(connections, settings)
-    assert clock.severity is WARNING
-
-
 @pytest.fixture
 async def watched(
     redis_url: str, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
@@ -131,12 +121,6 @@ async def watched(
 
 class TestReadiness:
     """When a load balancer should send traffic here."""
-
-    async def test_before_the_first_answer_it_is_not(
-        self, connections: Connections, settings: Settings
-    ) -> None:
-        """A process is not ready before Redis has answered once."""
-        assert not Health(connections, settings).is_ready
 
     async def test_readiness_follows_redis(self, watched: tuple[Health, Any, Any]) -> None:
         """It is ready exactly while Redis answers; each change is logged once."""
