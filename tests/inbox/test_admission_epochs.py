@@ -58,7 +58,7 @@ async def test_a_server_that_lost_its_last_writes_begins_an_epoch(
             await inbox.admit(REDACTED)
             assert (await numbers(inbox))[3:] == [(epoch, 2)]
             assert [one.previous for one in await inbox.transitions()] == [
-                *(None, "requires_input", "processing", "verified"),
+                *(None, "requires_input", "processing", "verified")
             ]
 
 

@@ -51,10 +51,7 @@ class TestLostReplies:
         """However often the reply is lost, each event gets the answer of the first attempt."""
         twin = make_event("processing", "processing", id="evt_twin", at=10)
         after_final = make_event("processing", "processing", id="evt_after", at=90)
-        async with (
-            proxy_to(redis_url) as proxy,
-            inbox_at(proxy.url, make_settings) as inbox,
-        ):
+        async with proxy_to(redis_url) as proxy, inbox_at(proxy.url, make_settings) as inbox:
             await inbox.admit(PROCESSING)
             proxy.break_next(Fault.LOSE_REPLY, times=3)
             answers = await inbox.together(
@@ -63,7 +60,7 @@ class TestLostReplies:
 
             assert proxy.happened == [Fault.LOSE_REPLY] * 3
             assert outcomes(answers) == [
-                *("duplicate", "late", "unchanged", "admitted", "late", "duplicate"),
+                *("duplicate", "late", "unchanged", "admitted", "late", "duplicate")
             ]
             assert answers[3] == Admission(Outcome.ADMITTED, 2, "processing", after_final=False)
             assert answers[4] == Admission(Outcome.LATE, 2, "verified", after_final=True)
@@ -73,10 +70,7 @@ class TestLostReplies:
         self, redis_url: str, make_settings: Callable[..., Settings]
     ) -> None:
         """After a reset before execution the call is repeated within the deadline."""
-        async with (
-            proxy_to(redis_url) as proxy,
-            inbox_at(proxy.url, make_settings) as inbox,
-        ):
+        async with proxy_to(redis_url) as proxy, inbox_at(proxy.url, make_settings) as inbox:
             await inbox.admit(CREATED)
             proxy.break_next(Fault.LOSE_REQUEST, times=2)
 

@@ -65,10 +65,7 @@ LIVES: dict[str, tuple[str, list[LifeEvent]]] = {
     "canceled": ("canceled", [CREATED, LifeEvent("canceled", 60)]),
     "declined": ("requires_input", [CREATED, LifeEvent("requires_input", 60, "consent_declined")]),
     "rejected on review": ("requires_input", [CREATED, SUBMITTED, VERIFIED, REJECTED]),
-    "approved on review": (
-        "verified",
-        [CREATED, SUBMITTED, FAILED, VERIFIED._replace(at=4_000)],
-    ),
+    "approved on review": ("verified", [CREATED, SUBMITTED, FAILED, VERIFIED._replace(at=4_000)]),
     "rejected and approved again": (
         "verified",
         [CREATED, SUBMITTED, VERIFIED, REJECTED, VERIFIED._replace(at=8_000)],
