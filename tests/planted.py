@@ -139,7 +139,7 @@ MUTANTS = (
         _ADMIT,
         "if created and tonumber(created) < min_kept then",
         "if created and tonumber(created) < min_kept + 9999999 then",
-        "inbox/test_admission_machine.py",
+        "inbox/test_admission_machine.py inbox/test_admission_record.py",
     ),
     Mutant(
         "every transition begins an epoch",
