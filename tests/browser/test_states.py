@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from tests.support.browser import LOOKS, Tab, axe_source, html_problems
 from tests.support.depth import takes_long
@@ -37,7 +38,7 @@ def redis_gone(deployment: Deployment, tab: Tab) -> Iterator[str]:
     """Redis has ended."""
     os.kill(deployment.sandbox.server.pid, signal.SIGKILL)
     tab.open("/")
-    tab.page.get_by_text("Redis does not answer").first.wait_for()
+    tab.page.get_by_text("does not answer").first.wait_for()
     yield "overview"
     tab.open("/dead-letters", status=503)
     yield "dead-letters"
@@ -87,19 +88,48 @@ def login(deployment: Deployment, tab: Tab) -> Iterator[str]:
     yield "accepted"
 
 
-STATES = (healthy, redis_gone, handler_down, dead_letters, no_receiver, login)
+def replay(deployment: Deployment, tab: Tab) -> Iterator[str]:
+    """Dead letters are replayed: before, the question, while it runs, and after."""
+    deployment.bury(lifecycle("vs_dead", "created")[0])
+    deployment.copy_dead_letter("vs_dead", 20_000)
+    tab.open("/login")
+    tab.log_in(TOKEN)
+    tab.page.get_by_text(NAME).first.wait_for()
+    tab.open(SHOP_PATH)
+    yield "before"
+    main = tab.page.get_by_role("main")
+    main.get_by_role("button", name="Drop all").click()
+    main.get_by_text("deleted for good").wait_for()
+    yield "drop"
+    tab.page.go_back()
+    main.get_by_role("button", name="Replay all").click()
+    main.get_by_text("gets them again").wait_for()
+    yield "question"
+    main.get_by_role("button", name="Replay them").click()
+    main.get_by_text("so far").wait_for()
+    yield "running"
+    main.get_by_text("It is done").wait_for()
+    yield "done"
+    wait_until(lambda: deployment.count_dead_letters() == 0)
+    tab.open(SHOP_PATH)
+    yield "after"
+
+
+STATES = (healthy, redis_gone, handler_down, dead_letters, no_receiver, login, replay)
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
 def test_state(
     state: Callable[[Deployment, Tab], Iterator[str]],
     tmp_path: Path,
-    open_tab: Callable[..., Tab],
+    browser: Browser,
 ) -> None:
     """Every page of a state fits, is accessible and is valid HTML."""
     axe_source()
-    with open_deployment(tmp_path) as deployment:
-        tab = open_tab(deployment.worker.admin)
+    with (
+        open_deployment(tmp_path) as deployment,
+        Tab(browser, deployment.worker.admin) as tab,
+    ):
         problems: list[str] = []
         pages: list[tuple[str, str]] = []
         for name in state(deployment, tab):

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Dialog, Page, Request, Response, sync_playwright
@@ -142,10 +142,13 @@ class Tab:
         found: list[str] = self.page.evaluate(_RUN_AXE)
         return found
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Close it; nothing in `troubles` may have happened."""
         self._context.close()
-        assert not self.troubles, self.troubles
+        assert error[0] or not self.troubles, self.troubles
 
     def _listen(self, page: Page) -> None:
         page.on("request", self._on_request)

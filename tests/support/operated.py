@@ -44,6 +44,11 @@ async def open(environ):
     yield handle
 """
 
+_COPY = """
+local _, fields = unpack(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1])
+for _ = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', unpack(fields)) end
+"""
+
 
 class Mode(StrEnum):
     """What the handler does with each transition."""
@@ -88,6 +93,12 @@ class Deployment(NamedTuple):
                 client.xlen(KEYS.dead_letters(partition, SHOP))
                 for partition in range(KEYS.partitions)
             )
+
+    def copy_dead_letter(self, session: str, copies: int) -> None:
+        """Let the handler have the dead letter of a session so many times more."""
+        stream = KEYS.dead_letters(KEYS.partition(session), SHOP)
+        with self.client() as client:
+            client.eval(_COPY, 1, stream, copies)
 
     def bury(self, *bodies: bytes) -> None:
         """Send events that end as dead letters of the handler, which works again afterwards."""
