@@ -1218,4 +1218,33 @@ MUTANTS = (
         "                    pass\n",
         "stripe_api/test_rate_limit.py",
     ),
+    # The page.
+    Mutant(
+        "a page does not escape what it shows",
+        "service/admin/rendering.py",
+        "            autoescape=True,\n",
+        "            autoescape=False,\n",
+        "admin/test_dead_letter_pages.py",
+    ),
+    Mutant(
+        "a page shows a letter's metadata",
+        "service/admin/views/dead_letters.py",
+        '    *("endpoint", "replay", ',
+        '    *("endpoint", "metadata", "replay", ',
+        "admin/test_dead_letter_pages.py",
+    ),
+    Mutant(
+        "each page that is open reads all of Redis",
+        "service/admin/page.py",
+        "time.monotonic() - self._collected_at >= KEPT_S",
+        "time.monotonic() - self._collected_at >= 0",
+        "admin/test_page.py",
+    ),
+    Mutant(
+        "a bar covers the one below it",
+        "service/admin/charts.py",
+        "        floors = [floor + value for",
+        "        floors = [floor * value for",
+        "admin/test_overview.py",
+    ),
 )

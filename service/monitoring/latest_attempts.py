@@ -66,5 +66,5 @@ def _attempt(entry_id: bytes, fields: list[bytes]) -> LatestAttempt:
         attempt=int(found[b"attempt"]),
         error=found.get(b"error", b"").decode(),
         place=found.get(b"place", b"").decode(),
-        is_replay=b"replay" in found,
+        is_replay=found.get(b"replay") == b"1",
     )

@@ -247,9 +247,10 @@ class Contract:
         assert len(logged["request_id"].replace("-", "")) == 32
 
     def test_only_webhooks_get_through(self, site: Site) -> None:
-        """Probes and metrics are not public, and large bodies are refused."""
+        """Probes, metrics and the page are not public, and large bodies are refused."""
+        page = ("/", "/login", "/sessions", "/dead-letters", "/handlers", "/endpoints")
         with httpx2.Client(verify=trusting()) as client:
-            for path in ("/", "/readyz", "/livez", "/metrics", "/webhooks/other"):
+            for path in (*page, "/readyz", "/livez", "/metrics", "/webhooks/other"):
                 assert client.get(site.url + path).status_code == 404
             assert client.get(site.url + WEBHOOK).status_code == 405
             large = b"x" * 262_145
