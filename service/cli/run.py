@@ -99,6 +99,7 @@ def _print_welcome(ports: process.Ports, *, makes_secret: bool) -> None:
     lines = {
         "endpoint": endpoint,
         "signing secret": defaults.SIGNING_SECRET.read_text().strip() if makes_secret else "yours",
+        "page": f"http://{defaults.LOOPBACK}:{ports.admin}/",
         "metrics": f"http://{defaults.LOOPBACK}:{ports.admin}/metrics",
         "type next": f"{terminal.program()} send verified{to}",
     }

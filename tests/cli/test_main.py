@@ -100,6 +100,7 @@ def test_two_commands_are_enough(dev: Dev) -> None:
     assert _said(running, "endpoint") == running.url
     assert re.fullmatch(r"whsec_[0-9a-f]{32}", _said(running, "signing secret"))
     assert httpx2.get(_said(running, "metrics")).status_code == 200
+    assert "<h1 " in httpx2.get(_said(running, "page")).text
     assert "--to" not in _said(running, "type next")
     sent = dev.type(_said(running, "type next"))
     assert sent.returncode == 0, sent.stderr

@@ -49,9 +49,9 @@ def test_each_dependency_is_pinned() -> None:
     extras = project["project"]["optional-dependencies"]
     asked = {
         "runtime": project["project"]["dependencies"],
-        "image": [each for name in ("kafka", "nats", "otel", "rabbitmq", "sqs")
+        "image": [each for name in ("kafka", "nats", "otel", "page", "rabbitmq", "sqs")
                   for each in extras[name]],
-        "embedded": extras["embedded"],
+        "embedded": extras["embedded"] + extras["page"],
         "dev": extras["dev"][1:],
         "tools": project["dependency-groups"]["tools"],
     }  # fmt: skip
