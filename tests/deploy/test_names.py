@@ -29,6 +29,7 @@ FOREIGN = {
     "NAME_FILE": "any setting with that suffix",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "OpenTelemetry's, which its exporter reads",
     "HTTPS_PROXY": "the HTTP client's",
+    "NO_COLOR": "of the user, for all programs: https://no-color.org",
 }
 YAML_RULES = (
     "{extends: default, rules: {document-start: disable, line-length: {max: 120},"
