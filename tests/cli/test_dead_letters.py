@@ -165,7 +165,12 @@ def test_text_from_requests_is_printed_as_text(operator: Operator) -> None:
     status = f"{len(HOSTILE)} {HOSTILE}{HOSTILE}"
     operator.client.hset(
         KEYS.session("vs_x"),
-        mapping={"state": "1 1 1 a r", "status": status, "latest": "r 1 evt_1", "evt_1": "a 1 1 n 1-0"},
+        mapping={
+            "state": "1 1 1 a r",
+            "status": status,
+            "latest": "r 1 evt_1",
+            "evt_1": "a 1 1 n 1-0",
+        },
     )
 
     for words in (

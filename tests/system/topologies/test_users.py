@@ -134,6 +134,12 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
             return ended.out
 
         run("check")
+        looking = processes.run("status", "--json", REDIS_URL=urls[OPERATOR], **both)
+        seen = orjson.loads(looking.out)["activity"]["processes"]
+        assert {(one["kind"], one["ready"]) for one in seen} == {
+            ("receiver", None),
+            ("worker", None),
+        }
         assert b"evt_70" in run("session", "vs_1")
         letters = orjson.loads(run("dead", "list", "failing:open", "--json"))
         run("dead", "show", "failing:open", letters[0]["id"])
