@@ -16,7 +16,7 @@ from service.config import Livemode, Settings
 from service.secret import Secret
 from service.storage.connections import Connections
 from service.storage.layout import Keys
-from service.stripe_api import account_pass, reconciler
+from service.stripe_api import account_pass, reconciler, watch_report
 from service.stripe_api.client import Caller, StripeApi, open_api
 from service.stripe_api.cursors import Cursor, read_cursors
 from service.stripe_api.keys import ApiKeys
@@ -239,6 +239,48 @@ async def test_the_lag_is_that_of_the_oldest_cursor(
     async with deployment.running(keyed_api):
         await until(lambda: metrics.RECONCILE_LAG_SECONDS._value.get() == 70)
     metrics.RECONCILE_LAG_SECONDS.set(0)
+
+
+async def test_what_the_reconciling_worker_knows_is_left_in_redis(
+    deployment: Deployment, keyed_api: StripeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Destinations with our part of their URL only, findings, and each account; it expires."""
+    monkeypatch.setattr(reconciler, "RENEWALS_PER_TTL", 500)
+    deployment.stand_in.subscribe(
+        "https://user:canary@hooks.test/canary/webhooks/stripe/acme?canary=1",
+        scope=deployment.stand_in.scope(livemode=True),
+    )
+    deployment.test.is_revoked = True
+    client, key = deployment.connections.client, Keys("idv", 8).endpoints
+
+    async def report() -> watch_report.WatchReport | None:
+        found = watch_report.decode(await client.get(key) or b"")
+        is_whole = found and all(one.outcome for one in found.accounts) and found.findings
+        return found if is_whole else None
+
+    async with deployment.running(keyed_api):
+        found = await until(report)
+    [destination] = found.destinations
+    assert destination[1:] == ("live", "/webhooks/stripe/acme", False, True, False, 6)
+    assert {one.name for one in found.findings} == {"stripe_api", "connect_missing"}
+    assert {one.name: (one.read_until, one.outcome) for one in found.accounts} == {
+        "live": (NOW - 60, "ok"),
+        f"live {deployment.account}": (NOW - 60, "ok"),
+        # The first reading begins three days back.
+        "test": (NOW - 3 * 86400, "api_unauthorized"),
+        f"test {deployment.account}": (NOW - 3 * 86400, "api_unauthorized"),
+    }
+    assert b"canary" not in await client.get(key)
+    assert 0 < await client.ttl(key) <= watch_report.TTL_S
+    # A worker that does not reconcile says nothing.
+    await client.delete(key)
+    await client.set(Keys("idv", 8).lease(0, "reconcile"), "another's")
+    before = metrics.RECONCILE_LAG_SECONDS._value.get()
+    metrics.RECONCILE_LAG_SECONDS.set(-1)
+    async with deployment.running(keyed_api):
+        await until(lambda: metrics.RECONCILE_LAG_SECONDS._value.get() >= 0)
+    assert not await client.exists(key)
+    metrics.RECONCILE_LAG_SECONDS.set(before)
 
 
 @pytest.mark.parametrize(

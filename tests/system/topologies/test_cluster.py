@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from redis.exceptions import RedisError, TryAgainError
 
+from service.config import Settings
+from service.delivery.consumer_groups import create_groups
 from service.errors import UnavailableReason
+from service.monitoring.overview import collect
+from service.monitoring.publisher import Publisher
 from service.secret import Secret
 from service.storage.connections import Connections, connect
+from service.storage.health import Health, inspect
+from service.storage.layout import Keys
 from service.storage.redis_errors import unavailable_reason
 from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
+from service.telemetry import metrics
 from tests.support.depth import takes_long
 from tests.support.load import AFTER, BEFORE, deployment, during, remembered
 from tests.support.servers import free_port
@@ -69,6 +77,27 @@ async def test_a_new_session_waits_while_its_slot_moves(
         assert isinstance(reply, TryAgainError)
         assert unavailable_reason(reply) is UnavailableReason.REDIS_REFUSED
     assert await connections.run([both]) == [0]
+
+
+async def test_the_overview_of_a_cluster(nodes: Cluster, connections: Connections) -> None:
+    """What processes publish, and what handlers have to do, is read from all primaries."""
+    settings = Settings(redis_url=Secret(nodes.url), redis_prefix="seen")
+    keys, health = Keys("seen", 8), Health(connections, settings)
+    await create_groups(connections, keys, settings.handlers)
+    for partition in range(8):
+        await connections.client.xadd(keys.transitions(partition), {"change": "{}"})
+        await connections.client.set(keys.lease(partition, "log"), "host-1-abc:token")
+    health.usable.set()
+    publisher = Publisher(connections, keys, health, kind="dev", works=settings.handlers)
+    metrics.EVENTS.labels("late", "verified").inc()
+    await publisher._try_to_publish()
+    find_problems = partial(inspect, connections, settings)
+    found = await collect(connections, keys, settings, find_problems)
+    assert [one.kind for one in found.activity.processes] == ["dev"]
+    assert sum(minute.received.get("late", 0) for minute in found.activity.minutes) == 1
+    [log] = found.handlers
+    assert (log.lag, log.leases) == (8, ("host-1",) * 8)
+    assert {one.name for one in found.redis_findings} >= {"clock", "writes"}
 
 
 async def test_hundreds_of_calls_at_once_find_their_nodes(
