@@ -8,7 +8,7 @@ not move any more. Whatever was done by then is done, and the rest can be chosen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from ..delivery import dead_letters
-from ..delivery.dead_letters import Entry, EntryFilter
+from ..delivery.dead_letters import Chunk, EntryFilter
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from ..storage.redis_errors import unavailable_reason
@@ -132,17 +132,18 @@ class LetterActions:
         return None if found is None else msgspec.json.decode(found, type=Progress)
 
     async def _run(self, action: Action, progress: Progress) -> None:
-        letters = dead_letters.find(
-            self._connections, self._keys, action.handler, action.ids, action.wanted
+        chunks = dead_letters.letter_chunks(
+            self._connections, self._keys, action.handler, action.wanted, action.ids
         )
 
-        async def act(chunk: Sequence[Entry]) -> None:
-            progress.done += await self._act(progress, chunk)
-            progress.found += len(chunk)
+        async def act(chunk: Chunk) -> None:
+            if chunk:
+                progress.done += await self._act(progress, chunk)
+                progress.found += len(chunk)
             await self._write(progress)
 
         try:
-            is_complete = await dead_letters.run_in_chunks(letters, act, self._stopping)
+            is_complete = await dead_letters.run_in_chunks(chunks, act, self._stopping)
             progress.state = "done" if is_complete else "interrupted"
             await self._write(progress)
         except (RedisError, OSError) as error:
@@ -153,7 +154,7 @@ class LetterActions:
         metrics.ADMIN_ACTIONS.labels(action.verb, progress.state).inc()
         _log(action, progress)
 
-    async def _act(self, progress: Progress, chunk: Sequence[Entry]) -> int:
+    async def _act(self, progress: Progress, chunk: Chunk) -> int:
         """Replay or drop letters of one partition; return with how many that was possible."""
         at = self._connections, self._keys, progress.handler, chunk
         if progress.verb == "drop":

@@ -7,23 +7,23 @@ result printed even when it was interrupted: what was done by then is done.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import click
 import structlog
 
 from ..delivery import dead_letters
-from ..delivery.dead_letters import Entry
+from ..delivery.dead_letters import Chunk
 from ..runtime import signals
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from ..telemetry import logs
 from . import defaults, terminal
 
-Find = Callable[[Connections, Keys], AsyncIterator[Entry]]
+Find = Callable[[Connections, Keys], AsyncIterator[Chunk]]
 # Called with entries of one partition.
-Act = Callable[[Connections, Keys, Sequence[Entry]], Awaitable[None]]
+Act = Callable[[Connections, Keys, Chunk], Awaitable[None]]
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -32,7 +32,7 @@ def count(handler: str, find: Find) -> int:
     """Return how many entries *find* yields."""
     found = 0
 
-    async def add(_: Connections, __: Keys, entries: Sequence[Entry]) -> None:
+    async def add(_: Connections, __: Keys, entries: Chunk) -> None:
         nonlocal found
         found += len(entries)
 
@@ -100,8 +100,9 @@ async def _run_in_chunks(handler: str, find: Find, act: Act, label: str) -> bool
     async with defaults.open_deployment(handler) as (connections, keys):
         with terminal.progress_bar(label, total=None) as (progress, task):
 
-            async def act_on(chunk: Sequence[Entry]) -> None:
-                await act(connections, keys, chunk)
+            async def act_on(chunk: Chunk) -> None:
+                if chunk:
+                    await act(connections, keys, chunk)
                 progress.update(task, advance=len(chunk))
 
             found = find(connections, keys)

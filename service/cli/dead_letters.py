@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..delivery import dead_letters
-from ..delivery.dead_letters import Entry, EntryFilter
+from ..delivery.dead_letters import Chunk, Entry, EntryFilter
 from ..parsers import FETCH
 from ..storage.connections import Connections
 from ..storage.layout import Keys
@@ -160,8 +160,8 @@ def drop(
 def _finder(handler: str, ids: Sequence[str], filters: dict[str, Any]) -> bulk.Find:
     """Return what yields a handler's dead letters: those named by id, or all that are covered."""
 
-    def find(connections: Connections, keys: Keys) -> AsyncIterator[Entry]:
-        return dead_letters.find(connections, keys, handler, ids, EntryFilter(**filters))
+    def find(connections: Connections, keys: Keys) -> AsyncIterator[Chunk]:
+        return dead_letters.letter_chunks(connections, keys, handler, EntryFilter(**filters), ids)
 
     return find
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..delivery import consumer_groups, dead_letters
-from ..delivery.dead_letters import Entry, EntryFilter
+from ..delivery.dead_letters import Chunk, Entry, EntryFilter
 from ..errors import ConfigError
 from ..parsers import FETCH
 from ..storage.connections import Connections
@@ -45,11 +45,11 @@ def replay(
     defaults.require_configured(handler)
     name = dead_letters.new_name()
 
-    async def find(connections: Connections, keys: Keys) -> AsyncIterator[Entry]:
+    async def find(connections: Connections, keys: Keys) -> AsyncIterator[Chunk]:
         if handler not in await consumer_groups.group_names(connections, keys):
             raise ConfigError([f"{handler} has no group yet: start its worker first"])
-        async for entry in dead_letters.read_history(connections, keys, EntryFilter(**filters)):
-            yield entry
+        async for chunk in dead_letters.history_chunks(connections, keys, EntryFilter(**filters)):
+            yield chunk
 
     def adding_to(result: dict[str, Any], *, dry_run: bool) -> bulk.Act:
         async def act(connections: Connections, keys: Keys, entries: Sequence[Entry]) -> None:

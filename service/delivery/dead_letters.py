@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -21,9 +21,8 @@ from ..storage.layout import Keys
 from ..storage.scripts import Script
 from .sources import TRANSITIONS, Item, Source, source_of
 
-MAX_PER_CALL = 200
-# How many entries are replayed or deleted by one call.
-MAX_PER_CHUNK = 100
+# How many entries are read, and how many are replayed or deleted, by one call.
+MAX_PER_CALL = 100
 
 _ID = re.compile(r"(\d{1,3})-(\d{1,20})-(\d{1,20})", re.ASCII)
 _REPLAY = Script(__package__, "lua/replay.lua")
@@ -87,13 +86,16 @@ class Entry(NamedTuple):
     attempts: int
 
 
+# Entries of one partition: those that are meant among some that follow each other, so maybe none.
+Chunk: TypeAlias = Sequence[Entry]
+
+
 async def read_dead_letters(
     connections: Connections, keys: Keys, handler: str, wanted: EntryFilter
 ) -> AsyncIterator[Entry]:
     """Yield a handler's dead letters, the oldest first in each partition."""
-    for partition in range(keys.partitions):
-        stream = keys.dead_letters(partition, handler)
-        async for entry in _read(connections, source_of(handler), stream, partition, wanted):
+    async for chunk in letter_chunks(connections, keys, handler, wanted):
+        for entry in chunk:
             yield entry
 
 
@@ -116,30 +118,32 @@ async def find_one(
     return entry_of(source_of(handler), partition, entry_id, found[0][1]) if found else None
 
 
-async def find(
-    connections: Connections, keys: Keys, handler: str, ids: Collection[str], wanted: EntryFilter
-) -> AsyncIterator[Entry]:
-    """Yield the dead letters that *wanted* covers: among those with *ids*, or among all if empty.
-
-    All come partition by partition.
-    """
+async def letter_chunks(
+    connections: Connections,
+    keys: Keys,
+    handler: str,
+    wanted: EntryFilter,
+    ids: Collection[str] = (),
+) -> AsyncIterator[Chunk]:
+    """Yield the dead letters that *wanted* covers, of all or, if there are any, of those *ids*."""
     if not ids:
-        async for entry in read_dead_letters(connections, keys, handler, wanted):
-            yield entry
+        for partition in range(keys.partitions):
+            stream = keys.dead_letters(partition, handler)
+            async for chunk in _read(connections, source_of(handler), stream, partition, wanted):
+                yield chunk
     for letter_id in sorted({*ids}):
         found = await find_one(connections, keys, handler, letter_id)
-        if found is not None and wanted.covers(found):
-            yield found
+        yield [found] if found is not None and wanted.covers(found) else []
 
 
-async def read_history(
+async def history_chunks(
     connections: Connections, keys: Keys, wanted: EntryFilter
-) -> AsyncIterator[Entry]:
+) -> AsyncIterator[Chunk]:
     """Yield what the streams of transitions still hold, the oldest first in each partition."""
     for partition in range(keys.partitions):
         stream = keys.transitions(partition)
-        async for entry in _read(connections, TRANSITIONS, stream, partition, wanted):
-            yield entry
+        async for chunk in _read(connections, TRANSITIONS, stream, partition, wanted):
+            yield chunk
 
 
 class ReplayCounts(NamedTuple):
@@ -200,24 +204,18 @@ async def drop(connections: Connections, keys: Keys, handler: str, entries: Sequ
 
 
 async def run_in_chunks(
-    entries: AsyncIterator[Entry],
-    act: Callable[[Sequence[Entry]], Awaitable[None]],
+    chunks: AsyncIterator[Chunk],
+    act: Callable[[Chunk], Awaitable[None]],
     stopping: asyncio.Event,
 ) -> bool:
-    """Call *act* for chunks of entries of one partition; return False when stopped before the end.
+    """Call *act* for each chunk, also for empty ones; return False when stopped before the end.
 
     *stopping* takes effect between two chunks. Cancelling a call to Redis would leave it open
     whether the call was executed.
     """
-    chunk: list[Entry] = []
-    async for entry in entries:
-        if len(chunk) == MAX_PER_CHUNK or (chunk and chunk[0].partition != entry.partition):
-            await act(chunk)
-            chunk = []
+    async for chunk in chunks:
         if stopping.is_set():
             return False
-        chunk.append(entry)
-    if chunk:
         await act(chunk)
     return True
 
@@ -239,17 +237,15 @@ def describe(entry: Entry) -> dict[str, Any]:
 
 async def _read(
     connections: Connections, source: Source, stream: str, partition: int, wanted: EntryFilter
-) -> AsyncIterator[Entry]:
-    """Read a stream in pages, up to the entry that was its last when the reading began."""
+) -> AsyncIterator[Chunk]:
+    """Read a stream in chunks, up to the entry that was its last when the reading began."""
     first = id_at(wanted.since, "-")
     newest = await connections.client.xrevrange(stream, id_at(wanted.until, "+"), count=1)
     last = newest[0][0] if newest else "-"
-    while page := await connections.client.xrange(stream, first, last, count=MAX_PER_CALL):
-        for entry_id, fields in page:
-            entry = entry_of(source, partition, entry_id.decode(), fields)
-            if wanted.covers(entry):
-                yield entry
-        first = f"({page[-1][0].decode()}"
+    while found := await connections.client.xrange(stream, first, last, count=MAX_PER_CALL):
+        entries = (entry_of(source, partition, one.decode(), fields) for one, fields in found)
+        yield [entry for entry in entries if wanted.covers(entry)]
+        first = f"({found[-1][0].decode()}"
 
 
 def position(keys: Keys, letter_id: str) -> tuple[int, int, int]:

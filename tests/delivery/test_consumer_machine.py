@@ -36,8 +36,8 @@ from service.delivery.dead_letters import (
     Entry,
     EntryFilter,
     drop,
-    read_dead_letters,
-    read_history,
+    history_chunks,
+    letter_chunks,
     replay,
 )
 from service.delivery.leases import Lease, LeaseLostError, take_or_renew
@@ -429,11 +429,11 @@ class Delivering(RuleBasedStateMachine):
         """Return a handler's dead letters, or the history."""
         every = EntryFilter()
         found = (
-            read_dead_letters(self.tap, KEYS, handler, every)
+            letter_chunks(self.tap, KEYS, handler, every)
             if dead
-            else read_history(self.tap, KEYS, every)
+            else history_chunks(self.tap, KEYS, every)
         )
-        return [entry async for entry in found]
+        return [entry async for chunk in found for entry in chunk]
 
     @rule(handler=HANDLER)
     def drop_dead_letters(self, handler: str) -> None:

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from service.delivery.dead_letters import Entry, EntryFilter, find, find_one
+from service.delivery.dead_letters import (
+    Entry,
+    EntryFilter,
+    find_one,
+    letter_chunks,
+    read_dead_letters,
+)
 from service.delivery.letter_pages import MAX_SCANNED, LetterPage, read_page
 from service.storage.connections import Connections
 from service.storage.layout import Keys
@@ -98,8 +104,8 @@ async def test_times_bound_a_page_to_the_millisecond(letters: Letters) -> None:
 
     page = await letters.page(since=since, until=until)
     [second, *_] = await letters.pages(1, since=since, until=until)
-    all_of_them = find(
-        letters.connections, letters.keys, HANDLER, (), EntryFilter(since=since, until=until)
+    all_of_them = read_dead_letters(
+        letters.connections, letters.keys, HANDLER, EntryFilter(since=since, until=until)
     )
 
     assert (ids(page), page.scanned) == (["0-2000-9", "2-1500-0", "1-1001-5"], 3)
@@ -137,8 +143,8 @@ async def test_letters_are_chosen_by_id_and_filter(letters: Letters) -> None:
 
     async def find_ids(**wanted: Any) -> list[str]:
         filtered = EntryFilter(**wanted)
-        found = find(letters.connections, letters.keys, HANDLER, chosen, filtered)
-        return [entry.id async for entry in found]
+        found = letter_chunks(letters.connections, letters.keys, HANDLER, filtered, chosen)
+        return [entry.id async for chunk in found for entry in chunk]
 
     assert await find_ids() == ["0-5-0", "1-1-0", "1-2-0", "2-1-0"]
     assert await find_ids(reason="refused") == ["1-2-0"]

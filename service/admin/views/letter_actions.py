@@ -157,7 +157,8 @@ async def _count(page: Page, choice: _Choice, *, is_filtered: bool) -> tuple[int
     at = page.connections, page.keys, choice.handler
     wanted = choice.filter.wanted
     if choice.ids:
-        return len([one async for one in dead_letters.find(*at, choice.ids, wanted)]), True
+        chunks = dead_letters.letter_chunks(*at, wanted, choice.ids)
+        return sum([len(chunk) async for chunk in chunks]), True
     if not is_filtered:
         return await dead_letters.count(*at), True
     found = await read_page(*at, wanted, size=MAX_SCANNED)
