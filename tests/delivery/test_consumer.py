@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from redis.exceptions import ResponseError
 
 from service.delivery import consumer as consumer_module
 from service.delivery.consumer import (
@@ -342,18 +341,6 @@ async def test_waiting_ends_with_the_entry_after_the_last_one_read(partition: Pa
     async with asyncio.timeout(PATIENCE_S):
         await waiting
     assert sequences(await consumer.read(10)) == [1]
-
-
-async def test_reading_a_deleted_stream_is_an_error(partition: Partition) -> None:
-    """A missing stream or group raises, until the groups are created again."""
-    consumer = await partition.consumer()
-    await partition.client.delete(STREAM)
-    with pytest.raises(ResponseError):
-        await consumer.read(1)
-    with pytest.raises(ResponseError):
-        await claim_all(consumer)
-    await create_groups(partition.connections, partition.keys, [HANDLER])
-    assert await consumer.read(1) == []
 
 
 async def test_replays_and_new_entries_share_a_read(partition: Partition) -> None:

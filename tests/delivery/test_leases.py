@@ -6,27 +6,22 @@ Both hold while Redis's clock steps.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
 
 from service.delivery.leases import Heartbeats, Lease, ObservedLeases, ObservedValues, take_or_renew
-from service.secret import Secret
-from service.storage.connections import Connections, connect
+from service.storage.connections import Connections
 from service.storage.layout import Keys
-from tests.support.clocks import Clocked, clocked_server, needs_libfaketime
 from tests.support.virtual_time import push
 from tests.support.waiting import until
 
 HANDLER = "log"
 KEY = "idv:{0}:lease:log"
-# For leases that expire during a test.
-SHORT_TTL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +68,6 @@ class Partition:
 def partition(connections: Connections, keys: Keys) -> Partition:
     """Return partition 0 of an empty server."""
     return Partition(connections=connections, keys=keys, client=connections.client)
-
-
-@pytest.fixture
-def clocked(tmp_path: Path) -> Iterator[Clocked]:
-    """Yield a server whose clock a test may step."""
-    with clocked_server(tmp_path / "clocked") as yielded:
-        yield yielded
-
-
-@pytest.fixture
-async def stepping(clocked: Clocked, keys: Keys) -> AsyncIterator[Partition]:
-    """Yield partition 0 of that server."""
-    async with connect(Secret(clocked.server.url)) as opened:
-        yield Partition(connections=opened, keys=keys, client=opened.client)
 
 
 async def test_a_lease_has_one_owner(partition: Partition) -> None:
@@ -238,44 +219,6 @@ async def test_a_lease_without_an_expiry_is_an_operators(partition: Partition) -
     assert await partition.can_take(observed)
 
 
-@needs_libfaketime
-@pytest.mark.parametrize("step_s", [-600, -0.9, -40 * 86_400])
-async def test_a_clock_that_steps_back_keeps_no_lease_alive(
-    clocked: Clocked, stepping: Partition, step_s: float
-) -> None:
-    """A dead worker's lease is free after its time to live, not after the length of the step."""
-    await stepping.taken("dead", ttl_s=SHORT_TTL_S)
-    clocked.step(step_s)
-    observed = ObservedLeases(SHORT_TTL_S)
-
-    async def is_taken() -> bool:
-        return await stepping.can_take(observed, SHORT_TTL_S)
-
-    await until(is_taken)
-
-
-@needs_libfaketime
-@pytest.mark.parametrize("step_s", [-600, 600])
-async def test_a_clock_that_steps_takes_no_lease_from_a_live_worker(
-    clocked: Clocked, stepping: Partition, step_s: float
-) -> None:
-    """An owner that renews in time keeps its lease through a step back; there are never two."""
-    owned = await stepping.taken("owner", ttl_s=300)
-    observed = ObservedLeases(300)
-    assert not await stepping.can_take(observed)
-    clocked.step(step_s)
-    for _ in range(6):
-        await asyncio.sleep(0.002)
-        wait_s = await stepping.renew(owned)
-        is_taken = await stepping.can_take(observed)
-        assert is_taken != owned.is_held()
-        if is_taken:
-            break
-        push(100)
-    # A step forward ends every lease at once.
-    assert owned.is_held() == (wait_s == 0) == (step_s < 0)
-
-
 async def test_live_workers_are_counted(partition: Partition) -> None:
     """A worker counts from its first heartbeat until it removes itself or falls silent."""
     a, b, c = (partition.heartbeats(name) for name in "abc")
@@ -307,26 +250,6 @@ async def test_a_silent_worker_does_not_count_whatever_redis_says(partition: Par
     await asyncio.sleep(0.002)
     await b.send([HANDLER])
     assert await a.send([HANDLER]) == {HANDLER: 2}
-
-
-@needs_libfaketime
-@pytest.mark.parametrize("step_s", [-600, -0.9])
-async def test_a_clock_that_steps_back_keeps_no_worker_alive(
-    clocked: Clocked, stepping: Partition, step_s: float
-) -> None:
-    """A worker that died before the step soon counts no more; live workers do."""
-    a, b, dead = (stepping.heartbeats(name) for name in ("a", "b", "dead"))
-    for one in (a, b, dead, a):
-        await one.send([HANDLER])
-    clocked.step(step_s)
-    for _ in range(4):
-        await asyncio.sleep(0.002)
-        for one in (a, b):
-            await one.send([HANDLER])
-        push(100)
-    for one in (a, b):
-        await asyncio.sleep(0.002)
-        assert await one.send([HANDLER]) == {HANDLER: 2}
 
 
 async def test_observed_values_are_forgotten_with_their_keys() -> None:

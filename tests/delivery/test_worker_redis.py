@@ -69,19 +69,6 @@ async def test_a_worker_survives_a_restart_of_redis(tmp_path: Path, intervals: l
     check_order(log.calls, deployment.admitted)
 
 
-async def test_an_emptied_redis_is_used_again(deployment: Deployment) -> None:
-    """After Redis has lost everything, the worker restores layout, groups and leases."""
-    log = CallLog()
-    one = deployment.start({"log": log.handler()})
-    await deployment.hold_all(one)
-    deployment.client.flushall()
-    deployment.admit(30)
-    await until(lambda: len(log.returns) == 30)
-    check_order(log.calls, deployment.admitted)
-    layout = deployment.keys.layout
-    await until(lambda: deployment.client.hget(layout, "partitions") == b"8")
-
-
 async def test_another_layout_ends_the_worker(deployment: Deployment) -> None:
     """If another layout has been claimed, the worker ends with an error that names it."""
     one = deployment.start({"log": CallLog().handler()})

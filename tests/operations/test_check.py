@@ -237,48 +237,6 @@ async def test_a_full_redis_is_fatal(connections: Connections, settings: Setting
     assert severities.keys() >= {"memory", "group log", "handler log"}
 
 
-async def test_a_redis_that_is_too_old_is_fatal(settings: Settings) -> None:
-    """Redis 6.2 does not know `#!lua` and refuses our scripts: the version is reported."""
-    asked = []
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while words := await _command(reader):
-            asked.append(words[0])
-            writer.write(_SAID_BY_6_2.get(words[0], b"-ERR unknown command\r\n"))
-        writer.close()
-
-    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with listening:
-        port = listening.sockets[0].getsockname()[1]
-        old = replace(settings, redis_url=Secret(f"redis://127.0.0.1:{port}"))
-        findings = {each.name: each for each in await check.collect_findings(old, {})}
-    assert b"EVAL" in asked
-    assert findings["version"].severity is Severity.FATAL
-    assert "older than Redis 7.0" in findings["version"].meaning
-    assert "handler log" in findings
-    assert not {"writes", "group log"} & findings.keys()
-
-
-_INFO = b"redis_version:6.2.14\r\nrun_id:0123456789abcdef\r\nrole:master\r\n"
-_SAID_BY_6_2 = {
-    b"HELLO": b"%1\r\n+proto\r\n:3\r\n",
-    b"INFO": b"$%d\r\n%s\r\n" % (len(_INFO), _INFO),
-    b"TIME": b"*2\r\n$10\r\n%d\r\n$1\r\n0\r\n" % time.time(),
-    b"EVAL": b"-ERR Error compiling script (new function): unexpected symbol near '#'\r\n",
-    b"CONFIG": b"-ERR wrong number of arguments\r\n",
-    b"HMGET": b"*2\r\n_\r\n_\r\n",
-}
-
-
-async def _command(reader: asyncio.StreamReader) -> list[bytes]:
-    """Read a command as a client sends it; empty at the end of the stream."""
-    words = []
-    for _ in range(int((await reader.readline())[1:] or 0)):
-        size = int((await reader.readline())[1:])
-        words.append((await reader.readexactly(size + 2))[:-2])
-    return words
-
-
 async def test_a_group_without_an_owner_is_a_warning(
     connections: Connections, settings: Settings, keys: Keys
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 
 import pytest
 
@@ -78,26 +77,6 @@ async def test_a_full_budget_leaves_nothing_behind(connections: Connections, key
     await take(RateLimiter(connections, keys, 20), 3)
     left_ms = await connections.client.pttl(keys.api_rate(is_live=False))
     assert 0 < left_ms <= 150
-
-
-async def test_fetches_come_first(connections: Connections, keys: Keys) -> None:
-    """While all want more than there is, `backfill` gets nothing, and fetches get most."""
-    passed: Counter[Priority] = Counter()
-
-    async def ask(priority: Priority) -> None:
-        limiter = RateLimiter(connections, keys, 40)
-        while True:
-            await limiter.wait(is_live=True, priority=priority)
-            passed[priority] += 1
-
-    asking = [asyncio.create_task(ask(priority)) for priority in Priority for _ in range(2)]
-    began = time.monotonic()
-    await asyncio.sleep(1.5)
-    for task in asking:
-        await cancel_and_wait(task)
-    assert passed[Priority.FETCH] > 3 * passed[Priority.RECONCILE]
-    assert passed[Priority.BACKFILL] <= passed[Priority.RECONCILE]
-    assert 20 < passed.total() <= 10 + 40 * (time.monotonic() - began)
 
 
 @pytest.mark.parametrize("priority", [Priority.RECONCILE, Priority.BACKFILL])

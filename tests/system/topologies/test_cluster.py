@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from redis.exceptions import RedisError, TryAgainError
+from redis.exceptions import TryAgainError
 
 from service.config import Settings
 from service.delivery.consumer_groups import create_groups
@@ -24,7 +24,6 @@ from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCal
 from service.telemetry import metrics
 from tests.support.depth import takes_long
 from tests.support.load import AFTER, BEFORE, deployment, during, remembered
-from tests.support.servers import free_port
 from tests.support.topologies import Cluster, cluster, command
 
 pytestmark = [pytest.mark.timeout(400), takes_long]
@@ -121,16 +120,6 @@ async def test_a_replica_confirms(nodes: Cluster, connections: Connections) -> N
     with nodes.replica_of(home).frozen():
         [reply] = await connections.run([call("{3}:b")], needs=Needs(replicas=1))
         assert isinstance(reply, NotReplicatedError)
-
-
-async def test_a_cluster_that_is_away_is_unreachable() -> None:
-    """Without any node every call fails as on one server that is away."""
-    url = Secret(f"redis+cluster://127.0.0.1:{free_port()}")
-    async with connect(url) as connections:
-        with pytest.raises(RedisError):
-            await connections.client.ping()
-        [reply] = await connections.run([call("{3}:a")])
-    assert unavailable_reason(reply) is UnavailableReason.REDIS_UNREACHABLE
 
 
 async def test_a_moved_slot_and_a_killed_primary_lose_nothing(
