@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 import pytest
 import structlog.testing
@@ -18,20 +17,11 @@ from service.storage.redis_errors import unavailable_reason
 from service.telemetry import loop_lag, metrics
 from service.telemetry.loop_lag import LOOP_LAG
 from service.transitions.transition import StatusTransition
+from tests.support.transitions import TRANSITION
 from tests.support.waiting import until
 
 TICK_S = 0.05
 BLOCK_S = 20 * TICK_S
-TRANSITION = StatusTransition(
-    event_id="evt_1",
-    event_type="t",
-    occurred_at=datetime(2026, 1, 1, tzinfo=UTC),
-    session_id="vs_1",
-    current="verified",
-    sequence=1,
-    epoch=1,
-    expected=True,
-)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ import threading
 import tty
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from service.handlers import log as log_handler
 from service.secret import MASK
 from service.telemetry import log_writer, logs, metrics
 from service.telemetry.log_throttle import MAX_PER_WINDOW
-from service.transitions.transition import StatusTransition
 from tests.support.processes import Process
+from tests.support.transitions import TRANSITION
 
 CANARY = "canary-66600666"
 FORMATS = pytest.mark.parametrize("log_format", [LogFormat.JSON, LogFormat.CONSOLE])
@@ -58,17 +57,6 @@ class Out(io.BytesIO):
 
 
 Configure = Callable[..., Out]
-TRANSITION = StatusTransition(
-    event_id="evt_1",
-    event_type="identity.verification_session.processing",
-    occurred_at=datetime(2026, 1, 2, tzinfo=UTC),
-    session_id="vs_1",
-    current="processing",
-    previous=None,
-    sequence=1,
-    epoch=1,
-    expected=True,
-)
 
 
 @pytest.fixture(name="configure")
