@@ -67,6 +67,11 @@ class SessionRecord(NamedTuple):
     expires_in_s: int
     events: list[KnownEvent]
 
+    @property
+    def latest_admitted(self) -> list[KnownEvent]:
+        """The latest events that made a transition: so many as are ever looked up."""
+        return [event for event in self.events if event.entry_id][-MAX_LOOKUPS:]
+
 
 async def read(connections: Connections, keys: Keys, session_id: str) -> SessionRecord | None:
     """Return the record of a session, or None when the session is not known.
@@ -97,7 +102,7 @@ async def find_transitions(
     Raises:
         RedisError: Redis did not answer.
     """
-    admitted = [event for event in record.events if event.entry_id][-MAX_LOOKUPS:]
+    admitted = record.latest_admitted
     stream = keys.transitions(keys.partition(record.session_id))
     entries = await connections.run_one(
         _FIND_ENTRIES, [stream], [str(event.entry_id) for event in admitted]

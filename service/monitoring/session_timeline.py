@@ -1,17 +1,50 @@
-"""What happened to one session: each arrival of an event, and what became of its transition."""
+"""What happened to one session: each arrival of an event, and what became of its transition.
+
+Arrivals are those that the session's record remembers. What handlers did with a transition is read
+from their groups, their dead letters and replays, and their streams of finished attempts. These
+streams are short, so of an old transition it is only known that it was acknowledged.
+
+What a timeline costs is bounded: the latest 50 transitions are looked up, in two to seven script
+calls for each handler, which look at a bounded number of entries. The calls are made one after the
+other, so that Redis serves others between them.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..inbox.session_record import SessionRecord
+import msgspec
+
+from ..delivery.consumer import FAILURE_WEIGHT
+from ..delivery.consumer_groups import group_names
+from ..inbox import session_record
+from ..inbox.session_record import KnownEvent, SessionRecord
+from ..parsers import FETCH
+from ..storage.connections import Connections
+from ..storage.layout import Keys
+from ..storage.scripts import Argument, Script
+from ..transitions import stream_entry
 from ..transitions.transition import StatusTransition
+
+# Bounds the time for which one call blocks Redis: about a millisecond.
+MAX_ATTEMPTS_PER_CALL = 1000
+
+_FIND_ATTEMPTS = Script(__package__, "find_attempts.lua")
+_FIND_DELIVERIES = Script(__package__, "find_deliveries.lua")
+# What the script says of an entry instead of its delivery count.
+_UNREAD, _ACKNOWLEDGED, _NO_GROUP = -1, -2, -3
 
 
 class State(StrEnum):
-    """What became of a transition at one handler."""
+    """What became of a transition at one handler.
+
+    `SETTLED` means acknowledged, and no more is known: its attempts are not kept any more, its dead
+    letter was dropped, or the handler's group was created after it.
+    """
 
     WAITING = "waiting"
     IN_PROGRESS = "in progress"
@@ -69,10 +102,10 @@ class HandlerOutcome(NamedTuple):
 
     Attributes:
         handler: The handler's name.
-        state: What became of it.
+        state: What became of it; of its replay, where one is not acknowledged.
         attempts: The finished attempts that are still known, oldest first.
         dead_letter_id: The id of its dead letter, as `dead show` takes it; None if there is none.
-        failed: How many attempts have failed.
+        failed: How many attempts have failed, of its latest replay where it was replayed.
     """
 
     handler: str
@@ -94,3 +127,177 @@ class Timeline(NamedTuple):
 
     record: SessionRecord
     steps: tuple[Step, ...]
+
+
+async def read_timeline(
+    connections: Connections, keys: Keys, session_id: str, handlers: Collection[str] = ()
+) -> Timeline | None:
+    """Return the timeline of a session, or None when the session is not known.
+
+    Args:
+        connections: Open clients.
+        keys: The layout.
+        session_id: `vs_…`.
+        handlers: The handlers that are configured; others are found by their groups.
+
+    Raises:
+        RedisError: Redis did not answer.
+        ValueError: What the session's key holds is not one of our records.
+    """
+    record = await session_record.read(connections, keys, session_id)
+    if record is None:
+        return None
+    transitions = await session_record.find_transitions(connections, keys, record)
+    existing = await group_names(connections, keys)
+    names = [*handlers, *sorted(existing - {*handlers})]
+    admitted = record.latest_admitted
+    found = [
+        await _find_deliveries(connections, keys, session_id, name, admitted)
+        for name in names
+        if name != FETCH
+    ]
+    return Timeline(
+        record,
+        tuple(
+            Step(
+                _arrival(event, transitions.get(event.event_id)),
+                tuple(each[event.event_id] for each in found if event.event_id in each),
+            )
+            for event in record.events
+        ),
+    )
+
+
+def _arrival(event: KnownEvent, transition: StatusTransition | None) -> Arrival:
+    return Arrival(
+        event.event_id,
+        event.outcome,
+        event.sequence,
+        created_at=datetime.fromtimestamp(event.created, UTC),
+        arrived_at=_at(event.arrived_ms),
+        transition=transition,
+        entry_id=event.entry_id,
+    )
+
+
+async def _find_deliveries(
+    connections: Connections,
+    keys: Keys,
+    session_id: str,
+    handler: str,
+    admitted: Sequence[KnownEvent],
+) -> Mapping[str, HandlerOutcome]:
+    """Return what became of each transition at one handler, by event id."""
+    if not admitted:
+        return {}
+    partition = keys.partition(session_id)
+    attempts = await _find_attempts(connections, keys.deliveries(partition, handler), admitted)
+    # As `stream_entry.pack` writes it. Metadata of others may look like it: what is found is looked
+    # up by the ids of our events.
+    marker = b'"session_id":' + msgspec.json.encode(session_id)
+    states, letters, replays = await connections.run_one(
+        _FIND_DELIVERIES,
+        [
+            keys.transitions(partition),
+            keys.replays(partition, handler),
+            keys.dead_letters(partition, handler),
+        ],
+        [handler, marker, *_asked(admitted, attempts)],
+    )
+    letter_ids = {
+        event_id: f"{partition}-{entry_id.decode()}" for event_id, entry_id in _events_of(letters)
+    }
+    replay_states = {
+        event_id: state for state, entry in replays for event_id, _ in _events_of([entry])
+    }
+    return {
+        event.event_id: _outcome(
+            handler,
+            replay_states.get(event.event_id, state) if state == _ACKNOWLEDGED else state,
+            [attempt.shown for attempt in attempts if attempt.event_id == event.event_id],
+            letter_ids.get(event.event_id),
+        )
+        for event, state in zip(admitted, states, strict=True)
+    }
+
+
+class _NotedAttempt(NamedTuple):
+    """A finished attempt as its stream has it."""
+
+    event_id: str
+    letter_id: str | None
+    shown: Attempt
+
+
+async def _find_attempts(
+    connections: Connections, stream: str, admitted: Sequence[KnownEvent]
+) -> list[_NotedAttempt]:
+    """Return the finished attempts of some transitions, the oldest first."""
+    found: list[_NotedAttempt] = []
+    start = str(admitted[0].entry_id)
+    while start:
+        next_id, entries = await connections.run_one(
+            _FIND_ATTEMPTS,
+            [stream],
+            [start, MAX_ATTEMPTS_PER_CALL, *(event.event_id for event in admitted)],
+        )
+        start = next_id.decode()
+        found += [_noted_attempt(*entry) for entry in entries]
+    return found
+
+
+def _asked(admitted: Sequence[KnownEvent], attempts: Sequence[_NotedAttempt]) -> Iterator[Argument]:
+    """Yield what `find_deliveries.lua` is asked for."""
+    explained = {one.event_id for one in attempts if one.shown.outcome != "failed"}
+    yield len(admitted)
+    for event in admitted:
+        yield str(event.entry_id)
+        yield int(event.event_id in explained)
+    yield from (one.letter_id for one in attempts if one.letter_id)
+
+
+def _noted_attempt(entry_id: bytes, values: Sequence[bytes]) -> _NotedAttempt:
+    texts = [value.decode() for value in values]
+    fields = dict(zip(texts[::2], texts[1::2], strict=True))
+    attempt = Attempt(
+        at=_at(int(entry_id.partition(b"-")[0])),
+        outcome=fields["outcome"],
+        attempt=int(fields["attempt"]),
+        error=fields.get("error", ""),
+        place=fields.get("place", ""),
+        is_replay="replay" in fields,
+    )
+    return _NotedAttempt(fields["event"], fields.get("letter"), attempt)
+
+
+def _outcome(
+    handler: str, state: int, attempts: Sequence[Attempt], dead_letter_id: str | None
+) -> HandlerOutcome:
+    last = attempts[-1] if attempts else None
+    failed = last.attempt - (last.outcome == "delivered") if last else 0
+    if state >= 0:
+        failed = state // FAILURE_WEIGHT
+        found = State.RETRYING if failed else State.IN_PROGRESS
+    elif state == _UNREAD:
+        failed, found = 0, State.WAITING
+    elif state == _NO_GROUP:
+        found = State.UNKNOWN
+    elif dead_letter_id is not None:
+        found = State.DEAD_LETTER
+    elif last and last.outcome == "delivered":
+        found = State.DELIVERED
+    else:
+        found = State.SETTLED
+    return HandlerOutcome(handler, found, tuple(attempts), dead_letter_id, failed)
+
+
+def _events_of(entries: Iterable[Any]) -> Iterator[tuple[str, bytes]]:
+    """Yield the event id and the entry id of those entries that are transitions."""
+    for entry_id, values in entries:
+        with suppress(ValueError):
+            fields = dict(zip(values[::2], values[1::2], strict=True))
+            yield stream_entry.unpack(fields).event_id, entry_id
+
+
+def _at(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -60,6 +60,8 @@ _BY_MODULE = {
     "monitoring.activity": OPERATOR,
     "monitoring.handler_state": OPERATOR,
     "monitoring.latest_attempts": OPERATOR,
+    "monitoring.session_search": OPERATOR,
+    "monitoring.session_timeline": OPERATOR,
     "operations.check": OPERATOR,
     "operations.selftest_redis": OPERATOR,
     "cli.dead_letters": OPERATOR,

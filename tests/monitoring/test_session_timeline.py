@@ -1,0 +1,278 @@
+"""A session's timeline: what arrived, and what became of each transition at each handler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pytest
+
+from service.config import Settings
+from service.delivery import dead_letters
+from service.delivery.consumer import Attempts, Consumer, Delivery
+from service.delivery.consumer_groups import create_groups
+from service.delivery.dead_letters import EntryFilter
+from service.delivery.leases import Lease, take_or_renew
+from service.delivery.stream_watcher import StreamWatcher
+from service.inbox import session_record
+from service.inbox.admission import Inbox
+from service.monitoring import session_timeline
+from service.monitoring.session_timeline import (
+    HandlerOutcome,
+    State,
+    Timeline,
+    read_timeline,
+)
+from service.parsers import FETCH
+from service.storage.connections import Connections
+from service.storage.layout import Keys
+from service.stripe.events import Event
+from service.transitions.transition import make_change
+from tests.support.admissions import CREATED, FAILED, PROCESSING, SESSION_ID, VERIFIED, make_event
+
+HANDLER = "log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """An inbox, and a worker of the partition of one session."""
+
+    connections: Connections
+    keys: Keys
+    inbox: Inbox
+    consumer: Consumer
+
+    @property
+    def partition(self) -> int:
+        """The session's partition."""
+        return self.keys.partition(SESSION_ID)
+
+    @property
+    def neighbor(self) -> str:
+        """Another session of the same partition."""
+        names = (f"vs_{n}" for n in range(99))
+        return next(name for name in names if self.keys.partition(name) == self.partition)
+
+    @property
+    def attempts_key(self) -> str:
+        """The key of the handler's finished attempts."""
+        return self.keys.deliveries(self.partition, HANDLER)
+
+    async def admit(self, *events: Event, **changes: Any) -> None:
+        """Admit events, the changes of which may differ from what they say."""
+        for event in events:
+            change = msgspec.structs.replace(make_change(event), **changes)
+            await self.inbox.admit(event, change)
+
+    async def read(self, *events: Event) -> list[Delivery]:
+        """Admit events, and let the worker read them."""
+        await self.admit(*events)
+        return await self.consumer.read(10)
+
+    async def fail(self, delivery: Delivery) -> None:
+        """Let an attempt fail."""
+        delivery.attempts = Attempts(delivery.attempts.failed + 1, 1)
+        await self.consumer.record_attempts(
+            delivery, delivery.attempts, error="ValueError", place="own.py:1 handle"
+        )
+
+    async def give_up(self, delivery: Delivery) -> None:
+        """Let the last attempt fail."""
+        attempts = delivery.attempts.failed + 1
+        why = {"reason": "exhausted", "error": "ValueError", "place": "own.py:1 handle"}
+        assert await self.consumer.dead_letter(delivery, attempts=attempts, **why)
+
+    async def timeline(self, *handlers: str) -> Timeline:
+        """Return the session's timeline."""
+        found = await read_timeline(self.connections, self.keys, SESSION_ID, handlers)
+        assert found
+        return found
+
+    async def outcomes(self) -> dict[str, HandlerOutcome]:
+        """Return what became of each transition, by event id."""
+        steps = (await self.timeline()).steps
+        return {step.arrival.event_id: one for step in steps for one in step.outcomes}
+
+    async def states(self) -> list[State]:
+        """Return the states of the transitions, in their order."""
+        return [outcome.state for outcome in (await self.outcomes()).values()]
+
+    async def replay(self) -> None:
+        """Replay all dead letters."""
+        letters = dead_letters.read_dead_letters(
+            self.connections, self.keys, HANDLER, EntryFilter()
+        )
+        found = [letter async for letter in letters]
+        await dead_letters.replay(self.connections, self.keys, HANDLER, found, name="r")
+
+
+@pytest.fixture
+async def deployment(
+    connections: Connections, keys: Keys, settings: Settings
+) -> AsyncIterator[Deployment]:
+    """Yield a deployment with one handler, and `fetch`."""
+    watcher = StreamWatcher(connections)
+    await create_groups(connections, keys, [HANDLER, FETCH])
+    partition = keys.partition(SESSION_ID)
+    lease = Lease(connections, keys, handler=HANDLER, partition=partition, worker="w1")
+    assert await take_or_renew(connections, [lease], 300) == [0]
+    yield Deployment(
+        connections=connections,
+        keys=keys,
+        inbox=Inbox(connections, keys, settings),
+        consumer=Consumer(lease, keys, watcher),
+    )
+    await watcher.close()
+
+
+async def test_an_unknown_session_has_no_timeline(deployment: Deployment) -> None:
+    """It is None; a record that cannot be read is an error."""
+    connections, keys = deployment.connections, deployment.keys
+    assert await read_timeline(connections, keys, SESSION_ID) is None
+    await connections.client.hset(keys.session(SESSION_ID), "state", "was better")
+    with pytest.raises(ValueError, match="unreadable"):
+        await read_timeline(connections, keys, SESSION_ID)
+
+
+async def test_arrivals_are_in_their_order(deployment: Deployment) -> None:
+    """Late and unchanged events stand where they arrived; only transitions have outcomes."""
+    unchanged = make_event("verified", "verified", id="evt_again", at=41, report="vr_1")
+    await deployment.admit(PROCESSING, CREATED, VERIFIED, unchanged)
+    timeline = await deployment.timeline()
+
+    assert timeline.record.status == "verified"
+    arrivals = [step.arrival for step in timeline.steps]
+    assert [(one.event_id, one.outcome, one.sequence) for one in arrivals] == [
+        (PROCESSING.id, "admitted", 1),
+        (CREATED.id, "late", 1),
+        (VERIFIED.id, "admitted", 2),
+        (unchanged.id, "unchanged", 2),
+    ]
+    assert [one.transition and one.transition.current for one in arrivals] == [
+        *("processing", None, "verified", None),
+    ]
+    assert [one.created_at.timestamp() for one in arrivals] == [
+        event.created for event in (PROCESSING, CREATED, VERIFIED, unchanged)
+    ]
+    for one in arrivals:
+        assert one.arrived_at.timestamp() == pytest.approx(time.time(), abs=60)
+    assert [[each.handler for each in step.outcomes] for step in timeline.steps] == [
+        *([HANDLER], [], [HANDLER], []),
+    ]
+
+
+async def test_each_state_is_told_apart(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From waiting to delivered, with the attempts in between, read in several calls."""
+    monkeypatch.setattr(session_timeline, "MAX_ATTEMPTS_PER_CALL", 2)
+    await deployment.admit(PROCESSING)
+    assert await deployment.states() == [State.WAITING]
+    [delivery] = await deployment.consumer.read(1)
+    assert await deployment.states() == [State.IN_PROGRESS]
+    for failed in (1, 2):
+        await deployment.fail(delivery)
+        [outcome] = (await deployment.outcomes()).values()
+        assert (outcome.state, outcome.failed) == (State.RETRYING, failed)
+    await deployment.consumer.ack(delivery)
+
+    [outcome] = (await deployment.outcomes()).values()
+    assert (outcome.state, outcome.failed) == (State.DELIVERED, 2)
+    assert [(one.outcome, one.attempt, one.error, one.place) for one in outcome.attempts] == [
+        ("failed", 1, "ValueError", "own.py:1 handle"),
+        ("failed", 2, "ValueError", "own.py:1 handle"),
+        ("delivered", 3, "", ""),
+    ]
+    assert outcome.attempts[0].at.timestamp() == pytest.approx(time.time(), abs=60)
+    await deployment.connections.client.delete(deployment.attempts_key)
+    assert await deployment.states() == [State.SETTLED]
+
+
+async def test_a_handler_without_a_group_is_unknown(deployment: Deployment) -> None:
+    """A configured handler is listed first; `fetch` has no transitions."""
+    await deployment.admit(PROCESSING)
+    [step] = (await deployment.timeline("new", FETCH)).steps
+
+    assert [(one.handler, one.state) for one in step.outcomes] == [
+        ("new", State.UNKNOWN),
+        (HANDLER, State.WAITING),
+    ]
+
+
+@pytest.mark.parametrize("are_kept", [True, False], ids=["attempts kept", "attempts gone"])
+async def test_a_dead_letter_is_found(deployment: Deployment, *, are_kept: bool) -> None:
+    """It has the id that `dead show` takes, and is gone when it was dropped."""
+    first, second = await deployment.read(PROCESSING, VERIFIED)
+    # The metadata of another session may look like anything.
+    await deployment.admit(
+        make_event(session=deployment.neighbor, id="evt_other"),
+        metadata={"session_id": SESSION_ID},
+    )
+    for delivery in (*await deployment.consumer.read(9), second):
+        await deployment.give_up(delivery)
+    await deployment.consumer.ack(first)
+    if not are_kept:
+        await deployment.connections.client.delete(deployment.attempts_key)
+
+    outcome = (await deployment.outcomes())[VERIFIED.id]
+    assert outcome.state is State.DEAD_LETTER
+    assert outcome.dead_letter_id is not None
+    connections, keys = deployment.connections, deployment.keys
+    letter = await dead_letters.find_one(connections, keys, HANDLER, outcome.dead_letter_id)
+    assert letter
+    assert letter.item
+    assert letter.item.event_id == VERIFIED.id
+    assert (await deployment.outcomes())[PROCESSING.id].dead_letter_id is None
+    await dead_letters.drop(connections, keys, HANDLER, [letter])
+    dropped = (await deployment.outcomes())[VERIFIED.id]
+    assert (dropped.state, dropped.dead_letter_id) == (State.SETTLED, None)
+
+
+async def test_a_replay_is_followed(deployment: Deployment) -> None:
+    """A replayed transition is as far as its replay, whose attempts say so."""
+    [delivery] = await deployment.read(PROCESSING)
+    await deployment.give_up(delivery)
+    await deployment.replay()
+    assert await deployment.states() == [State.WAITING]
+    [delivery] = await deployment.consumer.read(1)
+    assert await deployment.states() == [State.IN_PROGRESS]
+    await deployment.fail(delivery)
+    assert await deployment.states() == [State.RETRYING]
+    await deployment.consumer.ack(delivery)
+
+    [outcome] = (await deployment.outcomes()).values()
+    assert (outcome.state, outcome.failed) == (State.DELIVERED, 1)
+    assert [(one.outcome, one.is_replay) for one in outcome.attempts] == [
+        ("dead_lettered", False),
+        ("failed", True),
+        ("delivered", True),
+    ]
+
+
+async def test_few_transitions_are_looked_up(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of older transitions only the arrival is shown, also where no transition is kept."""
+    await deployment.admit(PROCESSING, FAILED, VERIFIED)
+    monkeypatch.setattr(session_record, "MAX_LOOKUPS", 2)
+    steps = (await deployment.timeline()).steps
+    assert [len(step.outcomes) for step in steps] == [0, 1, 1]
+    assert [step.arrival.transition is None for step in steps] == [True, False, False]
+    client, key = deployment.connections.client, deployment.keys.session(SESSION_ID)
+    await client.hdel(key, PROCESSING.id, FAILED.id, VERIFIED.id)
+    assert (await deployment.timeline()).steps == ()
+
+
+async def test_a_transition_that_was_trimmed_keeps_its_outcome(deployment: Deployment) -> None:
+    """Its event still has an arrival, and its attempts."""
+    [delivery] = await deployment.read(PROCESSING)
+    await deployment.consumer.ack(delivery)
+    client = deployment.connections.client
+    await client.xtrim(deployment.keys.transitions(deployment.partition), maxlen=0)
+
+    [step] = (await deployment.timeline()).steps
+    assert step.arrival.transition is None
+    assert [one.state for one in step.outcomes] == [State.DELIVERED]
