@@ -117,7 +117,7 @@ def _receivers(alive: Sequence[Process]) -> Iterator[Reason]:
             Severity.FATAL,
             "receivers",
             f"no receiver is alive: Stripe gets no answer; {waits}",
-            "start receivers (serve)",
+            "start receivers (serve); if they run, look for activity.not_published in their log",
         )
     elif all(one.ready for one in alive):
         words = ", ".join(sorted({str(one.ready) for one in alive}))

@@ -29,6 +29,8 @@ def test_all_keys_of_a_partition_share_a_tag() -> None:
     assert keys.noted(2, "evt_1") == "p:{2}:noted:evt_1"
     assert keys.dead_letters(2, "log") == "p:{2}:dead:log"
     assert keys.lease(2, "log") == "p:{2}:lease:log"
+    published = (keys.processes, keys.minute(1), keys.day(1), keys.reversals, keys.endpoints)
+    assert {key.rpartition("{")[2][:2] for key in published} == {"0}"}
     assert keys.workers("log") == "p:workers:log"
     assert keys.layout == "p:layout"
     assert keys.layout_in(2) == "p:{2}:layout"
