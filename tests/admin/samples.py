@@ -132,14 +132,13 @@ def transition(sequence: int, previous: str | None, current: str, **more: Any) -
         event_id=f"evt_1MgBxx2eZvKYlo2C0000{sequence}",
         event_type=f"{TYPE}{current}",
         occurred_at=datetime(2026, 7, 31, 14, sequence, 5, tzinfo=UTC),
-        livemode=True,
         session_id=SESSION,
         session_type="document",
         previous=previous,
         current=current,
         sequence=sequence,
         epoch=1_785_500_000_000,
-        **{"expected": True, "report_id": "vr_1MgC0B2eZvKYlo2C", **more},
+        **{"livemode": True, "expected": True, "report_id": "vr_1MgC0B2eZvKYlo2C", **more},
     )
 
 
