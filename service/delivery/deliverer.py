@@ -39,7 +39,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from ..errors import UNDELIVERABLE, Undeliverable, reason_word
-from ..handlers import AnyHandler, destination_of
+from ..handlers import BUILT_IN, AnyHandler, destination_of
 from ..handlers.failures import error_word, place, unreachable_reason
 from ..parsers import FETCH
 from ..telemetry import logs, metrics
@@ -213,8 +213,8 @@ class Deliverer:
         return postponed
 
     def _show_traceback(self, error: BaseException) -> None:
-        """Show it below the line that was logged; of our own handler, that says everything."""
-        if self._name != FETCH:
+        """Show it below the line that was logged; of our own handlers, that says everything."""
+        if self._name not in {*BUILT_IN, FETCH}:
             logs.show_traceback(error)
 
     def _circuit_for(self, item: Item) -> CircuitBreaker:
