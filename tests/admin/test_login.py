@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from http.cookies import SimpleCookie
@@ -180,15 +179,13 @@ async def test_a_wrong_token_costs_time_and_blocks_no_other(
 
         guessing = [asyncio.create_task(guess()) for _ in range(MAX_WAITING + 3)]
         await until(lambda: sum(one.done() for one in guessing) == 3)
-        started = time.monotonic()
         answered = await client.post(paths.LOGIN, data={"token": ACTING})
-        took_s = time.monotonic() - started
+        assert sum(one.done() for one in guessing) == 3
         for one in guessing:
             one.cancel()
         ended = await asyncio.gather(*guessing, return_exceptions=True)
 
     assert (answered.status_code, ended.count(403)) == (303, 3)
-    assert took_s < 30
     assert failures() - before == MAX_WAITING + 3
 
 

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -109,8 +108,8 @@ def test_watch_goes_on_without_redis(tmp_path: Path) -> None:
             return found
 
         wait_until(lambda: last().get("is_available") is False)
-        for _ in range(2):
-            with server(tmp_path / str(time.monotonic_ns()), port=port) as running:
+        for directory in ("first", "second"):
+            with server(tmp_path / directory, port=port) as running:
                 with running.client() as client:
                     client.hset(Keys("idv", 8).layout, mapping=LAYOUT)
                 wait_until(lambda: last()["is_available"])
