@@ -122,6 +122,18 @@ async def collect(
 
 def unavailable(reason: UnavailableReason) -> Overview:
     """Return the overview that says only that Redis does not answer, and why."""
+    if reason is UnavailableReason.REDIS_UNAUTHORIZED:
+        # Receivers and workers are other users: nothing is known of them.
+        return _unknown(
+            Reason(
+                Severity.WARNING,
+                "Redis",
+                f"{describe_no_answer(reason)} ({reason}): the state of the deployment cannot be"
+                " read from here",
+                "look at the page of a worker, or give this one the user operator by"
+                " ADMIN_REDIS_URL",
+            )
+        )
     return _unknown(
         Reason(
             Severity.FATAL,
@@ -141,7 +153,7 @@ def misconfigured(error: ConfigError) -> Overview:
 
 
 def _unknown(reason: Reason) -> Overview:
-    return Overview(datetime.now(UTC), "failing", (reason,), is_available=False)
+    return Overview(datetime.now(UTC), sum_up([reason]), (reason,), is_available=False)
 
 
 def describe_no_answer(reason: UnavailableReason) -> str:

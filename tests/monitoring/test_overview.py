@@ -129,6 +129,8 @@ async def test_redis_does_not_answer(
     shown = unavailable(raised.value.reason)
     assert (shown.verdict, shown.is_available) == ("failing", False)
     assert "(redis_unreachable)" in shown.reasons[0].meaning
+    # Who looks without the right to may be the only one who has none.
+    assert unavailable(UnavailableReason.REDIS_UNAUTHORIZED).verdict == "attention"
 
 
 async def test_collecting_has_a_deadline(

@@ -4,7 +4,7 @@
 const EVERY_MS = 5000;
 const TIMEOUT_MS = 10000;
 
-// What somebody reads with a selection, has opened or is about to use is not replaced.
+// What is selected, open or has the focus is not replaced under the reader's hands.
 function isInUse(main) {
   const selection = getSelection();
   const active = document.activeElement;
@@ -18,7 +18,11 @@ function isInUse(main) {
 async function refresh() {
   const main = document.querySelector("main");
   const stale = document.getElementById("stale");
-  if (document.hidden || isInUse(main)) return;
+  if (document.hidden) return;
+  if (isInUse(main)) {
+    stale.textContent = " · Not refreshed while something here is selected, open or in use.";
+    return;
+  }
   try {
     const response = await fetch(location.href, { signal: AbortSignal.timeout(TIMEOUT_MS) });
     if (response.redirected) return location.reload();
