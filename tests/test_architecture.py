@@ -53,7 +53,7 @@ OWNERS = {
     "uvicorn": {"server"},
     "uvloop": {"runtime.process"},
     "click": {"cli"},
-    "rich": {"cli.terminal", "cli.status_view"},
+    "rich": {"cli.terminal", "cli.status_view", "cli.session_view"},
     "httpx2": {"operations.sender", "stripe_api.client"},
     "prometheus_client": {"telemetry.metrics"},
     "opentelemetry": {"telemetry.tracing"},

@@ -1,4 +1,4 @@
-"""The commands that look at a deployment: `check`, `selftest`, `session`, and `version`."""
+"""The commands that look at an installation: `check`, `selftest`, and `version`."""
 
 from __future__ import annotations
 
@@ -7,27 +7,20 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import click
 
 from .. import __version__
-from ..config import DAY_S, Settings
-from ..inbox import session_record
-from ..inbox.session_record import SessionRecord
+from ..config import Settings
 from ..operations.check import collect_findings, worst_by_promise
 from ..operations.selftest import Row, Selftest
 from ..operations.selftest_redis import inspect_redis
 from ..storage.assessment import RANKS, Finding, Severity
-from ..stripe.events import EVENT_TYPE_PREFIX
 from ..telemetry import logs
 from ..telemetry.redaction import scrub
 from . import defaults, terminal
-
-_EVENT_COLUMNS = ("event_id", "created", "type", "outcome", "sequence", "from", "to")
 
 
 @click.command()
@@ -101,73 +94,6 @@ def selftest(
 
 
 @click.command()
-@click.argument("session_id", metavar="vs_...")
-@terminal.json_option
-def session(session_id: str, *, as_json: bool) -> None:
-    """Show the record of a session.
-
-    It has the session's status and every event that is remembered. Times are UTC. Types and
-    changes are those of transitions that the streams still hold.
-    """
-
-    async def read() -> tuple[SessionRecord | None, session_record.Transitions]:
-        async with defaults.open_deployment() as (connections, keys):
-            record = await session_record.read(connections, keys, session_id)
-            return record, await session_record.find_transitions(
-                connections, keys, record
-            ) if record else {}
-
-    try:
-        record, changes = terminal.run_async(read)
-    except ValueError:
-        terminal.fail(["the stored session record cannot be read"], terminal.EXIT_FAILED)
-    if record is None:
-        terminal.fail(["no session record has this id"], terminal.EXIT_FAILED)
-    events = [_describe_event(event, changes) for event in record.events]
-    if as_json:
-        terminal.print_json(record._asdict() | {"events": events})
-        return
-    terminal.print_rows(("field", "value"), _describe_record(record), as_json=False)
-    click.echo()
-    rows = [
-        (
-            event["event_id"],
-            _format_time(event["created"]),
-            (event["event_type"] or "").removeprefix(EVENT_TYPE_PREFIX),
-            *(event[name] for name in ("outcome", "sequence", "previous", "current")),
-        )
-        for event in events
-    ]
-    terminal.print_rows(_EVENT_COLUMNS, rows, as_json=False)
-
-
-@click.command()
 def version() -> None:
     """Print the version."""
     click.echo(__version__)
-
-
-def _describe_event(
-    event: session_record.KnownEvent, changes: session_record.Transitions
-) -> dict[str, Any]:
-    """Return an event as builtin types, with the type and change that its transition has."""
-    change = changes.get(event.event_id)
-    return event._asdict() | {
-        "event_type": change.event_type if change else None,
-        "previous": change.previous if change else None,
-        "current": change.current if change else None,
-    }
-
-
-def _describe_record(record: SessionRecord) -> list[tuple[object, ...]]:
-    described = record._asdict() | {
-        "epoch": f"{record.epoch} ({_format_time(record.epoch / 1000)})",
-        "latest_created": _format_time(record.latest_created),
-        "expires_in_s": f"{record.expires_in_s} ({record.expires_in_s // DAY_S} days)",
-        "events": len(record.events),
-    }
-    return [*described.items()]
-
-
-def _format_time(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"

@@ -1,8 +1,8 @@
 """The command line: the group of all commands, and what an error looks like.
 
-Each command is in the module of its kind: `run`, `status`, `diagnose`, `send`, `backfill`,
-`dead_letters`, `replay`, `handler_groups`. What they do is done in the packages below; here
-arguments are parsed and results are printed.
+Each command is in the module of its kind: `run`, `status`, `diagnose`, `session`, `send`,
+`backfill`, `dead_letters`, `replay`, `handler_groups`. What they do is done in the packages below;
+here arguments are parsed and results are printed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from . import (
     replay,
     run,
     send,
+    session,
     status,
     terminal,
 )
@@ -63,7 +64,7 @@ def commands() -> None:
 
 for command in (
     *(run.dev, run.serve, run.work, status.status),
-    *(diagnose.check, diagnose.selftest, diagnose.session, diagnose.version),
+    *(diagnose.check, diagnose.selftest, session.session, diagnose.version),
     *(send.send, backfill.backfill),
     *(dead_letters.dead, replay.replay, handler_groups.handlers),
 ):

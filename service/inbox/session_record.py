@@ -138,9 +138,9 @@ def known_event(field: bytes, value: bytes) -> KnownEvent:
     )
 
 
-def _arrival(event: KnownEvent) -> tuple[int, int]:
-    """Return what orders events by their arrival: Redis counts the entries of one millisecond."""
-    return event.arrived_ms, int((event.entry_id or "-0").partition("-")[2])
+def _arrival(event: KnownEvent) -> tuple[int, int, bool]:
+    """Return what orders events by their arrival, also those of one millisecond."""
+    return event.arrived_ms, event.sequence, event.entry_id is None
 
 
 def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) -> SessionRecord:

@@ -112,17 +112,16 @@ def test_two_commands_are_enough(dev: Dev) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "verified" in shown.stdout
     assert re.search(
-        moves[2]["event_id"] + r"  20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  verified  +admitted  3"
-        r" +processing +verified",
+        r" #3 processing → verified\n +" + moves[2]["event_id"] + "  verified, webhook",
         shown.stdout,
     )
     as_json = orjson.loads(dev.type(hint + " --json").stdout)
-    assert (as_json["status"], as_json["sequence"], len(as_json["events"])) == ("verified", 3, 3)
+    assert (as_json["status"], as_json["sequence"], len(as_json["steps"])) == ("verified", 3, 3)
     assert {
         "event_type": "identity.verification_session.verified",
         "previous": "processing",
         "current": "verified",
-    }.items() <= as_json["events"][-1].items()
+    }.items() <= as_json["steps"][-1]["transition"].items()
     assert running.stop() == 0
     assert not (dev.directory / ".data/endpoint").exists()
     assert b"Traceback" not in running.out + running.err

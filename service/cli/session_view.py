@@ -1,0 +1,193 @@
+"""How the timeline of a session looks in a terminal of 80 columns or more.
+
+What is shown may hold text from requests, and is escaped. No id is cut: each is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ..inbox.session_record import SessionRecord
+from ..monitoring.session_timeline import Arrival, Attempt, HandlerOutcome, State, Step, Timeline
+from ..monitoring.words import counted, duration
+from ..stripe.events import EVENT_TYPE_PREFIX
+from ..transitions.transition import StatusTransition
+from .terminal import escape
+
+# From which on it is said how old an event was when it arrived: Stripe sent it again.
+LONG_DELAY_S = 60
+_STATUS_STYLES = {
+    "requires_input": "yellow",
+    "processing": "cyan",
+    "verified": "green",
+    "canceled": "magenta",
+    "redacted": "blue",
+}
+_STATE_STYLES = {
+    State.WAITING: "cyan",
+    State.IN_PROGRESS: "cyan",
+    State.RETRYING: "yellow",
+    State.DELIVERED: "green",
+    State.DEAD_LETTER: "bold red",
+    State.SETTLED: "dim",
+    State.UNKNOWN: "dim",
+}
+_MEANINGS = {
+    State.SETTLED: "acknowledged; when and how is no longer kept",
+    State.UNKNOWN: "no worker has created its group",
+}
+_ORIGINS = {"thin": "thin event", "events_api": "Stripe's list of events"}
+_CHANGED_NOTHING = {
+    "late": "late: an older event, it changed nothing",
+    "unchanged": "unchanged: it said nothing new",
+}
+
+
+def render(timeline: Timeline, program: str) -> RenderableType:
+    """Return a timeline as something that rich prints.
+
+    Args:
+        timeline: The timeline.
+        program: What to type to call this program again.
+    """
+    parts: list[RenderableType] = [_header(timeline.record)]
+    day = None
+    for step in timeline.steps:
+        at = step.arrival.arrived_at.astimezone()
+        if at.date() != day:
+            day = at.date()
+            parts.append(Text(f"\n{at:%A, %Y-%m-%d (times: UTC%z)}", "bold"))
+        parts.append(_step(step, program))
+    if not timeline.steps:
+        parts.append(Text("\nno event of this session is remembered", "dim"))
+    return Group(*parts)
+
+
+def _header(record: SessionRecord) -> RenderableType:
+    latest = datetime.fromtimestamp(record.latest_created, UTC)
+    epoch = datetime.fromtimestamp(record.epoch / 1000, UTC)
+    facts = [
+        f"{counted(record.sequence, 'transition')} in the epoch of {_moment(epoch)}",
+        f"latest event created {_moment(latest)}",
+    ]
+    if record.duplicates:
+        facts.append(f"{counted(record.duplicates, 'duplicate')} answered")
+    if record.expires_in_s >= 0:
+        expires_at = datetime.now(UTC) + timedelta(seconds=record.expires_in_s)
+        left = duration(record.expires_in_s)
+        facts.append(f"forgotten {_moment(expires_at)}, in {left}, if no further event comes")
+    before = _change(record.previous, record.status)
+    return Group(
+        Text.assemble((escape(record.session_id), "bold"), "  ", before),
+        *(Padding(Text(fact, "dim"), (0, 0, 0, 2)) for fact in facts),
+    )
+
+
+def _step(step: Step, program: str) -> RenderableType:
+    arrival, transition = step.arrival, step.arrival.transition
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(_clock(arrival.arrived_at), _headline(arrival))
+    table.add_row("", _cause(arrival, transition))
+    if step.outcomes:
+        handlers = Table.grid(padding=(0, 2, 0, 0))
+        handlers.add_column(no_wrap=True)
+        handlers.add_column(overflow="fold")
+        for outcome in step.outcomes:
+            handlers.add_row(Text(escape(outcome.handler)), _outcome(outcome, program))
+        table.add_row("", handlers)
+    if arrival.outcome != "admitted":
+        table.style = "dim"
+    return table
+
+
+def _headline(arrival: Arrival) -> Text:
+    if arrival.outcome != "admitted":
+        return Text(_CHANGED_NOTHING[arrival.outcome])
+    number = f"#{arrival.sequence} "
+    if arrival.transition is None:
+        return Text.assemble(number, ("a change that the stream no longer holds", "dim"))
+    line = Text.assemble(number, _change(arrival.transition.previous, arrival.transition.current))
+    if arrival.transition.reversal:
+        line.append("  reversal", "bold red")
+    elif not arrival.transition.expected:
+        line.append("  unexpected step", "yellow")
+    return line
+
+
+def _cause(arrival: Arrival, transition: StatusTransition | None) -> Text:
+    """Return which event it was, how it came, and when it was created."""
+    words = []
+    if transition:
+        words.append(transition.event_type.removeprefix(EVENT_TYPE_PREFIX))
+        words.append(_ORIGINS.get(transition.origin, transition.origin))
+        words += [transition.last_error_code] if transition.last_error_code else []
+    delay_s = (arrival.arrived_at - arrival.created_at).total_seconds()
+    if transition is None:
+        words.append(f"created {_moment(arrival.created_at)}")
+    elif delay_s >= LONG_DELAY_S:
+        words.append(f"{duration(delay_s)} old")
+    return Text.assemble(escape(arrival.event_id), (escape("  " + ", ".join(words)), "dim"))
+
+
+def _outcome(outcome: HandlerOutcome, program: str) -> RenderableType:
+    line = Text.assemble((outcome.state.value, _STATE_STYLES[outcome.state]))
+    last = outcome.attempts[-1] if outcome.attempts else None
+    if outcome.dead_letter_id:
+        line.append(f" {outcome.dead_letter_id}", "bold")
+    if last and outcome.state is State.DELIVERED:
+        line.append(f" {_clock(last.at)}")
+    if meaning := _MEANINGS.get(outcome.state):
+        line.append(f" ({meaning})", "dim")
+    if outcome.failed:
+        line.append(f", {counted(outcome.failed, 'attempt')} failed")
+    lines: list[RenderableType] = [line, *_earlier(outcome)]
+    if outcome.dead_letter_id:
+        name = escape(outcome.handler)
+        lines.append(Text(f"-> {program} dead show {name} {outcome.dead_letter_id}", "cyan"))
+    return Group(*lines)
+
+
+def _earlier(outcome: HandlerOutcome) -> Iterator[Text]:
+    """Yield a line for the last failure, and for what each earlier delivery ended with."""
+    failures = [one for one in outcome.attempts if one.outcome != "delivered"]
+    for one in outcome.attempts:
+        has_ended = one.outcome != "failed" and one is not outcome.attempts[-1]
+        if has_ended or (failures and one is failures[-1]):
+            yield _describe_attempt(one)
+
+
+def _describe_attempt(attempt: Attempt) -> Text:
+    words = attempt.outcome.replace("_", "-")
+    replay = " (replay)" if attempt.is_replay else ""
+    line = Text(f"{words}{replay} {_clock(attempt.at)}", "dim")
+    if attempt.error:
+        line.append(f" {escape(attempt.error)}")
+    if attempt.place:
+        line.append(f" in {escape(attempt.place)}")
+    return line
+
+
+def _change(previous: str | None, current: str) -> Text:
+    change = Text()
+    if previous is not None:
+        change.append(escape(previous), _STATUS_STYLES.get(previous, ""))
+        change.append(" ")
+    change.append("→ ", "dim")
+    change.append(escape(current), _STATUS_STYLES.get(current, ""))
+    return change
+
+
+def _clock(at: datetime) -> str:
+    return at.astimezone().time().isoformat("milliseconds")
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"

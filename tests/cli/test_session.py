@@ -1,0 +1,169 @@
+"""`session`: the timeline of one session, in 80 columns and as JSON."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+import redis
+from rich.console import Console
+
+from service.cli.session_view import render
+from service.monitoring.session_timeline import Arrival, Attempt, HandlerOutcome, Timeline
+from service.storage.layout import LAYOUT_VERSION, Keys
+from tests.admin import samples
+from tests.support.processes import Sandbox, open_sandbox
+
+KEYS = Keys("idv", 8)
+SESSION_ID = "vs_1"
+PARTITION = KEYS.partition(SESSION_ID)
+CANARY = "canary4711"
+PROGRAM = "identity-webhooks"
+HOSTILE = "[red]a\x1b[2J\u202eb"
+
+
+def shown(timeline: Timeline, *, width: int = 80, zone: str = "UTC") -> str:
+    """Return what a terminal shows of a timeline."""
+    console = Console(file=io.StringIO(), width=width)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TZ", zone)
+        time.tzset()
+        console.print(render(timeline, PROGRAM))
+    time.tzset()
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_timeline_in_80_columns() -> None:
+    """Each arrival and each handler has its line; no id is cut; a dead letter says what to type."""
+    timeline = samples.timeline()
+    text = shown(timeline)
+    lines = [line.rstrip() for line in text.splitlines()]
+
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == f"{samples.SESSION}  verified → requires_input"
+    assert {step.arrival.event_id for step in timeline.steps} <= {*text.split()}
+    said = " ".join(text.split())
+    assert (
+        "rabbitmq dead letter 3-1785500000000-0, 3 attempts failed dead-lettered 14:08:09.000 "
+        "TimeoutError in my_handler.py:41 in post; client.py:210 in _send "
+        f"-> {PROGRAM} dead show rabbitmq 3-1785500000000-0"
+    ) in said
+    for words in (
+        *("verified → requires_input reversal", "processing, thin event", "2 duplicates answered"),
+        *("late: an older event", "unchanged: it said nothing new", "retrying, 2 attempts failed"),
+        *("settled (acknowledged;", "my_company.handlers:open_crm waiting", "document_expired"),
+        *("a change that the stream no longer holds", "67 min old"),
+    ):
+        assert words in said
+
+
+def test_times_are_local() -> None:
+    """Each day is named once, with the difference to UTC."""
+    text = shown(samples.timeline(), zone="Pacific/Auckland")
+    assert "(times: UTC+1200)" in text
+    assert text.count("times:") == 1
+
+
+def test_text_from_redis_is_shown_as_text() -> None:
+    """Control characters are escaped, and nothing is read as rich's markup."""
+    timeline = samples.timeline()
+    step = timeline.steps[0]
+    assert step.arrival.transition
+    change = {"event_type": HOSTILE, "origin": HOSTILE, "last_error_code": HOSTILE}
+    transition = msgspec.structs.replace(
+        step.arrival.transition, previous=HOSTILE, current=HOSTILE, **change
+    )
+    dead = timeline.steps[1].outcomes[1]
+    attempts = tuple(one._replace(error=HOSTILE, place=HOSTILE) for one in dead.attempts)
+    outcome = dead._replace(handler=HOSTILE, attempts=attempts)
+    arrival = step.arrival._replace(event_id=HOSTILE, transition=transition)
+    hostile = timeline._replace(
+        steps=(step._replace(arrival=arrival, outcomes=(outcome,)),),
+        record=timeline.record._replace(session_id=HOSTILE, status=HOSTILE, previous=HOSTILE),
+    )
+    text = shown(hostile, width=400)
+
+    assert text.replace("\n", "").isprintable()
+    assert text.count(r"[red]a\x1b[2J\u202eb") == 13
+
+
+def test_a_session_of_which_nothing_is_remembered() -> None:
+    """Its status is shown all the same."""
+    text = shown(samples.timeline()._replace(steps=()))
+    assert "no event of this session is remembered" in text
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """Yield a sandbox whose Redis holds a session with a dead letter, as processes write it."""
+    with open_sandbox(tmp_path_factory.mktemp("session")) as opened:
+        with closing(redis.Redis.from_url(opened.server.url)) as client:
+            _fill(client)
+        yield opened
+
+
+def _fill(client: Any) -> None:
+    client.hset(KEYS.layout, mapping={"version": LAYOUT_VERSION, "partitions": KEYS.partitions})
+    change = (
+        f'{{"event_id":"evt_2","event_type":"identity.verification_session.verified",'
+        f'"occurred_at":"2026-01-01T00:00:00Z","session_id":"{SESSION_ID}","current":"verified",'
+        f'"client_reference_id":"{CANARY}","metadata":{{"k":"{CANARY}"}}}}'
+    )
+    fields = {"change": change, "previous": "processing", "sequence": 2, "epoch": 1790000000000}
+    stream, dead = KEYS.transitions(PARTITION), KEYS.dead_letters(PARTITION, "log")
+    client.xadd(stream, fields, id="1790000002000-0")
+    client.xgroup_create(stream, "log", id="$")
+    client.xadd(dead, fields | {"entry_id": "1790000002000-0"}, id="1790000003000-0")
+    attempt = {"event": "evt_2", "outcome": "dead_lettered", "attempt": 3, "error": "ValueError",
+               "place": "own.py:1 handle", "letter": "1790000003000-0"}  # fmt: skip
+    client.xadd(KEYS.deliveries(PARTITION, "log"), attempt, id="1790000003000-0")
+    record = {
+        "state": "2 1790000000000 01234567 0123456789abcdef R",
+        "status": "8 verifiedprocessing",
+        "latest": "R 17900000010 evt_2",
+        "evt_1": "a 1 1790000000 nonce678 1790000001000-0",
+        "evt_2": "a 2 1790000001 nonce678 1790000002000-0",
+        "evt_3": "l 2 1790000000 nonce678 1790000002500",
+    }
+    client.hset(KEYS.session(SESSION_ID), mapping=record)
+
+
+def test_the_json_has_everything_but_your_own_data(sandbox: Sandbox) -> None:
+    """Named tuples are objects, in the order of arrival; metadata and references are left out."""
+    found = orjson.loads(sandbox.invoke("session", SESSION_ID, "--json").out)
+
+    assert CANARY not in str(found)
+    assert (found["status"], found["previous"], found["sequence"]) == ("verified", "processing", 2)
+    assert [one["event_id"] for one in found["steps"]] == ["evt_1", "evt_2", "evt_3"]
+    for step in found["steps"]:
+        assert step.keys() == {*Arrival._fields, "handlers"}
+    assert found["steps"][0]["transition"] is None
+    verified = found["steps"][1]
+    assert verified["arrived_at"] == "2026-09-21T14:13:22+00:00"
+    assert verified["transition"]["previous"] == "processing"
+    [outcome] = verified["handlers"]
+    assert outcome.keys() == {*HandlerOutcome._fields}
+    assert outcome["state"] == "dead letter"
+    assert outcome["dead_letter_id"] == f"{PARTITION}-1790000003000-0"
+    [attempt] = outcome["attempts"]
+    assert attempt.keys() == {*Attempt._fields}
+    [late] = [step for step in found["steps"] if step["outcome"] == "late"]
+    assert late["handlers"] == []
+
+
+def test_what_it_says_to_type_works(sandbox: Sandbox) -> None:
+    """In a pipe every line is whole, and the dead letter is found by the id that is shown."""
+    said = sandbox.invoke("session", SESSION_ID)
+    assert (said.code, said.err) == (0, b"")
+    assert CANARY.encode() not in said.out
+    [hint] = [line for line in said.out.splitlines() if b"-> " in line]
+    words = hint.decode().partition(" dead ")[2].split()
+    letter = sandbox.invoke("dead", *words, "--json")
+    assert orjson.loads(letter.out)["event_id"] == "evt_2"
