@@ -39,7 +39,7 @@ _STATE_STYLES = {
     State.UNKNOWN: "dim",
 }
 _MEANINGS = {
-    State.SETTLED: "acknowledged; when and how is no longer kept",
+    State.SETTLED: "acknowledged, or older than the handler; no more is kept",
     State.UNKNOWN: "no worker has created its group",
 }
 _ORIGINS = {"thin": "thin event", "events_api": "Stripe's list of events"}

@@ -58,7 +58,7 @@ def test_a_timeline_in_80_columns() -> None:
     for words in (
         *("verified → requires_input reversal", "processing, thin event", "2 duplicates answered"),
         *("late: an older event", "unchanged: it said nothing new", "retrying, 2 attempts failed"),
-        *("settled (acknowledged;", "my_company.handlers:open_crm waiting", "document_expired"),
+        *("settled (acknowledged,", "my_company.handlers:open_crm waiting", "document_expired"),
         *("a change that the stream no longer holds", "67 min old"),
     ):
         assert words in said

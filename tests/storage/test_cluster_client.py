@@ -15,6 +15,8 @@ from service.delivery.consumer_groups import create_groups
 from service.errors import Unavailable
 from service.inbox import session_record
 from service.inbox.admission import Inbox, Outcome
+from service.monitoring.session_search import search
+from service.monitoring.session_timeline import State, read_timeline
 from service.secret import Secret
 from service.storage import health
 from service.storage.connections import Connections, connect
@@ -88,6 +90,10 @@ async def test_events_are_admitted_across_primaries(
         record = await session_record.read(connections, keys, "vs_7")
         assert record is not None
         assert (record.sequence, record.duplicates) == (1, 1)
+        timeline = await read_timeline(connections, keys, "vs_7")
+        assert timeline is not None
+        assert [one.state for step in timeline.steps for one in step.outcomes] == [State.WAITING]
+        assert (await search(connections, keys, "evt_7")).session_ids == ("vs_7",)
         findings = await health.inspect(connections, settings)
         assert {"clock", "eviction", "persistence"} < {one.name for one in findings}
         homes = [connections.client.get_node_from_key(keys.transitions(n)).port for n in range(8)]
