@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
+from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
@@ -103,9 +104,7 @@ def _step(step: Step, program: str) -> RenderableType:
         for outcome in step.outcomes:
             handlers.add_row(Text(escape(outcome.handler)), _outcome(outcome, program))
         table.add_row("", handlers)
-    if arrival.outcome != "admitted":
-        table.style = "dim"
-    return table
+    return Styled(table, "" if arrival.outcome == "admitted" else "dim")
 
 
 def _headline(arrival: Arrival) -> Text:

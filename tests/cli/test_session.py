@@ -64,6 +64,16 @@ def test_a_timeline_in_80_columns() -> None:
         assert words in said
 
 
+def test_what_changed_nothing_is_dimmed() -> None:
+    """Colours and dimmed lines are for terminals only."""
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system="standard")
+    console.print(render(samples.timeline(), PROGRAM))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    dimmed = [line.startswith("\x1b[2m") for line in lines if "late: " in line or " #1 " in line]
+    assert dimmed == [False, True]
+
+
 def test_times_are_local() -> None:
     """Each day is named once, with the difference to UTC."""
     text = shown(samples.timeline(), zone="Pacific/Auckland")
