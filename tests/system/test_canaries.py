@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import httpx2
 import orjson
 import pytest
+import redis
 
 from service.secret import Secret
 from tests.support.depth import takes_long
@@ -21,6 +22,7 @@ from tests.support.traces import everything_in, everything_written, hits
 from tests.support.waiting import wait_until
 
 SECRET = Secret(b"whsec_canary0secret0")
+TOKEN, REDIS_PASSWORD = "canary0token-of-alice", "canary0redis0password"
 # Words that are secret anywhere, and those that may be published but never logged.
 CANARY, PUBLISHED = "canary0", "published0"
 # Numbers that stand for days, months and years of a person's life.
@@ -173,6 +175,43 @@ def _answers(port: str) -> Iterator[bytes]:
                 yield b""
 
 
+def _pages(port: str, handler: str) -> Iterator[bytes]:
+    """Open all that the page has, act on a handler's letters, and send what is refused."""
+    hostile = {"User-Agent": CANARY, "Cookie": f"idv_admin_idv={CANARY}; {CANARY}", "Origin": ""}
+    address = f"http://127.0.0.1:{port}"
+    failing = f"/dead-letters/failing%3A{handler}"
+    with httpx2.Client(base_url=address, headers={"Origin": address}) as client:
+
+        def said(answer: httpx2.Response) -> bytes:
+            assert answer.status_code < 500, answer
+            return f"{answer.url.path} {dict(answer.headers)} {answer.text}".encode()
+
+        for path in ("/", f"/{CANARY}", f"/sessions/{CANARY}", f"/actions/{CANARY}"):
+            refused = said(client.post(path, data={CANARY: CANARY}, headers=hostile))
+            yield refused.replace(f"{path} ".encode(), b"")
+        yield said(client.post("/login", data={"token": CANARY, "next": f"//{CANARY}"}))
+        assert client.post("/login", data={"token": TOKEN}).status_code == 303
+        found = said(client.post("/sessions", data={"text": f"{CANARY} {PUBLISHED}"}))
+        # Only its own form shows again what was looked for.
+        yield found.replace(f'value="{CANARY} {PUBLISHED}"'.encode(), b"", 1)
+        for path in ("/", "/sessions", "/dead-letters", failing, "/handlers", "/endpoints"):
+            yield said(client.get(path))
+        for path in ("/sessions/vs_expanded", "/sessions/vs_waiting", "/handlers/log"):
+            yield said(client.get(path))
+        letters = re.findall(rf'href="({failing}/[0-9-]+)"', client.get(failing).text)
+        for path in letters:
+            yield said(client.get(path))
+        for verb, letter in zip(("replay", "drop"), letters, strict=True):
+            asked = client.get(f"{failing}/{verb}", params={"id": letter.rpartition("/")[2]})
+            yield said(asked)
+            form = dict(re.findall(r'type="hidden" name="(.*?)" value="(.*?)"', asked.text))
+            sent = client.post(f"{failing}/{verb}", data=form)
+            yield said(sent)
+            path = sent.headers["location"]
+            wait_until(lambda path=path: "so far" not in client.get(path).text)  # type: ignore[misc]
+            yield said(client.get(path))
+
+
 def _delivered(port: str) -> bool:
     shown = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
     return all(
@@ -197,6 +236,8 @@ def _started(opened: Sandbox, command: str, log_format: str, port: str, admin: s
         RETRY_MAX_ATTEMPTS="2",
         RETRY_INITIAL_DELAY_S="0.01",
         RETRY_MAX_DELAY_S="0.02",
+        ADMIN_TOKENS=f"alice:{TOKEN}",
+        ADMIN_REDIS_URL=opened.server.url.replace("://", f"://page:{REDIS_PASSWORD}@", 1),
     )
 
 
@@ -207,6 +248,14 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     (directory / "failing.py").write_text(HANDLERS)
     port, *admins = (_free_port() for _ in range(3))
     with open_sandbox(directory) as opened:
+        with redis.Redis.from_url(opened.server.url) as administrator:
+            administrator.acl_setuser(
+                "page",
+                enabled=True,
+                passwords=[f"+{REDIS_PASSWORD}"],
+                keys=["*"],
+                commands=["+@all"],
+            )
         processes = [
             _started(opened, command, request.param, port, admin)
             for command, admin in zip(("serve", "work"), admins, strict=True)
@@ -215,6 +264,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             wait_until(lambda process=process: b"process.started" in process.out)  # type: ignore[misc]
         answers = b"\n".join(_answers(port))
         wait_until(lambda: _delivered(admins[1]))
+        for admin, handler in zip(admins, ("raising", "refusing"), strict=True):
+            answers += b"\n".join(_pages(admin, handler))
         shown = b"".join(
             httpx2.get(f"http://127.0.0.1:{admin}/metrics").content for admin in admins
         )
@@ -252,6 +303,8 @@ def test_the_run_was_worth_looking_at(run: Run) -> None:
     plain = re.sub(rb"\x1b\[[0-9;]*m", b"", run.output)
     for word in (b"delivery.retried", b"delivery.dead_lettered", b"rejected", b"vs_expanded"):
         assert word in plain
+    for word in (b"vs_expanded", b"RuntimeError", b"alice", b"was replayed", b"was dropped"):
+        assert word in run.answers
     assert b"message_too_large" in run.redis
     assert b"RuntimeError" in run.redis
     assert b"Traceback" not in plain
