@@ -1386,7 +1386,7 @@ MUTANTS = (
         "service/delivery/dead_letters.py",
         "        if stopping.is_set():\n            return False\n",
         "",
-        "admin/test_letter_actions.py cli/test_dead_letters.py",
+        "delivery/test_dead_letters.py",
     ),
     Mutant(
         "an empty file of readers opens the page",

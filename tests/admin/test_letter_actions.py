@@ -31,6 +31,17 @@ from tests.support.waiting import until
 HANDLER = "log"
 VERBS: tuple[Verb, ...] = ("replay", "drop")
 both_verbs = pytest.mark.parametrize("verb", VERBS)
+HOSTILE = (
+    *(
+        '"><script>alert(1)</script>',
+        "{{ 7 * 7 }}",
+        "\0",
+        "9" * 400,
+        "0-1-1' OR '1'='1",
+        "\u202e💣",
+    ),
+    *("\r\nSet-Cookie: a=b", "-1-0-0", f"0-{2**64}-0", "*"),
+)
 LETTER = {"entry_id": "1-0", "reason": "exhausted", "error": "ValueError", "attempts": 3}
 
 
@@ -248,6 +259,28 @@ async def test_a_choice_must_be_clear(deployment: Deployment, query: dict[str, A
         assert "<script>" not in answered.text
         assert "canary" not in answered.text
     assert await deployment.count() == (1, 0)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
+@both_verbs
+async def test_whatever_a_form_holds_is_text(
+    deployment: Deployment, verb: Verb, hostile: str
+) -> None:
+    """In any field it is shown as text, refused or not used; it never breaks anything."""
+    [letter] = await deployment.add(1)
+    viewer = await deployment.open()
+    token = (await viewer.form("drop", all="1"))["form_token"]
+    fields: dict[str, Any] = {"id": [letter, hostile], "form_token": hostile, hostile: hostile}
+    fields["total"] = hostile
+    for query in (fields, *({**fields, name: hostile} for name in ("reason", "until", "session"))):
+        asked = await viewer.ask(verb, **query)
+        sent = await viewer.send(verb, query)
+        assert (asked.status_code in {200, 400}, sent.status_code in {400, 409}) == (True, True)
+        for answered in (asked, sent):
+            assert "<script>" not in answered.text
+    sent = await viewer.send("drop", {**fields, "form_token": token})
+
+    assert "was dropped" in await viewer.end_of(sent.headers["location"])
 
 
 # Who may

@@ -350,6 +350,22 @@ async def test_only_matching_entries_are_found(deployment: Deployment) -> None:
     assert entry.item.sequence == 3
 
 
+async def test_a_stop_takes_effect_where_no_entry_matches(deployment: Deployment) -> None:
+    """Each chunk that is read is passed on, though empty; after a stop no other one is."""
+    await deployment.admit("vs_a", *range(1, 3 * dead_letters.MAX_PER_CALL))
+    wanted, stopping = EntryFilter(session_id="vs_b"), asyncio.Event()
+    passed: list[int] = []
+
+    async def act(chunk: dead_letters.Chunk) -> None:
+        passed.append(len(chunk))
+        if len(passed) == 2:
+            stopping.set()
+
+    chunks = dead_letters.history_chunks(deployment.connections, deployment.keys, wanted)
+    assert not await dead_letters.run_in_chunks(chunks, act, stopping)
+    assert passed == [0, 0]
+
+
 async def test_a_dead_letter_replayed_twice_at_once_is_moved_once(deployment: Deployment) -> None:
     """Of four replays of the same dead letters at once, one moves each of them."""
     for n in range(50):
