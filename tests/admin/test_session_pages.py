@@ -78,6 +78,8 @@ async def test_every_state_of_a_delivery(
     monkeypatch.setattr(sessions, "read_timeline", read)
     async with open_page(make_page()) as client:
         text = Shown((await client.get(f"/sessions/{samples.SESSION}")).text).text
+        monkeypatch.setattr(sessions, "MAX_STEPS", 2)
+        short = Shown((await client.get(f"/sessions/{samples.SESSION}")).text).text
 
     for part in (
         "log delivered 14:05:09", "rabbitmq dead letter , 3 attempts failed Show the dead letter",
@@ -87,6 +89,7 @@ async def test_every_state_of_a_delivery(
         "Transition 9: the stream no longer holds it",
     ):  # fmt: skip
         assert part in text, part
+    assert ("arrivals" in text, "The latest 2 of 7 arrivals" in short) == (False, True)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
