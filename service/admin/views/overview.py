@@ -20,6 +20,7 @@ ADMITTED, WITHOUT_CHANGE, REJECTED, UNAVAILABLE = (
     "rejected",
     "answered with 503",
 )
+_REJECTIONS, _NO_DECISIONS = frozenset(RejectionReason), frozenset(UnavailableReason)
 # A failed call is counted again as retried or dead_lettered.
 _CALLS = {"delivered": "good", "retried": "warn", "dead_lettered": "bad"}
 
@@ -70,9 +71,9 @@ def chart_calls(minutes: Sequence[Minute]) -> Chart:
 def _group(outcome: str) -> str:
     if outcome == ADMITTED:
         return ADMITTED
-    if outcome in [*RejectionReason]:
+    if outcome in _REJECTIONS:
         return REJECTED
-    return UNAVAILABLE if outcome in [*UnavailableReason] else WITHOUT_CHANGE
+    return UNAVAILABLE if outcome in _NO_DECISIONS else WITHOUT_CHANGE
 
 
 def total_calls(minutes: Sequence[Minute]) -> dict[str, dict[str, int]]:
