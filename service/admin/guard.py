@@ -79,8 +79,8 @@ class Guard:
         if not needs_login or path in _OPEN or path.startswith("/static/"):
             return None
         if request.method in _SAFE:
-            asked = f"{path}?{request.url.query}" if request.url.query else path
-            return RedirectResponse(paths.to(paths.LOGIN, query={"next": asked}), 303)
+            login = paths.to(paths.LOGIN, query={"next": paths.of(request)})
+            return RedirectResponse(login, 303)
         return self._page.respond_error(request, PageError(403, "Log in first"))
 
 

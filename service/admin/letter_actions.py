@@ -115,6 +115,11 @@ class LetterActions:
             self._running = asyncio.create_task(self._run(action, progress))
             return progress.id
 
+    async def wait(self, seconds: float) -> None:
+        """Wait for the end of the running action, but not longer than this."""
+        if self._running is not None:
+            await asyncio.wait({self._running}, timeout=seconds)
+
     async def stop(self) -> None:
         """Start no more actions, and let a running one end with the chunk that it is at."""
         self._stopping.set()

@@ -18,6 +18,7 @@ from ..monitoring.overview import Overview, collect, unavailable
 from ..storage import health
 from ..storage.connections import Connections
 from ..storage.layout import Keys
+from . import paths
 from .letter_actions import LetterActions
 from .login import Logins
 
@@ -97,6 +98,7 @@ class Page:
             {
                 "viewer": request.state.viewer,
                 "prefix": self.settings.redis_prefix,
+                "here": _way_back(request),
                 **context,
             },
         )
@@ -150,6 +152,12 @@ class Page:
         except Unavailable as error:
             self._no_answer = error.reason
             return unavailable(error.reason)
+
+
+def _way_back(request: Request) -> str:
+    """Return what a login leads back to; empty where that cannot be loaded again."""
+    is_page = request.method == "GET" and request.url.path != paths.LOGIN
+    return paths.of(request) if is_page else ""
 
 
 def _make_renderer() -> Renderer:

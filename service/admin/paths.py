@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import quote, urlencode
 
+from starlette.requests import Request
+
 OVERVIEW = "/"
 SESSIONS = "/sessions"
 SESSION = "/sessions/{session_id}"
@@ -26,3 +28,8 @@ def to(path: str, /, *, query: dict[str, str] | None = None, **values: str) -> s
     filled = path.format(**{name: quote(value, safe="") for name, value in values.items()})
     wanted = {name: value for name, value in (query or {}).items() if value}
     return f"{filled}?{urlencode(wanted)}" if wanted else filled
+
+
+def of(request: Request) -> str:
+    """Return the path and the query that a request asked for."""
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")

@@ -163,6 +163,19 @@ async def test_a_login_leads_to_the_page_only(open_page: OpenPage, asked: str) -
     assert '<input type="hidden" name="next" value="/">' in shown.text
 
 
+async def test_a_login_leads_back(open_page: OpenPage) -> None:
+    """The link on a page leads to the form, and that to the page again, with its query."""
+    async with open_page(admin_tokens=TOKENS["admin_tokens"]) as client:
+        page = await client.get("/dead-letters/log", params={"reason": "exhausted"})
+        form = await client.get(f"{paths.LOGIN}?next=%2Fdead-letters%2Flog%3Freason%3Dexhausted")
+        refused = await client.post("/sessions", data={"text": ""})
+
+    assert 'href="/login?next=%2Fdead-letters%2Flog%3Freason%3Dexhausted"' in page.text
+    assert 'name="next" value="/dead-letters/log?reason=exhausted"' in form.text
+    for answered in (form, refused):
+        assert 'href="/login"' in answered.text
+
+
 async def test_a_wrong_token_costs_time_and_blocks_no_other(
     open_page: OpenPage, make_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from ..page import Page, PageError
 MAX_NAMED = 1000
 # An action writes its progress at least so often, unless Redis or its process is gone.
 STALLED_S = 30.0
+SHORT_S = 0.5
 
 _ACTION_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{4}")
 _TOTAL = re.compile(r"[0-9]{1,9}")
@@ -50,8 +51,8 @@ def routes(page: Page) -> list[Route]:
 async def _ask(page: Page, verb: Verb, request: Request) -> Response:
     """Show what would be done, in a form that does it."""
     if page.logins.acting and request.state.viewer.name is None:
-        back = f"{request.url.path}?{request.url.query}"
-        return RedirectResponse(paths.to(paths.LOGIN, query={"next": back}), 303)
+        login = paths.to(paths.LOGIN, query={"next": paths.of(request)})
+        return RedirectResponse(login, 303)
     _check_viewer(page, request)
     asked = await _read_choice(page, request, verb, request.query_params)
     choice = await _with_end(page, asked)
@@ -90,6 +91,8 @@ async def _act(page: Page, verb: Verb, request: Request) -> Response:
     )
     if (action_id := await page.actions.start(action)) is None:
         raise busy
+    # A short action then has only one page: that of its end.
+    await page.actions.wait(SHORT_S)
     return RedirectResponse(paths.to(paths.ACTION, action_id=action_id), 303)
 
 
