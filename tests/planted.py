@@ -1066,7 +1066,7 @@ MUTANTS = (
     Mutant(
         "a signing secret in a log line counts as clean",
         "service/telemetry/redaction.py",
-        '        and b"whsec_" not in line\n',
+        '        and "whsec_" not in text\n',
         "",
         "telemetry/test_redaction.py",
     ),
