@@ -67,6 +67,7 @@ def main() -> None:
             _fill(store, asked.sessions, asked.dead_letters)
             with _started(directory, store, "work") as worker:
                 _pages(worker, store)
+                _open_share(receiver)
                 _throughput(directory, receiver, asked.rounds)
 
 
@@ -207,6 +208,26 @@ def _described(cost: Cost) -> str:
     return (
         f"{cost.process_ms:6.1f} ms of CPU, Redis {cost.redis_ms:5.1f} ms,"
         f" in {cost.took_ms:6.1f} ms; {cost.size / 1000:6.1f} KB"
+    )
+
+
+def _open_share(receiver: Process) -> None:
+    """Say what share of its core open pages cost a receiver that has nothing else to do.
+
+    A busy receiver loses that share of its throughput; measured so, the machine's other work does
+    not matter.
+    """
+    shares = []
+    for pages in (0, OPEN_PAGES):
+        with _open_pages(receiver.admin, pages):
+            before, began = process_cpu_s(receiver.popen.pid), time.monotonic()
+            time.sleep(4 * REFRESH_S)
+            used_s = process_cpu_s(receiver.popen.pid) - before
+        shares.append(used_s / (time.monotonic() - began))
+    idle, beside = shares
+    _say(
+        f"a receiver with {OPEN_PAGES} pages open and no events",
+        f"{beside:.2%} of a core; without pages {idle:.2%}",
     )
 
 
