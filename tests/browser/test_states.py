@@ -15,6 +15,7 @@ from playwright.sync_api import Browser
 
 from tests.support.browser import LOOKS, Tab, axe_source, html_problems
 from tests.support.depth import takes_long
+from tests.support.harness import NOW
 from tests.support.operated import NAME, TOKEN, Deployment, Mode, lifecycle, open_deployment
 from tests.support.waiting import wait_until
 
@@ -54,6 +55,8 @@ def handler_down(deployment: Deployment, tab: Tab) -> Iterator[str]:
     yield "overview"
     tab.open("/handlers")
     yield "handlers"
+    tab.open("/sessions/vs_1")
+    yield "session"
 
 
 def dead_letters(deployment: Deployment, tab: Tab) -> Iterator[str]:
@@ -75,6 +78,32 @@ def no_receiver(deployment: Deployment, tab: Tab) -> Iterator[str]:
     assert deployment.receiver.stop() == 0
     tab.open("/")
     yield "overview"
+
+
+def session(deployment: Deployment, tab: Tab) -> Iterator[str]:
+    """A result was reversed; copies and a late event arrived; a handler gave up and failed."""
+    events = lifecycle("vs_reversed", "created", "processing", "verified", "requires_input")
+    deployment.send(*events)
+    deployment.send(events[0], events[2], outcomes=["duplicate"])
+    late = lifecycle("vs_reversed", *["created"] * 5, "processing", began=NOW - 850)[5]
+    deployment.send(late, outcomes=["late"])
+    deployment.bury(*lifecycle("vs_reversed", *["created"] * 6, "verified", began=NOW - 600)[6:])
+    tab.open("/sessions/vs_reversed")
+    yield "session"
+    for summary in tab.page.locator("main summary").all():
+        summary.click()
+    yield "opened"
+    tab.open("/sessions/vs_unknown", status=404)
+    yield "unknown"
+    tab.open("/")
+    tab.page.get_by_role("searchbox").fill("evt_reversed_2")
+    tab.page.get_by_role("searchbox").press("Enter")
+    tab.page.get_by_role("main").get_by_text("vs_reversed").first.wait_for()
+    yield "found"
+    tab.page.get_by_role("searchbox").fill("no reference of a session")
+    tab.page.get_by_role("searchbox").press("Enter")
+    tab.page.wait_for_load_state()
+    yield "not-found"
 
 
 def login(deployment: Deployment, tab: Tab) -> Iterator[str]:
@@ -115,7 +144,7 @@ def replay(deployment: Deployment, tab: Tab) -> Iterator[str]:
     yield "after"
 
 
-STATES = (healthy, redis_gone, handler_down, dead_letters, no_receiver, login, replay)
+STATES = (healthy, redis_gone, handler_down, dead_letters, no_receiver, session, login, replay)
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)

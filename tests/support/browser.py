@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Dialog, Page, Request, Response, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, Request, Response, expect, sync_playwright
 
 from tests.support.programs import RUN_DEADLINE_S, missing, program
 from tests.support.waiting import PATIENCE_S
@@ -33,6 +33,7 @@ _FLAGS = (
     "--disable-sync",
     "--no-first-run",
 )
+expect.set_options(timeout=PATIENCE_S * 1000)
 # What a page's own code cannot hide: the browser runs this before anything of the page.
 _WATCH = """
 document.addEventListener('securitypolicyviolation', event =>
