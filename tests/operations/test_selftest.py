@@ -234,7 +234,7 @@ async def _store(connections: Connections, keys: Keys, session_id: str) -> None:
         "status": "8 verified",
         "latest": "R 1 evt_1",
     }
-    record = state | {"evt_1": "a 1 1 nonce"}
+    record = state | {"evt_1": "a 1 1 nonce 1-0"}
     await connections.client.hset(keys.session(session_id), mapping=record)
     change = (
         f'{{"event_id":"evt_1","event_type":"x","occurred_at":"2026-01-01T00:00:00Z",'
@@ -268,7 +268,7 @@ SPOILED: dict[str, Spoil] = {
     ),
     "sequences are 1, 2, 3 … without a gap": (lambda client, _, stream: client.delete(stream)),
     "no client secret and no link is in Redis": (
-        lambda client, record, _: client.hset(record, "evt_2", "l 1 1 canary")
+        lambda client, record, _: client.hset(record, "evt_2", "l 1 1 canary 1")
     ),
     "every handler's worker acknowledges transitions": (
         lambda client, _, stream: client.xgroup_setid(stream, "log", "0")
