@@ -278,6 +278,28 @@ async def test_few_finished_attempts_are_kept(
     assert last[b"event"] == b"evt_vs_499_499"
 
 
+@pytest.mark.parametrize("last_id", [None, f"{2**64 - 1}-{2**64 - 1}"], ids=["foreign", "full"])
+async def test_attempts_that_cannot_be_noted_are_still_taken(
+    partition: Partition, last_id: str | None
+) -> None:
+    """The stream of finished attempts is only shown: what is wrong with it stops no delivery."""
+    if last_id is None:
+        await partition.client.set(ATTEMPTS, "foreign")
+    else:
+        await partition.client.xadd(ATTEMPTS, {"x": "y"}, id=last_id)
+    await partition.admit(1, 2, 3, 4)
+    consumer = await partition.consumer()
+    first, second, failing, dead = await consumer.read(10)
+
+    await asyncio.gather(consumer.ack(first), consumer.ack(second))
+    await consumer.record_attempts(failing, Attempts(1, 1), error="ValueError", place="x.py:1")
+    assert await partition.pending() == {failing.entry_id: ("w1", 1001), dead.entry_id: ("w1", 1)}
+    await consumer.dead_letter(dead, reason="exhausted", error="ValueError", attempts=2)
+    await consumer.ack(failing)
+    assert await partition.pending() == {}
+    assert await partition.client.xlen(DEAD_LETTERS) == 1
+
+
 async def test_an_entry_kept_by_its_id_is_loaded_again(partition: Partition) -> None:
     """A load returns what an entry holds, from either stream, or says why there is nothing."""
     replays = await partition.create_replays()

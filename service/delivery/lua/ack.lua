@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Acknowledge entries while the lease is ours, and note each as a finished attempt. Where this group
--- is the only one to read them, they are deleted with it.
+-- is the only one to read them, they are deleted with it. An attempt that cannot be noted is lost:
+-- what is only shown must stop no acknowledgement.
 --
 -- KEYS  1  the lease; 2  the entries' stream; 3  the handler's finished attempts
 -- ARGV  1  token; 2  group; 3  1 to delete them; 4  1 for replays; 5  most finished attempts
@@ -15,7 +16,7 @@ for i = 6, #ARGV, 3 do
   if redis.call('XACK', KEYS[2], ARGV[2], id) == 1 then
     acknowledged = acknowledged + 1
     if event ~= '' then
-      redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'event', event,
+      redis.pcall('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'event', event,
         'outcome', 'delivered', 'attempt', ARGV[i + 2], unpack(replay))
     end
   end

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Move an entry to the handler's dead letters, in one step, while the lease is ours. Note it as a
--- finished attempt, with the id of the dead letter.
+-- finished attempt, with the id of the dead letter, if it can be.
 --
 -- The dead letter has the entry's fields and the reason. Where the entry was deleted from its
 -- stream, or has more fields than one call can take (none of ours has), its id is all that is kept.
@@ -17,7 +17,7 @@ local MAX_FIELDS = 1000
 local function note(letter)
   local word = ARGV[7] ~= '' and ARGV[7] or ARGV[6]
   local replay = ARGV[11] == '1' and {'replay', '1'} or {}
-  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[12], '*', 'event', ARGV[10],
+  redis.pcall('XADD', KEYS[3], 'MAXLEN', '~', ARGV[12], '*', 'event', ARGV[10],
     'outcome', 'dead_lettered', 'attempt', ARGV[9], 'error', word, 'place', ARGV[8],
     'letter', letter, unpack(replay))
 end

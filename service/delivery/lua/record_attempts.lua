@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Set the delivery counts of pending entries, while the lease is ours: the pending list keeps them
 -- when the worker dies. What a count holds is said in consumer.py. Where a count says that an
--- attempt has failed, that is noted as a finished attempt.
+-- attempt has failed, that is noted as a finished attempt, if it can be.
 --
 -- KEYS  1  the lease; 2  the entries' stream; 3  the handler's finished attempts
 -- ARGV  1  token; 2  group; 3  consumer; 4  1 for replays; 5  most finished attempts
@@ -19,7 +19,7 @@ end
 
 local function record(id, count, event, attempt, error_class, place)
   if event ~= '' and is_new(id, count) then
-    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'event', event, 'outcome', 'failed',
+    redis.pcall('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'event', event, 'outcome', 'failed',
       'attempt', attempt, 'error', error_class, 'place', place, unpack(replay))
   end
   redis.call('XCLAIM', stream, group, ARGV[3], 0, id, 'RETRYCOUNT', count, 'JUSTID')
