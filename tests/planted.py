@@ -748,6 +748,20 @@ MUTANTS = (
         "delivery/test_consumer.py",
     ),
     Mutant(
+        "an attempt that cannot be noted stops the acknowledgements behind it",
+        "service/delivery/lua/ack.lua",
+        "      redis.pcall('XADD', KEYS[3],",
+        "      redis.call('XADD', KEYS[3],",
+        "delivery/test_consumer.py",
+    ),
+    Mutant(
+        "a process of another version takes the overview away",
+        "service/monitoring/activity.py",
+        "        with suppress(ValueError, OverflowError, msgspec.MsgspecError):\n",
+        "        with suppress(msgspec.MsgspecError):\n",
+        "admin/test_broken_state.py",
+    ),
+    Mutant(
         "self-tests leave attempts",
         "service/delivery/consumer.py",
         " and not is_selftest(item.session_id):\n",

@@ -130,11 +130,15 @@ class LetterActions:
     async def read(self, action_id: str) -> Progress | None:
         """Return the progress of an action of any process; None if there was none within a day.
 
+        That of an action of another version of this service may be unreadable: then None too.
+
         Raises:
             RedisError: Redis refused or did not answer.
         """
         found = await self._connections.client.get(self._keys.action(action_id))
-        return None if found is None else msgspec.json.decode(found, type=Progress)
+        with suppress(msgspec.MsgspecError):
+            return None if found is None else msgspec.json.decode(found, type=Progress)
+        return None
 
     async def _run(self, action: Action, progress: Progress) -> None:
         chunks = dead_letters.letter_chunks(

@@ -102,7 +102,12 @@ async def group_names(connections: Connections, keys: Keys) -> set[str]:
         ]
     )
     raise_first(found)
-    return {name.decode() for names in found for name in names}
+    return {read_name(name) for names in found for name in names}
+
+
+def read_name(name: bytes) -> str:
+    """Return a group's name. One that is not ours may be no text."""
+    return name.decode(errors="backslashreplace")
 
 
 async def measure_lags(

@@ -24,6 +24,9 @@ from .sources import TRANSITIONS, Item, Source, source_of
 # How many entries are read, and how many are replayed or deleted, by one call.
 MAX_PER_CALL = 100
 
+# What no clock shows: the ids of foreign entries may say any time.
+_MAX_MS = 250_000_000_000_000
+
 _ID = re.compile(r"(\d{1,3})-(\d{1,20})-(\d{1,20})", re.ASCII)
 _REPLAY = Script(__package__, "lua/replay.lua")
 
@@ -272,11 +275,11 @@ def _ms(at: datetime) -> int:
 
 
 def entry_of(source: Source, partition: int, entry_id: str, fields: dict[bytes, bytes]) -> Entry:
-    """Return an entry as it was read from its stream."""
+    """Return an entry as it was read from its stream, whatever it holds: it may not be ours."""
 
     def text(name: bytes) -> str | None:
         value: Any = fields.get(name)
-        return None if value is None else value.decode()
+        return None if value is None else value.decode(errors="replace")
 
     try:
         item = source.unpack(fields)
@@ -286,10 +289,14 @@ def entry_of(source: Source, partition: int, entry_id: str, fields: dict[bytes, 
         id=f"{partition}-{entry_id}",
         partition=partition,
         entry_id=entry_id,
-        at=datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, UTC),
+        at=datetime.fromtimestamp(min(int(entry_id.partition("-")[0]), _MAX_MS) / 1000, UTC),
         item=item,
         reason=text(b"reason"),
         error=text(b"error"),
         place=text(b"place"),
-        attempts=int(text(b"attempts") or 0),
+        attempts=_whole_number(text(b"attempts")),
     )
+
+
+def _whole_number(text: str | None) -> int:
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,9}", text) else 0

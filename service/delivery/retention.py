@@ -15,6 +15,7 @@ from ..storage.connections import Connections
 from ..storage.layout import Keys
 from ..storage.scripts import Script, ScriptCall, raise_first
 from ..telemetry import metrics
+from .consumer_groups import read_name
 
 TRIM_EVERY_S = 60.0
 
@@ -85,5 +86,5 @@ async def trim(
     calls = [ScriptCall(_TRIM, [keys.transitions(each)], [retention_s]) for each in partitions]
     replies = await connections.run(calls)
     raise_first(replies)
-    groups: set[str] = {name.decode() for _, names in replies for name in names}
+    groups = {read_name(name) for _, names in replies for name in names}
     return sum(removed for removed, _ in replies), groups

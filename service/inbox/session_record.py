@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -19,6 +20,10 @@ _FIND_ENTRIES = Script(__package__, "find_entries.lua")
 # The second is that of a session that was read itself: see `admit.lua`.
 _EVENT_ID_PREFIXES = (b"evt_", b"read:")
 _ADMITTED = "a"
+# Times that can be shown: up to the years 5138 and 2286.
+_CREATED = re.compile(r"[0-9]{1,11}")
+_ARRIVED_MS = re.compile(r"[0-9]{1,13}")
+_ENTRY_ID = re.compile(r"[0-9]{1,13}-[0-9]{1,19}")
 _OUTCOMES = {_ADMITTED: "admitted", "l": "late", "u": "unchanged"}
 
 
@@ -128,13 +133,17 @@ def known_event(field: bytes, value: bytes) -> KnownEvent:
         KeyError, ValueError: It is not one of ours.
     """
     letter, sequence, created, _nonce, arrived = value.decode().split(" ")
+    is_admitted = letter == _ADMITTED
+    form = _ENTRY_ID if is_admitted else _ARRIVED_MS
+    if not form.fullmatch(arrived) or not _CREATED.fullmatch(created):
+        raise ValueError("not an arrival")
     return KnownEvent(
         field.decode(),
         outcome=_OUTCOMES[letter],
         sequence=int(sequence),
         created=int(created),
         arrived_ms=int(arrived.partition("-")[0]),
-        entry_id=arrived if letter == _ADMITTED else None,
+        entry_id=arrived if is_admitted else None,
     )
 
 
@@ -146,6 +155,8 @@ def _arrival(event: KnownEvent) -> tuple[int, int, bool]:
 def _record(session_id: str, found: Mapping[bytes, bytes], expires_in_s: int) -> SessionRecord:
     sequence, epoch, _server, _hash, _kind = found[b"state"].split(b" ")
     _kind, order_key, _event_id = found[b"latest"].split(b" ")
+    if not _ARRIVED_MS.fullmatch(epoch.decode()):
+        raise ValueError("not an epoch")
     length, words = found[b"status"].split(b" ", 1)
     events = [
         known_event(field, value)

@@ -1,14 +1,15 @@
 """What the processes of a deployment have published of themselves: their life, counts, reversals.
 
 Written by `publisher`. Each name and number here comes from our own processes; none is a value of a
-session, except its id and its statuses.
+session, except its id and its statuses. While a deployment is upgraded some of them run another
+version of this service: what cannot be read is left out.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -166,12 +167,12 @@ async def read_activity(connections: Connections, keys: Keys) -> Activity:
         [MAX_REVERSALS_SHOWN],
     )
     of_days = [_pairs(one) for one in counts[MINUTES:]]
-    last_event_ms = max(int(one.get("last_event_ms", 0)) for one in of_days)
+    last_event_ms = max(_number(one, "last_event_ms") for one in of_days)
     return Activity(
         processes=_processes(now_ms, _pairs(processes)),
         minutes=tuple(map(_minute, minutes, map(_pairs, counts))),
         days=tuple(map(_day, days, of_days)),
-        reversals=tuple(_reversal(_pairs(fields)) for _, fields in reversals),
+        reversals=tuple(_reversals(_pairs(fields) for _, fields in reversals)),
         last_event_at=_time(last_event_ms / 1000),
         watch_report=watch_report.decode(report) if report else None,
     )
@@ -183,18 +184,26 @@ def _pairs(flat: Sequence[bytes]) -> dict[str, Any]:
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
+def _number(counts: Mapping[str, str], field: str) -> int:
+    with suppress(ValueError):
+        return int(counts.get(field, 0))
+    return 0
+
+
 def _time(seconds: float) -> datetime | None:
-    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+    with suppress(ValueError, OverflowError):
+        return datetime.fromtimestamp(seconds, UTC) if seconds else None
+    return None
 
 
 def _processes(now_ms: int, stored: Mapping[str, str]) -> tuple[Process, ...]:
     found = []
     for name, value in stored.items():
-        seen_ms, _, description = value.split(" ", 2)
-        # A sign of life that is later than now dates from before Redis's clock was set back.
-        seen_s = abs(now_ms - int(seen_ms)) / 1000
         # Another version of this service may describe itself in another way.
-        with contextlib.suppress(msgspec.MsgspecError):
+        with suppress(ValueError, OverflowError, msgspec.MsgspecError):
+            seen_ms, _, description = value.split(" ", 2)
+            # A sign of life that is later than now dates from before Redis's clock was set back.
+            seen_s = abs(now_ms - int(seen_ms)) / 1000
             if seen_s <= FORGET_AFTER_S:
                 found.append(_process(name, seen_s, _decode_life(description)))
     return tuple(sorted(found, key=lambda one: (not one.receives, one.name)))
@@ -216,21 +225,25 @@ def _process(name: str, seen_s: float, life: Life) -> Process:
 def _minute(number: int, counts: Mapping[str, str]) -> Minute:
     received: dict[str, int] = {}
     delivered: dict[str, dict[str, int]] = {}
-    for field, count in counts.items():
-        direction, outcome, *handler = field.split(":", 2)
-        if direction == "received":
-            received[outcome] = int(count)
-        else:
-            delivered.setdefault(handler[0], {})[outcome] = int(count)
+    for field in counts:
+        match field.split(":", 2):
+            case "received", outcome:
+                received[outcome] = _number(counts, field)
+            case "delivered", outcome, handler:
+                delivered.setdefault(handler, {})[outcome] = _number(counts, field)
+            # Anything else was counted by another version of this service.
     return Minute(datetime.fromtimestamp(number * MINUTE_S, UTC), received, delivered)
 
 
 def _day(number: int, counts: Mapping[str, str]) -> Day:
     names = ("reversals", "recovered", "dead_lettered")
-    return Day(_EPOCH + timedelta(days=number), *(int(counts.get(name, 0)) for name in names))
+    return Day(_EPOCH + timedelta(days=number), *(_number(counts, name) for name in names))
 
 
-def _reversal(fields: Mapping[str, str]) -> Reversal:
-    at = datetime.fromtimestamp(float(fields["at"]), UTC)
+def _reversals(entries: Iterable[Mapping[str, str]]) -> Iterator[Reversal]:
     names = ("session_id", "previous", "current", "event_id")
-    return Reversal(at, *(fields[name] for name in names))
+    for fields in entries:
+        # What is not ours, or another version's, is left out.
+        with suppress(KeyError, ValueError, OverflowError):
+            at = datetime.fromtimestamp(float(fields["at"]), UTC)
+            yield Reversal(at, *(fields[name] for name in names))

@@ -125,4 +125,5 @@ def _call(keys: Keys, handler: str, partition: int) -> ScriptCall:
 
 def _process_name(token: bytes | None) -> str | None:
     """Return the process of a lease's token: `host-pid-number of the worker:secret`."""
-    return token.decode().rpartition(":")[0].rpartition("-")[0] if token else None
+    text = (token or b"").decode(errors="replace")
+    return text.rpartition(":")[0].rpartition("-")[0] or None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -54,7 +55,14 @@ async def read_latest_attempts(
     raise_first(found)
     entries = [entry for partition in found for entry in partition]
     entries.sort(key=lambda entry: [int(part) for part in entry[0].split(b"-")], reverse=True)
-    return [_attempt(entry_id, fields) for entry_id, fields in entries[:MAX_SHOWN]]
+    return list(_attempts(entries[:MAX_SHOWN]))
+
+
+def _attempts(entries: Iterable[tuple[bytes, list[bytes]]]) -> Iterator[LatestAttempt]:
+    for entry_id, fields in entries:
+        # What is not ours, or another version's, is left out.
+        with suppress(KeyError, ValueError):
+            yield _attempt(entry_id, fields)
 
 
 def _attempt(entry_id: bytes, fields: list[bytes]) -> LatestAttempt:

@@ -242,7 +242,10 @@ async def _find_attempts(
             [start, MAX_ATTEMPTS_PER_CALL, *(event.event_id for event in admitted)],
         )
         start = next_id.decode()
-        found += [_noted_attempt(*entry) for entry in entries]
+        for entry in entries:
+            # What is not ours, or another version's, is left out.
+            with suppress(KeyError, ValueError):
+                found.append(_noted_attempt(*entry))
     return found
 
 
