@@ -18,8 +18,8 @@ from ..config import Settings
 from ..parsers import AdminToken
 
 LOGIN_S = 12 * 3600
-# What a wrong token costs whoever sent it. A request that waits takes one of the connections of the
-# admin port, so only so many of them wait; the right token never does.
+# How long the sender of a wrong token waits. A request that waits holds one of the admin port's
+# connections, so only some wait; a right token never does.
 WRONG_TOKEN_S = 1.0
 MAX_WAITING = 16
 
