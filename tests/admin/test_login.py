@@ -223,8 +223,11 @@ async def test_logins_are_logged_by_name(
     assert lines == [("admin.login_failed", {}), ("admin.logged_in", {"by": "carol"})]
 
 
-async def test_without_tokens_there_is_no_login(open_page: OpenPage) -> None:
+async def test_without_tokens_there_is_no_login(
+    open_page: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The form says what to set; a token gets in nowhere, and an empty one neither."""
+    monkeypatch.setattr(login, "WRONG_TOKEN_S", 0.0)
     async with open_page() as client:
         shown = await client.get(paths.LOGIN)
         answered = await client.post(paths.LOGIN, data={"token": ""})
