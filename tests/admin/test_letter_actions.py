@@ -189,6 +189,19 @@ async def test_a_replay_is_moved_under_the_name_that_is_shown(deployment: Deploy
     assert f'<dd class="id">{fields[b"replay"].decode()}</dd>' in shown
 
 
+async def test_what_cannot_be_replayed_is_counted(deployment: Deployment) -> None:
+    """A letter that cannot be read stays a dead letter, and the end says that there is one."""
+    await deployment.add(2)
+    stream = deployment.keys.dead_letters(0, HANDLER)
+    await deployment.client.xadd(stream, {"change": "x", "reason": "unreadable", "attempts": 0})
+    shown = await (await deployment.open()).act("replay", all="1")
+
+    assert "2 dead letters of" in shown
+    assert "1 more was found" in shown
+    assert "cannot be read" in shown
+    assert await deployment.count() == (1, 2)
+
+
 @both_verbs
 async def test_what_comes_after_the_question_is_not_meant(
     deployment: Deployment, verb: Verb
