@@ -28,7 +28,8 @@ def healthy(deployment: Deployment, tab: Tab) -> Iterator[str]:
     """All is well, after an hour with traffic."""
     deployment.send(*lifecycle("vs_healthy", "created", "processing", "verified"))
     deployment.fill_last_hour()
-    tab.open("/")
+    deployment.wait_until_counted()
+    tab.open("/").get_by_role("heading", name="All is well").wait_for()
     yield "overview"
     for name in ("sessions", "dead-letters", "handlers", "endpoints"):
         tab.open(f"/{name}")
@@ -47,6 +48,7 @@ def redis_gone(deployment: Deployment, tab: Tab) -> Iterator[str]:
 
 def handler_down(deployment: Deployment, tab: Tab) -> Iterator[str]:
     """A handler's destination refuses connections, and its circuit is open."""
+    deployment.fill_last_hour()
     deployment.turn(Mode.DOWN)
     deployment.send(*(lifecycle(f"vs_{number}", "created")[0] for number in range(20)))
     with deployment.client() as client:
@@ -61,6 +63,7 @@ def handler_down(deployment: Deployment, tab: Tab) -> Iterator[str]:
 
 def dead_letters(deployment: Deployment, tab: Tab) -> Iterator[str]:
     """A handler has given up on some transitions."""
+    deployment.fill_last_hour()
     deployment.bury(*(lifecycle(f"vs_dead{number}", "created")[0] for number in range(60)))
     tab.open("/")
     yield "overview"
@@ -74,6 +77,7 @@ def dead_letters(deployment: Deployment, tab: Tab) -> Iterator[str]:
 
 def no_receiver(deployment: Deployment, tab: Tab) -> Iterator[str]:
     """The last receiver has stopped."""
+    deployment.fill_last_hour()
     deployment.send(*lifecycle("vs_1", "created"))
     assert deployment.receiver.stop() == 0
     tab.open("/")
@@ -128,16 +132,16 @@ def replay(deployment: Deployment, tab: Tab) -> Iterator[str]:
     yield "before"
     main = tab.page.get_by_role("main")
     main.get_by_role("button", name="Drop all").click()
-    main.get_by_text("deleted for good").wait_for()
+    main.get_by_role("heading", name="Drop 20,001").wait_for()
     yield "drop"
     tab.page.go_back()
     main.get_by_role("button", name="Replay all").click()
-    main.get_by_text("gets them again").wait_for()
+    main.get_by_role("heading", name="Replay 20,001").wait_for()
     yield "question"
     main.get_by_role("button", name="Replay them").click()
-    main.get_by_text("so far").wait_for()
+    main.get_by_role("progressbar").wait_for()
     yield "running"
-    main.get_by_text("It is done").wait_for()
+    main.get_by_role("progressbar").wait_for(state="detached")
     yield "done"
     wait_until(lambda: deployment.count_dead_letters() == 0)
     tab.open(SHOP_PATH)
@@ -159,6 +163,7 @@ def test_state(
         open_deployment(tmp_path) as deployment,
         Tab(browser, deployment.worker.admin) as tab,
     ):
+        deployment.wait_until_published()
         problems: list[str] = []
         pages: list[tuple[str, str]] = []
         for name in state(deployment, tab):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import httpx2
 import redis
 
-from service.config import Settings
+from service.config import DAY_S, Settings
 from service.storage.layout import Keys
 from tests.support.harness import NOW, event, signed
 from tests.support.processes import Process, Sandbox, open_sandbox
@@ -107,6 +107,17 @@ class Deployment(NamedTuple):
         self.send(*bodies)
         wait_until(lambda: self.count_dead_letters() == expected)
         self.turn(Mode.WORKS)
+
+    def wait_until_published(self) -> None:
+        """Wait until both processes have said in Redis that they live."""
+        with self.client() as client:
+            wait_until(lambda: client.hlen(KEYS.processes) == 2)
+
+    def wait_until_counted(self) -> None:
+        """Wait until what the receiver has got is counted in Redis."""
+        today = KEYS.day(int(time.time() // DAY_S))
+        with self.client() as client:
+            wait_until(lambda: client.hexists(today, "last_event_ms"))
 
     def fill_last_hour(self) -> None:
         """Write what the processes of a busier deployment would have counted."""
