@@ -762,6 +762,20 @@ MUTANTS = (
         "admin/test_broken_state.py",
     ),
     Mutant(
+        "open pages starve the probes",
+        "service/admin/app.py",
+        "        if self._running >= MAX_AT_ONCE:\n",
+        "        if self._running >= 1000:\n",
+        "admin/test_busy_page.py",
+    ),
+    Mutant(
+        "all viewers search in Redis at once",
+        "service/admin/page.py",
+        "                await self._searching.acquire()\n",
+        "                pass\n",
+        "admin/test_busy_page.py",
+    ),
+    Mutant(
         "self-tests leave attempts",
         "service/delivery/consumer.py",
         " and not is_selftest(item.session_id):\n",

@@ -28,6 +28,10 @@ HOW_TO_GET_IT = (
     "The page for operators needs Jinja2: pip install 'identity-webhooks[page]'\n"
     "Metrics are at /metrics, probes at /livez and /readyz.\n"
 )
+# A request for a page may wait for Redis. The other connections of the port are left to probes and
+# to Prometheus: a process must not look dead because many pages are open.
+MAX_AT_ONCE = 32
+BUSY = "Too many pages are asked for at once. Try again in a moment.\n"
 _TITLES = {404: "There is no such page", 405: "This page does not take such requests"}
 
 
@@ -47,8 +51,20 @@ class _PageApp:
     def __init__(self, page: Page) -> None:
         self._page = page
         self._app: ASGIApp = _routed(page)
+        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, unless too many are being answered."""
+        if self._running >= MAX_AT_ONCE:
+            await PlainTextResponse(BUSY, 503)(scope, receive, send)
+            return
+        self._running += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self._running -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
         try:
             await self._page.load()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # An overview is shown to all for so long: ten open pages read Redis as often as one.
 KEPT_S = 5.0
+# How long a viewer waits until the searches of others are over.
+SEARCH_WAIT_S = 3.0
 
 # For each endpoint the fingerprints of its signing secrets, each with its place.
 LoadedSecrets = Mapping[str, Sequence[tuple[str, str]]]
@@ -74,6 +77,7 @@ class Page:
         self._no_answer: UnavailableReason | None = None
         self._collected_at = -math.inf
         self._collecting = asyncio.Lock()
+        self._searching = asyncio.Lock()
         self._renderer: Renderer | None = None
         self._loading = asyncio.Lock()
 
@@ -108,6 +112,26 @@ class Page:
         """Return the response to a request with which something is wrong."""
         context = {"title": error.title, "text": error.text}
         return self.respond(request, "error.html", status=error.status, **context)
+
+    @asynccontextmanager
+    async def searching(self) -> AsyncIterator[None]:
+        """Hold back all others who want to look at thousands of entries in Redis.
+
+        One such call takes Redis milliseconds in which no event is admitted. One at a time, they
+        delay an event by one call, however many ask.
+
+        Raises:
+            PageError: Others searched for too long.
+        """
+        try:
+            async with asyncio.timeout(SEARCH_WAIT_S):
+                await self._searching.acquire()
+        except TimeoutError:
+            raise PageError(503, "Too many search at once", "Try again in a moment.") from None
+        try:
+            yield
+        finally:
+            self._searching.release()
 
     async def overview(self) -> Overview:
         """Return the state of the deployment, at most `KEPT_S` old: also that Redis is away."""

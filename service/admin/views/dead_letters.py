@@ -54,7 +54,10 @@ async def _respond_letters(page: Page, request: Request) -> Response:
     asked = read_filter(request.query_params)
     before = request.query_params.get("before", "")
     try:
-        found = await read_page(page.connections, page.keys, handler, asked.wanted, before=before)
+        async with page.searching():
+            found = await read_page(
+                page.connections, page.keys, handler, asked.wanted, before=before
+            )
     except ValueError:
         raise PageError(400, "The list cannot go on from there", "Begin it again.") from None
     goes_on = {**asked.fields, "before": found.goes_on_at or ""}

@@ -56,7 +56,8 @@ async def _ask(page: Page, verb: Verb, request: Request) -> Response:
     _check_viewer(page, request)
     asked = await _read_choice(page, request, verb, request.query_params)
     choice = await _with_end(page, asked)
-    total, is_complete = await _count(page, choice, is_filtered=bool(asked.filter.fields))
+    async with page.searching():
+        total, is_complete = await _count(page, choice, is_filtered=bool(asked.filter.fields))
     return page.respond(
         request,
         "confirm.html",

@@ -34,7 +34,8 @@ def routes(page: Page) -> list[Route]:
         if SESSION_ID.fullmatch(text):
             return RedirectResponse(paths.to(paths.SESSION, session_id=text), 303)
         try:
-            found = await search(page.connections, page.keys, text, form.get("cursor", ""))
+            async with page.searching():
+                found = await search(page.connections, page.keys, text, form.get("cursor", ""))
         except ValueError:
             problem = f"Type 1 to {MAX_TEXT} printable characters."
             return await _respond_search(page, request, problem=problem)
@@ -78,9 +79,10 @@ async def _read(page: Page, session_id: str) -> Timeline:
     if not SESSION_ID.fullmatch(session_id):
         raise PageError(404, "This is no session id", "A session id is vs_… of letters and digits.")
     try:
-        timeline = await read_timeline(
-            page.connections, page.keys, session_id, page.settings.handlers
-        )
+        async with page.searching():
+            timeline = await read_timeline(
+                page.connections, page.keys, session_id, page.settings.handlers
+            )
     except ValueError:
         raise PageError(404, "The record of this session cannot be read") from None
     if timeline is None:
