@@ -19,6 +19,7 @@ from service.storage.connections import Connections
 from service.storage.layout import Keys
 from tests.support.harness import connected, listening, talk
 from tests.support.logins import OpenPage
+from tests.support.waiting import PATIENCE_S
 
 
 class Searches:
@@ -82,12 +83,13 @@ async def test_open_pages_leave_probes_alone(
         ]
         for _, writer in streams:
             writer.write(ASKED)
-        refused = [await reader.readline() for reader, _ in streams[MAX_AT_ONCE:]]
+        opened.callback(answered.set)
+        async with asyncio.timeout(PATIENCE_S / 4):
+            refused = [await reader.readline() for reader, _ in streams[MAX_AT_ONCE:]]
 
         for path in (b"livez", b"metrics"):
             head = b"GET /%b HTTP/1.1\r\nHost: tests\r\nConnection: close\r\n\r\n" % path
             assert (await talk(listener.port, head)).startswith(b"HTTP/1.1 200 ")
-        answered.set()
 
     assert asked == MAX_AT_ONCE
     assert {line.split()[1] for line in refused} == {b"503"}
