@@ -112,7 +112,8 @@ def _headline(arrival: Arrival) -> Text:
         return Text(_CHANGED_NOTHING[arrival.outcome])
     number = f"#{arrival.sequence} "
     if arrival.transition is None:
-        return Text.assemble(number, ("a change that the stream no longer holds", "dim"))
+        reason = "the stream no longer holds" if arrival.is_looked_up else "was not looked up"
+        return Text.assemble(number, (f"a change that {reason}", "dim"))
     line = Text.assemble(number, _change(arrival.transition.previous, arrival.transition.current))
     if arrival.transition.reversal:
         line.append("  reversal", "bold red")

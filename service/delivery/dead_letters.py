@@ -186,7 +186,7 @@ async def replay(
     Raises:
         RedisError: Redis refused or did not answer, or the handler has no group there.
     """
-    partition, are_dead = entries[0].partition, entries[0].reason is not None
+    partition, are_dead = entries[0].partition, any(entry.reason is not None for entry in entries)
     source = keys.dead_letters(partition, handler) if are_dead else keys.transitions(partition)
     streams = [source, keys.replays(partition, handler)]
     verb = "move" if are_dead else "count" if dry_run else "copy"

@@ -64,8 +64,10 @@ class Arrival(NamedTuple):
         sequence: The session's sequence number after it.
         created_at: When Stripe created it.
         arrived_at: When it was judged, by Redis's clock.
-        transition: The transition that it made; None if it made none, or if that was deleted.
+        transition: The transition that it made; None if it made none, if that was deleted, or if it
+            was not looked up.
         entry_id: The id of that transition in its stream; None if it made none.
+        is_looked_up: Whether its transition is among the latest ones, which are looked up.
     """
 
     event_id: str
@@ -75,6 +77,7 @@ class Arrival(NamedTuple):
     arrived_at: datetime
     transition: StatusTransition | None
     entry_id: str | None
+    is_looked_up: bool = True
 
 
 class Attempt(NamedTuple):
@@ -148,9 +151,10 @@ async def read_timeline(
     if record is None:
         return None
     transitions = await session_record.find_transitions(connections, keys, record)
-    existing = await group_names(connections, keys)
-    names = [*handlers, *sorted(existing - {*handlers})]
     admitted = record.latest_admitted
+    existing = await group_names(connections, keys)
+    looked_up = {event.event_id for event in admitted}
+    names = [*handlers, *sorted(existing - {*handlers})]
     found = [
         await _find_deliveries(connections, keys, session_id, name, admitted)
         for name in names
@@ -160,7 +164,11 @@ async def read_timeline(
         record,
         tuple(
             Step(
-                _arrival(event, transitions.get(event.event_id)),
+                _arrival(
+                    event,
+                    transitions.get(event.event_id),
+                    is_looked_up=event.event_id in looked_up,
+                ),
                 tuple(each[event.event_id] for each in found if event.event_id in each),
             )
             for event in record.events
@@ -168,7 +176,9 @@ async def read_timeline(
     )
 
 
-def _arrival(event: KnownEvent, transition: StatusTransition | None) -> Arrival:
+def _arrival(
+    event: KnownEvent, transition: StatusTransition | None, *, is_looked_up: bool
+) -> Arrival:
     return Arrival(
         event.event_id,
         event.outcome,
@@ -177,6 +187,7 @@ def _arrival(event: KnownEvent, transition: StatusTransition | None) -> Arrival:
         arrived_at=_at(event.arrived_ms),
         transition=transition,
         entry_id=event.entry_id,
+        is_looked_up=is_looked_up,
     )
 
 

@@ -64,6 +64,16 @@ def test_a_timeline_in_80_columns() -> None:
         assert words in said
 
 
+def test_a_transition_that_was_not_looked_up_is_not_said_to_be_gone() -> None:
+    """Only the latest ones are looked up; the stream may still hold the others."""
+    timeline = samples.timeline()
+    first = timeline.steps[-1].arrival._replace(is_looked_up=False)
+    text = shown(timeline._replace(steps=(timeline.steps[-1]._replace(arrival=first),)))
+
+    assert "a change that was not looked up" in text
+    assert "no longer holds" not in text
+
+
 def test_what_changed_nothing_is_dimmed() -> None:
     """Colours and dimmed lines are for terminals only."""
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system="standard")

@@ -261,6 +261,8 @@ async def test_few_transitions_are_looked_up(
     steps = (await deployment.timeline()).steps
     assert [len(step.outcomes) for step in steps] == [0, 1, 1]
     assert [step.arrival.transition is None for step in steps] == [True, False, False]
+    # The stream may still hold it, so nothing may say that it does not.
+    assert [step.arrival.is_looked_up for step in steps] == [False, True, True]
     client, key = deployment.connections.client, deployment.keys.session(SESSION_ID)
     await client.hdel(key, PROCESSING.id, FAILED.id, VERIFIED.id)
     assert (await deployment.timeline()).steps == ()
