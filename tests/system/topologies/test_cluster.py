@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.exceptions import TryAgainError
 
+from service.admin.app import create_admin_app
+from service.admin.page import Page
 from service.config import Settings
 from service.delivery.consumer_groups import create_groups
 from service.errors import UnavailableReason
@@ -24,7 +28,11 @@ from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCal
 from service.telemetry import metrics
 from tests.support.depth import takes_long
 from tests.support.load import AFTER, BEFORE, deployment, during, remembered
+from tests.support.logins import ACTING, ORIGIN, TOKENS
+from tests.support.shown import Shown
 from tests.support.topologies import Cluster, cluster, command
+from tests.support.transitions import stored_entry
+from tests.support.web_client import asgi_client
 
 pytestmark = [pytest.mark.timeout(400), takes_long]
 
@@ -97,6 +105,32 @@ async def test_the_overview_of_a_cluster(nodes: Cluster, connections: Connection
     [log] = found.handlers
     assert (log.lag, log.leases) == (8, ("host-1",) * 8)
     assert {one.name for one in found.redis_findings} >= {"clock", "writes"}
+
+
+async def test_the_page_acts_in_a_cluster(nodes: Cluster, connections: Connections) -> None:
+    """Letters of all partitions are listed, counted and replayed, each at its primary."""
+    settings = Settings(redis_url=Secret(nodes.url), redis_prefix="acted", **TOKENS)
+    keys, client = Keys("acted", 8), connections.client
+    await create_groups(connections, keys, settings.handlers)
+    for partition in range(8):
+        letter = stored_entry(f"vs_{partition}", 1) | {"reason": "exhausted", "attempts": 3}
+        await client.xadd(keys.dead_letters(partition, "log"), letter)
+    page = Page(settings, connections, keys)
+    ready: Any = None
+    async with asgi_client(create_admin_app(ready, page)) as browser:
+        browser.headers |= ORIGIN
+        await browser.post("/login", data={"token": ACTING})
+        for path in ("/", "/handlers/log", "/dead-letters/log", "/sessions/vs_0"):
+            assert (await browser.get(path)).status_code in {200, 404}, path
+        asked = await browser.get("/dead-letters/log/replay?all=1")
+        assert "Replay 8 dead letters" in " ".join(Shown(asked.text).text.split())
+        [token] = re.findall(r'name="form_token" value="([^"]+)"', asked.text)
+        form = {"all": "1", "form_token": token}
+        started = await browser.post("/dead-letters/log/replay", data=form)
+        assert started.status_code == 303
+        await page.actions.stop()
+        assert "8 dead letters" in Shown((await browser.get(started.headers["location"])).text).text
+    assert [await client.xlen(keys.replays(each, "log")) for each in range(8)] == [1] * 8
 
 
 async def test_hundreds_of_calls_at_once_find_their_nodes(
