@@ -205,7 +205,8 @@ def _processes(now_ms: int, stored: Mapping[str, str]) -> tuple[Process, ...]:
             # A sign of life that is later than now dates from before Redis's clock was set back.
             seen_s = abs(now_ms - int(seen_ms)) / 1000
             if seen_s <= FORGET_AFTER_S:
-                found.append(_process(name, seen_s, _decode_life(description)))
+                shown_name = name.partition(" ")[0]
+                found.append(_process(shown_name, seen_s, _decode_life(description)))
     return tuple(sorted(found, key=lambda one: (not one.receives, one.name)))
 
 

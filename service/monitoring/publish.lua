@@ -4,7 +4,7 @@
 --
 -- KEYS  1  the processes (hash); 2  the latest reversals (stream); 3  the counts of the day of the
 --       last event (hash); 4..  hashes of counts
--- ARGV  1  the process's name; 2  its description, or empty to remove it; 3  the time of its last
+-- ARGV  1  the process's name and kind; 2  its description, or empty to remove it; 3  the time of its last
 --       event in milliseconds; 4  seconds to keep counts of a day; 5  the batch of counts: {id,
 --       counts: for each of the hashes {ttl in seconds, {field, number, ...}}, reversals: {{field,
 --       value, ...}, ...}}; 6  most reversals to keep; 7  milliseconds after which a silent process
@@ -34,6 +34,13 @@ local stored = redis.call('HGET', KEYS[1], name)
 -- Only a process that starts makes the hash larger.
 if not stored then forget_silent_processes() end
 local is_new = not stored or stored:match('^%d+ (%S+)') ~= batch.id
+if ARGV[2] == '' then
+  redis.call('HDEL', KEYS[1], name)
+else
+  -- Before anything is counted: a call that fails half-way must not count again when it is repeated.
+  local seen = string.format('%.0f', now_ms)
+  redis.call('HSET', KEYS[1], name, seen .. ' ' .. batch.id .. ' ' .. ARGV[2])
+end
 if is_new then
   for i, counted in ipairs(batch.counts) do
     count(KEYS[i + 3], counted[1], counted[2])
@@ -45,11 +52,5 @@ end
 if tonumber(ARGV[3]) > tonumber(redis.call('HGET', KEYS[3], 'last_event_ms') or 0) then
   redis.call('HSET', KEYS[3], 'last_event_ms', ARGV[3])
   redis.call('EXPIRE', KEYS[3], ARGV[4])
-end
-if ARGV[2] == '' then
-  redis.call('HDEL', KEYS[1], name)
-else
-  local seen = string.format('%.0f', now_ms)
-  redis.call('HSET', KEYS[1], name, seen .. ' ' .. batch.id .. ' ' .. ARGV[2])
 end
 return is_new and 1 or 0

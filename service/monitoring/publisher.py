@@ -137,7 +137,9 @@ class Publisher:
         self._health = health
         self._kind = kind
         self._works = tuple(works)
-        self._name = f"{socket.gethostname()}-{os.getpid()}"
+        # Containers on the host's network share its name, and each may have the process id 1. A
+        # receiver and a worker must not take each other's place.
+        self._name = f"{socket.gethostname()}-{os.getpid()} {kind}"
         self._started_at = time.time()
         self._totals = _Totals()
         self._minutes: defaultdict[int, Counter[str]] = defaultdict(Counter)
@@ -164,18 +166,16 @@ class Publisher:
                 await self._publish(is_gone=True)
 
     async def _try_to_publish(self) -> None:
-        self._collect(time.time())
-        if not self._health.usable.is_set():
-            return
         try:
-            await self._publish()
+            self._collect(time.time())
+            if self._health.usable.is_set():
+                await self._publish()
+                self._is_failure_logged = False
         except (RedisError, OSError) as error:
             self._note_failure(unavailable_reason(error))
         except Exception:
             # Raised, it would end the process, and with it what that is there for.
             log.exception("activity.crashed")
-        else:
-            self._is_failure_logged = False
 
     def _note_failure(self, reason: UnavailableReason) -> None:
         metrics.REDIS_ERRORS.labels(reason).inc()

@@ -173,7 +173,7 @@ async def test_silent_processes_are_forgotten(
     for name, age_s in {"late": ALIVE_S + 9, "old": FORGET_AFTER_S + 9, "ahead": -99}.items():
         await make_publisher()._publish()
         [value] = await connections.client.hvals(keys.processes)
-        await connections.client.hdel(keys.processes, "host-1")
+        await connections.client.hdel(keys.processes, "host-1 receiver")
         rest = value.partition(b" ")[2]
         await connections.client.hset(
             f"{keys.processes}:kept", name, b"%d %s" % (now_ms - age_s * 1000, rest)
@@ -182,7 +182,36 @@ async def test_silent_processes_are_forgotten(
     found = {one.name: one.is_alive for one in (await read_activity(connections, keys)).processes}
     assert found == {"late": False, "ahead": False}
     await make_publisher()._publish()
-    assert {*await connections.client.hkeys(keys.processes)} == {b"late", b"ahead", b"host-1"}
+    assert {*await connections.client.hkeys(keys.processes)} == {
+        *(b"late", b"ahead", b"host-1 receiver")
+    }
+
+
+async def test_a_receiver_and_a_worker_of_one_name_are_both_shown(
+    connections: Connections, keys: Keys, make_publisher: MakePublisher
+) -> None:
+    """Containers on the network of their host have its name, and the same process id."""
+    receiver, worker = make_publisher("receiver"), make_publisher("worker", "log")
+    for one in (receiver, worker, receiver, worker):
+        await one._publish()
+    found = (await read_activity(connections, keys)).processes
+    assert [(one.name, one.kind) for one in found] == [("host-1", "receiver"), ("host-1", "worker")]
+
+
+async def test_a_call_that_fails_half_way_counts_once(
+    connections: Connections, keys: Keys, make_publisher: MakePublisher
+) -> None:
+    """Its counts are not added again each time that it is repeated."""
+    one = make_publisher()
+    await connections.client.set(keys.reversals, "foreign")
+    recent_reversals.append(NotedReversal(5.0, "vs_1", "verified", "canceled", "evt_1"))
+    metrics.EVENTS.labels("late", "verified").inc(3)
+    for _ in range(3):
+        await one._try_to_publish()
+    await connections.client.delete(keys.reversals)
+    await one._try_to_publish()
+    found = (await read_activity(connections, keys)).minutes
+    assert sum(minute.received.get("late", 0) for minute in found) == 3
 
 
 async def test_a_full_redis_takes_signs_of_life(
@@ -217,6 +246,22 @@ async def test_all_that_is_published_expires(
     assert 60 * 60 < ttls[b"idv:{0}:minute"] <= 70 * 60
     assert 7 * 86400 < ttls[b"idv:{0}:day"] <= 8 * 86400
     assert 200 <= await connections.client.xlen(keys.reversals) < 400
+
+
+async def test_an_error_of_ours_ends_nothing(
+    make_publisher: MakePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails, the next sign of life is tried."""
+    lines: list[str] = []
+    monkeypatch.setattr(publisher.log, "exception", lines.append)
+
+    def fail(*_: Any) -> None:
+        raise KeyError
+
+    one = make_publisher()
+    monkeypatch.setattr(one, "_collect", fail)
+    await one._try_to_publish()
+    assert lines == ["activity.crashed"]
 
 
 async def test_a_failure_is_logged_once(
