@@ -242,9 +242,9 @@ MUTANTS = (
     Mutant(
         "a receiver decides where its worker begins",
         "service/runtime/process.py",
-        "        _tune_garbage_collector(works=bool(chosen))\n",
-        "        _ = asyncio.create_task(_create_groups(context))\n"
-        "        _tune_garbage_collector(works=bool(chosen))\n",
+        "            _tune_garbage_collector(works=bool(chosen))\n",
+        "            _ = asyncio.create_task(_create_groups(context))\n"
+        "            _tune_garbage_collector(works=bool(chosen))\n",
         "system/test_end_to_end.py",
     ),
     Mutant(
