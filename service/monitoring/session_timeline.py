@@ -32,6 +32,8 @@ from ..transitions.transition import StatusTransition
 
 # Bounds the time for which one call blocks Redis: about a millisecond.
 MAX_ATTEMPTS_PER_CALL = 1000
+# Of one transition at one handler, which may be retried thousands of times.
+MAX_ATTEMPTS = 50
 
 _FIND_ATTEMPTS = Script(__package__, "find_attempts.lua")
 _FIND_DELIVERIES = Script(__package__, "find_deliveries.lua")
@@ -106,7 +108,7 @@ class HandlerOutcome(NamedTuple):
     Attributes:
         handler: The handler's name.
         state: What became of it; of its replay, where one is not acknowledged.
-        attempts: The finished attempts that are still known, oldest first.
+        attempts: The latest 50 finished attempts that are still known, oldest first.
         dead_letter_id: The id of its dead letter, as `dead show` takes it; None if there is none.
         failed: How many attempts have failed, of its latest replay where it was replayed.
     """
@@ -302,7 +304,8 @@ def _outcome(
         found = State.DELIVERED
     else:
         found = State.SETTLED
-    return HandlerOutcome(handler, found, tuple(attempts), dead_letter_id, failed)
+    latest = tuple(attempts[-MAX_ATTEMPTS:])
+    return HandlerOutcome(handler, found, latest, dead_letter_id, failed)
 
 
 def _events_of(entries: Iterable[Any]) -> Iterator[tuple[str, bytes]]:

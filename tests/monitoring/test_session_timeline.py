@@ -268,6 +268,17 @@ async def test_few_transitions_are_looked_up(
     assert (await deployment.timeline()).steps == ()
 
 
+async def test_few_attempts_are_kept_of_many(deployment: Deployment) -> None:
+    """What fails for days is one line with the latest attempts: a page must stay small."""
+    [delivery] = await deployment.read(PROCESSING)
+    for _ in range(session_timeline.MAX_ATTEMPTS + 3):
+        await deployment.fail(delivery)
+
+    [outcome] = (await deployment.outcomes()).values()
+    assert (outcome.state, outcome.failed) == (State.RETRYING, 53)
+    assert [one.attempt for one in outcome.attempts] == [*range(4, 54)]
+
+
 async def test_a_transition_that_was_trimmed_keeps_its_outcome(deployment: Deployment) -> None:
     """Its event still has an arrival, and its attempts."""
     [delivery] = await deployment.read(PROCESSING)
