@@ -253,6 +253,7 @@ class Settings:
         secrets = _secrets(reader, is_required=require_secrets)
         values = {"secrets": secrets, **reader.values(cls)}
         _check_order(values, reader.problems)
+        _check_tokens(values, reader.problems)
         reader.raise_problems()
         return cls(**values)
 
@@ -327,3 +328,13 @@ def _check_order(values: Mapping[str, Any], problems: dict[str, str]) -> None:
         is_known = not {low.upper(), high.upper()} & problems.keys()
         if is_known and not is_right(values[low], values[high]):
             problems[high.upper()] = f"{high.upper()}: expected {expected} {low.upper()}"
+
+
+def _check_tokens(values: Mapping[str, Any], problems: dict[str, str]) -> None:
+    """Note where a token to read with is one to act with: its holder could do what is not meant."""
+    if not {"ADMIN_TOKENS", "ADMIN_READ_TOKENS"} & problems.keys():
+        acting, reading = (
+            {each.token for each in values[name]} for name in ("admin_tokens", "admin_read_tokens")
+        )
+        if acting & reading:
+            problems["ADMIN_READ_TOKENS"] = "ADMIN_READ_TOKENS: expected none of ADMIN_TOKENS"

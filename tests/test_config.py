@@ -455,6 +455,13 @@ def test_wrong_admin_tokens_are_refused(name: str, text: str) -> None:
     assert "canary" not in problem
 
 
+def test_a_token_to_read_with_is_none_to_act_with() -> None:
+    """Who was given it to look could replay and drop. A name may be in both."""
+    tokens = {"ADMIN_TOKENS": f"alice:{'a' * 16}", "ADMIN_READ_TOKENS": f"bob:{'a' * 16}"}
+    assert [*problems(tokens)] == ["ADMIN_READ_TOKENS: expected none of ADMIN_TOKENS"]
+    assert load(tokens | {"ADMIN_READ_TOKENS": f"alice:{'b' * 16}"}).admin_read_tokens
+
+
 def test_admin_tokens_may_be_taken_away() -> None:
     """Read again, no tokens at all are no problem where the caller says so; wrong ones are."""
     assert read_again({}, "ADMIN_TOKENS", may_be_empty=True) == ()
