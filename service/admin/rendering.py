@@ -46,6 +46,7 @@ class Renderer:
             number=format_number,
             plural=counted,
             capitalize_first=capitalize_first,
+            code=mark_code,
             event_type=lambda text: text.removeprefix(EVENT_TYPE_PREFIX),
         )
         for name in self._environment.list_templates(["html"]):
@@ -58,6 +59,12 @@ class Renderer:
             jinja2.UndefinedError: The template uses a name that *context* lacks.
         """
         return self._environment.get_template(template).render(context)
+
+
+def mark_code(text: str) -> Markup:
+    """Return a text in which what stands between backticks is `<code>`."""
+    shapes = (Markup("{}"), Markup("<code>{}</code>"))
+    return Markup().join(shapes[n % 2].format(part) for n, part in enumerate(text.split("`")))
 
 
 def format_time(at: datetime | None, *, date: bool = True) -> Markup:

@@ -29,7 +29,7 @@ def judge_handler(state: HandlerState) -> list[Reason]:
                 Severity.FATAL,
                 f"a notification waits for {duration(state.oldest_s)}; Stripe keeps events for 30"
                 " days",
-                "circuit.opened and delivery.retried in the worker's log say what Stripe answers",
+                "`circuit.opened` and `delivery.retried` in the worker's log say why",
             )
         )
     elif is_late and not reasons:
@@ -48,7 +48,7 @@ def judge_handler(state: HandlerState) -> list[Reason]:
                 Severity.WARNING,
                 f"handler {state.name}",
                 f"{letters}: given up until replayed or dropped",
-                f"dead list {state.name} says why; dead replay {state.name} delivers again",
+                f"`dead list {state.name}` says why; `dead replay {state.name}` delivers again",
                 f"/dead-letters/{state.name}",
             )
         )
@@ -69,7 +69,7 @@ def find_obstacles(state: HandlerState, *, expects_worker: bool) -> list[Reason]
                 state,
                 Severity.WARNING,
                 "not among HANDLERS: what it has not acknowledged is kept until it is retired",
-                f"add it to HANDLERS, or type handlers retire {state.name}",
+                f"add it to HANDLERS, or type `handlers retire {state.name}`",
             )
         )
     elif state.is_circuit_open:
@@ -91,7 +91,7 @@ def find_obstacles(state: HandlerState, *, expects_worker: bool) -> list[Reason]
                 state,
                 Severity.WARNING,
                 f"{state.failing} of its {state.kind} failed and are retried",
-                "see delivery.retried in the worker's log",
+                "see `delivery.retried` in the worker's log",
             )
         )
     return obstacles

@@ -23,7 +23,8 @@ class Reason(NamedTuple):
             be done. `fine`: only a hint, which does not change the verdict.
         subject: What it is about, such as `receivers` or `handler rabbitmq`.
         meaning: What is the case, as a sentence without its full stop.
-        help: What to do, in the same form; empty if nothing.
+        help: What to do, in the same form; empty if nothing. Commands, and words of the log, stand
+            between backticks.
         path: The path on the page that shows more; empty if none does.
     """
 

@@ -77,7 +77,7 @@ def _redis(findings: Sequence[Finding]) -> Iterator[Reason]:
                 one.severity,
                 f"Redis: {one.name}",
                 one.meaning,
-                "type check: it says which promise is endangered",
+                "type `check`: it says which promise is endangered",
             )
 
 
@@ -91,7 +91,7 @@ def _processes(facts: Facts) -> Iterator[Reason]:
     yield from _receivers([one for one in facts.activity.receivers if one.is_alive])
     if not any(one.is_alive for one in facts.activity.workers) and not facts.handlers:
         yield Reason(
-            Severity.FATAL, "workers", "no worker has ever started here", "start workers (work)"
+            Severity.FATAL, "workers", "no worker has ever started here", "start workers (`work`)"
         )
     for one in facts.activity.processes:
         if not one.is_alive:
@@ -106,7 +106,7 @@ def _processes(facts: Facts) -> Iterator[Reason]:
                 Severity.WARNING,
                 f"{one.kind} {one.name}",
                 f"not ready: {one.ready}",
-                "redis.lost, layout.differs or redis.finding in its log say more",
+                "`redis.lost`, `layout.differs` or `redis.finding` in its log say more",
             )
 
 
@@ -117,7 +117,7 @@ def _receivers(alive: Sequence[Process]) -> Iterator[Reason]:
             Severity.FATAL,
             "receivers",
             f"no receiver is alive: Stripe gets no answer; {waits}",
-            "start receivers (serve); if they run, look for activity.not_published in their log",
+            "start receivers (`serve`); if they run, see `activity.not_published` in their log",
         )
     elif all(one.ready for one in alive):
         words = ", ".join(sorted({str(one.ready) for one in alive}))
@@ -190,7 +190,7 @@ def _silence(facts: Facts) -> Iterator[Reason]:
             Severity.FINE,
             "events",
             "no genuine event has come within seven days",
-            "for a new installation: create an endpoint at Stripe, or type selftest",
+            "for a new installation: create an endpoint at Stripe, or type `selftest`",
             "/endpoints",
         )
     elif (silence_s := (facts.at - last).total_seconds()) > MAX_SILENCE_S:

@@ -14,6 +14,7 @@ import pytest
 from service.admin import page as page_module
 from service.admin import paths
 from service.admin.page import Page
+from service.admin.rendering import mark_code
 from service.config import Settings
 from service.monitoring.overview import Overview
 from service.secret import Secret
@@ -173,3 +174,10 @@ def test_templates_and_files_are_packaged() -> None:
 
     assert len({path.suffix for path in files}) == 5
     assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).stdout == b""
+
+
+def test_what_stands_between_backticks_is_code() -> None:
+    """All else is escaped, within them and without."""
+    assert mark_code("type `dead list <b>` & look") == (
+        "type <code>dead list &lt;b&gt;</code> &amp; look"
+    )
