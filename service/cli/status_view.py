@@ -90,12 +90,13 @@ def _processes(processes: Sequence[Process], at: datetime) -> RenderableType:
         return Text("none", "dim")
     table = _grid("kind", "name", "fold")
     for one in processes:
-        state = (one.ready, "red") if one.ready else ("ready", "green")
+        state = (escape(one.ready), "red") if one.ready else ("ready", "green")
         if not one.is_alive:
             state = (f"silent for {duration(one.seen_s)}", "red")
-        age = f"up {duration((at - one.started_at).total_seconds())}"
+        # The clocks of two machines may differ.
+        age = f"up {duration(max(0.0, (at - one.started_at).total_seconds()))}"
         rest = ", ".join(["", age, escape(one.version), *map(escape, one.works)])
-        table.add_row(one.kind, Text(escape(one.name)), Text.assemble(state, rest))
+        table.add_row(Text(escape(one.kind)), Text(escape(one.name)), Text.assemble(state, rest))
     return table
 
 
@@ -176,7 +177,7 @@ def _number(number: int, style: str) -> Text:
 def _stripe(overview: Overview) -> RenderableType:
     return Group(
         Text(escape("; ".join(_reconciler(overview.reconciliation)))),
-        *(Text(line) for line in _reversals(overview)),
+        *(Text(escape(line)) for line in _reversals(overview)),
     )
 
 
@@ -201,4 +202,4 @@ def _reversals(overview: Overview) -> Iterator[str]:
     )
     for one in overview.reversals[:MAX_REVERSALS]:
         change = f"{one.previous} to {one.current}"
-        yield f"  {escape(one.session_id)} {change}, {_ago(overview.at, one.at)}"
+        yield f"  {one.session_id} {change}, {_ago(overview.at, one.at)}"

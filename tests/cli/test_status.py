@@ -208,6 +208,25 @@ def test_all_of_it_can_be_read(width: int) -> None:
         assert words in said, said
 
 
+def test_words_of_stripe_and_of_other_processes_are_escaped() -> None:
+    """A status may be any text that Stripe sends; a process may run another version."""
+    hostile = "[red]\x1b[2J\u202e"
+    reversal = OVERVIEW.activity.reversals[0]._replace(previous=hostile, current=hostile)
+    process = OVERVIEW.activity.processes[0]._replace(
+        kind=hostile, name=hostile, version=hostile, ready=hostile, works=(hostile,),
+        started_at=NOW + timedelta(minutes=1),
+    )  # fmt: skip
+    activity = OVERVIEW.activity._replace(processes=(process,), reversals=(reversal,))
+    console = Console(file=io.StringIO(), width=160, force_terminal=False)
+    console.print(render(OVERVIEW._replace(activity=activity), "idv", has_charts=False))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert text.replace("\n", "").isprintable()
+    # Both statuses, four words of the process and its handler, and the name of a handler.
+    assert text.count(r"\x1b[2J\u202e") == 8
+    assert "up 0 s" in text
+
+
 def test_without_charts_it_is_plain() -> None:
     """A program, or a terminal that shows ASCII only, gets numbers alone."""
     assert rendered(80, has_charts=False).isascii()
