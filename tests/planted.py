@@ -729,8 +729,16 @@ MUTANTS = (
     Mutant(
         "a call repeated after a lost reply makes a second dead letter",
         "service/delivery/lua/dead_letter.lua",
-        "if redis.call('XACK', KEYS[2], ARGV[2], id) == 1 then\n",
-        "redis.call('XACK', KEYS[2], ARGV[2], id)\nif true then\n",
+        "if redis.call('XPENDING', KEYS[2], ARGV[2], id, id, 1)[1] then\n",
+        "if true then\n",
+        "delivery/test_consumer.py",
+    ),
+    Mutant(
+        "an entry is acknowledged before its dead letter is there",
+        "service/delivery/lua/dead_letter.lua",
+        "  local letter = redis.call('XADD', KEYS[4], '*', unpack(fields))\n",
+        "  redis.call('XACK', KEYS[2], ARGV[2], id)\n"
+        "  local letter = redis.call('XADD', KEYS[4], '*', unpack(fields))\n",
         "delivery/test_consumer.py",
     ),
     Mutant(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from service.delivery import consumer as consumer_module
 from service.delivery.consumer import (
@@ -298,6 +299,18 @@ async def test_attempts_that_cannot_be_noted_are_still_taken(
     await consumer.ack(failing)
     assert await partition.pending() == {}
     assert await partition.client.xlen(DEAD_LETTERS) == 1
+
+
+async def test_a_dead_letter_that_cannot_be_made_stays_pending(partition: Partition) -> None:
+    """Nothing is acknowledged before the letter is there: the entry would be lost."""
+    await partition.client.xadd(DEAD_LETTERS, {"x": "y"}, id=f"{2**64 - 1}-{2**64 - 1}")
+    await partition.admit(1)
+    consumer = await partition.consumer()
+    [delivery] = await consumer.read(10)
+
+    with pytest.raises(ResponseError):
+        await consumer.dead_letter(delivery, reason="exhausted", error="ValueError", attempts=2)
+    assert await partition.pending() == {delivery.entry_id: ("w1", 1)}
 
 
 async def test_an_entry_kept_by_its_id_is_loaded_again(partition: Partition) -> None:

@@ -31,9 +31,11 @@ for i, name in ipairs({'entry_id', 'reason', 'error', 'place', 'attempts'}) do
   fields[#fields + 1] = name
   fields[#fields + 1] = ARGV[4 + i]
 end
--- A call that is repeated because its reply was lost must not make a second dead letter.
-if redis.call('XACK', KEYS[2], ARGV[2], id) == 1 then
+-- A call that is repeated because its reply was lost must not make a second dead letter. If none can
+-- be made, the entry stays pending.
+if redis.call('XPENDING', KEYS[2], ARGV[2], id, id, 1)[1] then
   local letter = redis.call('XADD', KEYS[4], '*', unpack(fields))
+  redis.call('XACK', KEYS[2], ARGV[2], id)
   if ARGV[10] ~= '' then note(letter) end
 end
 if ARGV[3] == '1' then redis.call('XDEL', KEYS[2], id) end
