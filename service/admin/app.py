@@ -16,6 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import Unavailable
+from ..monitoring.overview import describe_no_answer
 from ..storage.redis_errors import unavailable_reason
 from ..telemetry import metrics
 from ..web.app import QuietApplication, Readiness, probes
@@ -88,8 +89,8 @@ def _routed(page: Page) -> ASGIApp:
     async def unavailable(request: Request, error: Any) -> Response:
         is_ours = isinstance(error, Unavailable)
         reason = error.reason if is_ours else unavailable_reason(error)
-        said = PageError(503, "Redis does not answer", f"The reason is {reason}.")
-        return page.respond_error(request, said)
+        title, text = f"Redis {describe_no_answer(reason)}", f"The reason is {reason}."
+        return page.respond_error(request, PageError(503, title, text))
 
     app = Starlette(
         routes=routes,

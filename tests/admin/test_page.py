@@ -18,10 +18,11 @@ from service.admin.rendering import mark_code
 from service.config import Settings
 from service.monitoring.overview import Overview
 from service.secret import Secret
-from service.storage.connections import connect
+from service.storage.connections import Connections, connect
 from service.storage.layout import Keys
 from tests.support.logins import OpenPage
 from tests.support.programs import ROOT
+from tests.support.roles import as_user
 from tests.support.servers import free_port
 from tests.support.shown import Shown
 
@@ -98,6 +99,24 @@ async def test_methods_are_checked(client: httpx2.AsyncClient) -> None:
         (405, True),
         (200, False),
     ]
+
+
+async def test_what_redis_refuses_is_not_called_no_answer(
+    open_page: OpenPage, connections: Connections, settings: Settings, keys: Keys
+) -> None:
+    """A process that may not read, as a receiver with the user of its own, says just that."""
+    users = connections.client
+    await users.execute_command("ACL", "SETUSER", "few", "on", ">few", "~*", "+ping")
+    url = Secret(as_user(settings.redis_url.reveal(), "few"))
+    async with connect(url) as refused, open_page(Page(settings, refused, keys)) as client:
+        answered = await client.get("/sessions/vs_1")
+        endpoints = await client.get("/endpoints")
+    await users.execute_command("ACL", "DELUSER", "few")
+
+    assert answered.status_code == 503
+    assert "Redis refuses the user, its password or its command" in answered.text
+    assert "redis_unauthorized" in answered.text
+    assert "does not answer" not in answered.text + endpoints.text
 
 
 async def test_redis_away(open_page: OpenPage, settings: Settings, keys: Keys) -> None:
