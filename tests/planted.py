@@ -784,6 +784,13 @@ MUTANTS = (
         "admin/test_busy_page.py",
     ),
     Mutant(
+        "letters that are named are replayed in the order of their texts",
+        "service/delivery/dead_letters.py",
+        "    for letter_id in sorted({*ids}, key=partial(_place, keys)):\n",
+        "    for letter_id in sorted({*ids}):\n",
+        "delivery/test_dead_letters.py",
+    ),
+    Mutant(
         "self-tests leave attempts",
         "service/delivery/consumer.py",
         " and not is_selftest(item.session_id):\n",

@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -134,7 +135,8 @@ async def letter_chunks(
             stream = keys.dead_letters(partition, handler)
             async for chunk in _read(connections, source_of(handler), stream, partition, wanted):
                 yield chunk
-    for letter_id in sorted({*ids}):
+    # Those of a session are in one partition, and are replayed in the order of their numbers.
+    for letter_id in sorted({*ids}, key=partial(_place, keys)):
         found = await find_one(connections, keys, handler, letter_id)
         yield [found] if found is not None and wanted.covers(found) else []
 
@@ -263,6 +265,14 @@ def position(keys: Keys, letter_id: str) -> tuple[int, int, int]:
     if partition >= keys.partitions or not 0 < max(ms, number) < 2**64:
         raise ValueError("not an id")
     return ms, number, partition
+
+
+def _place(keys: Keys, letter_id: str) -> tuple[int, int, int]:
+    """Return the same; first come ids that no letter can have."""
+    try:
+        return position(keys, letter_id)
+    except ValueError:
+        return 0, 0, 0
 
 
 def id_at(at: datetime | None, otherwise: str) -> str:

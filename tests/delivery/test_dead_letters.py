@@ -41,6 +41,19 @@ QUICK = {
 Taken = tuple[str, int, bool]
 
 
+async def test_letters_named_by_their_ids_come_in_their_order(
+    connections: Connections, keys: Keys
+) -> None:
+    """The second part of an id is a number: as a text, 10 would come before 9."""
+    stream, ids = keys.dead_letters(3, HANDLER), [f"7-{n}" for n in (1, 2, 9, 10, 11)]
+    for n, entry_id in enumerate(ids):
+        await connections.client.xadd(stream, stored_entry("vs_1", n), id=entry_id)
+    named = [f"3-{one}" for one in reversed(ids)] + ["3-7-10", "no id", "9-9-9"]
+
+    chunks = dead_letters.letter_chunks(connections, keys, HANDLER, EntryFilter(), named)
+    assert [entry.entry_id async for chunk in chunks for entry in chunk] == ids
+
+
 class Deployment:
     """An empty server, and one worker that a test starts and stops.
 
