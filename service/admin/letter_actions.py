@@ -68,7 +68,7 @@ class Progress(msgspec.Struct):
         found: How many letters were found.
         done: How many of those were replayed or dropped. The others were gone by then, or cannot be
             replayed because they cannot be read.
-        error: Why it failed: the word for what is wrong with Redis.
+        error: Why it failed: the word for what is wrong with Redis; empty for a fault of ours.
     """
 
     id: str
@@ -155,8 +155,13 @@ class LetterActions:
             is_complete = await dead_letters.run_in_chunks(chunks, act, self._stopping)
             progress.state = "done" if is_complete else "interrupted"
             await self._write(progress)
-        except (RedisError, OSError) as error:
-            progress.state, progress.error = "failed", unavailable_reason(error)
+        except Exception as error:
+            # Whatever it is: raised, it would leave the action running for ever, as it seems.
+            progress.state = "failed"
+            if isinstance(error, RedisError | OSError):
+                progress.error = unavailable_reason(error)
+            else:
+                log.exception("dead_letters.crashed")
             # Most likely this fails as well; then the page says that the action does not move.
             with suppress(RedisError, OSError):
                 await self._write(progress)

@@ -464,6 +464,27 @@ async def test_an_action_whose_process_died_does_not_move(
         assert (await viewer.client.get(paths.to(paths.ACTION, action_id=other))).status_code == 404
 
 
+async def test_a_fault_of_ours_ends_an_action(
+    deployment: Deployment, connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not seem to run for ever, and its page says where to look."""
+    lines = written(monkeypatch)
+
+    async def fail(*_: Any) -> int:
+        raise KeyError
+
+    monkeypatch.setattr(dead_letters, "drop", fail)
+    await deployment.add(1)
+    actions = LetterActions(connections, keys)
+    name = await actions.start(Action("drop", HANDLER, (), EntryFilter(), "alice", 1))
+    await until(lambda: len(lines) == 2)
+    viewer = await deployment.open(token="")
+
+    assert "a fault of this service" in (await viewer.client.get(f"/actions/{name}")).text
+    assert [event for event, _ in lines] == ["dead_letters.crashed", "dead_letters.dropped"]
+    assert not actions.is_busy
+
+
 async def test_a_failure_of_redis_ends_an_action(
     deployment: Deployment, connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,6 +522,8 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]
     class Log:
         def warning(self, event: str, **fields: Any) -> None:
             lines.append((event, fields))
+
+        exception = warning
 
     monkeypatch.setattr(letter_actions, "log", Log())
     return lines
