@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import Unavailable
@@ -36,10 +36,24 @@ BUSY = "Too many pages are asked for at once. Try again in a moment.\n"
 _TITLES = {404: "There is no such page", 405: "This page does not take such requests"}
 
 
-def create_admin_app(readiness: Readiness, page: Page | None = None) -> Starlette:
-    """Return the application of the admin port: metrics, the probes, and the page if given."""
-    routes = [Route("/metrics", _metrics), *probes(readiness)]
-    return QuietApplication([*routes, Mount("/", _PageApp(page))] if page else routes)
+class AdminApp(QuietApplication):
+    """The application of the admin port: metrics, the probes, and the page if given.
+
+    Paths of metrics and probes are never the page's, whatever the method.
+    """
+
+    def __init__(self, readiness: Readiness, page: Page | None = None) -> None:
+        routes = [Route("/metrics", _metrics), *probes(readiness)]
+        self._page = None if page is None else _PageApp(page)
+        self._own_paths = {route.path for route in routes}
+        super().__init__(routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or let the page answer it."""
+        if self._page is None or scope["path"] in self._own_paths:
+            await super().__call__(scope, receive, send)
+        else:
+            await self._page(scope, receive, send)
 
 
 async def _metrics(request: Request) -> Response:

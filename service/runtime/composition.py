@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from starlette.types import ASGIApp
 
 from .. import config
-from ..admin.app import create_admin_app
+from ..admin.app import AdminApp
 from ..admin.login import fingerprints
 from ..admin.page import Page
 from ..config import Settings
@@ -174,7 +174,7 @@ async def open_page(context: Context) -> AsyncIterator[Page]:
 def build_admin(context: Context, page: Page) -> tuple[Listener, list[Reloader[Any]]]:
     """Return the listener for probes, metrics and the page, and what reloads the page's tokens."""
     settings = context.settings
-    app = create_admin_app(context.health, page)
+    app = AdminApp(context.health, page)
     listener = _listener(settings, app, settings.admin_port, max_connections=MAX_ADMIN_CONNECTIONS)
     return listener, [_tokens_reloader(page, context), _read_tokens_reloader(page, context)]
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.admin.app import create_admin_app
+from service.admin.app import AdminApp
 from service.admin.page import Page
 from service.config import Settings
 from service.storage.connections import Connections
@@ -39,7 +39,7 @@ def open_page(make_page: Callable[..., Page]) -> OpenPage:
         page: Page | None = None, **changes: Any
     ) -> AsyncIterator[httpx2.AsyncClient]:
         ready: Any = None
-        app = create_admin_app(ready, page or make_page(**changes))
+        app = AdminApp(ready, page or make_page(**changes))
         async with asgi_client(app) as client:
             client.headers |= ORIGIN
             yield client

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.admin.app import MAX_AT_ONCE, create_admin_app
+from service.admin.app import MAX_AT_ONCE, AdminApp
 from service.admin.page import Page
 from service.delivery.consumer_groups import create_groups
 from service.runtime.composition import MAX_ADMIN_CONNECTIONS
@@ -72,7 +72,7 @@ async def test_open_pages_leave_probes_alone(
 
     monkeypatch.setattr(Page, "overview", wait_for_redis)
     ready: Any = None
-    app = create_admin_app(ready, make_page())
+    app = AdminApp(ready, make_page())
     async with (
         listening(app, max_connections=MAX_ADMIN_CONNECTIONS) as listener,
         AsyncExitStack() as opened,

@@ -10,7 +10,7 @@ from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
 
 from service.admin import forms
-from service.admin.app import create_admin_app
+from service.admin.app import AdminApp
 from service.admin.forms import MAX_BYTES, MAX_FIELDS, TOKEN_S, issue_token, read_form, spend_token
 from service.admin.page import PageError
 from service.storage.connections import Connections
@@ -90,14 +90,17 @@ async def test_a_body_that_is_too_long_is_not_read_to_its_end(
 ) -> None:
     """It is answered once it is known to be too long, over the admin port's own listener."""
     ready: Any = None
-    app = create_admin_app(ready, make_page(**TOKENS))
+    page = make_page(**TOKENS)
+    # Loading the templates may take longer than the connection has.
+    await page.load()
+    app = AdminApp(ready, page)
     head = (
         b"POST /login HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
         b"Content-Type: application/x-www-form-urlencoded\r\n" + framing
     )
     chunk = b"%x\r\n%b\r\n" % (MAX_BYTES + 1, b"a" * (MAX_BYTES + 1))
     # The connection is closed at its deadline, and the answer is there before.
-    async with listening(app, receive_timeout_s=0.5) as listener:
+    async with listening(app, receive_timeout_s=2.0) as listener:
         answered = await talk(listener.port, head, b"" if b"Length" in framing else chunk)
 
     assert answered.startswith(b"HTTP/1.1 413 ")
@@ -109,7 +112,10 @@ async def test_a_body_that_does_not_end_is_given_up(
 ) -> None:
     """Its connection is closed at the listener's deadline, or when the client leaves."""
     ready: Any = None
-    app = create_admin_app(ready, make_page(**TOKENS))
+    page = make_page(**TOKENS)
+    # Loading the templates may take longer than the connection has.
+    await page.load()
+    app = AdminApp(ready, page)
     head = (
         b"POST /login HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
         b"Content-Type: application/x-www-form-urlencoded\r\nTransfer-Encoding: chunked\r\n\r\n"

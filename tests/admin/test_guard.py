@@ -49,6 +49,15 @@ async def test_only_our_names_are_answered(open_page: OpenPage) -> None:
         assert (await client.get("/", headers={"Host": "page.example"})).status_code == 421
 
 
+async def test_probes_and_metrics_are_no_pages(open_page: OpenPage) -> None:
+    """Other methods than theirs are not allowed, and nothing about the page is said."""
+    async with open_page(**TOKENS) as client:
+        for path in ("/metrics", "/livez", "/readyz"):
+            for method in ("POST", "TRACE"):
+                refused = await client.request(method, path)
+                assert (refused.status_code, refused.content) == (405, b""), (method, path)
+
+
 @pytest.mark.parametrize("headers", FORGED.values(), ids=FORGED)
 @pytest.mark.parametrize(
     "path", [paths.LOGIN, paths.LOGOUT, "/dead-letters/log/drop", "/", "/sessions", "/none"]

@@ -56,6 +56,8 @@ def test_exit_codes(sandbox: Sandbox) -> None:
         b"error: REDIS_PREFIX: nothing was ever stored under idv\n",
     )
     serve = sandbox.start("serve").ready()
+    # It claims the layout once Redis has answered it.
+    wait_until(lambda: sandbox.invoke("status").code != empty.code)
     wait_until(lambda: "receivers" not in reasons(sandbox, 1))
     assert reasons(sandbox, 1) == ["workers", "events"]
     work = sandbox.start("work").ready()

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from service import cancellation
-from service.admin.app import create_admin_app
+from service.admin.app import AdminApp
 from service.config import Settings
 from service.errors import Unavailable, UnavailableReason
 from service.inbox.receiver import Receipt
@@ -455,7 +455,7 @@ async def test_probes_report_readiness(connections: Connections, settings: Setti
     watching = asyncio.create_task(health.watch())
     held: Any = Held()
     app = create_app(held, health, settings)
-    for one in (app, create_admin_app(health)):
+    for one in (app, AdminApp(health)):
         health.is_draining = False
         await until(lambda: health.is_ready)
         async with asgi_client(one) as client:

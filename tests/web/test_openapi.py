@@ -13,7 +13,7 @@ import jsonschema_rs
 import orjson
 import pytest
 
-from service.admin.app import create_admin_app
+from service.admin.app import AdminApp
 from service.config import Settings
 from service.errors import Rejected, RejectionReason
 from service.inbox.admission import Outcome
@@ -84,7 +84,7 @@ def test_every_path_is_in_the_document() -> None:
     """The document has the paths that the two applications route, and no others."""
     absent: Any = None
     entrance: Any = app.create_app(absent, absent, Settings())
-    routes: list[Any] = [*entrance.routes, *create_admin_app(absent).routes]
+    routes: list[Any] = [*entrance.routes, *AdminApp(absent).routes]
 
     assert document()["paths"].keys() == {route.path_format for route in routes}
 

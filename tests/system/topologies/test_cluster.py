@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis.exceptions import TryAgainError
 
-from service.admin.app import create_admin_app
+from service.admin.app import AdminApp
 from service.admin.page import Page
 from service.config import Settings
 from service.delivery.consumer_groups import create_groups
@@ -117,7 +117,7 @@ async def test_the_page_acts_in_a_cluster(nodes: Cluster, connections: Connectio
         await client.xadd(keys.dead_letters(partition, "log"), letter)
     page = Page(settings, connections, keys)
     ready: Any = None
-    async with asgi_client(create_admin_app(ready, page)) as browser:
+    async with asgi_client(AdminApp(ready, page)) as browser:
         browser.headers |= ORIGIN
         await browser.post("/login", data={"token": ACTING})
         for path in ("/", "/handlers/log", "/dead-letters/log", "/sessions/vs_0"):
