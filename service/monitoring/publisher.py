@@ -156,9 +156,13 @@ class Publisher:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(USABLE_CHECK_S if is_waiting else PUBLISH_EVERY_S):
                     await stopping.wait()
-        if not self._health.usable.is_set():
-            return
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        if self._health.usable.is_set():
+            await self._try_to_leave()
+
+    async def _try_to_leave(self) -> None:
+        """Publish the rest, and that the process is gone; nothing is logged if that fails."""
+        # Raised, any error would turn the end of the process into a failure.
+        with contextlib.suppress(Exception):
             async with asyncio.timeout(LAST_CALLS_S):
                 if self._unconfirmed:
                     await self._publish()

@@ -146,6 +146,6 @@ async def test_letters_are_chosen_by_id_and_filter(letters: Letters) -> None:
         found = letter_chunks(letters.connections, letters.keys, HANDLER, filtered, chosen)
         return [entry.id async for chunk in found for entry in chunk]
 
-    assert await find_ids() == ["0-5-0", "1-1-0", "1-2-0", "2-1-0"]
+    assert await find_ids() == ["1-1-0", "2-1-0", "1-2-0", "0-5-0"]
     assert await find_ids(reason="refused") == ["1-2-0"]
     assert await find_ids(until=datetime.fromtimestamp(0.001, UTC)) == ["1-1-0", "2-1-0"]

@@ -251,7 +251,7 @@ async def test_all_that_is_published_expires(
 async def test_an_error_of_ours_ends_nothing(
     make_publisher: MakePublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever fails, the next sign of life is tried."""
+    """Whatever fails, the next sign of life is tried, and the process ends as it should."""
     lines: list[str] = []
     monkeypatch.setattr(publisher.log, "exception", lines.append)
 
@@ -262,6 +262,9 @@ async def test_an_error_of_ours_ends_nothing(
     monkeypatch.setattr(one, "_collect", fail)
     await one._try_to_publish()
     assert lines == ["activity.crashed"]
+    stopping = asyncio.Event()
+    stopping.set()
+    await one.run(stopping)
 
 
 async def test_a_failure_is_logged_once(

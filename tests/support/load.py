@@ -187,7 +187,8 @@ async def deployment(url: str, directory: Path, **settings: str) -> AsyncIterato
             started.load.stop()
             await loading
         for process in [*started.receivers, *started.workers]:
-            assert await asyncio.to_thread(process.stop) == 0
+            code = await asyncio.to_thread(process.stop)
+            assert code == 0, (code, process.out[-3000:], process.err[-3000:])
             assert b"Traceback" not in process.out + process.err
 
 
