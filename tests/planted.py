@@ -240,6 +240,13 @@ MUTANTS = (
         "inbox/test_admission_guards.py",
     ),
     Mutant(
+        "a connection that another task closes ends the process",
+        "service/storage/redis_connection.py",
+        "        if writer is None or writer.is_closing():\n",
+        "        if writer.is_closing():\n",
+        "storage/test_connections.py",
+    ),
+    Mutant(
         "a receiver decides where its worker begins",
         "service/runtime/process.py",
         "            _tune_garbage_collector(works=bool(chosen))\n",

@@ -16,6 +16,7 @@ and those that only read. redis-py itself closes a connection on LOADING, NOAUTH
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from redis.asyncio.connection import (
@@ -103,6 +104,15 @@ class _GenerationalConnection(AbstractConnection):
             return
         if found:
             self._generation_number = self._generation.join(found[1])
+
+    async def _send_packed_command(self, command: Iterable[bytes]) -> None:
+        # A task that finds a Cluster's nodes anew closes connections which others are about to use.
+        # What redis-py then raises is no error of a connection.
+        writer = self._writer
+        if writer is None or writer.is_closing():
+            raise ConnectionResetError("closed by another task")
+        writer.writelines(command)
+        await writer.drain()
 
     async def read_response(self, *arguments: Any, **options: Any) -> Any:
         """Read one reply; it decides whether the connection may be used again."""

@@ -47,6 +47,23 @@ class TestPool:
                 await until(lambda: all(one._reader.at_eof() for one in idle))  # noqa: B023 - awaited
                 assert await connections.run([call] * 4) == [0] * 4
 
+    @pytest.mark.parametrize("is_closed", [False, True])
+    async def test_a_connection_that_another_task_closes_is_a_lost_one(
+        self, connections: Connections, monkeypatch: pytest.MonkeyPatch, *, is_closed: bool
+    ) -> None:
+        """So it is when a Cluster's nodes are found anew: whoever uses it gets the usual error."""
+        connection = await connections.client.connection_pool.get_connection()
+
+        async def close_meanwhile() -> None:
+            if is_closed:
+                await connection.disconnect(nowait=True)
+            else:
+                connection._writer.close()
+
+        monkeypatch.setattr(connection, "check_health", close_meanwhile)
+        with pytest.raises(exceptions.ConnectionError):
+            await connection.send_command("PING")
+
     async def test_an_abandoned_call_does_not_answer_the_next(self, redis_url: str) -> None:
         """The late reply to a call that was given up never reaches another caller."""
         async with proxy_to(redis_url) as proxy, connect(Secret(proxy.url)) as connections:
