@@ -31,6 +31,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitmqBroker]
 
 
 @pytest.mark.xdist_group("rabbitmq")
+# aio-pika's finalizer of a connection makes this coroutine also where no loop runs: in a thread.
+@pytest.mark.filterwarnings("ignore:coroutine 'Connection.close' was never awaited")
 class TestRabbitmq(QueueContract):
     """The contract of every queue, and RabbitMQ's own cases."""
 
