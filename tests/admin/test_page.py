@@ -164,6 +164,7 @@ async def test_without_jinja2_the_page_says_how_to_get_it(
 ) -> None:
     """Without the extra the address answers with a text, and metrics as ever."""
     monkeypatch.setitem(sys.modules, "jinja2", None)
+    page_module._make_renderer.cache_clear()
     monkeypatch.delitem(sys.modules, "service.admin.rendering", raising=False)
 
     answered = await client.get("/")
