@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..inbox.session_record import SessionRecord
-from ..monitoring.session_timeline import Arrival, Attempt, HandlerOutcome, State, Step, Timeline
+from ..monitoring.finished_attempts import Attempt
+from ..monitoring.session_timeline import Arrival, HandlerOutcome, State, Step, Timeline
 from ..monitoring.words import counted, duration
 from ..stripe.events import EVENT_TYPE_PREFIX
 from ..transitions.transition import StatusTransition

@@ -29,6 +29,8 @@ from ..storage.layout import Keys
 from ..storage.scripts import Argument, Script
 from ..transitions import stream_entry
 from ..transitions.transition import StatusTransition
+from . import finished_attempts
+from .finished_attempts import Attempt, NotedAttempt
 
 # Bounds the time for which one call blocks Redis: about a millisecond.
 MAX_ATTEMPTS_PER_CALL = 1000
@@ -80,26 +82,6 @@ class Arrival(NamedTuple):
     transition: StatusTransition | None
     entry_id: str | None
     is_looked_up: bool = True
-
-
-class Attempt(NamedTuple):
-    """One finished attempt to deliver a transition to a handler.
-
-    Attributes:
-        at: When it ended.
-        outcome: `delivered`, `failed` or `dead_lettered`.
-        attempt: Its number, from 1.
-        error: The class of the error, or why it became a dead letter; empty if it was delivered.
-        place: Where that was raised: files, lines and functions.
-        is_replay: Whether it was an attempt of a replay.
-    """
-
-    at: datetime
-    outcome: str
-    attempt: int
-    error: str
-    place: str
-    is_replay: bool
 
 
 class HandlerOutcome(NamedTuple):
@@ -227,26 +209,18 @@ async def _find_deliveries(
         event.event_id: _outcome(
             handler,
             replay_states.get(event.event_id, state) if state == _ACKNOWLEDGED else state,
-            [attempt.shown for attempt in attempts if attempt.event_id == event.event_id],
+            [one.attempt for one in attempts if one.event_id == event.event_id],
             letter_ids.get(event.event_id),
         )
         for event, state in zip(admitted, states, strict=True)
     }
 
 
-class _NotedAttempt(NamedTuple):
-    """A finished attempt as its stream has it."""
-
-    event_id: str
-    letter_id: str | None
-    shown: Attempt
-
-
 async def _find_attempts(
     connections: Connections, stream: str, admitted: Sequence[KnownEvent]
-) -> list[_NotedAttempt]:
+) -> list[NotedAttempt]:
     """Return the finished attempts of some transitions, the oldest first."""
-    found: list[_NotedAttempt] = []
+    found: list[NotedAttempt] = []
     start = str(admitted[0].entry_id)
     while start:
         next_id, entries = await connections.run_one(
@@ -255,35 +229,18 @@ async def _find_attempts(
             [start, MAX_ATTEMPTS_PER_CALL, *(event.event_id for event in admitted)],
         )
         start = next_id.decode()
-        for entry in entries:
-            # What is not ours, or another version's, is left out.
-            with suppress(KeyError, ValueError):
-                found.append(_noted_attempt(*entry))
+        found += finished_attempts.decode(entries)
     return found
 
 
-def _asked(admitted: Sequence[KnownEvent], attempts: Sequence[_NotedAttempt]) -> Iterator[Argument]:
+def _asked(admitted: Sequence[KnownEvent], attempts: Sequence[NotedAttempt]) -> Iterator[Argument]:
     """Yield what `find_deliveries.lua` is asked for."""
-    explained = {one.event_id for one in attempts if one.shown.outcome != "failed"}
+    explained = {one.event_id for one in attempts if one.attempt.outcome != "failed"}
     yield len(admitted)
     for event in admitted:
         yield str(event.entry_id)
         yield int(event.event_id in explained)
     yield from (one.letter_id for one in attempts if one.letter_id)
-
-
-def _noted_attempt(entry_id: bytes, values: Sequence[bytes]) -> _NotedAttempt:
-    texts = [value.decode() for value in values]
-    fields = dict(zip(texts[::2], texts[1::2], strict=True))
-    attempt = Attempt(
-        at=_at(int(entry_id.partition(b"-")[0])),
-        outcome=fields["outcome"],
-        attempt=int(fields["attempt"]),
-        error=fields.get("error", ""),
-        place=fields.get("place", ""),
-        is_replay="replay" in fields,
-    )
-    return _NotedAttempt(fields["event"], fields.get("letter"), attempt)
 
 
 def _outcome(

@@ -7,13 +7,13 @@ from typing import Any
 
 from service.inbox.session_record import SessionRecord
 from service.monitoring.activity import Activity, Day, Minute, Process, Reversal
+from service.monitoring.finished_attempts import Attempt
 from service.monitoring.handler_state import HandlerState
 from service.monitoring.overview import Overview
 from service.monitoring.reasons import Reason
 from service.monitoring.reconciliation import AccountState, Reconciliation
 from service.monitoring.session_timeline import (
     Arrival,
-    Attempt,
     HandlerOutcome,
     State,
     Step,

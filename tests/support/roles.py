@@ -59,7 +59,7 @@ _BY_MODULE = {
     "monitoring.publisher": WORKER,
     "monitoring.activity": OPERATOR,
     "monitoring.handler_state": OPERATOR,
-    "monitoring.latest_attempts": OPERATOR,
+    "monitoring.finished_attempts": OPERATOR,
     "monitoring.session_search": OPERATOR,
     "monitoring.session_timeline": OPERATOR,
     "operations.check": OPERATOR,

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ...monitoring.latest_attempts import read_latest_attempts
+from ...monitoring import finished_attempts
 from .. import paths
 from ..page import Page
 
@@ -21,7 +21,7 @@ def routes(page: Page) -> list[Route]:
 
     async def show(request: Request) -> Response:
         state = await page.handler_state(request)
-        attempts = await read_latest_attempts(page.connections, page.keys, state.name)
+        attempts = await finished_attempts.read_latest(page.connections, page.keys, state.name)
         return page.respond(
             request, "handler.html", state=state, attempts=attempts, leases=by_worker(state.leases)
         )
