@@ -1102,8 +1102,8 @@ MUTANTS = (
     Mutant(
         "production shows what handlers were called with",
         "service/telemetry/logs.py",
-        "    if not _mode.has_tracebacks or error",
-        "    if error",
+        "    showing = [output for output in _outputs if output.has_tracebacks]\n",
+        "    showing = [*_outputs]\n",
         "telemetry/test_logs.py",
     ),
     Mutant(
@@ -1418,7 +1418,7 @@ MUTANTS = (
         "admin/test_letter_actions.py",
     ),
     Mutant(
-        "a drop covers letters that nobody was asked about",
+        "a drop covers letters that were made after the question",
         "service/admin/views/letter_actions.py",
         "    choice = await _with_end(page, asked)\n",
         "    choice = asked\n",

@@ -42,24 +42,17 @@ _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
-class _Mode(NamedTuple):
-    """What is written: text or JSON, and whether with tracebacks."""
-
-    is_text: bool = False
-    has_tracebacks: bool = False
-
-
 class _Output(NamedTuple):
-    """Where lines of a level go, and what they pass on the way."""
+    """Where lines of a level go, what they pass on the way, and what is written."""
 
     sink: LogSink
     min_level: int
     processors: Sequence[Processor]
+    is_text: bool
+    has_tracebacks: bool
 
 
-# The configured sink, if there is one.
-_sinks: list[LogSink] = []
-_mode = _Mode()
+# The configured output, if there is one.
 _outputs: list[_Output] = []
 
 
@@ -80,7 +73,6 @@ def configure(
         colors: Whether text on a terminal may be colored.
         tracebacks: Whether `show_traceback` shows anything.
     """
-    global _mode  # noqa: PLW0603 - a process has one log
     out = sys.stdout.buffer if stream is None else stream
     is_terminal = out.isatty()
     is_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not is_terminal)
@@ -89,13 +81,11 @@ def configure(
         _order_fields,
         _render_json if is_json else _text_renderer(colors=colors and is_terminal),
     ]
-    _mode = _Mode(is_text=not is_json, has_tracebacks=tracebacks)
     throttle = LogThrottle()
     sink = LogSink(out, partial(_lines_dropped, processors))
-    for replaced in _sinks:
-        replaced.close()
-    _sinks[:] = [sink]
-    _outputs[:] = [_Output(sink, min_level, processors)]
+    for replaced in _outputs:
+        replaced.sink.close()
+    _outputs[:] = [_Output(sink, min_level, processors, not is_json, tracebacks)]
     atexit.unregister(flush)
     atexit.register(flush)
     structlog.configure(
@@ -114,7 +104,7 @@ def shows_hand_overs() -> bool:
     Only people want that line: in JSON it would double the size of a worker's log, to say what the
     metrics count. So there it costs no more than this call.
     """
-    return _mode.is_text
+    return any(output.is_text for output in _outputs)
 
 
 def show_traceback(error: BaseException) -> None:
@@ -123,15 +113,16 @@ def show_traceback(error: BaseException) -> None:
     Only `dev` is configured to: a traceback may quote what the handler was called with. The frame
     that called the handler is left out. Beside a log in JSON it goes to standard error.
     """
-    if not _mode.has_tracebacks or error.__traceback__ is None:
+    showing = [output for output in _outputs if output.has_tracebacks]
+    if not showing or error.__traceback__ is None:
         return
     shown = "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next))
     lines = [sanitize_text(line) for line in shown.splitlines()]
-    if not _mode.is_text:
-        sys.stderr.write("\n".join([*lines, ""]))
-        return
-    for sink in _sinks:
-        sink.write("\n".join(f"    {line}" for line in lines).encode())
+    for output in showing:
+        if output.is_text:
+            output.sink.write("\n".join(f"    {line}" for line in lines).encode())
+        else:
+            sys.stderr.write("\n".join([*lines, ""]))
 
 
 def write_line(level: str, fields: EventDict) -> None:
@@ -143,9 +134,9 @@ def write_line(level: str, fields: EventDict) -> None:
         level: Its severity, as structlog names it.
         fields: Its fields, and as `event` what happened.
     """
-    for sink, min_level, processors in _outputs:
-        if _LEVELS[level] >= min_level:
-            sink.write(_process(processors, level, fields))
+    for output in _outputs:
+        if _LEVELS[level] >= output.min_level:
+            output.sink.write(_process(output.processors, level, fields))
 
 
 async def wait_until_written(within_s: float) -> None:
@@ -155,15 +146,15 @@ async def wait_until_written(within_s: float) -> None:
         ConnectionError: They could not be written (a full disk, a closed pipe), or not within
             *within_s* seconds because the reader stalls. They may still be written later.
     """
-    for sink in _sinks:
-        if not await sink.wait_until_written(within_s):
+    for output in _outputs:
+        if not await output.sink.wait_until_written(within_s):
             raise ConnectionError("the log cannot be written")
 
 
 def flush() -> None:
     """Wait for a bounded time until everything logged so far is written."""
-    for sink in _sinks:
-        sink.flush()
+    for output in _outputs:
+        output.sink.flush()
 
 
 def log_unhandled_errors() -> None:

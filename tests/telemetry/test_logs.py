@@ -80,10 +80,8 @@ def _configure() -> Iterator[Configure]:
         return out
 
     yield configure
-    for sink in logs._sinks:
-        sink.close()
-    logs._sinks.clear()
-    logs._mode = logs._Mode()
+    for output in logs._outputs:
+        output.sink.close()
     logs._outputs.clear()
     logging.captureWarnings(capture=False)
     sys.unraisablehook, threading.excepthook = hooks
