@@ -7,7 +7,7 @@ and numbers of our own processes, and is escaped all the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
 from rich.console import Group, RenderableType
@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..monitoring.activity import Activity, Process
+from ..monitoring.activity import Activity, Process, sum_calls, sum_received
 from ..monitoring.handler_state import HandlerState
 from ..monitoring.overview import Overview
 from ..monitoring.reasons import Reason
@@ -101,32 +101,38 @@ def _processes(processes: Sequence[Process], at: datetime) -> RenderableType:
 
 
 def _last_hour(activity: Activity, at: datetime, *, has_charts: bool) -> RenderableType:
-    received = [Counter(minute.received) for minute in activity.minutes]
-    delivered, failed = (
-        [
-            Counter({name: each.get(outcome, 0) for name, each in minute.delivered.items()})
-            for minute in activity.minutes
-        ]
-        for outcome in ("delivered", "failed")
-    )
+    minutes = activity.minutes
+    calls = sum_calls(minutes)
+    received = [sum(minute.received.values()) for minute in minutes]
+    delivered = [
+        sum(counts.get("delivered", 0) for counts in minute.delivered.values())
+        for minute in minutes
+    ]
     table = _grid("direction", "fold")
-    for direction, counts in (("in", received), ("out", delivered)):
-        numbers = [each.total() for each in counts]
+    for direction, numbers, sums in (
+        ("in", received, sum_received(minutes)),
+        ("out", delivered, _by_handler(calls, "delivered")),
+    ):
         # The present minute is not over.
         rate = f"{numbers[-2]:,}/min" if numbers else ""
         chart = f"{sparkline(numbers)}  " if has_charts else ""
         table.add_row(direction, Text.assemble((chart, "cyan"), rate))
-        table.add_row("", _sums(counts) or Text("nothing", "dim"))
-    if failures := _sums(failed):
+        table.add_row("", _sums(sums) or Text("nothing", "dim"))
+    if failures := _sums(_by_handler(calls, "failed")):
         table.add_row("", Text.assemble(("failed ", "yellow"), failures))
     table.add_row("", _last_event(activity, at))
     return table
 
 
-def _sums(counts: Sequence[Counter[str]]) -> Text:
-    """Return the sums over some minutes, the greatest first."""
-    sums = sum(counts, Counter())
-    return Text(escape(", ".join(f"{name} {number:,}" for name, number in sums.most_common())))
+def _by_handler(calls: Mapping[str, Counter[str]], outcome: str) -> Counter[str]:
+    return Counter({handler: counts[outcome] for handler, counts in calls.items()})
+
+
+def _sums(sums: Counter[str]) -> Text:
+    """Return what was counted at all, the greatest first."""
+    # A sum of counters leaves out what is zero.
+    shown = (sums + Counter()).most_common()
+    return Text(escape(", ".join(f"{name} {number:,}" for name, number in shown)))
 
 
 def sparkline(numbers: Sequence[int]) -> str:

@@ -8,6 +8,7 @@ version of this service: what cannot be read is left out.
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
@@ -81,6 +82,23 @@ class Minute(NamedTuple):
     at: datetime
     received: Mapping[str, int]
     delivered: Mapping[str, Mapping[str, int]]
+
+
+def sum_received(minutes: Iterable[Minute]) -> Counter[str]:
+    """Return the requests of some minutes, by outcome or reason of rejection."""
+    found: Counter[str] = Counter()
+    for minute in minutes:
+        found.update(minute.received)
+    return found
+
+
+def sum_calls(minutes: Iterable[Minute]) -> dict[str, Counter[str]]:
+    """Return for each handler its calls in some minutes, by outcome."""
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for minute in minutes:
+        for handler, counts in minute.delivered.items():
+            found[handler].update(counts)
+    return dict(found)
 
 
 class Day(NamedTuple):

@@ -80,7 +80,7 @@ def find_obstacles(state: HandlerState, *, expects_worker: bool) -> list[Reason]
                 state,
                 Severity.WARNING,
                 f"{queue} is unreachable: its worker probes until it answers",
-                "circuit.opened in the worker's log says why",
+                "`circuit.opened` in the worker's log says why",
             )
         )
     elif not state.workers and _needs_worker(state, expects_worker=expects_worker):

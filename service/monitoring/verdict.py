@@ -16,7 +16,7 @@ from ..errors import ApiErrorReason, UnavailableReason
 from ..inbox.admission import Outcome
 from ..storage.assessment import RANKS, Finding, Severity
 from ..storage.health import DRAINING
-from .activity import Activity, Process
+from .activity import Activity, Process, sum_received
 from .handler_rules import NO_WORKER, judge_handler
 from .handler_state import HandlerState
 from .reasons import Reason
@@ -131,7 +131,7 @@ def _receivers(alive: Sequence[Process]) -> Iterator[Reason]:
 
 def _events(facts: Facts) -> Iterator[Reason]:
     """Yield what the outcomes of the last hour mean."""
-    hour = _sum(facts.activity, 60)
+    hour = sum_received(facts.activity.minutes)
     is_any_genuine = any(hour[word] for word in GENUINE)
     mismatches = sum(hour[word] for word in _MISMATCHES)
     if mismatches > MAX_MISMATCHES and not is_any_genuine:
@@ -150,23 +150,15 @@ def _events(facts: Facts) -> Iterator[Reason]:
             "set STRIPE_API_KEY for receivers and workers",
             "/endpoints",
         )
-    yield from _unavailable(_sum(facts.activity, UNAVAILABLE_MINUTES))
+    yield from _unavailable(sum_received(facts.activity.minutes[-UNAVAILABLE_MINUTES:]))
     if expired := hour[Outcome.EXPIRED]:
         yield Reason(
             Severity.WARNING,
             "events",
             f"{counted(expired, 'event')} of the last hour came too late to be delivered",
-            "event.expired in the log names the sessions: read their state at Stripe",
+            "`event.expired` in the log names the sessions: read their state at Stripe",
         )
     yield from _silence(facts)
-
-
-def _sum(activity: Activity, minutes: int) -> Counter[str]:
-    """Return the requests of the last minutes, by outcome."""
-    found: Counter[str] = Counter()
-    for minute in activity.minutes[-minutes:]:
-        found.update(minute.received)
-    return found
 
 
 def _unavailable(recent: Counter[str]) -> Iterator[Reason]:
@@ -246,6 +238,6 @@ def _reconciliation(found: Reconciliation | None) -> Iterator[Reason]:
                 subject,
                 f"events of {one.name} were last compared {duration(one.lag_s or 0)} ago"
                 f" ({one.outcome})",
-                "reconcile.failed in the worker's log says why",
+                "`reconcile.failed` in the worker's log says why",
                 path,
             )

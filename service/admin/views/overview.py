@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from ...errors import RejectionReason, UnavailableReason
-from ...monitoring.activity import Minute
+from ...monitoring.activity import Minute, sum_calls, sum_received
 from .. import paths
 from ..charts import Chart, Series, draw
 from ..page import Page
@@ -36,9 +36,12 @@ def routes(page: Page) -> list[Route]:
             "overview.html",
             overview=overview,
             received=chart_received(minutes),
-            outcomes=total([minute.received for minute in minutes]),
+            outcomes=dict(sum_received(minutes).most_common()),
             called=chart_calls(minutes),
-            calls=total_calls(minutes),
+            calls={
+                handler: dict(counts.most_common())
+                for handler, counts in sorted(sum_calls(minutes).items())
+            },
         )
 
     return [Route(paths.OVERVIEW, show)]
@@ -74,20 +77,3 @@ def _group(outcome: str) -> str:
     if outcome in _REJECTIONS:
         return REJECTED
     return UNAVAILABLE if outcome in _NO_DECISIONS else WITHOUT_CHANGE
-
-
-def total_calls(minutes: Sequence[Minute]) -> dict[str, dict[str, int]]:
-    """Return for each handler the sums of its calls by outcome."""
-    handlers = sorted({handler for minute in minutes for handler in minute.delivered})
-    return {
-        each: total([minute.delivered.get(each, {}) for minute in minutes]) for each in handlers
-    }
-
-
-def total(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Return the sums of counts by outcome, the greatest first."""
-    sums: dict[str, int] = {}
-    for each in counts:
-        for outcome, count in each.items():
-            sums[outcome] = sums.get(outcome, 0) + count
-    return dict(sorted(sums.items(), key=lambda item: -item[1]))
