@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from ..delivery.dead_letters import EntryFilter
+from ..stripe.events import SESSION_ID
 from .page import PageError
 
-SESSION_ID = re.compile(r"vs_[A-Za-z0-9_]{1,250}")
 _REASON = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 

@@ -38,7 +38,8 @@ THIN_EVENT_TYPE_PREFIX = f"v1.{EVENT_TYPE_PREFIX}"
 _EVENT_ID = r"\Aevt_[A-Za-z0-9_]{1,250}\Z"
 EventId = Annotated[str, msgspec.Meta(pattern=_EVENT_ID)]
 
-_SESSION_ID = re.compile(r"vs_[A-Za-z0-9_]{1,250}")
+SESSION_ID = re.compile(r"vs_[A-Za-z0-9_]{1,250}")
+SessionId = Annotated[str, msgspec.Meta(pattern=rf"\A{SESSION_ID.pattern}\Z")]
 # A time of RFC 3339: without its fraction, the fraction, the offset from UTC.
 _TIME = re.compile(r"([0-9-]{10}T[0-9:]{8})(?:\.[0-9]{1,40})?(Z|[+-][0-9]{2}:[0-9]{2})")
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -108,7 +109,7 @@ class ApiPayload(msgspec.Struct, frozen=True, gc=False):
 
 
 class _RelatedObject(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    id: Annotated[str, msgspec.Meta(pattern=rf"\A{_SESSION_ID.pattern}\Z")]
+    id: SessionId
     type: Literal["identity.verification_session"]
 
 
@@ -221,7 +222,7 @@ def _parse_strictly(body: bytes) -> Event | None:
         and event.object != THIN_EVENT_OBJECT
         and not event.skipped_fields
     )
-    return event if is_ours and session.status and _SESSION_ID.fullmatch(session.id) else None
+    return event if is_ours and session.status and SESSION_ID.fullmatch(session.id) else None
 
 
 def _parse_leniently(body: bytes, *, without: str | None = None) -> Event | ThinEvent | Ignored:
@@ -291,7 +292,7 @@ def _parse_snapshot(found: dict[str, Any], *, has_lone_surrogates: bool) -> Even
         raise Rejected(RejectionReason.FIELD_MISTYPED, "created")
     found["skipped_fields"] = ()
     event, skipped = _convert(found, Event, _NEEDED, has_lone_surrogates=has_lone_surrogates)
-    if not _SESSION_ID.fullmatch(event.session.id):
+    if not SESSION_ID.fullmatch(event.session.id):
         raise Rejected(RejectionReason.FIELD_MISTYPED, "data.object.id")
     if not event.session.status:
         raise Rejected(RejectionReason.FIELD_MISTYPED, "data.object.status")

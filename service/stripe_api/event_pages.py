@@ -24,7 +24,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 
 from ..errors import ApiError, ApiErrorReason
-from ..stripe.events import EventId
+from ..stripe.events import EventId, SessionId
 from .client import ApiEndpoint, Caller, StripeApi, decode_answer
 from .rate_limit import Priority
 
@@ -32,8 +32,6 @@ PAGE_EVENTS = 100
 # 5,000 events: about 15 MB of memory.
 MAX_PAGES = 50
 MAX_PAGES_OF_ONE_SECOND = 1000
-
-SessionId = Annotated[str, msgspec.Meta(pattern=r"\Avs_[A-Za-z0-9_]{1,250}\Z")]
 
 
 class ListedEvent(NamedTuple):

@@ -11,10 +11,10 @@ from starlette.routing import Route
 
 from ...monitoring.session_search import MAX_TEXT, Found, search
 from ...monitoring.session_timeline import Timeline, read_timeline
+from ...stripe.events import SESSION_ID
 from ...transitions.transition import StatusTransition
 from .. import paths
 from ..forms import read_form
-from ..letter_filter import SESSION_ID
 from ..page import Page, PageError
 
 # More than any session has by itself: a page takes 0.1 ms of CPU for each.
