@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -185,7 +184,6 @@ def _way_back(request: Request) -> str:
     return paths.of(request) if is_page else ""
 
 
-@functools.cache
 def _make_renderer() -> Renderer:
     from .rendering import Renderer  # noqa: PLC0415 - an extra
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,11 +12,18 @@ import pytest
 
 from service.admin.app import AdminApp
 from service.admin.page import Page
+from service.admin.rendering import Renderer
 from service.config import Settings
 from service.storage.connections import Connections
 from service.storage.layout import Keys
 from tests.support.logins import ORIGIN, OpenPage
 from tests.support.web_client import asgi_client
+
+
+@functools.cache
+def _renderer() -> Renderer:
+    """Return the templates, compiled once for all tests."""
+    return Renderer()
 
 
 @pytest.fixture
@@ -25,7 +33,9 @@ def make_page(
     """Return a factory of pages on one Redis, each as in a process of its own."""
 
     def make(**changes: Any) -> Page:
-        return Page(make_settings(**changes), connections, keys)
+        page = Page(make_settings(**changes), connections, keys)
+        page._renderer = _renderer()
+        return page
 
     return make
 

@@ -20,6 +20,10 @@ from tests.support.logins import TOKENS, OpenPage
 
 FORM = "application/x-www-form-urlencoded"
 CANARY = "canary4711"
+HEAD = (
+    b"POST /login HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
+    b"Content-Type: application/x-www-form-urlencoded\r\n"
+)
 HOSTILE = {
     "too large": (FORM, b"token=" + b"x" * MAX_BYTES, 413),
     "too many fields": (FORM, b"&".join([b"a=1"] * (MAX_FIELDS + 1)), 400),
@@ -90,14 +94,8 @@ async def test_a_body_that_is_too_long_is_not_read_to_its_end(
 ) -> None:
     """It is answered once it is known to be too long, over the admin port's own listener."""
     ready: Any = None
-    page = make_page(**TOKENS)
-    # Loading the templates may take longer than the connection has.
-    await page.load()
-    app = AdminApp(ready, page)
-    head = (
-        b"POST /login HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
-        b"Content-Type: application/x-www-form-urlencoded\r\n" + framing
-    )
+    app = AdminApp(ready, make_page(**TOKENS))
+    head = HEAD + framing
     chunk = b"%x\r\n%b\r\n" % (MAX_BYTES + 1, b"a" * (MAX_BYTES + 1))
     # The connection is closed at its deadline, and the answer is there before.
     async with listening(app, receive_timeout_s=2.0) as listener:
@@ -112,14 +110,8 @@ async def test_a_body_that_does_not_end_is_given_up(
 ) -> None:
     """Its connection is closed at the listener's deadline, or when the client leaves."""
     ready: Any = None
-    page = make_page(**TOKENS)
-    # Loading the templates may take longer than the connection has.
-    await page.load()
-    app = AdminApp(ready, page)
-    head = (
-        b"POST /login HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
-        b"Content-Type: application/x-www-form-urlencoded\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
+    app = AdminApp(ready, make_page(**TOKENS))
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     async with listening(app, receive_timeout_s=0.3) as listener:
         answered = await talk(listener.port, head, b"5\r\ntoken\r\n")
         _, writer = await asyncio.open_connection("127.0.0.1", listener.port)

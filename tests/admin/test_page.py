@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -160,20 +161,24 @@ async def test_the_overview_is_collected_once_for_all(
 
 
 async def test_without_jinja2_the_page_says_how_to_get_it(
-    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    open_page: OpenPage, make_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the extra the address answers with a text, and metrics as ever."""
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    page_module._make_renderer.cache_clear()
-    monkeypatch.delitem(sys.modules, "service.admin.rendering", raising=False)
+    monkeypatch.delitem(sys.modules, "service.admin.rendering")
+    page = make_page()
+    page._renderer = None
+    async with open_page(page) as client:
+        answered = await client.get("/")
+        assert answered.status_code == 200
+        assert answered.headers["content-type"] == "text/plain; charset=utf-8"
+        assert "identity-webhooks[page]" in answered.text
+        assert (await client.get("/sessions")).status_code == 404
+        assert (await client.get("/metrics")).status_code == 200
 
-    answered = await client.get("/")
-
-    assert answered.status_code == 200
-    assert answered.headers["content-type"] == "text/plain; charset=utf-8"
-    assert "identity-webhooks[page]" in answered.text
-    assert (await client.get("/sessions")).status_code == 404
-    assert (await client.get("/metrics")).status_code == 200
+        monkeypatch.undo()
+        loaded = await client.get("/")
+        assert loaded.headers["content-type"] == "text/html; charset=utf-8"
 
 
 def test_a_process_whose_page_is_not_opened_does_not_import_jinja2() -> None:
