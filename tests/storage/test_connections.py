@@ -51,7 +51,7 @@ class TestPool:
     async def test_a_connection_that_another_task_closes_is_a_lost_one(
         self, connections: Connections, monkeypatch: pytest.MonkeyPatch, *, is_closed: bool
     ) -> None:
-        """So it is when a Cluster's nodes are found anew: whoever uses it gets the usual error."""
+        """Finding a Cluster's nodes closes connections; a call on one gets a ConnectionError."""
         connection = await connections.client.connection_pool.get_connection()
 
         async def close_meanwhile() -> None:
