@@ -186,7 +186,10 @@ async def test_a_replay_is_moved_under_the_name_that_is_shown(deployment: Deploy
 
     stream = deployment.keys.replays(deployment.keys.partition("vs_0"), HANDLER)
     [(_, fields)] = await deployment.client.xrange(stream)
-    assert f'<dd class="id">{fields[b"replay"].decode()}</dd>' in shown
+    name = fields[b"replay"].decode()
+    assert f'<dd class="id">{name}</dd>' in shown
+    # Its progress can be seen for a day.
+    assert 0 < await deployment.client.ttl(deployment.keys.action(name)) <= 86_400
 
 
 async def test_what_cannot_be_replayed_is_counted(deployment: Deployment) -> None:
