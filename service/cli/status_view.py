@@ -18,8 +18,8 @@ from rich.text import Text
 from ..monitoring.activity import Activity, Process, sum_calls, sum_received
 from ..monitoring.handler_state import HandlerState
 from ..monitoring.overview import Overview
-from ..monitoring.reasons import Reason
 from ..monitoring.reconciliation import Reconciliation
+from ..monitoring.verdict import Reason
 from ..monitoring.words import counted, duration
 from ..storage.assessment import Severity
 from .terminal import SEVERITY_STYLES, escape

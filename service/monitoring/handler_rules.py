@@ -8,7 +8,7 @@ from ..config import DAY_S
 from ..parsers import FETCH
 from ..storage.assessment import Severity
 from .handler_state import HandlerState
-from .reasons import Reason
+from .verdict import Reason
 from .words import counted, duration
 
 # DeliveryDelayed, FetchDelayed.

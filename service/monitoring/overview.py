@@ -18,10 +18,10 @@ from ..storage.layout import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..stripe_api.watch_report import DestinationState
 from .activity import Activity, Reversal, read_activity
+from .deployment_rules import Facts, judge
 from .handler_state import HandlerState, read_handlers
-from .reasons import Reason, Verdict, sum_up
 from .reconciliation import Reconciliation, assess_report
-from .verdict import Facts, judge
+from .verdict import Reason, Verdict, sum_up
 
 COLLECT_TIMEOUT_S = 5.0
 

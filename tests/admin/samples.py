@@ -10,7 +10,6 @@ from service.monitoring.activity import Activity, Day, Minute, Process, Reversal
 from service.monitoring.finished_attempts import Attempt
 from service.monitoring.handler_state import HandlerState
 from service.monitoring.overview import Overview
-from service.monitoring.reasons import Reason
 from service.monitoring.reconciliation import AccountState, Reconciliation
 from service.monitoring.session_timeline import (
     Arrival,
@@ -19,6 +18,7 @@ from service.monitoring.session_timeline import (
     Step,
     Timeline,
 )
+from service.monitoring.verdict import Reason
 from service.storage.assessment import Finding, Promise, Severity
 from service.stripe_api.watch_report import DestinationState
 from service.transitions.transition import StatusTransition

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from service.monitoring.activity import Activity, Minute, Process
+from service.monitoring.deployment_rules import Facts, judge
 from service.monitoring.handler_state import HandlerState
-from service.monitoring.reasons import sum_up
 from service.monitoring.reconciliation import AccountState, Reconciliation
-from service.monitoring.verdict import Facts, judge
+from service.monitoring.verdict import sum_up
 from service.storage.assessment import Finding, Severity
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
