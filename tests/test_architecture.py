@@ -15,7 +15,7 @@ SERVICE = Path(__file__).parents[1] / "service"
 
 # The ground: modules of `service/` that all packages may import, and that import only each other.
 # The other modules at the top are the version, the command, and `testing` for custom handlers.
-GROUND = {"cancellation", "config", "environment", "errors", "parsers", "secret"}
+GROUND = {"cancellation", "config", "environment", "errors", "findings", "parsers", "secret"}
 # Each package, and the packages it may import.
 MAY_IMPORT: dict[str, set[str]] = {
     name: set(below.split())

@@ -14,10 +14,10 @@ import click
 
 from .. import __version__
 from ..config import Settings
+from ..findings import RANKS, Finding, Severity
 from ..operations.check import collect_findings, worst_by_promise
 from ..operations.selftest import Row, Selftest
 from ..operations.selftest_redis import inspect_redis
-from ..storage.assessment import RANKS, Finding, Severity
 from ..telemetry import logs
 from ..telemetry.redaction import scrub
 from . import defaults, terminal

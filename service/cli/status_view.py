@@ -15,13 +15,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..findings import Severity
 from ..monitoring.activity import Activity, Process, sum_calls, sum_received
 from ..monitoring.handler_state import HandlerState
 from ..monitoring.overview import Overview
 from ..monitoring.reconciliation import Reconciliation
 from ..monitoring.verdict import Reason
 from ..monitoring.words import counted, duration
-from ..storage.assessment import Severity
 from .terminal import SEVERITY_STYLES, escape
 
 BARS = "▁▂▃▄▅▆▇█"

@@ -31,9 +31,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import Unavailable, UnavailableReason
+from ..findings import Severity
 from ..monitoring.overview import describe_no_answer
 from ..secret import Secret
-from ..storage.assessment import Severity
 from ..storage.connections import display_address
 from ..storage.redis_errors import unavailable_reason
 

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 from ..config import DAY_S
 from ..errors import ApiErrorReason, UnavailableReason
+from ..findings import RANKS, Finding, Severity
 from ..inbox.admission import Outcome
-from ..storage.assessment import RANKS, Finding, Severity
 from ..storage.health import DRAINING
 from .activity import Activity, Process, sum_received
 from .handler_rules import NO_WORKER, judge_handler

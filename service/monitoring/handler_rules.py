@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from ..config import DAY_S
+from ..findings import Severity
 from ..parsers import FETCH
-from ..storage.assessment import Severity
 from .handler_state import HandlerState
 from .verdict import Reason
 from .words import counted, duration

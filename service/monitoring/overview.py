@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from ..config import Settings
 from ..errors import ConfigError, Unavailable, UnavailableReason
-from ..storage.assessment import Finding, Severity
+from ..findings import Finding, Severity
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 from ..storage.redis_errors import unavailable_reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from ..storage.assessment import RANKS, Severity
+from ..findings import RANKS, Severity
 
 Verdict = Literal["all is well", "attention", "failing"]
 _VERDICTS: Final[Mapping[Severity, Verdict]] = {

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 
 from ..config import SECRETS, Livemode, Settings
 from ..errors import ConfigError, Unreachable
+from ..findings import RANKS, Finding, Promise, Severity
 from ..handlers import OpenHandler, loading
 from ..monitoring.handler_rules import MAX_WAIT_S, find_obstacles
 from ..monitoring.handler_state import HandlerState, read_handlers
 from ..storage import health, layout
-from ..storage.assessment import RANKS, Finding, Promise, Severity
 from ..storage.connections import Connections, connect
 from ..storage.layout import Keys
 from ..stripe_api import endpoints

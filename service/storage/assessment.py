@@ -6,43 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
 from typing import Any, NamedTuple
 
 from ..config import MAX_CLOCK_DIFFERENCE_S, Durability
+from ..findings import RANKS, Finding, Promise, Severity
 
 CLOCK_WARNING_S = 30.0
 MAX_MEMORY_USED = 0.8
 OLDEST_VERSION = 7
-
-
-class Severity(StrEnum):
-    """How bad a finding is: `fatal` breaks a promise, or keeps every event from being admitted."""
-
-    FINE = "fine"
-    WARNING = "warning"
-    FATAL = "fatal"
-
-
-class Promise(StrEnum):
-    """A promise, in the words of the README."""
-
-    AUTHENTIC = "authentic"
-    DURABLE = "durable"
-    COMPLETE = "nothing missed"
-    ONCE = "once"
-    FORWARD_ONLY = "forward only"
-    ALONE = "each handler alone"
-    SECRET = "secret"  # noqa: S105 - the promise's name
-
-
-class Finding(NamedTuple):
-    """One fact, and what it means for the promises it touches."""
-
-    name: str
-    severity: Severity
-    promises: Sequence[Promise]
-    meaning: str
 
 
 class _State(NamedTuple):
@@ -54,10 +25,9 @@ class _State(NamedTuple):
     write_error: str
 
 
-_Verdict = tuple[Severity, str]
+_Judgement = tuple[Severity, str]
 
 FINE, WARNING, FATAL = Severity
-RANKS = {severity: rank for rank, severity in enumerate(Severity)}
 _NOT_PERMITTED = "CONFIG GET is not permitted"
 # The cause of each error reply to a write. Until it is removed, workers wait too.
 _WRITE_ERRORS = {
@@ -119,12 +89,12 @@ def combine(per_primary: Sequence[Sequence[Finding]]) -> list[Finding]:
     return joined
 
 
-def _finding(name: str, verdict: _Verdict) -> Finding:
+def _finding(name: str, verdict: _Judgement) -> Finding:
     (severity, meaning), (promises, _) = verdict, _RULES[name]
     return Finding(name, severity, promises, meaning)
 
 
-def _clock(state: _State) -> _Verdict:
+def _clock(state: _State) -> _Judgement:
     skew_s = abs(state.skew_s)
     if skew_s <= CLOCK_WARNING_S:
         return FINE, "our clock and Redis's agree"
@@ -138,7 +108,7 @@ def _clock(state: _State) -> _Verdict:
     )
 
 
-def _version(state: _State) -> _Verdict:
+def _version(state: _State) -> _Judgement:
     # Valkey calls itself Redis 7.2.4 as well.
     version = str(state.described.get("redis_version", OLDEST_VERSION))
     if int(version.partition(".")[0]) >= OLDEST_VERSION:
@@ -146,7 +116,7 @@ def _version(state: _State) -> _Verdict:
     return FATAL, "older than Redis 7.0: it does not run our scripts"
 
 
-def _writes(state: _State) -> _Verdict:
+def _writes(state: _State) -> _Judgement:
     word = state.write_error
     if not word:
         return FINE, "Redis takes writes"
@@ -154,7 +124,7 @@ def _writes(state: _State) -> _Verdict:
     return FATAL, f"Redis answers {word} to every write, so every event gets 503: {cause}"
 
 
-def _eviction(state: _State) -> _Verdict:
+def _eviction(state: _State) -> _Judgement:
     policy = state.described.get("maxmemory_policy")
     if policy in ("noeviction", None):
         return FINE, "a full Redis refuses writes and forgets nothing"
@@ -164,7 +134,7 @@ def _eviction(state: _State) -> _Verdict:
     )
 
 
-def _memory(state: _State) -> _Verdict:
+def _memory(state: _State) -> _Judgement:
     """Warn before Redis is full; where no limit is set, before the machine is."""
     limit = state.described.get("maxmemory") or state.described.get("total_system_memory") or 0
     if not limit or state.described.get("used_memory", 0) <= MAX_MEMORY_USED * limit:
@@ -175,13 +145,13 @@ def _memory(state: _State) -> _Verdict:
     return WARNING, f"more than 80 % of {what} is used: once full, {then}"
 
 
-def _role(state: _State) -> _Verdict:
+def _role(state: _State) -> _Judgement:
     if state.described.get("role") != "slave":
         return FINE, "this Redis takes writes"
     return FATAL, "this Redis is a replica and takes no writes: REDIS_URL must lead to its primary"
 
 
-def _persistence(state: _State) -> _Verdict:
+def _persistence(state: _State) -> _Judgement:
     if not state.described.get("aof_enabled"):
         return WARNING, (
             "appendonly is off: a restart of Redis loses what was acknowledged since its last "
@@ -197,7 +167,7 @@ def _persistence(state: _State) -> _Verdict:
     return FINE, "what is on disk outlives a restart of Redis"
 
 
-def _fsync(state: _State) -> _Verdict:
+def _fsync(state: _State) -> _Judgement:
     if not state.described.get("aof_enabled"):
         return FINE, "does not matter while appendonly is off"
     obstacle = _fsync_obstacle(state.described)
@@ -212,7 +182,7 @@ def _fsync(state: _State) -> _Verdict:
     )
 
 
-def _replication(state: _State) -> _Verdict:
+def _replication(state: _State) -> _Judgement:
     if not state.described.get("connected_slaves"):
         return WARNING, "no replica is connected: what is lost with this Redis and its disk is lost"
     if len({*state.described.get("replica-priorities", ())} - {0}) > 1:
@@ -231,7 +201,7 @@ def _replication(state: _State) -> _Verdict:
     )
 
 
-def _durability(state: _State) -> _Verdict:
+def _durability(state: _State) -> _Judgement:
     """Decide whether what DURABILITY asks for can hold at all."""
     wanted, problem = state.durability, ""
     if wanted is Durability.FSYNC and (obstacle := _fsync_obstacle(state.described)):
@@ -259,7 +229,7 @@ def _fsync_obstacle(described: Mapping[str, Any]) -> str:
 # that waited for a handler are gone.
 _KEPT = (Promise.DURABLE, Promise.ONCE, Promise.FORWARD_ONLY)
 # Each finding's name, the promises that it touches, and its rule.
-_RULES: dict[str, tuple[Sequence[Promise], Callable[[_State], _Verdict]]] = {
+_RULES: dict[str, tuple[Sequence[Promise], Callable[[_State], _Judgement]]] = {
     "clock": ((Promise.AUTHENTIC, Promise.ONCE), _clock),
     "version": ((Promise.DURABLE,), _version),
     "writes": ((Promise.DURABLE,), _writes),

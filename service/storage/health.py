@@ -16,9 +16,9 @@ from redis.exceptions import RedisError, ResponseError
 
 from ..config import Settings
 from ..errors import ConfigError, UnavailableReason
+from ..findings import RANKS, Finding, Severity
 from ..telemetry import metrics
 from . import assessment, layout
-from .assessment import RANKS, Finding, Severity
 from .connections import Connections, display_address
 from .layout import Keys
 from .redis_errors import error_word, unavailable_reason

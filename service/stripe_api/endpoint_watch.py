@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from ..config import Settings
-from ..storage.assessment import RANKS, Finding
+from ..findings import RANKS, Finding
 from ..telemetry import metrics
 from .client import Caller, StripeApi
 from .destinations import ALL_TYPES, Survey, survey

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from ..config import WEBHOOK_PATH, Livemode, Settings
 from ..errors import ApiErrorReason
-from ..storage.assessment import Finding, Promise, Severity
+from ..findings import Finding, Promise, Severity
 from .client import ApiEndpoint, StripeApi
 from .destinations import REDACTED, Destination, Survey, survey
 from .rate_limit import Priority

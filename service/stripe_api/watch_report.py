@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from ..config import DAY_S
-from ..storage.assessment import Finding
+from ..findings import Finding
 from ..storage.connections import Connections
 from ..storage.layout import Keys
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from service.findings import Finding, Promise, Severity
 from service.inbox.session_record import SessionRecord
 from service.monitoring.activity import Activity, Day, Minute, Process, Reversal
 from service.monitoring.finished_attempts import Attempt
@@ -19,7 +20,6 @@ from service.monitoring.session_timeline import (
     Timeline,
 )
 from service.monitoring.verdict import Reason
-from service.storage.assessment import Finding, Promise, Severity
 from service.stripe_api.watch_report import DestinationState
 from service.transitions.transition import StatusTransition
 

@@ -21,12 +21,12 @@ import redis
 from rich.console import Console
 
 from service.cli.status_view import render, sparkline
+from service.findings import Severity
 from service.monitoring.activity import Activity, Day, Minute, Process, Reversal
 from service.monitoring.handler_state import HandlerState
 from service.monitoring.overview import Overview
 from service.monitoring.reconciliation import AccountState, Reconciliation
 from service.monitoring.verdict import Reason
-from service.storage.assessment import Severity
 from service.storage.layout import LAYOUT_VERSION, Keys
 from tests.support.processes import PATIENT, Sandbox, environment, open_sandbox
 from tests.support.servers import free_port, server

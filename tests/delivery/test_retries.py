@@ -17,8 +17,8 @@ from service.delivery.retries import (
     CircuitBreakers,
     CircuitSession,
 )
+from service.findings import Severity
 from service.operations import check
-from service.storage.assessment import Severity
 from service.telemetry import metrics
 from tests.support.virtual_time import in_virtual_time
 from tests.support.waiting import until

@@ -13,8 +13,8 @@ from pathlib import Path
 import orjson
 import pytest
 
+from service.findings import Severity
 from service.handlers import ENTRY_POINT_GROUP
-from service.storage.assessment import Severity
 from service.testing import transition
 from service.transitions.transition import StatusTransition
 from tests.support.processes import Process, Sandbox, environment, open_sandbox

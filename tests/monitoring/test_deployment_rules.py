@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from service.findings import Finding, Severity
 from service.monitoring.activity import Activity, Minute, Process
 from service.monitoring.deployment_rules import Facts, judge
 from service.monitoring.handler_state import HandlerState
 from service.monitoring.reconciliation import AccountState, Reconciliation
 from service.monitoring.verdict import sum_up
-from service.storage.assessment import Finding, Severity
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 FINE, WARNING, FATAL = Severity

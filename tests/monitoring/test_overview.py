@@ -15,10 +15,10 @@ from service.config import Settings
 from service.delivery.consumer import FAILURE_WEIGHT
 from service.delivery.consumer_groups import create_groups
 from service.errors import Unavailable, UnavailableReason
+from service.findings import Finding, Severity
 from service.monitoring.overview import Overview, collect, unavailable
 from service.parsers import FETCH
 from service.storage import health
-from service.storage.assessment import Finding, Severity
 from service.storage.connections import Connections
 from service.storage.layout import Keys
 from service.stripe_api import watch_report

@@ -16,11 +16,11 @@ from service.config import Livemode, Settings
 from service.delivery.consumer import FAILURE_WEIGHT
 from service.delivery.consumer_groups import create_groups
 from service.errors import ConfigError, Unreachable
+from service.findings import Finding, Promise, Severity
 from service.handlers import loading
 from service.operations import check
 from service.parsers import FETCH
 from service.secret import Secret
-from service.storage.assessment import Finding, Promise, Severity
 from service.storage.connections import Connections
 from service.storage.layout import Keys, claim
 from service.transitions.transition import StatusTransition

@@ -7,14 +7,8 @@ from typing import Any
 import pytest
 
 from service.config import Durability
-from service.storage.assessment import (
-    Finding,
-    Promise,
-    Severity,
-    assess,
-    combine,
-    unreachable_primary,
-)
+from service.findings import Finding, Promise, Severity
+from service.storage.assessment import assess, combine, unreachable_primary
 
 NAMES = [
     *("clock", "version", "writes", "eviction", "memory", "role"),

@@ -18,9 +18,9 @@ from structlog.testing import capture_logs
 from service import cancellation
 from service.config import Durability, Settings
 from service.errors import ConfigError, UnavailableReason
+from service.findings import Severity
 from service.secret import Secret
 from service.storage import health
-from service.storage.assessment import Severity
 from service.storage.connections import Connections, connect
 from service.storage.health import Health, inspect, probe
 from service.storage.layout import Keys, claim, is_claimed

@@ -11,8 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.config import Livemode, Settings
+from service.findings import Finding, Promise, Severity
 from service.secret import Secret
-from service.storage.assessment import Finding, Promise, Severity
 from service.stripe_api.client import Caller, StripeApi
 from service.stripe_api.destinations import ALL_TYPES, survey
 from service.stripe_api.endpoint_watch import LOOK_EVERY_S, EndpointWatch
