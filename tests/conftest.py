@@ -24,7 +24,7 @@ from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.secret import Secret
 from service.storage import clients
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support import depth, roles
 from tests.support.prefork import forking
 from tests.support.servers import Server, server

@@ -14,7 +14,7 @@ from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
 
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from .page import PageError
 
 Form = ImmutableMultiDict[str, str]

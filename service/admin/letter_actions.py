@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from ..delivery import dead_letters
 from ..delivery.dead_letters import Chunk, EntryFilter
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..telemetry import metrics
 

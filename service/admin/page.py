@@ -18,7 +18,7 @@ from ..monitoring.handler_state import HandlerState
 from ..monitoring.overview import Overview, collect, unavailable
 from ..storage import health
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from . import paths
 from .letter_actions import LetterActions
 from .login import Logins

@@ -17,7 +17,7 @@ from ..delivery import dead_letters
 from ..delivery.dead_letters import Chunk
 from ..runtime import signals
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..telemetry import logs
 from . import defaults, terminal
 

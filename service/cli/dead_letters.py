@@ -14,7 +14,7 @@ from ..delivery import dead_letters
 from ..delivery.dead_letters import Chunk, Entry, EntryFilter
 from ..parsers import FETCH
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from . import bulk, defaults, selection, terminal
 
 

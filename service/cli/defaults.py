@@ -21,7 +21,7 @@ from ..parsers import FETCH
 from ..secret import Secret
 from ..storage import layout
 from ..storage.connections import Connections, connect, display_address
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 
 LOOPBACK = "127.0.0.1"
 DIRECTORY = Path(".data")

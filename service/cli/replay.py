@@ -12,7 +12,7 @@ from ..delivery.dead_letters import Chunk, Entry, EntryFilter
 from ..errors import ConfigError
 from ..parsers import FETCH
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from . import bulk, defaults, selection, terminal
 
 

@@ -17,7 +17,7 @@ from ..errors import ConfigError, Unavailable
 from ..monitoring.overview import Overview, collect, misconfigured, unavailable
 from ..storage import health, layout
 from ..storage.connections import Connections, connect, display_address
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.redis_errors import unavailable_reason
 from . import defaults, terminal
 from .status_view import render

@@ -35,7 +35,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from ..storage.batching import Batcher
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.scripts import Argument, Script
 from ..transitions.transition import StatusTransition, is_selftest
 from .leases import Lease

@@ -13,7 +13,8 @@ from redis.exceptions import ResponseError
 
 from ..parsers import FETCH
 from ..storage.connections import Connections
-from ..storage.layout import Keys, claim
+from ..storage.keys import Keys
+from ..storage.layout import claim
 from ..storage.scripts import Script, ScriptCall, raise_first
 from .leases import Assignment
 from .sources import SOURCES, source_of

@@ -16,7 +16,7 @@ import structlog
 
 from ..config import DAY_S, MAX_CLOCK_DIFFERENCE_S
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.scripts import Script, ScriptCall, raise_first
 from ..telemetry import metrics
 from .leases import Assignment

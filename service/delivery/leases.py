@@ -29,7 +29,7 @@ from typing import Any, Generic, TypeVar
 
 from ..storage.batching import ScriptBatcher
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.scripts import Argument, Needs, Script, ScriptCall, raise_first
 
 _LEASE = Script(__package__, "lua/lease.lua")

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from .dead_letters import MAX_PER_CALL, Entry, EntryFilter, entry_of, id_at, position
 from .sources import source_of
 

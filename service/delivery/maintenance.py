@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from ..config import DAY_S, Settings
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..telemetry import metrics
 from .consumer_groups import Lag, measure_lags
 from .dead_letter_expiry import DeadLetterExpiry

@@ -12,7 +12,7 @@ from collections.abc import Collection
 import structlog
 
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.scripts import Script, ScriptCall, raise_first
 from ..telemetry import metrics
 from .consumer_groups import read_name

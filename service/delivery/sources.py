@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 from ..parsers import FETCH
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..transitions import stream_entry, thin_notification
 from ..transitions.thin_notification import Notification
 from ..transitions.transition import StatusTransition

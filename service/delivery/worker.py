@@ -37,7 +37,8 @@ from ..handlers import AnyHandler
 from ..parsers import FETCH
 from ..storage.batching import ScriptBatcher
 from ..storage.connections import Connections
-from ..storage.layout import Keys, claim, is_claimed
+from ..storage.keys import Keys
+from ..storage.layout import claim, is_claimed
 from ..storage.redis_errors import unavailable_reason
 from ..storage.scripts import raise_first
 from ..telemetry import metrics

@@ -37,7 +37,7 @@ from ..errors import ConfigError, Unavailable, UnavailableReason
 from ..storage import layout
 from ..storage.batching import Batcher, Deadlines
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..storage.scripts import Needs, Script, ScriptCall, UnsafeConfigError
 from ..stripe.events import Event

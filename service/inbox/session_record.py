@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.scripts import Script
 from ..transitions import stream_entry
 from ..transitions.ordering import created_at

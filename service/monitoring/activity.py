@@ -18,7 +18,7 @@ import msgspec
 
 from ..config import DAY_S
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.scripts import Script
 from ..stripe_api import watch_report
 from ..stripe_api.watch_report import WatchReport

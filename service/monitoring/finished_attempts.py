@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.scripts import Script, ScriptCall, raise_first
 
 MAX_LATEST = 50

@@ -12,7 +12,7 @@ from ..delivery.consumer_groups import Group
 from ..delivery.sources import source_of
 from ..parsers import FETCH
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.scripts import Script, ScriptCall, raise_first
 
 # Per handler and partition.

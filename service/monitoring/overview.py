@@ -14,7 +14,7 @@ from ..config import Settings
 from ..errors import ConfigError, Unavailable, UnavailableReason
 from ..findings import Finding, Severity
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..stripe_api.watch_report import DestinationState
 from .activity import Activity, Reversal, read_activity

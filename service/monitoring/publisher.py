@@ -31,7 +31,7 @@ from ..errors import UnavailableReason
 from ..inbox.decision_log import NotedReversal, recent_reversals
 from ..storage.connections import Connections
 from ..storage.health import Health
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..storage.scripts import Script
 from ..telemetry import metrics

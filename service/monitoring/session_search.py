@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.scripts import Script
 from ..transitions import stream_entry
 from ..transitions.transition import StatusTransition

@@ -25,7 +25,7 @@ from ..inbox import session_record
 from ..inbox.session_record import KnownEvent, SessionRecord
 from ..parsers import FETCH
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.scripts import Argument, Script
 from ..transitions import stream_entry
 from ..transitions.transition import StatusTransition

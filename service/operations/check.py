@@ -17,7 +17,7 @@ from ..monitoring.handler_rules import MAX_WAIT_S, find_obstacles
 from ..monitoring.handler_state import HandlerState, read_handlers
 from ..storage import health, layout
 from ..storage.connections import Connections, connect
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..stripe_api import endpoints
 from ..stripe_api.client import open_api
 from ..stripe_api.endpoints import EndpointFinding

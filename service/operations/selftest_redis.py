@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from ..inbox import session_record
 from ..storage import layout
 from ..storage.connections import Connections, connect
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..transitions import stream_entry
 from ..transitions.transition import is_selftest

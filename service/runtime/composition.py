@@ -29,7 +29,7 @@ from ..secret import Secret
 from ..server.listener import Listener
 from ..storage.connections import Connections, connect
 from ..storage.health import Health
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..stripe.signing_secrets import SigningSecrets
 from ..stripe_api import client
 from ..stripe_api.client import StripeApi

@@ -1,6 +1,6 @@
 """The Redis clients of one process: one for short calls and scripts, one for blocking reads.
 
-How a client is built is in `clients`, how scripts run in `scripts`, which keys exist in `layout`.
+How a client is built is in `clients`, how scripts run in `scripts`, which keys exist in `keys`.
 What a script does is known only to the package that it lies in.
 """
 

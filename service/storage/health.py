@@ -20,7 +20,7 @@ from ..findings import RANKS, Finding, Severity
 from ..telemetry import metrics
 from . import assessment, layout
 from .connections import Connections, display_address
-from .layout import Keys
+from .keys import Keys
 from .redis_errors import error_word, unavailable_reason
 from .scripts import FSYNC_SETTINGS, Script
 

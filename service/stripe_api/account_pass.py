@@ -23,7 +23,7 @@ from ..delivery.leases import Lease
 from ..inbox.admission import Outcome
 from ..inbox.decision_log import record_decision
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..telemetry import metrics
 from .client import Caller, StripeApi
 from .cursors import Cursor, account_field, move_cursor, read_cursors

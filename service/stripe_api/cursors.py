@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..config import MAX_CLOCK_DIFFERENCE_S
 from ..delivery.leases import Lease
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.scripts import Script
 from .client import Caller
 

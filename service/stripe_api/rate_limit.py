@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from ..errors import Unavailable
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..storage.scripts import Script
 

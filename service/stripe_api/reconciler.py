@@ -25,7 +25,7 @@ from ..delivery.leases import Lease, LeaseLostError, ObservedLeases, take_or_ren
 from ..errors import ApiError, ApiErrorReason, Unavailable, UnavailableReason
 from ..parsers import parse_time
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..telemetry import metrics
 from .account_pass import TIMING, AccountPasses, Timing, describe

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..storage.scripts import Script, ScriptCall, raise_first
 from ..transitions import thin_notification
 from .event_pages import ListedEvent

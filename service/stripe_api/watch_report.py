@@ -9,7 +9,7 @@ import msgspec
 from ..config import DAY_S
 from ..findings import Finding
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 
 # Longer than an outage of all workers, so that it can be seen how old it is.
 TTL_S: Final = DAY_S

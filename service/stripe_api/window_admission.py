@@ -15,7 +15,7 @@ from ..config import Settings
 from ..errors import ApiError, ApiErrorReason, Rejected, Unavailable
 from ..inbox.admission import MAX_EVENTS_PER_BATCH, Admission, Inbox
 from ..storage.connections import Connections
-from ..storage.layout import Keys
+from ..storage.keys import Keys
 from ..stripe.events import ApiPayload, Event, parse
 from ..transitions.transition import Origin, SessionChange, make_change
 from .client import Caller

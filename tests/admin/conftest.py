@@ -15,7 +15,7 @@ from service.admin.page import Page
 from service.admin.rendering import Renderer
 from service.config import Settings
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.logins import ORIGIN, OpenPage
 from tests.support.web_client import asgi_client
 

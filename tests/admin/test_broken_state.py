@@ -13,7 +13,7 @@ from service.config import DAY_S, Settings
 from service.delivery.consumer_groups import create_groups
 from service.inbox.admission import Inbox
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.transitions.transition import make_change
 from tests.support.admissions import CREATED, SESSION_ID
 from tests.support.shown import Shown

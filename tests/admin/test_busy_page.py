@@ -16,7 +16,7 @@ from service.admin.page import Page
 from service.delivery.consumer_groups import create_groups
 from service.runtime.composition import MAX_ADMIN_CONNECTIONS
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.harness import connected, listening, talk
 from tests.support.logins import OpenPage
 from tests.support.waiting import PATIENCE_S

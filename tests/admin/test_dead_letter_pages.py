@@ -12,7 +12,7 @@ import pytest
 from service.admin.letter_filter import read_filter
 from service.admin.page import PageError
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.logins import ACTING, TOKENS, OpenPage
 from tests.support.shown import Shown
 from tests.support.transitions import stored_entry, stored_notification

@@ -14,7 +14,7 @@ from service.admin.app import AdminApp
 from service.admin.forms import MAX_BYTES, MAX_FIELDS, TOKEN_S, issue_token, read_form, spend_token
 from service.admin.page import PageError
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.harness import listening, talk
 from tests.support.logins import TOKENS, OpenPage
 

@@ -22,7 +22,7 @@ from service.delivery import consumer_groups, dead_letters, letter_pages
 from service.delivery.dead_letters import MAX_PER_CALL, EntryFilter
 from service.parsers import FETCH
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.telemetry import metrics
 from tests.support.logins import ACTING, ORIGIN, READING, TOKENS, OpenPage
 from tests.support.transitions import stored_entry, stored_notification

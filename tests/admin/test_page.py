@@ -20,7 +20,7 @@ from service.config import Settings
 from service.monitoring.overview import Overview
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.logins import OpenPage
 from tests.support.programs import ROOT
 from tests.support.roles import as_user

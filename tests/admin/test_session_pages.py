@@ -14,7 +14,7 @@ from service.admin.views import sessions
 from service.config import Settings
 from service.inbox.admission import Inbox
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.admin import samples
 from tests.support.admissions import (
     CREATED,

@@ -20,7 +20,7 @@ from service.config import Settings
 from service.inbox.admission import Inbox
 from service.secret import Secret
 from service.storage.connections import connect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.notifications import notification_of
 from tests.support.processes import Sandbox, open_sandbox
 from tests.support.stripe_api import StripeStandIn, running

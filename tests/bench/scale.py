@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import redis
 
 from service.config import DAY_S
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.storage.scripts import Script
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload

@@ -33,7 +33,7 @@ from service.operations.sender import Answer, WebhookRequest, send
 from service.operations.synthetic_events import lifecycle_events
 from service.secret import Secret
 from service.storage.connections import connect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.transitions import stream_entry
 from service.transitions.transition import SessionChange
 from tests.support.brokers.broker import Broker

@@ -15,7 +15,7 @@ import redis
 from service.cli import dead_letters, selection
 from service.parsers import FETCH
 from service.runtime.embedded_redis import EmbeddedServer
-from service.storage.layout import LAYOUT_VERSION, Keys
+from service.storage.keys import LAYOUT_VERSION, Keys
 from tests.support import roles
 from tests.support.processes import Sandbox, open_sandbox
 from tests.support.transitions import stored_notification

@@ -25,7 +25,7 @@ from click.testing import CliRunner
 from service import __version__
 from service.cli.main import commands
 from service.operations.synthetic_events import LIFECYCLES, lifecycle_events
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.depth import takes_long
 from tests.support.harness import SECRET
 from tests.support.processes import Process, Processes, Sandbox, environment, open_sandbox

@@ -17,7 +17,7 @@ from rich.console import Console
 from service.cli.session_view import render
 from service.monitoring.finished_attempts import Attempt
 from service.monitoring.session_timeline import Arrival, HandlerOutcome, Timeline
-from service.storage.layout import LAYOUT_VERSION, Keys
+from service.storage.keys import LAYOUT_VERSION, Keys
 from tests.admin import samples
 from tests.support.processes import Sandbox, open_sandbox
 

@@ -27,7 +27,7 @@ from service.monitoring.handler_state import HandlerState
 from service.monitoring.overview import Overview
 from service.monitoring.reconciliation import AccountState, Reconciliation
 from service.monitoring.verdict import Reason
-from service.storage.layout import LAYOUT_VERSION, Keys
+from service.storage.keys import LAYOUT_VERSION, Keys
 from tests.support.processes import PATIENT, Sandbox, environment, open_sandbox
 from tests.support.servers import free_port, server
 from tests.support.waiting import wait_until

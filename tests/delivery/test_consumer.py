@@ -24,7 +24,7 @@ from service.delivery.leases import Lease, LeaseLostError, take_or_renew
 from service.delivery.stream_watcher import StreamWatcher
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.storage.scripts import NotReplicatedError
 from service.transitions.transition import StatusTransition
 from tests.support.servers import Server

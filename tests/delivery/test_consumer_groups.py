@@ -19,7 +19,8 @@ from service.delivery.consumer_groups import (
 )
 from service.errors import ConfigError
 from service.storage.connections import Connections
-from service.storage.layout import Keys, claim
+from service.storage.keys import Keys
+from service.storage.layout import claim
 
 TWO = Keys("idv", 2)
 STREAM = TWO.transitions(0)

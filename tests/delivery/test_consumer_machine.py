@@ -43,7 +43,7 @@ from service.delivery.dead_letters import (
 from service.delivery.leases import Lease, LeaseLostError, take_or_renew
 from service.delivery.retention import trim
 from service.delivery.stream_watcher import StreamWatcher
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.transitions.thin_notification import Notification, unpack
 from tests.support.delivery_model import (
     FETCH,

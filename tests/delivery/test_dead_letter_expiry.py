@@ -25,7 +25,7 @@ from service.delivery.dead_letter_expiry import (
 from service.delivery.worker import Worker
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.telemetry import metrics
 from tests.support.clocks import clocked_server, needs_libfaketime
 from tests.support.virtual_time import push

@@ -22,7 +22,7 @@ from service.handlers import Handler
 from service.inbox.admission import Inbox
 from service.inbox.receiver import Receiver
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.transitions import stream_entry
 from service.transitions.transition import StatusTransition
 from tests.support.harness import NOW, SECRET, event, signed

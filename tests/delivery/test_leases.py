@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 
 from service.delivery.leases import Heartbeats, Lease, ObservedLeases, ObservedValues, take_or_renew
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.virtual_time import push
 from tests.support.waiting import until
 

@@ -17,7 +17,7 @@ from service.delivery.dead_letters import (
 )
 from service.delivery.letter_pages import MAX_SCANNED, LetterPage, read_page
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.transitions import stored_entry
 
 HANDLER = "log"

@@ -11,7 +11,7 @@ from service.delivery import retention
 from service.delivery.consumer_groups import create_groups, retire
 from service.delivery.retention import Retention
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.telemetry import metrics
 
 STREAM = "idv:{0}:transitions"

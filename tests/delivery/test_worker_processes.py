@@ -22,7 +22,7 @@ from service.storage import clients
 from service.delivery import worker
 from service.config import Settings
 from service.storage.connections import connect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.secret import Secret
 from service.delivery.worker import Worker
 

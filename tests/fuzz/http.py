@@ -30,7 +30,7 @@ from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.secret import Secret
 from service.server.listener import Listener
 from service.storage.connections import connect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.telemetry import logs
 from tests.support.apps import webhook_app
 from tests.support.harness import SECRET, event, listening, request, signed

@@ -10,7 +10,7 @@ import pytest
 from service.config import Settings
 from service.inbox.admission import Inbox
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.admissions import InspectedInbox, OpenInbox
 
 

@@ -32,7 +32,8 @@ from service.config import Settings
 from service.errors import Unavailable
 from service.inbox import admission, session_record
 from service.inbox.admission import Admission, Inbox
-from service.storage.layout import Keys, claim
+from service.storage.keys import Keys
+from service.storage.layout import claim
 from service.storage.scripts import ScriptCall
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload

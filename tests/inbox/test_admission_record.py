@@ -13,7 +13,7 @@ from service.config import DAY_S, Settings
 from service.errors import Unavailable
 from service.inbox.admission import Inbox
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.storage.scripts import Script
 from tests.support.admissions import (
     CREATED,

@@ -20,7 +20,7 @@ from service.inbox.admission import Inbox, Outcome
 from service.inbox.full_streams import PAUSE_S, FullStreamTrimmer, Stream
 from service.inbox.receiver import Receiver
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.storage.scripts import ScriptCall
 from service.telemetry import metrics
 from tests.support.harness import NOW, SECRET, event, signed

@@ -11,7 +11,7 @@ from service.config import DAY_S, Settings
 from service.inbox import session_record
 from service.inbox.admission import Inbox
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe.events import Event
 from service.transitions.transition import make_change
 from tests.support.admissions import CREATED, NOW, PROCESSING, SESSION_ID, VERIFIED, make_event

@@ -14,7 +14,7 @@ from service.monitoring import publisher
 from service.monitoring.publisher import Kind, Publisher
 from service.storage.connections import Connections
 from service.storage.health import Health
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 
 MakePublisher = Callable[..., Publisher]
 

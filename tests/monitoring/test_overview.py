@@ -20,7 +20,7 @@ from service.monitoring.overview import Overview, collect, unavailable
 from service.parsers import FETCH
 from service.storage import health
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe_api import watch_report
 from service.stripe_api.watch_report import AccountPass, DestinationState, WatchReport
 from tests.monitoring.conftest import MakePublisher

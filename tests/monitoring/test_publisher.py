@@ -19,7 +19,7 @@ from service.monitoring import publisher
 from service.monitoring.activity import ALIVE_S, Activity, Reversal, read_activity
 from service.monitoring.publisher import FORGET_AFTER_S, Publisher
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.telemetry import metrics
 from tests.monitoring.conftest import MakePublisher
 from tests.support.waiting import until

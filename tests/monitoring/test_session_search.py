@@ -10,7 +10,7 @@ import pytest
 from service.monitoring import session_search
 from service.monitoring.session_search import Found, search
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.transitions import stream_entry
 from service.transitions.transition import SessionChange
 

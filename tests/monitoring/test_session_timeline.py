@@ -28,7 +28,7 @@ from service.monitoring.session_timeline import (
 )
 from service.parsers import FETCH
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe.events import Event
 from service.transitions.transition import make_change
 from tests.support.admissions import CREATED, FAILED, PROCESSING, SESSION_ID, VERIFIED, make_event

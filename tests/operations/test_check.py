@@ -22,7 +22,8 @@ from service.operations import check
 from service.parsers import FETCH
 from service.secret import Secret
 from service.storage.connections import Connections
-from service.storage.layout import Keys, claim
+from service.storage.keys import Keys
+from service.storage.layout import claim
 from service.transitions.transition import StatusTransition
 from tests.support.stripe_api import Fault, StripeStandIn, running
 from tests.support.stripe_api.app import create_app

@@ -27,7 +27,7 @@ from service.operations import selftest_redis
 from service.operations.selftest import Row, Selftest, SentSession
 from service.secret import MASK, Secret
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload, verify
 from service.transitions.ordering import order_key

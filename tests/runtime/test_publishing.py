@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from service import __version__
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.harness import event, signed
 from tests.support.processes import Sandbox
 from tests.support.waiting import wait_until

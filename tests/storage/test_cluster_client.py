@@ -20,7 +20,8 @@ from service.monitoring.session_timeline import State, read_timeline
 from service.secret import Secret
 from service.storage import health
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, claim
+from service.storage.keys import Keys
+from service.storage.layout import claim
 from service.storage.scripts import Script, ScriptCall
 from service.stripe.events import Event
 from service.transitions.transition import make_change

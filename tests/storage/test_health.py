@@ -23,7 +23,8 @@ from service.secret import Secret
 from service.storage import health
 from service.storage.connections import Connections, connect
 from service.storage.health import Health, inspect, probe
-from service.storage.layout import Keys, claim, is_claimed
+from service.storage.keys import Keys
+from service.storage.layout import claim, is_claimed
 from service.storage.redis_errors import unavailable_reason
 from tests.support.proxy import proxy_to
 from tests.support.servers import Server, server

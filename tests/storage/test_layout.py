@@ -10,7 +10,8 @@ from service.delivery.consumer_groups import create_groups
 from service.errors import ConfigError
 from service.storage import layout
 from service.storage.connections import Connections
-from service.storage.layout import LAYOUT_VERSION, Keys, claim, is_claimed
+from service.storage.keys import LAYOUT_VERSION, Keys
+from service.storage.layout import claim, is_claimed
 from tests.support import roles
 
 

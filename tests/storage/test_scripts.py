@@ -16,7 +16,8 @@ from service.errors import Unavailable, UnavailableReason
 from service.inbox.admission import Inbox, Outcome
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, claim
+from service.storage.keys import Keys
+from service.storage.layout import claim
 from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
 from service.transitions.transition import make_change
 from tests.support.admissions import make_event

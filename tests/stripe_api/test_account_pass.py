@@ -16,7 +16,7 @@ from service.delivery.leases import Lease, LeaseLostError, take_or_renew
 from service.errors import Unavailable
 from service.parsers import parse_time
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe_api import account_pass, event_pages
 from service.stripe_api.account_pass import TIMING, AccountPasses, Lookback
 from service.stripe_api.client import Caller, StripeApi

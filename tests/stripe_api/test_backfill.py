@@ -14,7 +14,7 @@ from service.errors import ApiErrorReason
 from service.inbox.admission import Inbox
 from service.secret import Secret
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe_api import event_pages
 from service.stripe_api.backfill import Backfill, find_callers, select_types
 from service.stripe_api.client import Caller, StripeApi

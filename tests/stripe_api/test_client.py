@@ -18,7 +18,7 @@ from service.config import LogFormat, LogLevel
 from service.errors import ApiError, ApiErrorReason
 from service.secret import Secret
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe_api import client
 from service.stripe_api.client import API_VERSION, ApiEndpoint, Caller, StripeApi, open_api
 from service.stripe_api.keys import ApiKeys

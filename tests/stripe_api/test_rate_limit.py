@@ -11,7 +11,7 @@ from service.cancellation import cancel_and_wait
 from service.errors import Unavailable, UnavailableReason
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe_api import rate_limit
 from service.stripe_api.client import DEADLINE_S
 from service.stripe_api.rate_limit import Priority, RateLimiter

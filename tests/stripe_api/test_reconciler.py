@@ -15,7 +15,7 @@ import structlog.testing
 from service.config import Livemode, Settings
 from service.secret import Secret
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe_api import account_pass, reconciler, watch_report
 from service.stripe_api.client import Caller, StripeApi, open_api
 from service.stripe_api.cursors import Cursor, read_cursors

@@ -7,7 +7,7 @@ import pytest
 from service.config import Settings
 from service.inbox.admission import Inbox
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe_api import unknown_events
 from service.stripe_api.unknown_events import find_noted, find_unknown
 from service.transitions import thin_notification

@@ -14,7 +14,7 @@ from service.config import Settings
 from service.errors import ApiError, ApiErrorReason, RejectionReason, Unavailable
 from service.inbox.admission import Outcome
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe.events import Event
 from service.stripe_api import window_admission
 from service.stripe_api.client import Caller

@@ -14,7 +14,7 @@ from service.config import Settings
 from service.inbox.admission import Admission, Inbox
 from service.secret import Secret
 from service.storage.connections import connect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.transitions import stream_entry, thin_notification

@@ -15,7 +15,7 @@ from service.inbox.admission import Inbox
 from service.inbox.receiver import Receiver
 from service.storage.connections import Connections
 from service.storage.health import Health
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe_api.keys import ApiKeys
 from service.web.allow_list import AllowList
 from service.web.app import WebhookApp, create_app

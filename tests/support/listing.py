@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import orjson
 
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe_api.event_pages import ListedEvent
 from service.transitions import stream_entry
 from service.transitions.transition import StatusTransition

@@ -16,7 +16,7 @@ import httpx2
 import redis
 
 from service.config import DAY_S, Settings
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.harness import NOW, event, signed
 from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.waiting import wait_until

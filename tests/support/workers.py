@@ -16,7 +16,7 @@ from service.delivery.sources import source_of
 from service.delivery.worker import Worker
 from service.handlers import AnyHandler, Handler
 from service.storage.connections import Connections
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.transitions.transition import StatusTransition
 from tests.support.transitions import stored_entry
 from tests.support.waiting import PATIENCE_S, until

@@ -25,7 +25,7 @@ import redis
 
 from service.operations.sender import Summary, plan, send
 from service.operations.synthetic_events import LIFECYCLES, SyntheticEvent, lifecycle_events
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.transitions import cloudevents, stream_entry
 from tests.support.brokers.broker import Broker, Received
 from tests.support.harness import SECRET

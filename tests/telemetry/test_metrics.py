@@ -21,7 +21,7 @@ from service.inbox.receiver import Receiver
 from service.secret import Secret
 from service.storage.connections import Connections
 from service.storage.health import Health
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe.events import EVENT_TYPE_PREFIX
 from service.stripe.signatures import fingerprint
 from service.telemetry import metrics

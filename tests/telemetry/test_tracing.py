@@ -30,7 +30,7 @@ from service.inbox.receiver import Receiver
 from service.runtime.traced import TracedReceiver, trace_handlers
 from service.storage.connections import Connections
 from service.storage.health import Health
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.telemetry import tracing
 from service.telemetry.tracing import Tracing
 from service.transitions import thin_notification

@@ -20,7 +20,7 @@ from service.parsers import parse_network
 from service.secret import Secret
 from service.storage.connections import Connections
 from service.storage.health import Health
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.telemetry import metrics
 from service.web.allow_list import AllowList
 from service.web.app import create_app

@@ -13,7 +13,7 @@ from service.errors import Rejected, RejectionReason, Unavailable, UnavailableRe
 from service.inbox import request_log
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.stripe.signatures import fingerprint
 from service.telemetry import metrics
 from service.transitions import stream_entry

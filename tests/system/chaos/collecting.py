@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import redis
 
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.system.chaos.evidence import (
     Call,
     DeadLetter,

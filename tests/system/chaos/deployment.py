@@ -16,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support import servers
 from tests.support.harness import SECRET, WEBHOOK
 from tests.support.proxy import Proxy, proxy_to

@@ -17,7 +17,7 @@ import httpx2
 import orjson
 import redis
 
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.asking import asking
 from tests.support.processes import open_sandbox
 from tests.support.stripe_api import (

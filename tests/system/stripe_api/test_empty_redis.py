@@ -15,7 +15,7 @@ from random import Random
 import pytest
 import redis
 
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.asking import asking, latest_states
 from tests.support.processes import Processes
 from tests.support.servers import free_port, server

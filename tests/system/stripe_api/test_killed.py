@@ -10,7 +10,7 @@ from random import Random
 import pytest
 import redis
 
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from tests.support.asking import Asking, asking, killed_at
 from tests.support.depth import takes_long
 from tests.support.processes import Process, open_sandbox

@@ -22,7 +22,7 @@ from service.monitoring.publisher import Publisher
 from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.health import Health, inspect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.storage.redis_errors import unavailable_reason
 from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
 from service.telemetry import metrics

@@ -17,7 +17,7 @@ from service.delivery.consumer_groups import create_groups
 from service.delivery.stream_watcher import StreamWatcher
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys
+from service.storage.keys import Keys
 from service.storage.scripts import Script, ScriptCall
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.servers import Server

@@ -27,7 +27,8 @@ from service.delivery.stream_watcher import StreamWatcher
 from service.inbox.admission import Inbox
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, claim
+from service.storage.keys import Keys
+from service.storage.layout import claim
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.transitions.transition import make_change

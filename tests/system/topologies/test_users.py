@@ -19,7 +19,8 @@ from redis.retry import Retry
 
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.layout import Keys, claim
+from service.storage.keys import Keys
+from service.storage.layout import claim
 from tests.support import roles
 from tests.support.depth import takes_long
 from tests.support.harness import event, signed, thin_event
