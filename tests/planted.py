@@ -1171,17 +1171,17 @@ MUTANTS = (
     ),
     Mutant(
         "an event of another session is taken for a notification's",
-        "service/stripe_api/twins.py",
+        "service/stripe_api/single_events.py",
         "        and event.session.id == notification.session_id\n",
         "",
-        "stripe_api/test_twins.py",
+        "stripe_api/test_single_events.py",
     ),
     Mutant(
         "a session that is read counts as of the time of the reading",
-        "service/stripe_api/twins.py",
+        "service/stripe_api/single_events.py",
         '        "created": notification.created,\n',
         '        "created": int(__import__("time").time()) + 60,\n',
-        "stripe_api/test_twins.py",
+        "stripe_api/test_single_events.py",
     ),
     Mutant(
         "of listed events that look alike any is taken",

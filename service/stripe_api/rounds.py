@@ -4,7 +4,7 @@ One by one takes two requests each, and many notifications at once would exceed 
 of events brings a hundred for one request, but it shows an event up to a minute late. So, for each
 account, in rounds:
 
-    at most MAX_SINGLY wait    each is read singly (`twins`)
+    at most MAX_SINGLY wait    each is read singly (`single_events`)
     more wait                  pages of the list are read; what they lack waits for the next round.
                                What they have lacked for PATIENCE_S is read singly, the oldest
                                first, MAX_SINGLY at a time
@@ -12,8 +12,9 @@ account, in rounds:
 Usually the list is a second or two late. Without patience, under load, single reads would use up
 the rate of the whole deployment, and bring only a few events that much earlier.
 
-A listed event is a notification's twin if both have the same session, type and second, and no other
-event and no other notification has them. Where there are others, the notification is read singly.
+A listed event is that of a notification if both have the same session, type and second, and no
+other event and no other notification has them. Where there are others, the notification is read
+singly.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ..transitions.thin_notification import Notification
 from .client import Caller, StripeApi
 from .event_pages import ListedEvent, read_window
 from .rate_limit import Priority
-from .twins import caller_of, parse_twin, read_event
+from .single_events import caller_of, parse_snapshot, read_event
 
 # Of one account, and of all accounts of this process together.
 MAX_SINGLY = 10
@@ -255,7 +256,7 @@ class _Account:
             if is_unique and self._may_get(one.notification, listed[one.look]):
                 with suppress(ApiError):
                     event = listed[one.look]
-                    self._give(one, parse_twin(event.body, one.notification, event.event_id))
+                    self._give(one, parse_snapshot(event.body, one.notification, event.event_id))
                     matched += 1
         return matched
 

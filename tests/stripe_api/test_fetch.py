@@ -240,7 +240,7 @@ async def test_a_session_that_is_gone(stand_in: StripeStandIn, fetching: Fetchin
 
     [letter] = await fetching.dead_letters()
     assert (letter.reason, letter.error, letter.attempts) == ("exhausted", "api_not_found", 3)
-    assert "twins.py" in str(letter.place)
+    assert "single_events.py" in str(letter.place)
     assert [one.event_id for one in fetching.transitions] == [other.id]
     stand_in.faults.clear()
     await fetching.replay()

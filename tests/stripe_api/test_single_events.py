@@ -10,7 +10,7 @@ import pytest
 
 from service.errors import ApiError, ApiErrorReason
 from service.stripe_api.client import MAX_OBJECT_BYTES, StripeApi
-from service.stripe_api.twins import read_event
+from service.stripe_api.single_events import read_event
 from tests.support.notifications import notification_of, pushed
 from tests.support.stripe_api import CANARY, Fault, StripeStandIn, fail
 from tests.support.stripe_api import Event as StandInEvent

@@ -1,8 +1,9 @@
-"""Reads the event that a notification announces: its twin, the snapshot event made with it.
+"""Reads the event of one notification: the snapshot event that Stripe made with the thin one.
 
-    1  the thin event names its twin, unless the notification has named it     GET /v2/core/events/…
-    2  the twin holds the session as it was                                    GET /v1/events/…
-    3  where Stripe has no twin: the session as it is now       GET /v1/identity/verification_…/…
+    1  the thin event names the snapshot event, unless the             GET /v2/core/events/…
+       notification has named it
+    2  the snapshot event holds the session as it was                  GET /v1/events/…
+    3  where Stripe has none: the session as it is now                 GET /v1/identity/…
 
 The third way makes an event that Stripe never made. Its id is `read:` and that of the notification;
 it has the type and the time of the notification. With the time of the reading it would count as
@@ -59,23 +60,23 @@ def caller_of(notification: Notification) -> Caller:
 
 
 async def read_event(api: StripeApi, notification: Notification) -> Event:
-    """Return a notification's twin, else an event made of its session's present state.
+    """Return a notification's snapshot event, else an event made of its session's present state.
 
     Raises:
         ApiError: The session is gone as well, or Stripe's API did not answer as it should.
         Unavailable: Redis, where the budget of requests is, did not answer.
     """
     try:
-        twin_id = notification.snapshot_event_id or await _read_twin_id(api, notification)
-        if twin_id is not None:
-            return await _read_twin(api, notification, twin_id)
+        event_id = notification.snapshot_event_id or await _read_snapshot_id(api, notification)
+        if event_id is not None:
+            return await _read_snapshot(api, notification, event_id)
     except ApiError as error:
         if error.reason is not ApiErrorReason.NOT_FOUND:
             raise
     return await _read_session(api, notification)
 
 
-def parse_twin(body: bytes, notification: Notification, twin_id: str) -> Event:
+def parse_snapshot(body: bytes, notification: Notification, event_id: str) -> Event:
     """Return the event in an answer of Stripe's API, with the account that it was read from.
 
     Stripe names the account in the webhooks of connected accounts, but need not in what is read in
@@ -85,19 +86,19 @@ def parse_twin(body: bytes, notification: Notification, twin_id: str) -> Event:
         ApiError: It is not the event with this id, or not about what the notification is about.
     """
     event, account = _parse(body), _account_of(notification)
-    is_twin = (
-        (event.object, event.id) == ("event", twin_id)
+    is_announced = (
+        (event.object, event.id) == ("event", event_id)
         and event.type == notification.event_type
         and event.session.id == notification.session_id
         and event.is_live == notification.livemode
         and (account is None or event.account in {None, account})
     )
-    if not is_twin:
+    if not is_announced:
         raise ApiError(ApiErrorReason.UNEXPECTED)
     return msgspec.structs.replace(event, account=account or event.account)
 
 
-async def _read_twin_id(api: StripeApi, notification: Notification) -> str | None:
+async def _read_snapshot_id(api: StripeApi, notification: Notification) -> str | None:
     path = f"/v2/core/events/{notification.event_id}"
     body = await _get(api, notification, path, ApiEndpoint.THIN_EVENT)
     found = decode_answer(_decode_thin_event, body)
@@ -106,9 +107,9 @@ async def _read_twin_id(api: StripeApi, notification: Notification) -> str | Non
     return found.snapshot_event
 
 
-async def _read_twin(api: StripeApi, notification: Notification, twin_id: str) -> Event:
-    body = await _get(api, notification, f"/v1/events/{twin_id}", ApiEndpoint.EVENT)
-    return parse_twin(body, notification, twin_id)
+async def _read_snapshot(api: StripeApi, notification: Notification, event_id: str) -> Event:
+    body = await _get(api, notification, f"/v1/events/{event_id}", ApiEndpoint.EVENT)
+    return parse_snapshot(body, notification, event_id)
 
 
 async def _read_session(api: StripeApi, notification: Notification) -> Event:
