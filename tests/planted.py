@@ -481,10 +481,10 @@ MUTANTS = (
     ),
     Mutant(
         "a response leaves in two writes",
-        "service/server/responses.py",
+        "service/server/one_write.py",
         "            self._complete(head + body)\n",
         "            self.transport.write(head)\n            self._complete(body)\n",
-        "server/test_responses.py",
+        "server/test_one_write.py",
     ),
     Mutant(
         "a connection is closed while it is used",

@@ -30,7 +30,7 @@ from .framing import (
     split_url,
     without_upgrade,
 )
-from .responses import OneWriteCycle
+from .one_write import OneWriteCycle
 
 # Each pipelined request waits for the responses before it, with all its headers in memory.
 MAX_PIPELINED = 8

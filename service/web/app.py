@@ -1,7 +1,7 @@
-"""HTTP: routes, bodies, and which outcome is which status code.
+"""HTTP: the routes, and one request from its headers to its response.
 
-It does not know how a request is verified and admitted (`inbox`), how connections are served
-(`server`), or the few responses to bytes that are no valid request (`server.framing`).
+It does not know how a request is verified and admitted (`inbox`), which status code an outcome is
+(`responses`), or how connections are served (`server`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 import orjson
@@ -18,24 +17,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..config import WEBHOOK_PATH, Settings
-from ..errors import RETRY_AFTER_S, Rejected, RejectionReason, Unavailable, UnavailableReason
+from ..errors import Rejected, RejectionReason, Unavailable, UnavailableReason
 from ..inbox.receiver import Receipt, Receiver
 from ..inbox.request_log import Entry, RequestLog
 from ..secret import Secret
 from ..telemetry import metrics
 from .allow_list import AllowList
 from .headers import Headers
-
-# Every other reason is a 400.
-_STATUSES = {
-    RejectionReason.BODY_TOO_LARGE: 413,
-    RejectionReason.SOURCE_NOT_ALLOWED: 403,
-    RejectionReason.ENDPOINT_UNKNOWN: 404,
-    RejectionReason.TRAILING_SLASH: 404,
-}
+from .responses import respond
 
 
 class Readiness(Protocol):
@@ -138,7 +130,7 @@ class _AllowListMiddleware:
             await self._endpoint(scope, receive, send)
             return
         rejected = Rejected(RejectionReason.SOURCE_NOT_ALLOWED)
-        await _respond(send, rejected)
+        await respond(send, rejected)
         self._request_log.add(Entry(rejected, Headers(scope["headers"]).request_id, 0, 0.0))
 
 
@@ -162,7 +154,7 @@ class _Webhook:
         except _ClientDisconnected:
             metrics.EVENTS.labels("client_left", metrics.OTHER_TYPE).inc()
             return
-        await _respond(send, outcome)
+        await respond(send, outcome)
         duration_s = time.perf_counter() - started
         self._request_log.add(Entry(outcome, headers.request_id, headers.body_bytes, duration_s))
 
@@ -237,29 +229,3 @@ class _Webhook:
             if not message.get("more_body", False):
                 headers.body_bytes = size
                 return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _respond(send: Send, outcome: Receipt | Rejected | Unavailable) -> None:
-    """Send the response to a request that ended in *outcome*."""
-    if isinstance(outcome, Receipt):
-        start, body = _response(200, "outcome", outcome.outcome)
-    elif isinstance(outcome, Unavailable):
-        start, body = _response(503, "error", "unavailable")
-    else:
-        status = _STATUSES.get(outcome.reason, 400)
-        start, body = _response(status, "error", outcome.reason, outcome.field)
-    await send(start)
-    await send(body)
-
-
-@lru_cache(maxsize=1024)
-def _response(
-    status: int, key: str, word: str, field: str | None = None
-) -> tuple[Message, Message]:
-    """Return a response, ready to be sent: there are few, since words and fields are lists."""
-    body = orjson.dumps({key: word} if field is None else {key: word, "field": field})
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    if status == 503:  # noqa: PLR2004 - HTTP's own number
-        headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
-    start = {"type": "http.response.start", "status": status, "headers": headers}
-    return start, {"type": "http.response.body", "body": body}

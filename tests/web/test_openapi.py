@@ -20,7 +20,7 @@ from service.inbox.admission import Outcome
 from service.storage.health import REASONS
 from service.stripe import events
 from service.stripe.signatures import VerifiedPayload
-from service.web import app
+from service.web.responses import STATUS_CODES
 from tests.fuzz import targets
 from tests.support.depth import DEPTH
 from tests.support.harness import SECRET
@@ -74,7 +74,7 @@ def test_every_word_has_its_status() -> None:
     assert words(ready, "reason") == [*REASONS]
     assert rejections.pop("headers_too_large") == "431"
     assert rejections == {
-        reason: str(app._STATUSES.get(reason, 400))
+        reason: str(STATUS_CODES.get(reason, 400))
         for reason in RejectionReason
         if reason != RejectionReason.HEADERS_TOO_LARGE
     }

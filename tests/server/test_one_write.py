@@ -11,7 +11,7 @@ import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from service.server.responses import OneWriteCycle
+from service.server.one_write import OneWriteCycle
 
 DATE = (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")
 LENGTH = (b"content-length", b"2")
