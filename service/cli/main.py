@@ -1,8 +1,8 @@
 """The command line: the group of all commands, and what an error looks like.
 
-Each command is in the module of its kind: `run`, `status`, `diagnose`, `session`, `send`,
-`backfill`, `dead_letters`, `replay`, `handler_groups`. What they do is done in the packages below;
-here arguments are parsed and results are printed.
+Each command is in a module of its name, but for `dev`, `serve` and `work` in `run`, `dead` in
+`dead_letters`, and `handlers` in `handler_groups`. What they do is done in the packages below; here
+arguments are parsed and results are printed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from .. import __version__, config
 from ..errors import ConfigError, Unavailable
 from . import (
     backfill,
+    check,
     dead_letters,
     defaults,
-    diagnose,
     handler_groups,
     replay,
     run,
+    selftest,
     send,
     session,
     status,
@@ -62,9 +63,15 @@ def commands() -> None:
         terminal.print_note(f"warning: {name} is no setting, but {meant} is")
 
 
+@click.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(__version__)
+
+
 for command in (
     *(run.dev, run.serve, run.work, status.status),
-    *(diagnose.check, diagnose.selftest, session.session, diagnose.version),
+    *(check.check, selftest.selftest, session.session, version),
     *(send.send, backfill.backfill),
     *(dead_letters.dead, replay.replay, handler_groups.handlers),
 ):

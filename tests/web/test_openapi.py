@@ -20,6 +20,7 @@ from service.inbox.admission import Outcome
 from service.storage.health import REASONS
 from service.stripe import events
 from service.stripe.signatures import VerifiedPayload
+from service.web.app import create_app
 from service.web.responses import STATUS_CODES
 from tests.fuzz import targets
 from tests.support.depth import DEPTH
@@ -83,7 +84,7 @@ def test_every_word_has_its_status() -> None:
 def test_every_path_is_in_the_document() -> None:
     """The document has the paths that the two applications route, and no others."""
     absent: Any = None
-    entrance: Any = app.create_app(absent, absent, Settings())
+    entrance: Any = create_app(absent, absent, Settings())
     routes: list[Any] = [*entrance.routes, *AdminApp(absent).routes]
 
     assert document()["paths"].keys() == {route.path_format for route in routes}
