@@ -322,7 +322,7 @@ MUTANTS = (
         "a final status cannot be reversed",
         "service/transitions/ordering.py",
         "_redaction_rank(change) * _REDACTION_UNIT + created",
-        "_redaction_rank(change) * _REDACTION_UNIT + (created + (step_rank == 3) * 10**9)",
+        "_redaction_rank(change) * _REDACTION_UNIT + (created + (type_rank == 3) * 10**9)",
         "inbox/test_admission_lives.py",
     ),
     Mutant(

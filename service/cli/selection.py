@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ..stripe.events import EVENT_TYPE_PREFIX
-from ..transitions.lifecycle import STEP_RANKS
+from ..transitions.lifecycle import TYPE_RANKS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -44,8 +44,8 @@ class EventType(click.ParamType[str]):
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         """Return the whole name of the type that *value* means."""
         whole = EVENT_TYPE_PREFIX + str(value).removeprefix(EVENT_TYPE_PREFIX)
-        if whole not in STEP_RANKS:
-            words = ", ".join(each.removeprefix(EVENT_TYPE_PREFIX) for each in STEP_RANKS)
+        if whole not in TYPE_RANKS:
+            words = ", ".join(each.removeprefix(EVENT_TYPE_PREFIX) for each in TYPE_RANKS)
             self.fail(f"expected one of {words}", param, ctx)
         return whole
 

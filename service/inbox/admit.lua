@@ -25,7 +25,7 @@
 --
 -- THE RULES. A step says that something began (`created`, or status `processing`); every other
 -- event is a result. The kind is s for a step or r for a result, a capital where the status is
--- final. The order key is a number: redaction rank, second of creation, step rank; equal keys are
+-- final. The order key is a number: redaction rank, second of creation, type rank; equal keys are
 -- ordered by event id. The first rule that holds decides:
 --   1  the id is known                                                            duplicate
 --   2  created before the age limit                                               expired
@@ -64,7 +64,7 @@
 -- Each time a record reaches a multiple of PRUNE_EVERY fields, up to PRUNE_SAMPLE of them are looked
 -- at: a constant cost per event, and at most about twice the ids that may still come are kept.
 local PRUNE_EVERY, PRUNE_SAMPLE = 64, 128
--- The digits of an order key: redaction rank, eleven for the second of creation, step rank.
+-- The digits of an order key: redaction rank, eleven for the second of creation, type rank.
 local REDACTION_UNIT, SECOND_UNIT = 10 ^ 12, 10
 local NOTED_S = 4 * 86400
 local OUTCOMES = {a = 'admitted', l = 'late', u = 'unchanged'}

@@ -20,14 +20,14 @@ from ..errors import Rejected, RejectionReason, Unavailable, UnavailableReason
 from ..stripe.events import EVENT_TYPE_PREFIX, THIN_EVENT_TYPE_PREFIX, Event, Ignored, ThinEvent
 from ..telemetry import metrics
 from ..telemetry.logs import write_line
-from ..transitions.lifecycle import STEP_RANKS
+from ..transitions.lifecycle import TYPE_RANKS
 from .admission import Outcome
 from .decision_log import record_decision
 from .receiver import Receipt
 
 Fields = dict[str, Any]
 
-_WORDS = [event_type.removeprefix(EVENT_TYPE_PREFIX) for event_type in STEP_RANKS]
+_WORDS = [event_type.removeprefix(EVENT_TYPE_PREFIX) for event_type in TYPE_RANKS]
 _SHORT_TYPES = {
     prefix + word: word for prefix in (EVENT_TYPE_PREFIX, THIN_EVENT_TYPE_PREFIX) for word in _WORDS
 }
@@ -35,24 +35,24 @@ _SHORT_TYPES = {
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class AnsweredRequest(msgspec.Struct, frozen=True, gc=False):
     """One answered request.
 
     Attributes:
-        outcome: What became of it.
+        result: What became of it.
         request_id: Its id, ours or a balancer's.
         body_bytes: The size of its body; 0 when that was not read to its end.
         duration_s: Seconds from its headers to its answer.
     """
 
-    outcome: Receipt | Rejected | Unavailable
+    result: Receipt | Rejected | Unavailable
     request_id: str
     body_bytes: int
     duration_s: float
 
 
 class _TurnCounts:
-    """What is counted of the entries of one loop turn; one by one it would cost more."""
+    """What is counted of the requests of one loop turn; one by one it would cost more."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
@@ -78,7 +78,7 @@ class RequestLog:
     """Counts answered requests, and writes the line of each."""
 
     def __init__(self) -> None:
-        self._entries: list[Entry] = []
+        self._requests: list[AnsweredRequest] = []
         # Prometheus sees no increase in a series that appears with its first count.
         for reason in (*RejectionReason, *UnavailableReason):
             metrics.EVENTS.labels(reason, metrics.OTHER_TYPE)
@@ -87,57 +87,57 @@ class RequestLog:
             metrics.EVENTS.labels(Outcome.EXPIRED, event_type)
         metrics.EVENTS.labels(Outcome.EXPIRED, metrics.OTHER_TYPE)
 
-    def add(self, entry: Entry) -> None:
-        """Record *entry* as soon as this loop turn is over."""
-        self._entries.append(entry)
-        if len(self._entries) == 1:
+    def add(self, request: AnsweredRequest) -> None:
+        """Record *request* as soon as this loop turn is over."""
+        self._requests.append(request)
+        if len(self._requests) == 1:
             asyncio.get_running_loop().call_soon(self._end_turn)
 
     def _end_turn(self) -> None:
-        entries, self._entries = self._entries, []
-        self.record(entries)
+        requests, self._requests = self._requests, []
+        self.record(requests)
 
-    def record(self, entries: Sequence[Entry]) -> None:
-        """Count *entries*, and write the line of each."""
+    def record(self, requests: Sequence[AnsweredRequest]) -> None:
+        """Count *requests*, and write the line of each."""
         counts = _TurnCounts()
         now = time.time()
-        for entry in entries:
+        for request in requests:
             try:
-                self._record_one(entry, now, counts)
+                self._record_one(request, now, counts)
             except Exception:  # noqa: BLE001, S112 - a line that cannot be written costs no other
                 continue
         with contextlib.suppress(Exception):
             counts.add_to_metrics(now)
 
-    def _record_one(self, entry: Entry, now: float, counts: _TurnCounts) -> None:
-        outcome = entry.outcome
-        counts.durations_s.append(entry.duration_s)
-        if isinstance(outcome, Receipt):
-            self._record_receipt(outcome, entry, now, counts)
+    def _record_one(self, request: AnsweredRequest, now: float, counts: _TurnCounts) -> None:
+        result = request.result
+        counts.durations_s.append(request.duration_s)
+        if isinstance(result, Receipt):
+            self._record_receipt(result, request, now, counts)
             return
-        counts.events.append((outcome.reason, metrics.OTHER_TYPE))
-        if isinstance(outcome, Rejected):
+        counts.events.append((result.reason, metrics.OTHER_TYPE))
+        if isinstance(result, Rejected):
             log.warning(
                 "event.rejected",
-                reason=outcome.reason,
-                field=outcome.field,
-                **_request_fields(entry),
+                reason=result.reason,
+                field=result.field,
+                **_request_fields(request),
             )
         else:
-            log.error("event.unavailable", reason=outcome.reason, **_request_fields(entry))
+            log.error("event.unavailable", reason=result.reason, **_request_fields(request))
 
     def _record_receipt(
-        self, receipt: Receipt, entry: Entry, now: float, counts: _TurnCounts
+        self, receipt: Receipt, request: AnsweredRequest, now: float, counts: _TurnCounts
     ) -> None:
         event = receipt.event
         event_type = event.type if isinstance(event, Event) else event.event_type
         counts.events.append((receipt.outcome, _SHORT_TYPES.get(event_type, metrics.OTHER_TYPE)))
         counts.secrets.append(receipt.secret_fingerprint)
-        counts.body_bytes.append(entry.body_bytes)
+        counts.body_bytes.append(request.body_bytes)
         if not isinstance(event, Ignored):
             counts.ages_s.append(max(0.0, now - event.created))
         fields, is_warning = _receipt_fields(receipt)
-        fields |= _request_fields(entry)
+        fields |= _request_fields(request)
         fields["secret_fingerprint"] = receipt.secret_fingerprint
         fields["event"] = f"event.{receipt.outcome}"
         write_line("warning" if is_warning else "info", fields)
@@ -160,10 +160,10 @@ def _receipt_fields(receipt: Receipt) -> tuple[Fields, bool]:
     return fields, False
 
 
-def _request_fields(entry: Entry) -> Fields:
+def _request_fields(request: AnsweredRequest) -> Fields:
     """Return the fields that every line has."""
     return {
-        "request_id": entry.request_id,
-        "body_bytes": entry.body_bytes,
-        "duration_ms": round(entry.duration_s * 1000, 3),
+        "request_id": request.request_id,
+        "body_bytes": request.body_bytes,
+        "duration_ms": round(request.duration_s * 1000, 3),
     }

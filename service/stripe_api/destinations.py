@@ -18,11 +18,11 @@ import msgspec
 from ..config import WEBHOOK_PATH
 from ..errors import ApiError, ApiErrorReason
 from ..stripe.events import EVENT_TYPE_PREFIX, THIN_EVENT_TYPE_PREFIX
-from ..transitions.lifecycle import STEP_RANKS
+from ..transitions.lifecycle import TYPE_RANKS
 from .client import ApiEndpoint, Caller, StripeApi, decode_answer
 from .rate_limit import Priority
 
-ALL_TYPES: Final = tuple(STEP_RANKS)
+ALL_TYPES: Final = tuple(TYPE_RANKS)
 REDACTED: Final = f"{EVENT_TYPE_PREFIX}redacted"
 
 WILDCARD: Final = "*"

@@ -39,7 +39,7 @@ FINAL = frozenset({Status.VERIFIED, Status.CANCELED})
 
 # The order of event types within one second. A check may start and fail within a second, but no
 # user resubmits that fast: so requires_input ranks above processing.
-STEP_RANKS = {
+TYPE_RANKS = {
     EVENT_TYPE_PREFIX + "created": 0,
     EVENT_TYPE_PREFIX + "processing": 1,
     EVENT_TYPE_PREFIX + "requires_input": 2,
@@ -51,7 +51,7 @@ _REDACTED = EVENT_TYPE_PREFIX + "redacted"
 
 
 def is_expected(previous: str | None, current: str) -> bool:
-    """Say whether `NEXT_STATUSES` allows the step; it does if either status is unknown."""
+    """Say whether *current* may follow *previous*; it may if either status is unknown."""
     if current not in NEXT_STATUSES:
         return True
     followers = NEXT_STATUSES.get(previous)

@@ -15,17 +15,17 @@ from hashlib import blake2b
 import msgspec
 
 from ..stripe.events import EVENT_TYPE_PREFIX
-from .lifecycle import STEP_RANKS, Status
+from .lifecycle import TYPE_RANKS, Status
 from .transition import SessionChange
 
-OTHER_STEP_RANK = 2
+OTHER_TYPE_RANK = 2
 _CREATED = EVENT_TYPE_PREFIX + "created"
 
 # The clocks of Stripe's own machines may differ by this much. If a step and a result are no further
 # apart, the result counts as the later one.
 SKEW_S = 5
 
-# An order key in decimal digits: redaction rank (1), seconds (11), step rank (1).
+# An order key in decimal digits: redaction rank (1), seconds (11), type rank (1).
 _SECOND_UNIT = 10
 _REDACTION_UNIT = _SECOND_UNIT * 10**11
 
@@ -42,12 +42,12 @@ def is_step(change: SessionChange) -> bool:
 def order_key(change: SessionChange, created: int) -> int:
     """Return the number that orders an event among those of its session.
 
-    Its digits, highest first: redaction rank, *created* in eleven digits (Unix seconds), step
+    Its digits, highest first: redaction rank, *created* in eleven digits (Unix seconds), type
     rank. Equal keys are ordered by event id. The result is below 2**53, so Lua represents it
     exactly.
     """
-    step_rank = STEP_RANKS.get(change.event_type, OTHER_STEP_RANK)
-    return _redaction_rank(change) * _REDACTION_UNIT + created * _SECOND_UNIT + step_rank
+    type_rank = TYPE_RANKS.get(change.event_type, OTHER_TYPE_RANK)
+    return _redaction_rank(change) * _REDACTION_UNIT + created * _SECOND_UNIT + type_rank
 
 
 def created_at(order_key: int) -> int:

@@ -106,7 +106,7 @@ class StatusTransition(SessionChange, frozen=True, kw_only=True, gc=False, omit_
         sequence: 1, 2, 3 … without a gap within an *epoch*.
         epoch: When the numbering began, in Unix milliseconds. It begins with the record of the
             session, and again, with a later epoch, where Redis may have lost transitions.
-        expected: False if Stripe's lifecycle has no such step (see `NEXT_STATUSES`): an earlier
+        expected: False if Stripe's lifecycle has no such change (see `NEXT_STATUSES`): an earlier
             event is missing, or staff approved the session on review.
         reversal: Whether a final status changed into another one that is not `redacted`: staff
             overrode the result.

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..config import WEBHOOK_PATH, Settings
 from ..errors import Rejected, RejectionReason, Unavailable, UnavailableReason
 from ..inbox.receiver import Receipt, Receiver
-from ..inbox.request_log import Entry, RequestLog
+from ..inbox.request_log import AnsweredRequest, RequestLog
 from ..secret import Secret
 from ..telemetry import metrics
 from .allow_list import AllowList
@@ -131,7 +131,9 @@ class _AllowListMiddleware:
             return
         rejected = Rejected(RejectionReason.SOURCE_NOT_ALLOWED)
         await respond(send, rejected)
-        self._request_log.add(Entry(rejected, Headers(scope["headers"]).request_id, 0, 0.0))
+        self._request_log.add(
+            AnsweredRequest(rejected, Headers(scope["headers"]).request_id, 0, 0.0)
+        )
 
 
 class _Webhook:
@@ -150,19 +152,21 @@ class _Webhook:
         started = time.perf_counter()
         headers = Headers(scope["headers"])
         try:
-            outcome = await self._outcome(scope["path_params"].get("endpoint"), headers, receive)
+            result = await self._result(scope["path_params"].get("endpoint"), headers, receive)
         except _ClientDisconnected:
             metrics.EVENTS.labels("client_left", metrics.OTHER_TYPE).inc()
             return
-        await respond(send, outcome)
+        await respond(send, result)
         duration_s = time.perf_counter() - started
-        self._request_log.add(Entry(outcome, headers.request_id, headers.body_bytes, duration_s))
+        self._request_log.add(
+            AnsweredRequest(result, headers.request_id, headers.body_bytes, duration_s)
+        )
 
     def available_slots(self) -> int:
         """Return how many more requests may be in flight."""
         return self._max_in_flight - self._in_flight
 
-    async def _outcome(
+    async def _result(
         self, path: str | None, headers: Headers, receive: Receive
     ) -> Receipt | Rejected | Unavailable:
         try:
@@ -185,7 +189,7 @@ class _Webhook:
             finally:
                 self._in_flight -= 1
         except (Rejected, Unavailable) as error:
-            # The outcome is kept until its line is logged; the frames would keep the body as long.
+            # The error is kept until its line is logged; the frames would keep the body as long.
             return error.with_traceback(None)
         except asyncio.CancelledError:
             # The grace time of a shutdown is over. Raised further, this would become a 500.

@@ -22,15 +22,15 @@ STATUS_CODES = {
 }
 
 
-async def respond(send: Send, outcome: Receipt | Rejected | Unavailable) -> None:
-    """Send the response to a request that ended in *outcome*."""
-    if isinstance(outcome, Receipt):
-        start, body = _response(200, "outcome", outcome.outcome)
-    elif isinstance(outcome, Unavailable):
+async def respond(send: Send, result: Receipt | Rejected | Unavailable) -> None:
+    """Send the response to a request that ended in *result*."""
+    if isinstance(result, Receipt):
+        start, body = _response(200, "outcome", result.outcome)
+    elif isinstance(result, Unavailable):
         start, body = _response(503, "error", "unavailable")
     else:
-        status = STATUS_CODES.get(outcome.reason, 400)
-        start, body = _response(status, "error", outcome.reason, outcome.field)
+        status = STATUS_CODES.get(result.reason, 400)
+        start, body = _response(status, "error", result.reason, result.field)
     await send(start)
     await send(body)
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from service import environment, handlers
 from service.handlers import kafka, nats, rabbitmq, redis_stream, sqs
 from service.transitions import cloudevents
-from service.transitions.lifecycle import STEP_RANKS, Status
+from service.transitions.lifecycle import TYPE_RANKS, Status
 from service.transitions.transition import Origin, StatusTransition
 from tests.support.programs import CONTRACTS, documents
 from tests.support.transitions import TRACEPARENT, TRANSITION, TRANSITIONS, WORD
@@ -107,7 +107,7 @@ def test_the_schema_lists_the_known_words() -> None:
         name: one["examples"] for name, one in SCHEMA["properties"].items() if "examples" in one
     }
 
-    assert examples.pop("event_type") == [*STEP_RANKS]
+    assert examples.pop("event_type") == [*TYPE_RANKS]
     assert examples.pop("origin") == [*Origin]
     assert examples.pop("current") == examples.pop("previous") == [*Status]
     assert examples.pop("stripe_status") == [one for one in Status if one is not Status.REDACTED]

@@ -17,7 +17,7 @@ from service.operations.synthetic_events import (
 )
 from service.stripe.events import Event, ThinEvent, parse
 from service.stripe.signatures import VerifiedPayload
-from service.transitions.lifecycle import STEP_RANKS, is_expected, is_reversal
+from service.transitions.lifecycle import TYPE_RANKS, is_expected, is_reversal
 from service.transitions.ordering import order_key, state_hash
 from service.transitions.transition import make_change
 from tests.support.programs import FIXTURES
@@ -231,4 +231,4 @@ def test_every_type_occurs() -> None:
     """The lifecycles together have every event type that the service knows."""
     types = {event.type for name in LIFECYCLES for event in parsed(name, 0)}
 
-    assert types == set(STEP_RANKS)
+    assert types == set(TYPE_RANKS)

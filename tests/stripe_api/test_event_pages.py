@@ -14,10 +14,10 @@ from service.stripe_api import event_pages
 from service.stripe_api.client import Caller, StripeApi
 from service.stripe_api.event_pages import ListedEvent, read_window, read_windows
 from service.stripe_api.rate_limit import Priority
-from service.transitions.lifecycle import STEP_RANKS
+from service.transitions.lifecycle import TYPE_RANKS
 from tests.support.stripe_api import Fault, StripeStandIn
 
-TYPES = [*STEP_RANKS]
+TYPES = [*TYPE_RANKS]
 TEST = Caller(is_live=False)
 NOW = 1_790_000_000
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 DAY_S = 86_400
-STEP_RANKS = ("created", "processing", "requires_input", "verified canceled", "redacted")
+TYPE_RANKS = ("created", "processing", "requires_input", "verified canceled", "redacted")
 UNKNOWN_STEP_RANK = 2
 FINAL = ("verified", "canceled")
 SKEW_S = 5
@@ -42,7 +42,7 @@ def order_of(event: Any) -> Order:
     word = event["type"].rpartition(".")[2]
     redaction = _redaction_of(event)
     erased = 2 if redaction == "redacted" else int(redaction == "processing")
-    ranks = (n for n, words in enumerate(STEP_RANKS) if word in words.split())
+    ranks = (n for n, words in enumerate(TYPE_RANKS) if word in words.split())
     return Order(erased, event["created"], next(ranks, UNKNOWN_STEP_RANK), event["id"])
 
 

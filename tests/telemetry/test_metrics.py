@@ -25,13 +25,13 @@ from service.storage.keys import Keys
 from service.stripe.events import EVENT_TYPE_PREFIX
 from service.stripe.signatures import fingerprint
 from service.telemetry import metrics
-from service.transitions.lifecycle import STEP_RANKS
+from service.transitions.lifecycle import TYPE_RANKS
 from service.web.app import create_app
 from tests.generate import series
 from tests.support.harness import event, signed
 
 SERIES = series()
-TYPES = {name.removeprefix(EVENT_TYPE_PREFIX) for name in STEP_RANKS} | {"other"}
+TYPES = {name.removeprefix(EVENT_TYPE_PREFIX) for name in TYPE_RANKS} | {"other"}
 WORDS = {*Outcome, *RejectionReason, *UnavailableReason, "client_left"}
 LABELS = {
     "action",

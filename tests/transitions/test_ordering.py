@@ -40,7 +40,7 @@ def key(step: str, status: str, *, created: int = CREATED, redaction: str | None
 
 
 def test_digits_of_an_order_key() -> None:
-    """The digits, highest first: redaction rank, eleven digits of seconds, step rank."""
+    """The digits, highest first: redaction rank, eleven digits of seconds, type rank."""
     assert key("created", "requires_input") == 1785931200_0
     assert key("processing", "processing") == 1785931200_1
     assert key("requires_input", "requires_input") == 1785931200_2

@@ -275,14 +275,14 @@ async def test_a_rejection_keeps_nothing_of_the_body(
     reason: str,
 ) -> None:
     """An error is kept until its line is written: it must not keep frames with the body alive."""
-    noted: list[request_log.Entry] = []
-    monkeypatch.setattr(request_log.RequestLog, "add", lambda _, entry: noted.append(entry))
+    noted: list[request_log.AnsweredRequest] = []
+    monkeypatch.setattr(request_log.RequestLog, "add", lambda _, request: noted.append(request))
     url = Secret("unix:///nowhere.sock")
     settings = make_settings(max_body_bytes=1024, admit_deadline_s=0.1, redis_url=url)
     async with connect(url) as nowhere, asgi_client(webhook_app(nowhere, settings)[0]) as client:
         await post_event(client, body, sign(body))
-    [entry] = noted
-    error = entry.outcome
+    [request] = noted
+    error = request.result
     assert isinstance(error, Rejected | Unavailable)
     assert error.reason == reason
     assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
