@@ -34,7 +34,7 @@ _APPENDED = (
 _UNFENCED = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end\n"
 _MAY_TAKE = (
     "if ARGV[3] == 'take' then\n"
-    "  is_allowed = is_allowed or not owner or description ~= '' and description == ARGV[4]\n"
+    "  is_allowed = is_allowed or not owner or (description ~= '' and description == ARGV[4])\n"
     "end\n"
 )
 _LATE = "  if record.latest and is_late(event, record) then\n"
@@ -936,7 +936,7 @@ MUTANTS = (
     Mutant(
         "entries are recorded as not started twice",
         "service/delivery/dispatcher.py",
-        "            if delivery.attempts.deliveries > 0 and not",
+        "            if delivery.attempts.unresolved > 0 and not",
         "            if not",
         "delivery/test_dispatcher.py",
     ),

@@ -50,6 +50,7 @@ MAX_CLAIMED_PER_CALL = 100
 MAX_DEAD_LETTERS = 100_000
 # Of one handler in one partition, about: what the timeline of a session is read from.
 MAX_FINISHED_ATTEMPTS = 5000
+# The first delivery, and two claims from workers that died.
 QUARANTINE_AFTER = 3
 FAILURE_WEIGHT = 1000
 
@@ -66,17 +67,17 @@ class Attempts(NamedTuple):
 
     Attributes:
         failed: Calls of the handler that ended in an error.
-        deliveries: Workers that had the entry since then without an outcome, this one included; in
+        unresolved: Workers that had the entry since then without an outcome, this one included; in
             quarantine, calls that began.
     """
 
     failed: int
-    deliveries: int
+    unresolved: int
 
     @property
     def is_quarantined(self) -> bool:
         """Whether the entry may have killed the workers that had it."""
-        return self.deliveries >= QUARANTINE_AFTER
+        return self.unresolved >= QUARANTINE_AFTER
 
 
 class Missing(StrEnum):
@@ -125,7 +126,7 @@ class Consumer:
         self._stream_watcher = stream_watcher
         self._replicas = replicas
         self._dead_letters = keys.dead_letters(partition, handler)
-        finished = keys.deliveries(partition, handler)
+        finished = keys.finished_attempts(partition, handler)
         new, replays = source_of(handler).stream(keys, partition), keys.replays(partition, handler)
         self._new = _GroupStream(lease, new, finished, replicas)
         self._replays = _GroupStream(lease, replays, finished, replicas, is_replay=True)
@@ -177,7 +178,7 @@ class Consumer:
 
         Where the last attempt has failed, *error* says with which class, and *place* where.
         """
-        count = attempts.failed * FAILURE_WEIGHT + attempts.deliveries
+        count = attempts.failed * FAILURE_WEIGHT + attempts.unresolved
         event = _event_to_note(delivery) if error else ""
         await self._stream_of(delivery).counts.submit(
             (delivery.entry_id, count, event, attempts.failed, error, place)

@@ -196,7 +196,7 @@ def _retire_call(keys: Keys, handler: str, partition: int) -> ScriptCall:
         keys.lease(partition, handler),
         keys.replays(partition, handler),
         keys.dead_letters(partition, handler),
-        keys.deliveries(partition, handler),
+        keys.finished_attempts(partition, handler),
         *([stream] if source.delete_on_ack else []),
     ]
     return ScriptCall(_RETIRE, [stream, *alone], [handler])

@@ -168,8 +168,8 @@ class Deliverer:
             self._selftest.inc()
             await self._consumer.ack(delivery)
             return None
-        failed, deliveries = delivery.attempts
-        if deliveries > MAX_DELIVERIES_WITHOUT_OUTCOME:
+        failed, unresolved = delivery.attempts
+        if unresolved > MAX_DELIVERIES_WITHOUT_OUTCOME:
             failure = FinalFailure(DeadLetterReason.KILLED_WORKER, attempts=failed)
             return await self._dead_letter(session, failure)
         return await self._attempt(session, delivery, found)
@@ -191,8 +191,8 @@ class Deliverer:
             if not circuit.begin_call(session):
                 return WaitForCircuit(circuit)
             if is_quarantined:
-                failed, deliveries = delivery.attempts
-                await self._consumer.record_attempts(delivery, Attempts(failed, deliveries + 1))
+                failed, unresolved = delivery.attempts
+                await self._consumer.record_attempts(delivery, Attempts(failed, unresolved + 1))
             successes_before = circuit.successes
             error = await self._calls.call(item)
         if error is None:

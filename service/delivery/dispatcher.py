@@ -166,7 +166,7 @@ class Dispatcher:
     # Running sessions.
 
     def _start(self, session: Session) -> None:
-        """Start a new session; among the retries, if its entry has failed before or killed."""
+        """Start a new session: among the retries, if its first entry is parked or has a history."""
         attempts = session.first.attempts
         if not session.loaded or attempts.failed or attempts.is_quarantined:
             self._schedule_retry(session, 0.0)
@@ -241,13 +241,13 @@ class Dispatcher:
             delivery
             for session in self._backlog.sessions.values()
             for delivery in session.deliveries
-            if delivery.attempts.deliveries > 0 and not delivery.attempts.is_quarantined
+            if delivery.attempts.unresolved > 0 and not delivery.attempts.is_quarantined
         ]
         for i in range(0, len(unstarted), MAX_RECORDED_AT_ONCE):
             await asyncio.gather(
                 *(
                     self._consumer.record_attempts(
-                        one, one.attempts._replace(deliveries=one.attempts.deliveries - 1)
+                        one, one.attempts._replace(unresolved=one.attempts.unresolved - 1)
                     )
                     for one in unstarted[i : i + MAX_RECORDED_AT_ONCE]
                 )

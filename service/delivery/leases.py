@@ -1,4 +1,4 @@
-"""Which worker owns which partition of a handler: leases and heartbeats, kept in Redis.
+"""The right to deliver a partition to a handler, kept in Redis: how it is taken, renewed and lost.
 
 A lease is a key that holds its owner's token and expires. The rules:
 

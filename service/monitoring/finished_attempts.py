@@ -16,7 +16,7 @@ from ..storage.scripts import Script, ScriptCall, raise_first
 
 MAX_LATEST = 50
 
-_LATEST_DELIVERIES = Script(__package__, "latest_deliveries.lua")
+_LATEST_ATTEMPTS = Script(__package__, "latest_attempts.lua")
 
 
 class Attempt(NamedTuple):
@@ -61,7 +61,7 @@ async def read_latest(connections: Connections, keys: Keys, handler: str) -> lis
     """
     found = await connections.run(
         [
-            ScriptCall(_LATEST_DELIVERIES, [keys.deliveries(partition, handler)], [MAX_LATEST])
+            ScriptCall(_LATEST_ATTEMPTS, [keys.finished_attempts(partition, handler)], [MAX_LATEST])
             for partition in range(keys.partitions)
         ]
     )

@@ -186,7 +186,9 @@ async def _find_deliveries(
     if not admitted:
         return {}
     partition = keys.partition(session_id)
-    attempts = await _find_attempts(connections, keys.deliveries(partition, handler), admitted)
+    attempts = await _find_attempts(
+        connections, keys.finished_attempts(partition, handler), admitted
+    )
     # As `stream_entry.pack` writes it. Metadata of others may look like it: what is found is looked
     # up by the ids of our events.
     marker = b'"session_id":' + msgspec.json.encode(session_id)

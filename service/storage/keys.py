@@ -50,9 +50,9 @@ class Keys(NamedTuple):
         """Return the key of a handler's stream of replayed transitions."""
         return f"{self.prefix}:{{{partition}}}:replays:{handler}"
 
-    def deliveries(self, partition: int, handler: str) -> str:
+    def finished_attempts(self, partition: int, handler: str) -> str:
         """Return the key of a handler's stream of finished attempts."""
-        return f"{self.prefix}:{{{partition}}}:deliveries:{handler}"
+        return f"{self.prefix}:{{{partition}}}:attempts:{handler}"
 
     def lease(self, partition: int, handler: str) -> str:
         """Return the key of a handler's lease on a partition: a string, the token of its worker."""

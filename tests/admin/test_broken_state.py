@@ -50,15 +50,17 @@ async def _spoil_record(redis: Any, key: str, field: str, number: int, value: by
 # Each with a client of Redis, the layout, and the partition of the session.
 Spoil = Callable[[Any, Keys, int], Awaitable[Any]]
 SPOILED: dict[str, Spoil] = {
-    "a foreign attempt": lambda r, k, p: r.xadd(k.deliveries(p, "log"), {"x": "y"}),
-    "half an attempt": lambda r, k, p: r.xadd(k.deliveries(p, "log"), {"event": CREATED.id}),
+    "a foreign attempt": lambda r, k, p: r.xadd(k.finished_attempts(p, "log"), {"x": "y"}),
+    "half an attempt": lambda r, k, p: r.xadd(k.finished_attempts(p, "log"), {"event": CREATED.id}),
     "an attempt that is no text": lambda r, k, p: r.xadd(
-        k.deliveries(p, "log"), ATTEMPT | {"outcome": b"\xff"}
+        k.finished_attempts(p, "log"), ATTEMPT | {"outcome": b"\xff"}
     ),
     "an attempt without a number": lambda r, k, p: r.xadd(
-        k.deliveries(p, "log"), ATTEMPT | {"attempt": "x"}
+        k.finished_attempts(p, "log"), ATTEMPT | {"attempt": "x"}
     ),
-    "an attempt of no time": lambda r, k, p: r.xadd(k.deliveries(p, "log"), ATTEMPT, id=HUGE),
+    "an attempt of no time": lambda r, k, p: r.xadd(
+        k.finished_attempts(p, "log"), ATTEMPT, id=HUGE
+    ),
     "a foreign letter": lambda r, k, p: r.xadd(k.dead_letters(p, "log"), {"x": "y"}, id="5-1"),
     "a letter that is no text": lambda r, k, p: r.xadd(k.dead_letters(p, "log"), LETTER, id="5-1"),
     "a letter of no time": lambda r, k, p: r.xadd(k.dead_letters(p, "log"), LETTER, id=HUGE),

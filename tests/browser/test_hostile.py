@@ -53,7 +53,7 @@ def _plant(deployment: Deployment, hostile: str) -> None:
         letter: dict[Any, Any] = {**entry, "entry_id": hostile, **failure, "attempts": 3}
         client.xadd(KEYS.dead_letters(0, SHOP), letter)
         attempt: dict[Any, Any] = {"event": "evt_genuine_0", "outcome": hostile, "attempt": 7}
-        client.xadd(KEYS.deliveries(partition, SHOP), {**attempt, **failure})
+        client.xadd(KEYS.finished_attempts(partition, SHOP), {**attempt, **failure})
 
 
 def _looked_at(tab: Tab, path: str) -> str:

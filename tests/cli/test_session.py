@@ -144,7 +144,7 @@ def _fill(client: Any) -> None:
     client.xadd(dead, fields | {"entry_id": "1790000002000-0"}, id="1790000003000-0")
     attempt = {"event": "evt_2", "outcome": "dead_lettered", "attempt": 3, "error": "ValueError",
                "place": "own.py:1 handle", "letter": "1790000003000-0"}  # fmt: skip
-    client.xadd(KEYS.deliveries(PARTITION, "log"), attempt, id="1790000003000-0")
+    client.xadd(KEYS.finished_attempts(PARTITION, "log"), attempt, id="1790000003000-0")
     record = {
         "state": "2 1790000000000 01234567 0123456789abcdef R",
         "status": "8 verifiedprocessing",

@@ -34,7 +34,7 @@ from tests.support.waiting import PATIENCE_S
 HANDLER = "log"
 STREAM = "idv:{0}:transitions"
 DEAD_LETTERS = "idv:{0}:dead:log"
-ATTEMPTS = "idv:{0}:deliveries:log"
+ATTEMPTS = "idv:{0}:attempts:log"
 LEASE = "idv:{0}:lease:log"
 
 

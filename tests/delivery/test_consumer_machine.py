@@ -522,7 +522,7 @@ class Delivering(RuleBasedStateMachine):
             pipeline.xrange(KEYS.replays(0, handler))
             pipeline.xpending_range(KEYS.replays(0, handler), handler, "-", "+", 1000)
             pipeline.xrange(KEYS.dead_letters(0, handler))
-            pipeline.xrange(KEYS.deliveries(0, handler))
+            pipeline.xrange(KEYS.finished_attempts(0, handler))
         found: list[Any] = await pipeline.execute(raise_on_error=False)
         return found
 

@@ -59,7 +59,7 @@ class Deployment:
     @property
     def attempts_key(self) -> str:
         """The key of the handler's finished attempts."""
-        return self.keys.deliveries(self.partition, HANDLER)
+        return self.keys.finished_attempts(self.partition, HANDLER)
 
     async def admit(self, *events: Event, **changes: Any) -> None:
         """Admit events, the changes of which may differ from what they say."""

@@ -17,7 +17,7 @@ local ends = redis.call('PEXPIRETIME', KEYS[1])
 local description = owner and ends >= 0 and owner .. ' ' .. string.format('%.0f', ends) or ''
 local is_allowed = owner == ARGV[1]
 if ARGV[3] == 'take' then
-  is_allowed = is_allowed or not owner or description ~= '' and description == ARGV[4]
+  is_allowed = is_allowed or not owner or (description ~= '' and description == ARGV[4])
 end
 if not is_allowed then
   local left_ms = ends == -1 and tonumber(ARGV[2]) or redis.call('PTTL', KEYS[1])
