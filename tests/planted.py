@@ -694,7 +694,7 @@ MUTANTS = (
     Mutant(
         "a lease that was renewed meanwhile is taken from its owner",
         "service/delivery/lua/lease.lua",
-        " or description ~= '' and description == ARGV[4]\n",
+        " or (description ~= '' and description == ARGV[4])\n",
         " or ARGV[4] ~= ''\n",
         "delivery/test_leases.py",
     ),
