@@ -73,8 +73,8 @@ def overview(**changes: Any) -> Overview:
         verdict="failing",
         reasons=(
             Reason(Severity.FATAL, "handler rabbitmq", "its queue is unreachable and 1,204 "
-                   "transitions wait", "look at the queue; its worker probes until it answers",
-                   "/handlers/rabbitmq"),
+                   "transitions wait, the oldest for 32 min",
+                   "look at the queue; its worker probes until it answers", "/handlers/rabbitmq"),
             Reason(Severity.WARNING, "dead letters", "handler rabbitmq has 61 dead letters",
                    "look at them, mend the cause, and replay them", "/dead-letters/rabbitmq"),
             Reason(Severity.FINE, "Redis", "appendfsync is not always", "", ""),

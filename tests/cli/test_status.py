@@ -22,18 +22,15 @@ from rich.console import Console
 
 from service.cli.status_view import render, sparkline
 from service.findings import Severity
-from service.monitoring.activity import Activity, Day, Minute, Process, Reversal
-from service.monitoring.handler_state import HandlerState
+from service.monitoring.activity import Activity
 from service.monitoring.overview import Overview
-from service.monitoring.reconciliation import AccountState, Reconciliation
 from service.monitoring.verdict import Reason
 from service.storage.keys import LAYOUT_VERSION, Keys
+from tests.admin import samples
 from tests.support.processes import PATIENT, Sandbox, environment, open_sandbox
 from tests.support.servers import free_port, server
 from tests.support.waiting import wait_until
 
-NOW = datetime(2026, 11, 29, 12, 30, tzinfo=UTC)
-POD = "identity-webhooks-receiver-7d9f8b6c5d-x2x9z-1"
 LAYOUT: dict[Any, Any] = {"version": LAYOUT_VERSION, "partitions": 8}
 HOSTILE = "[red]a\x1b[2J\u202eb"
 QUICK = PATIENT.replace(
@@ -121,117 +118,62 @@ def test_watch_goes_on_without_redis(tmp_path: Path) -> None:
         assert watching.err == b""
 
 
-def process(name: str, kind: str, **changes: Any) -> Process:
-    """Return a process."""
-    fields = {"seen_s": 1.0, "ready": None, "last_event_at": None, "works": (), **changes}
-    return Process(
-        name=name, kind=kind, version="0.1.0", started_at=NOW - timedelta(hours=2), **fields
-    )
-
-
-def handler(name: str, **changes: Any) -> HandlerState:
-    """Return a handler."""
-    fields = {"is_configured": True, "lag": 0, "replays": 0, "oldest_s": 0.0, "dead_letters": 0}
-    more = {"is_circuit_open": False, "workers": 2, "leases": ("w", None), "failing": 0}
-    return HandlerState(name, "transitions", **{**fields, **more, **changes})
-
-
-OVERVIEW = Overview(
-    NOW,
-    "failing",
-    (
-        Reason(Severity.FATAL, "receivers", "no receiver is ready (redis_slow)", "see their log"),
-        Reason(Severity.WARNING, f"handler {HOSTILE}", "word " * 30, "do this"),
-        Reason(Severity.FINE, "events", "no genuine event has come within seven days"),
-    ),
-    activity=Activity(
-        processes=(
-            process(POD, "receiver", ready="redis_slow"),
-            process("worker-1", "worker", works=("log", "own:open"), seen_s=45.0),
-        ),
-        minutes=tuple(
-            Minute(
-                NOW - timedelta(minutes=59 - i),
-                {"admitted": 12345, "signature_mismatch": 1} if i == 58 else {},
-                {"log": {"delivered": 7}, "own:open": {"failed": 3}} if i == 57 else {},
-            )
-            for i in range(60)
-        ),
-        days=(Day(NOW.date(), 2, 3, 4),),
-        reversals=(
-            Reversal(NOW - timedelta(hours=3), "vs_1Abc", "verified", "requires_input", "evt_1"),
-        ),
-        last_event_at=NOW - timedelta(seconds=4),
-    ),
-    handlers=(
-        handler("log"),
-        handler("my_company.handlers:open", lag=123456, replays=1, oldest_s=301.0, workers=0),
-        handler("own:open", is_circuit_open=True, dead_letters=1500, failing=800, lag=None),
-    ),
-    reconciliation=Reconciliation(
-        5.0,
-        960.0,
-        (AccountState("live", 960.0, "api_unreachable"), AccountState("test", None, "")),
-        3,
-    ),
-)
-
-
-def rendered(width: int, *, has_charts: bool = True) -> str:
-    """Return the overview in so many columns."""
+def rendered(overview: Overview, width: int, *, has_charts: bool = True) -> str:
+    """Return an overview in so many columns."""
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(render(OVERVIEW, "idv at redis:6379", has_charts=has_charts))
+    console.print(render(overview, "idv at redis:6379", has_charts=has_charts))
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_all_of_it_can_be_read(width: int) -> None:
-    """Nothing is cut, however wide the terminal is; hostile text is escaped."""
-    text = rendered(width)
+    """Nothing is cut, however wide the terminal is."""
+    overview = samples.overview()
+    text = rendered(overview, width)
     assert "…" not in text
-    assert r"handler [red]a\x1b[2J\u202eb" in text
     said = re.sub(r"\s+", " ", text)
     for words in (
-        "failing idv at redis:6379, 2026-11-29 12:30:00 UTC",
-        "fatal receivers: no receiver is ready (redis_slow) -> see their log",
-        "hint events: no genuine event",
-        f"receiver {POD} redis_slow, up 2 h, 0.1.0",
-        "worker worker-1 silent for 45 s, up 2 h, 0.1.0, log, own:open",
-        "▁█▁ 12,346/min admitted 12,345, signature_mismatch 1",
-        "0/min log 7 failed own:open 3 last genuine event 4 s ago",
-        "log 0 - 0 0 closed 2 1/2",
-        "my_company.handlers 123,457 5 min 0 0 closed 0 1/2 :open"
+        f"failing idv at redis:6379, {overview.at:%Y-%m-%d %H:%M:%S} UTC",
+        "1,204 transitions wait, the oldest for 32 min -> look at the queue;",
+        "hint Redis: appendfsync is not always processes",
+        "receiver receiver-2-7d9f-2 redis_slow, up 3 days, 0.1.0",
+        "worker worker-5c8d-8 silent for 95 s, up 5 h, 0.1.0, rabbitmq, log, fetch",
+        "▆▆ 396/min admitted 22,022, duplicate 1,096, redis_unreachable 120",
+        "672/min rabbitmq 23,130, log 18,000 failed rabbitmq 60 last genuine event 4 s ago",
+        "log 0 - 0 0 closed 1 8/8 rabbitmq 1,204 32 min 3 61 open 1 8/8",
+        "my_company.handlers: ? - 0 0 closed 0 0/8 open_crm"
         if width == 80
-        else "my_company.handlers:open 123,457 5 min 0 0 closed 0 1/2",
-        "own:open ? - 800 1,500 open 2 1/2",
-        "3 events recovered within 7 days; live read up to 16 min ago (api_unreachable); test not",
-        "reversals: 2 sessions within 7 days vs_1Abc verified to requires_input, 3 h ago",
+        else "my_company.handlers:open_crm ? - 0 0 closed 0 0/8",
+        "4 events recovered within 7 days; live read up to 71 s ago; live acct_1MZ not read yet",
+        f"3 sessions within 7 days {samples.SESSION} verified to requires_input, 2 h ago",
     ):
         assert words in said, said
 
 
-def test_words_of_stripe_and_of_other_processes_are_escaped() -> None:
+def test_text_from_redis_is_shown_as_text() -> None:
     """A status may be any text that Stripe sends; a process may run another version."""
-    hostile = "[red]\x1b[2J\u202e"
-    reversal = OVERVIEW.activity.reversals[0]._replace(previous=hostile, current=hostile)
-    process = OVERVIEW.activity.processes[0]._replace(
-        kind=hostile, name=hostile, version=hostile, ready=hostile, works=(hostile,),
-        started_at=NOW + timedelta(minutes=1),
+    overview = samples.overview()
+    activity = overview.activity
+    reversal = activity.reversals[0]._replace(previous=HOSTILE, current=HOSTILE)
+    process = activity.processes[0]._replace(
+        kind=HOSTILE, name=HOSTILE, version=HOSTILE, ready=HOSTILE, works=(HOSTILE,),
+        started_at=overview.at + timedelta(minutes=1),
     )  # fmt: skip
-    activity = OVERVIEW.activity._replace(processes=(process,), reversals=(reversal,))
-    console = Console(file=io.StringIO(), width=160, force_terminal=False)
-    console.print(render(OVERVIEW._replace(activity=activity), "idv", has_charts=False))
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    hostile = overview._replace(
+        activity=activity._replace(processes=(process,), reversals=(reversal,)),
+        handlers=(overview.handlers[0]._replace(name=HOSTILE),),
+        reasons=(Reason(Severity.WARNING, HOSTILE, HOSTILE, HOSTILE),),
+    )
+    text = rendered(hostile, 160, has_charts=False)
     assert text.replace("\n", "").isprintable()
-    # Both statuses, four words of the process and its handler, and the name of a handler.
-    assert text.count(r"\x1b[2J\u202e") == 8
+    # Both statuses, four words of the process and its handler, a handler, and a reason.
+    assert text.count(r"[red]a\x1b[2J\u202eb") == 11
     assert "up 0 s" in text
 
 
 def test_without_charts_it_is_plain() -> None:
     """A program, or a terminal that shows ASCII only, gets numbers alone."""
-    assert rendered(80, has_charts=False).isascii()
+    assert rendered(samples.overview(), 80, has_charts=False).isascii()
 
 
 def test_sparkline() -> None:

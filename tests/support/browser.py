@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Dialog, Page, Request, Response, expect, sync_playwright
@@ -205,8 +205,3 @@ def _named(variable: str, what: str) -> Path:
     if variable not in os.environ:
         missing(f"{variable} does not name {what}")
     return Path(os.environ[variable])
-
-
-def texts(page: Page) -> Any:
-    """Return all text of a page, as a reader sees it."""
-    return page.locator("body").inner_text()

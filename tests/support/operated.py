@@ -138,13 +138,9 @@ class Deployment(NamedTuple):
                 numbers = {name: int(number) for name, number in counts.items()}
                 client.hset(KEYS.minute(minute - ago), mapping=numbers)
 
-    def deliveries(self, event_id: str) -> int:
-        """Return how often the log handler got an event."""
-        return sum(line["event_id"] == event_id for line in self.worker.lines("transition"))
-
 
 @contextmanager
-def open_deployment(directory: Path, **settings: str) -> Iterator[Deployment]:
+def open_deployment(directory: Path) -> Iterator[Deployment]:
     """Run a deployment until the block is left; no process may have printed a traceback."""
     (directory / "shop.py").write_text(_SHOP)
     _turn(directory, Mode.WORKS)
@@ -155,7 +151,6 @@ def open_deployment(directory: Path, **settings: str) -> Iterator[Deployment]:
         "RETRY_INITIAL_DELAY_S": "0.01",
         "RETRY_MAX_DELAY_S": "0.02",
         "SHOP_MODE": str(directory / "mode"),
-        **settings,
     }
     with open_sandbox(directory) as sandbox:
         processes = [sandbox.start(command, **given) for command in ("serve", "work")]
