@@ -3,58 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from types import ModuleType
 from typing import Any
 
 import httpx2
 import pytest
 
-from service.admin.app import MAX_AT_ONCE, AdminApp
+from service.admin.app import MAX_AT_ONCE
 from service.admin.page import Page
-from service.delivery.consumer_groups import create_groups
+from service.admin.views import dead_letters, sessions
 from service.runtime.composition import MAX_ADMIN_CONNECTIONS
-from service.storage.connections import Connections
-from service.storage.keys import Keys
 from tests.support.harness import connected, listening, talk
-from tests.support.logins import OpenPage
+from tests.support.logins import OpenPage, admin_app
 from tests.support.waiting import PATIENCE_S
-
-
-class Searches:
-    """Counts calls of a function that searches in Redis, and how many run at once."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._monkeypatch = monkeypatch
-        self.count = self.running = self.most = 0
-
-    def watch(self, name: str) -> None:
-        """Count the calls of a function of a view."""
-        module, _, function = name.partition(".")
-        read = getattr(importlib.import_module(f"service.admin.views.{module}"), function)
-
-        async def call(*arguments: Any, **named: Any) -> Any:
-            self.count += 1
-            self.running += 1
-            self.most = max(self.most, self.running)
-            await asyncio.sleep(0.01)
-            try:
-                return await read(*arguments, **named)
-            finally:
-                self.running -= 1
-
-        self._monkeypatch.setattr(f"service.admin.views.{name}", call)
-
-
-@pytest.fixture
-async def searches(
-    connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch
-) -> Searches:
-    """Return what counts searches, in a deployment with one handler."""
-    await create_groups(connections, keys, ["log"])
-    return Searches(monkeypatch)
-
 
 ASKED = b"GET /endpoints HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -71,8 +34,7 @@ async def test_open_pages_leave_probes_alone(
         await answered.wait()
 
     monkeypatch.setattr(Page, "overview", wait_for_redis)
-    ready: Any = None
-    app = AdminApp(ready, make_page())
+    app = admin_app(make_page())
     async with (
         listening(app, max_connections=MAX_ADMIN_CONNECTIONS) as listener,
         AsyncExitStack() as opened,
@@ -96,23 +58,39 @@ async def test_open_pages_leave_probes_alone(
 
 
 @pytest.mark.parametrize(
-    ("read", "method", "path"),
+    ("view", "name", "method", "path"),
     [
-        ("sessions.search", "POST", "/sessions"),
-        ("sessions.read_timeline", "GET", "/sessions/vs_1"),
-        ("dead_letters.read_page", "GET", "/dead-letters/log"),
+        (sessions, "search", "POST", "/sessions"),
+        (sessions, "read_timeline", "GET", "/sessions/vs_1"),
+        (dead_letters, "read_page", "GET", "/dead-letters/log"),
     ],
 )
 async def test_redis_does_one_search_at_a_time(
-    client: httpx2.AsyncClient, searches: Searches, read: str, method: str, path: str
+    client: httpx2.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    view: ModuleType,
+    name: str,
+    method: str,
+    path: str,
 ) -> None:
     """What looks at thousands of entries is done for one viewer after the other."""
-    searches.watch(read)
+    search, searching, count = getattr(view, name), asyncio.Lock(), 0
+
+    async def search_alone(*arguments: Any, **named: Any) -> Any:
+        nonlocal count
+        assert not searching.locked()
+        count += 1
+        async with searching:
+            await asyncio.sleep(0.01)
+            return await search(*arguments, **named)
+
+    monkeypatch.setattr(view, name, search_alone)
     data = {"text": "evt_1"} if method == "POST" else None
     found = await asyncio.gather(*(client.request(method, path, data=data) for _ in range(10)))
 
     assert {one.status_code for one in found} <= {200, 404}
-    assert (searches.count, searches.most) == (10, 1)
+    assert count == 10
 
 
 async def test_who_waits_too_long_for_a_search_is_sent_away(

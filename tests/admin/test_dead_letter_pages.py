@@ -13,23 +13,10 @@ from service.admin.letter_filter import read_filter
 from service.admin.page import PageError
 from service.storage.connections import Connections
 from service.storage.keys import Keys
+from tests.admin.conftest import AddLetter
 from tests.support.logins import ACTING, TOKENS, OpenPage
-from tests.support.shown import Shown
-from tests.support.transitions import stored_entry, stored_notification
-
-LETTER = {"entry_id": "1-0", "reason": "exhausted", "error": "ValueError", "attempts": 3,
-          "place": "my_handler.py:41 in post"}  # fmt: skip
-# Each is put into every text that a letter holds.
-HOSTILE = (
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' autofocus onfocus=alert(1) '",
-    "{{ 7 * 7 }}{% raw %}",
-    "javascript:alert(1)",
-    "</table></main><!--",
-    "\u202egnp.exe &amp; \x1b[31m",
-)
-
+from tests.support.shown import HOSTILE_TEXTS, Shown
+from tests.support.transitions import stored_notification
 
 # The texts of a change that are shown.
 CHANGE = (
@@ -39,36 +26,9 @@ CHANGE = (
 )
 
 
-class Letters:
-    """The dead letters of the handler `log`."""
-
-    def __init__(self, connections: Connections, keys: Keys) -> None:
-        self._client: Any = connections.client
-        self._keys = keys
-
-    async def add(self, session: str = "vs_1", **changes: Any) -> str:
-        """Add one; return its id."""
-        partition = self._keys.partition(session)
-        fields = stored_entry(session, 1) | LETTER | changes
-        stream = self._keys.dead_letters(partition, "log")
-        return f"{partition}-{(await self._client.xadd(stream, fields)).decode()}"
-
-    async def only(self, **changes: Any) -> str:
-        """Add one after deleting all others; return its id."""
-        for partition in range(self._keys.partitions):
-            await self._client.delete(self._keys.dead_letters(partition, "log"))
-        return await self.add(**changes)
-
-
-@pytest.fixture
-def letters(connections: Connections, keys: Keys) -> Letters:
-    """Return the letters of an empty server."""
-    return Letters(connections, keys)
-
-
-async def test_one_letter(client: httpx2.AsyncClient, letters: Letters) -> None:
+async def test_one_letter(client: httpx2.AsyncClient, add_letter: AddLetter) -> None:
     """It shows why it was given up and ids and statuses of its item, and no metadata."""
-    letter_id = await letters.add()
+    letter_id = await add_letter()
 
     listed = Shown((await client.get("/dead-letters/log")).text)
     shown = Shown((await client.get(f"/dead-letters/log/{letter_id}")).text)
@@ -82,18 +42,16 @@ async def test_one_letter(client: httpx2.AsyncClient, letters: Letters) -> None:
 
 
 async def test_what_cannot_be_read_and_what_was_not_fetched(
-    client: httpx2.AsyncClient, connections: Connections, keys: Keys, letters: Letters
+    client: httpx2.AsyncClient, connections: Connections, keys: Keys, add_letter: AddLetter
 ) -> None:
     """A letter of other fields is shown as such, and so is a notification."""
-    unreadable = await letters.add(change="{", reason="unreadable")
+    unreadable = await add_letter(change="{", reason="unreadable")
     raw: Any = connections.client
     await raw.xadd(keys.notifications(0), stored_notification("vs_1", 1))
-    entry = await raw.xadd(
-        keys.dead_letters(0, "fetch"), stored_notification("vs_1", 1) | LETTER | {"attempts": 0}
-    )
+    notification = await add_letter(handler="fetch", attempts=0)
 
     one = Shown((await client.get(f"/dead-letters/log/{unreadable}")).text)
-    thin = Shown((await client.get(f"/dead-letters/fetch/0-{entry.decode()}")).text)
+    thin = Shown((await client.get(f"/dead-letters/fetch/{notification}")).text)
     lists = [Shown((await client.get(f"/dead-letters/{name}")).text) for name in ("log", "fetch")]
 
     assert "It cannot be read." in one.text
@@ -101,10 +59,10 @@ async def test_what_cannot_be_read_and_what_was_not_fetched(
     assert ["cannot be read" in found.text for found in lists] == [True, False]
 
 
-async def test_the_filter(client: httpx2.AsyncClient, letters: Letters) -> None:
+async def test_the_filter(client: httpx2.AsyncClient, add_letter: AddLetter) -> None:
     """Letters are found by reason, session and time; the form keeps what was asked."""
     ids = {
-        name: await letters.add(session, reason=reason)
+        name: await add_letter(session, reason=reason)
         for name, session, reason in (
             ("a", "vs_a", "exhausted"), ("b", "vs_a", "too_large"), ("c", "vs_c", "too_large"),
         )
@@ -150,9 +108,9 @@ async def test_what_no_filter_can_mean(client: httpx2.AsyncClient, name: str, te
         read_filter({name: text})
 
 
-async def test_fifty_a_page(client: httpx2.AsyncClient, letters: Letters) -> None:
+async def test_fifty_a_page(client: httpx2.AsyncClient, add_letter: AddLetter) -> None:
     """The newest fifty are shown first, and a link leads to the others, with the same filter."""
-    ids = [await letters.add(f"vs_{number}") for number in range(60)]
+    ids = [await add_letter(f"vs_{number}") for number in range(60)]
 
     first = Shown((await client.get("/dead-letters/log?reason=exhausted")).text)
     [on] = [link for link in first.links if "before=" in link]
@@ -165,9 +123,9 @@ async def test_fifty_a_page(client: httpx2.AsyncClient, letters: Letters) -> Non
     assert "reason=exhausted" in on
 
 
-async def test_who_may_act_is_offered_to(open_page: OpenPage, letters: Letters) -> None:
+async def test_who_may_act_is_offered_to(open_page: OpenPage, add_letter: AddLetter) -> None:
     """Buttons to replay and drop are there for those with a login that may, and for no one else."""
-    await letters.add()
+    await add_letter()
     for settings in ({}, {**TOKENS, "admin_read_tokens": ()}):
         async with open_page(**settings) as client:
             assert "formaction" not in (await client.get("/dead-letters/log")).text
@@ -178,19 +136,25 @@ async def test_who_may_act_is_offered_to(open_page: OpenPage, letters: Letters) 
     assert {"/dead-letters/log/replay", "/dead-letters/log/drop"} <= {*shown.links}
 
 
-@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("hostile", HOSTILE_TEXTS)
 async def test_hostile_texts_stay_texts(
-    client: httpx2.AsyncClient, letters: Letters, hostile: str
+    client: httpx2.AsyncClient,
+    connections: Connections,
+    keys: Keys,
+    add_letter: AddLetter,
+    hostile: str,
 ) -> None:
     """Whatever a letter holds, its pages have the elements and attributes of any other letter."""
 
     async def look(text: str) -> list[Shown]:
         change = dict.fromkeys(CHANGE, text) | {"occurred_at": "2026-01-01T00:00:00Z"}
-        letter_id = await letters.only(
+        letter_id = await add_letter(
             change=orjson.dumps(change), previous=text, error=text, place=text, reason=text
         )
         addresses = (f"/dead-letters/log/{letter_id}", "/dead-letters/log")
-        return [Shown((await client.get(address)).text) for address in addresses]
+        shown = [Shown((await client.get(address)).text) for address in addresses]
+        await connections.client.delete(keys.dead_letters(keys.partition("vs_1"), "log"))
+        return shown
 
     expected, found = await look("harmless"), await look(hostile)
 

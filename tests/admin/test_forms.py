@@ -10,13 +10,12 @@ from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
 
 from service.admin import forms
-from service.admin.app import AdminApp
 from service.admin.forms import MAX_BYTES, MAX_FIELDS, TOKEN_S, issue_token, read_form, spend_token
 from service.admin.page import PageError
 from service.storage.connections import Connections
 from service.storage.keys import Keys
 from tests.support.harness import listening, talk
-from tests.support.logins import TOKENS, OpenPage
+from tests.support.logins import TOKENS, OpenPage, admin_app
 
 FORM = "application/x-www-form-urlencoded"
 CANARY = "canary4711"
@@ -90,11 +89,10 @@ async def test_other_bodies_are_refused(
     ids=["by its length", "as it comes"],
 )
 async def test_a_body_that_is_too_long_is_not_read_to_its_end(
-    connections: Connections, keys: Keys, make_page: Any, framing: bytes
+    make_page: Any, framing: bytes
 ) -> None:
     """It is answered once it is known to be too long, over the admin port's own listener."""
-    ready: Any = None
-    app = AdminApp(ready, make_page(**TOKENS))
+    app = admin_app(make_page(**TOKENS))
     head = HEAD + framing
     chunk = b"%x\r\n%b\r\n" % (MAX_BYTES + 1, b"a" * (MAX_BYTES + 1))
     # The connection is closed at its deadline, and the answer is there before.
@@ -109,8 +107,7 @@ async def test_a_body_that_does_not_end_is_given_up(
     make_page: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Its connection is closed at the listener's deadline, or when the client leaves."""
-    ready: Any = None
-    app = AdminApp(ready, make_page(**TOKENS))
+    app = admin_app(make_page(**TOKENS))
     head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     async with listening(app, receive_timeout_s=0.3) as listener:
         answered = await talk(listener.port, head, b"5\r\ntoken\r\n")

@@ -13,8 +13,9 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
+from structlog.typing import EventDict
 
-from service.admin import letter_actions, paths
+from service.admin import paths
 from service.admin.letter_actions import Action, LetterActions, Progress, Verb
 from service.admin.page import Page
 from service.admin.views import letter_actions as view
@@ -24,25 +25,14 @@ from service.parsers import FETCH
 from service.storage.connections import Connections
 from service.storage.keys import Keys
 from service.telemetry import metrics
-from tests.support.logins import ACTING, ORIGIN, READING, TOKENS, OpenPage
-from tests.support.transitions import stored_entry, stored_notification
+from tests.admin.conftest import AddLetter
+from tests.support.logins import ACTING, READING, TOKENS, OpenPage
+from tests.support.shown import HOSTILE_WORDS
 from tests.support.waiting import until
 
 HANDLER = "log"
 VERBS: tuple[Verb, ...] = ("replay", "drop")
 both_verbs = pytest.mark.parametrize("verb", VERBS)
-HOSTILE = (
-    *(
-        '"><script>alert(1)</script>',
-        "{{ 7 * 7 }}",
-        "\0",
-        "9" * 400,
-        "0-1-1' OR '1'='1",
-        "\u202e💣",
-    ),
-    *("\r\nSet-Cookie: a=b", "-1-0-0", f"0-{2**64}-0", "*"),
-)
-LETTER = {"entry_id": "1-0", "reason": "exhausted", "error": "ValueError", "attempts": 3}
 
 
 class Deployment:
@@ -54,28 +44,20 @@ class Deployment:
         keys: Keys,
         make_page: Callable[..., Page],
         open_page: OpenPage,
+        add_letter: AddLetter,
     ) -> None:
         self.connections = connections
         self.keys = keys
         self.client: Any = connections.client
         self._make_page = make_page
         self._open_page = open_page
+        self._add_letter = add_letter
         self.opened = AsyncExitStack()
 
     async def add(self, count: int, *, handler: str = HANDLER, **fields: str) -> list[str]:
         """Add letters, each of another session, of a handler with a group; return their ids."""
-        ids = []
         await consumer_groups.create_groups(self.connections, self.keys, (handler,))
-        for n in range(count):
-            session = f"vs_{n}"
-            partition = self.keys.partition(session)
-            stored = (
-                stored_entry(session, 1) if handler != FETCH else stored_notification(session, n)
-            )
-            stream = self.keys.dead_letters(partition, handler)
-            entry_id = await self.client.xadd(stream, stored | LETTER | fields)
-            ids.append(f"{partition}-{entry_id.decode()}")
-        return ids
+        return [await self._add_letter(f"vs_{n}", handler=handler, **fields) for n in range(count)]
 
     async def count(self, handler: str = HANDLER) -> tuple[int, int]:
         """Return how many dead letters and how many replays a handler has."""
@@ -140,10 +122,14 @@ class Viewer:
 
 @pytest.fixture
 async def deployment(
-    connections: Connections, keys: Keys, make_page: Callable[..., Page], open_page: OpenPage
+    connections: Connections,
+    keys: Keys,
+    make_page: Callable[..., Page],
+    open_page: OpenPage,
+    add_letter: AddLetter,
 ) -> AsyncIterator[Deployment]:
     """Yield an empty deployment."""
-    opened = Deployment(connections, keys, make_page, open_page)
+    opened = Deployment(connections, keys, make_page, open_page, add_letter)
     async with opened.opened:
         yield opened
 
@@ -277,7 +263,7 @@ async def test_a_choice_must_be_clear(deployment: Deployment, query: dict[str, A
     assert await deployment.count() == (1, 0)
 
 
-@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("hostile", HOSTILE_WORDS, ids=range(len(HOSTILE_WORDS)))
 @both_verbs
 async def test_whatever_a_form_holds_is_text(
     deployment: Deployment, verb: Verb, hostile: str
@@ -349,36 +335,6 @@ async def test_looking_changes_nothing(deployment: Deployment, verb: Verb) -> No
         assert refused.status_code == 405
 
     assert await deployment.count() == (1, 0)
-
-
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:1", None])
-@both_verbs
-async def test_another_site_cannot_act(
-    deployment: Deployment, verb: Verb, origin: str | None
-) -> None:
-    """With the cookie and a form that is good, it is refused by where it was sent from."""
-    await deployment.add(1)
-    viewer = await deployment.open()
-    form = await viewer.form(verb, all="1")
-    del viewer.client.headers["Origin"]
-    headers = {"Origin": origin} if origin else {}
-
-    assert (await viewer.send(verb, form, **headers)).status_code == 403
-    assert await deployment.count() == (1, 0)
-    assert (await viewer.send(verb, form, **ORIGIN)).status_code == 303
-
-
-async def test_a_form_acts_once(deployment: Deployment) -> None:
-    """Sent again, it does nothing more."""
-    await deployment.add(1)
-    viewer = await deployment.open()
-    form = await viewer.form("replay", all="1")
-    first = await viewer.send("replay", form)
-    await viewer.end_of(first.headers["location"])
-    await deployment.add(1)
-
-    assert (await viewer.send("replay", form)).status_code == 409
-    assert await deployment.count() == (1, 1)
 
 
 async def test_a_form_is_for_one_action_of_one_viewer(deployment: Deployment) -> None:
@@ -467,76 +423,53 @@ async def test_an_action_whose_process_died_does_not_move(
         assert (await viewer.client.get(paths.to(paths.ACTION, action_id=other))).status_code == 404
 
 
-async def test_a_fault_of_ours_ends_an_action(
-    deployment: Deployment, connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "said", "word"),
+    [
+        (ConnectionResetError, "<code>redis_unreachable</code>", "redis_unreachable"),
+        (KeyError, "a fault of this service", None),
+    ],
+)
+async def test_a_failure_ends_an_action(
+    deployment: Deployment,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: list[EventDict],
+    *,
+    error: type[Exception],
+    said: str,
+    word: str | None,
 ) -> None:
-    """It does not seem to run for ever, and its page says where to look."""
-    lines = written(monkeypatch)
-
-    async def fail(*_: Any) -> int:
-        raise KeyError
-
-    monkeypatch.setattr(dead_letters, "drop", fail)
-    await deployment.add(1)
-    actions = LetterActions(connections, keys)
-    name = await actions.start(Action("drop", HANDLER, (), EntryFilter(), "alice", 1))
-    await until(lambda: len(lines) == 2)
-    viewer = await deployment.open(token="")
-
-    assert "a fault of this service" in (await viewer.client.get(f"/actions/{name}")).text
-    assert [event for event, _ in lines] == ["dead_letters.crashed", "dead_letters.dropped"]
-    assert not actions.is_busy
-
-
-async def test_a_failure_of_redis_ends_an_action(
-    deployment: Deployment, connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A chunk that may or may not have been done ends it, and its page and its log line say so."""
-    lines = written(monkeypatch)
+    """It does not seem to run for ever; its page and its log line say how far it came, and why."""
     await deployment.add(250)
-    actions, calls, drop = LetterActions(connections, keys), 0, dead_letters.drop
+    actions = LetterActions(deployment.connections, deployment.keys)
+    calls, drop = 0, dead_letters.drop
 
     async def failing(*arguments: Any) -> int:
         nonlocal calls
         calls += 1
         if calls == 3:
-            raise ConnectionResetError
+            raise error
         return await drop(*arguments)
 
     monkeypatch.setattr(dead_letters, "drop", failing)
     name = await actions.start(Action("drop", HANDLER, (), EntryFilter(), "alice", 250))
-    assert name is not None
-    await until(lambda: lines)
+    await until(lambda: lines and lines[-1]["event"] == "dead_letters.dropped")
     viewer = await deployment.open(token="")
     shown = (await viewer.client.get(f"/actions/{name}")).text
     left, _ = await deployment.count()
 
     assert f"{250 - left} dead letters" in shown
-    assert "<code>redis_unreachable</code>" in shown
-    [(_, fields)] = lines
-    assert (fields["outcome"], fields["error"]) == ("failed", "redis_unreachable")
+    assert said in shown
+    *crashed, last = lines
+    assert (last["outcome"], last.get("error")) == ("failed", word)
+    assert [line["event"] for line in crashed] == ["dead_letters.crashed"] * (word is None)
     assert not actions.is_busy
 
 
-def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """Return the list that lines about actions are written to from now on."""
-    lines: list[tuple[str, dict[str, Any]]] = []
-
-    class Log:
-        def warning(self, event: str, **fields: Any) -> None:
-            lines.append((event, fields))
-
-        exception = warning
-
-    monkeypatch.setattr(letter_actions, "log", Log())
-    return lines
-
-
 async def test_every_action_is_logged_and_counted(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+    deployment: Deployment, lines: list[EventDict]
 ) -> None:
     """The line says who did what with how many letters of which handler, and which were meant."""
-    lines = written(monkeypatch)
     ids = await deployment.add(3)
     labels = {"action": "drop", "outcome": "done"}
     name = "idv_admin_actions_total"
@@ -544,14 +477,14 @@ async def test_every_action_is_logged_and_counted(
     viewer = await deployment.open(token=ACTING[::-1])
     await viewer.act("replay", all="1", session="vs_1")
     await viewer.act("drop", id=[ids[0], ids[2]])
-    await until(lambda: len(lines) == 2)
+    await until(lambda: lines[-1]["event"] == "dead_letters.dropped")
 
-    (replayed, replay), (dropped, drop) = lines
-    assert (replayed, dropped) == ("dead_letters.replayed", "dead_letters.dropped")
+    replay, drop = lines[-2:]
     for line in (replay, drop):
         assert line.pop("action")
     assert replay.pop("until")
-    everywhere = {"handler": HANDLER, "by": "bob", "outcome": "done"}
-    assert replay == {**everywhere, "replayed": 1, "session_id": "vs_1"}
-    assert drop == {**everywhere, "dropped": 2, "chosen": "2"}
+    everywhere = {"log_level": "warning", "handler": HANDLER, "by": "bob", "outcome": "done"}
+    replayed = {"event": "dead_letters.replayed", "replayed": 1, "session_id": "vs_1"}
+    assert replay == everywhere | replayed
+    assert drop == {**everywhere, "event": "dead_letters.dropped", "dropped": 2, "chosen": "2"}
     assert metrics.REGISTRY.get_sample_value(name, labels) == before + 1

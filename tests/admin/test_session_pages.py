@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 import pytest
-import structlog
+from structlog.typing import EventDict
 
 from service.admin.page import Page
 from service.admin.views import sessions
@@ -26,7 +26,7 @@ from tests.support.admissions import (
     make_event,
 )
 from tests.support.logins import OpenPage
-from tests.support.shown import Shown
+from tests.support.shown import HOSTILE_TEXTS, Shown
 
 REFERENCE = "order <7> & canary4711"
 PERSONAL: Any = {
@@ -35,7 +35,6 @@ PERSONAL: Any = {
     "related_customer": "cus_canary",
     "verified_outputs": {"first_name": "canary-name"},
 }
-HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onfocus=x '", "{{7}}")
 
 
 @pytest.fixture
@@ -92,7 +91,7 @@ async def test_every_state_of_a_delivery(
     assert ("arrivals" in text, "The latest 2 of 7 arrivals" in short) == (False, True)
 
 
-@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("hostile", HOSTILE_TEXTS)
 async def test_hostile_texts_stay_texts(
     client: httpx2.AsyncClient, inbox: InspectedInbox, hostile: str
 ) -> None:
@@ -109,7 +108,9 @@ async def test_hostile_texts_stay_texts(
     assert found.text.count(hostile) == expected.text.count("harmless") >= 4
 
 
-async def test_the_search(client: httpx2.AsyncClient, inbox: InspectedInbox) -> None:
+async def test_the_search(
+    client: httpx2.AsyncClient, inbox: InspectedInbox, lines: list[EventDict]
+) -> None:
     """Ids and references lead to sessions; what was typed is in no address and no log line."""
     other = make_event(id="evt_other", session="vs_other", **PERSONAL)
     mine = make_event(id=EVENT_ID, **PERSONAL)
@@ -118,16 +119,12 @@ async def test_the_search(client: httpx2.AsyncClient, inbox: InspectedInbox) -> 
     async def find(text: str) -> httpx2.Response:
         return await client.post("/sessions", data={"text": text})
 
-    with structlog.testing.capture_logs() as lines:
-        for text in (SESSION_ID, f"  {SESSION_ID} ", EVENT_ID, REFERENCE):
-            found = await find(text)
-            assert (found.status_code, found.headers["location"]) == (
-                303,
-                f"/sessions/{SESSION_ID}",
-            )
-        await inbox.admit(other)
-        both = Shown((await find(REFERENCE)).text)
-        nothing = Shown((await find("order 8")).text)
+    for text in (SESSION_ID, f"  {SESSION_ID} ", EVENT_ID, REFERENCE):
+        found = await find(text)
+        assert (found.status_code, found.headers["location"]) == (303, f"/sessions/{SESSION_ID}")
+    await inbox.admit(other)
+    both = Shown((await find(REFERENCE)).text)
+    nothing = Shown((await find("order 8")).text)
     assert {f"/sessions/{SESSION_ID}", "/sessions/vs_other"} <= {*both.links}
     assert "2 sessions found" in both.text
     assert "0 sessions found" in nothing.text

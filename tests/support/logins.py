@@ -1,4 +1,4 @@
-"""Tokens for the page, and how tests open it with them."""
+"""The application of the admin port, and tokens for its page."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx2
 
+from service.admin.app import AdminApp
+from service.admin.page import Page
 from service.parsers import AdminToken
 from service.secret import Secret
 
@@ -20,3 +22,9 @@ TOKENS: Any = {
 ORIGIN = {"Origin": "http://localhost"}
 
 OpenPage = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
+
+
+def admin_app(page: Page) -> AdminApp:
+    """Return the application of an admin port that no test asks whether the process is ready."""
+    ready: Any = None
+    return AdminApp(ready, page)

@@ -1,9 +1,36 @@
-"""What a page shows: its elements, its links and its text. No tests."""
+"""What a page shows: its elements, links and text; and what it may show as text only. No tests."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
 
+# What a stranger may have stored where a page shows a text.
+HOSTILE_TEXTS = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' autofocus onfocus=alert(1) '",
+    "{{ 7 * 7 }}{% raw %}",
+    "javascript:alert(1)",
+    "</table></main><!--",
+    "\u202egnp.exe &amp; \x1b[31m",
+)
+# What a stranger may put where an id, a name or a filter belongs.
+HOSTILE_WORDS = (
+    "<script>alert(1)</script>",
+    "\"'><img src=x onerror=alert(1)>",
+    "{{ 7 * 7 }}",
+    "../../etc/passwd",
+    "\x00",
+    "\r\nSet-Cookie: a=b",
+    "\ud7ff\u202e\U0001f4a3",
+    "%",
+    "*",
+    "vs_" + "a" * 300,
+    "9" * 5000,
+    "-1-0-0",
+    "0-0-99999999999999999999999",
+    "0-1-1' OR '1'='1",
+)
 _VOID = {"input", "link", "meta"}
 
 
