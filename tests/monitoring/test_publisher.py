@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from structlog.testing import capture_logs
 
 from service import __version__
 from service.inbox.decision_log import NotedReversal, recent_reversals
 from service.monitoring import publisher
-from service.monitoring.activity import ALIVE_S, Activity, Reversal, read_activity
+from service.monitoring.activity import (
+    ALIVE_S,
+    Activity,
+    Reversal,
+    read_activity,
+    sum_calls,
+    sum_received,
+)
 from service.monitoring.publisher import FORGET_AFTER_S, Publisher
 from service.storage.connections import Connections
 from service.storage.keys import Keys
 from service.telemetry import metrics
 from tests.monitoring.conftest import MakePublisher
+from tests.support.tapped import Tapped
 from tests.support.waiting import until
 
 
@@ -39,11 +47,7 @@ async def running(one: Publisher) -> AsyncIterator[None]:
 
 def received(activity: Activity) -> dict[str, int]:
     """Return the requests of the last minutes by outcome, whichever minute they were counted in."""
-    found: dict[str, int] = {}
-    for minute in activity.minutes:
-        for outcome, number in minute.received.items():
-            found[outcome] = found.get(outcome, 0) + number
-    return found
+    return dict(sum_received(activity.minutes))
 
 
 def test_differences_of_counters() -> None:
@@ -96,7 +100,7 @@ async def test_processes_and_counts(
     # Both publishers read the counters of this one process.
     assert received(after) == {"admitted": 2, "late": 2}
     assert len(after.minutes) == 60
-    assert sum(each.delivered.get("own:open", {}).get("failed", 0) for each in after.minutes) == 4
+    assert sum_calls(after.minutes)["own:open"]["failed"] == 4
     assert sum(day.recovered for day in after.days) == 2
     assert len(after.days) == 7
 
@@ -105,35 +109,17 @@ async def test_a_drain_is_shown(
     connections: Connections, keys: Keys, make_publisher: MakePublisher
 ) -> None:
     """A process that is not ready says why, in one word."""
-    async with running(make_publisher(reason="draining")):
-
-        async def reasons() -> list[str | None]:
-            return [one.ready for one in (await read_activity(connections, keys)).processes]
-
-        assert await until(reasons) == ["draining"]
-
-
-class LosesReplies(Connections):
-    """Runs each script, but loses the first reply."""
-
-    def __init__(self, inner: Connections) -> None:
-        self._inner = inner
-        self.calls: list[Any] = []
-
-    async def run_one(self, script: Any, keys: Sequence[str], arguments: Any, **_: Any) -> Any:
-        """Run it."""
-        self.calls.append(arguments)
-        reply = await self._inner.run_one(script, keys, arguments)
-        if len(self.calls) == 1:
-            raise RedisTimeoutError
-        return reply
+    await make_publisher(reason="draining")._publish()
+    [one] = (await read_activity(connections, keys)).processes
+    assert one.ready == "draining"
 
 
 async def test_a_batch_is_counted_once(
     connections: Connections, keys: Keys, make_publisher: MakePublisher
 ) -> None:
     """A call whose reply was lost is repeated and not counted again; then the rest is counted."""
-    over = LosesReplies(connections)
+    over = Tapped(connections)
+    over.faults.append("reply")
     one = make_publisher(over=over)
     metrics.EVENTS.labels("late", "verified").inc()
     recent_reversals.append(NotedReversal(5.0, "vs_1", "verified", "requires_input", "evt_1"))
@@ -210,8 +196,7 @@ async def test_a_call_that_fails_half_way_counts_once(
         await one._try_to_publish()
     await connections.client.delete(keys.reversals)
     await one._try_to_publish()
-    found = (await read_activity(connections, keys)).minutes
-    assert sum(minute.received.get("late", 0) for minute in found) == 3
+    assert received(await read_activity(connections, keys)) == {"late": 3}
 
 
 async def test_a_full_redis_takes_signs_of_life(
@@ -252,33 +237,31 @@ async def test_an_error_of_ours_ends_nothing(
     make_publisher: MakePublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever fails, the next sign of life is tried, and the process ends as it should."""
-    lines: list[str] = []
-    monkeypatch.setattr(publisher.log, "exception", lines.append)
 
     def fail(*_: Any) -> None:
         raise KeyError
 
     one = make_publisher()
     monkeypatch.setattr(one, "_collect", fail)
-    await one._try_to_publish()
-    assert lines == ["activity.crashed"]
+    with capture_logs() as lines:
+        await one._try_to_publish()
+    assert [line["event"] for line in lines] == ["activity.crashed"]
     stopping = asyncio.Event()
     stopping.set()
     await one.run(stopping)
 
 
 async def test_a_failure_is_logged_once(
-    make_publisher: MakePublisher, connections: Connections, monkeypatch: pytest.MonkeyPatch
+    make_publisher: MakePublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user who may not publish is one line, however often it is tried."""
-    lines: list[str] = []
-    monkeypatch.setattr(publisher.log, "warning", lambda event, **_: lines.append(event))
 
     async def refuse(*_: Any, **__: Any) -> None:
         raise RedisError
 
     one = make_publisher()
     monkeypatch.setattr(one, "_publish", refuse)
-    for _ in range(3):
-        await one._try_to_publish()
-    assert lines == ["activity.not_published"]
+    with capture_logs() as lines:
+        for _ in range(3):
+            await one._try_to_publish()
+    assert [line["event"] for line in lines] == ["activity.not_published"]
