@@ -16,7 +16,6 @@ from ..config import Settings
 from ..errors import Unavailable, UnavailableReason
 from ..monitoring.handler_state import HandlerState
 from ..monitoring.overview import Overview, collect, unavailable
-from ..storage import health
 from ..storage.connections import Connections
 from ..storage.keys import Keys
 from . import paths
@@ -167,12 +166,7 @@ class Page:
     async def _collect(self) -> Overview:
         self._no_answer = None
         try:
-            return await collect(
-                self.connections,
-                self.keys,
-                self.settings,
-                lambda: health.inspect(self.connections, self.settings),
-            )
+            return await collect(self.connections, self.keys, self.settings)
         except Unavailable as error:
             self._no_answer = error.reason
             return unavailable(error.reason)

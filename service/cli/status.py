@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import click
@@ -15,7 +14,7 @@ from redis.exceptions import RedisError
 from ..config import Settings
 from ..errors import ConfigError, Unavailable
 from ..monitoring.overview import Overview, collect, misconfigured, unavailable
-from ..storage import health, layout
+from ..storage import layout
 from ..storage.connections import Connections, connect, display_address
 from ..storage.keys import Keys
 from ..storage.redis_errors import unavailable_reason
@@ -89,9 +88,7 @@ async def _read(connections: Connections, settings: Settings) -> Overview:
     try:
         if not await layout.is_claimed(connections, keys):
             raise ConfigError([f"REDIS_PREFIX: nothing was ever stored under {keys.prefix}"])
-        return await collect(
-            connections, keys, settings, partial(health.inspect, connections, settings)
-        )
+        return await collect(connections, keys, settings)
     except Unavailable as error:
         return unavailable(error.reason)
     except (RedisError, OSError) as error:

@@ -206,6 +206,6 @@ def _reversals(overview: Overview) -> Iterator[str]:
         if number
         else ("reversals: none within 7 days")
     )
-    for one in overview.reversals[:MAX_REVERSALS]:
+    for one in overview.activity.reversals[:MAX_REVERSALS]:
         change = f"{one.previous} to {one.current}"
         yield f"  {one.session_id} {change}, {_ago(overview.at, one.at)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -13,11 +12,12 @@ from redis.exceptions import RedisError
 from ..config import Settings
 from ..errors import ConfigError, Unavailable, UnavailableReason
 from ..findings import Finding, Severity
+from ..storage import health
 from ..storage.connections import Connections
 from ..storage.keys import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..stripe_api.watch_report import DestinationState
-from .activity import Activity, Reversal, read_activity
+from .activity import Activity, read_activity
 from .deployment_rules import Facts, judge
 from .handler_state import HandlerState, read_handlers
 from .reconciliation import Reconciliation, assess_report
@@ -64,25 +64,14 @@ class Overview(NamedTuple):
     reconciliation: Reconciliation | None = None
     took_s: float = 0.0
 
-    @property
-    def reversals(self) -> tuple[Reversal, ...]:
-        """The latest reversals, the newest first."""
-        return self.activity.reversals
 
-
-async def collect(
-    connections: Connections,
-    keys: Keys,
-    settings: Settings,
-    find_redis_problems: Callable[[], Awaitable[Sequence[Finding]]],
-) -> Overview:
+async def collect(connections: Connections, keys: Keys, settings: Settings) -> Overview:
     """Return the present state. What it costs depends on handlers, partitions and processes only.
 
     Args:
         connections: Open clients.
         keys: The layout.
-        settings: The handlers, and the time to live of leases.
-        find_redis_problems: Returns what the state of Redis means.
+        settings: The handlers, the time to live of leases, and what Redis has to promise.
 
     Raises:
         Unavailable: Redis did not answer within a few seconds.
@@ -92,7 +81,7 @@ async def collect(
         async with asyncio.timeout(COLLECT_TIMEOUT_S):
             activity = await read_activity(connections, keys)
             handlers = await read_handlers(connections, keys, settings)
-            redis_findings = tuple(await find_redis_problems())
+            redis_findings = tuple(await health.inspect(connections, settings))
     except (RedisError, OSError) as error:
         raise Unavailable(unavailable_reason(error)) from None
     now = time.time()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from service.delivery.consumer import FAILURE_WEIGHT
 from service.delivery.consumer_groups import create_groups
 from service.errors import Unavailable, UnavailableReason
 from service.findings import Finding, Severity
-from service.monitoring.overview import Overview, collect, unavailable
+from service.monitoring.overview import collect, unavailable
 from service.parsers import FETCH
 from service.storage import health
 from service.storage.connections import Connections
@@ -29,18 +28,11 @@ from tests.support.transitions import stored_notification
 FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch": 1}
 
 
-async def overview(connections: Connections, keys: Keys, settings: Settings) -> Overview:
-    """Return the present state."""
-    return await collect(
-        connections, keys, settings, partial(health.inspect, connections, settings)
-    )
-
-
 async def test_a_deployment_without_processes(
     connections: Connections, keys: Keys, settings: Settings
 ) -> None:
     """Where only the groups exist, both kinds of processes are missed."""
-    found = await overview(connections, keys, settings)
+    found = await collect(connections, keys, settings)
     assert found.verdict == "failing"
     assert [one.subject for one in found.reasons[:2]] == ["receivers", "handler log"]
     assert {"clock", "writes"} <= {one.name for one in found.redis_findings}
@@ -64,7 +56,7 @@ async def test_handlers(connections: Connections, keys: Keys, settings: Settings
     await client.zadd(keys.workers("log"), {"host-1-abc123": now_ms})
     await client.set(keys.circuit("own:open"), "host-1-abc123")
     await client.xadd(keys.notifications(3), stored_notification("vs_1", 1))
-    states = (await overview(connections, keys, settings)).handlers
+    states = (await collect(connections, keys, settings)).handlers
     log, fetch, gone, own = states
     assert [one.name for one in states] == ["log", FETCH, "gone", "own:open"]
     assert [one.is_configured for one in states] == [True, True, False, False]
@@ -84,7 +76,7 @@ async def test_a_worker_knows_its_handlers_better(
     await connections.client.zadd(keys.workers("own:open"), {"w": time.time() * 1000})
     [own] = [
         one
-        for one in (await overview(connections, keys, settings)).handlers
+        for one in (await collect(connections, keys, settings)).handlers
         if one.name == "own:open"
     ]
     assert own.is_configured
@@ -105,7 +97,7 @@ async def test_what_is_known_of_stripe(
         ),
     )
     await watch_report.publish(connections, keys, report)
-    found = await overview(connections, keys, settings)
+    found = await collect(connections, keys, settings)
     assert found.destinations == report.destinations
     assert found.endpoint_findings == report.findings
     assert found.reconciliation is not None
@@ -113,19 +105,20 @@ async def test_what_is_known_of_stripe(
     assert found.reconciliation.lag_s == pytest.approx(1000, abs=60)
     assert {"reconciler", "Stripe's endpoints"} <= {one.subject for one in found.reasons}
     await connections.client.set(keys.endpoints, "another version's")
-    assert (await overview(connections, keys, settings)).reconciliation is None
+    assert (await collect(connections, keys, settings)).reconciliation is None
 
 
 async def test_redis_does_not_answer(
-    connections: Connections, keys: Keys, settings: Settings
+    connections: Connections, keys: Keys, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever call fails, it is one error, which the page and the terminal show."""
 
-    async def refuse() -> Sequence[Finding]:
+    async def refuse(*_: Any) -> Sequence[Finding]:
         raise RedisConnectionError
 
+    monkeypatch.setattr(health, "inspect", refuse)
     with pytest.raises(Unavailable) as raised:
-        await collect(connections, keys, settings, refuse)
+        await collect(connections, keys, settings)
     shown = unavailable(raised.value.reason)
     assert (shown.verdict, shown.is_available) == ("failing", False)
     assert "(redis_unreachable)" in shown.reasons[0].meaning
@@ -139,10 +132,11 @@ async def test_collecting_has_a_deadline(
     """A server that answers too slowly does not answer."""
     monkeypatch.setattr("service.monitoring.overview.COLLECT_TIMEOUT_S", 0.05)
 
-    async def hang() -> Sequence[Finding]:
+    async def hang(*_: Any) -> Sequence[Finding]:
         await asyncio.sleep(300)
         raise AssertionError
 
+    monkeypatch.setattr(health, "inspect", hang)
     with pytest.raises(Unavailable) as raised:
-        await collect(connections, keys, settings, hang)
+        await collect(connections, keys, settings)
     assert raised.value.reason is UnavailableReason.REDIS_SLOW

@@ -66,7 +66,7 @@ async def _respond_search(
         text=text,
         problem=problem,
         found=found,
-        reversals=(await page.overview()).reversals,
+        reversals=(await page.overview()).activity.reversals,
     )
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis.exceptions import TryAgainError
 
-from service.admin.app import AdminApp
 from service.admin.page import Page
 from service.config import Settings
 from service.delivery.consumer_groups import create_groups
@@ -21,14 +18,14 @@ from service.monitoring.overview import collect
 from service.monitoring.publisher import Publisher
 from service.secret import Secret
 from service.storage.connections import Connections, connect
-from service.storage.health import Health, inspect
+from service.storage.health import Health
 from service.storage.keys import Keys
 from service.storage.redis_errors import unavailable_reason
 from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
 from service.telemetry import metrics
 from tests.support.depth import takes_long
 from tests.support.load import AFTER, BEFORE, deployment, during, remembered
-from tests.support.logins import ACTING, ORIGIN, TOKENS
+from tests.support.logins import ACTING, ORIGIN, TOKENS, admin_app
 from tests.support.shown import Shown
 from tests.support.topologies import Cluster, cluster, command
 from tests.support.transitions import stored_entry
@@ -98,8 +95,7 @@ async def test_the_overview_of_a_cluster(nodes: Cluster, connections: Connection
     publisher = Publisher(connections, keys, health, kind="dev", works=settings.handlers)
     metrics.EVENTS.labels("late", "verified").inc()
     await publisher._try_to_publish()
-    find_problems = partial(inspect, connections, settings)
-    found = await collect(connections, keys, settings, find_problems)
+    found = await collect(connections, keys, settings)
     assert [one.kind for one in found.activity.processes] == ["dev"]
     assert sum(minute.received.get("late", 0) for minute in found.activity.minutes) == 1
     [log] = found.handlers
@@ -116,8 +112,7 @@ async def test_the_page_acts_in_a_cluster(nodes: Cluster, connections: Connectio
         letter = stored_entry(f"vs_{partition}", 1) | {"reason": "exhausted", "attempts": 3}
         await client.xadd(keys.dead_letters(partition, "log"), letter)
     page = Page(settings, connections, keys)
-    ready: Any = None
-    async with asgi_client(AdminApp(ready, page)) as browser:
+    async with asgi_client(admin_app(page)) as browser:
         browser.headers |= ORIGIN
         await browser.post("/login", data={"token": ACTING})
         for path in ("/", "/handlers/log", "/dead-letters/log", "/sessions/vs_0"):
