@@ -18,7 +18,7 @@ import msgspec
 import orjson
 
 from ..errors import Rejected, RejectionReason
-from .verification_report import decode_secret
+from .stripe_object import decode_secret
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -25,7 +25,7 @@ import msgspec
 from ..errors import Rejected, RejectionReason
 from .decoding import convert, decode, remove_unreadable, remove_value
 from .signatures import VerifiedPayload
-from .verification_report import EpochSeconds, decode_secret
+from .stripe_object import EpochSeconds, decode_secret
 from .verification_session import VerificationSession
 
 T = TypeVar("T", bound=msgspec.Struct)

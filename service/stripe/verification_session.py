@@ -9,16 +9,13 @@ from __future__ import annotations
 import msgspec
 
 from ..secret import Secret
+from .stripe_object import EpochSeconds, HiddenRepr, Source, read
 from .verification_report import (
     Address,
     CalendarDate,
     DocumentOptions,
-    EpochSeconds,
-    HiddenRepr,
     IdNumberOptions,
-    Source,
     VerificationReport,
-    read,
 )
 
 

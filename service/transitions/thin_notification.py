@@ -13,7 +13,7 @@ import msgspec
 import orjson
 
 from ..stripe.events import ThinEvent
-from ..stripe.verification_report import HiddenRepr
+from ..stripe.stripe_object import HiddenRepr
 
 _encode = msgspec.json.Encoder().encode
 

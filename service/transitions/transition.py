@@ -9,7 +9,7 @@ from typing import ClassVar, NoReturn
 import msgspec
 
 from ..stripe.events import Event
-from ..stripe.verification_report import HiddenRepr
+from ..stripe.stripe_object import HiddenRepr
 from ..stripe.verification_session import RelatedPerson
 from .lifecycle import current_status
 

@@ -18,6 +18,7 @@ import pytest
 from rich.pretty import pretty_repr
 
 from service.secret import MASK, Secret
+from service.stripe.stripe_object import decode_secret
 from service.stripe.verification_report import (
     Address,
     CalendarDate,
@@ -25,7 +26,6 @@ from service.stripe.verification_report import (
     DocumentCheck,
     IdNumberOptions,
     VerificationReport,
-    decode_secret,
 )
 from service.stripe.verification_session import (
     LastError,
