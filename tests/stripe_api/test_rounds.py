@@ -259,7 +259,7 @@ async def test_an_event_on_a_page_is_judged_like_any_other(
     """A listed event that cannot be parsed is read singly, and fails alone."""
     events = make_events(stand_in, 20)
     broken = events[7]
-    broken.session = {**(broken.session or {}), "status": 7}
+    broken.session = {**broken.session, "status": 7}
 
     found = await find_all(rounds, events)
 

@@ -25,9 +25,9 @@ def latest(stand_in: StripeStandIn) -> StandInEvent:
     return stand_in.events.all[-1]
 
 
-def verify_a_session(stand_in: StripeStandIn, **given: Any) -> StandInEvent:
+def verify_a_session(stand_in: StripeStandIn, account: str | None = None) -> StandInEvent:
     """Let a session be verified; return its latest event."""
-    session = stand_in.sessions.create(**given)
+    session = stand_in.sessions.create(scope=stand_in.scope(account))
     stand_in.sessions.submit(session.id)
     stand_in.sessions.verify(session.id)
     return latest(stand_in)
@@ -63,7 +63,7 @@ async def test_the_twin_is_read(names_twin: bool, stand_in: StripeStandIn, api: 
 async def test_the_twin_of_a_connected_account(stand_in: StripeStandIn, api: StripeApi) -> None:
     """What a thin event's context names is read in that context."""
     account = stand_in.directory.connect()
-    event = verify_a_session(stand_in, scope=stand_in.scope(account.id))
+    event = verify_a_session(stand_in, account.id)
 
     found = await read_event(api, notification_of(event))
 
@@ -77,7 +77,7 @@ async def test_the_account_of_a_twin(
 ) -> None:
     """A twin that names no account gets that of the context; one of another account is refused."""
     account = stand_in.directory.connect()
-    event = verify_a_session(stand_in, scope=stand_in.scope(account.id))
+    event = verify_a_session(stand_in, account.id)
     body = orjson.dumps({**event.as_snapshot(), "account": named})
     stand_in.faults.add(answer(TWIN, body))
 
@@ -176,12 +176,12 @@ def body_of(wrong: Any, path: str, event: StandInEvent) -> bytes:
     right: dict[str, Any] = {
         THIN: event.as_thin_event(),
         TWIN: event.as_snapshot(),
-        SESSION: dict(event.session or {}),
+        SESSION: dict(event.session),
     }[path]
     changes = dict(wrong)
     session = changes.pop("session", {})
     if path == TWIN and session:
-        changes["data"] = {"object": {**(event.session or {}), **session}}
+        changes["data"] = {"object": {**event.session, **session}}
     if path == SESSION:
         changes |= session
     return orjson.dumps({**right, **changes})
@@ -225,7 +225,7 @@ async def test_a_session_cannot_change_what_is_around_it(
     stand_in.makes_twins = False
     event = verify_a_session(stand_in)
     more = {"data": {"object": {}}, "skipped_fields": ["x"], "account": "acct_x", "created": 1}
-    body = orjson.dumps({**(event.session or {}), **more})
+    body = orjson.dumps({**event.session, **more})
     stand_in.faults.add(answer(SESSION, body))
 
     found = await read_event(api, notification_of(event))

@@ -8,8 +8,8 @@
         stand_in.sessions.submit(session.id)
         stand_in.sessions.verify(session.id)
 
-It knows nothing of the service. What Stripe documents is written with its source; what is assumed
-is called an assumption where it is made.
+It knows nothing of the service, but answers only what the service asks for. What Stripe documents
+is written with its source; what is assumed is called an assumption where it is made.
 """
 
 from .accounts import API_VERSION, READ_ONLY, ApiKey, Permission, Scope
@@ -18,7 +18,6 @@ from .events import Event
 from .faults import Fault, broken, fail, too_many_requests
 from .lives import LIVES, MAX_LIFE_S, final_states, live, max_duration_s
 from .pushes import divide, lose_share
-from .receiver import Receiver
 from .serving import client_of, running, served
 from .sessions import Session
 from .stand_in import StripeStandIn, all_types
@@ -36,7 +35,6 @@ __all__ = [
     "Event",
     "Fault",
     "Permission",
-    "Receiver",
     "Scope",
     "Session",
     "StripeStandIn",

@@ -18,7 +18,7 @@ API_VERSION: Final = "2026-10-28.endive"
 
 
 class Permission(StrEnum):
-    """What a restricted key may do. Stripe's own names, except those of sensitive results.
+    """What a restricted key may do, by Stripe's own names.
 
     Of event destinations and thin events Stripe does not publish the permission; here they need
     those of webhook endpoints and events.
@@ -26,20 +26,10 @@ class Permission(StrEnum):
 
     EVENTS_READ = "rak_event_read"
     IDENTITY_READ = "rak_identity_product_read"
-    IDENTITY_WRITE = "rak_identity_product_write"
     WEBHOOKS_READ = "rak_webhook_read"
-    WEBHOOKS_WRITE = "rak_webhook_write"
-    # Dates of birth, numbers and expiry dates.
-    SENSITIVE = "rak_identity_sensitive_results_all_read"
 
 
-READ_ONLY: Final = frozenset(
-    {Permission.EVENTS_READ, Permission.IDENTITY_READ, Permission.WEBHOOKS_READ}
-)
-_WRITE_INCLUDES: Final = {
-    Permission.IDENTITY_READ: Permission.IDENTITY_WRITE,
-    Permission.WEBHOOKS_READ: Permission.WEBHOOKS_WRITE,
-}
+READ_ONLY: Final = frozenset(Permission)
 
 
 class Scope(NamedTuple):
@@ -72,8 +62,7 @@ class ApiKey:
         secret: `sk_live_…`, `sk_test_…`, `rk_live_…` or `rk_test_…`.
         account: The account that it belongs to.
         livemode: Whether it is a live key.
-        permissions: What a restricted key may do; None for a secret key, which may do everything
-            except to read sensitive results.
+        permissions: What a restricted key may do; None for a secret key, which may do everything.
         is_revoked: Whether it is rejected from now on.
     """
 
@@ -89,15 +78,9 @@ class ApiKey:
         start = self.secret[: len("sk_test_")]
         return f"{start}{'*' * (len(self.secret) - len(start) - 4)}{self.secret[-4:]}"
 
-    def may(self, permission: Permission) -> bool:
-        """Return whether the key has a permission."""
-        if self.permissions is None:
-            return permission is not Permission.SENSITIVE
-        return bool({permission, _WRITE_INCLUDES.get(permission)} & self.permissions)
-
     def require(self, permission: Permission, account: str) -> None:
         """Raise `ApiError` (403) unless the key has a permission."""
-        if not self.may(permission):
+        if self.permissions is not None and permission not in self.permissions:
             raise no_permission(self.masked, account, permission)
 
 

@@ -1,45 +1,37 @@
 """One request to the API: who asks, for which account, with which parameters.
 
-Keys are sent as `Authorization: Bearer`, see
-https://docs.stripe.com/api/authentication. https://docs.stripe.com/api/idempotent_requests
+Keys are sent as `Authorization: Bearer`. https://docs.stripe.com/api/authentication
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from .accounts import API_VERSION, ApiKey, Permission, Scope
-from .errors import ApiError, invalid, unauthorized
-from .events import Request
-from .parameters import Parameters, decode_form
+from .accounts import API_VERSION, Permission, Scope
+from .errors import ApiError, unauthorized
+from .parameters import Parameters
 from .stand_in import StripeStandIn
 
 
-@dataclass(frozen=True, kw_only=True)
-class Call:
+class Call(NamedTuple):
     """A request that was let in.
 
     Attributes:
         stand_in: What it is asked of.
-        key: The key.
         scope: The account and the mode that it reads.
         id: The id in the path; "" if there is none.
-        parameters: What was sent in the query or the body.
-        request: Its id and its idempotency key, for the event that it causes.
+        parameters: What was sent in the query.
     """
 
     stand_in: StripeStandIn
-    key: ApiKey
     scope: Scope
     id: str
     parameters: Parameters
-    request: Request
 
 
 Handler: TypeAlias = Callable[[Call], Mapping[str, Any]]
@@ -51,11 +43,9 @@ def guarded(
     """Return an endpoint that answers with what *handler* returns, or with its `ApiError`."""
 
     async def endpoint(http: HttpRequest) -> Response:
-        sent = await http.body()
         request_id = stand_in.tokens.new_id("req")
         try:
-            call = _let_in(stand_in, permission, http, sent, request_id)
-            return _response(handler(call), request_id, http)
+            return _response(handler(_let_in(stand_in, permission, http)), request_id, http)
         except ApiError as error:
             return _response(error.body(request_id), request_id, http, error)
 
@@ -68,20 +58,11 @@ def not_found(http: HttpRequest, _: Exception) -> Response:
     return _response(error.body("req_unrecognized"), "req_unrecognized", http, error)
 
 
-def _let_in(
-    stand_in: StripeStandIn, permission: Permission, http: HttpRequest, sent: bytes, request_id: str
-) -> Call:
+def _let_in(stand_in: StripeStandIn, permission: Permission, http: HttpRequest) -> Call:
     key = stand_in.directory.key(_secret(http))
     scope = stand_in.directory.scope(key, named_account(http))
     key.require(permission, scope.account)
-    return Call(
-        stand_in=stand_in,
-        key=key,
-        scope=scope,
-        id=http.path_params.get("id", ""),
-        parameters=Parameters(_decode(http, sent)),
-        request=Request(request_id, http.headers.get("idempotency-key")),
-    )
+    return Call(stand_in, scope, http.path_params.get("id", ""), Parameters(http.url.query))
 
 
 def named_account(http: HttpRequest) -> str | None:
@@ -97,20 +78,6 @@ def _secret(http: HttpRequest) -> str:
     return value
 
 
-def _decode(http: HttpRequest, sent: bytes) -> dict[str, Any]:
-    if http.method == "GET" or not sent:
-        return decode_form(http.url.query)
-    if not http.url.path.startswith("/v2/"):
-        return decode_form(sent.decode())
-    try:
-        decoded = orjson.loads(sent)
-    except orjson.JSONDecodeError:
-        decoded = None
-    if not isinstance(decoded, dict):
-        raise invalid("body", "The body is not a JSON object.")
-    return decoded
-
-
 def _response(
     body: Mapping[str, Any], request_id: str, http: HttpRequest, error: ApiError | None = None
 ) -> Response:
@@ -122,9 +89,8 @@ def _response(
         "Stripe-Version": http.headers.get("stripe-version", API_VERSION),
         "Cache-Control": "no-cache, no-store",
     }
-    for name in ("stripe-account", "idempotency-key"):
-        if name in http.headers:
-            headers[name] = http.headers[name]
+    if "stripe-account" in http.headers:
+        headers["stripe-account"] = http.headers["stripe-account"]
     return Response(
         orjson.dumps(body, option=None if is_v2 else orjson.OPT_INDENT_2),
         status_code=error.status if error else 200,

@@ -33,15 +33,3 @@ def rfc3339(at: float) -> str:
     """Return Unix seconds as APIs under /v2 write a time: `2026-11-29T08:30:00.123Z`."""
     written = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
     return written.replace("+00:00", "Z")
-
-
-def parse_rfc3339(text: str) -> float:
-    """Return the Unix seconds of a time with a time zone.
-
-    Raises:
-        ValueError: It is no such time.
-    """
-    parsed = datetime.fromisoformat(text)
-    if parsed.tzinfo is None:
-        raise ValueError("no time zone")
-    return parsed.timestamp()

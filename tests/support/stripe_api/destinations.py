@@ -14,8 +14,6 @@ from typing import Any, Final, Literal
 from .accounts import Scope
 from .clock import rfc3339
 
-DESTINATION_OBJECT: Final = "v2.core.event_destination"
-PING: Final = "v2.core.event_destination.ping"
 # `*` does not select these, and they are made only if a destination names them.
 SELECTION_REQUIRED: Final = frozenset({"identity.verification_session.redacted"})
 SELF, ACCOUNTS = "@self", "@accounts"
@@ -36,9 +34,8 @@ class Destination:
         enabled_events: Types, or `*`.
         events_from: `@self`, `@accounts` or both.
         is_enabled: Whether it gets events now.
-        type: `webhook_endpoint`, `amazon_eventbridge` or `azure_event_grid`.
+        type: `webhook_endpoint` or `amazon_eventbridge`.
         created: Unix seconds.
-        name: A label.
         application: The Connect application, for endpoints that get events of accounts.
     """
 
@@ -52,7 +49,6 @@ class Destination:
     created: float
     is_enabled: bool = True
     type: str = "webhook_endpoint"
-    name: str = "stand-in"
     application: str | None = None
 
     def names(self, snapshot_type: str) -> bool:
@@ -102,7 +98,7 @@ def webhook_endpoint_object(destination: Destination) -> dict[str, Any]:
         "api_version": None,
         "application": destination.application,
         "created": int(destination.created),
-        "description": destination.name,
+        "description": "stand-in",
         "enabled_events": list(destination.enabled_events),
         "livemode": destination.scope.livemode,
         "metadata": {},
@@ -125,7 +121,7 @@ def event_destination_object(
     disabled = {"disabled": {"reason": "user"}}
     return {
         "id": destination.id,
-        "object": DESTINATION_OBJECT,
+        "object": "v2.core.event_destination",
         "created": rfc3339(destination.created),
         "description": "",
         "enabled_events": list(destination.enabled_events),
@@ -133,7 +129,7 @@ def event_destination_object(
         "events_from": list(destination.events_from),
         "livemode": destination.scope.livemode,
         "metadata": {},
-        "name": destination.name,
+        "name": "stand-in",
         "snapshot_api_version": None,
         "status": "enabled" if destination.is_enabled else "disabled",
         "status_details": None if destination.is_enabled else disabled,

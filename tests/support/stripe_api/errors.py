@@ -104,9 +104,9 @@ def no_access(key: str, account: str) -> ApiError:
     )
 
 
-def rate_limited(reason: str, retry_after_s: int | None) -> ApiError:
-    """Return the answer for too many requests; *reason* as in `Stripe-Rate-Limited-Reason`."""
-    headers = {"Stripe-Rate-Limited-Reason": reason, "Stripe-Should-Retry": "true"}
+def rate_limited(retry_after_s: int | None) -> ApiError:
+    """Return the answer for too many requests."""
+    headers = {"Stripe-Rate-Limited-Reason": "global-rate", "Stripe-Should-Retry": "true"}
     if retry_after_s is not None:
         headers["Retry-After"] = str(retry_after_s)
     return ApiError(
@@ -117,6 +117,6 @@ def rate_limited(reason: str, retry_after_s: int | None) -> ApiError:
     )
 
 
-def server_error(status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -> ApiError:
+def server_error(status: int) -> ApiError:
     """Return the answer for a fault of Stripe's."""
     return ApiError(status, "An unknown error occurred.", type="api_error")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from .accounts import API_VERSION, Scope
 from .clock import rfc3339
@@ -17,7 +17,6 @@ from .errors import missing
 from .persons import redacted
 
 RETENTION_S: Final = 30 * 24 * 3600
-THIN_OBJECT: Final = "v2.core.event"
 _PERSONAL: Final = (
     *("client_reference_id", "client_secret", "last_error", "provided_details", "url"),
     "verified_outputs",
@@ -32,25 +31,6 @@ class Related(NamedTuple):
     url: str
 
 
-class Request(NamedTuple):
-    """The request that caused an event; an event without one was caused by Stripe or a person."""
-
-    id: str
-    idempotency_key: str | None
-
-
-class Delivery(Protocol):
-    """What an event knows of the attempts to push it to one destination."""
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether there will be another attempt."""
-
-    @property
-    def has_succeeded(self) -> bool:
-        """Whether the destination has it, as far as Stripe knows."""
-
-
 @dataclass(kw_only=True)
 class Event:
     """One event in both forms.
@@ -63,11 +43,9 @@ class Event:
         is_connected: Whether the account is a connected one, so that the event names it.
         created: Unix seconds with a fraction; the snapshot has whole seconds.
         listed_at: When lists begin to show it, Unix seconds.
-        session: `data.object` of the snapshot; None if it is not about a session.
+        session: `data.object` of the snapshot.
         changes: What was before and after, for the thin form.
         related: The object that it is about.
-        request: The request that caused it, if one did.
-        deliveries: Its pushes.
         sequence: The order in which events were made.
     """
 
@@ -78,46 +56,32 @@ class Event:
     is_connected: bool
     created: float
     listed_at: float
-    session: Mapping[str, Any] | None
+    session: Mapping[str, Any]
     changes: Mapping[str, Any]
     related: Related
-    request: Request | None
     sequence: int
-    deliveries: list[Delivery] = field(default_factory=list)
 
     @property
     def thin_type(self) -> str:
         """The type of the thin form."""
-        return self.type if self.type.startswith("v2.") else f"v1.{self.type}"
+        return f"v1.{self.type}"
 
     def is_listed(self, now: float) -> bool:
         """Return whether lists show it."""
         return self.listed_at <= now
 
-    @property
-    def pending_webhooks(self) -> int:
-        """How many destinations have not got it yet."""
-        return sum(one.is_pending for one in self.deliveries)
-
-    @property
-    def is_delivered(self) -> bool:
-        """Whether every destination got it; also true if there is none."""
-        return all(one.has_succeeded for one in self.deliveries)
-
     def redact(self) -> None:
         """Replace what is personal, as Stripe does once the session is redacted."""
-        if self.session is not None:
-            shown = dict(self.session)
-            report = shown["last_verification_report"]
-            if isinstance(report, dict):
-                shown["last_verification_report"] = report["id"]
-            shown |= {name: redacted(shown[name]) for name in _PERSONAL if name in shown}
-            self.session = shown | {"metadata": {}}
+        shown = dict(self.session)
+        report = shown["last_verification_report"]
+        if isinstance(report, dict):
+            shown["last_verification_report"] = report["id"]
+        shown |= {name: redacted(shown[name]) for name in _PERSONAL if name in shown}
+        self.session = shown | {"metadata": {}}
         self.changes = {when: redacted(values) for when, values in self.changes.items()}
 
     def as_snapshot(self) -> dict[str, Any]:
         """Return the snapshot form."""
-        request = self.request
         return {
             "id": self.id,
             "object": "event",
@@ -127,11 +91,8 @@ class Event:
             "created": int(self.created),
             "data": {"object": self.session},
             "livemode": self.scope.livemode,
-            "pending_webhooks": self.pending_webhooks,
-            "request": {
-                "id": request.id if request else None,
-                "idempotency_key": request.idempotency_key if request else None,
-            },
+            "pending_webhooks": 1,
+            "request": {"id": None, "idempotency_key": None},
             "type": self.type,
         }
 
@@ -143,11 +104,11 @@ class Event:
         """
         notification = {
             "id": self.thin_id,
-            "object": THIN_OBJECT,
+            "object": "v2.core.event",
             "context": self.scope.account if self.is_connected else None,
             "created": rfc3339(self.created),
             "livemode": self.scope.livemode,
-            "reason": self.request and {"type": "request", "request": dict(self.request._asdict())},
+            "reason": None,
             "related_object": dict(self.related._asdict()),
             "type": self.thin_type,
         }
@@ -185,7 +146,7 @@ class EventLog:
         """Return the events of a session, in the order in which they were made."""
         return list(self._about[session_id])
 
-    def retained(self, scope: Scope, now: float, since: float = 0.0) -> list[Event]:
+    def retained(self, scope: Scope, now: float, since: float) -> list[Event]:
         """Return the events that can be read now, the newest first; lists may not show some yet.
 
         Args:

@@ -68,7 +68,7 @@ def fail(error: ApiError, **rule: object) -> Fault:
 
 def too_many_requests(retry_after_s: int | None = None, **rule: object) -> Fault:
     """Return a fault that answers 429, with `Retry-After` or without."""
-    return fail(rate_limited("global-rate", retry_after_s), **rule)
+    return fail(rate_limited(retry_after_s), **rule)
 
 
 def broken(status: int = 500, **rule: object) -> Fault:

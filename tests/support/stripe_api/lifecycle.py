@@ -11,17 +11,14 @@ from typing import Any, Protocol
 from .accounts import Scope
 from .clock import Clock
 from .errors import ApiError, missing
-from .events import Request
-from .sessions import DEFAULT_OPTIONS, Report, Session, has_report, last_error
-from .tokens import Tokens, canary
+from .sessions import Report, Session, has_report, last_error
+from .tokens import Tokens
 
 
 class Emits(Protocol):
     """Makes the event of a change."""
 
-    def __call__(
-        self, session: Session, word: str, changes: Mapping[str, Any], request: Request | None
-    ) -> None:
+    def __call__(self, session: Session, word: str, changes: Mapping[str, Any]) -> None:
         """Make an event of the type `identity.verification_session.{word}`."""
 
 
@@ -52,37 +49,27 @@ class Lifecycle:
         self,
         *,
         scope: Scope | None = None,
-        type: str = "document",
-        request: Request | None = None,
-        **given: Any,
+        client_reference_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> Session:
         """Create a session, which is open.
 
         Args:
             scope: The account and mode; by default the platform's test mode.
-            type: `document`, `id_number` or `verification_flow`.
-            request: The request that creates it.
-            given: `client_reference_id`, `metadata`, `options`, `provided_details`,
-                `related_customer`, `related_customer_account`, `related_person` and
-                `verification_flow`.
+            client_reference_id: A reference of its creator's.
+            metadata: Texts of its creator's.
         """
         session = Session(
             id=self._tokens.new_id("vs"),
             scope=scope or self._scope,
             created=self._clock.time(),
-            type=type,
-            given={**self._defaults(), **given},
+            customer=self._tokens.new_id("cus"),
+            client_reference_id=client_reference_id,
+            metadata=metadata or {},
         )
         self.all[session.id] = session
-        self._emit(session, "created", self._changes(None, session), request)
+        self._emit(session, "created", {"before": {}, "after": _visible(session)})
         return session
-
-    def _defaults(self) -> dict[str, Any]:
-        return {
-            "options": DEFAULT_OPTIONS,
-            "provided_details": {"email": canary("given_email"), "phone": canary("given_phone")},
-            "related_customer": self._tokens.new_id("cus"),
-        }
 
     def submit(self, id: str) -> Session:
         """Let the person submit everything, so that the checks run."""
@@ -109,10 +96,10 @@ class Lifecycle:
             raise _not_allowed(session, "rejected")
         return self._change(session, "requires_input", status="requires_input", error=code)
 
-    def cancel(self, id: str, request: Request | None = None) -> Session:
+    def cancel(self, id: str) -> Session:
         """Cancel an open session, for good."""
         session = self._in_status(id, "requires_input", "canceled")
-        return self._change(session, "canceled", request, status="canceled")
+        return self._change(session, "canceled", status="canceled")
 
     def override(self, id: str, status: str) -> Session:
         """Let staff decide otherwise after a review: `verified` or `requires_input`.
@@ -126,7 +113,7 @@ class Lifecycle:
             raise _not_allowed(session, "overridden")
         return self._change(session, status, status=status, error=None)
 
-    def redact(self, id: str, request: Request | None = None) -> Session:
+    def redact(self, id: str) -> Session:
         """Begin a redaction. An open session is canceled by it, with an event; others get none."""
         session = self.find(id)
         if session.redaction:
@@ -135,7 +122,7 @@ class Lifecycle:
             raise _not_allowed(session, "redacted")
         session.redaction = "processing"
         if session.status == "requires_input":
-            return self._change(session, "canceled", request, status="canceled")
+            return self._change(session, "canceled", status="canceled")
         return session
 
     def finish_redaction(self, id: str) -> Session:
@@ -164,21 +151,16 @@ class Lifecycle:
         return session
 
     def _add_report(self, session: Session, code: str | None) -> None:
-        session.reports.append(
-            Report(id=self._tokens.new_id("vr"), created=self._clock.time(), error=code)
+        session.report = Report(
+            id=self._tokens.new_id("vr"), created=self._clock.time(), error=code
         )
 
-    def _change(
-        self, session: Session, word: str, request: Request | None = None, **fields: Any
-    ) -> Session:
+    def _change(self, session: Session, word: str, **fields: Any) -> Session:
         before = _visible(session)
         for name, value in fields.items():
             setattr(session, name, value)
-        self._emit(session, word, self._changes(before, session), request)
+        self._emit(session, word, {"before": before, "after": _visible(session)})
         return session
-
-    def _changes(self, before: Mapping[str, Any] | None, session: Session) -> dict[str, Any]:
-        return {"before": before or {}, "after": _visible(session)}
 
 
 def _visible(session: Session) -> dict[str, Any]:

@@ -35,6 +35,11 @@ def address(word: str) -> dict[str, Any]:
     return {**{name: canary(f"{word}_{name}") for name in names}, "country": "US"}
 
 
+def provided_details() -> dict[str, str]:
+    """Return what the session's creator knew of the person."""
+    return {"email": canary("given_email"), "phone": canary("given_phone")}
+
+
 def verified_outputs() -> dict[str, Any]:
     """Return the `verified_outputs` of a session, with everything that can be expanded."""
     names = ("email", "first_name", "id_number", "last_name", "phone")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from random import Random
-from typing import Final, NamedTuple
+from typing import Final
 
 import httpx2
 import orjson
@@ -74,38 +74,12 @@ class Push:
         destination: Where.
         due: When the next attempt is, by the stand-in's clock.
         attempts: How many there have been.
-        status: `pending`, `succeeded`, `failed`, or `lost`, which to Stripe is a success.
     """
 
     event: Event
     destination: Destination
     due: float
     attempts: int = 0
-    status: str = "pending"
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether there will be another attempt."""
-        return self.status == "pending"
-
-    @property
-    def has_succeeded(self) -> bool:
-        """Whether the destination has it, as far as Stripe knows."""
-        return self.status in {"succeeded", "lost"}
-
-
-class Attempt(NamedTuple):
-    """One request to a destination.
-
-    Attributes:
-        event_id: The id that the body had: of the snapshot or of the thin form.
-        destination_id: Where it went.
-        status: The HTTP status; None if there was no answer.
-    """
-
-    event_id: str
-    destination_id: str
-    status: int | None
 
 
 def sign(body: bytes, secret: str, at: int) -> str:
@@ -120,7 +94,6 @@ class Pushes:
     Attributes:
         loses: Decides for each push whether it is never sent.
         retry_delays_s: The seconds before each retry; after the last one a push has failed.
-        attempts: Every request so far.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -130,7 +103,6 @@ class Pushes:
         self._running: set[asyncio.Task[None]] = set()
         self.loses: Loses = loses_nothing
         self.retry_delays_s: Sequence[float] = RETRY_DELAYS_S
-        self.attempts: list[Attempt] = []
 
     @property
     def is_idle(self) -> bool:
@@ -138,20 +110,9 @@ class Pushes:
         return not self._waiting and not self._running
 
     def schedule(self, event: Event, destination: Destination) -> None:
-        """Plan the push of an event."""
-        push = self._push(event, destination)
-        event.deliveries.append(push)
-        if destination.url is None or self.loses(event, destination):
-            push.status = "lost"
-            return
-        self._wait(push)
-
-    def resend(self, event: Event, destination: Destination) -> None:
-        """Plan one more push, which changes nothing about the planned ones."""
-        self._wait(self._push(event, destination))
-
-    def _push(self, event: Event, destination: Destination) -> Push:
-        return Push(event=event, destination=destination, due=self._clock.time())
+        """Plan the push of an event, unless it is to be lost."""
+        if destination.url is not None and not self.loses(event, destination):
+            self._wait(Push(event=event, destination=destination, due=self._clock.time()))
 
     def _wait(self, push: Push) -> None:
         heapq.heappush(self._waiting, (push.due, next(self._order), push))
@@ -180,31 +141,22 @@ class Pushes:
     async def _attempt(self, client: httpx2.AsyncClient, push: Push) -> None:
         destination = push.destination
         if not destination.is_enabled or destination.url is None:
-            push.status = "failed"
             return
-        event_id, body = self._render(push.event, destination)
+        body = self._render(push.event, destination)
         signature = sign(body, destination.secret, int(time.time()))
         push.attempts += 1
         try:
             answer = await client.post(
                 destination.url, content=body, headers={**HEADERS, "Stripe-Signature": signature}
             )
-            status: int | None = answer.status_code
+            is_success = answer.is_success
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError):
-            status = None
-        self.attempts.append(Attempt(event_id, destination.id, status))
-        self._settle(push, is_success=status is not None and 200 <= status < 300)
-
-    def _settle(self, push: Push, *, is_success: bool) -> None:
-        if is_success:
-            push.status = "succeeded"
-        elif push.attempts > len(self.retry_delays_s):
-            push.status = "failed"
-        else:
+            is_success = False
+        if not is_success and push.attempts <= len(self.retry_delays_s):
             push.due = self._clock.time() + self.retry_delays_s[push.attempts - 1]
             self._wait(push)
 
-    def _render(self, event: Event, destination: Destination) -> tuple[str, bytes]:
-        if destination.payload == "thin" or event.id is None:
-            return event.thin_id, orjson.dumps(event.as_notification())
-        return event.id, orjson.dumps(event.as_snapshot(), option=orjson.OPT_INDENT_2)
+    def _render(self, event: Event, destination: Destination) -> bytes:
+        if destination.payload == "thin":
+            return orjson.dumps(event.as_notification())
+        return orjson.dumps(event.as_snapshot(), option=orjson.OPT_INDENT_2)

@@ -1,4 +1,4 @@
-"""Verification sessions and reports as the API shows them, before anything is expanded away.
+"""Verification sessions and reports as the API shows them.
 
 https://docs.stripe.com/api/identity/verification_sessions/object
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from .accounts import Scope
@@ -16,6 +16,7 @@ from .persons import (
     contact_check,
     document_check,
     id_number_check,
+    provided_details,
     redacted,
     selfie_check,
     verified_outputs,
@@ -23,8 +24,7 @@ from .persons import (
 from .tokens import Tokens, canary
 
 SESSION_OBJECT: Final = "identity.verification_session"
-REPORT_OBJECT: Final = "identity.verification_report"
-DEFAULT_OPTIONS: Final[Mapping[str, Any]] = {
+OPTIONS: Final[Mapping[str, Any]] = {
     "document": {
         "allowed_types": ["driving_license", "id_card", "passport"],
         "require_id_number": False,
@@ -57,28 +57,25 @@ class Session:
         id: `vs_…`.
         scope: The account and the mode it belongs to.
         created: Unix seconds.
-        type: `document`, `id_number` or `verification_flow`.
+        customer: `cus_…`.
+        client_reference_id: A reference of its creator's, if any.
+        metadata: Texts of its creator's.
         status: `requires_input`, `processing`, `verified` or `canceled`.
         error: The code of `last_error`, if any.
         redaction: None, `processing` or `redacted`.
-        reports: One for each finished attempt, the oldest first.
-        given: What its creator gave: `client_reference_id`, `metadata`, `options` and others.
+        report: That of the latest finished attempt.
     """
 
     id: str
     scope: Scope
     created: float
-    type: str = "document"
+    customer: str
+    client_reference_id: str | None
+    metadata: Mapping[str, str]
     status: str = "requires_input"
     error: str | None = None
     redaction: str | None = None
-    reports: list[Report] = field(default_factory=list)
-    given: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def report(self) -> Report | None:
-        """The report of the latest attempt."""
-        return self.reports[-1] if self.reports else None
+    report: Report | None = None
 
     @property
     def is_open(self) -> bool:
@@ -98,39 +95,36 @@ def session_object(session: Session, tokens: Tokens) -> dict[str, Any]:
 
     Every call gives an open session a new `client_secret` and a new `url`.
     """
-    given = session.given
     word = "live_" if session.scope.livemode else "test_"
     secret = url = None
     if session.is_open:
         secret = tokens.new_secret(f"{session.id}_secret_{word}")
         url = tokens.new_secret(f"https://verify.stripe.com/start/{word}")
     is_redacted = session.redaction == "redacted"
-    shown = {
+    return {
         "id": session.id,
         "object": SESSION_OBJECT,
-        "client_reference_id": None if session.redaction else given.get("client_reference_id"),
+        "client_reference_id": None if session.redaction else session.client_reference_id,
         "client_secret": secret,
         "created": int(session.created),
         "last_error": redacted(last_error(session)) if is_redacted else last_error(session),
         "last_verification_report": session.report.id if session.report else None,
         "livemode": session.scope.livemode,
-        "metadata": {} if session.redaction else dict(given.get("metadata", {})),
-        "options": deepcopy(given.get("options", {})),
+        "metadata": {} if session.redaction else dict(session.metadata),
+        "options": deepcopy(OPTIONS),
         "redaction": {"status": session.redaction} if session.redaction else None,
-        "related_customer": given.get("related_customer"),
-        "related_customer_account": given.get("related_customer_account"),
+        "related_customer": session.customer,
+        "related_customer_account": None,
         "status": session.status,
-        "type": session.type,
+        "type": "document",
         "url": url,
     }
-    optional = ("related_person", "verification_flow")
-    return shown | {name: given[name] for name in optional if name in given}
 
 
 def full_session_object(session: Session, tokens: Tokens) -> dict[str, Any]:
     """Return a session with everything that can be expanded, the report included."""
     personal = {
-        "provided_details": session.given.get("provided_details"),
+        "provided_details": provided_details(),
         "verified_outputs": verified_outputs() if session.status == "verified" else None,
     }
     report = session.report
@@ -143,40 +137,35 @@ def full_session_object(session: Session, tokens: Tokens) -> dict[str, Any]:
 
 def full_report_object(session: Session, report: Report) -> dict[str, Any]:
     """Return a report with everything that can be expanded."""
-    checks = _checks(session, report)
-    flow = session.given.get("verification_flow")
+    checks = _checks(report)
     return {
         "id": report.id,
-        "object": REPORT_OBJECT,
-        "client_reference_id": None
-        if session.redaction
-        else session.given.get("client_reference_id"),
+        "object": "identity.verification_report",
+        "client_reference_id": None if session.redaction else session.client_reference_id,
         "created": int(report.created),
         **(redacted(checks) if session.redaction == "redacted" else checks),
         "livemode": session.scope.livemode,
-        "options": deepcopy(session.given.get("options", {})),
-        "type": session.type,
-        **({"verification_flow": flow} if flow else {}),
+        "options": deepcopy(OPTIONS),
+        "type": "document",
         "verification_session": session.id,
     }
 
 
-def _checks(session: Session, report: Report) -> dict[str, Any]:
-    """Return all checks that the type of a session can have, whatever its options ask for."""
+def _checks(report: Report) -> dict[str, Any]:
+    """Return all checks that a session can have, whatever its options ask for."""
 
     def error(check: str) -> dict[str, str] | None:
         code = report.error
         is_its_own = code is not None and code.startswith(f"{check}_")
         return {"code": code, "reason": canary(f"reason_{code}")} if code and is_its_own else None
 
-    checks = {"id_number": id_number_check(error("id_number"))}
-    if session.type == "id_number":
-        return checks
-    details = session.given.get("provided_details") or {}
     return {
         "document": document_check(error("document")),
-        **{name: contact_check(name, value, error(name)) for name, value in details.items()},
-        **checks,
+        **{
+            name: contact_check(name, value, error(name))
+            for name, value in provided_details().items()
+        },
+        "id_number": id_number_check(error("id_number")),
         "selfie": selfie_check(error("selfie")),
     }
 

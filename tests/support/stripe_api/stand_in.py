@@ -9,14 +9,13 @@ from .accounts import Directory, Scope
 from .clock import Clock
 from .destinations import (
     ACCOUNTS,
-    PING,
     SELECTION_REQUIRED,
     SELF,
     Destination,
     Destinations,
     Payload,
 )
-from .events import Event, EventLog, Related, Request
+from .events import Event, EventLog, Related
 from .faults import Faults
 from .lifecycle import Lifecycle
 from .pushes import Pushes
@@ -28,16 +27,12 @@ class Recorded(NamedTuple):
     """One request that the API has answered.
 
     Attributes:
-        method: `GET`, `POST` or `DELETE`.
         path: Without the query.
-        query: As it was sent.
         account: The account that it named in a header; None if it named none.
         status: The HTTP status of the answer, as far as it began.
     """
 
-    method: str
     path: str
-    query: str
     account: str | None
     status: int | None
 
@@ -58,7 +53,7 @@ class StripeStandIn:
         list_lag_s: How long lists do not show events that are made from now on.
         makes_twins: Whether events that are made from now on have a snapshot form.
         expands_everything: Whether events that are made from now on, and sessions that are read,
-            hold all that can be expanded, whatever was asked for.
+            hold all that can be expanded, which the service never asks for.
         requests: Every request so far.
     """
 
@@ -95,7 +90,7 @@ class StripeStandIn:
         scope: Scope | None = None,
         accounts: bool = False,
         own: bool = True,
-        **fields: Any,
+        is_enabled: bool = True,
     ) -> Destination:
         """Add a destination.
 
@@ -106,72 +101,61 @@ class StripeStandIn:
             scope: Who owns it; by default the platform, in test mode.
             accounts: Whether it gets the events of connected accounts.
             own: Whether it gets the events of its owner.
-            fields: Further fields of `Destination`.
+            is_enabled: Whether it gets any at present.
         """
         owner = scope or self.scope()
         long_id = self.tokens.new_long_id("ed", livemode=owner.livemode)
-        fields.setdefault("secret", self.tokens.new_secret("whsec_"))
-        fields.setdefault("type", "webhook_endpoint" if url else "amazon_eventbridge")
-        fields.setdefault("application", self.tokens.new_id("ca") if accounts else None)
         return self.destinations.add(
             Destination(
                 id=long_id if payload == "thin" else self.tokens.new_id("we"),
                 scope=owner,
                 payload=payload,
                 url=url,
+                secret=self.tokens.new_secret("whsec_"),
                 enabled_events=all_types(payload) if events is None else events,
                 events_from=[name for name, on in ((SELF, own), (ACCOUNTS, accounts)) if on],
                 created=self.clock.time(),
-                **fields,
+                is_enabled=is_enabled,
+                type="webhook_endpoint" if url else "amazon_eventbridge",
+                application=self.tokens.new_id("ca") if accounts else None,
             )
         )
 
-    def ping(self, destination: Destination) -> Event:
-        """Push a ping to a destination, and return its event, which has the thin form only."""
-        url = f"/v2/core/event_destinations/{destination.id}"
-        related = Related(destination.id, "v2.core.event_destination", url)
-        event = self._new_event(PING, destination.scope, related, twin=False)
-        self.events.add(event)
-        self.pushes.schedule(event, destination)
-        return event
+    def show(self, session: Session) -> dict[str, Any]:
+        """Return a session as it is read, and as events hold it."""
+        render = full_session_object if self.expands_everything else session_object
+        return render(session, self.tokens)
 
-    def _emit_about(
-        self, session: Session, word: str, changes: Mapping[str, Any], request: Request | None
-    ) -> None:
+    def _emit_about(self, session: Session, word: str, changes: Mapping[str, Any]) -> None:
         snapshot_type = f"{SESSION_OBJECT}.{word}"
         platform = self.directory.accounts[session.scope.account].platform
         hearing = list(self.destinations.hearing(session.scope, platform))
         is_named = any(one.names(snapshot_type) for one in hearing)
         if snapshot_type in SELECTION_REQUIRED and not is_named:
             return
-        related = Related(
-            session.id, SESSION_OBJECT, f"/v1/identity/verification_sessions/{session.id}"
-        )
-        event = self._new_event(snapshot_type, session.scope, related, twin=self.makes_twins)
-        rendered = full_session_object if self.expands_everything else session_object
-        event.session = rendered(session, self.tokens)
-        event.changes, event.request = changes, request
+        event = self._new_event(snapshot_type, session, changes, is_connected=platform is not None)
         self.events.add(event)
         for destination in hearing:
             has_form = destination.payload == "thin" or event.id is not None
             if has_form and destination.is_enabled and destination.selects(snapshot_type):
                 self.pushes.schedule(event, destination)
 
-    def _new_event(self, type: str, scope: Scope, related: Related, *, twin: bool) -> Event:
+    def _new_event(
+        self, type: str, session: Session, changes: Mapping[str, Any], *, is_connected: bool
+    ) -> Event:
         now = self.clock.time()
-        account = self.directory.accounts[scope.account]
+        url = f"/v1/identity/verification_sessions/{session.id}"
         return Event(
-            id=self.tokens.new_id("evt") if twin else None,
-            thin_id=self.tokens.new_long_id("evt", livemode=scope.livemode),
+            id=self.tokens.new_id("evt") if self.makes_twins else None,
+            thin_id=self.tokens.new_long_id("evt", livemode=session.scope.livemode),
             type=type,
-            scope=scope,
-            is_connected=account.platform is not None,
+            scope=session.scope,
+            is_connected=is_connected,
             created=now,
             listed_at=now + self.list_lag_s,
-            session=None,
-            changes={},
-            related=related,
-            request=None,
+            session=self.show(session),
+            changes=changes,
+            related=Related(session.id, SESSION_OBJECT, url),
             sequence=len(self.events.all),
         )
 
