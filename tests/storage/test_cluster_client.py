@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
 from service.config import Settings
 from service.delivery.consumer_groups import create_groups
@@ -19,16 +18,16 @@ from service.monitoring.session_search import search
 from service.monitoring.session_timeline import State, read_timeline
 from service.secret import Secret
 from service.storage import health
-from service.storage.connections import Connections, connect
+from service.storage.connections import connect
 from service.storage.keys import Keys
 from service.storage.layout import claim
 from service.storage.scripts import Script, ScriptCall
 from service.stripe.events import Event
 from service.transitions.transition import make_change
 from tests.support.admissions import make_event
-from tests.support.servers import free_port, frozen, server, until_answers
-from tests.support.topologies import Cluster, cluster, command
-from tests.support.waiting import PATIENCE_S, until
+from tests.support.servers import until_answers
+from tests.support.topologies import Cluster, cluster, command, lone_cluster
+from tests.support.waiting import PATIENCE_S
 
 RELEASE = Script("service.delivery", "lua/release.lua")
 
@@ -49,21 +48,13 @@ async def test_a_cluster_may_hang_while_the_process_starts(
 ) -> None:
     """Connecting waits no longer than one call; the clients find the primaries later."""
     monkeypatch.setattr("service.storage.clients.CALL_TIMEOUT_S", 0.5)
-    with server(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as node:
-        with node.client() as client:
-            client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+    with lone_cluster(tmp_path) as node:
         url = Secret(f"redis+cluster://127.0.0.1:{node.port}")
         async with contextlib.AsyncExitStack() as stack:
-            with frozen(node.process.pid):
+            with node.frozen():
                 connections = await stack.enter_async_context(connect(url))
             await until_answers(connections)
-            await until(lambda: _takes_writes(connections))
-
-
-async def _takes_writes(connections: Connections) -> bool:
-    with contextlib.suppress(redis.RedisError):
-        return bool(await connections.client.set("key", "value"))
-    return False
+            assert await connections.client.set("key", "value")
 
 
 async def test_events_are_admitted_across_primaries(

@@ -14,9 +14,9 @@ from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.redis_errors import unavailable_reason
 from service.storage.scripts import NotReplicatedError, Script, ScriptCall, UnsafeConfigError
-from tests.support.servers import Server, free_port, sentinel, server
-from tests.support.topologies import command
-from tests.support.waiting import until, wait_until
+from tests.support.servers import Server, sentinel, server
+from tests.support.topologies import command, lone_cluster
+from tests.support.waiting import until
 
 RELEASE = Script("service.delivery", "lua/release.lua")
 
@@ -49,14 +49,8 @@ def test_every_error_has_one_reason(error: Exception, reason: UnavailableReason)
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield a Cluster of one server that wants a password; a Cluster takes 2 s to start."""
-    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
-    with (
-        server(tmp_path_factory.mktemp("guarded"), *options) as started,
-        started.client() as client,
-    ):
-        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-        wait_until(lambda: command(started, "CLUSTER INFO")["cluster_state"] == "ok")
-        client.config_set("requirepass", "right")
+    with lone_cluster(tmp_path_factory.mktemp("guarded")) as started:
+        command(started, "CONFIG SET", "requirepass", "right")
         yield started
 
 

@@ -22,7 +22,8 @@ from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCal
 from service.transitions.transition import make_change
 from tests.support.admissions import make_event
 from tests.support.proxy import proxy_to
-from tests.support.servers import Server, free_port, sentinel, server, until_answers
+from tests.support.servers import Server, free_port, sentinel, server
+from tests.support.topologies import lone_cluster
 from tests.support.waiting import until, wait_until
 
 RELEASE = Script("service.delivery", "lua/release.lua")
@@ -143,14 +144,10 @@ class TestFsync:
 
     async def test_in_cluster(self, tmp_path: Path, admit: Admit) -> None:
         """The settings of each primary count before it is written to."""
-        as_cluster = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
         wrong = options(appendfsync="everysec")
-        with server(tmp_path, *wrong, *as_cluster) as started, started.client() as client:
-            client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        with lone_cluster(tmp_path, *wrong) as started, started.client() as client:
             url = Secret(f"redis+cluster://127.0.0.1:{started.port}")
             async with connect(url) as connections:
-                await until_answers(connections)
-                await until(lambda: _takes_writes(connections))
                 assert await admit(connections, "vs_1") is UnavailableReason.NOT_DURABLE
                 client.config_set("appendfsync", "always")
                 assert await admit(connections, "vs_1") is Outcome.ADMITTED
@@ -162,10 +159,6 @@ class TestFsync:
                 client.config_set("appendfsync", "everysec")
                 client.client_kill_filter(_type="normal", skipme=True)
                 assert await admit(connections, "vs_3") is UnavailableReason.NOT_DURABLE
-
-
-async def _takes_writes(connections: Connections) -> bool:
-    return await connections.run([CALL]) == [0]
 
 
 async def test_nothing_is_admitted_that_may_be_evicted(

@@ -27,6 +27,7 @@ from tests.support.stripe_api import (
     Permission,
     StripeStandIn,
     all_types,
+    answer,
     too_many_requests,
 )
 
@@ -212,7 +213,7 @@ ENDPOINT = {
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "answered",
     [
         b"",
         b"[]",
@@ -227,13 +228,11 @@ ENDPOINT = {
     ids=range(9),
 )
 async def test_an_answer_must_be_a_list_of_destinations(
-    answer: bytes | dict[str, Any], stand_in: StripeStandIn, api: StripeApi
+    answered: bytes | dict[str, Any], stand_in: StripeStandIn, api: StripeApi
 ) -> None:
     """Anything else is unexpected, and nothing of it is repeated."""
-    body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
-    headers = {"Content-Type": "application/json"}
-    path = "/v1/webhook_endpoints"
-    stand_in.faults.add(Fault(kind="answer", status=200, path=path, headers=headers, body=body))
+    body = answered if isinstance(answered, bytes) else orjson.dumps(answered)
+    stand_in.faults.add(answer(body, path="/v1/webhook_endpoints"))
     [one] = await examined(api)
     assert one.meaning.startswith("test mode: what answers at STRIPE_API_BASE is not Stripe's API")
     assert CANARY not in str(one)

@@ -15,7 +15,7 @@ from service.stripe_api.client import Caller, StripeApi
 from service.stripe_api.event_pages import ListedEvent, read_window, read_windows
 from service.stripe_api.rate_limit import Priority
 from service.transitions.lifecycle import TYPE_RANKS
-from tests.support.stripe_api import Fault, StripeStandIn
+from tests.support.stripe_api import StripeStandIn, answer
 
 TYPES = [*TYPE_RANKS]
 TEST = Caller(is_live=False)
@@ -134,9 +134,7 @@ async def test_types_account_and_bodies(stand_in: StripeStandIn, api: StripeApi)
     """Only events of the account and types that were asked for are read, as they are."""
     connected = stand_in.directory.connect()
     create(stand_in, 1, at=NOW)
-    session = stand_in.sessions.create(scope=stand_in.scope(connected.id))
-    stand_in.sessions.submit(session.id)
-    stand_in.sessions.verify(session.id)
+    session = stand_in.sessions.create_verified(stand_in.scope(connected.id))
 
     [event] = await read_all(
         api, NOW, NOW, types=[TYPES[3]], caller=Caller(is_live=False, account=connected.id)
@@ -166,11 +164,6 @@ def page(*events: Any, has_more: bool = False, **changes: Any) -> bytes:
     return orjson.dumps({"object": "list", "data": events, "has_more": has_more, **changes})
 
 
-def answered(body: bytes) -> Fault:
-    """Return a fault that answers with this body."""
-    return Fault(kind="answer", status=200, headers={"Content-Type": "application/json"}, body=body)
-
-
 UNEXPECTED = {
     "empty": b"",
     "another kind of JSON": b"[]",
@@ -198,7 +191,7 @@ UNEXPECTED = {
 @pytest.mark.parametrize("body", UNEXPECTED.values(), ids=UNEXPECTED.keys())
 async def test_what_is_no_such_page(body: bytes, stand_in: StripeStandIn, api: StripeApi) -> None:
     """A page that is not as asked for ends the reading, and nothing of it is kept."""
-    stand_in.faults.add(answered(body))
+    stand_in.faults.add(answer(body))
     with pytest.raises(ApiError, match=ApiErrorReason.UNEXPECTED) as caught:
         await read_all(api, NOW - 60, NOW)
     assert caught.value.__context__ is caught.value.__cause__ is None
@@ -206,6 +199,6 @@ async def test_what_is_no_such_page(body: bytes, stand_in: StripeStandIn, api: S
 
 async def test_pages_that_repeat(stand_in: StripeStandIn, api: StripeApi) -> None:
     """Pages that bring nothing new do not keep the reader for ever."""
-    stand_in.faults.add(answered(page(listed(), has_more=True)))
+    stand_in.faults.add(answer(page(listed(), has_more=True)))
     with pytest.raises(ApiError, match=ApiErrorReason.UNEXPECTED):
         await read_all(api, NOW - 60, NOW)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -191,35 +192,31 @@ async def test_one_reconciles_and_the_next_takes_over(
     assert not await deployment.connections.client.exists(Keys("idv", 8).lease(0, "reconcile"))
 
 
-async def test_an_unforeseen_error_ends_one_pass(
-    deployment: Deployment, keyed_api: StripeApi, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("module", "name", "is_in_pass"),
+    [
+        (reconciler, "take_or_renew", False),
+        (reconciler, "read_cursors", False),
+        (account_pass, "read_cursors", True),
+    ],
+)
+async def test_an_unforeseen_error_ends_no_process(
+    *,
+    module: ModuleType,
+    name: str,
+    is_in_pass: bool,
+    deployment: Deployment,
+    keyed_api: StripeApi,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An error that no code foresaw is logged, and the next pass runs."""
+    """In a pass it ends this one only; there and outside it is logged, and the work goes on."""
     event = deployment.create(livemode=True)
     before = passes("unforeseen")
-
-    async def fail(*_: Any) -> None:
-        raise ZeroDivisionError
-
     with monkeypatch.context() as patch, structlog.testing.capture_logs() as logged:
-        patch.setattr(account_pass, "read_cursors", fail)
-        async with deployment.running(keyed_api):
-            await until(lambda: passes("unforeseen") > before)
-            patch.undo()
-            await deployment.until_admitted(event)
-    assert "reconcile.crashed" in {line["event"] for line in logged}
-
-
-@pytest.mark.parametrize("name", ["take_or_renew", "read_cursors"])
-async def test_an_unforeseen_error_ends_no_process(
-    name: str, deployment: Deployment, keyed_api: StripeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Outside a pass as well it is logged, and the work goes on."""
-    event = deployment.create(livemode=True)
-    with monkeypatch.context() as patch, structlog.testing.capture_logs() as logged:
-        patch.setattr(reconciler, name, mock.AsyncMock(side_effect=ZeroDivisionError))
+        patch.setattr(module, name, mock.AsyncMock(side_effect=ZeroDivisionError))
         async with deployment.running(keyed_api, lease_ttl_s=0.2):
             await until(lambda: "reconcile.crashed" in {line["event"] for line in logged})
+            await until(lambda: (passes("unforeseen") > before) is is_in_pass)
             patch.undo()
             await deployment.until_admitted(event)
 

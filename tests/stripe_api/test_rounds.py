@@ -17,7 +17,7 @@ from service.stripe_api.client import StripeApi
 from service.stripe_api.rounds import MAX_SINGLY, Rounds, open_rounds
 from tests.support.notifications import notification_of
 from tests.support.stripe_api import Event as StandInEvent
-from tests.support.stripe_api import Fault, Scope, StripeStandIn
+from tests.support.stripe_api import Fault, Scope, StripeStandIn, answer
 from tests.support.waiting import PATIENCE_S, until
 
 LIST = "/v1/events"
@@ -64,12 +64,6 @@ def ids(found: Sequence[Event | BaseException]) -> list[str | None]:
 def requests(stand_in: StripeStandIn) -> Counter[str]:
     """Return how many requests were made for pages, and for single objects."""
     return Counter("pages" if one.path == LIST else "single" for one in stand_in.requests)
-
-
-def answer_pages(body: bytes) -> Fault:
-    """Return a fault: this is answered to all requests for pages."""
-    headers = {"Content-Type": "application/json"}
-    return Fault(kind="answer", path=LIST, status=200, headers=headers, body=body)
 
 
 async def test_few_are_read_singly(stand_in: StripeStandIn, rounds: Rounds) -> None:
@@ -246,7 +240,7 @@ async def test_a_refusal_concerns_one_account(stand_in: StripeStandIn, rounds: R
 @pytest.mark.parametrize("body", [b"[]", b'{"object": "list", "has_more": true, "data": []}'])
 async def test_pages_that_are_wrong(body: bytes, stand_in: StripeStandIn, rounds: Rounds) -> None:
     """They answer nothing; what waits is read singly, ten at a time."""
-    stand_in.faults.add(answer_pages(body))
+    stand_in.faults.add(answer(body, path=LIST))
     events = make_events(stand_in, 30)
 
     assert ids(await find_all(rounds, events)) == [event.id for event in events]

@@ -21,9 +21,7 @@ from tests.support.stripe_api import Event, StripeStandIn
 def made(stand_in: StripeStandIn) -> list[Event]:
     """Return the events of forty sessions, three each."""
     for _ in range(40):
-        session = stand_in.sessions.create()
-        stand_in.sessions.submit(session.id)
-        stand_in.sessions.verify(session.id)
+        stand_in.sessions.create_verified()
     return stand_in.events.all
 
 

@@ -62,9 +62,7 @@ def outcomes(found: Sequence[Decided | Unusable]) -> list[str]:
 def verify(stand_in: StripeStandIn, sessions: int, account: str | None = None) -> list[ListedEvent]:
     """Take some sessions to `verified`, and return their events."""
     for _ in range(sessions):
-        session = stand_in.sessions.create(scope=stand_in.scope(account))
-        stand_in.sessions.submit(session.id)
-        stand_in.sessions.verify(session.id)
+        stand_in.sessions.create_verified(stand_in.scope(account))
     return listed(stand_in.events.all)
 
 

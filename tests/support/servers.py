@@ -142,16 +142,28 @@ def server(
 
 
 @contextmanager
-def sentinel(directory: Path, *, service: str, primary: Server) -> Iterator[Server]:
-    """Run one Sentinel that watches *primary* as *service*."""
+def sentinel(
+    directory: Path, *settings: str, service: str, primary: Server, quorum: int = 1
+) -> Iterator[Server]:
+    """Run one Sentinel that watches *primary* as *service*.
+
+    Args:
+        directory: Where its files are.
+        settings: Further lines of its configuration, about the service.
+        service: What it calls the primary.
+        primary: The primary.
+        quorum: How many Sentinels must find the primary down.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    settings = directory / "sentinel.conf"
-    settings.write_text(
-        f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
-        f"sentinel monitor {service} 127.0.0.1 {primary.port} 1\n"
+    configuration = directory / "sentinel.conf"
+    lines = (
+        *(f"port {port}", "bind 127.0.0.1", f"dir {directory}"),
+        f"sentinel monitor {service} 127.0.0.1 {primary.port} {quorum}",
+        *settings,
     )
-    with running([str(binary()), str(settings), "--sentinel"], port, directory) as started:
+    configuration.write_text("\n".join([*lines, ""]))
+    with running([str(binary()), str(configuration), "--sentinel"], port, directory) as started:
         yield started
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from tests.support.servers import Server, binary, free_port, running, server
+from tests.support.servers import Server, free_port, sentinel, server
 from tests.support.waiting import wait_until
 
 SERVICE = "main"
@@ -55,13 +55,14 @@ class Pair:
         self._stack = stack
         self._options: tuple[str, ...] = _DURABLE
         self._administrator: str | None = None
-        self._for_sentinels = ""
+        self._for_sentinels: tuple[str, ...] = ()
         if acl:
             known = ("--aclfile", str(acl), "--masteruser", "replica", "--masterauth", "replica")
             self._options = (*_DURABLE, *known)
             self._administrator = "administrator"
             self._for_sentinels = (
-                f"sentinel auth-user {SERVICE} sentinel\nsentinel auth-pass {SERVICE} sentinel\n"
+                f"sentinel auth-user {SERVICE} sentinel",
+                f"sentinel auth-pass {SERVICE} sentinel",
             )
         self.servers: dict[int, Server] = {}
         self._replicas = len(priorities)
@@ -131,18 +132,14 @@ class Pair:
         return self.servers[port]
 
     def _watch(self, number: int, primary: Server) -> Server:
-        directory = self._directory / f"sentinel-{number}"
-        directory.mkdir(parents=True)
-        port = free_port()
-        configuration = directory / "sentinel.conf"
-        configuration.write_text(
-            f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
-            f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} 2\n"
-            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\n"
-            f"sentinel failover-timeout {SERVICE} 4000\n{self._for_sentinels}"
+        settings = (
+            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
+            f"sentinel failover-timeout {SERVICE} 4000",
+            *self._for_sentinels,
         )
-        started = [str(binary()), str(configuration), "--sentinel"]
-        return self._stack.enter_context(running(started, port, directory))
+        directory = self._directory / f"sentinel-{number}"
+        started = sentinel(directory, *settings, service=SERVICE, primary=primary, quorum=2)
+        return self._stack.enter_context(started)
 
     def _is_whole(self, sentinel: Server) -> bool:
         with sentinel.client() as client:
@@ -286,6 +283,16 @@ class Cluster:
         wait_for(lambda: all(_is_whole(one, len(servers)) for one in servers))
         for replica in servers[3:]:
             wait_for(partial(_is_linked, replica))
+
+
+@contextmanager
+def lone_cluster(directory: Path, *options: str) -> Iterator[Server]:
+    """Run a Cluster of one server, which has all slots."""
+    ours = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    with server(directory, *options, *ours) as started:
+        command(started, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        wait_for(lambda: command(started, "CLUSTER INFO")["cluster_state"] == "ok")
+        yield started
 
 
 def _is_linked(replica: Server) -> bool:

@@ -15,9 +15,9 @@ is written with its source; what is assumed is called an assumption where it is 
 from .accounts import API_VERSION, READ_ONLY, ApiKey, Permission, Scope
 from .destinations import Destination
 from .events import Event
-from .faults import Fault, broken, fail, too_many_requests
+from .faults import Fault, answer, broken, fail, too_many_requests
 from .lives import LIVES, MAX_LIFE_S, final_states, live, max_duration_s
-from .pushes import divide, lose_share
+from .pushes import divide, lose_share, thin_only
 from .serving import client_of, running, served
 from .sessions import Session
 from .stand_in import StripeStandIn, all_types
@@ -39,6 +39,7 @@ __all__ = [
     "Session",
     "StripeStandIn",
     "all_types",
+    "answer",
     "broken",
     "client_of",
     "divide",
@@ -49,5 +50,6 @@ __all__ = [
     "max_duration_s",
     "running",
     "served",
+    "thin_only",
     "too_many_requests",
 ]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -53,25 +53,25 @@ class Fault:
     body: bytes = b""
 
 
-def fail(error: ApiError, **rule: object) -> Fault:
+def answer(body: bytes, **rule: Any) -> Fault:
+    """Return a fault that answers 200 with these bytes as JSON; *rule* as in `Fault`."""
+    given = {"status": 200, "headers": {"Content-Type": "application/json"}, **rule}
+    return Fault(kind="answer", body=body, **given)
+
+
+def fail(error: ApiError, **rule: Any) -> Fault:
     """Return a fault that answers with one of Stripe's errors; *rule* as in `Fault`."""
-    fault = Fault(
-        kind="answer",
-        status=error.status,
-        headers={"Content-Type": "application/json", **error.headers},
-        body=orjson.dumps(error.body("req_fault")),
-    )
-    for name, value in rule.items():
-        setattr(fault, name, value)
-    return fault
+    headers = {"Content-Type": "application/json", **error.headers}
+    body = orjson.dumps(error.body("req_fault"))
+    return answer(body, status=error.status, headers=headers, **rule)
 
 
-def too_many_requests(retry_after_s: int | None = None, **rule: object) -> Fault:
+def too_many_requests(retry_after_s: int | None = None, **rule: Any) -> Fault:
     """Return a fault that answers 429, with `Retry-After` or without."""
     return fail(rate_limited(retry_after_s), **rule)
 
 
-def broken(status: int = 500, **rule: object) -> Fault:
+def broken(status: int = 500, **rule: Any) -> Fault:
     """Return a fault that answers 5xx."""
     return fail(server_error(status), **rule)
 

@@ -71,6 +71,12 @@ class Lifecycle:
         self._emit(session, "created", {"before": {}, "after": _visible(session)})
         return session
 
+    def create_verified(self, scope: Scope | None = None) -> Session:
+        """Create a session, and let it be submitted and verified at once."""
+        session = self.create(scope=scope)
+        self.submit(session.id)
+        return self.verify(session.id)
+
     def submit(self, id: str) -> Session:
         """Let the person submit everything, so that the checks run."""
         session = self._in_status(id, "requires_input", "submitted")

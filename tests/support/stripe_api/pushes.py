@@ -44,6 +44,11 @@ def loses_nothing(event: Event, destination: Destination) -> bool:
     return False
 
 
+def thin_only(event: Event, destination: Destination) -> bool:
+    """Lose each snapshot."""
+    return destination.payload != "thin"
+
+
 def lose_share(share: float, *, seed: int = 0) -> Loses:
     """Lose this share of all pushes, each by itself."""
     random = Random(seed)

@@ -24,12 +24,13 @@ from tests.support.stripe_api import (
     CANARY,
     CANARY_NUMBERS,
     LIVES,
-    Destination,
     Event,
     Fault,
     StripeStandIn,
+    answer,
     divide,
     live,
+    thin_only,
 )
 from tests.support.traces import everything_in, everything_written, hits
 from tests.support.waiting import until
@@ -72,12 +73,7 @@ def wrong(path: str, status: int, body: bytes, times: int | None = None) -> Faul
         "Location": f"http://127.0.0.1:9/{CANARY}",
         "Request-Id": CANARY,
     }
-    return Fault(kind="answer", path=path, status=status, body=body, headers=headers, times=times)
-
-
-def thin_only(_: Event, destination: Destination) -> bool:
-    """Lose each snapshot."""
-    return destination.payload != "thin"
+    return answer(body, path=path, status=status, headers=headers, times=times)
 
 
 def fail_in_each_way(stand_in: StripeStandIn) -> None:

@@ -17,11 +17,10 @@ from tests.support.processes import Process, open_sandbox
 from tests.support.stripe_api import (
     LIVES,
     MAX_LIFE_S,
-    Destination,
-    Event,
     StripeStandIn,
     final_states,
     live,
+    thin_only,
 )
 from tests.support.waiting import until
 from tests.system.chaos import collecting
@@ -30,11 +29,6 @@ KEYS = Keys("idv", 8)
 ADMIT, NOTE = "service.inbox.admission:Inbox.admit", "service.inbox.admission:Inbox.note"
 GET = "service.stripe_api.client:StripeApi.get"
 MOVE_CURSOR = "service.stripe_api.account_pass:move_cursor"
-
-
-def thin_only(_: Event, destination: Destination) -> bool:
-    """Lose each snapshot."""
-    return destination.payload != "thin"
 
 
 def lived(stand_in: StripeStandIn) -> None:
