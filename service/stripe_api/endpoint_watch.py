@@ -83,12 +83,12 @@ class EndpointWatch:
         self._due_at = -math.inf
 
     async def _look(self, api: StripeApi) -> None:
-        self._due_at = self._clock() + LOOK_EVERY_S
         modes = [is_live for is_live in (True, False) if api.holds(is_live)]
         self._surveys = {
             is_live: await survey(api, is_live=is_live, priority=Priority.RECONCILE)
             for is_live in modes
         }
+        self._due_at = self._clock() + LOOK_EVERY_S
         self._note(assess([*self._surveys.values()], self._settings))
 
     def _note(self, found: list[Finding]) -> None:

@@ -174,6 +174,29 @@ async def test_what_no_webhook_brought_is_recovered(rig: Rig) -> None:
     assert {line["session_id"] for line in logged} == {session}
 
 
+async def test_an_unusable_event_is_logged_and_passed_over(rig: Rig) -> None:
+    """What cannot be parsed is named with the reason; the cursor moves on."""
+    passes = rig.passes()
+    await rig.run(passes, NOW - 300)
+    broken, *others = rig.stand_in.events.about(rig.verify(at=NOW - 200))
+    broken.session = {**broken.session, "status": 7}
+
+    with structlog.testing.capture_logs() as logged:
+        await rig.run(passes)
+
+    [line] = [line for line in logged if line["log_level"] == "error"]
+    assert line == {
+        "event": "event.unusable",
+        "log_level": "error",
+        "event_id": broken.id,
+        "event_type": broken.type,
+        "reason": "field_mistyped",
+        "field": "data.object.status",
+    }
+    assert await rig.admitted() == sorted(event.id or "" for event in others)
+    assert (await rig.cursor()).read_until == NOW - 60
+
+
 async def test_history_stays_history(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A first pass that was interrupted goes on later; what it still finds is not recovered."""
     monkeypatch.setattr(event_pages, "MAX_PAGES", 1)

@@ -209,7 +209,7 @@ async def test_an_answer_has_a_largest_size(endpoint: ApiEndpoint, max_bytes: in
         assert await read(api, endpoint=endpoint) == body[1:]
 
 
-async def test_nobody_listens() -> None:
+async def test_no_server_listens() -> None:
     """Without a server the API is unreachable."""
     async with running(Recorder()) as address:
         pass

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import orjson
 import pytest
 from structlog.testing import capture_logs
 
 from service.config import Livemode, Settings
+from service.errors import Unavailable, UnavailableReason
 from service.findings import Finding, Promise, Severity
 from service.secret import Secret
 from service.stripe_api.client import Caller, StripeApi
@@ -298,4 +300,20 @@ async def test_the_watch_looks_now_and_then(stand_in: StripeStandIn, api: Stripe
     watch.forget()
     assert severities() == {}
     assert await passes() == ["stripe_api"]
+    watch.forget()
+
+
+async def test_a_look_that_redis_prevents_is_made_up_for(
+    stand_in: StripeStandIn, api: StripeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, types that no destination selects would be read for five minutes."""
+    watch, caller = EndpointWatch(SETTINGS, Clock()), Caller(is_live=False)
+    stand_in.subscribe(URL, events=SNAPSHOT[4:5])
+    with monkeypatch.context() as patch:
+        away = mock.AsyncMock(side_effect=Unavailable(UnavailableReason.REDIS_UNREACHABLE))
+        patch.setattr(api, "get", away)
+        with pytest.raises(Unavailable):
+            await watch.select_types(api, caller)
+
+    assert await watch.select_types(api, caller) == SNAPSHOT[4:5]
     watch.forget()

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -14,6 +13,7 @@ import pytest
 import structlog.testing
 
 from service.config import Livemode, Settings
+from service.delivery.leases import LeaseLostError
 from service.secret import Secret
 from service.storage.connections import Connections
 from service.storage.keys import Keys
@@ -193,30 +193,43 @@ async def test_one_reconciles_and_the_next_takes_over(
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "is_in_pass"),
+    ("error", "outcome"),
     [
-        (reconciler, "take_or_renew", False),
-        (reconciler, "read_cursors", False),
-        (account_pass, "read_cursors", True),
+        (LeaseLostError(), "lease_lost"),
+        (ConnectionError(), "redis_unreachable"),
+        (ZeroDivisionError(), "unforeseen"),
     ],
 )
-async def test_an_unforeseen_error_ends_no_process(
-    *,
-    module: ModuleType,
-    name: str,
-    is_in_pass: bool,
+async def test_an_error_ends_one_pass(
+    error: Exception,
+    outcome: str,
     deployment: Deployment,
     keyed_api: StripeApi,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In a pass it ends this one only; there and outside it is logged, and the work goes on."""
+    """It is counted by its word, and the next pass runs; what no code foresaw is logged."""
     event = deployment.create(livemode=True)
-    before = passes("unforeseen")
+    before = passes(outcome)
     with monkeypatch.context() as patch, structlog.testing.capture_logs() as logged:
-        patch.setattr(module, name, mock.AsyncMock(side_effect=ZeroDivisionError))
+        patch.setattr(account_pass, "read_cursors", mock.AsyncMock(side_effect=error))
+        async with deployment.running(keyed_api):
+            await until(lambda: passes(outcome) > before)
+            patch.undo()
+            await deployment.until_admitted(event)
+    is_crash = "reconcile.crashed" in {line["event"] for line in logged}
+    assert is_crash is (outcome == "unforeseen")
+
+
+@pytest.mark.parametrize("name", ["take_or_renew", "read_cursors"])
+async def test_an_unforeseen_error_ends_no_process(
+    name: str, deployment: Deployment, keyed_api: StripeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside a pass as well it is logged, and the work goes on."""
+    event = deployment.create(livemode=True)
+    with monkeypatch.context() as patch, structlog.testing.capture_logs() as logged:
+        patch.setattr(reconciler, name, mock.AsyncMock(side_effect=ZeroDivisionError))
         async with deployment.running(keyed_api, lease_ttl_s=0.2):
             await until(lambda: "reconcile.crashed" in {line["event"] for line in logged})
-            await until(lambda: (passes("unforeseen") > before) is is_in_pass)
             patch.undo()
             await deployment.until_admitted(event)
 

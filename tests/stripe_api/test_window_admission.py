@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from unittest import mock
 
 import orjson
 import pytest
 
 from service.cancellation import cancel_and_wait
 from service.config import Settings
-from service.errors import ApiError, ApiErrorReason, RejectionReason, Unavailable
+from service.errors import (
+    ApiError,
+    ApiErrorReason,
+    RejectionReason,
+    Unavailable,
+    UnavailableReason,
+)
 from service.inbox.admission import Outcome
 from service.storage.connections import Connections
 from service.storage.keys import Keys
@@ -144,6 +151,20 @@ async def test_an_event_without_a_decision_holds_up_its_session(
     assert outcomes(found) == [Outcome.ADMITTED] * 12
     await connections.client.delete(record)
     assert outcomes(await admit(admission, OWN, events)) == [Outcome.ADMITTED] * 3
+
+
+async def test_nothing_is_asked_of_a_redis_that_decides_on_nothing(
+    stand_in: StripeStandIn, admission: WindowAdmission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a batch without any decision no other is tried."""
+    monkeypatch.setattr(window_admission, "MAX_EVENTS_PER_BATCH", 4)
+    admit_one = mock.AsyncMock(side_effect=Unavailable(UnavailableReason.REDIS_UNREACHABLE))
+    monkeypatch.setattr(admission._inbox, "admit", admit_one)
+
+    with pytest.raises(Unavailable, match=r"^redis_unreachable$"):
+        await admit(admission, OWN, verify(stand_in, 5))
+
+    assert admit_one.await_count == 4
 
 
 async def test_other_tasks_run_meanwhile(
