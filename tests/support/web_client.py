@@ -11,10 +11,12 @@ import httpx2
 import orjson
 
 from service.telemetry import metrics
-from tests.support.harness import WEBHOOK, signed
+from tests.support.harness import SECRET, WEBHOOK, signed
 
 OpenApp = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
+# The default endpoint, and a named one.
+TWO_ENDPOINTS = {"": (SECRET,), "acme": (SECRET,)}
 PING = orjson.dumps(
     {"id": "evt_t", "object": "v2.core.event", "type": "v2.core.event_destination.ping"}
 )
@@ -81,6 +83,11 @@ def signature(body: bytes = b"{}", **changes: Any) -> str:
     return signed(body, **changes)["Stripe-Signature"]
 
 
-def sample(name: str) -> float:
+def sample(name: str, **labels: str) -> float:
     """Return the value of a metric."""
-    return metrics.REGISTRY.get_sample_value(name) or 0.0
+    return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def counted(outcome: str, event_type: str = metrics.OTHER_TYPE) -> float:
+    """Return how many requests had an outcome, or were refused for a reason."""
+    return sample("idv_events_total", outcome=outcome, type=event_type)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx2
-import orjson
 import pytest
 
 from service import cancellation
@@ -40,10 +39,12 @@ from tests.support.harness import (
 from tests.support.waiting import DEADLINE_S, until
 from tests.support.web_client import (
     PING,
+    TWO_ENDPOINTS,
     Log,
     OpenApp,
     asgi_client,
     assert_response,
+    counted,
     post_event,
     sample,
     signature,
@@ -99,26 +100,9 @@ OTHER = Secret(b"whsec_other")
 # Functions, since a signature holds the time it was made.
 SIGNATURES: dict[str, tuple[Callable[[], str | bytes | None], str]] = {
     "none": (lambda: None, "signature_missing"),
-    "empty": (lambda: "", "signature_missing"),
     "no timestamp": (lambda: signature().split(",")[1], "signature_malformed"),
-    "no v1": (lambda: signature().split(",")[0], "signature_malformed"),
-    "v0 only": (lambda: signature().replace("v1", "v0"), "signature_malformed"),
     "not ASCII": (lambda: b"t=\xff\xfe,v1=\x80\x81", "signature_malformed"),
-    "not ASCII beside": (
-        lambda: b"\xff\xfe=\x80," + signature(b"[]").encode(),
-        "signature_mismatch",
-    ),
-    "10000 v1 items": (
-        lambda: "t=1," + ",".join(["v1=" + "0" * 64] * 10_000),
-        "signature_mismatch",
-    ),
-    "10000 items before t": (
-        lambda: ",".join(["v1=" + "0" * 64] * 10_000) + ",t=1",
-        "signature_malformed",
-    ),
     "another secret": (lambda: signature(secret=OTHER), "signature_mismatch"),
-    "another body": (lambda: signature(b"[]"), "signature_mismatch"),
-    "forged and old": (lambda: signature(secret=OTHER, age_s=9999), "signature_mismatch"),
     "too old": (lambda: signature(age_s=900), "timestamp_too_old"),
     "too new": (lambda: signature(age_s=-900), "timestamp_too_new"),
 }
@@ -143,14 +127,13 @@ async def test_a_thin_event_without_an_api_key_is_a_503(
     open_app: OpenApp, log: Log, word: str
 ) -> None:
     """Without a key of its mode it cannot be fetched: 503, with its reason in log and metric."""
-    child = metrics.EVENTS.labels("api_key_missing", metrics.OTHER_TYPE)
-    before = child._value.get()
+    before = counted("api_key_missing")
     async with open_app(stripe_api_key=API_KEYS[:1]) as client:
         assert_response(await post_event(client, thin_event(word)), 503, error="unavailable")
     assert [(line["event"], line["reason"]) for line in log.lines] == [
         ("event.unavailable", "api_key_missing")
     ]
-    assert child._value.get() == before + 1
+    assert counted("api_key_missing") == before + 1
 
 
 async def test_a_signature_in_two_lines_is_joined(open_app: OpenApp) -> None:
@@ -166,47 +149,13 @@ async def test_a_signature_in_two_lines_is_joined(open_app: OpenApp) -> None:
     assert_response(response, 200, outcome="admitted")
 
 
-def _without(*path: str) -> bytes:
-    found = orjson.loads(event())
-    inner = found
-    for key in path[:-1]:
-        inner = inner[key]
-    del inner[path[-1]]
-    return orjson.dumps(found)
-
-
 FAULTS: dict[str, tuple[bytes, str, str | None]] = {
-    "empty": (b"", "body_not_json", None),
-    "not UTF-8": (b'{"id": "\xff\xfe"}', "body_not_json", None),
-    "UTF-16": (event().decode().encode("utf-16"), "body_not_json", None),
-    "cut off": (event()[:-1], "body_not_json", None),
-    "NaN": (b'{"created": NaN}', "body_not_json", None),
-    "2000 arrays": (b"[" * 2000 + b"]" * 2000, "body_not_json", None),
-    "half a pair in an id": (event(id="evt_?").replace(b"?", b"\\ud800"), "field_mistyped", "id"),
-    "array": (b"[]", "body_not_an_event", None),
-    "null": (b"null", "body_not_an_event", None),
-    "number": (b"1", "body_not_an_event", None),
-    "no type": (_without("type"), "field_missing", "type"),
-    "no id": (_without("id"), "field_missing", "id"),
-    "no created": (_without("created"), "field_missing", "created"),
-    "no session": (_without("data", "object"), "field_missing", "data.object"),
-    "no session id": (_without("data", "object", "id"), "field_missing", "data.object.id"),
-    "no status": (_without("data", "object", "status"), "field_missing", "data.object.status"),
-    "type no text": (event(envelope={"type": 1}), "field_mistyped", "type"),
+    "not JSON": (b'{"id": "\xff\xfe"}', "body_not_json", None),
+    "no event": (b"[]", "body_not_an_event", None),
+    "no type": (b"{}", "field_missing", "type"),
+    "no session id": (event(envelope={"data": {"object": {}}}), "field_missing", "data.object.id"),
     "hostile id": (event(id="evt_{0}:x"), "field_mistyped", "id"),
-    "hostile session": (event(session="vs_1}{2}"), "field_mistyped", "data.object.id"),
-    "400 digits": (
-        event(created=1).replace(b'"created":1', b'"created":' + b"1" * 400),
-        "body_not_json",
-        None,
-    ),
-    "30 digits": (
-        event(created=1).replace(b'"created":1', b'"created":' + b"1" * 30),
-        "field_mistyped",
-        "created",
-    ),
-    "negative time": (event(created=-5), "field_mistyped", "created"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("body", "word", "field"), FAULTS.values(), ids=FAULTS)
@@ -222,7 +171,6 @@ async def test_each_fault_of_a_genuine_body_is_a_400(
 # Both routes: the default endpoint, reached directly, and a named one, by way of Starlette.
 ROUTES = (WEBHOOK, WEBHOOK + "/acme")
 both_routes = pytest.mark.parametrize("path", ROUTES)
-BOTH_SECRETS = {"": (SECRET,), "acme": (SECRET,)}
 
 
 @both_routes
@@ -230,14 +178,17 @@ async def test_a_body_over_the_limit_is_a_413(open_app: OpenApp, path: str) -> N
     """A body of MAX_BODY_BYTES is read, one byte more is a 413, signed or not."""
     body = event().ljust(1024)
     more = body + b" "
-    async with open_app(max_body_bytes=1024, secrets=BOTH_SECRETS) as client:
+    async with open_app(max_body_bytes=1024, secrets=TWO_ENDPOINTS) as client:
         assert_response(await post_event(client, body, path=path), 200, outcome="admitted")
         assert_response(await post_event(client, more, path=path), 413, error="body_too_large")
         assert_response(await post_event(client, more, {}, path=path), 413, error="body_too_large")
 
 
 async def call(
-    app: Any, *messages: dict[str, Any], headers: Sequence[tuple[bytes, bytes]] = ()
+    app: Any,
+    *messages: dict[str, Any],
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    on_send: Callable[[], Awaitable[None]] | None = None,
 ) -> list[Any]:
     """Call *app* with a crafted scope; return the messages it sends."""
     sent: list[Any] = []
@@ -247,6 +198,8 @@ async def call(
         return queue.pop(0)
 
     async def send(message: Any) -> None:
+        if on_send is not None:
+            await on_send()
         sent.append(message)
 
     scope = {
@@ -302,13 +255,12 @@ async def test_a_client_may_disconnect(
 ) -> None:
     """A client that disconnects in mid-body is counted, and not logged."""
     app, _ = webhook_app(connections, settings)
-    child = metrics.EVENTS.labels("client_left", "other")
-    before = child._value.get()
+    before = counted("client_left")
     async with listening(app) as listener:
         async with connected(listener.port) as (_, writer):
             writer.write(request(event(), signed(event()))[:-20])
             await writer.drain()
-        await until(lambda: child._value.get() == before + 1)
+        await until(lambda: counted("client_left") == before + 1)
         assert (await talk(listener.port, request(event(), signed(event()))))[:15].endswith(
             b"200 OK"
         )
@@ -347,16 +299,15 @@ WRONG_PATHS = {
 async def test_a_wrong_url_at_stripe_is_named(open_app: OpenApp, log: Log, path: str) -> None:
     """A path below ours has a reason, a log line and a count, none of which repeats the path."""
     word = WRONG_PATHS[path]
-    child = metrics.EVENTS.labels(word, metrics.OTHER_TYPE)
-    before = child._value.get()
-    async with open_app(secrets={"": (SECRET,), "acme": (SECRET,)}) as client:
+    before = counted(word)
+    async with open_app(secrets=TWO_ENDPOINTS) as client:
         url = httpx2.URL("http://tests", raw_path=path.encode())
         response = await client.post(url, content=event(), headers=signed(event()))
     assert_response(response, 404, error=word)
     [line] = log.lines
     assert (line["event"], line["reason"], line["body_bytes"]) == ("event.rejected", word, 0)
     assert "canary" not in str(line)
-    assert child._value.get() == before + 1
+    assert counted(word) == before + 1
 
 
 async def test_without_a_default_endpoint_its_path_is_a_404(open_app: OpenApp) -> None:
@@ -385,7 +336,7 @@ async def test_too_many_in_flight_are_a_503_at_once(
 ) -> None:
     """Above MAX_IN_FLIGHT a request is answered 503 at once; those in flight go on."""
     held: Any = Held()
-    settings = make_settings(max_in_flight=2, secrets=BOTH_SECRETS)
+    settings = make_settings(max_in_flight=2, secrets=TWO_ENDPOINTS)
     app = create_app(held, Health(connections, settings), settings)
     async with (
         asgi_client(app) as client,
@@ -433,7 +384,7 @@ async def test_only_allowed_networks_may_come_in(
     connections: Connections, make_settings: Callable[..., Settings], log: Log, path: str
 ) -> None:
     """Other networks get a 403 unread, logged without the address; probes are open."""
-    settings = make_settings(secrets=BOTH_SECRETS)
+    settings = make_settings(secrets=TWO_ENDPOINTS)
     allow_list = AllowList([parse_network("3.18.12.63")], proxies=[parse_network("127.0.0.1")])
     app, _ = webhook_app(connections, settings, allow_list)
     body = event()
@@ -480,18 +431,13 @@ async def test_acknowledged_means_admitted(
     app, _ = webhook_app(connections, settings)
     body, known = event(), []
 
-    async def send(message: Any) -> None:
+    async def look() -> None:
         known.append(await connections.client.hexists(keys.session("vs_1"), "evt_1"))
 
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body}
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": WEBHOOK,
-        "query_string": b"",
-        "headers": [(b"stripe-signature", signature(body).encode())],
-    }
-    await app(scope, receive, send)
+    await call(
+        app,
+        {"type": "http.request", "body": body},
+        headers=[(b"stripe-signature", signature(body).encode())],
+        on_send=look,
+    )
     assert known == [True, True]

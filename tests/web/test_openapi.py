@@ -102,52 +102,37 @@ def test_events_from_stripe_are_valid(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "wrong"),
+    ("example", "path", "wrong"),
     [
-        (("id",), "evt-1"),
-        (("id",), None),
-        (("created",), "yesterday"),
-        (("created",), 10**11),
-        (("livemode",), "yes"),
-        (("account",), 1),
-        (("data",), {}),
-        (("data", "object", "id"), "cs_1"),
-        (("data", "object", "status"), ""),
-        (("data", "object", "redaction"), {"status": 1}),
+        (VERIFIED, "id", "evt-1"),
+        (VERIFIED, "id", None),
+        (VERIFIED, "created", "yesterday"),
+        (VERIFIED, "created", 10**11),
+        (VERIFIED, "livemode", "yes"),
+        (VERIFIED, "account", 1),
+        (VERIFIED, "data", {}),
+        (VERIFIED, "data.object.id", "cs_1"),
+        (VERIFIED, "data.object.status", ""),
+        (VERIFIED, "data.object.redaction", {"status": 1}),
+        (THIN, "id", "evt-1"),
+        (THIN, "created", 1_791_201_600),
+        (THIN, "created", "1969-12-31T23:59:59Z"),
+        (THIN, "livemode", "yes"),
+        (THIN, "context", "acct 1"),
+        (THIN, "related_object", None),
+        (THIN, "related_object.id", "pi_1"),
+        (THIN, "related_object.type", "payment_intent"),
     ],
-    ids=repr,
+    ids=lambda value: value.stem if isinstance(value, Path) else repr(value),
 )
-def test_events_that_are_rejected_are_invalid(path: tuple[str, ...], wrong: Any) -> None:
+def test_events_that_are_rejected_are_invalid(example: Path, path: str, wrong: Any) -> None:
     """What the service rejects in an event about a session does not match the schema either."""
-    check_rejected(VERIFIED, path, wrong)
-
-
-@pytest.mark.parametrize(
-    ("path", "wrong"),
-    [
-        (("id",), "evt-1"),
-        (("created",), 1_791_201_600),
-        (("created",), "1969-12-31T23:59:59Z"),
-        (("livemode",), "yes"),
-        (("context",), "acct 1"),
-        (("related_object",), None),
-        (("related_object", "id"), "pi_1"),
-        (("related_object", "type"), "payment_intent"),
-    ],
-    ids=repr,
-)
-def test_thin_events_that_are_rejected_are_invalid(path: tuple[str, ...], wrong: Any) -> None:
-    """What the service rejects in a thin event about a session does not match the schema either."""
-    check_rejected(THIN, path, wrong)
-
-
-def check_rejected(example: Path, path: tuple[str, ...], wrong: Any) -> None:
-    """Check that an event with a *wrong* value in one place is neither valid nor accepted."""
     event = orjson.loads(example.read_bytes())
+    *parents, last = path.split(".")
     part = event
-    for name in path[:-1]:
+    for name in parents:
         part = part[name]
-    part[path[-1]] = wrong
+    part[last] = wrong
 
     assert not event_schema().is_valid(event)
     with pytest.raises(Rejected):
@@ -176,19 +161,9 @@ def judge(url: str, *options: str, **environ: str) -> None:
     command = [os.environ["TEST_SCHEMATHESIS"], "--config-file", str(HERE / "schemathesis.toml")]
     # The same examples in every run, unless more depth is asked for.
     seed = ["--seed", "1"] if DEPTH == 1 else []
-    running = [
-        "run",
-        str(OPENAPI),
-        "--url",
-        url,
-        "--no-color",
-        "-n",
-        str(EXAMPLES),
-        *seed,
-        *options,
-    ]
+    running = ["run", str(OPENAPI), "--url", url, "--no-color", "-n", str(EXAMPLES)]
     ended = subprocess.run(
-        [*command, *running],
+        [*command, *running, *seed, *options],
         cwd=HERE,
         env={**os.environ, "PYTHONPATH": str(SUPPORT), **environ},
         capture_output=True,
