@@ -344,7 +344,7 @@ MUTANTS = (
         "service/transitions/transition.py",
         "        metadata=session.metadata,\n",
         '            metadata={"url": session.url.reveal() if session.url else ""},\n',
-        "inbox/test_admission_record.py",
+        "transitions/test_stream_entry.py",
     ),
     Mutant(
         "Content-Length is trusted",

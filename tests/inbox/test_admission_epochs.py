@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from service.config import Settings
 from tests.support.admissions import (
     CREATED,
     FAILED,
     PROCESSING,
     SESSION_ID,
     VERIFIED,
+    InboxAt,
     InspectedInbox,
-    inbox_at,
     make_event,
     outcomes,
 )
@@ -33,12 +31,12 @@ async def numbers(inbox: InspectedInbox) -> list[tuple[int, int]]:
 
 
 async def test_a_server_that_lost_its_last_writes_begins_an_epoch(
-    tmp_path: Path, make_settings: Callable[..., Settings]
+    tmp_path: Path, inbox_at: InboxAt
 ) -> None:
     """Started from data that lacks a transition which handlers have seen, it repeats no number."""
     data, copy = tmp_path / "data", tmp_path / "copy"
     with server(data, *DURABLE) as lost:
-        async with inbox_at(lost.url, make_settings) as inbox:
+        async with inbox_at(lost.url) as inbox:
             await inbox.admit(CREATED, PROCESSING)
             shutil.copytree(data, copy)
             await inbox.admit(FAILED)
@@ -47,7 +45,7 @@ async def test_a_server_that_lost_its_last_writes_begins_an_epoch(
         lost.process.kill()
         lost.process.wait(PATIENCE_S)
     with server(copy, *DURABLE, port=lost.port):
-        async with inbox_at(lost.url, make_settings) as inbox:
+        async with inbox_at(lost.url) as inbox:
             assert outcomes(await inbox.admit(VERIFIED)) == ["admitted"]
             found = await numbers(inbox)
             assert found[:2] == seen[:2]
@@ -63,11 +61,11 @@ async def test_a_server_that_lost_its_last_writes_begins_an_epoch(
 
 
 async def test_a_primary_demoted_and_promoted_again_begins_an_epoch(
-    pair: tuple[Server, Server], make_settings: Callable[..., Settings]
+    pair: tuple[Server, Server], inbox_at: InboxAt
 ) -> None:
     """A server that was a replica meanwhile has lost writes too, although it never stopped."""
     primary, replica = pair
-    async with inbox_at(primary.url, make_settings) as inbox:
+    async with inbox_at(primary.url) as inbox:
         with replica.client() as other, primary.client() as own:
             await inbox.admit(CREATED, PROCESSING)
             stream = inbox.keys.transitions(inbox.keys.partition(SESSION_ID))
@@ -84,17 +82,15 @@ async def test_a_primary_demoted_and_promoted_again_begins_an_epoch(
         assert (await numbers(inbox))[-1][1] == 1
 
 
-async def test_only_a_transition_begins_an_epoch(
-    tmp_path: Path, make_settings: Callable[..., Settings]
-) -> None:
+async def test_only_a_transition_begins_an_epoch(tmp_path: Path, inbox_at: InboxAt) -> None:
     """After a restart late and unchanged events leave the epoch; a transition begins a new one."""
     twin = make_event("processing", "processing", id="evt_twin", at=10)
     with server(tmp_path, *DURABLE) as first:
-        async with inbox_at(first.url, make_settings) as inbox:
+        async with inbox_at(first.url) as inbox:
             await inbox.admit(PROCESSING)
             before = await inbox.record()
     with server(tmp_path, *DURABLE) as second:
-        async with inbox_at(second.url, make_settings) as inbox:
+        async with inbox_at(second.url) as inbox:
             assert outcomes(await inbox.admit(CREATED, twin)) == ["late", "unchanged"]
             after = await inbox.record()
             for field in ("sequence", "epoch", "server"):
@@ -107,19 +103,15 @@ async def test_only_a_transition_begins_an_epoch(
 
 
 @pytest.mark.parametrize("ahead_ms", [0, 10**9])
-async def test_an_epoch_is_above_the_one_before(
-    ahead_ms: int, redis_url: str, make_settings: Callable[..., Settings]
-) -> None:
+async def test_an_epoch_is_above_the_one_before(inbox: InspectedInbox, ahead_ms: int) -> None:
     """An epoch is higher than the last one, also where that server's clock was ahead."""
-    async with inbox_at(redis_url, make_settings) as inbox:
-        await inbox.admit(CREATED)
-        record = await inbox.record()
-        epoch = int(record["epoch"]) + ahead_ms
-        state = f"7 {epoch} 00000000 {record['hash']} {record['kind']}"
-        key = inbox.keys.session(CREATED.session.id)
-        await inbox.client.hset(key, "state", state)
-        await inbox.admit(PROCESSING)
-        later = await inbox.record()
-        assert int(later["epoch"]) > epoch
-        assert not ahead_ms or int(later["epoch"]) == epoch + 1
-        assert later["sequence"] == "1"
+    await inbox.admit(CREATED)
+    record = await inbox.record()
+    epoch = int(record["epoch"]) + ahead_ms
+    state = f"7 {epoch} 00000000 {record['hash']} {record['kind']}"
+    await inbox.client.hset(inbox.keys.session(SESSION_ID), "state", state)
+    await inbox.admit(PROCESSING)
+    later = await inbox.record()
+    assert int(later["epoch"]) > epoch
+    assert not ahead_ms or int(later["epoch"]) == epoch + 1
+    assert later["sequence"] == "1"

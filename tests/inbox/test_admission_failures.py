@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.config import Durability, Settings
+from service.config import Durability
 from service.errors import Unavailable, UnavailableReason
 from service.inbox.admission import Admission, Outcome
 from service.stripe.events import Event
@@ -20,8 +19,8 @@ from tests.support.admissions import (
     DEADLINE_S,
     PROCESSING,
     VERIFIED,
+    InboxAt,
     InspectedInbox,
-    inbox_at,
     make_event,
     outcomes,
 )
@@ -46,12 +45,12 @@ class TestLostReplies:
     """A connection may break at any point: the answer is true, and the event is admitted once."""
 
     async def test_a_batch_whose_reply_is_lost_gets_its_first_answers(
-        self, redis_url: str, make_settings: Callable[..., Settings]
+        self, redis_url: str, inbox_at: InboxAt
     ) -> None:
         """However often the reply is lost, each event gets the answer of the first attempt."""
         twin = make_event("processing", "processing", id="evt_twin", at=10)
         after_final = make_event("processing", "processing", id="evt_after", at=90)
-        async with proxy_to(redis_url) as proxy, inbox_at(proxy.url, make_settings) as inbox:
+        async with proxy_to(redis_url) as proxy, inbox_at(proxy.url) as inbox:
             await inbox.admit(PROCESSING)
             proxy.break_next(Fault.LOSE_REPLY, times=3)
             answers = await inbox.together(
@@ -67,23 +66,21 @@ class TestLostReplies:
             assert len(await inbox.entries()) == 2
 
     async def test_a_request_that_never_arrived_is_sent_again(
-        self, redis_url: str, make_settings: Callable[..., Settings]
+        self, redis_url: str, inbox_at: InboxAt
     ) -> None:
         """After a reset before execution the call is repeated within the deadline."""
-        async with proxy_to(redis_url) as proxy, inbox_at(proxy.url, make_settings) as inbox:
+        async with proxy_to(redis_url) as proxy, inbox_at(proxy.url) as inbox:
             await inbox.admit(CREATED)
             proxy.break_next(Fault.LOSE_REQUEST, times=2)
 
             assert outcomes(await inbox.admit(PROCESSING)) == ["admitted"]
             assert proxy.happened == [Fault.LOSE_REQUEST] * 2
 
-    async def test_unknown_is_never_duplicate(
-        self, redis_url: str, make_settings: Callable[..., Settings]
-    ) -> None:
+    async def test_unknown_is_never_duplicate(self, redis_url: str, inbox_at: InboxAt) -> None:
         """An event whose fate stays unknown is `Unavailable`, so that it is sent again."""
         async with (
             proxy_to(redis_url) as proxy,
-            inbox_at(proxy.url, make_settings, admit_deadline_s=DEADLINE_S) as inbox,
+            inbox_at(proxy.url, admit_deadline_s=DEADLINE_S) as inbox,
         ):
             await inbox.admit(CREATED)
             proxy.break_next(Fault.LOSE_REPLY, times=10**6)
@@ -97,12 +94,12 @@ class TestLostReplies:
             assert refused.value.__cause__ is refused.value.__context__ is None
 
     async def test_an_unreachable_server_is_reported_at_the_deadline(
-        self, redis_url: str, make_settings: Callable[..., Settings]
+        self, redis_url: str, inbox_at: InboxAt
     ) -> None:
         """While connections are refused events fail at the deadline; then they are admitted."""
         async with (
             proxy_to(redis_url) as proxy,
-            inbox_at(proxy.url, make_settings, admit_deadline_s=DEADLINE_S) as inbox,
+            inbox_at(proxy.url, admit_deadline_s=DEADLINE_S) as inbox,
         ):
             await inbox.admit(CREATED)
             proxy.refusing = True
@@ -123,11 +120,11 @@ class TestServerTrouble:
     """A server that hangs, dies or is full."""
 
     async def test_a_hung_server_is_reported_at_the_deadline(
-        self, tmp_path: Path, make_settings: Callable[..., Settings]
+        self, tmp_path: Path, inbox_at: InboxAt
     ) -> None:
         """While the server hangs each event fails at its own deadline; then they are admitted."""
         with server(tmp_path) as hung:
-            async with inbox_at(hung.url, make_settings, admit_deadline_s=DEADLINE_S) as inbox:
+            async with inbox_at(hung.url, admit_deadline_s=DEADLINE_S) as inbox:
                 await inbox.admit(CREATED)
                 with hung.frozen():
                     first = asyncio.create_task(inbox.admit(PROCESSING))
@@ -152,13 +149,13 @@ class TestServerTrouble:
                 assert sequences == [*range(1, len(sequences) + 1)]
 
     async def test_a_killed_server_loses_nothing_acknowledged(
-        self, tmp_path: Path, make_settings: Callable[..., Settings]
+        self, tmp_path: Path, inbox_at: InboxAt
     ) -> None:
         """A server that is killed under load and restarted has each acknowledged event once."""
         durable = ("--appendonly", "yes", "--appendfsync", "always")
         acknowledged: list[str] = []
         with server(tmp_path, *durable) as killed:
-            async with inbox_at(killed.url, make_settings, admit_deadline_s=DEADLINE_S) as inbox:
+            async with inbox_at(killed.url, admit_deadline_s=DEADLINE_S) as inbox:
 
                 async def send(n: int) -> None:
                     for i in range(60):
@@ -226,26 +223,26 @@ class TestReplica:
         assert outcomes(await admission) == ["not_durable"]
 
     async def test_an_event_that_no_replica_has_is_not_acknowledged(
-        self, pair: tuple[Server, Server], make_settings: Callable[..., Settings]
+        self, pair: tuple[Server, Server], inbox_at: InboxAt
     ) -> None:
         """Without the replica neither the event nor a copy is acknowledged, until it is back."""
         primary, replica = pair
-        async with inbox_at(primary.url, make_settings, **REPLICATED) as inbox:
+        async with inbox_at(primary.url, **REPLICATED) as inbox:
             assert outcomes(await inbox.admit(CREATED)) == ["admitted"]
             with replica.frozen():
                 await self.check_not_durable(inbox, PROCESSING)
                 # Another process, whose connections have written nothing yet.
-                async with inbox_at(primary.url, make_settings, **REPLICATED) as other:
+                async with inbox_at(primary.url, **REPLICATED) as other:
                     await self.check_not_durable(other, PROCESSING)
             assert outcomes(await inbox.admit(PROCESSING)) == ["duplicate"]
             assert len(await inbox.entries()) == 2
 
     async def test_a_replica_may_pause_within_the_deadline(
-        self, pair: tuple[Server, Server], make_settings: Callable[..., Settings]
+        self, pair: tuple[Server, Server], inbox_at: InboxAt
     ) -> None:
         """When the replica is back within the deadline the answer is still `admitted`."""
         primary, replica = pair
-        async with inbox_at(primary.url, make_settings, **REPLICATED) as inbox:
+        async with inbox_at(primary.url, **REPLICATED) as inbox:
             with replica.frozen():
                 admission = asyncio.create_task(inbox.together(CREATED))
                 await attempted(UnavailableReason.NOT_DURABLE, 1)
@@ -253,11 +250,11 @@ class TestReplica:
             assert "duplicates" not in await inbox.record()
 
     async def test_an_error_is_not_mistaken_for_a_missing_replica(
-        self, pair: tuple[Server, Server], make_settings: Callable[..., Settings]
+        self, pair: tuple[Server, Server], inbox_at: InboxAt
     ) -> None:
         """Redis's own error for a call is reported, also while no replica confirms."""
         primary, replica = pair
-        async with inbox_at(primary.url, make_settings, **REPLICATED) as inbox:
+        async with inbox_at(primary.url, **REPLICATED) as inbox:
             with replica.frozen():
                 await self.check_not_durable(inbox, CREATED)
                 await inbox.client.config_set("maxmemory", 1)

@@ -5,24 +5,19 @@ Every permutation of every life goes through the script and through the model.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import orjson
 import pytest
 
-from service.config import Settings
+from service.inbox.admission import Admission
 from service.transitions import stream_entry
-from service.transitions.transition import make_change
 from tests.support import session_record_model
-from tests.support.admissions import InspectedInbox, inbox_at, parsed
+from tests.support.admissions import InspectedInbox, event_body, parsed
 from tests.support.session_record_model import DAY_S
 
-BEGAN = int(time.time()) - 7 * DAY_S
-PREFIX = "identity.verification_session."
 STATUSES = {"created": "requires_input"}
 
 
@@ -126,20 +121,16 @@ LIVES: dict[str, tuple[str, list[LifeEvent]]] = {
 def make_events(session: str, life: list[LifeEvent]) -> list[Any]:
     """Return the events of a life, as Stripe would send them; ids in the order of the life."""
     return [
-        {
-            "id": f"evt_{session}_{number}",
-            "type": PREFIX + one.word,
-            "created": BEGAN + one.at,
-            "data": {
-                "object": {
-                    "id": f"vs_{session}",
-                    "status": one.status or STATUSES.get(one.word, one.word),
-                    "last_error": one.error and {"code": one.error},
-                    "last_verification_report": one.report,
-                    "redaction": one.redaction and {"status": one.redaction},
-                }
-            },
-        }
+        event_body(
+            one.word,
+            one.status or STATUSES.get(one.word, one.word),
+            id=f"evt_{session}_{number}",
+            at=one.at - 7 * DAY_S,
+            session=f"vs_{session}",
+            error=one.error,
+            report=one.report,
+            redaction=one.redaction,
+        )
         for number, one in enumerate(life)
     ]
 
@@ -170,33 +161,30 @@ async def admit_all(
     """Admit one event of each session in a loop turn, until all have; return the answers."""
     answers: list[list[tuple[str, int]]] = [[] for _ in arrivals]
     for events in zip(*arrivals, strict=True):
-        found = [parsed(orjson.dumps(event)) for event in events]
-        admissions = await asyncio.gather(
-            *(inbox.inbox.admit(one, make_change(one)) for one in found)
-        )
+        admissions = await inbox.together(*map(parsed, events))
         for own, admission in zip(answers, admissions, strict=True):
+            assert isinstance(admission, Admission), admission
             own.append((str(admission.outcome), admission.sequence))
     return answers
 
 
 @pytest.mark.parametrize("name", LIVES)
 async def test_every_order_of_arrival_ends_in_the_same_state(
-    name: str, redis_url: str, make_settings: Callable[..., Settings]
+    name: str, inbox: InspectedInbox
 ) -> None:
     """Status, state hash, latest result and last transition do not depend on the order."""
     end, life = LIVES[name]
     arrivals = list(orders(life))
-    async with inbox_at(redis_url, make_settings) as inbox:
-        answers = await admit_all(inbox, arrivals)
-        last = {one.session_id: one for one in map(stream_entry.unpack, await inbox.entries())}
-        ends = set()
-        for events, answered in zip(arrivals, answers, strict=True):
-            expected, model = admit_in_model(events)
-            assert answered == expected
-            session_id = events[0]["data"]["object"]["id"]
-            record = await inbox.record(session_id)
-            assert (record["status"], model.status, last[session_id].current) == (end,) * 3
-            result = record.get("result", record["latest"]).split(" ")
-            ends.add((record["hash"], result[1], result[2].rpartition("_")[2]))
-            assert model.result["id"] == result[2]
-        assert len(ends) == 1
+    answers = await admit_all(inbox, arrivals)
+    last = {one.session_id: one for one in map(stream_entry.unpack, await inbox.entries())}
+    ends = set()
+    for events, answered in zip(arrivals, answers, strict=True):
+        expected, model = admit_in_model(events)
+        assert answered == expected
+        session_id = events[0]["data"]["object"]["id"]
+        record = await inbox.record(session_id)
+        assert (record["status"], model.status, last[session_id].current) == (end,) * 3
+        result = record.get("result", record["latest"]).split(" ")
+        ends.add((record["hash"], result[1], result[2].rpartition("_")[2]))
+        assert model.result["id"] == result[2]
+    assert len(ends) == 1

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-import orjson
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -35,18 +34,15 @@ from service.inbox.admission import Admission, Inbox
 from service.storage.keys import Keys
 from service.storage.layout import claim
 from service.storage.scripts import ScriptCall
-from service.stripe.events import Event, parse
-from service.stripe.signatures import VerifiedPayload
 from service.transitions import stream_entry, thin_notification
 from service.transitions.thin_notification import Notification
 from service.transitions.transition import make_change
 from tests.support import session_record_model
+from tests.support.admissions import NOW, event_body, make_notification, parsed
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
 from tests.support.session_record_model import DAY_S, PRUNE_EVERY, Answer, Entry, Epoch, Record
 from tests.support.tapped import Tapped, tapped
 
-NOW = int(time.time()) - 3600
-PREFIX = "identity.verification_session."
 SESSIONS = ("vs_a", "vs_b", "vs_d")
 KEYS = Keys("idv", 2)
 # A plain inbox, one with a low age limit, and one whose streams are soon full.
@@ -74,21 +70,14 @@ SHAPES = st.fixed_dictionaries(
         "report": st.sampled_from([None, None, "vr_1", "vr_2"]),
     }
 )
-# Epochs that begin within one millisecond count on from it.
 # A longer value would cost a hash its compact encoding.
 LISTPACK_VALUE = 64
+# Epochs that begin within one millisecond count on from it.
 MAX_EPOCHS = 100
 INBOXES = st.sampled_from(["plain", "plain", "plain", "forgetful", "full"])
 NOTIFICATIONS = st.sampled_from(
     [
-        Notification(
-            event_id=f"evt_thin_{n}",
-            event_type=PREFIX + "verified",
-            session_id=session,
-            created=NOW + at,
-            livemode=False,
-            received_at=NOW + at,
-        )
+        make_notification(id=f"evt_thin_{n}", session=session, at=at)
         for n, (session, at) in enumerate(
             itertools.product(SESSIONS, (0, 5, -2 * DAY_S, -40 * DAY_S))
         )
@@ -99,27 +88,7 @@ FAULTS = st.lists(st.sampled_from(["request", "reply"]), max_size=2)
 
 def made(number: int, shape: dict[str, Any]) -> Any:
     """Return an event with an id of its own."""
-    return {
-        "id": f"evt_{number}",
-        "type": PREFIX + shape["step"],
-        "created": NOW + shape["at"],
-        "data": {
-            "object": {
-                "id": shape["session"],
-                "status": shape["status"],
-                "last_error": shape["error"] and {"code": shape["error"]},
-                "redaction": shape["redaction"] and {"status": shape["redaction"]},
-                "last_verification_report": shape["report"],
-            }
-        },
-    }
-
-
-def parsed(event: Any) -> Event:
-    """Return an event as if its signature had been verified."""
-    found = parse(VerifiedPayload(orjson.dumps(event), "fingerprint"))
-    assert isinstance(found, Event)
-    return found
+    return event_body(id=f"evt_{number}", **shape)
 
 
 class Bench:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count, islice
 from random import Random
 from typing import Any
@@ -12,18 +12,16 @@ import pytest
 import structlog.testing
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.config import Livemode, Settings
 from service.delivery.consumer_groups import Lag, create_groups, measure_lags
-from service.errors import Unavailable, UnavailableReason
+from service.errors import UnavailableReason
 from service.inbox import full_streams as module
-from service.inbox.admission import Inbox, Outcome
+from service.inbox.admission import Outcome
 from service.inbox.full_streams import PAUSE_S, FullStreamTrimmer, Stream
-from service.inbox.receiver import Receiver
 from service.storage.connections import Connections
 from service.storage.keys import Keys
 from service.storage.scripts import ScriptCall
 from service.telemetry import metrics
-from tests.support.harness import NOW, SECRET, event, signed
+from tests.support.admissions import InspectedInbox, OpenInbox, make_event, outcomes
 from tests.support.virtual_time import push
 
 STREAM = "idv:{0}:transitions"
@@ -270,50 +268,40 @@ def sessions(keys: Keys, partition: int) -> Iterator[str]:
     return (name for n in count() if keys.partition(name := f"vs_{n}") == partition)
 
 
-async def admitted(receiver: Receiver, sessions: Iterable[str]) -> list[str]:
-    """Receive an event of each session, one after the other; return the outcomes."""
-    outcomes = []
-    for session in sessions:
-        body = event(id=f"evt_{session}", session=session, created=NOW - 100)
-        signature = signed(body)["Stripe-Signature"].encode()
-        try:
-            receipt = await receiver.receive(body, signature, [SECRET], now=NOW)
-            outcomes.append(str(receipt.outcome))
-        except Unavailable as error:
-            outcomes.append(str(error.reason))
-    return outcomes
+async def admitted(inbox: InspectedInbox, sessions: Iterable[str]) -> list[str]:
+    """Admit an event of each session, one after the other; return the outcomes."""
+    events = [make_event(id=f"evt_{session}", session=session) for session in sessions]
+    return [word for event in events for word in outcomes(await inbox.together(event))]
 
 
 @pytest.fixture
-def receiver(connections: Connections, make_settings: Callable[..., Settings]) -> Receiver:
-    """Return a receiver with a low limit of entries."""
-    settings = make_settings(stream_max_entries=MAX_ENTRIES)
-    inbox = Inbox(connections, Keys(settings.redis_prefix, settings.partitions), settings)
-    return Receiver(inbox, tolerance_s=10**9, livemode=Livemode.BOTH)
+def limited(open_inbox: OpenInbox) -> InspectedInbox:
+    """Return an inbox with a low limit of entries."""
+    return open_inbox(stream_max_entries=MAX_ENTRIES)
 
 
 async def test_events_are_admitted_at_the_cost_of_history(
-    connections: Connections, keys: Keys, receiver: Receiver
+    connections: Connections, keys: Keys, limited: InspectedInbox
 ) -> None:
     """In a full stream events are admitted while there is history to delete, without a worker."""
     stream = FullStream(connections, keys)
     new = sessions(keys, 0)
-    assert await admitted(receiver, islice(new, MAX_ENTRIES)) == [Outcome.ADMITTED] * MAX_ENTRIES
-    assert await admitted(receiver, islice(new, 1)) == [UnavailableReason.BACKLOG_FULL]
+    assert await admitted(limited, islice(new, MAX_ENTRIES)) == [Outcome.ADMITTED] * MAX_ENTRIES
+    assert await admitted(limited, islice(new, 1)) == [UnavailableReason.BACKLOG_FULL]
     stuck = await stream.read("log", 3)
     await stream.acknowledge("log", MAX_ENTRIES)
     push(PAUSE_S)
 
     for _ in range(5):
-        outcomes = await admitted(receiver, islice(new, MAX_ENTRIES - 3))
-        assert outcomes == [Outcome.ADMITTED] * (MAX_ENTRIES - 3)
+        found = await admitted(limited, islice(new, MAX_ENTRIES - 3))
+        assert found == [Outcome.ADMITTED] * (MAX_ENTRIES - 3)
         assert await stream.client.xlen(STREAM) <= MAX_ENTRIES
         await stream.acknowledge("log", MAX_ENTRIES)
     assert (await stream.ids())[:3] == stuck
 
 
 async def test_a_batch_may_be_for_full_and_other_streams(
-    connections: Connections, keys: Keys, receiver: Receiver
+    connections: Connections, keys: Keys, limited: InspectedInbox
 ) -> None:
     """In one batch each event is admitted once, or has the reason why not."""
     client = connections.client
@@ -325,7 +313,7 @@ async def test_a_batch_may_be_for_full_and_other_streams(
     await client.xack(acknowledged, "log", *(entry_id for entry_id, _ in entries))
 
     new = [next(sessions(keys, partition)) for partition in range(keys.partitions)]
-    found = await asyncio.gather(*(admitted(receiver, [session]) for session in new))
+    found = await asyncio.gather(*(admitted(limited, [session]) for session in new))
     assert found == [
         [UnavailableReason.BACKLOG_FULL],
         *[[Outcome.ADMITTED]] * (keys.partitions - 1),

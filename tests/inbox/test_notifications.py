@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
 import structlog.testing
 
 from service.config import DAY_S
-from service.storage.scripts import NO_NEEDS, Needs, Script, ScriptCall
+from service.storage.scripts import NO_NEEDS, Needs, ScriptCall
 from tests.support.admissions import (
     CREATED,
     DEADLINE_S,
@@ -58,28 +57,16 @@ async def test_a_notification_is_remembered_longer_than_stripe_retries(
 
 async def test_every_answer_to_a_known_notification_is_a_write(inbox: InspectedInbox) -> None:
     """A duplicate and a repeated answer write, so that WAIT covers the first write too."""
-    script = Script("service.inbox", "admit.lua")
     partition = inbox.keys.partition(SESSION_ID)
-    keys = [
-        inbox.keys.layout_in(partition),
-        inbox.keys.notifications(partition),
-        inbox.keys.noted(partition, "evt_1"),
-    ]
-    policy = [int(time.time()), 0, 0, 300, inbox.keys.layout_copy, 5, 9**9, 9]
+    keys = [inbox.keys.notifications(partition), inbox.keys.noted(partition, "evt_1")]
 
-    async def call(nonce: str) -> tuple[bytes, int]:
-        before = await changes()
-        asked = ["evt_1", nonce, NOW, "", "n", "", "", "{}"]
-        [reply] = await inbox.client.eval(script.source, 3, *keys, *policy, *asked)
-        return reply, await changes() - before
+    async def call(nonce: str) -> tuple[str, int]:
+        return await inbox.ask(keys, "evt_1", nonce, NOW, "", "n", "", "", "{}")
 
-    async def changes() -> int:
-        return int((await inbox.client.info("persistence"))["rdb_changes_since_last_save"])
-
-    assert await call("mine") == (b"queued 0 - ", 2)
-    assert await call("mine") == (b"queued 0 - ", 1)
-    assert await call("another") == (b"duplicate 0 - ", 1)
-    assert await call("mine") == (b"queued 0 - ", 1)
+    assert await call("mine") == ("queued 0 - ", 2)
+    assert await call("mine") == ("queued 0 - ", 1)
+    assert await call("another") == ("duplicate 0 - ", 1)
+    assert await call("mine") == ("queued 0 - ", 1)
 
 
 async def test_nothing_of_a_session_is_touched(inbox: InspectedInbox) -> None:
@@ -96,13 +83,13 @@ async def test_events_and_notifications_share_a_batch(
 ) -> None:
     """All that arrives in one loop turn is decided by one call."""
     calls: list[ScriptCall] = []
-    run = inbox.inbox._connections.run
+    run = inbox.connections.run
 
     async def counted(found: list[ScriptCall], *, needs: Needs = NO_NEEDS) -> list[Any]:
         calls.extend(found)
         return await run(found, needs=needs)
 
-    monkeypatch.setattr(inbox.inbox._connections, "run", counted)
+    monkeypatch.setattr(inbox.connections, "run", counted)
     others = [make_notification(id=f"evt_{n}", session=f"vs_{n}") for n in range(5)]
     noted, admitted = await asyncio.gather(
         inbox.note(THIN, *others), inbox.together(CREATED, CREATED)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
 
 import orjson
 
 from service.config import Settings
 from service.inbox.admission import Admission, Inbox
-from service.secret import Secret
-from service.storage.connections import connect
+from service.storage.connections import Connections
 from service.storage.keys import Keys
+from service.storage.scripts import Script
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
 from service.transitions import stream_entry, thin_notification
@@ -30,7 +30,7 @@ EVENT_ID = "evt_1PgafTB7WZ01zgkWKhTeq3Xy"
 SESSION_ID = "vs_1PgafTB7WZ01zgkWKhTeq3Xy"
 
 
-def make_event(
+def event_body(
     step: str = "created",
     status: str = "requires_input",
     *,
@@ -41,9 +41,9 @@ def make_event(
     redaction: str | None = None,
     report: str | dict[str, Any] | None = None,
     **more: Any,
-) -> Event:
-    """Return an event of a session, *at* seconds after NOW."""
-    body = {
+) -> dict[str, Any]:
+    """Return an event of a session as Stripe sends it, created *at* seconds after NOW."""
+    return {
         "id": id or f"evt_{step}_{NOW + at}",
         "type": PREFIX + step,
         "created": NOW + at,
@@ -58,7 +58,11 @@ def make_event(
             }
         },
     }
-    return parsed(orjson.dumps(body))
+
+
+def make_event(*words: str, **changes: Any) -> Event:
+    """Return the event that `event_body` describes."""
+    return parsed(event_body(*words, **changes))
 
 
 def make_notification(
@@ -81,9 +85,9 @@ def make_notification(
     )
 
 
-def parsed(body: bytes) -> Event:
+def parsed(body: Mapping[str, Any]) -> Event:
     """Return the event in *body* as if its signature had been verified."""
-    event = parse(VerifiedPayload(body, "fingerprint"))
+    event = parse(VerifiedPayload(orjson.dumps(body), "fingerprint"))
     assert isinstance(event, Event)
     return event
 
@@ -98,8 +102,13 @@ class InspectedInbox(NamedTuple):
     """An inbox, and a view of everything that it wrote."""
 
     inbox: Inbox
-    client: Any
+    connections: Connections
     keys: Keys
+
+    @property
+    def client(self) -> Any:
+        """The client of its Redis."""
+        return self.connections.client
 
     async def admit(self, *events: Event) -> list[Admission]:
         """Admit *events* one after the other."""
@@ -125,6 +134,24 @@ class InspectedInbox(NamedTuple):
             for partition in range(self.keys.partitions)
         ]
         return [thin_notification.unpack(fields) for stream in streams for _, fields in stream]
+
+    async def ask(self, keys: Sequence[str], *event: str | int) -> tuple[str, int]:
+        """Return the script's answer about one event, and how many changes it has written.
+
+        Args:
+            keys: The stream, and the record or the key of a known notification.
+            event: The eight arguments that stand for it.
+        """
+        layout = self.keys.layout_in(self.keys.partition(SESSION_ID))
+        policy = [int(time.time()), 0, 0, 300, self.keys.layout_copy, 5, 9**9, 9]
+        before = await self._changes()
+        [answer] = await self.client.eval(
+            Script("service.inbox", "admit.lua").source, 3, layout, *keys, *policy, *event
+        )
+        return answer.decode(), await self._changes() - before
+
+    async def _changes(self) -> int:
+        return int((await self.client.info("persistence"))["rdb_changes_since_last_save"])
 
     async def record(self, session: str = SESSION_ID) -> dict[str, str]:
         """Return a session's record, its state field by field."""
@@ -152,17 +179,16 @@ class InspectedInbox(NamedTuple):
 
 
 OpenInbox = Callable[..., InspectedInbox]
+InboxAt = Callable[..., AbstractAsyncContextManager[InspectedInbox]]
 
 
-@asynccontextmanager
-async def inbox_at(
-    url: str, make_settings: Callable[..., Settings], **changes: Any
-) -> AsyncIterator[InspectedInbox]:
-    """Yield an inbox with clients of its own."""
-    chosen = make_settings(redis_url=Secret(url), **changes)
-    keys = Keys(chosen.redis_prefix, chosen.partitions)
-    async with connect(chosen.redis_url) as connections:
-        yield InspectedInbox(Inbox(connections, keys, chosen), connections.client, keys)
+def inspected(
+    connections: Connections, settings: Settings, *, judges_age: bool = True
+) -> InspectedInbox:
+    """Return an inbox with a layout of its settings."""
+    keys = Keys(settings.redis_prefix, settings.partitions)
+    inbox = Inbox(connections, keys, settings, judges_age=judges_age)
+    return InspectedInbox(inbox, connections, keys)
 
 
 def outcomes(answers: Sequence[Admission | BaseException]) -> list[str]:
