@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,15 +19,14 @@ from service.transitions.thin_notification import Notification
 from service.transitions.transition import SessionChange, make_change
 from tests.support.harness import thin_event
 
-pytestmark = pytest.mark.anyio
-
 NOW = 1_785_931_200
 SECRET = Secret(b"whsec_tests")
-MINIMAL = {
+SESSION: dict[str, Any] = {"id": "vs_1", "status": "verified", "metadata": {"a": "b"}}
+MINIMAL: dict[str, Any] = {
     "id": "evt_1",
     "type": "identity.verification_session.verified",
     "created": NOW,
-    "data": {"object": {"id": "vs_1", "status": "verified", "metadata": {"a": "b"}}},
+    "data": {"object": SESSION},
 }
 ADMITTED = Admission(Outcome.ADMITTED, 3, "processing", after_final=False)
 
@@ -156,13 +156,12 @@ async def test_other_events_are_ignored() -> None:
     assert inbox.admitted == []
 
 
-THIN_WORDS = ["canceled", "created", "processing", "redacted", "requires_input", "verified"]
-
-
 QUEUED = Admission(Outcome.QUEUED, 0, None, after_final=False)
 
 
-@pytest.mark.parametrize("word", THIN_WORDS)
+@pytest.mark.parametrize(
+    "word", ["canceled", "created", "processing", "redacted", "requires_input", "verified"]
+)
 async def test_a_thin_event_of_a_session_is_noted(word: str) -> None:
     """What is needed to fetch the snapshot event is handed to the inbox."""
     inbox = FakeInbox(QUEUED)
@@ -192,55 +191,35 @@ async def test_a_thin_event_without_an_api_key_is_unavailable(is_live: bool) -> 
     assert len(inbox.noted) == 1
 
 
-@pytest.mark.parametrize(
-    ("livemode", "is_live"), [(Livemode.LIVE, False), (Livemode.TEST, True), (Livemode.TEST, None)]
-)
-async def test_thin_events_of_the_other_mode_are_ignored(
-    livemode: Livemode, is_live: bool | None
+SENT: dict[str, Callable[[bool | None], bytes]] = {
+    "in the envelope": lambda is_live: body(livemode=is_live),
+    "in the session": lambda is_live: body(data={"object": SESSION | {"livemode": is_live}}),
+    "in a thin event": lambda is_live: thin_event(livemode=is_live),
+}
+RECEIVED: dict[Livemode, set[bool | None]] = {
+    Livemode.BOTH: {True, False, None},
+    Livemode.LIVE: {True, None},
+    Livemode.TEST: {False},
+}
+
+
+@pytest.mark.parametrize("livemode", Livemode)
+@pytest.mark.parametrize("is_live", [True, False, None])
+@pytest.mark.parametrize("send", SENT.values(), ids=SENT)
+async def test_livemode(
+    livemode: Livemode, is_live: bool | None, send: Callable[[bool | None], bytes]
 ) -> None:
-    """A thin event of a mode that is not received is ignored."""
-    receipt = await receive(
-        FakeInbox(), thin_event("verified", livemode=is_live), livemode=livemode
-    )
+    """Events of a mode that is not received are ignored; one that does not say is live."""
+    inbox, sent = FakeInbox(), send(is_live)
 
-    event_type = "v1.identity.verification_session.verified"
-    assert receipt.event == Ignored(IgnoredReason.LIVEMODE, "evt_thin_1", event_type)
+    receipt = await receive(inbox, sent, livemode=livemode, has_api_key=lambda _: True)
 
-
-@pytest.mark.parametrize(
-    ("livemode", "fields", "is_received"),
-    [
-        (Livemode.BOTH, {"livemode": True}, True),
-        (Livemode.BOTH, {"livemode": False}, True),
-        (Livemode.BOTH, {}, True),
-        (Livemode.LIVE, {"livemode": True}, True),
-        (Livemode.LIVE, {"livemode": False}, False),
-        (Livemode.LIVE, {}, True),
-        (Livemode.TEST, {"livemode": True}, False),
-        (Livemode.TEST, {"livemode": False}, True),
-        (Livemode.TEST, {}, False),
-    ],
-)
-async def test_livemode(livemode: Livemode, fields: dict[str, Any], is_received: bool) -> None:
-    """Events of a mode that is not received are ignored; one without `livemode` is live."""
-    inbox = FakeInbox()
-
-    receipt = await receive(inbox, body(**fields), livemode=livemode)
-
-    assert len(inbox.admitted) == is_received
+    is_received = is_live in RECEIVED[livemode]
+    assert len(inbox.admitted) + len(inbox.noted) == is_received
     if not is_received:
-        assert receipt.event == Ignored(IgnoredReason.LIVEMODE, "evt_1", MINIMAL["type"])  # type: ignore[arg-type]
+        event_id, event_type = json.loads(sent)["id"], json.loads(sent)["type"]
+        assert receipt.event == Ignored(IgnoredReason.LIVEMODE, event_id, event_type)
         assert receipt.outcome is Outcome.IGNORED
-
-
-async def test_livemode_of_the_session() -> None:
-    """Where the envelope has no `livemode`, that of the session counts."""
-    inbox = FakeInbox()
-    session = {"id": "vs_1", "status": "verified", "livemode": False}
-
-    await receive(inbox, body(data={"object": session}), livemode=Livemode.TEST)
-
-    assert len(inbox.admitted) == 1
 
 
 async def test_no_decision_is_no_receipt() -> None:
