@@ -20,7 +20,7 @@ from ..storage.connections import Connections
 from ..storage.keys import Keys
 from . import paths
 from .letter_actions import LetterActions
-from .login import Logins
+from .logins import Logins
 
 if TYPE_CHECKING:
     from .rendering import Renderer

@@ -1,4 +1,4 @@
-"""The right to deliver a partition to a handler, kept in Redis: how it is taken, renewed and lost.
+"""The right to deliver a partition to a handler, and the heartbeats of workers, kept in Redis.
 
 A lease is a key that holds its owner's token and expires. The rules:
 

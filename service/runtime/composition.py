@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from .. import config
 from ..admin.app import AdminApp
-from ..admin.login import fingerprints
+from ..admin.logins import fingerprints
 from ..admin.page import Page
 from ..config import Settings
 from ..handlers import AnyHandler, AnyOpener

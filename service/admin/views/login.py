@@ -13,7 +13,7 @@ from starlette.routing import Route
 from ...telemetry import metrics
 from .. import paths
 from ..forms import read_form
-from ..login import LOGIN_S
+from ..logins import LOGIN_S
 from ..page import Page, PageError
 
 # A path of our own; browsers take // and /\\ for the beginning of another host.

@@ -10,8 +10,8 @@ from http.cookies import SimpleCookie
 import pytest
 from structlog.typing import EventDict
 
-from service.admin import login, paths
-from service.admin.login import LOGIN_S, MAX_WAITING, Logins, Viewer
+from service.admin import paths
+from service.admin.logins import LOGIN_S, MAX_WAITING, Logins, Viewer
 from service.admin.page import Page
 from service.config import Settings
 from service.parsers import AdminToken
@@ -183,7 +183,7 @@ async def test_a_wrong_token_costs_time_and_blocks_no_other(
     open_page: OpenPage, make_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some of those who guess wait; meanwhile the right token is let in at once."""
-    monkeypatch.setattr(login, "WRONG_TOKEN_S", 60.0)
+    monkeypatch.setattr("service.admin.logins.WRONG_TOKEN_S", 60.0)
     before = failures()
     async with open_page(make_page(**TOKENS)) as client:
 
@@ -209,7 +209,7 @@ async def test_logins_are_logged_by_name(
     open_page: OpenPage, monkeypatch: pytest.MonkeyPatch, lines: list[EventDict]
 ) -> None:
     """The line of a login has the token's name, that of a failure nothing of who failed."""
-    monkeypatch.setattr(login, "WRONG_TOKEN_S", 0.0)
+    monkeypatch.setattr("service.admin.logins.WRONG_TOKEN_S", 0.0)
     async with open_page(**TOKENS) as client:
         await client.post(paths.LOGIN, data={"token": "wrong"}, headers={"User-Agent": "canary"})
         await client.post(paths.LOGIN, data={"token": READING})
@@ -224,7 +224,7 @@ async def test_without_tokens_there_is_no_login(
     open_page: OpenPage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The form says what to set; a token gets in nowhere, and an empty one neither."""
-    monkeypatch.setattr(login, "WRONG_TOKEN_S", 0.0)
+    monkeypatch.setattr("service.admin.logins.WRONG_TOKEN_S", 0.0)
     async with open_page() as client:
         shown = await client.get(paths.LOGIN)
         answered = await client.post(paths.LOGIN, data={"token": ""})
