@@ -42,9 +42,9 @@ _SETTLED = "      or result and event.created <= created_in(result.key) + skew_s
 _WAITED = "    if isinstance(confirmed, Exception) or confirmed < needed:\n"
 _CALLED = "            error = await self._calls.call(item)\n"
 _ENOUGH = "        if failed >= self._policy.max_attempts:\n"
-_AWAITED = "        return await self._submit(self._request(event, change))\n"
+_AWAITED = "        return await self._submit(self._submission(event, change))\n"
 _GUESSED = (
-    "        try:\n            return await self._submit(self._request(event, change))\n"
+    "        try:\n            return await self._submit(self._submission(event, change))\n"
     "        except Unavailable:\n"
     "            return Admission(Outcome.DUPLICATE, 0, None, after_final=False)\n"
 )

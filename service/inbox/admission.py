@@ -98,7 +98,7 @@ class Admission(msgspec.Struct, frozen=True, gc=False):
     after_final: bool
 
 
-class _Request(msgspec.Struct, frozen=True, gc=False):
+class _Submission(msgspec.Struct, frozen=True, gc=False):
     """One event or notification that waits for its decision."""
 
     partition: int
@@ -156,7 +156,7 @@ class Inbox:
         Raises:
             Unavailable: Redis did not commit it within the deadline; nothing is decided.
         """
-        return await self._submit(self._request(event, change))
+        return await self._submit(self._submission(event, change))
 
     async def note(self, notification: Notification) -> Admission:
         """Remember *notification* until its event is fetched.
@@ -165,7 +165,7 @@ class Inbox:
             Unavailable: As `admit`.
         """
         partition = self._keys.partition(notification.session_id)
-        request = _Request(
+        submission = _Submission(
             partition=partition,
             keys=(
                 self._keys.layout_in(partition),
@@ -179,17 +179,17 @@ class Inbox:
             created=notification.created,
             deadline=asyncio.get_running_loop().time() + self._deadline_s,
         )
-        return await self._submit(request)
+        return await self._submit(submission)
 
-    def _submit(self, request: _Request) -> Awaitable[Admission]:
-        reply = self._shards[request.partition % len(self._shards)].submit(request)
-        self._deadlines.watch(request.deadline, reply)
+    def _submit(self, submission: _Submission) -> Awaitable[Admission]:
+        reply = self._shards[submission.partition % len(self._shards)].submit(submission)
+        self._deadlines.watch(submission.deadline, reply)
         return reply
 
-    def _request(self, event: Event, change: SessionChange) -> _Request:
+    def _submission(self, event: Event, change: SessionChange) -> _Submission:
         session = event.session
         partition = self._keys.partition(session.id)
-        return _Request(
+        return _Submission(
             partition=partition,
             keys=(
                 *self._partition_keys[partition],
@@ -209,18 +209,18 @@ class Inbox:
             deadline=asyncio.get_running_loop().time() + self._deadline_s,
         )
 
-    async def _flush(self, requests: list[_Request]) -> Sequence[Admission | Exception]:
-        """Call the script until it has decided, or the deadline of every request has passed.
+    async def _flush(self, submissions: list[_Submission]) -> Sequence[Admission | Exception]:
+        """Call the script until it has decided, or the deadline of every submission has passed.
 
         A full stream is trimmed between two calls. An event that then still finds no room, or that
         Redis did not decide in time, is `Unavailable`.
         """
-        metrics.ADMISSION_BATCH.observe(len(requests))
+        metrics.ADMISSION_BATCH.observe(len(submissions))
         for attempt in count(1):
             now = asyncio.get_running_loop().time()
-            # Requests are in order of arrival, so the overdue ones (already answered) come first.
-            waiting = [request for request in requests if request.deadline > now]
-            overdue = [self._unavailable() for _ in requests[len(waiting) :]]
+            # They are in order of arrival: the overdue ones, which are answered, come first.
+            waiting = [submission for submission in submissions if submission.deadline > now]
+            overdue = [self._unavailable() for _ in range(len(submissions) - len(waiting))]
             if not waiting:
                 break
             reply = await self._decide(waiting)
@@ -238,16 +238,16 @@ class Inbox:
             self._reason = _reason(reply)
             metrics.REDIS_ERRORS.labels(self._reason).inc()
             if self._reason is UnavailableReason.REDIS_FULL or isinstance(reply, _LASTING):
-                return [self._unavailable() for _ in requests]
+                return [self._unavailable() for _ in submissions]
             await asyncio.sleep(self._pause_s(attempt))
         return overdue
 
-    async def _decide(self, requests: Sequence[_Request]) -> Any:
-        """Return the script's answer to each request, or why there is none.
+    async def _decide(self, submissions: Sequence[_Submission]) -> Any:
+        """Return the script's answer to each submission, or why there is none.
 
         That is the error of the call, or `Unavailable` where the script has refused to decide.
         """
-        reply = await self._call(requests)
+        reply = await self._call(submissions)
         if reply == _LAYOUT_DIFFERS:
             try:
                 # Redis has lost our layout, or holds another one: then nothing is admitted.
@@ -256,21 +256,21 @@ class Inbox:
                 return Unavailable(UnavailableReason.LAYOUT_DIFFERS)
             except (RedisError, OSError) as error:
                 return error
-            reply = await self._call(requests)
+            reply = await self._call(submissions)
         return Unavailable(UnavailableReason(reply.decode())) if isinstance(reply, bytes) else reply
 
-    async def _call(self, requests: Sequence[_Request]) -> Any:
-        """Return one text for each request, or one for all of them, or the error of the call."""
+    async def _call(self, submissions: Sequence[_Submission]) -> Any:
+        """Return one text for each submission, or one for all of them, or the error of the call."""
         # The clock by which signatures were verified; the script compares it with Redis's.
         now = int(time.time())
         min_created = now - self._max_age_s
         call = ScriptCall(
             _ADMIT,
-            list(chain.from_iterable(request.keys for request in requests)),
+            list(chain.from_iterable(submission.keys for submission in submissions)),
             [
                 *(now, min_created if self._judges_age else 0, min_created - MAX_CLOCK_LAG_S),
                 *(MAX_CLOCK_DIFFERENCE_S, self._keys.layout_copy, SKEW_S, *self._limits),
-                *chain.from_iterable(request.arguments for request in requests),
+                *chain.from_iterable(submission.arguments for submission in submissions),
             ],
         )
         loop = asyncio.get_running_loop()
@@ -299,11 +299,11 @@ def _reason(error: Exception) -> UnavailableReason:
 
 
 def _nonce() -> str:
-    """Return 8 characters that mark all attempts for one request; they are no secret."""
+    """Return 8 characters that mark all attempts for one submission; they are no secret."""
     return f"{random.getrandbits(32):08x}"
 
 
-def _admission(answer: bytes, request: _Request) -> Admission | Unavailable:
+def _admission(answer: bytes, submission: _Submission) -> Admission | Unavailable:
     """Read the script's answer to one event or notification."""
     outcome, sequence, before, previous = answer.decode().split(" ", 3)
     if outcome in _UNDECIDED:
@@ -312,5 +312,6 @@ def _admission(answer: bytes, request: _Request) -> Admission | Unavailable:
         outcome=_OUTCOMES[outcome],
         sequence=int(sequence),
         previous=previous or None,
-        after_final=outcome == Outcome.LATE and request.created > created_at(int(before)) + SKEW_S,
+        after_final=outcome == Outcome.LATE
+        and submission.created > created_at(int(before)) + SKEW_S,
     )
