@@ -24,16 +24,14 @@ from unittest import mock
 import orjson
 
 from service.config import LogFormat, LogLevel, Settings
-from service.delivery.consumer_groups import create_groups
 from service.runtime import process
 from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.secret import Secret
 from service.server.listener import Listener
 from service.storage.connections import connect
-from service.storage.keys import Keys
 from service.telemetry import logs
-from tests.support.apps import webhook_app
-from tests.support.harness import SECRET, event, listening, request, signed
+from tests.support.apps import serving
+from tests.support.harness import SECRET, event, request, signed
 from tests.support.mutating_client import (
     ANSWER,
     ANSWER_DEADLINE_S,
@@ -50,12 +48,8 @@ SIDE_BY_SIDE = 16
 RECEIVE_TIMEOUT_S = 0.3
 
 # What a good request is answered in each state of the process.
-STATES = {
-    "idle": b'{"outcome":"admitted"}',
-    "overloaded": b'{"error":"unavailable"}',
-    "draining": b'{"outcome":"admitted"}',
-}
-_UNAVAILABLE = b'{"error":"unavailable"}'
+_ADMITTED, _UNAVAILABLE = b'{"outcome":"admitted"}', b'{"error":"unavailable"}'
+STATES = {"idle": _ADMITTED, "overloaded": _UNAVAILABLE, "draining": _ADMITTED}
 
 
 @dataclass
@@ -97,7 +91,6 @@ class Service:
             redis_url=redis_url,
             secrets={"": (SECRET,)},
             max_body_bytes=MAX_BODY_BYTES,
-            max_in_flight=0 if state == "overloaded" else 512,
         )
         self._started = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -144,24 +137,17 @@ class Service:
         self._loop.close()
 
     async def _serve(self) -> None:
-        settings = self._settings
-        keys = Keys(settings.redis_prefix, settings.partitions)
-        async with connect(settings.redis_url) as connections:
-            await create_groups(connections, keys, settings.handlers)
-            app, _ = webhook_app(connections, settings)
-            async with listening(
-                app,
-                receive_timeout_s=RECEIVE_TIMEOUT_S,
-                keep_alive_s=1,
-                available_slots=app.available_slots,
-            ) as listener:
-                self.port, self._listener = listener.port, listener
-                if self._state == "draining":
-                    listener.drain()
-                # As in production: else most of what a large body costs is a full collection.
-                process._tune_garbage_collector(works=False)
-                self._started.set()
-                await self._stop.wait()
+        async with (
+            connect(self._settings.redis_url) as connections,
+            serving(
+                connections, self._settings, self._state, receive_timeout_s=RECEIVE_TIMEOUT_S
+            ) as listener,
+        ):
+            self.port, self._listener = listener.port, listener
+            # As in production: else most of what a large body costs is a full collection.
+            process._tune_garbage_collector(works=False)
+            self._started.set()
+            await self._stop.wait()
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -185,10 +185,7 @@ async def test_stopping_finishes_requests_in_flight() -> None:
     async with (
         listening(echo_app(gate)) as listener,
         connected(listener.port) as (idle, writer),
-        connected(listener.port) as (
-            busy,
-            busy_writer,
-        ),
+        connected(listener.port) as (busy, busy_writer),
     ):
         writer.write(post())
         await answer(idle)

@@ -13,19 +13,18 @@ import pytest
 
 from service.server.closing import MAX_LINGERING
 from service.server.listener import Listener
-from service.telemetry import metrics
 from tests.support.apps import INCOMPLETE, Gate, echo_app, post
 from tests.support.harness import answer, connected, listening, rest
 from tests.support.virtual_time import push
 from tests.support.waiting import DEADLINE_S, until
+from tests.support.web_client import counted, sample
 
 BUSY = b'{"error":"unavailable"}'
 
 
-def ended_for(reason: str) -> float:
-    """Return how many connections were ended for *reason*."""
-    name = "idv_connections_refused_total"
-    return metrics.REGISTRY.get_sample_value(name, {"reason": reason}) or 0
+def refused_busy() -> float:
+    """Return how many connections were refused because there were too many."""
+    return sample("idv_connections_refused_total", reason="busy")
 
 
 @asynccontextmanager
@@ -73,9 +72,9 @@ async def test_lingering_is_bounded() -> None:
     ):
         writer.write(post(path="/gate"))
         await until(lambda: gate.entered)
-        before = ended_for("busy")
+        before = refused_busy()
         async with opened(listener.port, MAX_LINGERING + 20):
-            await until(lambda: ended_for("busy") - before == MAX_LINGERING + 20)
+            await until(lambda: refused_busy() - before == MAX_LINGERING + 20)
             assert 0 < listener._state.lingering <= MAX_LINGERING
             await until(lambda: listener._state.lingering == 0)
         gate.opened.set()
@@ -252,7 +251,7 @@ async def test_an_answered_request_is_not_answered_again() -> None:
 async def test_under_overload_requests_are_shed() -> None:
     """Without available slots a POST gets a 503 at once, and keeps its connection."""
     gate, busy = Gate(), [True]
-    before = metrics.EVENTS.labels("busy", metrics.OTHER_TYPE)._value.get()
+    before = counted("busy")
     async with (
         listening(echo_app(gate), available_slots=lambda: 0 if busy[0] else 1) as listener,
         connected(listener.port) as (reader, writer),
@@ -269,7 +268,7 @@ async def test_under_overload_requests_are_shed() -> None:
         writer.write(post())
         assert await answer(reader) == (200, b"x")
     # The listener reports the last ones when it stops.
-    assert metrics.EVENTS.labels("busy", metrics.OTHER_TYPE)._value.get() - before == 3
+    assert counted("busy") - before == 3
 
 
 async def test_requests_of_one_loop_turn_get_no_more_slots_than_there_are() -> None:
@@ -316,12 +315,7 @@ async def test_unread_503s_do_not_pile_up() -> None:
     """Under overload too, a client that takes no responses is cut off, and fills no memory."""
     async with listening(echo_app(), receive_timeout_s=2, available_slots=lambda: 0) as listener:
         connections = listener._server.server_state.connections
-        # Small buffers on both sides are full soon.
-        listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        with socket.socket() as deaf:
-            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            deaf.connect(("127.0.0.1", listener.port))
-            deaf.setblocking(False)
+        with reading_slowly(listener) as deaf:
             most = 0
             with contextlib.suppress(ConnectionError):
                 while True:

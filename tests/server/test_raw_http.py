@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from http import HTTPStatus
 
 import pytest
@@ -21,7 +19,7 @@ from service.server.closing import MAX_LINGERING
 from service.server.framing import MAX_HEADER_BYTES, MAX_HEADERS, MAX_SMALL_CHUNKS, MIN_CHUNK_BYTES
 from service.server.protocol import MAX_PIPELINED
 from service.storage.connections import Connections
-from tests.support.apps import webhook_app
+from tests.support.apps import serving, webhook_app
 from tests.support.harness import WEBHOOK, event, listening, signed, talk
 from tests.support.mutating_client import ANSWER, Attempt, Mutations, send_attempt
 
@@ -330,23 +328,9 @@ GOOD_HOSTS = (
     *("[fe80::1%25eth0]", "[v1.x]", "xn--zo-hja.example", "x \t", "long" * 5000),
 )
 BAD_HOSTS = (
-    *[
-        "a b",
-        "u@h",
-        "a/b",
-        "a\tb",
-        "a?b",
-        "a#b",
-        "a\\b",
-        "http://a",
-        "<a>",
-        "a:b",
-        "a:80:80",
-        "[::1",
-        "::1]",
-    ],
-    *["[::1]x", "[]", "a[::1]", "a%2", "a%zz", "é", "{a}", "a|b", "^"],
-    *('a"b', "long" * 5000 + "@"),
+    *("a b", "u@h", "a/b", "a\tb", "a?b", "a#b", "a\\b", "http://a", "<a>", "a:b", "a:80:80"),
+    *("[::1", "::1]", "[::1]x", "[]", "a[::1]", "a%2", "a%zz", "é", "{a}", "a|b", "^", 'a"b'),
+    "long" * 5000 + "@",
 )
 HOSTS = {
     f"{host[-9:]!r} is {'a' if host in GOOD_HOSTS else 'no'} host": (
@@ -399,25 +383,6 @@ STATES: dict[str, Callable[[bytes, bytes], bytes]] = {
 }
 
 
-@asynccontextmanager
-async def serving(
-    connections: Connections, settings: Settings, state: str, *, receive_timeout_s: float = 1
-) -> AsyncIterator[int]:
-    """Yield the port of the real application in one state."""
-    if state == "overloaded":
-        settings = replace(settings, max_in_flight=0)
-    app, _ = webhook_app(connections, settings)
-    async with listening(
-        app,
-        receive_timeout_s=receive_timeout_s,
-        keep_alive_s=1,
-        available_slots=app.available_slots,
-    ) as listener:
-        if state == "draining":
-            listener.drain()
-        yield listener.port
-
-
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 async def test_each_request_has_its_exact_response(
     connections: Connections, settings: Settings, table: Table
@@ -428,8 +393,8 @@ async def test_each_request_has_its_exact_response(
     """
 
     async def answers(state: str) -> dict[str, bytes]:
-        async with serving(connections, settings, state) as port:
-            found = await asyncio.gather(*(talk(port, sent) for sent, _ in table.values()))
+        async with serving(connections, settings, state) as listener:
+            found = await asyncio.gather(*(talk(listener.port, sent) for sent, _ in table.values()))
         return {name: DATE.sub(b"", one) for name, one in zip(table, found, strict=True)}
 
     for state, got in zip(STATES, await asyncio.gather(*map(answers, STATES)), strict=True):
@@ -458,10 +423,10 @@ async def test_no_state_reads_more_requests_than_another(
 
     # Many of the bodies are large: a loop turn takes long.
     async with (
-        serving(connections, settings, "idle", receive_timeout_s=4) as idle_port,
-        serving(connections, settings, state, receive_timeout_s=4) as port,
+        serving(connections, settings, "idle", receive_timeout_s=4) as usual,
+        serving(connections, settings, state, receive_timeout_s=4) as other,
     ):
-        expected, found = await asyncio.gather(answered(idle_port), answered(port))
+        expected, found = await asyncio.gather(answered(usual.port), answered(other.port))
     assert [
         (len(attempt.pieces), more, fewer, b"".join(attempt.pieces)[:300])
         for attempt, more, fewer in zip(attempts, found, expected, strict=True)
@@ -482,9 +447,7 @@ GENUINE: dict[str, Callable[[bytes], bytes]] = {
     "plain": lambda body: b"Content-Length: %d\r\n\r\n%b" % (len(body), body),
     "chunked": lambda body: CHUNKED + b"\r\n\r\n" + chunks(body, extension=b"", trailer=b""),
     "with extensions and trailers": lambda body: (
-        CHUNKED
-        + b"\r\n\r\n"
-        + chunks(body, extension=b";a=b", trailer=b"Stripe-Signature: t=1\r\n")
+        CHUNKED + b"\r\n\r\n" + chunks(body, extension=b";a=b", trailer=TRAILER)
     ),
 }
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -13,13 +16,14 @@ from starlette.types import Receive, Scope, Send
 from service.config import Settings
 from service.inbox.admission import Inbox
 from service.inbox.receiver import Receiver
+from service.server.listener import Listener
 from service.storage.connections import Connections
 from service.storage.health import Health
 from service.storage.keys import Keys
 from service.stripe_api.keys import ApiKeys
 from service.web.allow_list import AllowList
 from service.web.app import WebhookApp, create_app
-from tests.support.harness import request
+from tests.support.harness import listening, request
 
 
 def webhook_app(
@@ -35,6 +39,25 @@ def webhook_app(
     )
     health = Health(connections, settings)
     return create_app(receiver, health, settings, allow_list), health
+
+
+@asynccontextmanager
+async def serving(
+    connections: Connections, settings: Settings, state: str, *, receive_timeout_s: float = 1
+) -> AsyncIterator[Listener]:
+    """Serve the real application in one state of its process: idle, overloaded or draining."""
+    if state == "overloaded":
+        settings = replace(settings, max_in_flight=0)
+    app, _ = webhook_app(connections, settings)
+    async with listening(
+        app,
+        receive_timeout_s=receive_timeout_s,
+        keep_alive_s=1,
+        available_slots=app.available_slots,
+    ) as listener:
+        if state == "draining":
+            listener.drain()
+        yield listener
 
 
 class Gate:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx2
 import orjson
 from starlette.applications import Starlette
 
@@ -146,12 +145,3 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     fields = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:-2])
     body = await reader.readexactly(int(fields[b"content-length"]))
     return int(head.split(b" ")[1]), body
-
-
-async def post_all(
-    client: httpx2.AsyncClient, url: str, bodies: Iterable[bytes]
-) -> list[httpx2.Response]:
-    """Post all *bodies*, signed, concurrently."""
-    return await asyncio.gather(
-        *(client.post(url, content=body, headers=signed(body)) for body in bodies)
-    )

@@ -8,7 +8,7 @@ import itertools
 import ssl
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,6 @@ class Load:
     def __init__(self, urls: Sequence[str], *, verify: ssl.SSLContext | bool = True) -> None:
         self.outcomes: dict[str, str] = {}
         self.statuses: Counter[int] = Counter()
-        self.words: Counter[str] = Counter()
         self._urls = urls
         self._verify = verify
         self._stopping = asyncio.Event()
@@ -73,12 +72,10 @@ class Load:
         began = int(time.time()) - 20_000
         count = 0
         while not self._stopping.is_set():
-            word, status = ("processing", "processing")
-            if count % 2:
-                word, status = ("requires_input", "requires_input")
+            word = "requires_input" if count % 2 else "processing"
             name = f"evt_{number}_{count}"
             body = event(
-                word, id=name, session=f"vs_{number}", status=status, created=began + 10 * count
+                word, id=name, session=f"vs_{number}", status=word, created=began + 10 * count
             )
             await self._send_until_answered(client, name, body, self._urls[count % len(self._urls)])
             count += 1
@@ -100,7 +97,6 @@ class Load:
                         return
                     assert answer.status_code == 503
                     assert answer.headers["Retry-After"]
-                    self.words[answer.json()["error"]] += 1
                 await asyncio.sleep(RESEND_AFTER_S)
 
 
@@ -190,8 +186,3 @@ async def deployment(url: str, directory: Path, **settings: str) -> AsyncIterato
             code = await asyncio.to_thread(process.stop)
             assert code == 0, (code, process.out[-3000:], process.err[-3000:])
             assert b"Traceback" not in process.out + process.err
-
-
-async def during(act: Callable[[], Any]) -> Any:
-    """Do something slow to the servers while the load goes on."""
-    return await asyncio.to_thread(act)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from pathlib import Path
 from random import Random
@@ -10,7 +11,7 @@ import httpx2
 import orjson
 
 from service.operations.synthetic_events import LIFECYCLES, Step, lifecycle_events
-from tests.support.harness import event, post_all
+from tests.support.harness import event, signed
 from tests.support.processes import open_sandbox
 from tests.support.waiting import until, wait_until
 
@@ -78,7 +79,9 @@ async def test_what_came_before_the_first_worker_is_handed_over(tmp_path: Path) 
         receiver = ground.start("serve", HANDLERS="log").ready()
         bodies = [event(id=f"evt_{n}", session=f"vs_{n}") for n in range(100)]
         async with httpx2.AsyncClient(timeout=20) as client:
-            answers = await post_all(client, receiver.url, bodies)
+            answers = await asyncio.gather(
+                *(client.post(receiver.url, content=body, headers=signed(body)) for body in bodies)
+            )
         assert {answer.content for answer in answers} == {b'{"outcome":"admitted"}'}
         worker = ground.start("work", HANDLERS="mine:open", TAKEN=str(taken)).ready()
         await until(lambda: taken.exists() and len(taken.read_text().splitlines()) == 100)

@@ -139,15 +139,6 @@ def test_each_replay_has_its_own_deduplication_id(
 
 
 @given(transition=TRANSITIONS)
-def test_time_is_utc_to_the_second_and_ends_in_z(transition: StatusTransition) -> None:
-    """`time` has the form that every parser of RFC 3339 accepts."""
-    sent = json.loads(cloudevents.message(transition).body)
-
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", sent["time"])
-    assert sent["data"]["occurred_at"] == sent["time"]
-
-
-@given(transition=TRANSITIONS)
 def test_source_is_a_valid_reference_that_names_the_account(transition: StatusTransition) -> None:
     """For any account name, `source` is a URI reference that contains the name, quoted."""
     source = json.loads(cloudevents.message(transition).body)["source"]

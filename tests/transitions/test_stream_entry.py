@@ -113,10 +113,10 @@ def broken(**fields: Any) -> bytes:
 
 UNREADABLE: dict[str, dict[bytes, bytes]] = {
     "nothing": {},
-    "no change": {k: v for k, v in entry().items() if k != b"change"},
-    "no previous": {k: v for k, v in entry().items() if k != b"previous"},
-    "no sequence": {k: v for k, v in entry().items() if k != b"sequence"},
-    "no epoch": {k: v for k, v in entry().items() if k != b"epoch"},
+    **{
+        f"no {absent.decode()}": {name: one for name, one in entry().items() if name != absent}
+        for absent in entry()
+    },
     "not JSON": entry(CANARY.encode()),
     "cut off": entry(b'{"event_id": "canary-66600666'),
     "not UTF-8": entry(b'{"event_id": "canary-66600666\xff"}'),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -14,18 +14,10 @@ import pytest
 from service.secret import Secret
 from service.stripe.verification_session import VerificationSession
 from service.transitions.transition import SessionChange, StatusTransition
+from tests.support.transitions import TRANSITION
 
-TRANSITION = StatusTransition(
-    event_id="evt_1",
-    event_type="t",
-    occurred_at=datetime(2026, 1, 1, tzinfo=UTC),
-    session_id="vs_1",
-    current="verified",
-    client_reference_id="canary",
-    metadata={"canary": "canary"},
-    sequence=3,
-    epoch=1,
-    expected=True,
+PRIVATE = msgspec.structs.replace(
+    TRANSITION, client_reference_id="canary", metadata={"canary": "canary"}
 )
 
 
@@ -55,9 +47,10 @@ def test_no_field_can_hold_a_secret(kind: type) -> None:
 
 def test_repr_shows_ids_and_statuses_only() -> None:
     """The repr of a transition does not show metadata or your own reference."""
-    assert repr(TRANSITION) == (
-        "StatusTransition(event_id='evt_1', event_type='t', session_id='vs_1', "
-        "current='verified', previous=None, sequence=3, epoch=1, replay=None)"
+    assert repr(PRIVATE) == (
+        "StatusTransition(event_id='evt_1', event_type='identity.verification_session.verified', "
+        "session_id='vs_1', current='verified', previous='processing', sequence=3, "
+        "epoch=1790000000000, replay=None)"
     )
 
 

@@ -24,7 +24,7 @@ from service.storage.redis_errors import unavailable_reason
 from service.storage.scripts import Needs, NotReplicatedError, Script, ScriptCall
 from service.telemetry import metrics
 from tests.support.depth import takes_long
-from tests.support.load import AFTER, BEFORE, deployment, during, remembered
+from tests.support.load import AFTER, BEFORE, deployment, remembered
 from tests.support.logins import ACTING, ORIGIN, TOKENS, admin_app
 from tests.support.shown import Shown
 from tests.support.topologies import Cluster, cluster, command
@@ -157,10 +157,10 @@ async def test_a_moved_slot_and_a_killed_primary_lose_nothing(
     """With DURABILITY=replica every event answered 200 is kept, and all recovers by itself."""
     async with deployment(nodes.url, tmp_path, DURABILITY="replica") as deployed:
         await deployed.load.answered(BEFORE)
-        await during(lambda: nodes.move(SLOT_OF_PARTITION_3, 0.05))
+        await asyncio.to_thread(nodes.move, SLOT_OF_PARTITION_3, 0.05)
         await deployed.load.answered(BEFORE)
-        await during(lambda: nodes.kill(SLOT_OF_PARTITION_3))
-        await during(nodes.revive)
+        await asyncio.to_thread(nodes.kill, SLOT_OF_PARTITION_3)
+        await asyncio.to_thread(nodes.revive)
         await deployed.load.answered(AFTER)
         deployed.load.stop()
         await deployed.handed_over({*deployed.load.outcomes})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.depth import takes_long
-from tests.support.load import AFTER, BEFORE, SESSIONS, deployment, during, remembered
+from tests.support.load import AFTER, BEFORE, SESSIONS, deployment, remembered
 from tests.support.servers import Server
 from tests.support.topologies import Pair, command, wait_for, watched_pair
 from tests.support.waiting import until
@@ -30,10 +31,10 @@ async def test_a_new_primary_costs_nothing_that_a_replica_has(pair: Pair, tmp_pa
     """
     async with deployment(pair.url, tmp_path, DURABILITY="replica") as deployed:
         await deployed.load.answered(BEFORE)
-        await during(pair.kill)
-        await during(pair.revive)
+        await asyncio.to_thread(pair.kill)
+        await asyncio.to_thread(pair.revive)
         await deployed.load.answered(BEFORE)
-        await during(pair.switch)
+        await asyncio.to_thread(pair.switch)
         await deployed.load.answered(AFTER)
         deployed.load.stop()
         await deployed.handed_over({*deployed.load.outcomes})
@@ -55,7 +56,7 @@ async def test_whichever_replica_is_promoted_has_it(tmp_path: Path) -> None:
             command(preferred, "CLIENT", "PAUSE", 600_000, "WRITE")
             refused = deployed.load.statuses[503]
             await until(lambda: deployed.load.statuses[503] >= refused + SESSIONS)
-            promoted = await during(lambda: _kill_before_it_is_up_to_date(family, preferred))
+            promoted = await asyncio.to_thread(_kill_before_it_is_up_to_date, family, preferred)
             assert promoted == preferred
             await deployed.load.answered(AFTER)
             deployed.load.stop()
