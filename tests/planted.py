@@ -795,7 +795,7 @@ MUTANTS = (
         "service/delivery/dead_letters.py",
         "    for letter_id in sorted({*ids}, key=partial(_place, keys)):\n",
         "    for letter_id in sorted({*ids}):\n",
-        "delivery/test_dead_letters.py",
+        "delivery/test_letter_pages.py",
     ),
     Mutant(
         "self-tests leave attempts",
@@ -851,7 +851,7 @@ MUTANTS = (
         "service/delivery/dead_letters.py",
         '    first = id_at(wanted.since, "-")\n',
         '    first = str(int(id_at(wanted.since, "-")) + 1000)\n',
-        "delivery/test_dead_letters.py",
+        "delivery/test_letter_pages.py",
     ),
     Mutant(
         "streams are trimmed by length",

@@ -136,16 +136,19 @@ async def test_a_page_begins_at_a_letter(letters: Letters, before: str) -> None:
 
 
 async def test_letters_are_chosen_by_id_and_filter(letters: Letters) -> None:
-    """Of the letters named, those come that exist and are covered, each once."""
-    await letters.add((1, "1-0"), (2, "1-0"), (0, "5-0"))
+    """Of the letters named, those come that exist and are covered, each once, in their order.
+
+    The second part of an id is a number: as a text, 10 would come before 9.
+    """
+    await letters.add((1, "1-0"), (2, "1-0"), (0, "5-0"), (3, "7-9"), (3, "7-10"))
     await letters.add((1, "2-0"), reason="refused")
-    chosen = ["2-1-0", "1-2-0", "0-9-0", "x", "1-1-0", "1-1-0", "0-5-0"]
+    chosen = ["3-7-10", "2-1-0", "1-2-0", "0-9-0", "x", "1-1-0", "1-1-0", "3-7-9", "0-5-0"]
 
     async def find_ids(**wanted: Any) -> list[str]:
         filtered = EntryFilter(**wanted)
         found = letter_chunks(letters.connections, letters.keys, HANDLER, filtered, chosen)
         return [entry.id async for chunk in found for entry in chunk]
 
-    assert await find_ids() == ["1-1-0", "2-1-0", "1-2-0", "0-5-0"]
+    assert await find_ids() == ["1-1-0", "2-1-0", "1-2-0", "0-5-0", "3-7-9", "3-7-10"]
     assert await find_ids(reason="refused") == ["1-2-0"]
     assert await find_ids(until=datetime.fromtimestamp(0.001, UTC)) == ["1-1-0", "2-1-0"]

@@ -40,11 +40,13 @@ class CallLog:
     """The calls of handlers in this process.
 
     Attributes:
-        calls: The entries, in the order of the calls.
+        transitions: The transition of each call, in their order.
+        calls: The same as entries.
         returns: The entries whose calls have returned, in that order.
     """
 
     def __init__(self) -> None:
+        self.transitions: list[StatusTransition] = []
         self.calls: list[Entry] = []
         self.returns: list[Entry] = []
 
@@ -53,6 +55,7 @@ class CallLog:
 
         async def handle(transition: StatusTransition) -> None:
             one = (transition.session_id, transition.sequence)
+            self.transitions.append(transition)
             self.calls.append(one)
             if act is not None:
                 await act(one)
