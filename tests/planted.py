@@ -995,7 +995,7 @@ MUTANTS = (
         "service/delivery/lua/lag.lua",
         "if ARGV[2] == '1' then return",
         "if false then return",
-        "delivery/test_consumer_machine.py delivery/test_sources.py",
+        "delivery/test_consumer_machine.py",
     ),
     Mutant(
         "notifications are waited for with transitions",
@@ -1016,7 +1016,7 @@ MUTANTS = (
         "service/delivery/consumer_groups.py",
         "        *([stream] if source.delete_on_ack else []),\n",
         "",
-        "delivery/test_consumer_machine.py delivery/test_sources.py",
+        "delivery/test_consumer_machine.py",
     ),
     Mutant(
         "check is silent while no worker fetches, until it is late",

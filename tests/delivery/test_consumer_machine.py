@@ -533,9 +533,10 @@ class Delivering(RuleBasedStateMachine):
         assert isinstance(state.owner, WorkerTask | None)
         assert token == (state.owner and state.owner.lease.token.encode())
         assert held(pending) == state.new.pending
+        expected = state.replays or GroupStream()
+        assert {pair(i): item_of(fields) for i, fields in replays} == expected.entries
         if state.replays is not None:
             assert held(replayed) == state.replays.pending
-            assert {pair(i): item_of(fields) for i, fields in replays} == state.replays.entries
         assert [dead_letter_of(fields) for _, fields in dead] == [*state.dead.values()]
         assert [finished_in(fields) for _, fields in attempts] == state.finished
         for one in state.new.pending:

@@ -9,17 +9,8 @@ from typing import Any
 
 import pytest
 
-from service.delivery import dead_letters, maintenance
-from service.delivery.consumer_groups import (
-    Group,
-    Lag,
-    create_groups,
-    list_groups,
-    measure_lags,
-    retire,
-)
-from service.delivery.dead_letters import Entry, EntryFilter
-from service.errors import Undeliverable, Unreachable
+from service.delivery import maintenance
+from service.errors import Unreachable
 from service.parsers import FETCH
 from service.secret import Secret
 from service.telemetry import metrics
@@ -27,8 +18,6 @@ from service.transitions.thin_notification import Notification
 from tests.support.transitions import stored_notification
 from tests.support.waiting import until
 from tests.support.workers import CallLog, Deployment
-
-ALL = EntryFilter()
 
 
 @pytest.fixture
@@ -65,11 +54,6 @@ class Fetching:
         """Return whose data it is about."""
         return f"{notification.livemode} {notification.context}"
 
-    @property
-    def ids(self) -> list[str]:
-        """The ids of what was taken."""
-        return [notification.event_id for notification in self.taken]
-
 
 def note(deployment: Deployment, session: str, *numbers: int, **changes: Any) -> None:
     """Append notifications about a session."""
@@ -82,12 +66,6 @@ def noted(deployment: Deployment) -> int:
     """Return how many notifications there are."""
     keys = deployment.keys
     return sum(deployment.client.xlen(keys.notifications(p)) for p in range(keys.partitions))
-
-
-async def letters(deployment: Deployment) -> list[Entry]:
-    """Return the dead letters of `fetch`."""
-    found = dead_letters.read_dead_letters(deployment.connections, deployment.keys, FETCH, ALL)
-    return [entry async for entry in found]
 
 
 async def test_notifications_go_to_fetch_and_transitions_to_the_others(
@@ -132,7 +110,7 @@ async def test_fetch_has_limits_of_its_own(deployment: Deployment) -> None:
     assert fetching.running == 64
     go.set()
     await until(lambda: noted(deployment) == 0)
-    assert sorted(fetching.ids) == sorted(f"evt_{session}_1" for session in same)
+    assert sorted(one.session_id for one in fetching.taken) == sorted(same)
 
 
 async def test_a_refused_account_stops_only_its_own(
@@ -160,81 +138,4 @@ async def test_a_refused_account_stops_only_its_own(
     is_refused = False
     await until(lambda: noted(deployment) == 0)
     assert len(fetching.taken) == 80
-    assert not await letters(deployment)
-
-
-async def test_dead_letters_are_read_replayed_and_dropped(deployment: Deployment) -> None:
-    """A dead letter of `fetch` holds its notification, and a replay fetches it again."""
-    keys, is_refused = deployment.keys, True
-
-    async def act(notification: Notification) -> None:
-        if is_refused:
-            raise Undeliverable("gone")
-
-    fetching = Fetching(act)
-    note(deployment, "vs_a", 1, 2)
-    deployment.start({FETCH: fetching})
-    await until(lambda: noted(deployment) == 0)
-
-    first, second = await letters(deployment)
-    described = dead_letters.describe(first)
-    assert described["reason"] == "gone"
-    assert described["event_id"] == "evt_vs_a_1"
-    assert described["livemode"] is True
-    is_refused = False
-    assert await dead_letters.replay(
-        deployment.connections, keys, FETCH, [first], name="again"
-    ) == (1, 0)
-    await until(lambda: fetching.ids == ["evt_vs_a_1"])
-    assert await dead_letters.drop(deployment.connections, keys, FETCH, [second]) == 1
-    assert not await letters(deployment)
-    await until(lambda: deployment.client.xlen(keys.replays(first.partition, FETCH)) == 0)
-
-
-async def test_what_waits_for_fetch_is_measured(deployment: Deployment) -> None:
-    """Exactly, before it has a group and where some are fetched, some pending and some unread."""
-    keys, client = deployment.keys, deployment.client
-    assert [one.handler for one in await list_groups(deployment.connections, keys)] == ["log"]
-    note(deployment, "vs_a", 1, 2, 3, 4)
-    partition = keys.partition("vs_a")
-    stream = keys.notifications(partition)
-    assert [(one.handler, one.lag) for one in await list_groups(deployment.connections, keys)] == [
-        (FETCH, 4),
-        ("log", 0),
-    ]
-
-    assert await create_groups(deployment.connections, keys, [FETCH, "log"]) == [FETCH]
-    [[_, entries]] = client.xreadgroup(FETCH, "w", {stream: ">"}, count=3)
-    assert len(entries) == 3
-    client.xack(stream, FETCH, entries[1][0])
-    client.xdel(stream, entries[1][0])
-    await asyncio.sleep(0.01)
-    [lag] = await measure_lags(deployment.connections, keys, [(FETCH, partition)])
-    assert isinstance(lag, Lag)
-    assert (lag.new, lag.entries) == (3, 3)
-    assert 0.01 <= lag.oldest_s < 60
-
-
-async def test_a_retired_fetch_leaves_nothing(deployment: Deployment) -> None:
-    """Its notifications go with its group; the groups of the others stay."""
-    keys = deployment.keys
-    await create_groups(deployment.connections, keys, [FETCH])
-    note(deployment, "vs_a", 1)
-    assert await retire(deployment.connections, keys, FETCH) == keys.partitions
-    assert not [key for key in deployment.client.keys("*") if b"fetch" in key or b"notif" in key]
-    [left] = await list_groups(deployment.connections, keys)
-    assert left == Group("log", 0, replays=0, dead_letters=0, oldest_s=0)
-
-
-async def test_fetch_begins_with_what_was_noted_before_it_ran(deployment: Deployment) -> None:
-    """Its group begins at the start, also again after an operator has deleted it."""
-    note(deployment, "vs_a", 1)
-    fetching = Fetching()
-    worker = deployment.start({FETCH: fetching})
-    await until(lambda: noted(deployment) == 0)
-    await deployment.stop(worker)
-    await retire(deployment.connections, deployment.keys, FETCH)
-    note(deployment, "vs_a", 2)
-    deployment.start({FETCH: fetching})
-    await until(lambda: noted(deployment) == 0)
-    assert fetching.ids == ["evt_vs_a_1", "evt_vs_a_2"]
+    assert not deployment.dead_letters(FETCH)
