@@ -865,7 +865,7 @@ MUTANTS = (
         "service/delivery/lua/trim.lua",
         "  if oldest_pending then\n",
         "  if false then\n",
-        "delivery/test_consumer_machine.py delivery/test_retention.py",
+        "delivery/test_consumer_machine.py",
     ),
     # The worker: order, attempts, circuit.
     Mutant(
