@@ -22,7 +22,6 @@ from service.transitions.transition import StatusTransition
 from tests.support import virtual_time
 from tests.support.dispatching import (
     HANDLER,
-    LONG_DELAYS,
     POLICY,
     FakeConsumer,
     Handle,
@@ -67,21 +66,6 @@ async def test_retries_come_after_delays_that_double() -> None:
         longest = [max(pair) for pair in zip(longest, delays, strict=True)]
     for delay_s, bound_s in zip(longest, [1, 2, 4, 8, 8], strict=True):
         assert bound_s * 0.7 < delay_s <= bound_s + 0.001
-
-
-@in_virtual_time
-async def test_a_failure_is_recorded_before_the_delay() -> None:
-    """If a worker is killed while an entry waits for its retry, the failure counts."""
-    consumer = FakeConsumer([("a", 1)])
-    running = asyncio.create_task(
-        new_dispatcher(consumer, failing(ValueError()), LONG_DELAYS).run()
-    )
-    await asyncio.sleep(1)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-
-    assert consumer.pending == {0: Attempts(1, 1)}
 
 
 @in_virtual_time

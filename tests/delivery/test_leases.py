@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
+from redis.exceptions import ResponseError
 
 from service.delivery.leases import Heartbeats, Lease, ObservedLeases, ObservedValues, take_or_renew
 from service.storage.connections import Connections
@@ -97,6 +99,17 @@ async def test_our_deadline_is_never_later_than_that_of_redis(
     assert lease.is_held()
     push(300)
     assert not lease.is_held()
+
+
+async def test_a_failed_renewal_leaves_the_lease_as_it_was(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When Redis does not answer, the error is returned and the deadline stays."""
+    lease = await partition.taken()
+    error = ResponseError("refused")
+    monkeypatch.setattr(partition.connections, "run", AsyncMock(return_value=[error]))
+    assert await partition.renew(lease) is error
+    assert lease.is_held()
 
 
 async def test_each_renewal_extends_the_lease(partition: Partition) -> None:

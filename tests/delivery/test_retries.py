@@ -66,8 +66,8 @@ def gauge(handler: str = "one") -> float:
 @in_virtual_time
 async def test_a_circuit_opens_and_closes(lines: list[structlog.typing.EventDict]) -> None:
     """An unreachable destination opens the circuit, any response closes it, each logged once."""
-    scheduler = RecordingScheduler()
-    circuit = scheduler.circuit
+    circuit = CircuitBreakers("one", initial_delay_s=1).for_destination("there")
+    scheduler = RecordingScheduler(circuit)
     assert (circuit.is_open, gauge()) == (False, 0)
     for name in "abc":
         assert scheduler.fail(CircuitSession(name))
@@ -178,23 +178,6 @@ async def test_delays_of_probes_double_up_to_a_maximum(monkeypatch: pytest.Monke
     delays = [round(after - before) for before, after in pairwise(times)]
     assert delays[:7] == [1, 2, 4, 8, 16, MAX_PROBE_DELAY_S, 30]
     assert max(delays) == MAX_PROBE_DELAY_S
-
-
-@in_virtual_time
-async def test_a_scheduler_that_stops_gives_up_its_turn() -> None:
-    """Sessions of a scheduler that stops are removed; another one's session probes instead."""
-    stopping = RecordingScheduler()
-    circuit = stopping.circuit
-    staying = RecordingScheduler(circuit)
-    stopping.fail(CircuitSession("has its turn"))
-    assert await stopping.next_resumed() == "has its turn"
-    circuit.add_waiting(CircuitSession("waits"), stopping)
-    circuit.add_waiting(CircuitSession("stays"), staying)
-    await asyncio.sleep(2 * MAX_PROBE_DELAY_S)
-    assert not staying.resumed
-    circuit.remove_waiting(stopping)
-    assert await staying.next_resumed() == "stays"
-    assert [name for _, name in stopping.resumed] == ["has its turn"]
 
 
 async def test_an_outage_is_seen_by_check_and_ends(
