@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import pytest
@@ -33,7 +34,7 @@ from service.delivery.retries import CircuitBreakers, RetryPolicy
 from service.errors import Undeliverable
 from service.transitions.transition import StatusTransition
 from tests.support.depth import SEARCH_TIMEOUT_S, searching
-from tests.support.dispatching import HANDLER, Entry, entry, transition
+from tests.support.dispatching import HANDLER, Entry, FakeConsumer, entry
 from tests.support.virtual_time import VirtualTimeLoop
 
 Found = TypeVar("Found")
@@ -91,27 +92,22 @@ class World:
             self.violations.append(rule)
 
 
-class Store:
-    """One partition of one handler in Redis: entries, pending entries, a lease that expires."""
+class Store(FakeConsumer):
+    """One partition of one handler in Redis, as all consumers see it, and a lease that expires."""
 
     def __init__(self, world: World) -> None:
+        super().__init__()
         self.world = world
-        self.stream: list[StatusTransition] = []
-        self.pending: dict[int, Attempts] = {}
         self.consumers: dict[int, Worker] = {}
-        self.acked: list[Entry] = []
-        self.dead_letters: list[Entry] = []
-        self.read_to = 0
         self.owner: MachineConsumer | None = None
         self.until = 0.0
-        self.has_grown = asyncio.Event()
 
-    def admit(self, one: Entry) -> None:
-        """Append to the stream."""
-        self.stream.append(transition(*one))
-        self.has_grown.set()
+    @property
+    def dead(self) -> list[Entry]:
+        """Which entries are dead letters."""
+        return [one for one, *_ in self.dead_letters]
 
-    def lease(self, consumer: MachineConsumer, *, renew: bool) -> bool:
+    def grant(self, consumer: MachineConsumer, *, renew: bool) -> bool:
         """Let *consumer* take or renew the lease."""
         now = self.world.loop.time()
         if now >= self.until:
@@ -125,10 +121,27 @@ class Store:
         """Return whether *consumer* holds the lease."""
         return self.owner is consumer and self.world.loop.time() < self.until
 
-    @property
-    def is_done(self) -> bool:
-        """Whether every entry is acknowledged or a dead letter."""
-        return not self.pending and self.read_to == len(self.stream)
+    async def claim(self, worker: Worker, after: int) -> list[Delivery]:
+        """Claim a batch of pending entries; those of another worker count one delivery more."""
+        batch = sorted(i for i in self.pending if i > after)[:BATCH]
+        for i in batch:
+            failed, deliveries = self.pending[i]
+            is_other_worker = self.consumers[i] is not worker and deliveries < QUARANTINE_AFTER
+            self.pending[i] = Attempts(failed, deliveries + is_other_worker)
+            self.consumers[i] = worker
+        return [self.delivery(i) for i in batch]
+
+    async def read_as(self, worker: Worker, max_entries: int) -> list[Delivery]:
+        """Return new entries."""
+        found = await self.read(max_entries)
+        self.consumers |= {int(one.entry_id): worker for one in found}
+        return found
+
+    def _remove(self, delivery: Delivery) -> bool:
+        return self.pending.pop(int(delivery.entry_id), None) is not None
+
+    async def _call(self, name: str) -> None:
+        """Do nothing: what goes wrong on the way here does so in `MachineConsumer`."""
 
 
 class MachineConsumer(Consumer):
@@ -136,118 +149,70 @@ class MachineConsumer(Consumer):
 
     def __init__(self, store: Store, worker: Worker) -> None:
         self.store = store
+        self.world = store.world
         self.worker = worker
         self.deadline = 0.0
 
     def has_lease(self) -> bool:
         """Return whether the lease is held, by the worker's clock."""
-        return self.store.world.loop.time() < self.deadline
+        return self.world.loop.time() < self.deadline
 
     async def claim_pending(self) -> AsyncIterator[list[Delivery]]:
-        """Claim pending entries; those of another worker count one delivery more."""
+        """Claim pending entries."""
         at = -1
-        while True:
-            found = await self._ask(lambda first=at: self._claim(first))  # type: ignore[misc]
-            if not found:
-                return
+        while found := await self._ask(self.store.claim, self.worker, at):
             at = int(found[-1].entry_id)
             yield found
 
-    def _claim(self, after: int) -> list[Delivery]:
-        store = self.store
-        for i in sorted(i for i in store.pending if i > after)[:BATCH]:
-            failed, deliveries = store.pending[i]
-            is_other_worker = (
-                store.consumers[i] is not self.worker and deliveries < QUARANTINE_AFTER
-            )
-            store.pending[i] = Attempts(failed, deliveries + is_other_worker)
-            store.consumers[i] = self.worker
-        return [self._delivery(i) for i in sorted(i for i in store.pending if i > after)[:BATCH]]
-
     async def read(self, max_entries: int) -> list[Delivery]:
         """Return new entries, and perhaps one that was read before."""
-        store = self.store
-
-        def act() -> list[Delivery]:
-            new = range(store.read_to, min(store.read_to + max_entries, len(store.stream)))
-            store.read_to = new.stop
-            store.pending |= dict.fromkeys(new, Attempts(0, 1))
-            store.consumers |= dict.fromkeys(new, self.worker)
-            return [self._delivery(i) for i in new]
-
-        twice = "twice" in list(store.world.faults)[:1]
-        found = await self._ask(act)
-        again = [self._delivery(i) for i in [*store.pending][:1] if twice]
-        store.world.copies += len(again)
+        twice = "twice" in list(self.world.faults)[:1]
+        found = await self._ask(self.store.read_as, self.worker, max_entries)
+        again = [self.store.delivery(i) for i in [*self.store.pending][:1] if twice]
+        self.world.copies += len(again)
         return found + again
 
     async def load(self, delivery: Delivery) -> StatusTransition | Missing:
         """Return an entry's transition."""
-        return await self._ask(lambda: self.store.stream[int(delivery.entry_id)])
+        return await self._ask(self.store.load, delivery)
 
     async def ack(self, delivery: Delivery) -> None:
         """Acknowledge an entry that the handler has taken."""
-        one = self._entry(delivery)
-
-        def act() -> None:
-            self.store.world.check(
-                "only what the handler took is acknowledged",
-                holds=(self.worker, one) in self.store.world.successes,
-            )
-            if self.store.pending.pop(int(delivery.entry_id), None) is not None:
-                self.store.acked.append(one)
-
-        await self._ask(act)
+        taken = (self.worker, self.store.entry(delivery)) in self.world.successes
+        self.world.check("only what the handler took is acknowledged", holds=taken)
+        await self._ask(self.store.ack, delivery)
 
     async def record_attempts(
         self, delivery: Delivery, attempts: Attempts, *, error: str = "", place: str = ""
     ) -> None:
         """Record attempts."""
-        one, store = self._entry(delivery), self.store
-
-        def act() -> None:
-            made = store.world.failures[one]
-            store.world.check("only failures are recorded as such", holds=attempts.failed <= made)
-            if int(delivery.entry_id) in store.pending:
-                store.pending[int(delivery.entry_id)] = attempts
-
-        await self._ask(act)
+        made = self.world.failures[self.store.entry(delivery)]
+        self.world.check("only failures are recorded as such", holds=attempts.failed <= made)
+        await self._ask(self.store.record_attempts, delivery, attempts)
 
     async def dead_letter(
         self, delivery: Delivery, *, reason: str, error: str, attempts: int, place: str = ""
-    ) -> int:
+    ) -> int | None:
         """Make an entry a dead letter."""
-        one, store, world = self._entry(delivery), self.store, self.store.world
-
-        def act() -> int:
-            world.check("only entries that were tried are dead letters", holds=world.calls[one] > 0)
-            if reason == DeadLetterReason.EXHAUSTED:
-                enough = attempts == POLICY.max_attempts <= world.failures[one]
-                world.check("all attempts were made", holds=enough)
-            if reason == DeadLetterReason.KILLED_WORKER:
-                enough = world.interruptions >= MAX_DELIVERIES_WITHOUT_OUTCOME
-                world.check("workers died before", holds=enough)
-            if store.pending.pop(int(delivery.entry_id), None) is not None:
-                store.dead_letters.append(one)
-            return len(store.dead_letters) + 1
-
-        return await self._ask(act)
+        one, world = self.store.entry(delivery), self.world
+        world.check("only entries that were tried are dead letters", holds=world.calls[one] > 0)
+        if reason == DeadLetterReason.EXHAUSTED:
+            enough = attempts == POLICY.max_attempts <= world.failures[one]
+            world.check("all attempts were made", holds=enough)
+        if reason == DeadLetterReason.KILLED_WORKER:
+            enough = world.interruptions >= MAX_DELIVERIES_WITHOUT_OUTCOME
+            world.check("workers died before", holds=enough)
+        return await self._ask(
+            partial(self.store.dead_letter, reason=reason, error=error, attempts=attempts), delivery
+        )
 
     async def wait_for_entries(self) -> None:
         """Wait until the stream is longer than what was read."""
-        self.store.has_grown.clear()
-        if self.store.read_to >= len(self.store.stream):
-            await self.store.has_grown.wait()
+        await self.store.wait_for_entries()
 
-    def _delivery(self, i: int) -> Delivery:
-        return Delivery(str(i), self.store.stream[i], self.store.pending[i])
-
-    def _entry(self, delivery: Delivery) -> Entry:
-        return entry(self.store.stream[int(delivery.entry_id)])
-
-    async def _ask(self, act: Callable[[], Found]) -> Found:
-        """Call *act* if the lease is held, unless the next fault prevents it."""
-        world = self.store.world
+    async def _ask(self, act: Callable[..., Awaitable[Found]], *arguments: Any) -> Found:
+        """Let the store *act* if the lease is held, unless the next fault prevents it."""
+        world = self.world
         fault = world.faults.popleft() if world.faults else ""
         world.interruptions += fault in {"request", "reply"}
         await asyncio.sleep(LATENCY_S)
@@ -257,7 +222,7 @@ class MachineConsumer(Consumer):
             self.deadline = 0.0
             world.interruptions += 1
             raise LeaseLostError
-        answer = act()
+        answer = await act(*arguments)
         await asyncio.sleep(TTL_S / 2 if fault == "slow" else LATENCY_S)
         if fault == "reply":
             raise RedisConnectionError
@@ -295,7 +260,7 @@ class Worker:
     async def _live(self) -> None:
         while not self.is_stopping:
             consumer, before = MachineConsumer(self.store, self), self.world.loop.time()
-            if self.store.lease(consumer, renew=False):
+            if self.store.grant(consumer, renew=False):
                 consumer.deadline = before + TTL_S
                 await self._hold_lease(consumer)
             else:
@@ -334,7 +299,7 @@ class Worker:
         while True:
             await asyncio.sleep(TTL_S / 3)
             before = self.world.loop.time()
-            if not self.store.lease(consumer, renew=True):
+            if not self.store.grant(consumer, renew=True):
                 self.world.interruptions += 1
                 consumer.deadline = 0.0
                 if self._dispatching is not None:
@@ -345,7 +310,7 @@ class Worker:
     async def _handle(self, taken: StatusTransition) -> None:
         one, world = entry(taken), self.world
         session, sequence = one
-        done = {*self.store.acked, *self.store.dead_letters}
+        done = {*self.store.acked, *self.store.dead}
         before = {(session, n) for n in range(1, sequence)}
         world.check(f"earlier entries are done with: {one}", holds=before <= done)
         world.check(
@@ -428,16 +393,11 @@ class Dispatching(RuleBasedStateMachine):
         self.world.outcomes.extend(outcomes)
         self.pass_time(seconds)
 
-    @rule(seconds=PAUSES)
-    def wait(self, seconds: float) -> None:
-        """Time passes."""
-        self.pass_time(seconds)
-
     def admit(self, sessions: list[str]) -> None:
         """Append the next transition of each session."""
         for session in sessions:
             self.admitted[session] += 1
-            self.store.admit((session, self.admitted[session]))
+            self.store.add((session, self.admitted[session]))
 
     @precondition(lambda self: len(self.workers) < MAX_WORKERS)
     @rule()
@@ -483,7 +443,7 @@ class Dispatching(RuleBasedStateMachine):
         self.pass_time(minutes * 60)
         self.world.outage = False
         after = {entry(store.stream[i]): attempts.failed for i, attempts in store.pending.items()}
-        after |= dict.fromkeys(store.dead_letters[dead_letters:], POLICY.max_attempts)
+        after |= dict.fromkeys(store.dead[dead_letters:], POLICY.max_attempts)
         most = len(self.workers) + self.world.interruptions - interrupted
         assert all(failed - before.get(one, 0) <= most for one, failed in after.items())
 
@@ -511,7 +471,7 @@ class Dispatching(RuleBasedStateMachine):
         assert not self.workers
         self.runner.close()
         everything = {(name, n) for name, most in self.admitted.items() for n in range(1, most + 1)}
-        assert sorted(self.store.acked + self.store.dead_letters) == sorted(everything)
+        assert sorted(self.store.acked + self.store.dead) == sorted(everything)
         assert everything == self.world.calls.keys()
         assert not self.world.violations
 

@@ -94,7 +94,7 @@ class FakeConsumer(Consumer):
     async def claim_pending(self) -> AsyncIterator[list[Delivery]]:
         """Yield what is pending, in batches."""
         await self._call("claim_pending")
-        found = [self._delivery(i) for i in sorted(self.pending)]
+        found = [self.delivery(i) for i in sorted(self.pending)]
         for i in range(0, len(found), MAX_PER_READ):
             yield found[i : i + MAX_PER_READ]
 
@@ -106,7 +106,7 @@ class FakeConsumer(Consumer):
         self.read_to = new.stop
         self.pending |= dict.fromkeys(new, Attempts(0, 1))
         self.reads.append(len(new))
-        return [self._delivery(i) for i in new]
+        return [self.delivery(i) for i in new]
 
     async def load(self, delivery: Delivery) -> StatusTransition | Missing:
         """Return an entry's transition."""
@@ -117,16 +117,17 @@ class FakeConsumer(Consumer):
     async def ack(self, delivery: Delivery) -> None:
         """Acknowledge an entry."""
         await self._call("ack")
-        self._remove(delivery)
-        self.acked.append(self._entry(delivery))
+        if self._remove(delivery):
+            self.acked.append(self.entry(delivery))
 
     async def record_attempts(
         self, delivery: Delivery, attempts: Attempts, *, error: str = "", place: str = ""
     ) -> None:
         """Record attempts."""
         await self._call("record_attempts")
-        self.pending[int(delivery.entry_id)] = attempts
-        self.recorded.append((self._entry(delivery), attempts))
+        if int(delivery.entry_id) in self.pending:
+            self.pending[int(delivery.entry_id)] = attempts
+        self.recorded.append((self.entry(delivery), attempts))
         self.failures += [(error, place)] if error else []
 
     async def dead_letter(
@@ -136,9 +137,9 @@ class FakeConsumer(Consumer):
         await self._call("dead_letter")
         if len(self.dead_letters) >= self.max_dead_letters:
             return None
-        self._remove(delivery)
-        self.dead_letters.append((self._entry(delivery), reason, error, attempts))
-        self.places.append(place)
+        if self._remove(delivery):
+            self.dead_letters.append((self.entry(delivery), reason, error, attempts))
+            self.places.append(place)
         return len(self.dead_letters)
 
     async def wait_for_entries(self) -> None:
@@ -147,16 +148,19 @@ class FakeConsumer(Consumer):
         if self.read_to >= len(self.stream):
             await self._has_grown.wait()
 
-    def _remove(self, delivery: Delivery) -> None:
+    def entry(self, delivery: Delivery) -> Entry:
+        """Return a delivery as these tests write it."""
+        return entry(self.stream[int(delivery.entry_id)])
+
+    def delivery(self, i: int) -> Delivery:
+        """Return a pending entry, by its index in the stream."""
+        item = None if i in self.missing else self.stream[i]
+        return Delivery(str(i), item, self.pending[i])
+
+    def _remove(self, delivery: Delivery) -> bool:
         assert int(delivery.entry_id) in self.pending, "acknowledged or dead-lettered twice"
         del self.pending[int(delivery.entry_id)]
-
-    def _delivery(self, i: int) -> Delivery:
-        transition = None if i in self.missing else self.stream[i]
-        return Delivery(str(i), transition, self.pending[i])
-
-    def _entry(self, delivery: Delivery) -> Entry:
-        return entry(self.stream[int(delivery.entry_id)])
+        return True
 
     async def _call(self, name: str) -> None:
         await asyncio.sleep(self.latency_s)
