@@ -17,7 +17,7 @@ import asyncio
 import gc
 import logging
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from typing import ClassVar
@@ -26,6 +26,7 @@ import msgspec
 import pytest
 import structlog.testing
 
+from service.delivery.dispatcher import Dispatcher
 from service.delivery.retries import RetryPolicy
 from service.errors import ConfigError, Undeliverable, Unreachable
 from service.handlers import Handler, loading, shared_connection
@@ -57,63 +58,16 @@ async def check(handler: Handler) -> None:
     await handler.check()  # type: ignore[attr-defined]
 
 
-async def deliver(
-    handler: Handler, taken: StatusTransition, failed: Callable[[], object] = lambda: None
-) -> None:
+async def deliver(handler: Handler, taken: StatusTransition) -> None:
     """Call the handler until it returns; only an unreachable queue may fail a call."""
     while True:
         try:
             async with asyncio.timeout(BOUND_S):
                 await handler(taken)
         except ConnectionError:
-            failed()
             await asyncio.sleep(0.05)
         else:
             return
-
-
-class Load:
-    """Concurrent sessions, each delivering its transitions in order.
-
-    Attributes:
-        confirmed: The transitions for which the handler has returned.
-        failures: How many calls found the queue unreachable.
-    """
-
-    def __init__(self, handler: Handler, sessions: int, name: str) -> None:
-        self.confirmed: list[StatusTransition] = []
-        self.failures = 0
-        self._handler = handler
-        self._names = [f"{name}{n}" for n in range(sessions)]
-        self._stopping = False
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Deliver until the end of the block, and finish the calls begun by then."""
-        async with asyncio.timeout(4 * PATIENCE_S), asyncio.TaskGroup() as tasks:
-            for name in self._names:
-                tasks.create_task(self._session(name))
-            try:
-                yield
-            finally:
-                self._stopping = True
-
-    async def more(self, count: int) -> None:
-        """Wait until *count* more transitions are confirmed."""
-        goal = len(self.confirmed) + count
-        await until(lambda: len(self.confirmed) >= goal)
-
-    def _failed(self) -> None:
-        self.failures += 1
-
-    async def _session(self, name: str) -> None:
-        sequence = 0
-        while not self._stopping:
-            sequence += 1
-            one = transition(name, sequence)
-            await deliver(self._handler, one, self._failed)
-            self.confirmed.append(one)
-            await asyncio.sleep(0.005)
 
 
 def sequences_of(received: Iterable[Received]) -> dict[str, list[int]]:
@@ -123,14 +77,6 @@ def sequences_of(received: Iterable[Received]) -> dict[str, list[int]]:
         sent = msgspec.json.decode(one.body)
         found.setdefault(sent["subject"], {})[int(sent["sessionsequence"])] = None
     return {session: list(sequences) for session, sequences in found.items()}
-
-
-def expected_sequences(transitions: Iterable[StatusTransition]) -> dict[str, list[int]]:
-    """Return the sequence numbers of each session, in order."""
-    found: dict[str, list[int]] = {}
-    for one in transitions:
-        found.setdefault(one.session_id, []).append(one.sequence)
-    return found
 
 
 def steps(name: str, sessions: int, sequences: Iterable[int]) -> Iterator[tuple[str, int]]:
@@ -247,26 +193,33 @@ class QueueContract:
 
     async def test_reset_connections_lose_nothing(self, broker: Broker) -> None:
         """While connections are reset under load, every confirmed message is on the queue."""
+        consumer = FakeConsumer(steps("c", 20, range(1, 25)))
         async with self.proxied(broker) as (handler, proxy):
-            load = Load(handler, 20, "c")
-            async with load.running():
-                for _ in range(6):
-                    await load.more(60)
+
+            async def handle(taken: StatusTransition) -> None:
+                # So that some calls are under way at each reset.
+                await asyncio.sleep(0.005)
+                await handler(taken)
+
+            patient = POLICY._replace(max_attempts=10)
+            async with dispatching(consumer, handle, patient) as dispatcher:
+                for n in range(1, 7):
+                    await until(lambda: len(consumer.acked) >= 60 * n)  # noqa: B023
                     proxy.cut()
                 proxy.refusing = True
                 proxy.cut()
-                await self.outage_noticed(load)
+                await self.outage_noticed(dispatcher)
                 proxy.refusing = False
-                await load.more(60)
+                await until(lambda: consumer.is_done)
 
+        assert consumer.dead_letters == []
         received = await broker.received()
-        assert {one.body for one in received} == {message(one).body for one in load.confirmed}
-        assert sequences_of(received) == expected_sequences(load.confirmed)
+        assert {one.body for one in received} == {message(one).body for one in consumer.stream}
+        assert sequences_of(received) == {f"vs_c{n}": list(range(1, 25)) for n in range(20)}
 
-    async def outage_noticed(self, load: Load) -> None:
-        """Wait until a call fails."""
-        before = load.failures
-        await until(lambda: load.failures > before)
+    async def outage_noticed(self, dispatcher: Dispatcher) -> None:
+        """Wait until a call has found the queue unreachable."""
+        await until(lambda: dispatcher._circuits.is_open)
 
     async def test_an_idle_connection_may_be_closed(self, broker: Broker) -> None:
         """A connection that is closed between calls is replaced without a failed call."""

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from service.delivery.dispatcher import Dispatcher
 from service.errors import ConfigError, Undeliverable
 from service.handlers import Handler, kafka
 from service.transitions.cloudevents import message
-from tests.handlers.contract import BOUND_S, Load, QueueContract, check, deliver, sequences_of
+from tests.handlers.contract import BOUND_S, QueueContract, check, deliver, sequences_of
 from tests.support.brokers.broker import transition
 from tests.support.brokers.kafka import KafkaBroker, run_broker
 from tests.support.proxy import Proxy
@@ -42,7 +43,7 @@ class TestKafka(QueueContract):
             with broker.advertising(proxy.port):
                 yield handler, proxy
 
-    async def outage_noticed(self, load: Load) -> None:
+    async def outage_noticed(self, dispatcher: Dispatcher) -> None:
         """Wait a little: the client reconnects by itself, so no call need fail."""
         await asyncio.sleep(0.3)
 
