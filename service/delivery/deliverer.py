@@ -17,7 +17,8 @@ What becomes of an entry; the first line that fits decides:
     it was delivered too often            dead letter: the workers that called with it died
     its circuit is open                   waits for the circuit
     the handler returned                  acknowledged
-    its destination is unreachable        waits for the circuit, if that is to blame (`retries`)
+    its destination is unreachable        waits for the circuit, if that is to blame (`retries`); an
+                                          event that Stripe has deleted by now becomes a dead letter
     the handler raised `Undeliverable`    dead letter
     the handler raised, or timed out      retried after a delay; at last dead letter
     an error of ours about this entry     dead letter
@@ -49,7 +50,7 @@ from .calls import HandlerCalls
 from .consumer import Attempts, Consumer, Delivery, Missing
 from .leases import LeaseLostError
 from .retries import CircuitBreaker, CircuitBreakers, RetryPolicy
-from .sources import Item, log_fields
+from .sources import Item, is_deleted_by_stripe, log_fields
 
 # Deliveries whose outcome no worker recorded: each of those workers may have died of the entry.
 MAX_DELIVERIES_WITHOUT_OUTCOME = 5
@@ -66,6 +67,7 @@ class DeadLetterReason(StrEnum):
     KILLED_WORKER = "killed_worker"
     UNREADABLE = "unreadable"
     INTERNAL_ERROR = "internal_error"
+    DELETED_BY_STRIPE = "deleted_by_stripe"
 
 
 class StoppedError(Exception):
@@ -207,7 +209,7 @@ class Deliverer:
         elif circuit.record_unreachable(session, reason, successes_before=successes_before):
             if not was_open:
                 self._show_traceback(error)
-            return WaitForCircuit(circuit)
+            return await self._wait_for(circuit, session, item, reason)
         postponed = await self._record_failure(session, delivery, error)
         self._show_traceback(error)
         return postponed
@@ -220,6 +222,15 @@ class Deliverer:
     def _circuit_for(self, item: Item) -> CircuitBreaker:
         destination = self._destination(item) if self._destination else ""
         return self._circuits.for_destination(destination)
+
+    async def _wait_for(
+        self, circuit: CircuitBreaker, session: Session, item: Item, reason: str
+    ) -> Postponed | None:
+        """Let a session wait for its circuit, unless it would wait for ever."""
+        if not is_deleted_by_stripe(item):
+            return WaitForCircuit(circuit)
+        gone, failed = DeadLetterReason.DELETED_BY_STRIPE, session.first.attempts.failed
+        return await self._dead_letter(session, FinalFailure(gone, reason, attempts=failed))
 
     async def _record_failure(
         self, session: Session, delivery: Delivery, error: BaseException

@@ -371,6 +371,31 @@ async def test_stripe_keeps_events_for_30_days(stand_in: StripeStandIn, fetching
     assert [one.event_id for one in known.events] == [transition.event_id]
 
 
+async def test_an_account_that_is_gone_for_good(
+    stand_in: StripeStandIn, fetching: Fetching
+) -> None:
+    """Its notifications wait for 31 days; a replay fetches them, if it comes back after all."""
+    account = stand_in.directory.connect().id
+    stand_in.clock.advance(-32 * DAY_S)
+    old = create(stand_in, scope=stand_in.scope(account))
+    stand_in.clock.advance(3 * DAY_S)
+    waiting = create(stand_in, scope=stand_in.scope(account))
+    stand_in.clock.advance(29 * DAY_S)
+    stand_in.directory.deauthorize(account)
+
+    fetching.start()
+    await fetching.note(waiting, old)
+    await until(lambda: fetching.queued() == 1)
+
+    [letter] = await fetching.dead_letters()
+    assert letter.item is not None
+    assert (letter.item.event_id, letter.attempts) == (old.thin_id, 0)
+    assert (letter.reason, letter.error) == ("deleted_by_stripe", "api_forbidden")
+    stand_in.directory.accounts[account].is_authorized = True
+    await fetching.replay()
+    await until(lambda: len(fetching.transitions) == 2)
+
+
 async def test_the_twin_comes_after_the_session_was_read(
     stand_in: StripeStandIn, fetching: Fetching
 ) -> None:
