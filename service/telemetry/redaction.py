@@ -48,7 +48,7 @@ FORBIDDEN_KEYS = frozenset(
 _SECRETS = re.compile(
     r"whsec_[!-~]*"
     r"|vs_[A-Za-z0-9_]{1,255}?_secret_[A-Za-z0-9_]*"
-    r"|[sr]k_(?:live|test|org)_[A-Za-z0-9_]*"
+    r"|[sr]k_(?:live|test|org)_[A-Za-z0-9_]+"
     r"|v[01]=[0-9A-Fa-f]{16,}"
     r"|https://verify\.stripe\.com\S*"
 )
