@@ -27,6 +27,7 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeAlias
 
 import structlog
 from redis.exceptions import RedisError
@@ -66,6 +67,9 @@ CANCEL_GRACE_S = 2.0
 FETCH_CONCURRENCY = 64
 FETCH_TIMEOUT_S = 120.0
 
+# Regular work; returns in how many seconds it is due again.
+Step: TypeAlias = Callable[[], Awaitable[float]]
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
@@ -103,6 +107,8 @@ class Worker:
         )
         self._stream_watchers: dict[str, StreamWatcher] = {}
         self._partition_tasks: dict[Assignment, PartitionTask] = {}
+        self._failing_steps: set[Step] = set()
+        self._logged_failures: set[str] = set()
         self._interval_s = min(MAX_INTERVAL_S, settings.lease_ttl_s / RENEWALS_PER_TTL)
         self._observed_leases = ObservedLeases(settings.lease_ttl_s)
         self._heartbeats = Heartbeats(
@@ -125,16 +131,30 @@ class Worker:
                 await cancellation.cancel_and_wait(task)
             await self._shut_down()
 
-    async def _repeat(self, step: Callable[[], Awaitable[float]], stopping: asyncio.Event) -> None:
-        """Repeat a step; it returns in how many seconds it is due again."""
+    async def _repeat(self, step: Step, stopping: asyncio.Event) -> None:
+        """Repeat a step."""
         while not stopping.is_set():
             interval_s = self._interval_s
             try:
                 interval_s = await step()
+                self._note_success(step)
             except (RedisError, OSError) as error:
-                metrics.REDIS_ERRORS.labels(unavailable_reason(error)).inc()
-                log.warning("worker.rebalance_failed", reason=unavailable_reason(error))
+                self._note_failure(step, unavailable_reason(error))
             await _wait(stopping, max(MIN_INTERVAL_S, interval_s))
+
+    def _note_failure(self, step: Step, reason: str) -> None:
+        """Count a failure; log each reason once, until all steps succeed again."""
+        metrics.REDIS_ERRORS.labels(reason).inc()
+        self._failing_steps.add(step)
+        if reason not in self._logged_failures:
+            self._logged_failures.add(reason)
+            log.warning("worker.rebalance_failed", reason=reason)
+
+    def _note_success(self, step: Step) -> None:
+        self._failing_steps.discard(step)
+        if self._logged_failures and not self._failing_steps:
+            self._logged_failures.clear()
+            log.info("worker.rebalance_recovered")
 
     async def _renew_leases(self) -> float:
         """Renew every lease, abandon the work under those that are lost, and set the gauges."""

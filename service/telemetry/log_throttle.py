@@ -35,7 +35,6 @@ THROTTLED = frozenset(
         "reconcile.failed",
         "redis.recovered",
         "redis.lost",
-        "worker.rebalance_failed",
     }
 )
 # Lines of one event that differ in these fields are of different kinds. Their values are words
