@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pty
 import re
-import threading
 from pathlib import Path
-from typing import BinaryIO
 
 import httpx2
 
 from tests.support.harness import SECRET, WEBHOOK, event, signed
-from tests.support.processes import Process
+from tests.support.terminals import OnTerminal
 from tests.support.waiting import wait_until
-
-
-class OnTerminal(Process):
-    """A process whose standard output is a terminal; `out` is what that shows."""
-
-    def _stdout(self, out: BinaryIO) -> int:
-        screen, terminal = pty.openpty()
-        self._terminal = terminal
-        threading.Thread(target=self._show, args=(screen, out.name), daemon=True).start()
-        return terminal
-
-    def _show(self, screen: int, path: str) -> None:
-        with contextlib.suppress(OSError), Path(path).open("ab", buffering=0) as out:
-            while shown := os.read(screen, 65536):
-                out.write(shown)
 
 
 def test_a_terminal_shows_each_hand_over(tmp_path: Path) -> None:
@@ -42,8 +22,7 @@ def test_a_terminal_shows_each_hand_over(tmp_path: Path) -> None:
     )
     settings = {"HANDLERS": "log,moody:handle", "RETRY_INITIAL_DELAY_S": "0.01", "NO_COLOR": "1"}
     settings |= {"PORT": "0", "ADMIN_PORT": "0", "STRIPE_WEBHOOK_SECRETS": SECRET.reveal().decode()}
-    # Started anew: the output of a forked process is a file.
-    dev = OnTerminal("dev", directory=tmp_path, program="", **settings)
+    dev = OnTerminal("dev", directory=tmp_path, **settings)
     try:
         [port] = wait_until(lambda: re.findall(rb"process.started .*?\bport=(\d+)", dev.out))
         url = f"http://127.0.0.1:{int(port)}{WEBHOOK}"

@@ -28,6 +28,7 @@ from service.operations.synthetic_events import LIFECYCLES, lifecycle_events
 from service.storage.keys import Keys
 from tests.support.depth import takes_long
 from tests.support.harness import SECRET
+from tests.support.http_sink import http_sink
 from tests.support.processes import Process, Processes, Sandbox, environment, open_sandbox
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -313,43 +314,17 @@ def test_send_sends_files_and_thin_events(sandbox: Sandbox) -> None:
     assert serve.stop() == 0
 
 
-SLOW = """
-import http.server
-
-class Slow(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        body = b'{"outcome":"admitted"}'
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-        print("answered", flush=True)
-
-    def log_message(self, *_):
-        pass
-
-server = http.server.HTTPServer(("127.0.0.1", 0), Slow)
-print(server.server_port, flush=True)
-server.serve_forever()
-"""
-
-
 @pytest.mark.parametrize("rate", ["5", "0.1"])
 def test_an_interrupted_send_prints_its_summary(sandbox: Sandbox, rate: str) -> None:
     """After Ctrl-C `send` prints the answers so far, without waiting for the next turn."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SLOW], stdout=subprocess.PIPE, text=True
-    ) as endpoint:
-        assert endpoint.stdout is not None
-        to = f"http://127.0.0.1:{endpoint.stdout.readline().strip()}/"
+    with http_sink(b'{"outcome":"admitted"}') as endpoint:
         sending = sandbox.start(
-            "send", "verified", "--count", "1000", "--rate", rate, "--json", "--to", to
+            *("send", "verified", "--count", "1000", "--rate", rate, "--json"),
+            *("--to", endpoint.url),
         )
-        assert endpoint.stdout.readline() == "answered\n"
+        wait_until(lambda: endpoint.received)
         sending.popen.send_signal(signal.SIGINT)
         assert sending.wait() == 1
-        endpoint.kill()
     [row] = orjson.loads(sending.out)
     assert row["outcome"] == "admitted"
     assert 1 <= row["answers"] < 3000

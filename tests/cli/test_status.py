@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
-import pty
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -27,8 +23,9 @@ from service.monitoring.overview import Overview
 from service.monitoring.verdict import Reason
 from service.storage.keys import LAYOUT_VERSION, Keys
 from tests.admin import samples
-from tests.support.processes import PATIENT, Sandbox, environment, open_sandbox
+from tests.support.processes import PATIENT, Sandbox, open_sandbox
 from tests.support.servers import free_port, server
+from tests.support.terminals import OnTerminal
 from tests.support.waiting import wait_until
 
 LAYOUT: dict[Any, Any] = {"version": LAYOUT_VERSION, "partitions": 8}
@@ -187,26 +184,18 @@ def test_watch_on_a_terminal(sandbox: Sandbox) -> None:
     """It draws on the terminal's other screen, in place, and leaves the terminal as it was."""
     with closing(redis.Redis.from_url(sandbox.server.url)) as client:
         client.hset(Keys("idv", 8).layout, mapping=LAYOUT)
-    ours, theirs = pty.openpty()
-    watching = subprocess.Popen(
-        [sys.executable, "-c", QUICK, "status", "--watch"],
-        stdout=theirs,
-        stdin=subprocess.DEVNULL,
-        env=environment(
-            COLUMNS="80", LINES="30", TERM="xterm", REDIS_URL=sandbox.server.url, LC_ALL="C.UTF-8"
-        ),
+    watching = OnTerminal(
+        *("status", "--watch"),
+        directory=sandbox.directory,
+        program=QUICK,
+        COLUMNS="80",
+        LINES="30",
+        REDIS_URL=sandbox.server.url,
     )
-    os.close(theirs)
-    found = b""
-    while found.count(b"failing") < 3:
-        found += os.read(ours, 65536)
-    watching.send_signal(signal.SIGINT)
-    try:
-        while chunk := os.read(ours, 65536):
-            found += chunk
-    except OSError:
-        os.close(ours)
+    wait_until(lambda: watching.out.count(b"failing") >= 3)
+    watching.popen.send_signal(signal.SIGINT)
     assert watching.wait() == 0
+    found = watching.out
     entered, left = found.find(b"\x1b[?1049h"), found.rfind(b"\x1b[?1049l")
     assert 0 <= entered < found.find(b"failing") < left
     assert "▁".encode() in found

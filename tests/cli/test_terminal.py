@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from service.cli import terminal
-from tests.support.processes import PACKAGE, environment
+from tests.support.terminals import OnTerminal
 
 # Markup of rich, and control sequences: clear the screen, write the clipboard, CSI as one
 # character, reverse the writing direction, start another line.
@@ -30,26 +27,11 @@ def printed(call: Any, *arguments: Any, **options: Any) -> str:
     return (out.getvalue() or err.getvalue()).decode()
 
 
-def on_a_terminal(program: str, *, columns: int) -> str:
+def lines_on_a_terminal(program: str, directory: Path, *, columns: int) -> list[str]:
     """Return what a program prints on a terminal with *columns* columns."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdout=theirs,
-        stdin=subprocess.DEVNULL,
-        env=environment(COLUMNS=str(columns), TERM="xterm", PYTHONPATH=str(PACKAGE.parent)),
-    )
-    os.close(theirs)
-    found = b""
-    while True:
-        try:
-            chunk = os.read(ours, 65536)
-        except OSError:
-            break
-        found += chunk
-    os.close(ours)
-    assert process.wait() == 0
-    return found.decode().replace("\r\n", "\n")
+    process = OnTerminal("own", directory=directory, program=program, COLUMNS=str(columns))
+    assert process.wait() == 0, process.err
+    return process.out.decode().splitlines()
 
 
 def test_a_table_prints_text_as_text() -> None:
@@ -91,26 +73,26 @@ def test_a_pipe_gets_whole_lines(columns: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("columns", [80, 20])
-def test_a_terminal_cuts_no_id(columns: int) -> None:
+def test_a_terminal_cuts_no_id(columns: int, tmp_path: Path) -> None:
     """On a narrow terminal prose is folded, and every other cell stays on one line."""
     program = f"""
 from service.cli import terminal
 rows = [({LONG!r}, "{"word " * 40}"), ("vs_short", "[/x]")]
 terminal.print_rows(("id", "meaning"), rows, as_json=False, prose=("meaning",))
 """
-    lines = on_a_terminal(program, columns=columns).splitlines()
+    lines = lines_on_a_terminal(program, tmp_path, columns=columns)
     assert sum(LONG in line for line in lines) == 1
     assert len(lines) > 4
     assert any("[/x]" in line for line in lines)
 
 
-def test_a_table_that_fits_is_as_wide_as_it_needs_to_be() -> None:
+def test_a_table_that_fits_is_as_wide_as_it_needs_to_be(tmp_path: Path) -> None:
     """A narrow table on a wide terminal has one line for each row."""
     program = """
 from service.cli import terminal
 terminal.print_rows(("id", "meaning"), [("a", "b c")], as_json=False, prose=("meaning",))
 """
-    lines = on_a_terminal(program, columns=120).splitlines()
+    lines = lines_on_a_terminal(program, tmp_path, columns=120)
     assert len(lines) == 2
     assert lines[1] == "a   b c"
 

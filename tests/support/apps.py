@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,22 +17,29 @@ from starlette.types import Receive, Scope, Send
 from service.config import Settings
 from service.inbox.admission import Inbox
 from service.inbox.receiver import Receiver
+from service.runtime.traced import TracedReceiver
 from service.server.listener import Listener
 from service.storage.connections import Connections
 from service.storage.health import Health
 from service.storage.keys import Keys
 from service.stripe_api.keys import ApiKeys
+from service.telemetry.tracing import Tracing
 from service.web.allow_list import AllowList
 from service.web.app import WebhookApp, create_app
 from tests.support.harness import listening, request
 
 
 def webhook_app(
-    connections: Connections, settings: Settings, allow_list: AllowList | None = None
+    connections: Connections,
+    settings: Settings,
+    allow_list: AllowList | None = None,
+    *,
+    traced: Tracing | None = None,
 ) -> tuple[WebhookApp, Health]:
     """Return the real application, and the health behind its probes."""
     inbox = Inbox(connections, Keys(settings.redis_prefix, settings.partitions), settings)
-    receiver = Receiver(
+    make = Receiver if traced is None else partial(TracedReceiver, traced)
+    receiver = make(
         inbox,
         tolerance_s=settings.signature_tolerance_s,
         livemode=settings.livemode,

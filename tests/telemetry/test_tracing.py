@@ -6,10 +6,9 @@ import asyncio
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,23 @@ from service.delivery.dead_letters import EntryFilter
 from service.delivery.worker import Worker
 from service.errors import Undeliverable
 from service.handlers import AnyHandler
-from service.inbox.admission import Inbox
-from service.inbox.receiver import Receiver
-from service.runtime.traced import TracedReceiver, trace_handlers
+from service.runtime.traced import trace_handlers
+from service.secret import Secret
 from service.storage.connections import Connections
-from service.storage.health import Health
 from service.storage.keys import Keys
 from service.telemetry import tracing
 from service.telemetry.tracing import Tracing
 from service.transitions import thin_notification
 from service.transitions.cloudevents import message
 from service.transitions.transition import StatusTransition
-from service.web.app import create_app
+from tests.support.apps import webhook_app
 from tests.support.depth import takes_long
 from tests.support.harness import event, signed, thin_event
+from tests.support.http_sink import http_sink
 from tests.support.processes import PACKAGE, open_sandbox
 from tests.support.spans import Spans
 from tests.support.waiting import until, wait_until
+from tests.support.web_client import asgi_client
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
@@ -60,19 +59,11 @@ def spans() -> Spans:
 
 @asynccontextmanager
 async def receiving(
-    connections: Connections, settings: Settings, keys: Keys, traced: Tracing | None
+    connections: Connections, settings: Settings, traced: Tracing | None
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """Yield a client that is connected to a receiver."""
-    inbox = Inbox(connections, keys, settings)
-    how: Any = {
-        "tolerance_s": 300,
-        "livemode": settings.livemode,
-        "has_api_key": lambda _: True,
-    }
-    receiver = TracedReceiver(traced, inbox, **how) if traced else Receiver(inbox, **how)
-    app = create_app(receiver, Health(connections, settings), settings)
-    transport = httpx2.ASGITransport(app=app)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://tests") as client:
+    app, _ = webhook_app(connections, settings, traced=traced)
+    async with asgi_client(app) as client:
         yield client
 
 
@@ -91,15 +82,12 @@ async def working(
         await task
 
 
-class RecordingHandler:
-    """A handler that records transitions."""
-
-    def __init__(self) -> None:
-        self.received: list[StatusTransition] = []
+class RecordingHandler(list[StatusTransition]):
+    """A handler, and the transitions it was called with."""
 
     async def __call__(self, transition: StatusTransition, /) -> None:
-        """Record the transition."""
-        self.received.append(transition)
+        """Keep the transition."""
+        self.append(transition)
 
 
 def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
@@ -114,7 +102,7 @@ async def test_one_trace_from_the_post_to_the_handler(
     body, handler = event(id="evt_traced"), RecordingHandler()
     following = trace_handlers(spans.tracing, {"log": handler})["log"]
     async with (
-        receiving(connections, settings, keys, spans.tracing) as client,
+        receiving(connections, settings, spans.tracing) as client,
         working(connections, settings, keys, following),
     ):
         headers = {**signed(body), "traceparent": PARENT}
@@ -133,7 +121,7 @@ async def test_one_trace_from_the_post_to_the_handler(
     assert attributes_of(received)["outcome"] == "admitted"
     assert attributes_of(handled)["handler"] == "log"
 
-    [transition] = handler.received
+    [transition] = handler
     place = f"00-{TRACE}-{received.context.span_id:016x}-01"
     assert transition.traceparent == place
     sent = message(transition)
@@ -145,7 +133,8 @@ async def test_a_thin_event_is_traced(
 ) -> None:
     """The span of a thin event has its ids, and its notification continues the trace."""
     body = thin_event()
-    async with receiving(connections, settings, keys, spans.tracing) as client:
+    settings = replace(settings, stripe_api_key=(Secret("rk_test_1"),))
+    async with receiving(connections, settings, spans.tracing) as client:
         await client.post("/webhooks/stripe", content=body, headers=signed(body))
 
     [received] = spans.named("receive")
@@ -174,7 +163,7 @@ async def test_dead_letters_and_replays_stay_in_the_trace(
             raise Undeliverable("never")
 
     async with (
-        receiving(connections, settings, keys, spans.tracing if is_traced else None) as client,
+        receiving(connections, settings, spans.tracing if is_traced else None) as client,
         working(connections, settings, keys, refuse_once),
     ):
         headers = {**signed(body), "traceparent": PARENT}
@@ -221,7 +210,7 @@ async def test_an_invalid_traceparent_is_dropped(
     """Without a valid header nothing is stored or invented, and the message has none."""
     body, handler = event(id="evt_none"), RecordingHandler()
     async with (
-        receiving(connections, settings, keys, None) as client,
+        receiving(connections, settings, None) as client,
         working(connections, settings, keys, handler),
     ):
         headers = signed(body) | ({} if header is None else {"traceparent": header})
@@ -229,8 +218,8 @@ async def test_an_invalid_traceparent_is_dropped(
         assert answer.status_code == 200
         [entry] = await connections.client.xrange(keys.transitions(keys.partition("vs_1")))
         assert b"traceparent" not in entry[1][b"change"]
-        await until(lambda: handler.received)
-    [transition] = handler.received
+        await until(lambda: handler)
+    [transition] = handler
     assert transition.traceparent is msgspec.UNSET
     assert b"traceparent" not in message(transition).body
     assert "traceparent" not in message(transition).headers
@@ -251,7 +240,7 @@ async def test_spans_hold_ids_and_words_only(
         raise ValueError(CANARY)
 
     hostile = {"user-agent": CANARY, "tracestate": f"a={CANARY}", "x-forwarded-for": CANARY}
-    async with receiving(connections, settings, keys, spans.tracing) as client:
+    async with receiving(connections, settings, spans.tracing) as client:
         for body in (genuine, event(id=CANARY), b"{}" + CANARY.encode(), genuine):
             headers = {**hostile, **signed(body), "traceparent": PARENT}
             await client.post(path, content=body, headers=headers)
@@ -294,43 +283,20 @@ def test_tracing_is_off_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
         assert traced is None
 
 
-@pytest.fixture
-def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Run a collector; yield its address and the list of requests it received."""
-    sent: list[tuple[str, bytes]] = []
-
-    class Collector(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            sent.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *arguments: object) -> None:
-            """Log nothing."""
-
-    with HTTPServer(("127.0.0.1", 0), Collector) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", sent
-        server.shutdown()
-        thread.join()
-
-
 @takes_long
 def test_real_processes_send_their_spans(
-    collector: tuple[str, list[tuple[str, bytes]]], tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     """`serve` and `work` send their spans to the collector, at the latest when they stop."""
-    address, sent = collector
-    with open_sandbox(tmp_path) as ground:
-        settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": address}
+    with open_sandbox(tmp_path) as ground, http_sink() as collector:
+        settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
         serve, work = (ground.start(each, **settings).ready() for each in ("serve", "work"))
         body = event(id="evt_exported")
         headers = {**signed(body), "traceparent": PARENT}
         assert httpx2.post(serve.url, content=body, headers=headers).is_success
         wait_until(lambda: work.lines("transition"))
         assert [serve.stop(), work.stop()] == [0, 0]
-    traces = b"".join(body for path, body in sent if path == "/v1/traces")
+    traces = b"".join(body for path, body in collector.received if path == "/v1/traces")
     for word in (b"receive", b"handle log", b"evt_exported", bytes.fromhex(TRACE)):
         assert word in traces
     assert b"identity-webhooks" in traces
