@@ -15,6 +15,9 @@ from ..config import Settings
 from ..errors import ConfigError
 from ..parsers import CONNECTED_ACCOUNT
 from ..runtime import signals
+from ..storage.connections import connect
+from ..storage.keys import Keys
+from ..storage.layout import claim, is_claimed
 from ..stripe_api.backfill import Backfill, find_callers, select_types
 from ..stripe_api.client import StripeApi, open_api
 from ..stripe_api.cursors import account_field
@@ -67,7 +70,7 @@ def backfill(
     begun: list[Backfill] = []
 
     async def run() -> None:
-        async with _open(settings, keys) as (api, admission):
+        async with _open(settings, keys, is_dry_run=dry_run) as (api, admission):
             types = await select_types(api, callers)
             work = Backfill(api, admission, types, first=first, last=last, is_dry_run=dry_run)
             begun.append(work)
@@ -92,9 +95,12 @@ def backfill(
 
 @asynccontextmanager
 async def _open(
-    settings: Settings, api_keys: ApiKeys
+    settings: Settings, api_keys: ApiKeys, *, is_dry_run: bool
 ) -> AsyncIterator[tuple[StripeApi, WindowAdmission]]:
-    async with defaults.open_deployment() as (connections, keys):
+    keys = Keys(settings.redis_prefix, settings.partitions)
+    async with connect(settings.redis_url) as connections:
+        # Unlike other commands it may be the first process that ever stores anything there.
+        await (is_claimed if is_dry_run else claim)(connections, keys)
         limiter = RateLimiter(connections, keys, settings.stripe_api_rate)
         async with open_api(settings.stripe_api_base, api_keys, limiter) as api:
             yield api, WindowAdmission(connections, keys, settings)

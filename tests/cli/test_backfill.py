@@ -10,6 +10,7 @@ from random import Random
 
 import orjson
 import pytest
+import redis
 
 from tests.support.asking import Asking, asking
 from tests.support.processes import Process, Sandbox, open_sandbox
@@ -66,6 +67,18 @@ async def test_what_is_missing_is_admitted(stand_in: StripeStandIn, made: Asking
     assert [line.split() for line in again.out.splitlines()] == [
         [b"outcome", b"events"], [b"known", b"9"],
     ]  # fmt: skip
+
+
+async def test_an_empty_redis(stand_in: StripeStandIn, tmp_path: Path) -> None:
+    """It can be filled before the first process starts; a dry run claims nothing."""
+    with open_sandbox(tmp_path) as sandbox:
+        async with asking(stand_in, sandbox) as made:
+            dry = await made.run("backfill", "--since", "30d", "--dry-run", "--json")
+            assert (dry.wait(), rows(dry)) == (0, {"unknown": 9})
+            with redis.Redis.from_url(sandbox.server.url) as client:
+                assert client.keys("*:layout") == []
+            filled = await made.run("backfill", "--since", "30d", "--json")
+            assert (filled.wait(), rows(filled)) == (0, {"admitted": 9})
 
 
 async def test_only_until_then_and_only_one_account(stand_in: StripeStandIn, made: Asking) -> None:
