@@ -107,9 +107,10 @@ async def partition(connections: Connections, keys: Keys) -> AsyncIterator[Parti
 
 
 async def test_claiming_keeps_failures_and_counts_deliveries_up_to_quarantine(
-    partition: Partition,
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each new owner adds a delivery, until the entry is quarantined; only the last one is left."""
+    monkeypatch.setattr(consumer_module, "MAX_CLAIMED_PER_CALL", 1)
     await partition.admit(1, 2)
     consumer = await partition.consumer("w0")
     failed, fresh = await consumer.read(2)

@@ -101,6 +101,19 @@ async def test_our_deadline_is_never_later_than_that_of_redis(
     assert not lease.is_held()
 
 
+async def test_a_lease_of_another_owner_is_lost(partition: Partition) -> None:
+    """After a release another worker has the lease; a renewal that meets another token loses it."""
+    first = await partition.taken("w1")
+    await first.release()
+    assert not first.is_held()
+    second = await partition.taken("w2")
+    await first.release()
+    assert await partition.renew(second) == 0
+    await partition.client.set(KEY, "another token")
+    assert await partition.renew(second, 10)
+    assert not second.is_held()
+
+
 async def test_a_failed_renewal_leaves_the_lease_as_it_was(
     partition: Partition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
