@@ -66,14 +66,9 @@ class Broker(Protocol):
         deduplicates: Whether a second message with the same id is dropped.
     """
 
-    @property
-    def port(self) -> int: ...  # noqa: D102 - above
-
-    @property
-    def is_durable(self) -> bool: ...  # noqa: D102 - above
-
-    @property
-    def deduplicates(self) -> bool: ...  # noqa: D102 - above
+    port: int
+    is_durable: bool
+    deduplicates: bool
 
     def environ(self, port: int | None = None, *, credentials: str = "") -> dict[str, str]:
         """Return the settings of the handler.

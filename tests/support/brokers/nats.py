@@ -48,10 +48,6 @@ class NatsBroker(process.ProcessBroker):
     is_durable = True
     deduplicates = True
 
-    def __init__(self, port: int, server: process.BrokerProcess) -> None:
-        super().__init__(server)
-        self.port = port
-
     def environ(self, port: int | None = None, *, credentials: str = "") -> dict[str, str]:
         """Return the settings of the handler."""
         credentials = credentials or f"{process.USER}:{process.QUOTED_PASSWORD}"

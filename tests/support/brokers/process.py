@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import quote
 
 from service.runtime.parent_death import bind_to_parent
@@ -18,19 +17,12 @@ from tests.support.programs import missing
 from tests.support.servers import frozen
 from tests.support.waiting import wait_until
 
-T = TypeVar("T")
-
 START_DEADLINE_S = 40.0
 USER, PASSWORD = "identity", "correct/horse:battery@staple"
 QUOTED_PASSWORD = quote(PASSWORD, safe="")
 
 # A process ends with the thread that started it (PR_SET_PDEATHSIG), so this thread never ends.
 _starting = ThreadPoolExecutor(1, thread_name_prefix="brokers")
-
-
-def run_in_lasting_thread(start: Callable[[], T]) -> T:
-    """Run *start* in a thread that lasts until the end of the tests."""
-    return _starting.submit(start).result()
 
 
 def require_client(module: str, extra: str) -> None:
@@ -65,7 +57,7 @@ class BrokerProcess:
     def start(self) -> None:
         """Start; return when it accepts requests."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._process = run_in_lasting_thread(self._started)
+        self._process = _starting.submit(self._started).result()
         try:
             wait_until(self._is_serving, START_DEADLINE_S)
         except BaseException:
@@ -106,10 +98,12 @@ class ProcessBroker:
     """What a broker that is one process of its own does with it.
 
     Args:
+        port: Where it listens.
         process: The process; it runs.
     """
 
-    def __init__(self, process: BrokerProcess) -> None:
+    def __init__(self, port: int, process: BrokerProcess) -> None:
+        self.port = port
         self._process = process
 
     def kill(self) -> None:

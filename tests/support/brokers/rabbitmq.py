@@ -28,10 +28,6 @@ class RabbitmqBroker(process.ProcessBroker):
     is_durable = True
     deduplicates = False
 
-    def __init__(self, port: int, node: process.BrokerProcess) -> None:
-        super().__init__(node)
-        self.port = port
-
     def environ(self, port: int | None = None, *, credentials: str = "") -> dict[str, str]:
         """Return the settings of the handler."""
         credentials = credentials or f"{process.USER}:{process.QUOTED_PASSWORD}"

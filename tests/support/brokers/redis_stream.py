@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import redis
@@ -16,17 +16,11 @@ STREAM = "identity:verifications"
 TEXT = "identity:text"
 
 
-class RedisBroker:
+class RedisBroker(process.ProcessBroker):
     """A server that syncs every write before it answers."""
 
     is_durable = True
     deduplicates = True
-
-    def __init__(self, directory: Path) -> None:
-        self.port = servers.free_port()
-        self._directory = directory
-        self._running = ExitStack()
-        self._server: servers.Server | None = None
 
     def environ(self, port: int | None = None, *, credentials: str = "") -> dict[str, str]:
         """Return the settings of the handler."""
@@ -75,37 +69,22 @@ class RedisBroker:
                 found.append(Received(fields[b"body"], headers["id"], None, headers))
             return found
 
-    def kill(self) -> None:
-        """End the server."""
-        self._running.close()
-
-    def start(self) -> None:
-        """Start the server on its append-only file."""
-        process.run_in_lasting_thread(self._start)
-
-    def frozen(self) -> AbstractContextManager[None]:
-        """Freeze the server."""
-        assert self._server is not None
-        return self._server.frozen()
-
     def client(self) -> redis.Redis:
         """Return a plain client."""
         return redis.Redis(port=self.port, password=process.PASSWORD, socket_timeout=30)
-
-    def _start(self) -> None:
-        durable = ("--appendonly", "yes", "--appendfsync", "always")
-        running = servers.server(self._directory, *durable, port=self.port)
-        self._server = self._running.enter_context(running)
-        with self._server.client() as client:
-            client.config_set("requirepass", process.PASSWORD)
 
 
 @contextmanager
 def run_broker(directory: Path) -> Iterator[RedisBroker]:
     """Run a server."""
-    broker = RedisBroker(directory / "redis_stream")
-    broker.start()
-    try:
-        yield broker
-    finally:
-        broker.kill()
+    port = servers.free_port()
+    own = ("--port", str(port), "--bind", "127.0.0.1", "--requirepass", process.PASSWORD)
+    durable = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
+    ask = f"AUTH {process.PASSWORD}\r\nPING\r\n".encode()
+    server = process.BrokerProcess(
+        [str(servers.binary()), *own, *durable],
+        directory / "redis_stream",
+        process.answers(port, b"+OK\r\n+PONG", ask=ask),
+    )
+    with process.running(server):
+        yield RedisBroker(port, server)

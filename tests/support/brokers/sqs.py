@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.support import programs
 from tests.support.brokers import process
 from tests.support.brokers.broker import Received, Refused, WrongSettings, transition
-from tests.support.servers import START_DEADLINE_S, free_port, frozen
-from tests.support.waiting import wait_until
+from tests.support.servers import free_port
 
 process.require_client("aiobotocore", "sqs")
 
@@ -49,17 +46,15 @@ run_simple("127.0.0.1", int(port), application, threaded=True)
 """
 
 
-class SqsBroker:
+class SqsBroker(process.ProcessBroker):
     """A running moto with one queue; a FIFO queue if its name ends in `.fifo`."""
 
     is_durable = False
 
-    def __init__(self, program: str, name: str) -> None:
-        self.port = free_port()
+    def __init__(self, port: int, moto: process.BrokerProcess, name: str) -> None:
+        super().__init__(port, moto)
         self.deduplicates = name.endswith(".fifo")
-        self._program = program
         self._name = name
-        self._process: subprocess.Popen[bytes] | None = None
         self._taken: list[dict[str, Any]] = []
 
     def environ(self, port: int | None = None, *, credentials: str = "") -> dict[str, str]:
@@ -130,32 +125,9 @@ class SqsBroker:
         ]
 
     def start(self) -> None:
-        """Start moto with an empty queue."""
-        python = Path(self._program).resolve().with_name("python")
+        """Start moto again, with an empty queue."""
         self._taken = []
-        self._process = subprocess.Popen(
-            [python, "-c", _SERVE, str(self.port), ACCOUNT, REGION, self._name],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_until(self._is_serving, START_DEADLINE_S, ignoring=OSError)
-
-    def _is_serving(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None
-        socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        return True
-
-    def kill(self) -> None:
-        """End moto at once."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def frozen(self) -> AbstractContextManager[None]:
-        """Stop moto's process for the length of the block."""
-        assert self._process is not None
-        return frozen(self._process.pid)
+        super().start()
 
     def _url(self, port: int | None = None, name: str = "") -> str:
         return f"http://127.0.0.1:{port or self.port}/{ACCOUNT}/{name or self._name}"
@@ -173,15 +145,15 @@ class SqsBroker:
 
 @contextmanager
 def run_broker(directory: Path, name: str = "everything.fifo") -> Iterator[SqsBroker]:
-    """Run one queue; it writes no files."""
+    """Run one queue."""
     program = shutil.which(os.environ.get("TEST_MOTO_SERVER") or "moto_server")
     if program is None:
         programs.missing(
             "needs moto_server on PATH or in TEST_MOTO_SERVER: pip install moto[server]"
         )
-    broker = SqsBroker(program, name)
-    broker.start()
-    try:
-        yield broker
-    finally:
-        broker.kill()
+    port = free_port()
+    python = str(Path(program).resolve().with_name("python"))
+    command = [python, "-c", _SERVE, str(port), ACCOUNT, REGION, name]
+    moto = process.BrokerProcess(command, directory / "sqs", process.listens(port))
+    with process.running(moto):
+        yield SqsBroker(port, moto, name)
