@@ -43,6 +43,9 @@ class FakeConnection:
     is_open = True
 
 
+Shared = SharedConnection[FakeConnection]
+
+
 class Broker:
     """Opens connections.
 
@@ -53,10 +56,10 @@ class Broker:
         after: Awaited after a connection is closed.
     """
 
-    def __init__(self, before: Callable[[], Awaitable[object]] | None = None) -> None:
+    def __init__(self) -> None:
         self.connections: list[FakeConnection] = []
         self.attempts = 0
-        self.before = before
+        self.before: Callable[[], Awaitable[object]] | None = None
         self.after: Callable[[], Awaitable[object]] | None = None
 
     @asynccontextmanager
@@ -75,20 +78,29 @@ class Broker:
                 await self.after()
 
 
-async def in_use(shared: SharedConnection[FakeConnection], calls: int = 1) -> None:
+async def in_use(shared: Shared, calls: int = 1) -> None:
     """Wait until *calls* calls use the connection."""
     await until(lambda: shared._current is not None and len(shared._current.timeouts) == calls)
 
 
-def shared_by(broker: Broker) -> SharedConnection[FakeConnection]:
-    """Return a shared connection to *broker*."""
-    return SharedConnection(
+@pytest.fixture
+def broker() -> Broker:
+    """Return a broker."""
+    return Broker()
+
+
+@pytest.fixture
+async def shared(broker: Broker) -> AsyncIterator[Shared]:
+    """Yield a shared connection to the broker; it is closed at the end."""
+    opened: Shared = SharedConnection(
         broker, lost=(LostError,), is_open=lambda connection: connection.is_open
     )
+    yield opened
+    await opened.close()
 
 
 async def use(
-    shared: SharedConnection[FakeConnection], raised: Exception | None = None, *, ends: bool = True
+    shared: Shared, raised: Exception | None = None, *, ends: bool = True
 ) -> FakeConnection:
     """Use the connection once: return it, raise an error, or never end."""
     async with shared.acquire() as connection:
@@ -99,11 +111,9 @@ async def use(
         return connection
 
 
-async def test_calls_share_one_connection() -> None:
+async def test_calls_share_one_connection(broker: Broker, shared: Shared) -> None:
     """Concurrent calls open one connection, which later calls use too."""
-    broker = Broker(lambda: asyncio.sleep(0.01))
-    shared = shared_by(broker)
-
+    broker.before = lambda: asyncio.sleep(0.01)
     connections = await asyncio.gather(*(use(shared) for _ in range(20)))
     assert {*connections, await use(shared)} == {*broker.connections}
     assert broker.attempts == 1
@@ -111,28 +121,23 @@ async def test_calls_share_one_connection() -> None:
     assert not broker.connections[0].is_open
 
 
-async def test_a_failed_attempt_fails_all_waiting_calls() -> None:
+async def test_a_failed_attempt_fails_all_waiting_calls(broker: Broker, shared: Shared) -> None:
     """Concurrent calls make one attempt to connect, not one each."""
 
     async def fail() -> None:
         await asyncio.sleep(0.01)
         raise LostError
 
-    broker = Broker(fail)
-    shared = shared_by(broker)
-
+    broker.before = fail
     outcomes = await asyncio.gather(*(use(shared) for _ in range(20)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [Unreachable] * 20
     assert broker.attempts == 1
     broker.before = None
     await use(shared)
-    await shared.close()
 
 
-async def test_a_connection_lost_before_its_use_is_not_used() -> None:
+async def test_a_connection_lost_before_its_use_is_not_used(shared: Shared) -> None:
     """A call that begins in the turn in which the connection is lost does not get it."""
-    broker = Broker()
-    shared = shared_by(broker)
     lost = await use(shared)
     late = asyncio.create_task(use(shared))
     await asyncio.sleep(0)
@@ -141,21 +146,20 @@ async def test_a_connection_lost_before_its_use_is_not_used() -> None:
     with pytest.raises(ConnectionError):
         await late
     assert await use(shared) is not lost
-    await shared.close()
 
 
-async def test_opening_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_opening_has_a_time_limit(
+    broker: Broker, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A broker that does not respond is unreachable after `CONNECT_TIMEOUT_S`."""
     monkeypatch.setattr(shared_connection, "CONNECT_TIMEOUT_S", 600)
-    broker = Broker(never)
-    shared = shared_by(broker)
+    broker.before = never
     used = asyncio.create_task(use(shared))
     await until(lambda: broker.attempts == 1)
     push(600)
 
     with pytest.raises(ConnectionError):
         await used
-    await shared.close()
 
 
 def test_limits_are_below_the_dispatchers() -> None:
@@ -165,11 +169,10 @@ def test_limits_are_below_the_dispatchers() -> None:
 
 
 async def test_a_call_that_times_out_discards_the_connection(
-    monkeypatch: pytest.MonkeyPatch,
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After `PUBLISH_TIMEOUT_S` a call is unreachable, and the next one connects anew."""
     monkeypatch.setattr(shared_connection, "PUBLISH_TIMEOUT_S", 600)
-    shared = shared_by(Broker())
     first = await use(shared)
     used = asyncio.create_task(use(shared, ends=False))
     await in_use(shared)
@@ -182,10 +185,11 @@ async def test_a_call_that_times_out_discards_the_connection(
     assert not first.is_open
 
 
-async def test_a_lost_connection_fails_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_connection_fails_all_calls(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When one call finds the connection lost, the others fail at once."""
     monkeypatch.setattr(shared_connection, "PUBLISH_TIMEOUT_S", 600)
-    shared = shared_by(Broker())
     waiting = [asyncio.create_task(use(shared, ends=False)) for _ in range(5)]
     await in_use(shared, 5)
 
@@ -194,12 +198,10 @@ async def test_a_lost_connection_fails_all_calls(monkeypatch: pytest.MonkeyPatch
             await use(shared, LostError())
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [Unreachable] * 5
-    await shared.close()
 
 
-async def test_a_lost_connection_does_not_affect_the_next() -> None:
+async def test_a_lost_connection_does_not_affect_the_next(shared: Shared) -> None:
     """A call that still fails on the old connection does not discard the new one."""
-    shared = shared_by(Broker())
     old = asyncio.Event()
 
     async def late() -> None:
@@ -222,25 +224,21 @@ async def test_a_lost_connection_does_not_affect_the_next() -> None:
     await lingering
     shared.discard(FakeConnection())
     assert await use(shared) is new
-    await shared.close()
 
 
-async def test_other_errors_keep_the_connection() -> None:
+async def test_other_errors_keep_the_connection(shared: Shared) -> None:
     """An error that does not mean a lost connection is raised, and the connection stays."""
-    shared = shared_by(Broker())
     connection = await use(shared)
 
     with pytest.raises(KeyError):
         await use(shared, KeyError())
     assert await use(shared) is connection
-    await shared.close()
 
 
-async def test_a_canceled_call_does_not_cancel_connecting() -> None:
+async def test_a_canceled_call_does_not_cancel_connecting(broker: Broker, shared: Shared) -> None:
     """When a waiting call is canceled, the connection is still opened for the others."""
     may_open = asyncio.Event()
-    broker = Broker(may_open.wait)
-    shared = shared_by(broker)
+    broker.before = may_open.wait
     first, second = (asyncio.create_task(use(shared)) for _ in range(2))
     await until(lambda: broker.attempts == 1)
     first.cancel()
@@ -249,29 +247,27 @@ async def test_a_canceled_call_does_not_cancel_connecting() -> None:
 
     assert await second is broker.connections[0]
     assert first.cancelled()
-    await shared.close()
 
 
-async def test_a_refusal_is_a_config_error_for_checks() -> None:
+async def test_a_refusal_is_a_config_error_for_checks(broker: Broker, shared: Shared) -> None:
     """A refused configuration is `Unreachable` for a call and `ConfigError` for a check."""
 
     async def refuse() -> None:
         raise BrokerRefusedError("NAME: wrong")
 
-    shared = shared_by(Broker(refuse))
+    broker.before = refuse
     with pytest.raises(BrokerRefusedError):
         await use(shared)
     with pytest.raises(ConfigError, match=r"^NAME: wrong$"):
         async with shared.acquire_for_check():
             pytest.fail("not reached")
-    await shared.close()
 
 
-async def test_closing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_is_bounded(
+    broker: Broker, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A connection that does not close is given up after `CLOSE_TIMEOUT_S`."""
     monkeypatch.setattr(shared_connection, "CLOSE_TIMEOUT_S", 0.05)
-    broker = Broker()
-    shared = shared_by(broker)
     await use(shared)
     broker.after = never
 
