@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,14 @@ import pytest
 import structlog.testing
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.config import DAY_S, Settings
+from service.config import DAY_S
 from service.delivery import dead_letter_expiry as module
-from service.delivery.consumer_groups import create_groups
 from service.delivery.dead_letter_expiry import (
     EXPIRE_EVERY_S,
     WARN_BEFORE_S,
     WARN_EVERY_S,
     DeadLetterExpiry,
 )
-from service.delivery.worker import Worker
 from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.keys import Keys
@@ -30,6 +26,7 @@ from service.telemetry import metrics
 from tests.support.clocks import clocked_server, needs_libfaketime
 from tests.support.virtual_time import push
 from tests.support.waiting import until
+from tests.support.workers import CallLog, Deployment
 
 RETENTION_S = 90 * DAY_S
 ASSIGNMENTS = [("log", 0), ("log", 1), ("other", 0)]
@@ -173,25 +170,14 @@ async def test_a_wrong_clock_deletes_nothing(tmp_path: Path, keys: Keys, step_s:
             assert await server.entry_ids() == ([entry_id] if step_s > 0 else [])
 
 
-async def test_a_worker_deletes_what_is_too_old(
-    make_settings: Callable[..., Settings], connections: Connections, keys: Keys
-) -> None:
+async def test_a_worker_deletes_what_is_too_old(deployment: Deployment) -> None:
     """A worker applies the limit that is configured."""
-    settings = make_settings(dead_letter_retention_days=1)
-    await create_groups(connections, keys, settings.handlers)
-    server = Server(connections, keys)
+    server = Server(deployment.connections, deployment.keys)
     await server.add(DAY_S + 60)
     young = await server.add(DAY_S - 600)
-
-    async def handle(_: object) -> None:
-        """Take it."""
-
-    stopping = asyncio.Event()
-    work = asyncio.create_task(Worker(connections, keys, settings, {"log": handle}).run(stopping))
+    deployment.start({"log": CallLog().handler()}, dead_letter_retention_days=1)
 
     async def is_gone() -> bool:
         return await server.entry_ids() == [young]
 
     await until(is_gone)
-    stopping.set()
-    await work

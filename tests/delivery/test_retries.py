@@ -180,6 +180,23 @@ async def test_delays_of_probes_double_up_to_a_maximum(monkeypatch: pytest.Monke
     assert max(delays) == MAX_PROBE_DELAY_S
 
 
+@in_virtual_time
+async def test_a_scheduler_that_stops_gives_up_its_turn() -> None:
+    """Sessions of a scheduler that stops are removed; another one's session probes instead."""
+    stopping = RecordingScheduler()
+    circuit = stopping.circuit
+    staying = RecordingScheduler(circuit)
+    stopping.fail(CircuitSession("has its turn"))
+    assert await stopping.next_resumed() == "has its turn"
+    circuit.add_waiting(CircuitSession("waits"), stopping)
+    circuit.add_waiting(CircuitSession("stays"), staying)
+    await asyncio.sleep(2 * MAX_PROBE_DELAY_S)
+    assert not staying.resumed
+    circuit.remove_waiting(stopping)
+    assert await staying.next_resumed() == "stays"
+    assert [name for _, name in stopping.resumed] == ["has its turn"]
+
+
 async def test_an_outage_is_seen_by_check_and_ends(
     deployment: Deployment, lines: list[structlog.typing.EventDict], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,15 @@ async def waiter(watcher: StreamWatcher, last_read: Mapping[str, str]) -> asynci
     return task
 
 
+async def until_blocking(client: Any) -> None:
+    """Wait until a read blocks in Redis."""
+
+    async def is_blocking() -> bool:
+        return int((await client.info("clients"))["blocked_clients"]) > 0
+
+    await until(is_blocking)
+
+
 async def add(client: Any, stream: str, entry_id: str = "*") -> str:
     """Append an entry; return its id."""
     added: bytes = await client.xadd(stream, {"a": 1}, id=entry_id)
@@ -118,11 +127,7 @@ async def test_a_waiter_behind_a_deleted_entry_waits(watcher: StreamWatcher, cli
     first, second = await add(client, NEW), await add(client, NEW)
     await client.xdel(NEW, second)
     waiters = [await waiter(watcher, {NEW: second}), await waiter(watcher, {NEW: first})]
-
-    async def is_blocking() -> bool:
-        return int((await client.info("clients"))["blocked_clients"]) > 0
-
-    await until(is_blocking)
+    await until_blocking(client)
     assert not any(task.done() for task in waiters)
     await add(client, NEW)
     await woken(*waiters)
@@ -133,11 +138,7 @@ async def test_an_error_of_the_read_reaches_every_waiter(
 ) -> None:
     """All waiters raise it; the next one makes the watcher read again."""
     waiters = [await waiter(watcher, {NEW: START}) for _ in range(2)]
-
-    async def is_blocking() -> bool:
-        return int((await client.info("clients"))["blocked_clients"]) > 0
-
-    await until(is_blocking)
+    await until_blocking(client)
     await client.client_kill_filter(_type="normal", skipme=True)
     for result in await asyncio.gather(*waiters, return_exceptions=True):
         assert isinstance(result, RedisError)

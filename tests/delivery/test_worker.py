@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from service.storage import clients
 from service.storage.connections import connect
 from service.telemetry import metrics
 from service.transitions.transition import StatusTransition
-from tests.support.proxy import proxy_to
+from tests.support.proxy import Proxy, proxy_to
 from tests.support.virtual_time import push
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.workers import (
@@ -142,6 +142,27 @@ async def test_a_blocked_loop_loses_its_leases_and_nothing_else(deployment: Depl
     check_order(log.calls, deployment.admitted)
 
 
+@asynccontextmanager
+async def behind_proxy(
+    server: EmbeddedServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Deployment, Proxy]]:
+    """Yield a deployment of 256 partitions behind a proxy, in which all periodic work is due."""
+    monkeypatch.setattr(retention, "TRIM_EVERY_S", 0.0)
+    monkeypatch.setattr(maintenance, "MEASURE_EVERY_S", 0.0)
+    async with proxy_to(server.url) as proxy:
+        settings = replace(settings, redis_url=Secret(proxy.url), partitions=256)
+        async with connect(settings.redis_url) as connections:
+            with redis.Redis.from_url(server.url) as client:
+                deployment = Deployment(settings, client, connections)
+                await create_groups(connections, deployment.keys, settings.all_handlers)
+                yield deployment, proxy
+
+
+def blocked_clients(deployment: Deployment) -> int:
+    """Return how many blocking reads are under way."""
+    return int(deployment.client.info("clients")["blocked_clients"])
+
+
 async def test_a_distant_redis_and_many_partitions(
     make_settings: Callable[..., Settings],
     redis_server: EmbeddedServer,
@@ -152,34 +173,26 @@ async def test_a_distant_redis_and_many_partitions(
     With as few connections and as little patience as in service.
     """
     monkeypatch.setattr(clients, "POOL_WAIT_S", 0.25)
-    monkeypatch.setattr(retention, "TRIM_EVERY_S", 0.0)
-    monkeypatch.setattr(maintenance, "MEASURE_EVERY_S", 0.0)
-    async with proxy_to(redis_server.url) as proxy:
-        settings = make_settings(
-            **{**SETTINGS, "redis_url": Secret(proxy.url), "partitions": 256},
-            handlers=("log", "other"),
-            stripe_api_key=(Secret("rk_test_1"),),
-        )
-        async with connect(settings.redis_url) as connections:
-            with redis.Redis.from_url(redis_server.url) as client:
-                deployment = Deployment(settings, client, connections)
-                await create_groups(connections, deployment.keys, settings.all_handlers)
-                proxy.delay_s = 0.04
-                logs = {name: CallLog() for name in settings.handlers}
-                handlers = {name: log.handler() for name, log in logs.items()}
-                handlers[FETCH] = CallLog().handler()
-                with structlog.testing.capture_logs() as lines:
-                    one = deployment.start(handlers)
-                    for _ in range(10):
-                        deployment.admit(200)
-                        await asyncio.sleep(0.2)
-                    for log in logs.values():
-                        await until(lambda: len(log.returns) >= len(deployment.admitted))  # noqa: B023
-                    assert [held(one, name) for name in handlers] == [256, 256, 256]
-                    # A read of transitions and one of notifications in each partition.
-                    await until(lambda: client.info("clients")["blocked_clients"] == 512)
-                    await deployment.stop(one)
-                assert not deployment.pending()
+    settings = make_settings(
+        **SETTINGS, handlers=("log", "other"), stripe_api_key=(Secret("rk_test_1"),)
+    )
+    async with behind_proxy(redis_server, settings, monkeypatch) as (deployment, proxy):
+        proxy.delay_s = 0.04
+        logs = {name: CallLog() for name in settings.handlers}
+        handlers = {name: log.handler() for name, log in logs.items()}
+        handlers[FETCH] = CallLog().handler()
+        with structlog.testing.capture_logs() as lines:
+            one = deployment.start(handlers)
+            for _ in range(10):
+                deployment.admit(200)
+                await asyncio.sleep(0.2)
+            for log in logs.values():
+                await until(lambda: len(log.returns) >= len(deployment.admitted))  # noqa: B023
+            assert [held(one, name) for name in handlers] == [256, 256, 256]
+            # A read of transitions and one of notifications in each partition.
+            await until(lambda: blocked_clients(deployment) == 512)
+            await deployment.stop(one)
+        assert not deployment.pending()
     assert not [line for line in lines if line["event"] in LOSSES]
     for log in logs.values():
         assert sorted(log.calls) == sorted(deployment.admitted)
@@ -193,24 +206,15 @@ async def test_periodic_work_takes_few_round_trips(
     """Renewing, rebalancing, measuring and trimming send no request per partition."""
     monkeypatch.setattr(worker, "MAX_INTERVAL_S", 10 * PATIENCE_S)
     monkeypatch.setattr(stream_watcher, "BLOCK_S", 10 * PATIENCE_S)
-    monkeypatch.setattr(retention, "TRIM_EVERY_S", 0.0)
-    monkeypatch.setattr(maintenance, "MEASURE_EVERY_S", 0.0)
-    async with proxy_to(redis_server.url) as proxy:
-        settings = make_settings(
-            **{**SETTINGS, "redis_url": Secret(proxy.url), "partitions": 256, "lease_ttl_s": 3600}
-        )
-        async with connect(settings.redis_url) as connections:
-            with redis.Redis.from_url(redis_server.url) as client:
-                deployment = Deployment(settings, client, connections)
-                await create_groups(connections, deployment.keys, settings.handlers)
-                one = deployment.start({"log": CallLog().handler()})
-                blocked = partial(client.info, "clients")
-                await until(lambda: blocked()["blocked_clients"] == 256)
-                before = proxy.requests
-                for step in (one._renew_leases, one._rebalance, one._maintain):
-                    await step()
-                assert proxy.requests - before < 20
-                await deployment.stop(one)
+    settings = make_settings(**{**SETTINGS, "lease_ttl_s": 3600})
+    async with behind_proxy(redis_server, settings, monkeypatch) as (deployment, proxy):
+        one = deployment.start({"log": CallLog().handler()})
+        await until(lambda: blocked_clients(deployment) == 256)
+        before = proxy.requests
+        for step in (one._renew_leases, one._rebalance, one._maintain):
+            await step()
+        assert proxy.requests - before < 20
+        await deployment.stop(one)
 
 
 @pytest.mark.parametrize("hanging", ["rebalance", "maintain"])
