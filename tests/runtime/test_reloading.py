@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Sequence
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
+from structlog.testing import capture_logs
 
+from service.cancellation import cancel_and_wait
 from service.errors import ConfigError
 from service.runtime import reloading
 from service.runtime.reloading import Reloader
@@ -27,95 +29,74 @@ CANARY = "canary4711"
 OLD, NEW = (Secret(b"whsec_old"),), (Secret(b"whsec_new"),)
 
 
-class Log:
-    """Stands in for the logger and keeps its lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, dict[str, Any]]] = []
-
-    def _write(self, event: str, **fields: Any) -> None:
-        self.lines.append((event, fields))
-
-    info = error = _write
-
-
-class Source:
-    """The source of a setting: what each reading finds, the last one again and again."""
-
-    def __init__(self, *looks: str | ConfigError) -> None:
-        self.looks = list(looks)
-        self.count = 0
-
-    def read(self) -> str:
-        """Return or raise the next one."""
-        self.count += 1
-        found = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
-        if isinstance(found, ConfigError):
-            raise found
-        return found
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Log:
-    """Record what is logged, and read often."""
-    recorded = Log()
-    monkeypatch.setattr(reloading, "log", recorded)
-    monkeypatch.setattr(reloading, "READ_EVERY_S", 0.001)
-    return recorded
-
-
-async def applied(
-    source: Source, *, readings: int, start: Callable[[Reloader[str]], None] = lambda _: None
-) -> list[str]:
-    """Return the values applied within a number of readings, starting from `old`."""
-    used: list[str] = []
-
-    def use(found: str) -> dict[str, Any]:
-        used.append(found)
-        return {"now": found}
-
-    reloader = Reloader("secrets", "old", read=source.read, apply=use)
-    start(reloader)
-    running = asyncio.create_task(reloader.run())
-    await until(lambda: source.count > readings)
-    running.cancel()
-    return used
-
-
 BAD, WORSE = ConfigError(["SECRETS: expected one"]), ConfigError(["SECRETS: expected a file"])
 
 
-async def test_an_unchanged_value_is_not_applied(log: Log) -> None:
-    """Nothing is applied and nothing logged while nothing changes."""
-    assert await applied(Source("old"), readings=5) == []
-    assert log.lines == []
+async def logged_of(
+    monkeypatch: pytest.MonkeyPatch,
+    readings: Sequence[str | ConfigError],
+    *,
+    is_requested: bool = False,
+) -> list[str | Sequence[str]]:
+    """Return the values and problems that are logged while a setting that was `old` is read.
+
+    Each reading finds the next one of *readings*, and the last one again and again.
+    """
+    monkeypatch.setattr(reloading, "READ_EVERY_S", 0.001)
+    found = chain(readings, repeat(readings[-1]))
+    count, applied = 0, list[str]()
+
+    def read() -> str:
+        nonlocal count
+        count += 1
+        one = next(found)
+        if isinstance(one, ConfigError):
+            raise one
+        return one
+
+    def apply(value: str) -> dict[str, str]:
+        applied.append(value)
+        return {"now": value}
+
+    reloader = Reloader("secrets", "old", read=read, apply=apply)
+    if is_requested:
+        reloader.request()
+    with capture_logs() as lines:
+        running = asyncio.create_task(reloader.run())
+        await until(lambda: count > len(readings) + 3)
+        await cancel_and_wait(running)
+    assert [line["now"] for line in lines if line["event"] == "secrets.reloaded"] == applied
+    failed = [line["event"] for line in lines if "problems" in line]
+    assert {*failed} <= {"secrets.reload_failed"}
+    return [line["problems"] if "problems" in line else line["now"] for line in lines]
 
 
-async def test_a_new_value_is_applied_once_two_readings_agree(log: Log) -> None:
-    """It is applied once, and logged."""
-    assert await applied(Source("old", "ne", "new", "new", "new"), readings=8) == ["new"]
-    assert log.lines == [("secrets.reloaded", {"now": "new"})]
+@pytest.mark.parametrize(
+    ("readings", "expected"),
+    [
+        pytest.param(["old"], [], id="unchanged"),
+        pytest.param(["old", "ne", "new"], ["new"], id="half written"),
+        pytest.param(["old", BAD, "new"], ["new"], id="missing while it is replaced"),
+        pytest.param(
+            [BAD, BAD, BAD, WORSE, WORSE, "old", "old", BAD, BAD, "new"],
+            [BAD.problems, WORSE.problems, BAD.problems, "new"],
+            id="invalid",
+        ),
+    ],
+)
+async def test_two_readings_must_agree(
+    readings: Sequence[str | ConfigError], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new value is applied and logged once; a problem is logged once until it is fixed."""
+    assert await logged_of(monkeypatch, readings) == expected
 
 
-async def test_a_requested_value_is_applied_at_once(log: Log) -> None:
+@pytest.mark.parametrize("readings", [["new", "old"], ["old"]])
+async def test_a_requested_value_is_applied_at_once(
+    readings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A requested reading counts alone, and logs the value even if it is the same."""
-    assert await applied(Source("new"), readings=3, start=Reloader.request) == ["new"]
-    assert await applied(Source("old"), readings=3, start=Reloader.request) == ["old"]
-    assert log.lines == [("secrets.reloaded", {"now": now}) for now in ("new", "old")]
-
-
-async def test_an_invalid_value_is_logged_once(log: Log) -> None:
-    """It changes nothing; each problem is logged once, and again after it was fixed."""
-    looks: list[str | ConfigError] = [BAD, BAD, BAD, WORSE, WORSE, "old", "old", BAD, BAD, "new"]
-    assert await applied(Source(*looks), readings=15) == ["new"]
-    kept = [("secrets.reload_failed", {"problems": each.problems}) for each in (BAD, WORSE, BAD)]
-    assert log.lines == [*kept, ("secrets.reloaded", {"now": "new"})]
-
-
-async def test_a_momentary_problem_is_not_logged(log: Log) -> None:
-    """A file that is missing for one reading is being replaced."""
-    assert await applied(Source("old", BAD, "new"), readings=6) == ["new"]
-    assert [event for event, _ in log.lines] == ["secrets.reloaded"]
+    assert await logged_of(monkeypatch, readings, is_requested=True) == readings
 
 
 def test_signing_secrets_are_replaced_as_a_whole() -> None:
