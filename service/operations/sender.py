@@ -6,11 +6,12 @@ It prints nothing and retries nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -118,9 +119,6 @@ async def send(
     concurrency: int = 8,
     progress: Callable[[Answer], None] = lambda _: None,
     stopping: asyncio.Event | None = None,
-    now: Callable[[], float] = time.time,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], Coroutine[None, None, None]] = asyncio.sleep,
 ) -> Summary:
     """Sign and post *requests* to the URL *to*, and return the answers, also when stopped early.
 
@@ -132,15 +130,12 @@ async def send(
         concurrency: The maximum number at a time.
         progress: Called with each answer as it comes.
         stopping: Once set, no further request is started.
-        now: The wall clock that signatures carry, in Unix seconds.
-        clock: Measures durations and the rate, in seconds.
-        sleep: Waits, for the rate.
 
     Raises:
         ConfigError: *to* is no http or https URL.
     """
     stopping = stopping or asyncio.Event()
-    limiter = _RateLimiter(rate, stopping, clock=clock, sleep=sleep)
+    limiter = _RateLimiter(rate, stopping)
     # One iterator for all workers: each takes the next sequence.
     sequences = iter(_by_ordering_key(requests))
     answers: list[Answer] = []
@@ -155,7 +150,7 @@ async def send(
             progress(answer)
 
     async with _client(to, concurrency) as client, asyncio.TaskGroup() as workers:
-        endpoint = _Endpoint(client=client, to=to, secret=secret, now=now, clock=clock)
+        endpoint = _Endpoint(client=client, to=to, secret=secret)
         for _ in range(concurrency):
             workers.create_task(work(endpoint))
     return _summary(answers)
@@ -172,32 +167,20 @@ def _summary(answers: Collection[Answer]) -> Summary:
 class _RateLimiter:
     """Lets callers pass in order of arrival, at most *rate* per second."""
 
-    def __init__(
-        self,
-        rate: float | None,
-        stopping: asyncio.Event,
-        *,
-        clock: Callable[[], float],
-        sleep: Callable[[float], Coroutine[None, None, None]],
-    ) -> None:
+    def __init__(self, rate: float | None, stopping: asyncio.Event) -> None:
         self._stopping = stopping
         self._interval_s = 1 / rate if rate else 0.0
-        self._clock = clock
-        self._sleep = sleep
-        self._free_at = clock()
+        self._free_at = 0.0
 
     async def wait(self) -> None:
         """Wait until this caller may pass, or until *stopping*."""
-        at = max(self._free_at, self._clock())
+        now = asyncio.get_running_loop().time()
+        at = max(self._free_at, now)
         self._free_at = at + self._interval_s
-        if (wait_s := at - self._clock()) > 0:
-            waits = [
-                asyncio.ensure_future(self._sleep(wait_s)),
-                asyncio.ensure_future(self._stopping.wait()),
-            ]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
+        if at > now:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(at):
+                    await self._stopping.wait()
 
 
 def _by_ordering_key(requests: Iterable[WebhookRequest]) -> Iterable[list[WebhookRequest]]:
@@ -241,21 +224,19 @@ class _Endpoint:
     client: httpx2.AsyncClient
     to: str
     secret: Secret[bytes]
-    now: Callable[[], float]
-    clock: Callable[[], float]
 
     async def deliver(self, request: WebhookRequest) -> Answer:
         """Sign *request* as of now, post it and read the answer."""
-        started_at = self.clock()
+        started_at = time.monotonic()
         signature = request.signature
         if signature is None:
-            signature = sign(request.body, self.secret, int(self.now()))
+            signature = sign(request.body, self.secret, int(time.time()))
         response = await self._post(request.body, signature)
         return Answer(
             request=request,
             outcome=_outcome(response) if response is not None else "unreachable",
             status=response.status_code if response is not None else None,
-            elapsed_s=self.clock() - started_at,
+            elapsed_s=time.monotonic() - started_at,
         )
 
     async def _post(self, body: bytes, signature: str) -> httpx2.Response | None:

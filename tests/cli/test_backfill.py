@@ -14,7 +14,7 @@ import redis
 
 from tests.support.asking import Asking, asking
 from tests.support.processes import Process, Sandbox, open_sandbox
-from tests.support.stripe_api import Fault, StripeStandIn, live
+from tests.support.stripe_api import Fault, StripeStandIn, live, lose_all
 from tests.support.waiting import until, wait_until
 
 
@@ -22,7 +22,7 @@ from tests.support.waiting import until, wait_until
 def stand_in() -> StripeStandIn:
     """Return a stand-in whose pushes are all lost, with nine events of the last hour."""
     stand_in = StripeStandIn()
-    stand_in.pushes.loses = lambda *_: True
+    stand_in.pushes.loses = lose_all
     stand_in.clock.advance(-3600)
     for number in range(3):
         live(stand_in, "submit, verify", Random(number))

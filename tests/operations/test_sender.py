@@ -28,6 +28,7 @@ from service.operations.sender import Answer, WebhookRequest, plan, send
 from service.operations.synthetic_events import SyntheticEvent, lifecycle_events
 from service.secret import Secret
 from tests.support.stripe_api import running
+from tests.support.virtual_time import in_virtual_time
 from tests.support.waiting import PATIENCE_S
 
 SECRET = Secret(b"whsec_of_the_tests")
@@ -134,13 +135,12 @@ def test_shuffled() -> None:
 # What is sent
 
 
-async def test_signed(endpoint: Endpoint) -> None:
+async def test_signed(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each body arrives unchanged, signed with the whole secret, and looks like Stripe's."""
-    moments = iter([NOW + 0.9, NOW + 1.2])
+    monkeypatch.setattr("time.time", lambda: NOW + 0.9 + 0.3 * len(endpoint.bodies))
     bodies = ['{"id": "evt_1"}', "{ \r\n}é"]
-    await send(
-        raw(*bodies), to=endpoint.url, secret=SECRET, concurrency=1, now=lambda: next(moments)
-    )
+    await send(raw(*bodies), to=endpoint.url, secret=SECRET, concurrency=1)
+    monkeypatch.undo()
     assert endpoint.bodies == [body.encode() for body in bodies]
     for second, body, headers in zip((0, 1), bodies, endpoint.headers, strict=True):
         signed = f"{NOW + second}.{body}".encode()
@@ -183,54 +183,53 @@ async def test_concurrency(endpoint: Endpoint) -> None:
     assert max(in_progress) == 3
 
 
-async def test_rate(endpoint: Endpoint) -> None:
-    """With a rate, requests start at even intervals, without a burst to catch up."""
-    moment = 0.0
-    starts = []
+@pytest.mark.parametrize(
+    ("concurrency", "rate", "stall_s", "starts"),
+    [
+        pytest.param(1, 2, 3.0, [0.0, 0.5, 3.5, 4.0, 4.5], id="no burst to catch up"),
+        pytest.param(3, 4, 0.0, [0.0, 0.25, 0.5, 0.75, 1.0], id="one rate for all"),
+    ],
+)
+@in_virtual_time
+async def test_rate(
+    concurrency: int,
+    rate: float,
+    stall_s: float,
+    starts: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a rate, requests start at even intervals, whatever the concurrency."""
+    clock = asyncio.get_running_loop().time
+    began_at = list[float]()
 
-    async def sleep(seconds: float) -> None:
-        nonlocal moment
-        moment += seconds
+    async def deliver(_: object, request: WebhookRequest) -> Answer:
+        began_at.append(clock())
+        if len(began_at) == 2:
+            await asyncio.sleep(stall_s)
+        return Answer(request=request, outcome="admitted", status=200, elapsed_s=0.0)
 
-    def now() -> float:
-        starts.append(moment)
-        return NOW
-
-    async def stall() -> None:
-        nonlocal moment
-        moment += 3.0 if len(endpoint.bodies) == 2 else 0.0
-
-    endpoint.hold = stall
+    monkeypatch.setattr(sender._Endpoint, "deliver", deliver)
     await send(
-        raw(*"abcde"),
-        to=endpoint.url,
-        secret=SECRET,
-        rate=2,
-        concurrency=1,
-        now=now,
-        clock=lambda: moment,
-        sleep=sleep,
+        raw(*"abcde"), to="http://localhost", secret=SECRET, rate=rate, concurrency=concurrency
     )
-    assert starts == [0.0, 0.5, 3.5, 4.0, 4.5]
+    assert began_at == pytest.approx(starts)
 
 
-async def test_rate_is_shared(endpoint: Endpoint) -> None:
-    """The rate is that of all requests together, whatever the concurrency."""
-    waits: list[float] = []
+@in_virtual_time
+async def test_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once stopped, nothing more is sent, and no wait for the rate goes on."""
+    stopping = asyncio.Event()
 
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
+    async def deliver(_: object, request: WebhookRequest) -> Answer:
+        stopping.set()
+        return Answer(request=request, outcome="admitted", status=200, elapsed_s=0.0)
 
-    await send(
-        raw(*"abcdef"),
-        to=endpoint.url,
-        secret=SECRET,
-        rate=4,
-        concurrency=3,
-        clock=lambda: 0.0,
-        sleep=sleep,
+    monkeypatch.setattr(sender._Endpoint, "deliver", deliver)
+    summary = await send(
+        raw(*"abc"), to="http://localhost", secret=SECRET, rate=1 / 3600, stopping=stopping
     )
-    assert waits == [0.25, 0.5, 0.75, 1.0, 1.25]
+    assert summary.total == 1
+    assert asyncio.get_running_loop().time() < 1
 
 
 # How it is counted

@@ -162,7 +162,7 @@ async def test_a_thin_event_becomes_a_transition(
     fetched_s = metrics.FETCH_SECONDS.labels(Outcome.ADMITTED)._sum
     before_s = fetched_s.get()
     events = [create(stand_in, metadata={"order": "1"})]
-    session_id = events[0].related.id
+    session_id = events[0].session_id
     events += [change(stand_in, step, session_id) for step in ("submit", "verify")]
 
     with structlog.testing.capture_logs() as logged:
@@ -231,7 +231,7 @@ async def test_snapshot_and_thin_events_of_the_same_changes(
 async def test_a_session_that_is_gone(stand_in: StripeStandIn, fetching: Fetching) -> None:
     """It is retried, then a dead letter of `fetch`; others go on, and a replay fetches it."""
     gone, other = create(stand_in), create(stand_in)
-    path = f".*/({gone.thin_id}|{gone.related.id})"
+    path = f".*/({gone.thin_id}|{gone.session_id})"
     stand_in.faults.add(fail(missing("event", "x"), path=path))
 
     fetching.start()
@@ -365,7 +365,7 @@ async def test_stripe_keeps_events_for_30_days(stand_in: StripeStandIn, fetching
     assert transition.event_id == f"read:{event.thin_id}"
     assert int(transition.occurred_at.timestamp()) == int(event.created)
     known = await session_record.read(
-        fetching.deployment.connections, fetching.deployment.keys, event.related.id
+        fetching.deployment.connections, fetching.deployment.keys, event.session_id
     )
     assert known is not None
     assert [one.event_id for one in known.events] == [transition.event_id]
@@ -407,7 +407,7 @@ async def test_the_twin_comes_after_the_session_was_read(
     await fetching.fetcher(notification_of(event))
 
     known = await session_record.read(
-        fetching.deployment.connections, fetching.deployment.keys, event.related.id
+        fetching.deployment.connections, fetching.deployment.keys, event.session_id
     )
     assert known is not None
     assert sorted((one.event_id, one.outcome) for one in known.events) == [

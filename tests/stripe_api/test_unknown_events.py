@@ -51,7 +51,7 @@ async def test_the_unknown_ones_are_found_in_their_order(
 
 
 async def _note(connections: Connections, keys: Keys, event: Event) -> None:
-    stream = keys.notifications(keys.partition(event.related.id))
+    stream = keys.notifications(keys.partition(event.session_id))
     packed = thin_notification.pack(notification_of(event))
     await connections.client.xadd(stream, {"notification": packed})
     await connections.client.xadd(stream, {"notification": "broken"})

@@ -21,7 +21,7 @@ def listed(events: Iterable[Event]) -> list[ListedEvent]:
             event_id=event.id,
             event_type=event.type,
             created=int(event.created),
-            session_id=event.related.id,
+            session_id=event.session_id,
             body=orjson.dumps(event.as_snapshot()),
         )
         for event in events

@@ -17,7 +17,7 @@ from .destinations import Destination
 from .events import Event
 from .faults import Fault, answer, broken, fail, too_many_requests
 from .lives import LIVES, MAX_LIFE_S, final_states, live, max_duration_s
-from .pushes import divide, lose_share, thin_only
+from .pushes import in_one_form, lose_all, lose_nothing, thin_only
 from .serving import client_of, running, served
 from .sessions import Session
 from .stand_in import StripeStandIn, all_types
@@ -42,11 +42,12 @@ __all__ = [
     "answer",
     "broken",
     "client_of",
-    "divide",
     "fail",
     "final_states",
+    "in_one_form",
     "live",
-    "lose_share",
+    "lose_all",
+    "lose_nothing",
     "max_duration_s",
     "running",
     "served",

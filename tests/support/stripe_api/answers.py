@@ -84,7 +84,7 @@ def list_endpoints(call: Call) -> dict[str, Any]:
     found = [
         webhook_endpoint_object(one)
         for one in call.stand_in.destinations.of(call.scope)
-        if one.payload == "snapshot" and one.type == "webhook_endpoint"
+        if one.payload == "snapshot" and one.url is not None
     ]
     return _list("/v1/webhook_endpoints", found[:limit], len(found) > limit)
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import answers
 from .accounts import Permission
-from .calls import Handler, guarded, named_account, not_found
+from .calls import Handler, guarded, named_account
 from .faults import FaultMiddleware
 from .stand_in import Recorded, StripeStandIn
 
@@ -44,7 +44,6 @@ def create_app(stand_in: StripeStandIn) -> Starlette:
             Middleware(_RecordingMiddleware, stand_in=stand_in),
             Middleware(FaultMiddleware, faults=stand_in.faults),
         ],
-        exception_handlers={404: not_found, 405: not_found},
     )
 
 
@@ -56,9 +55,6 @@ class _RecordingMiddleware:
         self._stand_in = stand_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         status: int | None = None
 
         async def watch(message: Message) -> None:

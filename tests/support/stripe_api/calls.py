@@ -52,12 +52,6 @@ def guarded(
     return endpoint
 
 
-def not_found(http: HttpRequest, _: Exception) -> Response:
-    """Answer a request for a path that the API does not have."""
-    error = ApiError(404, f"Unrecognized request URL ({http.method}: {http.url.path}).")
-    return _response(error.body("req_unrecognized"), "req_unrecognized", http, error)
-
-
 def _let_in(stand_in: StripeStandIn, permission: Permission, http: HttpRequest) -> Call:
     key = stand_in.directory.key(_secret(http))
     scope = stand_in.directory.scope(key, named_account(http))

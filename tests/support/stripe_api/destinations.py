@@ -34,9 +34,7 @@ class Destination:
         enabled_events: Types, or `*`.
         events_from: `@self`, `@accounts` or both.
         is_enabled: Whether it gets events now.
-        type: `webhook_endpoint` or `amazon_eventbridge`.
         created: Unix seconds.
-        application: The Connect application, for endpoints that get events of accounts.
     """
 
     id: str
@@ -47,9 +45,7 @@ class Destination:
     enabled_events: list[str]
     events_from: list[str]
     created: float
-    is_enabled: bool = True
-    type: str = "webhook_endpoint"
-    application: str | None = None
+    is_enabled: bool
 
     def names(self, snapshot_type: str) -> bool:
         """Return whether the type of a snapshot event is among `enabled_events` by name."""
@@ -96,7 +92,7 @@ def webhook_endpoint_object(destination: Destination) -> dict[str, Any]:
         "id": destination.id,
         "object": "webhook_endpoint",
         "api_version": None,
-        "application": destination.application,
+        "application": "ca_standin" if ACCOUNTS in destination.events_from else None,
         "created": int(destination.created),
         "description": "stand-in",
         "enabled_events": list(destination.enabled_events),
@@ -117,7 +113,7 @@ def event_destination_object(
         include: `webhook_endpoint.url` is shown if named.
     """
     url = destination.url if "webhook_endpoint.url" in include else None
-    endpoint = {"signing_secret": None, "url": url}
+    is_webhook = destination.url is not None
     disabled = {"disabled": {"reason": "user"}}
     return {
         "id": destination.id,
@@ -133,7 +129,7 @@ def event_destination_object(
         "snapshot_api_version": None,
         "status": "enabled" if destination.is_enabled else "disabled",
         "status_details": None if destination.is_enabled else disabled,
-        "type": destination.type,
+        "type": "webhook_endpoint" if is_webhook else "amazon_eventbridge",
         "updated": rfc3339(destination.created),
-        "webhook_endpoint": endpoint if destination.type == "webhook_endpoint" else None,
+        "webhook_endpoint": {"signing_secret": None, "url": url} if is_webhook else None,
     }

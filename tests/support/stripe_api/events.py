@@ -9,7 +9,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from .accounts import API_VERSION, Scope
 from .clock import rfc3339
@@ -21,14 +21,6 @@ _PERSONAL: Final = (
     *("client_reference_id", "client_secret", "last_error", "provided_details", "url"),
     "verified_outputs",
 )
-
-
-class Related(NamedTuple):
-    """The object that an event is about."""
-
-    id: str
-    type: str
-    url: str
 
 
 @dataclass(kw_only=True)
@@ -43,9 +35,9 @@ class Event:
         is_connected: Whether the account is a connected one, so that the event names it.
         created: Unix seconds with a fraction; the snapshot has whole seconds.
         listed_at: When lists begin to show it, Unix seconds.
-        session: `data.object` of the snapshot.
+        session_id: The session that it is about.
+        session: That session: `data.object` of the snapshot.
         changes: What was before and after, for the thin form.
-        related: The object that it is about.
         sequence: The order in which events were made.
     """
 
@@ -56,9 +48,9 @@ class Event:
     is_connected: bool
     created: float
     listed_at: float
+    session_id: str
     session: Mapping[str, Any]
     changes: Mapping[str, Any]
-    related: Related
     sequence: int
 
     @property
@@ -109,7 +101,11 @@ class Event:
             "created": rfc3339(self.created),
             "livemode": self.scope.livemode,
             "reason": None,
-            "related_object": dict(self.related._asdict()),
+            "related_object": {
+                "id": self.session_id,
+                "type": "identity.verification_session",
+                "url": f"/v1/identity/verification_sessions/{self.session_id}",
+            },
             "type": self.thin_type,
         }
         return notification | ({"snapshot_event": self.id} if names_twin and self.id else {})
@@ -137,7 +133,7 @@ class EventLog:
         """Add an event; its time may be before that of others."""
         self.all.append(event)
         insort(self._ordered[event.scope], event, key=lambda one: (one.created, one.sequence))
-        self._about[event.related.id].append(event)
+        self._about[event.session_id].append(event)
         self._by_id[event.thin_id] = event
         if event.id is not None:
             self._by_id[event.id] = event

@@ -79,8 +79,8 @@ def broken(status: int = 500, **rule: Any) -> Fault:
 class Faults:
     """The faults that hold now; the first that fits a request is applied."""
 
-    def __init__(self, *, seed: int = 0) -> None:
-        self._random = Random(seed)
+    def __init__(self) -> None:
+        self._random = Random(0)
         self._faults: list[Fault] = []
 
     def add(self, fault: Fault) -> Fault:
@@ -116,9 +116,6 @@ class FaultMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request as its fault says; without one, let the application answer."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
         account = headers.get("stripe-account") or headers.get("stripe-context")
         fault = self._faults.draw(scope["path"], scope["query_string"].decode(), account)

@@ -39,9 +39,14 @@ HEADERS: Final = {
 Loses = Callable[[Event, Destination], bool]
 
 
-def loses_nothing(event: Event, destination: Destination) -> bool:
+def lose_nothing(event: Event, destination: Destination) -> bool:
     """Push everything."""
     return False
+
+
+def lose_all(event: Event, destination: Destination) -> bool:
+    """Push nothing."""
+    return True
 
 
 def thin_only(event: Event, destination: Destination) -> bool:
@@ -49,25 +54,9 @@ def thin_only(event: Event, destination: Destination) -> bool:
     return destination.payload != "thin"
 
 
-def lose_share(share: float, *, seed: int = 0) -> Loses:
-    """Lose this share of all pushes, each by itself."""
-    random = Random(seed)
-
-    def loses(event: Event, destination: Destination) -> bool:
-        return random.random() < share
-
-    return loses
-
-
-def divide(*, lost: float, thin: float, seed: int = 0) -> Loses:
-    """Push each event in one form: a share not at all, a share thin, the others as snapshots."""
-
-    def loses(event: Event, destination: Destination) -> bool:
-        drawn = Random(f"{seed} {event.thin_id}").random()
-        form = "" if drawn < lost else "thin" if drawn < lost + thin else "snapshot"
-        return destination.payload != form
-
-    return loses
+def in_one_form(event: Event, destination: Destination) -> bool:
+    """Push each event in one form only: about half of them thin."""
+    return destination.payload != Random(event.thin_id).choice(["snapshot", "thin"])
 
 
 @dataclass(kw_only=True)
@@ -106,7 +95,7 @@ class Pushes:
         self._waiting: list[tuple[float, int, Push]] = []
         self._order = count()
         self._running: set[asyncio.Task[None]] = set()
-        self.loses: Loses = loses_nothing
+        self.loses: Loses = lose_nothing
         self.retry_delays_s: Sequence[float] = RETRY_DELAYS_S
 
     @property

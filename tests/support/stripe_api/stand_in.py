@@ -15,7 +15,7 @@ from .destinations import (
     Destinations,
     Payload,
 )
-from .events import Event, EventLog, Related
+from .events import Event, EventLog
 from .faults import Faults
 from .lifecycle import Lifecycle
 from .pushes import Pushes
@@ -40,7 +40,7 @@ class Recorded(NamedTuple):
 class StripeStandIn:
     """Plays Stripe: accounts, sessions, events, destinations, pushes and the API over them.
 
-    Not for use by several threads. Everything that happens at random follows from the seed.
+    Not for use by several threads. What happens at random is the same each time.
 
     Attributes:
         clock: The time.
@@ -57,14 +57,14 @@ class StripeStandIn:
         requests: Every request so far.
     """
 
-    def __init__(self, *, seed: int = 0) -> None:
-        self.tokens = Tokens(seed)
+    def __init__(self) -> None:
+        self.tokens = Tokens()
         self.clock = Clock()
         self.directory = Directory(self.tokens)
         self.events = EventLog()
         self.destinations = Destinations()
         self.pushes = Pushes(self.clock)
-        self.faults = Faults(seed=seed)
+        self.faults = Faults()
         self.sessions = Lifecycle(
             scope=self.scope(),
             clock=self.clock,
@@ -116,8 +116,6 @@ class StripeStandIn:
                 events_from=[name for name, on in ((SELF, own), (ACCOUNTS, accounts)) if on],
                 created=self.clock.time(),
                 is_enabled=is_enabled,
-                type="webhook_endpoint" if url else "amazon_eventbridge",
-                application=self.tokens.new_id("ca") if accounts else None,
             )
         )
 
@@ -144,7 +142,6 @@ class StripeStandIn:
         self, type: str, session: Session, changes: Mapping[str, Any], *, is_connected: bool
     ) -> Event:
         now = self.clock.time()
-        url = f"/v1/identity/verification_sessions/{session.id}"
         return Event(
             id=self.tokens.new_id("evt") if self.makes_twins else None,
             thin_id=self.tokens.new_long_id("evt", livemode=session.scope.livemode),
@@ -153,9 +150,9 @@ class StripeStandIn:
             is_connected=is_connected,
             created=now,
             listed_at=now + self.list_lag_s,
+            session_id=session.id,
             session=self.show(session),
             changes=changes,
-            related=Related(session.id, SESSION_OBJECT, url),
             sequence=len(self.events.all),
         )
 

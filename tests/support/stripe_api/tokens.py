@@ -21,10 +21,10 @@ _LONG_ID_LENGTH: Final = 52
 
 
 class Tokens:
-    """A source of ids and secrets; the same seed gives the same ones."""
+    """A source of ids and secrets: each gives the same ones."""
 
-    def __init__(self, seed: int) -> None:
-        self._random = Random(seed)
+    def __init__(self) -> None:
+        self._random = Random(0)
 
     def new_id(self, prefix: str) -> str:
         """Return an id of an object under /v1, such as `vs_…`."""

@@ -20,7 +20,7 @@ from service.storage.keys import Keys
 from tests.support import servers
 from tests.support.harness import SECRET, WEBHOOK
 from tests.support.proxy import Proxy, proxy_to
-from tests.support.stripe_api import READ_ONLY, StripeStandIn, lose_share, served
+from tests.support.stripe_api import READ_ONLY, StripeStandIn, lose_all, served
 from tests.support.usage import memory_mib
 from tests.support.waiting import until
 from tests.system.chaos.evidence import (
@@ -238,7 +238,7 @@ def _stand_in() -> StripeStandIn:
     made = StripeStandIn()
     made.list_lag_s = LIST_LAG_S
     made.expands_everything = True
-    made.pushes.loses = lose_share(1.0)
+    made.pushes.loses = lose_all
     for payload in ("snapshot", "thin"):
         made.subscribe(f"http://127.0.0.1{WEBHOOK}", payload=payload)
     return made

@@ -28,7 +28,7 @@ from tests.support.stripe_api import (
     Fault,
     StripeStandIn,
     answer,
-    divide,
+    in_one_form,
     live,
     thin_only,
 )
@@ -147,7 +147,7 @@ async def traces_of(directory: Path) -> Traces:
             stand_in.pushes.loses = thin_only
             fail_in_each_way(stand_in)
             await until(lambda: dead_letters(client) == len(WRONG))
-            stand_in.pushes.loses = divide(lost=0.0, thin=0.5)
+            stand_in.pushes.loses = in_one_form
             events = before + lived(stand_in, random)
             await until(lambda: stand_in.pushes.is_idle and is_settled(events, client))
             ran = [await made.run(*arguments) for arguments in COMMANDS]

@@ -25,7 +25,8 @@ from tests.support.stripe_api import (
     StripeStandIn,
     final_states,
     live,
-    lose_share,
+    lose_all,
+    lose_nothing,
 )
 from tests.support.waiting import DEADLINE_S, until
 from tests.system.chaos import collecting
@@ -87,9 +88,9 @@ async def test_an_empty_redis_is_filled_again(tmp_path: Path) -> None:
                 for session_id in going_on:
                     stand_in.sessions.cancel(session_id)
                 # No webhook announces these.
-                stand_in.pushes.loses = lose_share(1.0)
+                stand_in.pushes.loses = lose_all
                 lived(stand_in, random, ages_s[SESSIONS // 2 :])
-                stand_in.pushes.loses = lose_share(0.0)
+                stand_in.pushes.loses = lose_nothing
                 filled = await made.run("backfill", "--since", "30d")
                 assert filled.wait() == 0, filled.out + filled.err
 

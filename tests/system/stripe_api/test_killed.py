@@ -20,6 +20,7 @@ from tests.support.stripe_api import (
     StripeStandIn,
     final_states,
     live,
+    lose_all,
     thin_only,
 )
 from tests.support.waiting import until
@@ -110,7 +111,7 @@ async def test_a_pass_of_the_reconciler_is_taken_up(tmp_path: Path, when: str, p
     stand_in = StripeStandIn()
     with open_sandbox(tmp_path) as sandbox, redis.Redis.from_url(sandbox.url) as client:
         async with asking(stand_in, sandbox, RECONCILE_EVERY_S="1") as made:
-            stand_in.pushes.loses = lambda *_: True
+            stand_in.pushes.loses = lose_all
             lived(stand_in)
             killed = made.launch("work", program=killed_at(when, place))
             await until_killed(killed)

@@ -152,7 +152,7 @@ def check_events(found: dict[str, Any], own: list[Event]) -> None:
     assert sorted(pushes["snapshot"]) == sorted(ids)
     assert len(pushes["thin"]) == len(ids)
     assert {(twin, session) for _, twin, session in pushes["thin"]} == {
-        (one.id, one.related.id) for one in own
+        (one.id, one.session_id) for one in own
     }
     assert {name for name, _, _ in pushes["thin"]} == {
         f"V1IdentityVerificationSession{word}EventNotification"
