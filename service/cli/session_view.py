@@ -33,6 +33,7 @@ _STATUS_STYLES = {
 }
 _STATE_STYLES = {
     State.WAITING: "cyan",
+    State.CIRCUIT_OPEN: "yellow",
     State.IN_PROGRESS: "cyan",
     State.RETRYING: "yellow",
     State.DELIVERED: "green",
@@ -41,6 +42,7 @@ _STATE_STYLES = {
     State.UNKNOWN: "dim",
 }
 _MEANINGS = {
+    State.CIRCUIT_OPEN: "it waits: a destination of the handler cannot be reached",
     State.SETTLED: "acknowledged, or older than the handler; no more is kept",
     State.UNKNOWN: "no worker has created its group",
 }

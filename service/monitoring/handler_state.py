@@ -18,7 +18,7 @@ from ..storage.scripts import Script, ScriptCall, raise_first
 # Per handler and partition.
 MAX_FAILING_COUNTED = 100
 
-_CIRCUIT = Script(__package__, "circuit.lua")
+CIRCUIT = Script(__package__, "circuit.lua")
 _HANDLER_STATE = Script(__package__, "handler_state.lua")
 
 
@@ -73,7 +73,7 @@ async def read_handlers(
     )
     calls = [_call(keys, name, partition) for name in names for partition in partitions]
     replies = await connections.run(
-        [*calls, *(ScriptCall(_CIRCUIT, [keys.circuit(name)], []) for name in names)]
+        [*calls, *(ScriptCall(CIRCUIT, [keys.circuit(name)], []) for name in names)]
     )
     raise_first(replies)
     states = [

@@ -4,7 +4,7 @@ Arrivals are those that the session's record remembers. What handlers did with a
 from their groups, their dead letters and replays, and their streams of finished attempts. These
 streams are short, so of an old transition it is only known that it was acknowledged.
 
-What a timeline costs is bounded: the latest 50 transitions are looked up, in two to seven script
+What a timeline costs is bounded: the latest 50 transitions are looked up, in three to eight script
 calls for each handler, which look at a bounded number of entries. The calls are made one after the
 other, so that Redis serves others between them.
 """
@@ -31,6 +31,7 @@ from ..transitions import stream_entry
 from ..transitions.transition import StatusTransition
 from . import finished_attempts
 from .finished_attempts import Attempt, NotedAttempt
+from .handler_state import CIRCUIT
 
 # Bounds the time for which one call blocks Redis: about a millisecond.
 MAX_ATTEMPTS_PER_CALL = 1000
@@ -46,11 +47,13 @@ _UNREAD, _ACKNOWLEDGED, _NO_GROUP = -1, -2, -3
 class State(StrEnum):
     """What became of a transition at one handler.
 
-    `SETTLED` means acknowledged, and no more is known: its attempts are not kept any more, its dead
-    letter was dropped, or the handler's group was created after it.
+    `CIRCUIT_OPEN` means that it waits: a destination of the handler cannot be reached. `SETTLED`
+    means acknowledged, and no more is known: its attempts are not kept any more, its dead letter
+    was dropped, or the handler's group was created after it.
     """
 
     WAITING = "waiting"
+    CIRCUIT_OPEN = "circuit open"
     IN_PROGRESS = "in progress"
     RETRYING = "retrying"
     DELIVERED = "delivered"
@@ -207,12 +210,14 @@ async def _find_deliveries(
     replay_states = {
         event_id: state for state, entry in replays for event_id, _ in _events_of([entry])
     }
+    is_circuit_open = bool(await connections.run_one(CIRCUIT, [keys.circuit(handler)], []))
     return {
         event.event_id: _outcome(
             handler,
             replay_states.get(event.event_id, state) if state == _ACKNOWLEDGED else state,
             [one.attempt for one in attempts if one.event_id == event.event_id],
             letter_ids.get(event.event_id),
+            is_circuit_open=is_circuit_open,
         )
         for event, state in zip(admitted, states, strict=True)
     }
@@ -246,7 +251,12 @@ def _asked(admitted: Sequence[KnownEvent], attempts: Sequence[NotedAttempt]) -> 
 
 
 def _outcome(
-    handler: str, state: int, attempts: Sequence[Attempt], dead_letter_id: str | None
+    handler: str,
+    state: int,
+    attempts: Sequence[Attempt],
+    dead_letter_id: str | None,
+    *,
+    is_circuit_open: bool,
 ) -> HandlerOutcome:
     last = attempts[-1] if attempts else None
     failed = last.attempt - (last.outcome == "delivered") if last else 0
@@ -263,6 +273,8 @@ def _outcome(
         found = State.DELIVERED
     else:
         found = State.SETTLED
+    if is_circuit_open and found in (State.WAITING, State.IN_PROGRESS):
+        found = State.CIRCUIT_OPEN
     latest = tuple(attempts[-MAX_ATTEMPTS:])
     return HandlerOutcome(handler, found, latest, dead_letter_id, failed)
 

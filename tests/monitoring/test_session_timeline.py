@@ -191,6 +191,17 @@ async def test_each_state_is_told_apart(
     assert await deployment.states() == [State.SETTLED]
 
 
+async def test_an_open_circuit_is_named(deployment: Deployment) -> None:
+    """While a handler's destination is unreachable, what was not tried waits for it."""
+    first, second = await deployment.read(PROCESSING, FAILED)
+    await deployment.consumer.ack(first)
+    await deployment.admit(VERIFIED)
+    await deployment.connections.client.set(deployment.keys.circuit(HANDLER), 1)
+    assert await deployment.states() == [State.DELIVERED, *[State.CIRCUIT_OPEN] * 2]
+    await deployment.fail(second)
+    assert (await deployment.states())[1] is State.RETRYING
+
+
 async def test_a_handler_without_a_group_is_unknown(deployment: Deployment) -> None:
     """A configured handler is listed first; `fetch` has no transitions."""
     await deployment.admit(PROCESSING)
