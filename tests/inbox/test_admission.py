@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 
@@ -20,7 +19,6 @@ from tests.support.admissions import (
     PROCESSING,
     SESSION_ID,
     InspectedInbox,
-    OpenInbox,
     make_event,
     outcomes,
 )
@@ -112,29 +110,3 @@ class TestOrder:
         """The result counts as the later one, unless they are further apart than the skew."""
         events = [make_event(word, word, at=at) for word, at in (first, second)]
         assert outcomes(await inbox.admit(*events)) == ["admitted", outcome]
-
-
-class TestBatches:
-    """Events that wait together share a call."""
-
-    async def test_many_events_share_few_calls(self, inbox: InspectedInbox) -> None:
-        """A hundred events of one loop turn take one call for each partition."""
-        await inbox.admit(CREATED)
-        await inbox.client.config_resetstat()
-        events = [make_event(session=f"vs_{n}", id=f"evt_{n}") for n in range(100)]
-        answers = await inbox.together(*events)
-
-        assert outcomes(answers) == ["admitted"] * 100
-        stats = await inbox.client.info("commandstats")
-        assert stats["cmdstat_evalsha"]["calls"] <= inbox.keys.partitions
-
-    async def test_many_copies_make_one_transition(self, open_inbox: OpenInbox) -> None:
-        """Of fifty copies at three replicas at once exactly one is admitted."""
-        replicas = [open_inbox() for _ in range(3)]
-        for n in range(20):
-            event = make_event(session=f"vs_{n}", id=f"evt_{n}")
-            answers = await asyncio.gather(
-                *(replicas[i % 3].inbox.admit(event, make_change(event)) for i in range(50))
-            )
-            assert sorted(outcomes(answers)) == ["admitted"] + ["duplicate"] * 49
-        assert len(await replicas[0].entries()) == 20

@@ -82,26 +82,6 @@ async def test_a_primary_demoted_and_promoted_again_begins_an_epoch(
         assert (await numbers(inbox))[-1][1] == 1
 
 
-async def test_only_a_transition_begins_an_epoch(tmp_path: Path, inbox_at: InboxAt) -> None:
-    """After a restart late and unchanged events leave the epoch; a transition begins a new one."""
-    twin = make_event("processing", "processing", id="evt_twin", at=10)
-    with server(tmp_path, *DURABLE) as first:
-        async with inbox_at(first.url) as inbox:
-            await inbox.admit(PROCESSING)
-            before = await inbox.record()
-    with server(tmp_path, *DURABLE) as second:
-        async with inbox_at(second.url) as inbox:
-            assert outcomes(await inbox.admit(CREATED, twin)) == ["late", "unchanged"]
-            after = await inbox.record()
-            for field in ("sequence", "epoch", "server"):
-                assert after[field] == before[field]
-            await inbox.admit(FAILED)
-            again = await inbox.record()
-            assert again["sequence"] == "1"
-            assert int(again["epoch"]) > int(before["epoch"])
-            assert again["server"] != before["server"]
-
-
 @pytest.mark.parametrize("ahead_ms", [0, 10**9])
 async def test_an_epoch_is_above_the_one_before(inbox: InspectedInbox, ahead_ms: int) -> None:
     """An epoch is higher than the last one, also where that server's clock was ahead."""

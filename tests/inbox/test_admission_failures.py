@@ -44,37 +44,27 @@ async def attempted(reason: UnavailableReason, times: int) -> None:
 class TestLostReplies:
     """A connection may break at any point: the answer is true, and the event is admitted once."""
 
-    async def test_a_batch_whose_reply_is_lost_gets_its_first_answers(
-        self, redis_url: str, inbox_at: InboxAt
+    @pytest.mark.parametrize("fault", [Fault.LOSE_REPLY, Fault.LOSE_REQUEST])
+    async def test_a_batch_that_is_sent_again_gets_its_first_answers(
+        self, redis_url: str, inbox_at: InboxAt, fault: Fault
     ) -> None:
-        """However often the reply is lost, each event gets the answer of the first attempt."""
+        """However often request or reply is lost, each event is admitted and answered once."""
         twin = make_event("processing", "processing", id="evt_twin", at=10)
         after_final = make_event("processing", "processing", id="evt_after", at=90)
         async with proxy_to(redis_url) as proxy, inbox_at(proxy.url) as inbox:
             await inbox.admit(PROCESSING)
-            proxy.break_next(Fault.LOSE_REPLY, times=3)
+            proxy.break_next(fault, times=3)
             answers = await inbox.together(
                 PROCESSING, CREATED, twin, VERIFIED, after_final, VERIFIED
             )
 
-            assert proxy.happened == [Fault.LOSE_REPLY] * 3
+            assert proxy.happened == [fault] * 3
             assert outcomes(answers) == [
                 *("duplicate", "late", "unchanged", "admitted", "late", "duplicate")
             ]
             assert answers[3] == Admission(Outcome.ADMITTED, 2, "processing", after_final=False)
             assert answers[4] == Admission(Outcome.LATE, 2, "verified", after_final=True)
             assert len(await inbox.entries()) == 2
-
-    async def test_a_request_that_never_arrived_is_sent_again(
-        self, redis_url: str, inbox_at: InboxAt
-    ) -> None:
-        """After a reset before execution the call is repeated within the deadline."""
-        async with proxy_to(redis_url) as proxy, inbox_at(proxy.url) as inbox:
-            await inbox.admit(CREATED)
-            proxy.break_next(Fault.LOSE_REQUEST, times=2)
-
-            assert outcomes(await inbox.admit(PROCESSING)) == ["admitted"]
-            assert proxy.happened == [Fault.LOSE_REQUEST] * 2
 
     async def test_unknown_is_never_duplicate(self, redis_url: str, inbox_at: InboxAt) -> None:
         """An event whose fate stays unknown is `Unavailable`, so that it is sent again."""

@@ -1,15 +1,16 @@
-"""Notifications: each is queued once, in the same call as events, and never too early forgotten."""
+"""Notifications: each is queued in the same call as events, and never too early forgotten.
+
+That each is queued once, unless it is too old, is held by the state machine of admission.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import pytest
 import structlog.testing
 
-from service.config import DAY_S
-from service.storage.scripts import NO_NEEDS, Needs, ScriptCall
+from service.config import DAY_S, Settings
+from service.storage.connections import Connections
 from tests.support.admissions import (
     CREATED,
     DEADLINE_S,
@@ -17,31 +18,15 @@ from tests.support.admissions import (
     SESSION_ID,
     InspectedInbox,
     OpenInbox,
+    inspected,
     make_event,
     make_notification,
     outcomes,
 )
-from tests.support.transitions import TRACEPARENT
+from tests.support.tapped import Tapped
 from tests.support.virtual_time import push
 
 THIN = make_notification()
-
-
-async def test_a_notification_is_queued_once(inbox: InspectedInbox) -> None:
-    """The first is appended whole; copies, in the same batch and later, are duplicates."""
-    whole = make_notification(
-        context="acct_1",
-        endpoint="acme",
-        account_name="shop",
-        snapshot_event_id="evt_1",
-        traceparent=TRACEPARENT,
-    )
-
-    together = outcomes(await inbox.note(whole, whole))
-    later = outcomes(await inbox.note(whole))
-
-    assert (sorted(together), later) == (["duplicate", "queued"], ["duplicate"])
-    assert await inbox.notifications() == [whole]
 
 
 async def test_a_notification_is_remembered_longer_than_stripe_retries(
@@ -79,36 +64,19 @@ async def test_nothing_of_a_session_is_touched(inbox: InspectedInbox) -> None:
 
 
 async def test_events_and_notifications_share_a_batch(
-    inbox: InspectedInbox, monkeypatch: pytest.MonkeyPatch
+    connections: Connections, settings: Settings
 ) -> None:
     """All that arrives in one loop turn is decided by one call."""
-    calls: list[ScriptCall] = []
-    run = inbox.connections.run
-
-    async def counted(found: list[ScriptCall], *, needs: Needs = NO_NEEDS) -> list[Any]:
-        calls.extend(found)
-        return await run(found, needs=needs)
-
-    monkeypatch.setattr(inbox.connections, "run", counted)
-    others = [make_notification(id=f"evt_{n}", session=f"vs_{n}") for n in range(5)]
+    tap = Tapped(connections)
+    inbox = inspected(tap, settings)
+    others = [make_notification(id=f"evt_{n}", session=f"vs_{n}") for n in range(100)]
     noted, admitted = await asyncio.gather(
         inbox.note(THIN, *others), inbox.together(CREATED, CREATED)
     )
 
-    assert outcomes(noted) == ["queued"] * 6
+    assert outcomes(noted) == ["queued"] * 101
     assert sorted(outcomes(admitted)) == ["admitted", "duplicate"]
-    assert len(calls) == 1
-
-
-async def test_age_is_judged_at_once(open_inbox: OpenInbox) -> None:
-    """A notification of an old event is expired, unless it is known; it is not remembered."""
-    old = make_notification(at=-2 * DAY_S)
-    narrow, wide = open_inbox(max_event_age_days=1), open_inbox()
-
-    assert outcomes(await narrow.note(old)) == ["expired"]
-    assert await narrow.notifications() == []
-    assert outcomes(await wide.note(old)) == ["queued"]
-    assert outcomes(await narrow.note(old)) == ["duplicate"]
+    assert len(tap.calls) == 1
 
 
 async def test_a_full_stream_refuses_new_notifications(open_inbox: OpenInbox) -> None:

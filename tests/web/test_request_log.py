@@ -118,24 +118,53 @@ async def test_every_line_names_its_request(
         assert line["request_id"] == logged
 
 
+# The body, and what its line says: its name, the status before and after, or the status that stays
+# and the one that is ignored, and whether it was created after a final status.
+LINES: list[tuple[bytes, tuple[object, ...]]] = [
+    (event(created=NOW - 60), ("admitted", None, "requires_input", "-", "-", False)),
+    (
+        event("processing", id="evt_2", status="processing"),
+        ("admitted", "requires_input", "processing", "-", "-", False),
+    ),
+    (
+        event(id="evt_3", created=NOW - 30),
+        ("late", "-", "-", "processing", "requires_input", False),
+    ),
+    (
+        event("processing", id="evt_4", status="processing", created=NOW + 1),
+        ("unchanged", "-", "-", "processing", "-", False),
+    ),
+    (
+        event("verified", id="evt_5", status="verified", created=NOW + 20),
+        ("admitted", "processing", "verified", "-", "-", False),
+    ),
+    (
+        event("processing", id="evt_6", status="processing", created=NOW + 60),
+        ("late", "-", "-", "verified", "processing", True),
+    ),
+    (event(created=NOW - 60), ("duplicate", "-", "-", None, "requires_input", False)),
+    (
+        event(id="evt_7", session="vs_old", created=NOW - 99 * DAY_S),
+        ("expired", "-", "-", None, "requires_input", False),
+    ),
+    (PING, ("ignored", "-", "-", "-", "-", "-")),
+    (b"[]", ("rejected", "-", "-", "-", "-", "-")),
+]
+
+
 async def test_one_line_for_each_delivery(open_app: OpenApp, log: Log) -> None:
     """Each request has one line, named after its outcome, with allowed fields only."""
-    late = event("processing", id="evt_2", status="processing", created=NOW - 60)
-    contradiction = event("processing", id="evt_4", status="processing", created=NOW + 60)
-    bodies = [
-        event(), event(), late, event(id="evt_3", created=NOW + 9), PING, b"[]",
-        event("verified", id="evt_5", status="verified", created=NOW + 20), contradiction,
-    ]  # fmt: skip
     async with open_app() as client:
-        for body in bodies:
+        for body, _ in LINES:
             await post_event(client, body)
     async with open_app(stream_max_entries=1) as client:
-        full = event("redacted", id="evt_6", status="verified", created=NOW + 90)
+        full = event("redacted", id="evt_8", status="verified", created=NOW + 90)
         await post_event(client, full)
-    assert [line["event"] for line in log.lines] == [
-        "event.admitted", "event.duplicate", "event.late", "event.unchanged", "event.ignored",
-        "event.rejected", "event.admitted", "event.late", "event.unavailable",
-    ]  # fmt: skip
+    words = ("event", "previous", "current", "status", "ignored_status", "after_final")
+    assert [tuple(line.get(word, "-") for word in words) for line in log.lines] == [
+        *((f"event.{name}", *said) for _, (name, *said) in LINES),
+        ("event.unavailable", "-", "-", "-", "-", "-"),
+    ]
     allowed = {
         "event", "event_id", "event_type", "session_id", "previous", "current", "reversal",
         "status", "ignored_status", "sequence", "endpoint", "last_error_code",
@@ -144,7 +173,8 @@ async def test_one_line_for_each_delivery(open_app: OpenApp, log: Log) -> None:
         "request_id",
     }  # fmt: skip
     assert all(line.keys() <= allowed for line in log.lines)
-    assert [line.get("after_final") for line in log.lines[6:8]] == [False, True]
+    # A rejection, and what is late although it was created after a final status.
+    assert sorted(log.warned) == ["event.late", "event.rejected"]
 
 
 async def test_a_line_for_each_thin_event(open_app: OpenApp, log: Log) -> None:
@@ -178,30 +208,6 @@ async def test_a_line_for_each_thin_event(open_app: OpenApp, log: Log) -> None:
     assert sample("idv_last_event_timestamp_seconds") >= NOW
     after = counted("queued", "verified"), sample("idv_event_age_seconds_count")
     assert (after[0] - before[0], after[1] - before[1]) == (1, 3)
-
-
-async def test_a_line_says_what_the_session_is(open_app: OpenApp, log: Log) -> None:
-    """An ignored status is not logged like a change of the session."""
-    async with open_app() as client:
-        for body in (
-            event(created=NOW - 60),
-            event("verified", id="evt_2", status="verified"),
-            event("processing", id="evt_3", status="processing", created=NOW - 30),
-            event("verified", id="evt_4", status="verified", created=NOW + 1),
-            event(created=NOW - 60),
-            event(id="evt_5", session="vs_old", created=NOW - 99 * DAY_S),
-        ):
-            await post_event(client, body)
-    words = ("event", "previous", "current", "status", "ignored_status")
-    assert [tuple(line.get(word, "-") for word in words) for line in log.lines] == [
-        ("event.admitted", None, "requires_input", "-", "-"),
-        ("event.admitted", "requires_input", "verified", "-", "-"),
-        ("event.late", "-", "-", "verified", "processing"),
-        ("event.unchanged", "-", "-", "verified", "-"),
-        ("event.duplicate", "-", "-", None, "requires_input"),
-        ("event.expired", "-", "-", None, "requires_input"),
-    ]
-    assert log.warned == []
 
 
 async def test_a_reversal_is_a_warning_and_counted(open_app: OpenApp, log: Log) -> None:
