@@ -57,7 +57,25 @@ OWNERS = {
     "httpx2": {"operations.sender", "stripe_api.client"},
     "prometheus_client": {"telemetry.metrics"},
     "opentelemetry": {"telemetry.tracing"},
+    "redis": {f"storage.{name}" for name in ("clients", "cluster", "redis_connection", "urls")},
     "hmac": {"stripe.signatures", "admin.logins"},
+}
+# What each of these libraries has that any module may import.
+KNOWN_TO_ALL = {"redis": "redis.exceptions."}
+# Attributes, imported names and arguments of calls, and the packages or modules that may use them.
+USERS = {
+    # Who chooses status codes; and two who read those of other servers, and redis-py's name for the
+    # first word of an error.
+    "status_code status_code=": {
+        *("web.app", "admin", "operations.sender", "stripe_api.client", "storage.redis_errors"),
+    },
+    # Who reads the environment; other modules receive a mapping.
+    "environ environb getenv": {"cli.main", "cli.run", "cli.defaults"},
+    # Where secrets are used: to sign, to connect, to show defaults.
+    "reveal": {
+        *("storage.connections", "stripe.signatures", "stripe_api.keys", "environment"),
+        *("admin.logins", "handlers.kafka", "handlers.nats", "handlers.rabbitmq", "handlers.sqs"),
+    },
 }
 FORBIDDEN_WORDS = {
     *("util", "utils", "helper", "helpers", "common", "core", "base", "manager", "processor"),
@@ -143,6 +161,18 @@ def foreign(name: str) -> set[str]:
     return found
 
 
+@functools.cache
+def words_used(name: str) -> set[str]:
+    """Return the attributes, the names from libraries, and the `arguments=` that a module uses."""
+    found = {dotted.rpartition(".")[2] for dotted in foreign(name)}
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        if isinstance(node, ast.keyword):
+            found.add(f"{node.arg}=")
+    return found
+
+
 def top(dotted: str) -> str:
     """Return the first part of a dotted name."""
     return dotted.partition(".")[0]
@@ -193,22 +223,15 @@ def test_imports_have_no_cycle() -> None:
 @pytest.mark.parametrize("library", OWNERS)
 def test_each_library_has_one_owner(library: str) -> None:
     """Each library is imported by its owners, modules or packages, and by no others."""
-    users = {name for name in PATHS if library in {top(dotted) for dotted in foreign(name)}}
-
-    assert {name for name in users if not {name, package(name)} & OWNERS[library]} == set()
-
-
-def test_only_storage_knows_the_client() -> None:
-    """Only four modules of storage import redis-py; others know its exceptions alone."""
-    known = {
-        (name, dotted)
+    open_to_all = KNOWN_TO_ALL.get(library, "-")
+    users = {
+        name
         for name in PATHS
         for dotted in foreign(name)
-        if top(dotted) == "redis" and not dotted.startswith("redis.exceptions.")
+        if top(dotted) == library and not dotted.startswith(open_to_all)
     }
 
-    modules = {"clients", "cluster", "redis_connection", "urls"}
-    assert {name for name, _ in known} == {f"storage.{module}" for module in modules}
+    assert {name for name in users if not {name, package(name)} & OWNERS[library]} == set()
 
 
 def test_only_web_knows_http() -> None:
@@ -219,38 +242,12 @@ def test_only_web_knows_http() -> None:
     assert known <= {"starlette.types.ASGIApp"}
 
 
-@every_module
-def test_only_web_knows_status_codes(name: str) -> None:
-    """Only `web` and `admin` choose status codes.
+@pytest.mark.parametrize("words", USERS)
+def test_some_words_are_for_few_modules(words: str) -> None:
+    """Only the modules and packages in the table use any of the words."""
+    users = {name for name in PATHS if words_used(name) & {*words.split()}}
 
-    `sender` and `client` read those of other servers, and redis-py calls the first word of
-    an error a status code.
-    """
-    used = {
-        node.arg if isinstance(node, ast.keyword) else node.attr
-        for node in ast.walk(tree_of(name))
-        if isinstance(node, ast.keyword | ast.Attribute)
-    }
-
-    is_page = package(name) == "admin"
-    assert (
-        "status_code" not in used
-        or is_page
-        or name in {"web.app", "operations.sender", "stripe_api.client", "storage.redis_errors"}
-    )
-
-
-@every_module
-def test_only_the_command_line_reads_the_environment(name: str) -> None:
-    """Only `cli` uses `os.environ`; other modules receive a mapping."""
-    used = {
-        node.attr
-        for node in ast.walk(tree_of(name))
-        if isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv"}
-    }
-    imports = {dotted for dotted in foreign(name) if dotted in {"os.environ", "os.getenv"}}
-
-    assert not (used | imports) or name in {"cli.main", "cli.run", "cli.defaults"}
+    assert {name for name in users if not {name, package(name)} & USERS[words]} == set()
 
 
 @every_module
@@ -272,21 +269,6 @@ def test_only_settings_are_read_by_name(name: str) -> None:
     }
 
     assert name.startswith("handlers.") or looked_up <= owned.get(name, set())
-
-
-@every_module
-def test_few_modules_reveal_secrets(name: str) -> None:
-    """`reveal` is called only where secrets are used: to sign, to connect, to show defaults."""
-    calls = [
-        node
-        for node in ast.walk(tree_of(name))
-        if isinstance(node, ast.Attribute) and node.attr == "reveal"
-    ]
-
-    queues = {"handlers.kafka", "handlers.nats", "handlers.rabbitmq", "handlers.sqs"}
-    users = {"storage.connections", "stripe.signatures", "stripe_api.keys", "environment"}
-    users.add("admin.logins")
-    assert not calls or name in {*users, *queues}
 
 
 def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
