@@ -1078,8 +1078,8 @@ MUTANTS = (
     Mutant(
         "a choice about durability is an alarm",
         "service/monitoring/deployment_rules.py",
-        "        is_choice = one.name in _CHOICES and one.severity is Severity.WARNING\n",
-        "        is_choice = False\n",
+        "    return finding.name in _CHOICES and finding.severity is Severity.WARNING\n",
+        "    return False\n",
         "monitoring/test_deployment_rules.py",
     ),
     # The process: it listens and waits, and leaves nothing behind for what did not open.

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ..monitoring.deployment_rules import is_choice
 from ..monitoring.words import counted, duration
 from ..stripe.events import EVENT_TYPE_PREFIX
 from ..transitions.lifecycle import Status
@@ -49,6 +50,7 @@ class Renderer:
             code=mark_code,
             event_type=lambda text: text.removeprefix(EVENT_TYPE_PREFIX),
         )
+        self._environment.tests.update(choice=is_choice)
         for name in self._environment.list_templates(["html"]):
             self._environment.get_template(name)
 

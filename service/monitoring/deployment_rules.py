@@ -69,10 +69,14 @@ def judge(facts: Facts) -> tuple[Reason, ...]:
     return tuple(sorted(reasons, key=lambda one: -RANKS[one.severity]))
 
 
+def is_choice(finding: Finding) -> bool:
+    """Return whether a finding warns of a choice: no alert fires, so it is only shown as a hint."""
+    return finding.name in _CHOICES and finding.severity is Severity.WARNING
+
+
 def _redis(findings: Sequence[Finding]) -> Iterator[Reason]:
     for one in findings:
-        is_choice = one.name in _CHOICES and one.severity is Severity.WARNING
-        if one.severity is not Severity.FINE and not is_choice:
+        if one.severity is not Severity.FINE and not is_choice(one):
             yield Reason(
                 one.severity,
                 f"Redis: {one.name}",

@@ -64,6 +64,7 @@ def test_the_scale_is_round_and_fits(greatest: int, top: int) -> None:
                 *("1,204 32 min 3 open: unreachable 61 1 8 of 8", "not configured unknown + 2"),
                 *("silent 95 s ago", "redis_slow", "3 in 7 days", "2 h ago", "4 events in 7 days"),
                 *("71 s behind", "not compared yet api_forbidden", "redacted_not_selected"),
+                "hint replication",
             ),
         ),
         (samples.healthy(), ("All is well", "Receivers ready 2 of 2", "Dead letters 0")),
