@@ -18,9 +18,9 @@ from ..monitoring.handler_state import HandlerState, read_handlers
 from ..storage import health, layout
 from ..storage.connections import Connections, connect
 from ..storage.keys import Keys
-from ..stripe_api import endpoints
 from ..stripe_api.client import open_api
-from ..stripe_api.endpoints import EndpointFinding
+from ..stripe_api.destinations import survey_all
+from ..stripe_api.endpoints import EndpointFinding, assess
 from ..stripe_api.keys import ApiKeys
 from ..stripe_api.rate_limit import Priority
 
@@ -152,7 +152,7 @@ async def _check_stripe_api(settings: Settings) -> list[Finding]:
             asyncio.timeout(CHECK_TIMEOUT_S),
             open_api(settings.stripe_api_base, ApiKeys(settings.stripe_api_key)) as api,
         ):
-            found = await endpoints.examine(api, settings, Priority.FETCH)
+            found = assess(await survey_all(api, Priority.FETCH), settings)
     except TimeoutError:
         meaning = f"Stripe's API did not answer within {CHECK_TIMEOUT_S:.0f} s"
         return [_stripe_finding(Severity.WARNING, meaning)]

@@ -47,21 +47,10 @@ class Lookback(NamedTuple):
     reach_s: int
 
 
-class Timing(NamedTuple):
-    """Which seconds passes read.
-
-    Attributes:
-        delay_s: How far behind now a pass ends.
-        overlap_s: How far before the cursor it begins.
-        lookbacks: When it begins earlier than that.
-    """
-
-    delay_s: int = 60
-    overlap_s: int = 90
-    lookbacks: tuple[Lookback, ...] = (Lookback(600, 900), Lookback(3600, 3 * 3600))
-
-
-TIMING = Timing()
+# How far behind now a pass ends, how far before the cursor it begins, and when it begins earlier.
+DELAY_S = 60
+OVERLAP_S = 90
+LOOKBACKS = (Lookback(600, 900), Lookback(3600, 3 * 3600))
 
 
 class AccountPasses:
@@ -75,7 +64,6 @@ class AccountPasses:
         keys: The layout.
         select_types: Chooses the types of the events.
         start_of: Returns where the first pass begins that begins at a given time.
-        timing: Which seconds passes read.
     """
 
     def __init__(
@@ -88,7 +76,6 @@ class AccountPasses:
         *,
         select_types: SelectTypes,
         start_of: Callable[[float], float],
-        timing: Timing,
     ) -> None:
         self._caller = caller
         self._api = api
@@ -97,9 +84,8 @@ class AccountPasses:
         self._keys = keys
         self._select_types = select_types
         self._start_of = start_of
-        self._timing = timing
         # A worker that takes over does not know when the last one looked back.
-        self._looked_back_at = dict.fromkeys(timing.lookbacks, 0.0)
+        self._looked_back_at = dict.fromkeys(LOOKBACKS, 0.0)
 
     async def run(self, lease: Lease, now: float) -> None:
         """Read and admit everything up to a little before *now*, in Unix seconds.
@@ -121,7 +107,7 @@ class AccountPasses:
             self._caller,
             await self._select_types(self._api, self._caller),
             self._first_second(cursor, due, int(now)),
-            int(now) - self._timing.delay_s,
+            int(now) - DELAY_S,
             priority=Priority.RECONCILE,
         )
         async with aclosing(windows):
@@ -141,7 +127,7 @@ class AccountPasses:
 
     def _first_second(self, cursor: Cursor, due: Sequence[Lookback], now: int) -> int:
         """Return where a pass begins; never before the first pass did."""
-        usual = cursor.read_until - self._timing.overlap_s
+        usual = cursor.read_until - OVERLAP_S
         # After an outage the late ones are those from before it.
         read_until = min(cursor.read_until, now)
         wanted = min([usual, *(read_until - each.reach_s for each in due)])

@@ -15,7 +15,7 @@ from .. import cancellation
 from ..config import Settings
 from ..errors import ApiError, ApiErrorReason
 from .client import Caller, StripeApi
-from .destinations import survey
+from .destinations import survey_all
 from .event_pages import Window, read_windows
 from .keys import ApiKeys
 from .rate_limit import Priority
@@ -46,10 +46,7 @@ async def select_types(api: StripeApi, callers: Sequence[Caller]) -> dict[Caller
     Raises:
         Unavailable: Redis, where the budget of requests is, did not answer.
     """
-    surveys = {
-        is_live: await survey(api, is_live=is_live, priority=Priority.BACKFILL)
-        for is_live in {caller.is_live for caller in callers}
-    }
+    surveys = {one.is_live: one for one in await survey_all(api, Priority.BACKFILL)}
     return {
         caller: surveys[caller.is_live].selected_types(connected=caller.account is not None)
         for caller in callers

@@ -149,12 +149,20 @@ _LISTS: Final[dict[ApiEndpoint, tuple[str, Sequence[tuple[str, str]]]]] = {
 }
 
 
-async def survey(api: StripeApi, *, is_live: bool, priority: Priority) -> Survey:
-    """Return what the key of a mode sees; that it may not see something is part of it.
+async def survey_all(api: StripeApi, priority: Priority) -> list[Survey]:
+    """Return what each key sees, live mode first; that one may not see something is part of it.
 
     Raises:
         Unavailable: Redis, where the budget of requests is, did not answer.
     """
+    return [
+        await _survey(api, is_live=is_live, priority=priority)
+        for is_live in (True, False)
+        if api.holds(is_live)
+    ]
+
+
+async def _survey(api: StripeApi, *, is_live: bool, priority: Priority) -> Survey:
     caller = Caller(is_live=is_live)
     found: list[Destination] = []
     failures: dict[ApiEndpoint, ApiErrorReason] = {}

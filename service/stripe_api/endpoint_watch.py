@@ -17,7 +17,7 @@ from ..config import Settings
 from ..findings import RANKS, Finding
 from ..telemetry import metrics
 from .client import Caller, StripeApi
-from .destinations import ALL_TYPES, Survey, survey
+from .destinations import ALL_TYPES, Survey, survey_all
 from .endpoints import EndpointFinding, assess
 from .rate_limit import Priority
 from .watch_report import DestinationState
@@ -83,13 +83,10 @@ class EndpointWatch:
         self._due_at = -math.inf
 
     async def _look(self, api: StripeApi) -> None:
-        modes = [is_live for is_live in (True, False) if api.holds(is_live)]
-        self._surveys = {
-            is_live: await survey(api, is_live=is_live, priority=Priority.RECONCILE)
-            for is_live in modes
-        }
+        surveys = await survey_all(api, Priority.RECONCILE)
+        self._surveys = {one.is_live: one for one in surveys}
         self._due_at = self._clock() + LOOK_EVERY_S
-        self._note(assess([*self._surveys.values()], self._settings))
+        self._note(assess(surveys, self._settings))
 
     def _note(self, found: list[Finding]) -> None:
         """Export *found*, and log what was not found before."""

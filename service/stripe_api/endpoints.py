@@ -15,9 +15,8 @@ from typing import Final, NamedTuple
 from ..config import WEBHOOK_PATH, Livemode, Settings
 from ..errors import ApiErrorReason
 from ..findings import Finding, Promise, Severity
-from .client import ApiEndpoint, StripeApi
-from .destinations import REDACTED, Destination, Survey, survey
-from .rate_limit import Priority
+from .client import ApiEndpoint
+from .destinations import REDACTED, Destination, Survey
 
 WEBHOOKS: Final = "in Stripe's Dashboard under Workbench > Webhooks"
 API_KEYS: Final = "in Stripe's Dashboard under Developers > API keys"
@@ -60,20 +59,6 @@ class _View(NamedTuple):
             )
             for connected in (False, True)
         )
-
-
-async def examine(api: StripeApi, settings: Settings, priority: Priority) -> list[Finding]:
-    """Return what is wrong in each mode that there is a key for.
-
-    Raises:
-        Unavailable: Redis, where the budget of requests is, did not answer.
-    """
-    surveys = [
-        await survey(api, is_live=is_live, priority=priority)
-        for is_live in (True, False)
-        if api.holds(is_live)
-    ]
-    return assess(surveys, settings)
 
 
 def assess(surveys: Sequence[Survey], settings: Settings) -> list[Finding]:

@@ -28,7 +28,7 @@ from ..storage.connections import Connections
 from ..storage.keys import Keys
 from ..storage.redis_errors import unavailable_reason
 from ..telemetry import metrics
-from .account_pass import TIMING, AccountPasses, Timing, describe
+from .account_pass import AccountPasses, describe
 from .client import Caller, StripeApi
 from .cursors import account_field, read_cursors
 from .endpoint_watch import EndpointWatch
@@ -54,7 +54,6 @@ class Reconciler:
         connections: Open clients of Redis.
         keys: The layout.
         settings: The accounts, the interval, where to begin, and the lease's time to live.
-        timing: Which seconds passes read.
         clock: Returns the Unix time in seconds.
     """
 
@@ -65,7 +64,6 @@ class Reconciler:
         keys: Keys,
         settings: Settings,
         *,
-        timing: Timing = TIMING,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._api = api
@@ -74,7 +72,6 @@ class Reconciler:
         self._keys = keys
         self._settings = settings
         self._watch = EndpointWatch(settings)
-        self._timing = timing
         self._clock = clock
         self._callers = accounts(settings)
         self._start_of = partial(parse_time, settings.reconcile_from)
@@ -151,7 +148,6 @@ class Reconciler:
             self._keys,
             select_types=self._watch.select_types,
             start_of=self._start_of,
-            timing=self._timing,
         )
         while True:
             next_at = loop.time() + self._settings.reconcile_every_s

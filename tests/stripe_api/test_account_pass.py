@@ -18,7 +18,7 @@ from service.parsers import parse_time
 from service.storage.connections import Connections
 from service.storage.keys import Keys
 from service.stripe_api import account_pass, event_pages
-from service.stripe_api.account_pass import TIMING, AccountPasses, Lookback
+from service.stripe_api.account_pass import DELAY_S, LOOKBACKS, OVERLAP_S, AccountPasses, Lookback
 from service.stripe_api.client import Caller, StripeApi
 from service.stripe_api.cursors import Cursor, move_cursor, read_cursors
 from service.stripe_api.destinations import ALL_TYPES
@@ -75,7 +75,6 @@ class Rig:
             self.keys,
             select_types=select_types,
             start_of=partial(parse_time, start),
-            timing=TIMING,
         )
 
     async def run(self, passes: AccountPasses, now: float = NOW) -> None:
@@ -399,6 +398,5 @@ async def test_little_is_asked_when_nothing_is_missing(rig: Rig) -> None:
 
 def test_lookbacks() -> None:
     """Every ten minutes 15 minutes, every hour 3 hours; else 90 s before the cursor."""
-    assert TIMING.delay_s == 60
-    assert TIMING.overlap_s == 90
-    assert TIMING.lookbacks == (Lookback(600, 900), Lookback(3600, 10_800))
+    assert (DELAY_S, OVERLAP_S) == (60, 90)
+    assert (Lookback(600, 900), Lookback(3600, 10_800)) == LOOKBACKS

@@ -16,9 +16,9 @@ from service.errors import Unavailable, UnavailableReason
 from service.findings import Finding, Promise, Severity
 from service.secret import Secret
 from service.stripe_api.client import Caller, StripeApi
-from service.stripe_api.destinations import ALL_TYPES, survey
+from service.stripe_api.destinations import ALL_TYPES, survey_all
 from service.stripe_api.endpoint_watch import LOOK_EVERY_S, EndpointWatch
-from service.stripe_api.endpoints import examine
+from service.stripe_api.endpoints import assess
 from service.stripe_api.keys import ApiKeys
 from service.stripe_api.rate_limit import Priority
 from service.telemetry import metrics
@@ -40,7 +40,7 @@ SETTINGS = Settings()
 
 async def examined(api: StripeApi, **changes: Any) -> list[Finding]:
     """Return what is found, with some settings."""
-    return await examine(api, replace(SETTINGS, **changes), Priority.FETCH)
+    return assess(await survey_all(api, Priority.FETCH), replace(SETTINGS, **changes))
 
 
 async def names(api: StripeApi, **changes: Any) -> list[str]:
@@ -244,7 +244,7 @@ async def test_the_selected_types_are_read(stand_in: StripeStandIn, api: StripeA
     """They are those of all destinations, disabled or not; all types where none is known."""
 
     async def selected(*, connected: bool = False) -> Sequence[str]:
-        found = await survey(api, is_live=False, priority=Priority.FETCH)
+        [found] = await survey_all(api, Priority.FETCH)
         return found.selected_types(connected=connected)
 
     assert await selected() == ALL_TYPES
