@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 import redis
@@ -13,6 +14,12 @@ from service.delivery import stream_watcher, worker
 from service.storage.connections import Connections
 from tests.support.waiting import PATIENCE_S
 from tests.support.workers import INTERVAL_S, SETTINGS, Deployment
+
+
+@pytest.fixture
+def client(connections: Connections) -> Any:
+    """Return a client of a server on which the group of `log` exists."""
+    return connections.client
 
 
 @pytest.fixture

@@ -27,12 +27,6 @@ STREAM = TWO.transitions(0)
 FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch": 1}
 
 
-@pytest.fixture
-def client(connections: Connections) -> Any:
-    """Return a client of a server on which the group of `log` exists."""
-    return connections.client
-
-
 async def admit(client: Any, *entry_ids: str) -> list[str]:
     """Append entries to partition 0; return their ids."""
     return [(await client.xadd(STREAM, FIELDS, id=each)).decode() for each in entry_ids]

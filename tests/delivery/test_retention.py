@@ -18,12 +18,6 @@ STREAM = "idv:{0}:transitions"
 FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch": 1}
 
 
-@pytest.fixture
-def client(connections: Connections) -> Any:
-    """Return a client of a server on which the group of `log` exists."""
-    return connections.client
-
-
 async def test_a_stream_without_a_group_is_left_alone(
     connections: Connections, keys: Keys, client: Any
 ) -> None:

@@ -220,6 +220,8 @@ async def test_an_outage_is_seen_by_check_and_ends(
     # If calls counted as attempts, each session's only one would be used up by now.
     await until(lambda: len(log.calls) > 60)
     assert gauge("log") == 1
+    parked = metrics.PARKED_ENTRIES.labels("log")._value
+    await until(lambda: parked.get() >= 40)
     found = {one.name: one for one in await check.collect_findings(deployment.settings, {})}
     assert found["group log"].severity is Severity.WARNING
     assert "its queue is unreachable" in found["group log"].meaning
@@ -227,4 +229,5 @@ async def test_an_outage_is_seen_by_check_and_ends(
     is_unreachable = False
     await deployment.deliver_all(lambda: log.returns)
     assert gauge("log") == 0
+    await until(lambda: parked.get() == 0)
     assert not {line["event"] for line in lines} & {"delivery.dead_lettered", "delivery.retried"}

@@ -29,12 +29,6 @@ async def watcher(
     await opened.close()
 
 
-@pytest.fixture
-def client(connections: Connections) -> Any:
-    """Return a plain client."""
-    return connections.client
-
-
 async def waiter(watcher: StreamWatcher, last_read: Mapping[str, str]) -> asyncio.Task[None]:
     """Return a task that waits, once its read is under way."""
     before = len(watcher._waiters)

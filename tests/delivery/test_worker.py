@@ -23,7 +23,6 @@ from service.runtime.embedded_redis import EmbeddedServer
 from service.secret import Secret
 from service.storage import clients
 from service.storage.connections import connect
-from service.telemetry import metrics
 from service.transitions.transition import StatusTransition
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.virtual_time import push
@@ -46,27 +45,6 @@ LOSSES = {
     "partitions.taken_over",
     "worker.rebalance_failed",
 }
-
-
-async def test_a_failing_session_is_parked_and_delivered_whole(deployment: Deployment) -> None:
-    """More entries of a failing session than the window holds are parked, then delivered."""
-    bad = deployment.admit(1, 600, name="vs_bad")
-    deployment.admit(25)
-    is_failing = True
-
-    async def act(one: Entry) -> None:
-        if is_failing and one in bad:
-            raise LookupError
-
-    log = CallLog()
-    deployment.start({"log": log.handler(act)}, retry_max_attempts=1000)
-    await until(lambda: len(log.returns) == 25)
-    parked = metrics.PARKED_ENTRIES.labels("log")._value
-    await until(lambda: parked.get() >= 599)
-    is_failing = False
-    await deployment.deliver_all(lambda: log.returns)
-    await until(lambda: parked.get() == 0)
-    assert [one for one in log.returns if one in bad] == bad
 
 
 async def test_handlers_do_not_affect_each_other(deployment: Deployment) -> None:
@@ -251,24 +229,6 @@ async def test_leases_are_renewed_while_other_work_hangs(
     assert set(one._partition_tasks.values()) == before
     assert not [line for line in lines if line["event"] in LOSSES]
     is_over.set()
-
-
-async def test_lag_is_measured(deployment: Deployment) -> None:
-    """The gauges show how many entries are not acknowledged, and the age of the oldest."""
-    gate = asyncio.Event()
-    deployment.admit(30)
-    await asyncio.sleep(0.02)
-    one = deployment.start({"log": CallLog().handler(lambda _: gate.wait())})
-    await until(lambda: deployment.pending() == 30)
-    entries = metrics.LAG_ENTRIES.labels("log")._value
-    await until(lambda: entries.get() == 30)
-    assert 0.02 < metrics.OLDEST_SECONDS.labels("log")._value.get() < 60
-
-    gate.set()
-    await until(lambda: deployment.pending() == 0)
-    one._maintenance._measured_at = float("-inf")
-    await until(lambda: entries.get() == 0)
-    assert metrics.OLDEST_SECONDS.labels("log")._value.get() == 0
 
 
 async def test_calls_are_finished_while_shutting_down(deployment: Deployment) -> None:
