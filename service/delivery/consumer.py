@@ -6,7 +6,7 @@ and what becomes of it, is decided in `dispatcher` and `deliverer`.
 How often an entry was tried must survive the worker. Redis keeps one number for each pending entry,
 its delivery count. It holds two:
 
-    count = failed * 1000 + deliveries          failed      deliveries
+    count = failed * 1000 + unresolved          failed      unresolved
 
     an entry is read for the first time         0           1
     its call failed                             + 1         1
@@ -15,7 +15,7 @@ its delivery count. It holds two:
     its call begins, in quarantine              unchanged   + 1
     a worker that stops had not begun it        unchanged   - 1, unless it is in quarantine
 
-`failed` counts calls that ended in an error. `deliveries` counts the workers that had the entry
+`failed` counts calls that ended in an error. `unresolved` counts the workers that had the entry
 since then and have not said what became of it: each may have been killed by it. But a killed worker
 leaves all its entries pending, and only one of them is to blame. So claiming counts up to
 QUARANTINE_AFTER only. From there on the entry is in quarantine: its call runs alone in its process,

@@ -156,7 +156,9 @@ class CircuitBreaker:
         self.is_open = False
         self.successes = 0
         self.probes = 0
-        self._labels = {"handler": handler, **({"destination": destination} if destination else {})}
+        self._described = {"handler": handler}
+        if destination:
+            self._described["destination"] = destination
         self._initial_delay_s = initial_delay_s
         self._order = itertools.count()
         # Heap of (probes, order of arrival, session, scheduler): the least probed is in front.
@@ -204,7 +206,7 @@ class CircuitBreaker:
         """Record a call that reached the destination, even if it failed there: close."""
         if not self.is_open:
             return
-        log.info("circuit.closed", **self._labels, probes=self.probes)
+        log.info("circuit.closed", **self._described, probes=self.probes)
         self.is_open, self._turn = False, None
         self._gauge.dec()
         waiting, self._waiting = self._waiting, []
@@ -244,9 +246,9 @@ class CircuitBreaker:
         if not self.is_open:
             self.is_open, self.probes = True, 0
             self._gauge.inc()
-            log.error("circuit.opened", **self._labels, reason=reason)
+            log.error("circuit.opened", **self._described, reason=reason)
         elif reason != self._reason:
-            log.error("circuit.still_open", **self._labels, reason=reason)
+            log.error("circuit.still_open", **self._described, reason=reason)
         self._reason = reason
         return True
 

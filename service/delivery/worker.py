@@ -212,7 +212,7 @@ class Worker:
         next_check_s = self._interval_s
         while candidates and wanted > 0:
             count = min(wanted, len(candidates))
-            tried = [self._lease(handler, candidates.pop()) for _ in range(count)]
+            tried = [self._new_lease(handler, candidates.pop()) for _ in range(count)]
             # Whose leases they were: those of a dead worker are taken from it.
             owners = [self._observed_leases.owner(lease.assignment) for lease in tried]
             waits = await take_or_renew(
@@ -235,27 +235,23 @@ class Worker:
         await self._maintenance.run_due([*self._partition_tasks])
         return self._interval_s
 
-    def _lease(self, handler: str, partition: int) -> Lease:
+    def _new_lease(self, handler: str, partition: int) -> Lease:
         return Lease(
             self._batches, self._keys, handler=handler, partition=partition, worker=self.name
         )
 
     def _start(self, lease: Lease) -> None:
         """Start the work on a partition whose lease has just been taken."""
-        started = PartitionTask(lease, self._dispatcher, self._create_groups, self._failure_log)
+        started = PartitionTask(lease, self._new_dispatcher, self._create_groups, self._failure_log)
         self._partition_tasks[lease.assignment] = started
         started.task.add_done_callback(lambda _: self._partition_tasks.pop(lease.assignment))
 
-    def _dispatcher(self, lease: Lease) -> Dispatcher:
+    def _new_dispatcher(self, lease: Lease) -> Dispatcher:
         """Return a fresh dispatcher, with a consumer of its own, that works under a lease."""
         stream = source_of(lease.handler).stream(self._keys, lease.partition)
         stream_watcher = self._stream_watchers.setdefault(stream, StreamWatcher(self._connections))
-        consumer = Consumer(
-            lease,
-            self._keys,
-            stream_watcher,
-            replicas=self._settings.durability.replicas,
-        )
+        replicas = self._settings.durability.replicas
+        consumer = Consumer(lease, self._keys, stream_watcher, replicas=replicas)
         return Dispatcher(
             lease.handler,
             self._handlers[lease.handler],

@@ -63,13 +63,6 @@ class _Connection(NamedTuple):
     jetstream: JetStreamContext
 
 
-class _NoStreamError(Unreachable):
-    """No stream contains the subject."""
-
-    def __init__(self) -> None:
-        super().__init__("no_such_stream")
-
-
 class Nats:
     """Publishes each transition and waits for the stream's acknowledgement."""
 
@@ -107,22 +100,23 @@ class Nats:
             ConnectionError: No server answers.
         """
         async with self._shared.acquire_for_check() as connection:
-            try:
-                await self._require_stream(connection)
-            except _NoStreamError:
-                problem = "NATS_SUBJECT: no stream contains it"
-                raise BrokerRefusedError(problem, "no_such_stream") from None
+            await self._require_stream(connection)
 
     async def aclose(self) -> None:
         """Close the connection."""
         await self._shared.close()
 
     async def _require_stream(self, connection: _Connection) -> None:
-        """Raise `_NoStreamError` if no stream contains the subject; a leader may be missing."""
+        """Ask which stream contains the subject; its leader may be missing.
+
+        Raises:
+            BrokerRefusedError: No stream contains it.
+        """
         try:
             await connection.jetstream.find_stream_name_by_subject(self._settings.nats_subject)
         except NotFoundError:
-            raise _NoStreamError from None
+            problem = "NATS_SUBJECT: no stream contains it"
+            raise BrokerRefusedError(problem, "no_such_stream") from None
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[_Connection]:

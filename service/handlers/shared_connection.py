@@ -119,11 +119,10 @@ class SharedConnection(Generic[Connection]):
         if lifetime is not None and lifetime.is_open() and not self._is_open(lifetime.connection()):
             self._end(lifetime)
         if self._current is None:
-            self._current = lifetime = _Lifetime()
-            task = asyncio.create_task(self._run(lifetime))
+            self._current = _Lifetime()
+            task = asyncio.create_task(self._run(self._current))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            return lifetime
         return self._current
 
     def _end(self, lifetime: _Lifetime[Connection]) -> None:
