@@ -88,11 +88,6 @@ class Dispatcher:
         """How many entries are parked."""
         return self._backlog.parked
 
-    @property
-    def in_hand(self) -> int:
-        """How many entries are in memory, loaded or parked."""
-        return self._backlog.loaded + self._backlog.parked
-
     async def run(self) -> None:
         """Deliver until stopped; then finish the calls that have begun, and leave the rest pending.
 

@@ -177,7 +177,7 @@ class Deployment:
         leases = [
             self.keys.lease(partition, handler)
             for (handler, partition), task in tasks.items()
-            if task.dispatcher.in_hand
+            if task.dispatcher._backlog.sessions
         ]
         for lease in leases:
             self.client.pexpire(lease, 100_000)
