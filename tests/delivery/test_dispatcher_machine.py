@@ -29,7 +29,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.delivery.consumer import QUARANTINE_AFTER, Attempts, Consumer, Delivery, Missing
 from service.delivery.deliverer import MAX_DELIVERIES_WITHOUT_OUTCOME, DeadLetterReason
 from service.delivery.dispatcher import Dispatcher
-from service.delivery.leases import LeaseLostError
+from service.delivery.failure_log import FailureLog
+from service.delivery.leases import Lease, LeaseLostError
+from service.delivery.partition_task import PartitionTask
 from service.delivery.retries import CircuitBreakers, RetryPolicy
 from service.errors import Undeliverable
 from service.transitions.transition import StatusTransition
@@ -99,7 +101,7 @@ class Store(FakeConsumer):
         super().__init__()
         self.world = world
         self.consumers: dict[int, Worker] = {}
-        self.owner: MachineConsumer | None = None
+        self.owner: MachineLease | None = None
         self.until = 0.0
 
     @property
@@ -107,19 +109,9 @@ class Store(FakeConsumer):
         """Which entries are dead letters."""
         return [one for one, *_ in self.dead_letters]
 
-    def grant(self, consumer: MachineConsumer, *, renew: bool) -> bool:
-        """Let *consumer* take or renew the lease."""
-        now = self.world.loop.time()
-        if now >= self.until:
-            self.owner = None
-        if self.owner is not consumer and (renew or self.owner is not None):
-            return False
-        self.owner, self.until = consumer, now + TTL_S
-        return True
-
-    def owns(self, consumer: MachineConsumer) -> bool:
-        """Return whether *consumer* holds the lease."""
-        return self.owner is consumer and self.world.loop.time() < self.until
+    def owns(self, lease: Lease) -> bool:
+        """Return whether *lease* is held."""
+        return self.owner is lease and self.world.loop.time() < self.until
 
     async def claim(self, worker: Worker, after: int) -> list[Delivery]:
         """Claim a batch of pending entries; those of another worker count one delivery more."""
@@ -144,18 +136,41 @@ class Store(FakeConsumer):
         """Do nothing: what goes wrong on the way here does so in `MachineConsumer`."""
 
 
+class MachineLease(Lease):
+    """The lease of one worker in the store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.handler, self.partition = HANDLER, 0
+        self.lose()
+
+    def is_granted(self, *, renew: bool) -> bool:
+        """Take or renew the lease."""
+        store, now = self.store, self.store.world.loop.time()
+        if now >= store.until:
+            store.owner = None
+        if store.owner is not self and (renew or store.owner is not None):
+            self.lose()
+            return False
+        store.owner, store.until = self, now + TTL_S
+        self.extend(store.until)
+        return True
+
+    async def release(self) -> None:
+        """Let another worker take the lease."""
+        self.lose()
+        if self.store.owner is self:
+            self.store.owner = None
+
+
 class MachineConsumer(Consumer):
     """A worker's consumer: every call is fenced, and may be lost, late, or answered twice."""
 
-    def __init__(self, store: Store, worker: Worker) -> None:
-        self.store = store
-        self.world = store.world
+    def __init__(self, lease: MachineLease, worker: Worker) -> None:
+        self.lease = lease
+        self.store = lease.store
+        self.world = lease.store.world
         self.worker = worker
-        self.deadline = 0.0
-
-    def has_lease(self) -> bool:
-        """Return whether the lease is held, by the worker's clock."""
-        return self.world.loop.time() < self.deadline
 
     async def claim_pending(self) -> AsyncIterator[list[Delivery]]:
         """Claim pending entries."""
@@ -218,8 +233,8 @@ class MachineConsumer(Consumer):
         await asyncio.sleep(LATENCY_S)
         if fault == "request":
             raise RedisConnectionError
-        if not self.store.owns(self):
-            self.deadline = 0.0
+        if not self.store.owns(self.lease):
+            self.lease.lose()
             world.interruptions += 1
             raise LeaseLostError
         answer = await act(*arguments)
@@ -230,7 +245,7 @@ class MachineConsumer(Consumer):
 
 
 class Worker:
-    """Takes the lease when it is free, renews it, and dispatches, as the real one does."""
+    """Takes the lease when it is free and renews it while a task works under it."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -239,73 +254,49 @@ class Worker:
         self._running = 0
         self._circuits = CircuitBreakers(HANDLER, initial_delay_s=POLICY.initial_delay_s)
         self._quarantine = asyncio.Lock()
-        self._dispatching: asyncio.Task[None] | None = None
-        self._dispatcher: Dispatcher | None = None
+        self._work: PartitionTask | None = None
         self.task = self.world.loop.create_task(self._live())
 
     def stop(self) -> None:
         """Finish the calls that have begun, then end."""
         self.is_stopping = True
-        if self._dispatcher is not None:
-            self._dispatcher.stop()
+        if self._work is not None:
+            self._work.stop()
 
     def kill(self) -> None:
         """End at once; the lease remains until it expires."""
         self.world.interruptions += 1
         self.is_stopping = True
-        for task in (self.task, self._dispatching):
-            if task is not None:
-                task.cancel()
+        self.task.cancel()
+        if self._work is not None:
+            self._work.lease.release = _do_nothing  # type: ignore[method-assign]
+            self._work.abandon()
 
     async def _live(self) -> None:
         while not self.is_stopping:
-            consumer, before = MachineConsumer(self.store, self), self.world.loop.time()
-            if self.store.grant(consumer, renew=False):
-                consumer.deadline = before + TTL_S
-                await self._hold_lease(consumer)
+            lease = MachineLease(self.store)
+            if lease.is_granted(renew=False):
+                self._work = PartitionTask(lease, self._new_dispatcher, _do_nothing, FailureLog())
+                await self._renew_while_working(lease, self._work)
             else:
                 await asyncio.sleep(0.7)
 
-    async def _hold_lease(self, consumer: MachineConsumer) -> None:
-        renewing = asyncio.create_task(self._renew(consumer))
-        try:
-            while consumer.has_lease() and not self.is_stopping:
-                await self._dispatch(consumer)
-        finally:
-            renewing.cancel()
-        if self.store.owner is consumer:
-            self.store.owner = None
+    async def _renew_while_working(self, lease: MachineLease, work: PartitionTask) -> None:
+        while not (await asyncio.wait([work.task], timeout=TTL_S / 3))[0]:
+            if not lease.is_granted(renew=True):
+                self.world.interruptions += 1
+                work.abandon()
 
-    async def _dispatch(self, consumer: MachineConsumer) -> None:
-        """Dispatch until stopped, or until one of the expected errors."""
-        self._dispatcher = Dispatcher(
+    def _new_dispatcher(self, lease: Lease) -> Dispatcher:
+        assert isinstance(lease, MachineLease)
+        return Dispatcher(
             HANDLER,
             self._handle,
-            consumer,
+            MachineConsumer(lease, self),
             POLICY,
             circuits=self._circuits,
             quarantine=self._quarantine,
         )
-        self._dispatching = asyncio.create_task(self._dispatcher.run())
-        await asyncio.wait([self._dispatching])
-        if not self._dispatching.cancelled() and (error := self._dispatching.exception()):
-            expected = (LeaseLostError, RedisConnectionError)
-            group = BaseExceptionGroup("alone, or in a group", [error])
-            rest = group.split(expected)[1]
-            self.world.check(f"only expected errors: {rest!r}", holds=rest is None)
-            await asyncio.sleep(0.3)
-
-    async def _renew(self, consumer: MachineConsumer) -> None:
-        while True:
-            await asyncio.sleep(TTL_S / 3)
-            before = self.world.loop.time()
-            if not self.store.grant(consumer, renew=True):
-                self.world.interruptions += 1
-                consumer.deadline = 0.0
-                if self._dispatching is not None:
-                    self._dispatching.cancel()
-                return
-            consumer.deadline = before + TTL_S
 
     async def _handle(self, taken: StatusTransition) -> None:
         one, world = entry(taken), self.world
@@ -352,6 +343,10 @@ class Worker:
 
 async def _fail() -> NoReturn:
     raise ValueError
+
+
+async def _do_nothing() -> None:
+    pass
 
 
 class Dispatching(RuleBasedStateMachine):
@@ -479,5 +474,6 @@ class Dispatching(RuleBasedStateMachine):
 @pytest.mark.timeout(SEARCH_TIMEOUT_S)
 def test_nothing_is_lost_or_out_of_order() -> None:
     """Order per session, delivery at least once, and bounded attempts, whatever fails."""
-    with structlog.testing.capture_logs():
+    with structlog.testing.capture_logs() as lines:
         run_state_machine_as_test(Dispatching, settings=searching(60, steps=40))
+    assert "dispatcher.failed" not in {line["event"] for line in lines}
