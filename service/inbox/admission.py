@@ -172,9 +172,16 @@ class Inbox:
                 self._keys.notifications(partition),
                 self._keys.noted(partition, notification.event_id),
             ),
+            # Order key, state hash and status are the event's: a notification has none.
             arguments=(
-                *(notification.event_id, _nonce(), notification.created, "", _NOTIFICATION),
-                *("", "", thin_notification.pack(notification)),
+                notification.event_id,
+                _nonce(),
+                notification.created,
+                "",
+                _NOTIFICATION,
+                "",
+                "",
+                thin_notification.pack(notification),
             ),
             created=notification.created,
             deadline=asyncio.get_running_loop().time() + self._deadline_s,

@@ -117,12 +117,10 @@ async def find_transitions(
 
 
 def _transition(fields: Sequence[bytes] | None) -> StatusTransition | None:
+    if not fields:
+        return None
     with suppress(ValueError):
-        return (
-            stream_entry.unpack(dict(zip(fields[::2], fields[1::2], strict=True)))
-            if fields
-            else None
-        )
+        return stream_entry.unpack(dict(zip(fields[::2], fields[1::2], strict=True)))
     return None
 
 
