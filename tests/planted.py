@@ -109,8 +109,8 @@ MUTANTS = (
     Mutant(
         "every nonce is the same: every copy is answered as the first",
         "service/inbox/admission.py",
-        "                _nonce(),",
-        '                b"constant",',
+        '    return f"{random.getrandbits(32):08x}"\n',
+        '    return "constant"\n',
         "inbox/test_admission_machine.py",
     ),
     Mutant(
