@@ -84,7 +84,8 @@ async def _inspect(
         each.session_id: await client.hgetall(keys.session(each.session_id)) for each in sessions
     }
     unrecorded = [each for each in sessions if not await _is_recorded(connections, keys, each)]
-    recorded = [each for each in refused if await client.exists(keys.session(each.session_id))]
+    # The user `operator` may read session records, but has no EXISTS.
+    recorded = [each for each in refused if await client.hgetall(keys.session(each.session_id))]
     gapped = [
         each
         for each in sessions

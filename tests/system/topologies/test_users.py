@@ -109,7 +109,8 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     urls = {name: roles.as_user(guarded.url, name) for name in roles.ROLES}
     with contextlib.closing(Processes(guarded.url, tmp_path)) as processes:
-        both = {"HANDLERS": "log,failing:open", "DURABILITY": "fsync"}
+        # Each process is started as in service: `python -m service`.
+        both = {"HANDLERS": "log,failing:open", "DURABILITY": "fsync", "program": ""}
         receiver = processes.start(
             "serve", REDIS_URL=urls[RECEIVER], STRIPE_API_KEY="sk_test_tests", **both
         ).ready()
@@ -135,6 +136,8 @@ def test_each_user_can_do_its_work(guarded: Server, tmp_path: Path) -> None:
             return ended.out
 
         run("check")
+        selftest = orjson.loads(run("selftest", "--to", receiver.url, "--json"))
+        assert [row for row in selftest if not row["kept"]] == []
         looking = processes.run("status", "--json", REDIS_URL=urls[OPERATOR], **both)
         seen = orjson.loads(looking.out)["activity"]["processes"]
         assert {(one["kind"], one["ready"]) for one in seen} == {
