@@ -200,9 +200,7 @@ def test_a_handler_that_does_not_open_leaves_no_group(sandbox: Sandbox) -> None:
 
 async def test_requests_beyond_the_limit_are_shed(sandbox: Sandbox) -> None:
     """With MAX_IN_FLIGHT requests in progress, another POST is answered 503 by the listener."""
-    process = sandbox.start(
-        "serve", REDIS_PREFIX="slots", MAX_IN_FLIGHT="1", ADMIT_DEADLINE_S="30"
-    ).ready()
+    process = sandbox.start("serve", MAX_IN_FLIGHT="1", ADMIT_DEADLINE_S="30").ready()
     body = event()
     post = request(body, signed(body), close=False)
     async with connected(process.port) as first, connected(process.port) as second:

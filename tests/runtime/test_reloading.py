@@ -20,6 +20,7 @@ from service.secret import Secret
 from service.stripe.signatures import fingerprint
 from service.stripe.signing_secrets import SigningSecrets
 from service.stripe_api.keys import ApiKeys
+from tests.support import roles
 from tests.support.depth import takes_long
 from tests.support.harness import SECRET, event, signed
 from tests.support.processes import Process, Sandbox
@@ -210,7 +211,7 @@ def test_tokens_of_the_page_follow_their_files(sandbox: Sandbox) -> None:
     acting.write_text(f"alice:{CANARY}-of-alice,bob:{CANARY}-of-bobbob\n")
     reading.write_text(f"carol:{CANARY}-of-carol\n")
     files = {"ADMIN_TOKENS_FILE": str(acting), "ADMIN_READ_TOKENS_FILE": str(reading)}
-    work = sandbox.start("work", **files).ready()
+    work = sandbox.start("work", **files, **roles.of_page(sandbox.url)).ready()
 
     def put(path: Path, text: str, event: str) -> None:
         path.write_text(text)

@@ -98,6 +98,11 @@ def as_user(url: str, name: str) -> str:
     return url.replace("://", f"://{name}:{name}@", 1)
 
 
+def of_page(url: str) -> dict[str, str]:
+    """Return the settings with which the page on the admin port speaks as the operator."""
+    return {"ADMIN_REDIS_URL": as_user(url, OPERATOR)} if are_wanted() else {}
+
+
 def by_command(command: str) -> str:
     """Return the user that a command of the service speaks as; empty for the administrator."""
     return _BY_COMMAND.get(command, OPERATOR)

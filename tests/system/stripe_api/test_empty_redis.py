@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from service.storage.keys import Keys
+from tests.support import roles
 from tests.support.asking import asking, latest_states
 from tests.support.processes import Processes
 from tests.support.servers import free_port, server
@@ -57,6 +58,8 @@ class Servers:
         directory = self._directory / f"redis-{self._started}"
         options = ("--appendonly", "yes")
         with server(directory, *options, port=self._port) as started, started.client() as client:
+            if roles.are_wanted():
+                roles.grant(client)
             yield client
 
 
