@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import redis
 
 from tests.support.harness import SECRET
-from tests.support.processes import Process, StartedProcess, environment
+from tests.support.processes import Processes, StartedProcess, environment
 from tests.support.servers import Server, free_port, server
 from tests.support.usage import TICKS_PER_S, cpu_s, memory_mib
 from tests.support.waiting import wait_until
@@ -171,18 +171,8 @@ def logged(
 
 
 def _service(port: int, store: Server, directory: Path) -> StartedProcess:
-    return Process(
-        "serve",
-        directory=directory,
-        program="",
-        REDIS_URL=store.url,
-        STRIPE_WEBHOOK_SECRETS=SECRET.reveal().decode(),
-        HOST="127.0.0.1",
-        PORT=str(port),
-        ADMIN_PORT="0",
-        DRAIN_S="0",
-        LOG_FORMAT="json",
-    ).popen
+    processes = Processes(store.url, directory)
+    return processes.start("serve", program="", PORT=str(port), LOG_FORMAT="json").popen
 
 
 def _count_service(client: Any) -> tuple[int, int]:

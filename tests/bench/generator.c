@@ -61,7 +61,7 @@ static size_t idle_count;
 static Kind kinds[MAX_KINDS];
 static Latencies good, refused;
 static uint64_t slices[MAX_SLICES][3];
-static uint64_t began, last_answer, dropped, closed, sent_late, failed_to_connect, in_hand;
+static uint64_t began, last_answer, dropped, failed_to_connect, in_hand;
 
 static void fail(const char *what) {
     perror(what);
@@ -113,7 +113,6 @@ static void lose(Connection *one) {
         dropped++;
         in_hand--;
     } else {
-        closed++;
         for (size_t i = 0; i < idle_count; i++)
             if (idle[i] == one) idle[i--] = idle[--idle_count];
     }
@@ -232,8 +231,8 @@ static void print_all(void) {
         printf(": %lu", kind->count);
     }
     printf("}, \"seconds\": %.6f, \"cpu_s\": %.6f, ", (double)(last_answer - began) / 1e9, cpu);
-    printf("\"dropped\": %lu, \"closed\": %lu, \"unanswered\": %lu, ", dropped, closed, in_hand);
-    printf("\"failed_to_connect\": %lu, \"sent_late\": %lu, ", failed_to_connect, sent_late);
+    printf("\"dropped\": %lu, \"unanswered\": %lu, ", dropped, in_hand);
+    printf("\"failed_to_connect\": %lu, ", failed_to_connect);
     printf("\"next\": %lu, \"tenths\": [", next_number);
     for (size_t i = 0; i < MAX_SLICES && i * SLICE_NS < last_answer - began; i++)
         printf("%s[%lu, %lu, %lu]", i ? ", " : "", slices[i][0], slices[i][1], slices[i][2] / 1000);
@@ -258,7 +257,6 @@ static uint64_t send_due(uint64_t time, uint64_t ends, double rate, bool round) 
         if (next_number == available && round) next_number = first;
         if (due >= ends || next_number == available) return UINT64_MAX;
         if (due > time && rate > 0) return due;
-        if (time - due > NS / 1000 && rate > 0) sent_late++;
         begin(due);
         scheduled++;
     }

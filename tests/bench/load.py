@@ -10,7 +10,6 @@ import subprocess
 import time
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -183,35 +182,15 @@ class Load:
         again: bool = False,
     ) -> Answers:
         """Post for *seconds*, or until the requests are used up, and return what was answered."""
-        with self.posting(
-            port, first=first, connections=connections, seconds=seconds, rate=rate, again=again
-        ) as running:
-            out, _ = running.communicate(timeout=seconds + RUN_DEADLINE_S)
-        assert running.returncode == 0, "the generator failed"
-        return Answers(orjson.loads(out))
-
-    @contextmanager
-    def posting(
-        self,
-        port: int,
-        *,
-        first: int = 0,
-        connections: int,
-        seconds: float,
-        rate: float = 0,
-        again: bool = False,
-    ) -> Iterator[subprocess.Popen[bytes]]:
-        """Let the generator run beside the block."""
         self._freshen()
         words = [port, self._file, first, connections, seconds, rate, int(again)]
-        with subprocess.Popen(
-            [str(self._generator), *map(str, words)], stdout=subprocess.PIPE
-        ) as running:
-            try:
-                yield running
-            finally:
-                if running.poll() is None:
-                    running.kill()
+        ended = subprocess.run(
+            [str(self._generator), *map(str, words)],
+            check=True,
+            stdout=subprocess.PIPE,
+            timeout=seconds + RUN_DEADLINE_S,
+        )
+        return Answers(orjson.loads(ended.stdout))
 
     def _freshen(self) -> None:
         """Sign all requests again, unless that was a short time ago."""

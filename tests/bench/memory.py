@@ -3,7 +3,6 @@
 Each attack on a fresh receiver with its default limits: 1,000 connections do the same thing at the
 same time, without any signing secret. Loopback only; needs 1 GiB and takes a minute.
 """
-# ruff: noqa: T201 (the tests' own modules are found after the path is set; it says numbers)
 
 from __future__ import annotations
 
@@ -78,7 +77,7 @@ def _measure(opened: Sandbox, number: int, attack: Attack) -> None:
     pid = receiver.popen.pid
     try:
         held = uvloop.run(_attack(receiver.port, pid, attack))
-        print(
+        print(  # noqa: T201 - what it is for
             f"{attack.name:42}  held {held:4.0f} MiB  at most {memory_mib(pid, 'VmHWM'):4.0f} MiB"
             f"  afterwards {memory_mib(pid):4.0f} MiB",
             flush=True,

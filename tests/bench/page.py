@@ -1,21 +1,19 @@
 """Measures what the page for operators costs: `python -m tests.bench.page`. Asserts no time.
 
 Redis has a million sessions and a hundred thousand dead letters. First each page is loaded, with
-its style sheet, script and icon; then a receiver is loaded with and without ten open pages on its
-own admin port, in turn.
+its style sheet, script and icon; then ten pages are open on the admin port of a receiver.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -24,11 +22,10 @@ import redis
 
 from tests.bench import scale
 from tests.bench.candidates import BENCH, CANDIDATES_CORE, OTHERS_CORE, on_core
-from tests.bench.load import Load
-from tests.support.harness import SECRET, event, signed
-from tests.support.processes import Process
+from tests.support.harness import event, signed
+from tests.support.processes import Process, Processes
 from tests.support.servers import Server, server
-from tests.support.usage import cpu_s, process_cpu_s
+from tests.support.usage import process_cpu_s
 from tests.support.waiting import wait_until
 
 KEYS = scale.KEYS
@@ -39,7 +36,6 @@ SESSION, STEPS = "vs_looked_at", ("created", "processing", "verified", "requires
 OVERVIEW_KEPT_S = 5.5
 LOADS, OVERVIEWS = 20, 4
 OPEN_PAGES, REFRESH_S = 10, 5.0
-WARM_S, SECONDS, MAX_PER_S = 2.0, 1.0, 11_000
 _ASSET = re.compile(rb'(?:href|src)="(/static/[^"#]+)')
 
 # Copies a dead letter into a stream, so many times.
@@ -52,11 +48,6 @@ return redis.call('XLEN', KEYS[2])
 
 def main() -> None:
     """Measure, and say it line by line."""
-    parser = argparse.ArgumentParser("tests.bench.page", description=__doc__)
-    parser.add_argument("--sessions", type=int, default=SESSIONS)
-    parser.add_argument("--dead-letters", type=int, default=DEAD_LETTERS)
-    parser.add_argument("--rounds", type=int, default=40)
-    asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="page-") as made, ExitStack() as stack:
         directory = Path(made)
         store = stack.enter_context(_stored(directory))
@@ -64,11 +55,10 @@ def main() -> None:
             with _started(directory, store, "work") as worker:
                 _send(receiver, store)
                 assert worker.stop() == 0
-            _fill(store, asked.sessions, asked.dead_letters)
+            _fill(store)
             with _started(directory, store, "work") as worker:
                 _pages(worker, store)
                 _open_share(receiver)
-                _throughput(directory, receiver, asked.rounds)
 
 
 @contextmanager
@@ -83,18 +73,11 @@ def _stored(directory: Path) -> Iterator[Server]:
 @contextmanager
 def _started(directory: Path, store: Server, command: str) -> Iterator[Process]:
     with on_core(CANDIDATES_CORE if command == "serve" else OTHERS_CORE):
-        process = Process(
+        process = Processes(store.url, directory).start(
             command,
-            directory=directory,
             program="",
-            REDIS_URL=store.url,
-            STRIPE_WEBHOOK_SECRETS=SECRET.reveal().decode(),
             HANDLERS=HANDLER,
             RETRY_MAX_ATTEMPTS="1",
-            HOST="127.0.0.1",
-            PORT="0",
-            ADMIN_PORT="0",
-            DRAIN_S="0",
             LOG_FORMAT="json",
             PYTHONPATH=str(BENCH),
         )
@@ -117,15 +100,15 @@ def _send(receiver: Process, store: Server) -> None:
         wait_until(lambda: client.xlen(stream) == len(STEPS))
 
 
-def _fill(store: Server, sessions: int, dead_letters: int) -> None:
+def _fill(store: Server) -> None:
     """Admit sessions by the real script, copy the dead letter, and let nothing be delivered."""
     began = time.monotonic()
-    scale.fill(store, range(sessions), steps=1)
+    scale.fill(store, range(SESSIONS), steps=1)
     source = KEYS.dead_letters(KEYS.partition(SESSION), HANDLER)
     with redis.Redis(port=store.port, socket_timeout=60) as client:
         for partition in range(KEYS.partitions):
             target = KEYS.dead_letters(partition, HANDLER)
-            for _ in range(dead_letters // KEYS.partitions // 500):
+            for _ in range(DEAD_LETTERS // KEYS.partitions // 500):
                 client.eval(_COPY, 2, source, target, 500)
             stream: dict[str, Any] = client.xinfo_stream(KEYS.transitions(partition))
             client.execute_command(
@@ -228,38 +211,6 @@ def _open_share(receiver: Process) -> None:
     _say(
         f"a receiver with {OPEN_PAGES} pages open and no events",
         f"{beside:.2%} of a core; without pages {idle:.2%}",
-    )
-
-
-def _throughput(directory: Path, receiver: Process, rounds: int) -> None:
-    """Say how the receiver's throughput and its CPU per event change with open pages."""
-    load = Load(directory, int((WARM_S + 2 * rounds * SECONDS) * MAX_PER_S))
-    first = load.post(receiver.port, connections=64, seconds=WARM_S).next
-    found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
-    with on_core(OTHERS_CORE):
-        for number in range(2 * rounds):
-            # The first of a pair is now the one, now the other.
-            is_open = number % 4 in (1, 2)
-            with _open_pages(receiver.admin, OPEN_PAGES if is_open else 0):
-                before = cpu_s(receiver.popen.pid)
-                answers = load.post(receiver.port, first=first, connections=64, seconds=SECONDS)
-                used_us = (cpu_s(receiver.popen.pid) - before) / answers.good * 1e6
-            assert not answers.refused
-            assert not answers.lost
-            first = answers.next
-            found[is_open].append((answers.per_s, used_us))
-    _compare(found[False], found[True])
-
-
-def _compare(without: Sequence[tuple[float, float]], beside: Sequence[tuple[float, float]]) -> None:
-    for what, figures in (("no page open", without), (f"{OPEN_PAGES} pages open", beside)):
-        per_s, used_us = (median(column) for column in zip(*figures, strict=True))
-        _say(what, f"{per_s:,.0f}/s, {used_us:.1f} us of CPU per event")
-    ratios = [late[0] / early[0] for early, late in zip(without, beside, strict=True)]
-    low, middle, high = quantiles(ratios, n=4)
-    _say(
-        "  throughput with pages, times that without",
-        f"{middle:.3f} (quartiles {low:.3f} to {high:.3f}, {len(ratios)} rounds)",
     )
 
 

@@ -1,12 +1,13 @@
 """Measures the cost of a million session records: `python -m tests.bench.scale`.
 
-Two receivers are measured in turn, one on an empty Redis, one on a full one, whose sessions are
-admitted by the real script, in pipelines. Also how long processes take to start, and their
-memory. Asserts no time.
+Two receivers are measured in turn, one on an empty Redis, one on a full one, whose sessions were
+admitted as a receiver does. Also how long processes take to start, and their memory. Asserts no
+time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import tempfile
 import time
@@ -16,29 +17,28 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import redis
+import uvloop
 
-from service.config import DAY_S
+from service.config import DAY_S, Settings
+from service.inbox.admission import Inbox, Outcome
+from service.secret import Secret
+from service.storage.connections import connect
 from service.storage.keys import Keys
-from service.storage.scripts import Script
 from service.stripe.events import Event, parse
 from service.stripe.signatures import VerifiedPayload
-from service.transitions.lifecycle import FINAL
-from service.transitions.ordering import SKEW_S, is_step, order_key, state_hash
-from service.transitions.stream_entry import pack
 from service.transitions.transition import make_change
 from tests.bench.candidates import ALL, OTHERS_CORE, Running, on_core, running
-from tests.bench.load import STEPS, Load, bodies
-from tests.support.harness import SECRET
-from tests.support.processes import Process
+from tests.bench.load import STEPS, Load, layouts
+from tests.support.processes import Processes
 from tests.support.servers import Server
 from tests.support.usage import cpu_s, memory_mib
+from tests.support.waiting import DEADLINE_S
 
 KEYS = Keys("idv", 8)
 WHOLE_SESSIONS, SESSIONS = 100_000, 1_000_000
 # Beyond those that the load uses.
 FIRST_SESSION = 10_000_000
-PER_CALL = 100
+AT_ONCE = 500
 WARM_S, SECONDS, ROUNDS = 1, 3, 7
 MAX_PER_S = 11_000
 KEPT_DAYS, STREAM_DAYS, YEAR_DAYS = 400, 7, 365
@@ -149,79 +149,35 @@ def _memory(store: Server) -> int:
 
 
 def fill(store: Server, sessions: range, *, steps: int) -> None:
-    """Admit the first *steps* events of each session, by the script itself."""
-    known = [_arguments(body) for body in _templates()[:steps]]
-    script = Script("service.inbox", "admit.lua")
-    with redis.Redis(port=store.port, socket_timeout=60) as client:
-        digest = client.script_load(script.source)
-        for first in range(sessions.start, sessions.stop, PER_CALL):
-            pipeline = client.pipeline(transaction=False)
-            for arguments in known:
-                chosen = range(first, min(first + PER_CALL, sessions.stop))
-                keys, values = _call(chosen, *arguments)
-                pipeline.evalsha(digest, len(keys), *keys, *values)
-            assert all(
-                answer.startswith(b"admitted") for reply in pipeline.execute() for answer in reply
-            )
+    """Admit the first *steps* events of each session, as a receiver does."""
+    uvloop.run(_admit(store, sessions, steps))
 
 
-def _templates() -> list[bytes]:
-    """Return the bodies of one session's events."""
-    found: list[bytes] = []
-    for number, body in enumerate(bodies()):
-        if number % 2000 == 0:
-            found.append(body)
-        if len(found) == STEPS:
-            break
-    return found
-
-
-def _arguments(body: bytes) -> tuple[bytes, tuple[Any, ...]]:
-    """Return what differs from step to step: the packed change, and what the event is judged by."""
-    event = parse(VerifiedPayload(body, "01234567"))
-    assert isinstance(event, Event)
-    change = make_change(event)
-    key = order_key(change, event.created)
-    kind = "s" if is_step(change) else "r"
-    kind = kind.upper() if change.current in FINAL else kind
-    judged_by = event.created, key, kind, state_hash(change), change.current
-    return pack(change), judged_by
-
-
-def _call(
-    sessions: range, change: bytes, judged_by: tuple[Any, ...]
-) -> tuple[list[str], list[Any]]:
-    """Return keys and arguments of one call that admits one event of each session."""
-    keys: list[str] = []
-    now = int(time.time())
-    oldest = now - 35 * DAY_S
-    values: list[Any] = [now, oldest, oldest, 300, KEYS.layout_copy, SKEW_S]
-    values += [400 * DAY_S, 10_000_000]
-    created, key, kind, what, current = judged_by
-    for number in sessions:
-        session_id = f"vs_1NuN4zLkdIwHu7ix{FIRST_SESSION + number:08}"
-        partition = KEYS.partition(session_id)
-        keys += KEYS.layout_in(partition), KEYS.transitions(partition), KEYS.session(session_id)
-        event_id = f"evt_1NuN4zLkdI{key % 1_000_000:06}{number:08}"
-        values += event_id, "nonce678", created, key, kind, what, current, change
-    return keys, values
+async def _admit(store: Server, sessions: range, steps: int) -> None:
+    settings = Settings(redis_url=Secret(store.url), admit_deadline_s=DEADLINE_S)
+    template = layouts()[0]
+    async with connect(settings.redis_url) as connections:
+        inbox = Inbox(connections, KEYS, settings)
+        for first in range(sessions.start, sessions.stop, AT_ONCE):
+            chosen = range(first, min(first + AT_ONCE, sessions.stop))
+            for step in range(steps):
+                bodies = (template.body(step, FIRST_SESSION + number) for number in chosen)
+                events = [parse(VerifiedPayload(body, "01234567")) for body in bodies]
+                admissions = await asyncio.gather(
+                    *(
+                        inbox.admit(one, make_change(one))
+                        for one in events
+                        if isinstance(one, Event)
+                    )
+                )
+                assert [one.outcome for one in admissions] == [Outcome.ADMITTED] * len(chosen)
 
 
 def _started(store: Server, directory: Path) -> None:
+    processes = Processes(store.url, directory)
     for command in ("serve", "work"):
         began = time.perf_counter()
-        process = Process(
-            command,
-            directory=directory,
-            program="",
-            REDIS_URL=store.url,
-            REDIS_PREFIX="start",
-            STRIPE_WEBHOOK_SECRETS=SECRET.reveal().decode(),
-            HOST="127.0.0.1",
-            PORT="0",
-            ADMIN_PORT="0",
-            DRAIN_S="0",
-        ).ready()
+        process = processes.start(command, program="", REDIS_PREFIX="start").ready()
         took_s = time.perf_counter() - began
         _say(
             f"{command} until it is ready",

@@ -3,7 +3,6 @@
 Throughput beside a bare loop of the same client, CPU per queue, latency of the whole way, an idle
 worker, and a worker's memory while a handler is dead. Loopback only; takes under four minutes.
 """
-# ruff: noqa: E402 (the tests' own modules are found after the path is set)
 
 from __future__ import annotations
 
@@ -19,8 +18,6 @@ from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
-
-BENCH = Path(__file__).parent
 
 import orjson
 import pytest
@@ -42,6 +39,7 @@ from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.usage import cpu_s, memory_mib
 from tests.support.waiting import wait_until
 
+BENCH = Path(__file__).parent
 PARTITIONS = 8
 # How many each queue is given, so that each takes some seconds.
 QUEUES = {"redis_stream": 20_000, "rabbitmq": 10_000, "nats": 10_000, "kafka": 10_000, "sqs": 1500}
