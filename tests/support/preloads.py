@@ -1,18 +1,22 @@
-"""Libraries that Redis is started with: a disk that can be slow, a clock that can be stepped.
+"""Libraries that a program is started with: a disk that can be slow, a clock that can be stepped.
 
-A file controls each of them, so that a run can change it while Redis works.
+A file controls each of them, so that a test can change it while the program runs.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tests.support.clocks import LIBRARIES
+from service.runtime.embedded_redis import find_server
 
+# Debian's package `libfaketime`, on any architecture.
+LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 SLOW_DISK_SOURCE = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -59,17 +63,8 @@ class SlowDisk:
         self._file = directory / "slow_disk.milliseconds"
         self.variables = {"SLOW_DISK_FILE": str(self._file)}
         self.delay(0)
-        compiler = [
-            "gcc",
-            "-shared",
-            "-fPIC",
-            "-x",
-            "c",
-            "-",
-            "-o",
-            str(self.shared_object),
-            "-ldl",
-        ]
+        made = str(self.shared_object)
+        compiler = ["gcc", "-shared", "-fPIC", "-o", made, "-x", "c", "-", "-ldl"]
         subprocess.run(compiler, input=SLOW_DISK_SOURCE.encode(), check=True)
 
     @staticmethod
@@ -106,7 +101,16 @@ class Clock:
         _replace(self._file, f"{seconds:+.0f}")
 
 
-def launcher(directory: Path, program: Path, loaded: list[Preload]) -> Path:
+def redis_with(loaded: Sequence[Preload], directory: Path) -> Path:
+    """Return an executable that starts the embedded Redis with these libraries loaded.
+
+    Whatever server is under test: Debian's redis-server has an allocator that libfaketime cannot be
+    loaded beside.
+    """
+    return launcher(directory, find_server({**os.environ, "REDIS_SERVER": ""}), loaded)
+
+
+def launcher(directory: Path, program: Path, loaded: Sequence[Preload]) -> Path:
     """Return an executable that starts *program* with these libraries loaded."""
     variables = {"LD_PRELOAD": ":".join(str(one.shared_object) for one in loaded)}
     for one in loaded:

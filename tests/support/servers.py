@@ -11,10 +11,9 @@ import random
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import redis
@@ -121,7 +120,6 @@ def server(
     port: int | None = None,
     user: str | None = None,
     program: Path | None = None,
-    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Run a server on *directory* until the block is left.
 
@@ -131,13 +129,12 @@ def server(
         port: Its port; by default any free one.
         user: Its administrator, whose name is also the password.
         program: The server, if not the one under test.
-        environ: Additional environment variables.
     """
     port = port or free_port()
     before = [option for option in options[:1] if not option.startswith("--")]
     ours = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", "")
     command = [str(program or binary()), *before, *ours, *options[len(before) :]]
-    with running(command, port, directory, user, environ or {}) as started:
+    with running(command, port, directory, user) as started:
         yield started
 
 
@@ -173,11 +170,10 @@ def running(
     port: int,
     directory: Path,
     user: str | None = None,
-    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Server]:
     """Run *command*, a server on *port*, until the block is left."""
     directory.mkdir(parents=True, exist_ok=True)
-    started = Server(port, _start_bound(command, directory, environ), user)
+    started = Server(port, _start_bound(command, directory), user)
     process = started.process
     try:
         _await_answer(started, directory)
@@ -187,17 +183,10 @@ def running(
         process.wait(START_DEADLINE_S)
 
 
-def _start_bound(
-    command: list[str], directory: Path, environ: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
+def _start_bound(command: list[str], directory: Path) -> subprocess.Popen[bytes]:
     """Start a server that ends with this process, even if that is killed."""
     with (directory / "server.log").open("wb") as log:
-        return subprocess.Popen(
-            bind_to_parent(command),
-            env={**os.environ, **environ},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+        return subprocess.Popen(bind_to_parent(command), stdout=log, stderr=subprocess.STDOUT)
 
 
 def _await_answer(started: Server, directory: Path) -> None:

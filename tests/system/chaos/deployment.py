@@ -19,6 +19,7 @@ from redis.retry import Retry
 from service.storage.keys import Keys
 from tests.support import servers
 from tests.support.harness import SECRET, WEBHOOK
+from tests.support.preloads import Clock, SlowDisk
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.stripe_api import READ_ONLY, StripeStandIn, lose_all, served
 from tests.support.usage import memory_mib
@@ -35,7 +36,6 @@ from tests.system.chaos.evidence import (
 from tests.system.chaos.hosts import RedisHost
 from tests.system.chaos.instances import Instance
 from tests.system.chaos.needs import DEFAULT_DURABILITY, DEFAULT_FSYNC, Needs
-from tests.system.chaos.preloads import Clock, SlowDisk
 from tests.system.chaos.sinks import EXIT_CODE as SINK_EXIT_CODE
 from tests.system.chaos.sinks import Behavior
 

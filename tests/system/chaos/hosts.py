@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from service.runtime.embedded_redis import find_server
 from tests.support import servers
+from tests.support.preloads import Preload, redis_with
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
-from tests.system.chaos.preloads import Preload, launcher
 
 FOLLOW_DEADLINE_S = 30.0
 
@@ -46,11 +44,7 @@ class RedisHost:
         policy = ("--appendonly", "yes", "--appendfsync", self._appendfsync)
         ours = (*policy, "--rdbcompression", "no", *options)
         self.directory.mkdir(parents=True, exist_ok=True)
-        program = servers.binary()
-        if self._loaded:
-            # Debian's redis-server has an allocator that libfaketime cannot be loaded beside.
-            embedded = find_server({**os.environ, "REDIS_SERVER": ""})
-            program = launcher(self.directory.parent, embedded, self._loaded)
+        program = redis_with(self._loaded, self.directory.parent) if self._loaded else None
         running = servers.server(self.directory, *ours, port=self.port, program=program)
         self.server = self._running.enter_context(running)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 
-from tests.system.chaos import preloads
+from tests.support.preloads import Clock, SlowDisk
 
 DEFAULT_DURABILITY, DEFAULT_FSYNC = "fsync", "always"
 
@@ -42,8 +42,8 @@ class Needs:
     @property
     def missing(self) -> str:
         """Why this machine cannot provide it; empty if it can."""
-        slow_disk = preloads.SlowDisk.missing() if self.slow_disk else ""
-        clock = preloads.Clock.missing() if self.clock else ""
+        slow_disk = SlowDisk.missing() if self.slow_disk else ""
+        clock = Clock.missing() if self.clock else ""
         return slow_disk or clock
 
 

@@ -14,12 +14,12 @@ from random import Random
 import orjson
 import pytest
 
+from tests.support.preloads import Clock, Preload, SlowDisk, launcher
 from tests.support.waiting import PATIENCE_S, until
 from tests.system.chaos.faults import FAULTS
 from tests.system.chaos.hostile_clients import attacking
 from tests.system.chaos.mixes import LONG, SHORT
 from tests.system.chaos.needs import ConflictError, Needs, combined
-from tests.system.chaos.preloads import Clock, Preload, SlowDisk, launcher
 from tests.system.chaos.workload import CANARY, PUBLISHED, Payload, sessions
 
 NOW = 1_790_000_000
