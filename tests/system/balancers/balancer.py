@@ -1,7 +1,6 @@
 """Load balancers: their shipped files in front of two receivers, with real requests.
 
-The files are run as they are, except for addresses and the certificate. `test_haproxy` and
-`test_nginx` inherit the tests of `Contract`.
+The files are run as they are, except for addresses and the certificate.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ import asyncio
 import re
 import ssl
 import subprocess
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import httpx2
 import orjson
@@ -22,7 +20,7 @@ import pytest
 
 from tests.support.harness import WEBHOOK, event, rest, signed
 from tests.support.processes import Process, Sandbox, open_sandbox
-from tests.support.programs import program, run
+from tests.support.programs import ROOT, program, run
 from tests.support.servers import free_port
 from tests.support.waiting import DEADLINE_S, until, wait_until
 
@@ -31,28 +29,24 @@ ADDRESSES = ("receiver-1:8000", "receiver-2:8000")
 PORT = "8443"
 
 
-class Balancer(ABC):
-    """How one balancer is checked and started.
+class Balancer(NamedTuple):
+    """A load balancer as Debian packages it.
 
     Attributes:
+        name: The program, and its package.
         shipped: The file in deploy/.
-        name: The program, and its Debian package.
+        check: The arguments before a file's path that check it; warnings count as errors.
+        run: The arguments before a file's path that run it in the foreground.
     """
 
-    shipped: ClassVar[Path]
-    name: ClassVar[str]
-
-    @abstractmethod
-    def checked(self, configuration: Path) -> Sequence[str | Path]:
-        """Return the arguments that check a configuration."""
-
-    @abstractmethod
-    def run(self, configuration: Path) -> Sequence[str | Path]:
-        """Return the arguments that run it in the foreground."""
+    name: str
+    shipped: str
+    check: Sequence[str]
+    run: Sequence[str]
 
     def adapted(self, directory: Path, addresses: Sequence[str], port: int) -> Path:
         """Return a copy of the shipped file with our ports and certificate."""
-        text = self.shipped.read_text()
+        text = (ROOT / "deploy" / self.shipped).read_text()
         certificate = _certificate(directory)
         for theirs, ours in zip(ADDRESSES, addresses, strict=True):
             assert theirs in text
@@ -61,7 +55,7 @@ class Balancer(ABC):
         text = text.replace(CERTIFICATE, str(certificate))
         text = re.sub(rf"(?<=:|\s){PORT}\b", f"127.0.0.1:{port}", text).replace("::127", ":127")
         text = text.replace(" :127", " 127").replace("/tmp/nginx", f"{directory}/nginx")  # noqa: S108
-        configuration = directory / self.shipped.name
+        configuration = directory / self.shipped
         configuration.write_text(text)
         return configuration
 
@@ -73,7 +67,7 @@ class Balancer(ABC):
         configuration = self.adapted(directory, addresses, port)
         with (directory / f"{self.name}.log").open("wb") as out:
             process = subprocess.Popen(
-                [path, *self.run(configuration)],
+                [path, *self.run, configuration],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -84,6 +78,10 @@ class Balancer(ABC):
         finally:
             process.terminate()
             process.wait(DEADLINE_S)
+
+
+HAPROXY = Balancer("haproxy", "haproxy.cfg", check=("-c", "-dW", "-f"), run=("-db", "-f"))
+NGINX = Balancer("nginx", "nginx.conf", check=("-t", "-c"), run=("-g", "daemon off;", "-c"))
 
 
 def _certificate(directory: Path) -> Path:
@@ -208,7 +206,7 @@ def site(balancer: Balancer, directory: Path) -> Iterator[Site]:
 
 
 class Contract:
-    """What holds behind each balancer. The module of a subclass has a fixture `site`."""
+    """What holds behind each balancer; its fixture `site` runs it in front of two receivers."""
 
     def test_the_shipped_file_is_valid(self, site: Site) -> None:
         """The balancer accepts its file, without a warning."""
@@ -216,7 +214,7 @@ class Contract:
         directory.mkdir()
         configuration = site.balancer.adapted(directory, ["127.0.0.1:1"] * 2, free_port())
         path = program(site.balancer.name, site.balancer.name)
-        said = run(path, *site.balancer.checked(configuration))
+        said = run(path, *site.balancer.check, configuration)
         assert "warn" not in said.lower()
 
     @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)

@@ -13,8 +13,7 @@ from tests.support.harness import WEBHOOK
 from tests.support.load import BEFORE, Load, assert_in_order, handed_over
 from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.waiting import until
-from tests.system.balancers.balancer import receivers, trusting
-from tests.system.balancers.haproxy import HAProxy
+from tests.system.balancers.balancer import HAPROXY, receivers, trusting
 
 DRAIN_S = "3"
 
@@ -33,7 +32,7 @@ async def test_a_rolling_restart_loses_nothing(tmp_path: Path) -> None:
         fronts = receivers(sandbox, DRAIN_S=DRAIN_S)
         workers = [sandbox.start("work", LEASE_TTL_S="2").ready() for _ in range(2)]
         addresses = [f"127.0.0.1:{front.port}" for front in fronts]
-        with HAProxy().running(sandbox.directory, addresses) as url:
+        with HAPROXY.running(sandbox.directory, addresses) as url:
             load = Load([url + WEBHOOK], verify=trusting())
             running = asyncio.create_task(load.run())
             await load.answered(BEFORE)
