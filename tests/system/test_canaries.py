@@ -18,6 +18,7 @@ from tests.support.depth import takes_long
 from tests.support.harness import PREFIX, signed
 from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.programs import FIXTURES
+from tests.support.servers import free_port
 from tests.support.traces import everything_in, everything_written, hits
 from tests.support.waiting import wait_until
 
@@ -127,12 +128,6 @@ class Run(NamedTuple):
     output: bytes
     metrics: bytes
     redis: bytes
-
-
-def _free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def _answers(port: str) -> Iterator[bytes]:
@@ -246,7 +241,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """Run a receiver and a worker with failing handlers on a diet of canaries; keep all traces."""
     directory = tmp_path_factory.mktemp("canaries")
     (directory / "failing.py").write_text(HANDLERS)
-    port, *admins = (_free_port() for _ in range(3))
+    port, *admins = (str(free_port()) for _ in range(3))
     with open_sandbox(directory) as opened:
         with redis.Redis.from_url(opened.server.url) as administrator:
             administrator.acl_setuser(

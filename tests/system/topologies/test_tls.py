@@ -6,8 +6,9 @@ import contextlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,20 +102,30 @@ class TlsServer(NamedTuple):
         return self.processes.run("check", REDIS_URL=url, DURABILITY="none")
 
 
+Start = Callable[..., contextlib.AbstractContextManager[TlsServer]]
+
+
 @contextlib.contextmanager
-def _tls_server(
-    program: Path, certificates: Certificates, tmp_path: Path, *, name: str, ask: str
+def _running(
+    program: Path, certificates: Certificates, directory: Path, name: str, *, ask: str = "no"
 ) -> Iterator[TlsServer]:
+    """Run a server with the certificate of this name, which may ask clients for one."""
     port = free_port()
     options = ("--tls-port", str(port), "--tls-cert-file", certificates[f"{name}.crt"],
                "--tls-key-file", certificates[f"{name}.key"],
                "--tls-ca-cert-file", certificates["ca.crt"],
                "--tls-auth-clients", ask)  # fmt: skip
     with (
-        server(tmp_path / "redis", *options, program=program),
-        contextlib.closing(Processes("", tmp_path)) as processes,
+        server(directory / "redis", *options, program=program),
+        contextlib.closing(Processes("", directory)) as processes,
     ):
         yield TlsServer(port, certificates, processes)
+
+
+@pytest.fixture
+def tls_server(program: Path, certificates: Certificates, tmp_path: Path) -> Start:
+    """Return what runs a server: the arguments are those of `_running`."""
+    return partial(_running, program, certificates, tmp_path)
 
 
 def assert_untrusted(process: Process, *, by_server: bool = False) -> None:
@@ -129,11 +140,9 @@ def assert_untrusted(process: Process, *, by_server: bool = False) -> None:
     assert line.startswith("error: Redis at 127.0.0.1:")
 
 
-def test_a_trusted_server_is_used(
-    program: Path, certificates: Certificates, tmp_path: Path
-) -> None:
+def test_a_trusted_server_is_used(tls_server: Start) -> None:
     """A receiver that trusts the authority of Redis's certificate admits events over TLS."""
-    with _tls_server(program, certificates, tmp_path, name="server", ask="no") as redis_server:
+    with tls_server("server") as redis_server:
         receiver = redis_server.processes.start(
             "serve", REDIS_URL=redis_server.url("ca.crt")
         ).ready()
@@ -145,29 +154,23 @@ def test_a_trusted_server_is_used(
             assert_untrusted(redis_server.check(redis_server.url("unknown.crt", form=form)))
 
 
-def test_another_host_s_certificate_is_refused(
-    program: Path, certificates: Certificates, tmp_path: Path
-) -> None:
+def test_another_host_s_certificate_is_refused(tls_server: Start) -> None:
     """A genuine certificate of another host is not accepted."""
-    with _tls_server(program, certificates, tmp_path, name="elsewhere", ask="no") as redis_server:
+    with tls_server("elsewhere") as redis_server:
         assert_untrusted(redis_server.check(redis_server.url("ca.crt")))
 
 
-def test_redis_may_ask_for_a_certificate(
-    program: Path, certificates: Certificates, tmp_path: Path
-) -> None:
+def test_redis_may_ask_for_a_certificate(tls_server: Start) -> None:
     """Where Redis asks for certificates, only one of its own authority is accepted."""
-    with _tls_server(program, certificates, tmp_path, name="server", ask="yes") as redis_server:
+    with tls_server("server", ask="yes") as redis_server:
         assert redis_server.check(redis_server.url("ca.crt", "client")).wait() == 0
         assert_untrusted(redis_server.check(redis_server.url("ca.crt")), by_server=True)
         assert_untrusted(redis_server.check(redis_server.url("ca.crt", "unknown")), by_server=True)
 
 
-def test_a_certificate_must_name_the_key_of_its_authority(
-    program: Path, certificates: Certificates, tmp_path: Path
-) -> None:
+def test_a_certificate_must_name_the_key_of_its_authority(tls_server: Start) -> None:
     """Since Python 3.13 an authority without key usage is not accepted, as the README says."""
-    with _tls_server(program, certificates, tmp_path, name="lax", ask="no") as redis_server:
+    with tls_server("lax") as redis_server:
         checked = redis_server.check(redis_server.url("ca.crt"))
         if sys.version_info >= (3, 13):
             assert_untrusted(checked)
@@ -175,11 +178,9 @@ def test_a_certificate_must_name_the_key_of_its_authority(
             assert checked.wait() == 0
 
 
-def test_verification_can_be_turned_off(
-    program: Path, certificates: Certificates, tmp_path: Path
-) -> None:
+def test_verification_can_be_turned_off(tls_server: Start) -> None:
     """With `ssl_cert_reqs=none` Redis is not verified; the connection is encrypted."""
-    with _tls_server(program, certificates, tmp_path, name="elsewhere", ask="no") as redis_server:
+    with tls_server("elsewhere") as redis_server:
         url = f"rediss://127.0.0.1:{redis_server.port}/0?ssl_cert_reqs=none"
         assert redis_server.check(url).wait() == 0
 
