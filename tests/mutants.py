@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
     if not chosen:
         _say(f"no bug or file holds any of {words}")
         return 1
-    targets = sorted({target for one in chosen for target in one.tests.split()})
+    targets = sorted({target for one in chosen for target in one.targets})
     with TemporaryDirectory(prefix="mutants-") as directory:
         healthy = _copied(Path(directory) / "healthy")
         verdict, red = _tested(healthy, targets, MAX_HEALTHY_S)
@@ -69,7 +69,7 @@ def _run(directory: Path, mutant: Mutant) -> str:
     root = _copied(directory)
     (root / mutant.path).write_text(mutated(mutant, root), encoding="utf-8")
     started = time.monotonic()
-    verdict, red = _tested(root, mutant.tests.split(), MAX_S)
+    verdict, red = _tested(root, mutant.targets, MAX_S)
     shutil.rmtree(root)
     _say(f"{verdict:8} {time.monotonic() - started:5.1f} s  {mutant.bug:70} {red}")
     return verdict

@@ -5,6 +5,7 @@ A change of a line that is listed here has to change its bug, too.
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import NamedTuple
 
 
@@ -16,14 +17,22 @@ class Mutant(NamedTuple):
         path: The file, from the root.
         old: What stands there, exactly once.
         new: What is put in its place.
-        tests: The tests that must fail, as arguments of pytest, relative to `tests`.
+        tests: The tests that must fail, as arguments of pytest, relative to `tests`; if there are
+            none, those of the file's own module.
     """
 
     bug: str
     path: str
     old: str
     new: str
-    tests: str
+    tests: str = ""
+
+    @property
+    def targets(self) -> list[str]:
+        """The tests that must fail, as arguments of pytest, relative to `tests`."""
+        source = PurePath(self.path).relative_to("service")
+        own = f"{source.with_name(f'test_{source.stem}')}.py"
+        return self.tests.split() or [own]
 
 
 _ADMIT = "service/inbox/admit.lua"
@@ -61,28 +70,24 @@ MUTANTS = (
         "service/stripe/signatures.py",
         "|v1=([0-9a-f]{64})",
         "|v[01]=([0-9a-f]{64})",
-        "stripe/test_signatures.py",
     ),
     Mutant(
         "a timestamp of the future is accepted",
         "service/stripe/signatures.py",
         "    if age_s < -tolerance_s:\n",
         "    if age_s < -tolerance_s * 10**6:\n",
-        "stripe/test_signatures.py",
     ),
     Mutant(
         "an old signature is accepted for longer",
         "service/stripe/signatures.py",
         "    if age_s > tolerance_s:\n",
         "    if age_s > tolerance_s * 2:\n",
-        "stripe/test_signatures.py",
     ),
     Mutant(
         "digests are compared, but not in constant time",
         "service/stripe/signatures.py",
         "if hmac.compare_digest(expected, signature) and",
         "if expected == signature and",
-        "stripe/test_signatures.py",
     ),
     # The way in: remembered, judged and handed over in one step, before 2xx.
     Mutant(
@@ -223,7 +228,6 @@ MUTANTS = (
         "service/config.py",
         '    ("max_event_age_days", operator.lt, "more than",',
         '    ("max_event_age_days", operator.le, "more than",',
-        "test_config.py",
     ),
     Mutant(
         "events are admitted under another layout",
@@ -351,21 +355,18 @@ MUTANTS = (
         "service/web/app.py",
         "            if size > self._max_body_bytes:\n",
         "            if False:\n",
-        "web/test_app.py",
     ),
     Mutant(
         "the client repeats what may have been executed",
         "service/storage/clients.py",
         '        "retry": Retry(NoBackoff(), 0),\n',
         '        "retry": Retry(NoBackoff(), 3),\n',
-        "storage/test_clients.py",
     ),
     Mutant(
         "the client hands out connections with an answer left in them",
         "service/storage/clients.py",
         '        "maint_notifications_config": MaintNotificationsConfig(enabled=False),\n',
         "",
-        "storage/test_clients.py",
     ),
     Mutant(
         "any one replica stands for all",
@@ -393,7 +394,6 @@ MUTANTS = (
         "service/storage/health.py",
         "        return error if unavailable_reason(error) in _NO_ANSWER else error_word(error)\n",
         "        return error\n",
-        "storage/test_health.py",
     ),
     Mutant(
         "a primary that was demoted is not left",
@@ -428,21 +428,18 @@ MUTANTS = (
         "service/storage/assessment.py",
         '    if policy in ("noeviction", None):\n',
         "    if policy != 1:\n",
-        "storage/test_assessment.py",
     ),
     Mutant(
         "waiting for Redis has no end",
         "service/storage/batching.py",
         "                future.set_exception(self._make_error())\n",
         "                pass\n",
-        "storage/test_batching.py",
     ),
     Mutant(
         "a replay is dropped by a queue as a repeat",
         "service/transitions/cloudevents.py",
         "        deduplication_id=transition.event_id + replay,\n",
         "        deduplication_id=transition.event_id,\n",
-        "transitions/test_cloudevents.py",
     ),
     Mutant(
         "requests of an earlier loop turn still take slots",
@@ -456,14 +453,12 @@ MUTANTS = (
         "service/server/listener.py",
         "range(ACCEPTED_PER_TURN - 1)",
         "range(0)",
-        "server/test_listener.py",
     ),
     Mutant(
         "requests of one loop turn are not counted: all get slots",
         "service/server/protocol.py",
         "        self._listener.requests_this_turn += 1\n",
         "",
-        "server/test_protocol.py",
     ),
     Mutant(
         "headers may be of any size",
@@ -484,7 +479,6 @@ MUTANTS = (
         "service/server/one_write.py",
         "            self._complete(head + body)\n",
         "            self.transport.write(head)\n            self._complete(body)\n",
-        "server/test_one_write.py",
     ),
     Mutant(
         "a connection is closed while it is used",
@@ -562,14 +556,12 @@ MUTANTS = (
         "service/web/app.py",
         "                    self._secrets.get(endpoint, ()),\n",
         "                    [one for several in self._secrets.values() for one in several],\n",
-        "web/test_app.py",
     ),
     Mutant(
         "named endpoints skip the allow list",
         "service/web/app.py",
         '                Route(WEBHOOK_PATH + "/{endpoint:path}", endpoint, methods=["POST"]),\n',
         '                Route(WEBHOOK_PATH + "/{endpoint:path}", webhook, methods=["POST"]),\n',
-        "web/test_app.py",
     ),
     # The way out: leases, fences, counts.
     Mutant(
@@ -612,7 +604,6 @@ MUTANTS = (
         "service/delivery/leases.py",
         "            lease.extend(asked_at + ttl_s)\n",
         "            lease.extend(asyncio.get_running_loop().time() + ttl_s)\n",
-        "delivery/test_leases.py",
     ),
     Mutant(
         "what is pending goes to make room",
@@ -682,14 +673,12 @@ MUTANTS = (
         "service/delivery/leases.py",
         "        self._deadline = until\n",
         "        self._deadline = self._deadline or until\n",
-        "delivery/test_leases.py",
     ),
     Mutant(
         "a lease outlives its owner when Redis's clock steps back",
         "service/delivery/leases.py",
         "observed.last(lease.assignment) if is_dead else b",
         "observed.last(lease.assignment) if False else b",
-        "delivery/test_leases.py",
     ),
     Mutant(
         "a lease that was renewed meanwhile is taken from its owner",
@@ -703,7 +692,6 @@ MUTANTS = (
         "service/delivery/leases.py",
         " - observed.stale() |",
         " - set() |",
-        "delivery/test_leases.py",
     ),
     Mutant(
         "each call of a consumer waits for a connection of its own",
@@ -724,7 +712,6 @@ MUTANTS = (
         "service/delivery/failure_log.py",
         "        elif is_new:\n",
         "        else:\n",
-        "delivery/test_failure_log.py",
     ),
     Mutant(
         "claiming from another consumer counts no delivery",
@@ -802,14 +789,12 @@ MUTANTS = (
         "service/delivery/consumer.py",
         " and not is_selftest(item.session_id):\n",
         ":\n",
-        "delivery/test_consumer.py",
     ),
     Mutant(
         "metadata that looks like a reference finds a session",
         "service/monitoring/session_search.py",
         "            if text in (transition.event_id, transition.client_reference_id):\n",
         "            if transition:\n",
-        "monitoring/test_session_search.py",
     ),
     Mutant(
         "what was dead-lettered long ago counts as settled",
@@ -823,7 +808,6 @@ MUTANTS = (
         "service/monitoring/session_timeline.py",
         "replay_states.get(event.event_id, state) if state == _ACKNOWLEDGED else state",
         "state",
-        "monitoring/test_session_timeline.py",
     ),
     Mutant(
         "a dead letter that was replayed stays",
@@ -874,7 +858,6 @@ MUTANTS = (
         "        await self._consumer.record_attempts(delivery, delivery.attempts, "
         "error=word, place=where)\n",
         "",
-        "delivery/test_deliverer.py",
     ),
     Mutant(
         "an entry is acknowledged before its handler was called",
@@ -903,7 +886,6 @@ MUTANTS = (
         "service/delivery/deliverer.py",
         "            if not self._consumer.has_lease():\n",
         "            if False:\n",
-        "delivery/test_deliverer.py",
     ),
     Mutant(
         "an outage costs attempts",
@@ -924,7 +906,6 @@ MUTANTS = (
         "service/delivery/deliverer.py",
         "        except Exception as error:\n",
         "        except ZeroDivisionError as error:\n",
-        "delivery/test_deliverer.py",
     ),
     Mutant(
         "failing sessions keep their slots of the window",
@@ -938,7 +919,6 @@ MUTANTS = (
         "service/delivery/dispatcher.py",
         "            if delivery.attempts.unresolved > 0 and not",
         "            if not",
-        "delivery/test_dispatcher.py",
     ),
     Mutant(
         "a session whose task was canceled is held back silently",
@@ -952,7 +932,6 @@ MUTANTS = (
         "service/delivery/retries.py",
         "if turn is not None and turn.scheduler is scheduler and not turn.has_begun:\n",
         "if False:\n",
-        "delivery/test_retries.py",
     ),
     Mutant(
         "a call that ends keeps the turn to probe",
@@ -973,14 +952,12 @@ MUTANTS = (
         "service/delivery/retries.py",
         "        heapq.heappush(self._waiting, (session.probes,",
         "        heapq.heappush(self._waiting, (-session.probes,",
-        "delivery/test_retries.py",
     ),
     Mutant(
         "an unreadable replay is looked for in the wrong stream",
         "service/delivery/consumer.py",
         "is_replay=self._is_replay)\n",
         "is_replay=item is not None and self._is_replay)\n",
-        "delivery/test_consumer.py",
     ),
     # Notifications: the handler `fetch` consumes a source of its own.
     Mutant(
@@ -1038,7 +1015,6 @@ MUTANTS = (
         "service/monitoring/publisher.py",
         "        batch = self._unconfirmed = self._unconfirmed or self._take_batch()\n",
         "        batch = self._unconfirmed = self._take_batch()\n",
-        "monitoring/test_publisher.py",
     ),
     Mutant(
         "a full Redis hides who lives",
@@ -1052,21 +1028,18 @@ MUTANTS = (
         "service/monitoring/deployment_rules.py",
         "    elif all(one.ready for one in alive):\n",
         "    elif not alive:\n",
-        "monitoring/test_deployment_rules.py",
     ),
     Mutant(
         "one wrong signature among genuine ones is a wrong secret",
         "service/monitoring/deployment_rules.py",
         "    if mismatches > MAX_MISMATCHES and not is_any_genuine:\n",
         "    if mismatches > MAX_MISMATCHES:\n",
-        "monitoring/test_deployment_rules.py",
     ),
     Mutant(
         "processes that cannot write count as dead",
         "service/monitoring/deployment_rules.py",
         "        one.name in _REFUSES_WRITES and one.severity is Severity.FATAL\n",
         "        False\n",
-        "monitoring/test_deployment_rules.py",
     ),
     Mutant(
         "a handler without a worker is well while nothing waits",
@@ -1080,7 +1053,6 @@ MUTANTS = (
         "service/monitoring/deployment_rules.py",
         "    return finding.name in _CHOICES and finding.severity is Severity.WARNING\n",
         "    return False\n",
-        "monitoring/test_deployment_rules.py",
     ),
     # The process: it listens and waits, and leaves nothing behind for what did not open.
     Mutant(
@@ -1104,21 +1076,18 @@ MUTANTS = (
         "service/telemetry/logs.py",
         "    showing = [output for output in _outputs if output.has_tracebacks]\n",
         "    showing = [*_outputs]\n",
-        "telemetry/test_logs.py",
     ),
     Mutant(
         "a terminal shows whatever a field holds",
         "service/telemetry/logs.py",
         "terminal_log.render(sanitize(fields), ",
         "terminal_log.render(fields, ",
-        "telemetry/test_logs.py",
     ),
     Mutant(
         "a signing secret in a log line counts as clean",
         "service/telemetry/redaction.py",
         '        and "whsec_" not in text\n',
         "",
-        "telemetry/test_redaction.py",
     ),
     Mutant(
         "log lines overtake those that are queued",
@@ -1139,14 +1108,12 @@ MUTANTS = (
         "service/stripe_api/client.py",
         "            if len(body) > max_bytes:\n",
         "            if len(body) < 0:\n",
-        "stripe_api/test_client.py",
     ),
     Mutant(
         "a lasting refusal of Stripe's API is tried again",
         "service/stripe_api/client.py",
         "                if is_last or not answer.is_temporary:\n",
         "                if is_last:\n",
-        "stripe_api/test_client.py",
     ),
     Mutant(
         "backfill takes the requests that fetches need",
@@ -1174,21 +1141,18 @@ MUTANTS = (
         "service/stripe_api/single_events.py",
         "        and event.session.id == notification.session_id\n",
         "",
-        "stripe_api/test_single_events.py",
     ),
     Mutant(
         "a session that is read counts as of the time of the reading",
         "service/stripe_api/single_events.py",
         '        "created": notification.created,\n',
         '        "created": int(__import__("time").time()) + 60,\n',
-        "stripe_api/test_single_events.py",
     ),
     Mutant(
         "of listed events that look alike any is taken",
         "service/stripe_api/rounds.py",
         "            is_unique = times_listed[one.look] == times_waiting[one.look] == 1\n",
         "            is_unique = times_listed[one.look] >= 1\n",
-        "stripe_api/test_rounds.py",
     ),
     Mutant(
         "one listed event is given to two notifications",
@@ -1196,14 +1160,12 @@ MUTANTS = (
         "        return self._owners.get(event.event_id, notification).event_id == "
         "notification.event_id\n",
         "        return True\n",
-        "stripe_api/test_rounds.py",
     ),
     Mutant(
         "a second that was read in part is taken for whole",
         "service/stripe_api/rounds.py",
         "            read_from = first if window.is_complete else window.events[0].created + 1\n",
         "            read_from = first if window.is_complete else window.events[0].created\n",
-        "stripe_api/test_rounds.py",
     ),
     Mutant(
         "notifications of a refused key become dead letters",
@@ -1217,14 +1179,12 @@ MUTANTS = (
         "service/stripe_api/event_pages.py",
         "            lasts += [cut, middle] if middle < cut else [cut]\n",
         "            lasts[-1:] = [cut, middle] if middle < cut else [cut]\n",
-        "stripe_api/test_event_pages.py",
     ),
     Mutant(
         "events that Stripe lists in any order are admitted in any order",
         "service/stripe_api/event_pages.py",
         "            self._created_gte <= found.created <= newest\n",
         "            self._created_gte <= found.created <= self._created_lte\n",
-        "stripe_api/test_event_pages.py",
     ),
     Mutant(
         "a worker that has lost the lease moves cursors",
@@ -1238,28 +1198,24 @@ MUTANTS = (
         "service/stripe_api/account_pass.py",
         "cursor._replace(read_until=window.last)\n",
         "cursor._replace(read_until=int(now))\n",
-        "stripe_api/test_account_pass.py",
     ),
     Mutant(
         "history counts as recovered",
         "service/stripe_api/account_pass.py",
         "        and found.event.created > cursor.began_at\n",
         "",
-        "stripe_api/test_account_pass.py",
     ),
     Mutant(
         "an event whose thin notification waits counts as recovered",
         "service/stripe_api/account_pass.py",
         "        and not found.was_noted\n",
         "",
-        "stripe_api/test_account_pass.py",
     ),
     Mutant(
         "events of another connected account are admitted",
         "service/stripe_api/window_admission.py",
         "    if event.account not in {None, caller.account}:\n",
         "    if event.account is None:\n",
-        "stripe_api/test_window_admission.py",
     ),
     Mutant(
         "time that a notification waits for its turn counts as a failed attempt",
@@ -1280,14 +1236,12 @@ MUTANTS = (
         "service/stripe_api/account_pass.py",
         "if not 0 <= now - at < each.every_s\n",
         "if now - at >= each.every_s\n",
-        "stripe_api/test_account_pass.py",
     ),
     Mutant(
         "fetches keep the reconciler waiting for ever",
         "service/stripe_api/rate_limit.py",
         "                    break\n",
         "                    pass\n",
-        "stripe_api/test_rate_limit.py",
     ),
     # The page.
     Mutant(
@@ -1309,7 +1263,6 @@ MUTANTS = (
         "service/admin/page.py",
         "time.monotonic() - self._collected_at >= KEPT_S",
         "time.monotonic() - self._collected_at >= 0",
-        "admin/test_page.py",
     ),
     Mutant(
         "a bar covers the one below it",
@@ -1324,7 +1277,6 @@ MUTANTS = (
         "service/admin/guard.py",
         "or not is_our_name(hosts[0], self._names)",
         "",
-        "admin/test_guard.py",
     ),
     Mutant(
         "a request without origin counts as the page's own",
@@ -1338,7 +1290,6 @@ MUTANTS = (
         "service/admin/guard.py",
         "        if not needs_login or path in _OPEN",
         '        if not needs_login or path in _OPEN or path != "/"',
-        "admin/test_guard.py",
     ),
     Mutant(
         "a login that may read may act",
@@ -1352,14 +1303,12 @@ MUTANTS = (
         "service/admin/logins.py",
         '{kind} {token.name} {expires}"',
         '{kind} {token.name}"',
-        "admin/test_logins.py",
     ),
     Mutant(
         "a login does not end by itself",
         "service/admin/logins.py",
         'int(parts["expires"]) <= now',
         'int(parts["expires"]) <= 0',
-        "admin/test_logins.py",
     ),
     Mutant(
         "scripts may read the cookie",
@@ -1380,7 +1329,6 @@ MUTANTS = (
         "service/admin/logins.py",
         "        if self._waiting >= MAX_WAITING:\n            return\n",
         "        while self._waiting >= MAX_WAITING:\n            await asyncio.sleep(0.01)\n",
-        "admin/test_logins.py",
     ),
     Mutant(
         "a form acts again",
@@ -1401,7 +1349,6 @@ MUTANTS = (
         "service/admin/forms.py",
         "        if len(body) > MAX_BYTES:",
         "        if len(body) > MAX_BYTES**2:",
-        "admin/test_forms.py",
     ),
     Mutant(
         "a form acts for who only reads",
@@ -1436,7 +1383,6 @@ MUTANTS = (
         "service/delivery/dead_letters.py",
         "        if stopping.is_set():\n            return False\n",
         "",
-        "delivery/test_dead_letters.py",
     ),
     Mutant(
         "an empty file of readers opens the page",

@@ -14,7 +14,7 @@ def test_every_bug_can_be_planted() -> None:
     """The text a bug replaces stands in its file exactly once, and who should notice exists."""
     for mutant in MUTANTS:
         assert mutant.new in mutated(mutant), mutant.bug
-        for target in mutant.tests.split():
+        for target in mutant.targets:
             assert (TESTS / target.partition("::")[0]).is_file(), mutant.bug
 
 
