@@ -28,6 +28,7 @@ from service.transitions.transition import StatusTransition
 from tests.support.stripe_api import Fault, StripeStandIn, running
 from tests.support.stripe_api.app import create_app
 from tests.support.transitions import stored_notification
+from tests.support.troubles import changed_config
 
 FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch": 1}
 
@@ -228,11 +229,8 @@ async def test_the_log_as_the_only_handler_is_a_warning(
 
 async def test_a_full_redis_is_fatal(connections: Connections, settings: Settings) -> None:
     """Fatal, because every event gets 503; everything else is reported as well."""
-    await connections.client.config_set("maxmemory", 1)
-    try:
+    async with changed_config(connections, maxmemory="1"):
         findings = await check.collect_findings(settings, {})
-    finally:
-        await connections.client.config_set("maxmemory", 0)
     severities = {each.name: each.severity for each in findings}
     assert severities["writes"] is Severity.FATAL
     assert severities.keys() >= {"memory", "group log", "handler log"}

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,14 @@ from service.storage.layout import claim, is_claimed
 from service.storage.redis_errors import unavailable_reason
 from tests.support.proxy import proxy_to
 from tests.support.servers import Server, server
-from tests.support.troubles import cut_off, demoted, full, lacking_replicas, unable_to_save
+from tests.support.troubles import (
+    changed_config,
+    cut_off,
+    demoted,
+    full,
+    lacking_replicas,
+    unable_to_save,
+)
 from tests.support.waiting import until, wait_until
 
 NAMES = [
@@ -36,20 +43,6 @@ NAMES = [
     *("persistence", "fsync", "replication", "durability"),
 ]
 FINE, WARNING, FATAL = Severity.FINE, Severity.WARNING, Severity.FATAL
-
-
-@asynccontextmanager
-async def configured(connections: Connections, **options: str) -> AsyncIterator[None]:
-    """Change the server's configuration for the length of the block."""
-    names = [name.replace("_", "-") for name in options]
-    before = {name: (await connections.client.config_get(name))[name] for name in names}
-    for name, value in zip(names, options.values(), strict=True):
-        await connections.client.config_set(name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            await connections.client.config_set(name, value)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +68,7 @@ async def test_the_state_of_a_real_server_is_read(
     expected: dict[str, Severity],
 ) -> None:
     """Everything that could lose acknowledged events is a finding, and nothing else."""
-    async with configured(connections, **options):
+    async with changed_config(connections, **options):
         findings = await inspect(connections, make_settings(durability=wanted))
 
     assert [one.name for one in findings] == NAMES
@@ -93,7 +86,10 @@ async def test_settings_that_may_not_be_read_do_not_hold(
     )
     limited = make_settings().redis_url.reveal() + "?username=limited&password=pass"
     try:
-        async with connect(Secret(limited)) as few, configured(connections, appendfsync="always"):
+        async with (
+            connect(Secret(limited)) as few,
+            changed_config(connections, appendfsync="always"),
+        ):
             with pytest.raises(NoPermissionError):
                 await few.client.config_get("appendfsync")
             for wanted, severity in ((Durability.NONE, FINE), (Durability.FSYNC, FATAL)):
@@ -185,7 +181,7 @@ class TestReadiness:
         """An evicting policy is fatal, and events get 503 for it; the process stays ready."""
         one, _, lines = watched
         await until(lambda: one.is_ready)
-        async with configured(connections, maxmemory_policy="allkeys-lru"):
+        async with changed_config(connections, maxmemory_policy="allkeys-lru"):
             await until(lambda: any(line.get("finding") == "eviction" for line in lines))
             assert one.is_ready
         health.INSPECT_EVERY_S = 60.0
@@ -331,7 +327,7 @@ class TestStart:
     ) -> None:
         """Where the layout has been claimed, a start writes nothing."""
         await claim(connections, keys)
-        async with configured(connections, min_replicas_to_write="1"):
+        async with changed_config(connections, min_replicas_to_write="1"):
             one = Health(connections, settings)
             watching = asyncio.create_task(one.watch())
             await until(one.usable.is_set)

@@ -13,6 +13,7 @@ from service.storage.connections import Connections
 from service.storage.keys import LAYOUT_VERSION, Keys
 from service.storage.layout import claim, is_claimed
 from tests.support import roles
+from tests.support.troubles import changed_config
 
 
 def test_a_session_always_has_the_same_partition() -> None:
@@ -123,9 +124,6 @@ class TestClaim:
     ) -> None:
         """On a full server a claimed layout and existing groups need no write."""
         await create_groups(connections, keys, ["log"])
-        await connections.client.config_set("maxmemory", 1)
-        try:
+        async with changed_config(connections, maxmemory="1"):
             await claim(connections, keys)
             assert await create_groups(connections, keys, ["log"]) == []
-        finally:
-            await connections.client.config_set("maxmemory", 0)

@@ -16,6 +16,7 @@ from service.storage.redis_errors import unavailable_reason
 from service.storage.scripts import NotReplicatedError, Script, ScriptCall, UnsafeConfigError
 from tests.support.servers import Server, sentinel, server
 from tests.support.topologies import command, lone_cluster
+from tests.support.troubles import changed_config
 from tests.support.waiting import until
 
 RELEASE = Script("service.delivery", "lua/release.lua")
@@ -113,9 +114,6 @@ async def _is_unauthorized(connections: Connections, call: ScriptCall) -> bool:
 
 async def test_too_few_replicas_are_not_durable(connections: Connections) -> None:
     """A primary that takes no writes because it lacks replicas is `not_durable`."""
-    await connections.client.config_set("min-replicas-to-write", 1)
-    try:
+    async with changed_config(connections, min_replicas_to_write="1"):
         [reply] = await connections.run([ScriptCall(RELEASE, ["lease"], ["token"])])
-    finally:
-        await connections.client.config_set("min-replicas-to-write", 0)
     assert unavailable_reason(reply) is UnavailableReason.NOT_DURABLE

@@ -24,6 +24,7 @@ from tests.support.admissions import make_event
 from tests.support.proxy import proxy_to
 from tests.support.servers import Server, free_port, sentinel, server
 from tests.support.topologies import lone_cluster
+from tests.support.troubles import changed_config
 from tests.support.waiting import until, wait_until
 
 RELEASE = Script("service.delivery", "lua/release.lua")
@@ -166,13 +167,9 @@ async def test_nothing_is_admitted_that_may_be_evicted(
 ) -> None:
     """With any DURABILITY nothing is admitted while Redis may evict keys."""
     inbox, one = Inbox(connections, keys, settings), make_event()
-    await connections.client.config_set("maxmemory-policy", "allkeys-lru")
-    try:
-        with pytest.raises(Unavailable) as refused:
+    async with changed_config(connections, maxmemory_policy="allkeys-lru"):
+        with pytest.raises(Unavailable, match=r"^not_durable$"):
             await inbox.admit(one, make_change(one))
-        assert refused.value.reason is UnavailableReason.NOT_DURABLE
-    finally:
-        await connections.client.config_set("maxmemory-policy", "noeviction")
     assert (await inbox.admit(one, make_change(one))).outcome is Outcome.ADMITTED
 
 

@@ -1,13 +1,32 @@
-"""States of a Redis server in which it takes no writes, each for the length of a block."""
+"""States of a Redis server, such as those in which it takes no writes, for the length of a block.
+
+`changed_config` is for the server that all tests share; the others are for a test's own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
+from service.storage.connections import Connections
 from tests.support.servers import Server, free_port
 from tests.support.waiting import wait_until
+
+
+@asynccontextmanager
+async def changed_config(connections: Connections, **options: str) -> AsyncIterator[None]:
+    """Change settings of the server, written as in `maxmemory_policy`."""
+    client = connections.client
+    before: dict[str, str] = {}
+    for name, value in options.items():
+        before |= await client.config_get(name.replace("_", "-"))
+        await client.config_set(name.replace("_", "-"), value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            await client.config_set(name, value)
 
 
 @contextmanager
