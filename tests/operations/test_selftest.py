@@ -38,7 +38,6 @@ from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.waiting import wait_until
 
 MAX_BYTES = Settings().max_body_bytes
-NOWHERE = Secret("redis://127.0.0.1:1/0")
 
 HANDLER = """
 from contextlib import asynccontextmanager
@@ -216,35 +215,38 @@ def test_no_session_of_stripes_is_taken_for_a_selftests(word: str) -> None:
     assert not is_selftest(f"vs_{word}")
 
 
-REFUSED = SentSession(f"{SELFTEST_PREFIX}refused", frozenset(), "", 0, frozenset())
+ACCEPTED = f"{SELFTEST_PREFIX}x"
+REFUSED = f"{SELFTEST_PREFIX}refused"
 
 
 @pytest.fixture
-async def sent(connections: Connections, keys: Keys, settings: Settings) -> list[SentSession]:
+async def sent(connections: Connections, keys: Keys) -> list[SentSession]:
     """Return one session that was accepted and one that was refused, as Redis must hold them."""
-    session_id = f"{SELFTEST_PREFIX}x"
-    accepted = SentSession(session_id, frozenset({"evt_1"}), "verified", 1, frozenset({b"canary"}))
-    await _store(connections, keys, session_id)
-    return [accepted, REFUSED]
-
-
-async def _store(connections: Connections, keys: Keys, session_id: str) -> None:
     state = {
         "state": "1 1 01234567 0123456789abcdef R",
         "status": "8 verified",
         "latest": "R 1 evt_1",
     }
     record = state | {"evt_1": "a 1 1 nonce 1-0"}
-    await connections.client.hset(keys.session(session_id), mapping=record)
+    await connections.client.hset(keys.session(ACCEPTED), mapping=record)
     change = (
         f'{{"event_id":"evt_1","event_type":"x","occurred_at":"2026-01-01T00:00:00Z",'
-        f'"session_id":"{session_id}","current":"verified"}}'
+        f'"session_id":"{ACCEPTED}","current":"verified"}}'
     )
-    stream = keys.transitions(keys.partition(session_id))
+    stream = _stream(keys)
     fields = {"change": change, "previous": "", "sequence": 1, "epoch": 1}
     await connections.client.xadd(stream, fields)
     [[_, [(entry_id, _)]]] = await connections.client.xreadgroup("log", "one", {stream: ">"})
     await connections.client.xack(stream, "log", entry_id)
+    secrets = frozenset({b"canary"})
+    return [
+        SentSession(ACCEPTED, frozenset({"evt_1"}), "verified", 1, secrets),
+        SentSession(REFUSED, frozenset(), "", 0, frozenset()),
+    ]
+
+
+def _stream(keys: Keys) -> str:
+    return keys.transitions(keys.partition(ACCEPTED))
 
 
 async def _seen(settings: Settings, sent: list[SentSession]) -> list[Row]:
@@ -258,27 +260,41 @@ async def test_a_correct_redis_is_green(
     rows = await _seen(settings, sent)
 
     assert [row.kept for row in rows] == [True] * 5
-    assert not await connections.client.exists(keys.session(sent[0].session_id))
+    assert not await connections.client.exists(keys.session(ACCEPTED))
 
 
-Spoil = Callable[[redis.Redis, str, str], Any]
-SPOILED: dict[str, Spoil] = {
-    "every event and each final status is recorded": (
-        lambda client, record, _: client.hset(record, "status", "10 processing")
+# What is wrong in Redis, the promise that it breaks, and how it comes to be.
+FAULTS: dict[str, tuple[str, Callable[[redis.Redis, Keys], Any]]] = {
+    "another status": (
+        "every event and each final status is recorded",
+        lambda client, keys: client.hset(keys.session(ACCEPTED), "status", "10 processing"),
     ),
-    "sequences are 1, 2, 3 … without a gap": (lambda client, _, stream: client.delete(stream)),
-    "no client secret and no link is in Redis": (
-        lambda client, record, _: client.hset(record, "evt_2", "l 1 1 canary 1")
+    "an unreadable record": (
+        "every event and each final status is recorded",
+        lambda client, keys: client.hset(keys.session(ACCEPTED), "state", "?"),
     ),
-    "every handler's worker acknowledges transitions": (
-        lambda client, _, stream: client.xgroup_setid(stream, "log", "0")
+    "a record of what was refused": (
+        "nothing is recorded of what was refused",
+        lambda client, keys: client.hset(keys.session(REFUSED), "status", "8 verified"),
+    ),
+    "no stream": (
+        "sequences are 1, 2, 3 … without a gap",
+        lambda client, keys: client.delete(_stream(keys)),
+    ),
+    "a secret": (
+        "no client secret and no link is in Redis",
+        lambda client, keys: client.hset(keys.session(ACCEPTED), "evt_2", "l 1 1 canary 1"),
+    ),
+    "a group that has read nothing": (
+        "every handler's worker acknowledges transitions",
+        lambda client, keys: client.xgroup_setid(_stream(keys), "log", "0"),
     ),
 }
 
 
-@pytest.mark.parametrize("promise", SPOILED)
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_each_fault_in_redis_has_its_red_row(
-    promise: str,
+    fault: str,
     sent: list[SentSession],
     settings: Settings,
     keys: Keys,
@@ -286,42 +302,17 @@ async def test_each_fault_in_redis_has_its_red_row(
 ) -> None:
     """What is missing, wrong, secret or unacknowledged in Redis is red in its own row only."""
     monkeypatch.setattr(selftest_redis, "ACK_DEADLINE_S", 0.2)
-    accepted, _ = sent
+    promise, spoil = FAULTS[fault]
     with redis.Redis.from_url(settings.redis_url.reveal()) as client:
-        stream = keys.transitions(keys.partition(accepted.session_id))
-        SPOILED[promise](client, keys.session(accepted.session_id), stream)
+        spoil(client, keys)
 
     assert broken(await _seen(settings, sent)) == {promise}
-
-
-async def test_a_record_that_cannot_be_read_is_red(
-    sent: list[SentSession], settings: Settings, connections: Connections, keys: Keys
-) -> None:
-    """An unreadable record is a broken promise, and does not end the self-test."""
-    await connections.client.hset(keys.session(sent[0].session_id), "state", "?")
-
-    assert broken(await _seen(settings, sent)) == {"every event and each final status is recorded"}
-
-
-async def test_a_refused_session_with_a_record_is_red(
-    sent: list[SentSession], settings: Settings, connections: Connections, keys: Keys
-) -> None:
-    """A record of a session whose requests were all refused is a broken promise."""
-    await connections.client.hset(keys.session(REFUSED.session_id), "status", "8 verified")
-
-    assert broken(await _seen(settings, sent)) == {"nothing is recorded of what was refused"}
-
-
-async def test_an_unreachable_redis_breaks_no_promise(settings: Settings) -> None:
-    """Without Redis one row says so, and is not red."""
-    [row] = await _seen(replace(settings, redis_url=NOWHERE), [REFUSED])
-
-    assert (row.seen, row.kept) == ("redis_unreachable", None)
 
 
 @pytest.mark.parametrize(
     ("wrong", "seen"),
     [
+        ({"redis_url": Secret("redis://127.0.0.1:1/0")}, "redis_unreachable"),
         ({"redis_prefix": "wrong"}, "nothing was ever stored under REDIS_PREFIX"),
         ({"partitions": 16}, "PARTITIONS is 16, but the layout in Redis was made for 8"),
     ],
