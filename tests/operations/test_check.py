@@ -30,6 +30,7 @@ from tests.support.stripe_api.app import create_app
 from tests.support.transitions import stored_notification
 from tests.support.troubles import changed_config
 
+FINE, WARNING, FATAL = Severity.FINE, Severity.WARNING, Severity.FATAL
 FIELDS: dict[Any, Any] = {"change": "{}", "previous": "", "sequence": 1, "epoch": 1}
 
 
@@ -95,14 +96,6 @@ async def test_every_promise_is_checked(settings: Settings) -> None:
 
 
 @pytest.mark.usefixtures("connections")
-async def test_without_a_key_stripe_is_not_asked(settings: Settings) -> None:
-    """What it costs to have no key is said, and is no reason to worry."""
-    one = await found(settings, "stripe_api")
-    assert (one.severity, one.promises) == (Severity.FINE, (Promise.COMPLETE,))
-    assert one.meaning.startswith("no STRIPE_API_KEY")
-
-
-@pytest.mark.usefixtures("connections")
 async def test_stripe_is_asked_with_a_key(settings: Settings) -> None:
     """What Stripe is set up to send here is checked, each mode with its key."""
     stripe = StripeStandIn()
@@ -148,21 +141,34 @@ async def test_a_silent_stripe_is_given_up(
 
 
 @pytest.mark.usefixtures("connections")
-async def test_a_tolerance_above_stripes_is_a_warning(settings: Settings) -> None:
-    """A tolerance above the default of Stripe's libraries is reported."""
-    wide = await found(replace(settings, signature_tolerance_s=301), "signatures")
-    assert wide.severity is Severity.WARNING
-    assert (await found(settings, "signatures")).severity is Severity.FINE
-
-
-@pytest.mark.usefixtures("connections")
-async def test_a_prefix_under_which_nothing_is_stored_is_a_warning(settings: Settings) -> None:
-    """A wrong prefix does not look like a deployment in which all is well."""
-    assert await found(settings, "layout") == Finding(
-        "layout", Severity.FINE, (Promise.ONCE,), "8 partitions under idv"
-    )
-    other = await found(replace(settings, redis_prefix="other"), "layout")
-    assert other.severity is Severity.WARNING
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("signatures", FINE, Promise.AUTHENTIC, "1 endpoints have signing secrets")),
+        (
+            {"signature_tolerance_s": 301},
+            ("signatures", WARNING, Promise.AUTHENTIC, "above Stripe's default of 300"),
+        ),
+        # A receiver would not start.
+        ({"secrets": {}}, ("signatures", FATAL, Promise.AUTHENTIC, "STRIPE_WEBHOOK_SECRETS")),
+        ({}, ("layout", FINE, Promise.ONCE, "8 partitions under idv")),
+        # A wrong prefix must not look like a deployment in which all is well.
+        ({"redis_prefix": "other"}, ("layout", WARNING, Promise.ONCE, "wrong prefix")),
+        ({}, ("handlers", WARNING, Promise.ALONE, "log alone")),
+        ({"livemode": Livemode.LIVE}, ("handlers", WARNING, Promise.ALONE, "log alone")),
+        ({"livemode": Livemode.TEST}, ("handlers", FINE, Promise.ALONE, "log")),
+        ({"handlers": ("log", "redis_stream")}, ("handlers", FINE, Promise.ALONE, "redis_stream")),
+        ({}, ("stripe_api", FINE, Promise.COMPLETE, "no STRIPE_API_KEY")),
+    ],
+)
+async def test_what_settings_mean(
+    settings: Settings, changes: dict[str, Any], expected: tuple[str, Severity, Promise, str]
+) -> None:
+    """A setting that costs a promise is found, and what it costs is said."""
+    name, severity, promise, words = expected
+    one = await found(replace(settings, **changes), name)
+    assert (one.severity, one.promises) == (severity, (promise,))
+    assert words in one.meaning
 
 
 async def test_dead_letters_are_a_warning(
@@ -199,32 +205,6 @@ async def test_a_handler_that_fails_is_a_warning(
 
     assert group.severity is Severity.WARNING
     assert "; 2 of its transitions failed and are retried" in group.meaning
-
-
-@pytest.mark.usefixtures("connections")
-async def test_without_a_signing_secret_nothing_can_be_received(settings: Settings) -> None:
-    """Fatal, because a receiver would not start."""
-    signatures = await found(replace(settings, secrets={}), "signatures")
-    assert signatures.severity is Severity.FATAL
-    assert "STRIPE_WEBHOOK_SECRETS" in signatures.meaning
-
-
-@pytest.mark.parametrize(
-    ("handlers", "livemode", "severity"),
-    [
-        (("log",), Livemode.BOTH, Severity.WARNING),
-        (("log",), Livemode.LIVE, Severity.WARNING),
-        (("log",), Livemode.TEST, Severity.FINE),
-        (("log", "redis_stream"), Livemode.LIVE, Severity.FINE),
-    ],
-)
-@pytest.mark.usefixtures("connections")
-async def test_the_log_as_the_only_handler_is_a_warning(
-    settings: Settings, handlers: tuple[str, ...], livemode: Livemode, severity: Severity
-) -> None:
-    """It is fine only where no live events arrive."""
-    chosen = replace(settings, handlers=handlers, livemode=livemode)
-    assert (await found(chosen, "handlers")).severity is severity
 
 
 async def test_a_full_redis_is_fatal(connections: Connections, settings: Settings) -> None:
