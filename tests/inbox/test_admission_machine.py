@@ -45,9 +45,9 @@ from tests.support.tapped import Tapped, tapped
 
 SESSIONS = ("vs_a", "vs_b", "vs_d")
 KEYS = Keys("idv", 2)
-# A plain inbox, one with a low age limit, and one whose streams are soon full.
-AGE_LIMIT_DAYS = {"plain": 35, "forgetful": 1, "full": 35}
-MAX_ENTRIES = {"plain": 1_000_000, "forgetful": 1_000_000, "full": 2}
+# The age limit in days and the most entries of a stream: a plain inbox, one with a low age limit,
+# and one whose streams are soon full.
+LIMITS = {"plain": (35, 1_000_000), "forgetful": (1, 1_000_000), "full": (35, 2)}
 
 ARGUMENTS_BEFORE_EVENTS, ARGUMENTS_PER_EVENT, NONCE = 8, 8, 1
 
@@ -91,6 +91,12 @@ def made(number: int, shape: dict[str, Any]) -> Any:
     return event_body(id=f"evt_{number}", **shape)
 
 
+def kind_of(status: str, *, is_step: bool) -> str:
+    """Return the letter that a record has for an event: a capital one for a final status."""
+    kind = "s" if is_step else "r"
+    return kind.upper() if status in session_record_model.FINAL else kind
+
+
 class Bench:
     """What all the examples of a search share."""
 
@@ -104,11 +110,9 @@ class Bench:
 
     def inbox(self, name: str = "plain") -> Inbox:
         """Return an inbox of the kind of that name."""
-        changes = {
-            "max_event_age_days": AGE_LIMIT_DAYS[name],
-            "stream_max_entries": MAX_ENTRIES[name],
-        }
-        return Inbox(self.tap, KEYS, self._make_settings(**changes))
+        days, entries = LIMITS[name]
+        limited = self._make_settings(max_event_age_days=days, stream_max_entries=entries)
+        return Inbox(self.tap, KEYS, limited)
 
 
 class AdmissionMachine(RuleBasedStateMachine):
@@ -123,7 +127,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         bench.run(self.client.flushall())
         bench.run(claim(bench.tap, KEYS))
         bench.tap.calls.clear()
-        self.inboxes = {name: bench.inbox(name) for name in AGE_LIMIT_DAYS}
+        self.inboxes = {name: bench.inbox(name) for name in LIMITS}
         self.model = session_record_model.Model(KEYS.partition)
         self.numbers = itertools.count()
         self.nonces: set[str] = set()
@@ -164,15 +168,12 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def expected_answers(self, call: ScriptCall, events: list[Any], name: str) -> list[Answer]:
         """Return the model's answers to a call as it was made, nonces included."""
-        age_limit_s, now = AGE_LIMIT_DAYS[name] * DAY_S, time.time()
+        days, entries = LIMITS[name]
+        limits: Any = {"now": time.time(), "age_limit_s": days * DAY_S, "max_entries": entries}
         answers = []
         for event, nonce in zip(events, self.nonces_of(call), strict=True):
             decide = self.model.note if isinstance(event, Notification) else self.model.admit
-            answers.append(
-                decide(
-                    event, nonce, now=now, age_limit_s=age_limit_s, max_entries=MAX_ENTRIES[name]
-                )
-            )
+            answers.append(decide(event, nonce, **limits))
         return answers
 
     @staticmethod
@@ -416,9 +417,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         epoch = record.epoch
         assert epoch is not None
         server = self.servers[epoch.server].decode()
-        kind = "s" if record.is_from_step else "r"
-        if status in session_record_model.FINAL:
-            kind = kind.upper()
+        kind = kind_of(status, is_step=record.is_from_step)
         length = len(status.encode())
         fields = {
             "state": f"{record.sequence} {epoch.began_ms} {server} {digest} {kind}",
@@ -436,9 +435,8 @@ class AdmissionMachine(RuleBasedStateMachine):
     @staticmethod
     def packed(event: Any) -> str:
         """Return an event as a hash holds the latest event or the latest result."""
-        kind = "s" if session_record_model.is_step(event) else "r"
-        if session_record_model.status_of(event) in session_record_model.FINAL:
-            kind = kind.upper()
+        is_step = session_record_model.is_step(event)
+        kind = kind_of(session_record_model.status_of(event), is_step=is_step)
         order = session_record_model.order_of(event)
         return f"{kind} {order.order_key} {order.event_id}"
 

@@ -89,16 +89,6 @@ async def test_a_genuine_event_is_admitted() -> None:
     assert (change.session_id, change.current, change.metadata) == ("vs_1", "verified", {"a": "b"})
 
 
-@pytest.mark.parametrize("outcome", [each for each in Outcome if each is not Outcome.IGNORED])
-async def test_the_decision_is_the_outcome(outcome: Outcome) -> None:
-    """The outcome of admission is that of the receipt."""
-    admission = Admission(outcome, 1, None, after_final=False)
-
-    receipt = await receive(FakeInbox(admission), body())
-
-    assert (receipt.outcome, receipt.admission) == (outcome, admission)
-
-
 @pytest.mark.parametrize("sent", [b"", b"[", b"[]", b"{}", body(id=1), body()], ids=repr)
 @pytest.mark.parametrize(
     ("signature", "now", "reason"),
@@ -119,28 +109,6 @@ async def test_nothing_is_parsed_before_it_is_verified(
 
     with pytest.raises(Rejected) as refused:
         await receive(inbox, sent, signature=signature, now=now)
-
-    assert (refused.value.reason, inbox.admitted) == (reason, [])
-
-
-@pytest.mark.parametrize(
-    ("sent", "reason"),
-    [
-        (b"[", RejectionReason.BODY_NOT_JSON),
-        (b"[]", RejectionReason.BODY_NOT_AN_EVENT),
-        (b"{}", RejectionReason.FIELD_MISSING),
-        (body(id=1), RejectionReason.FIELD_MISTYPED),
-    ],
-    ids=repr,
-)
-async def test_nothing_is_admitted_before_it_is_parsed(
-    sent: bytes, reason: RejectionReason
-) -> None:
-    """A genuine body that is no event is rejected, and not admitted."""
-    inbox = FakeInbox()
-
-    with pytest.raises(Rejected) as refused:
-        await receive(inbox, sent)
 
     assert (refused.value.reason, inbox.admitted) == (reason, [])
 

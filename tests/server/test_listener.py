@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -25,6 +26,18 @@ from tests.support.waiting import DEADLINE_S, until
 # Longer than any test takes: a test moves the clock on instead.
 TIMEOUT_S = 600.0
 LONGER_S = 3600
+
+
+@asynccontextmanager
+async def one_client(
+    gate: Gate | None = None,
+) -> AsyncIterator[tuple[Listener, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Yield a listener with these deadlines, and a raw connection to it."""
+    async with (
+        listening(echo_app(gate), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
+        connected(listener.port) as (reader, writer),
+    ):
+        yield listener, reader, writer
 
 
 Heard = Callable[[Listener, bytes], Awaitable[None]]
@@ -58,10 +71,7 @@ SLOW = [(b"", sent) for sent in INCOMPLETE.values()] + [
 @pytest.mark.parametrize(("before", "sent"), SLOW)
 async def test_a_request_has_a_deadline(before: bytes, sent: bytes, heard: Heard) -> None:
     """A client must send a whole request in time, on a used connection too."""
-    async with (
-        listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
-        connected(listener.port) as (reader, writer),
-    ):
+    async with one_client() as (listener, reader, writer):
         if before:
             writer.write(before)
             await answer(reader)
@@ -79,10 +89,7 @@ async def test_a_request_has_a_deadline(before: bytes, sent: bytes, heard: Heard
 )
 async def test_dripping_does_not_move_the_deadline(start: bytes, heard: Heard) -> None:
     """The deadline is for the whole request: a byte now and then does not move it."""
-    async with (
-        listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
-        connected(listener.port) as (reader, writer),
-    ):
+    async with one_client() as (listener, reader, writer):
         sent = start
         writer.write(start)
         await heard(listener, sent)
@@ -99,10 +106,7 @@ async def test_dripping_does_not_move_the_deadline(start: bytes, heard: Heard) -
 
 async def test_idle_time_is_counted_from_the_last_answer() -> None:
     """A used connection stays open, however old it is; an unused one ends."""
-    async with (
-        listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
-        connected(listener.port) as (reader, writer),
-    ):
+    async with one_client() as (_, reader, writer):
         # An odd number: the timer that fires after the last request was started before it.
         for body in (b"1", b"2", b"3"):
             writer.write(post(body))
@@ -133,10 +137,7 @@ async def test_a_lost_connection_leaves_no_task(sent: bytes, heard: Heard) -> No
 async def test_a_slow_application_is_not_cut_off() -> None:
     """The deadline is for the client: the time of the application does not count."""
     gate = Gate()
-    async with (
-        listening(echo_app(gate), receive_timeout_s=TIMEOUT_S) as listener,
-        connected(listener.port) as (reader, writer),
-    ):
+    async with one_client(gate) as (_, reader, writer):
         writer.write(post(path="/gate"))
         await until(lambda: gate.entered)
         push(2 * TIMEOUT_S)
@@ -150,10 +151,7 @@ async def test_a_connection_with_an_unread_body_ends(
     heard: Heard, missing: int, deadline_s: float
 ) -> None:
     """Answered before its body came, a request still has its deadline; then keep-alive counts."""
-    async with (
-        listening(echo_app(), receive_timeout_s=TIMEOUT_S, keep_alive_s=LONGER_S) as listener,
-        connected(listener.port) as (reader, writer),
-    ):
+    async with one_client() as (listener, reader, writer):
         whole = post(b"y" * 10, path="/unread")
         writer.write(whole[:-5])
         assert await answer(reader) == (200, b"unread")

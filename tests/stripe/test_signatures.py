@@ -246,18 +246,6 @@ def test_no_bit_of_the_header_may_flip(bit: int) -> None:
     assert judge(bytes(flipped)) in {MALFORMED, MISMATCH}
 
 
-PIECES = st.sampled_from([b"t=", b"v1=", b"v0=", b",", b"=", b" ", T, GOOD, BAD, b"\xff", b"\x00"])
-HEADERS = st.binary(max_size=300) | st.lists(PIECES, max_size=30).map(b"".join)
-
-
-@given(signature=st.none() | HEADERS)
-def test_no_header_passes_without_the_digest(signature: bytes | None) -> None:
-    """A header that passes contains the right digest."""
-    passed = judge(signature) == OK
-
-    assert not passed or GOOD in (signature or b"")
-
-
 def test_every_pair_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every secret is compared with every v1 by `hmac.compare_digest`, even after a match."""
     compared: list[tuple[bytes, bytes]] = []
