@@ -245,7 +245,5 @@ def install(folder: Path) -> None:
             check=True,
             timeout=NPM_TIMEOUT_S,
         )
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"npm had not installed {PARSER} after {NPM_TIMEOUT_S} s")
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"npm cannot install {PARSER}: {error.stderr.decode()[:400]}")
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        pytest.skip(f"npm cannot install {PARSER}: {error} {error.stderr!r:.400}")

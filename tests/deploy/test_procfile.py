@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.command_line import parse_command
 from tests.support.programs import ROOT, run, tool
 
 PROCFILE = ROOT / "Procfile"
@@ -18,9 +17,3 @@ def test_both_processes_fit_on_one_machine() -> None:
     kinds = dict(line.split(": ") for line in PROCFILE.read_text().splitlines())
     assert kinds["web"] == "exec python -m service serve"
     assert kinds["worker"] == "ADMIN_PORT=8002 exec python -m service work"
-
-
-def test_its_commands_parse() -> None:
-    """Each line ends in a command that our command line accepts."""
-    for line in PROCFILE.read_text().splitlines():
-        assert parse_command(line.rpartition("-m service ")[2]).command.callback
