@@ -344,20 +344,6 @@ def test_a_replay_interrupted_is_continued(operator: Operator) -> None:
     assert taken == dict.fromkeys((f"evt_vs_{n}_1" for n in range(2_000)), 1)
 
 
-@pytest.mark.parametrize("count", [99, 100, 101, 200, 201])
-def test_chunks_of_any_size_are_complete(operator: Operator, count: int) -> None:
-    """Each letter of two partitions is counted and dropped once, whatever the chunks."""
-    for partition in (2, 3):
-        for n in range(count):
-            letter = stored_entry(f"vs_{n}", 1) | LETTER
-            operator.client.xadd(KEYS.dead_letters(partition, "log"), letter)
-    result = operator.run("dead", "replay", "log", "--all", "--dry-run", "--json")
-    assert result == {"would_replay": 2 * count}
-    dropped = operator.run("dead", "drop", "log", "--all", "--yes", "--json")
-    assert dropped == {"dropped": 2 * count}
-    assert operator.length(KEYS.dead_letters) == 0
-
-
 def test_the_past_is_replayed_to_a_running_worker(operator: Operator) -> None:
     """`replay` delivers what the options cover, and leaves the streams as they were."""
     operator.admit(20)

@@ -66,7 +66,12 @@ def _poisoned(found: Any, count: list[int]) -> Any:
 def _fixture(name: str, *, id: str, session: str) -> dict[str, Any]:
     found: dict[str, Any] = orjson.loads((FIXTURES / f"{name}.json").read_bytes())
     found |= {"id": id, "created": int(time.time())}
-    found["data"]["object"] |= {"id": session, "metadata": {"user": PUBLISHED, PUBLISHED: "x"}}
+    found["data"]["object"] |= {
+        "id": session,
+        "metadata": {"user": PUBLISHED, PUBLISHED: "x"},
+        "client_reference_id": PUBLISHED,
+        "related_person": {"account": f"acct_{PUBLISHED}", "person": f"person_{PUBLISHED}"},
+    }
     return found
 
 

@@ -25,7 +25,7 @@ from service.config import LogFormat, LogLevel
 from service.handlers import log as log_handler
 from service.secret import MASK
 from service.telemetry import log_writer, logs, metrics
-from service.telemetry.log_throttle import MAX_PER_WINDOW
+from service.telemetry.log_throttle import MAX_PER_WINDOW, WINDOW_S, LogThrottle
 from tests.support.processes import Process
 from tests.support.transitions import TRANSITION
 
@@ -331,41 +331,36 @@ def test_no_line_can_be_forged(configure: Configure, log_format: LogFormat, char
     assert character not in out.text.replace("\n", "")
 
 
-def test_repeated_faults_are_throttled(configure: Configure) -> None:
-    """A repeated fault is written a few times; lines about decided events are always written."""
+def test_repeated_faults_are_throttled(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repeated fault is written a few times; lines about decided events are always written.
+
+    The next line of a kind, also of a library's, says how many were suppressed before it.
+    """
+    now = 0.0
+    monkeypatch.setattr(logs, "LogThrottle", lambda: LogThrottle(lambda: now))
     out = configure()
-    log = logger()
-    for _ in range(3 * MAX_PER_WINDOW):
+    log, library = logger(), logging.getLogger("uvicorn.error")
+
+    def write() -> None:
         log.warning("event.rejected", reason="signature_mismatch")
         log.warning("event.late", after_final=True)
-        logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+        library.warning("Invalid HTTP request received.")
+
+    for _ in range(3 * MAX_PER_WINDOW):
+        write()
 
     said = [line["event"] for line in out.lines]
     assert said.count("event.rejected") == MAX_PER_WINDOW
     assert said.count("Invalid HTTP request received.") == MAX_PER_WINDOW
     assert said.count("event.late") == 3 * MAX_PER_WINDOW
 
-
-def test_suppressed_lines_are_counted(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The next line of a kind, also of a library's, says how many were suppressed before it."""
-    monkeypatch.setattr("service.telemetry.log_throttle.WINDOW_S", 0.0)
-    monkeypatch.setattr("service.telemetry.log_throttle.MAX_PER_WINDOW", 0)
-    out = configure()
-    log, library = logger(), logging.getLogger("redis")
-
-    def write() -> None:
-        log.warning("event.unavailable", reason="busy")
-        library.warning("lost")
-
-    write()
-    write()
-    monkeypatch.setattr("service.telemetry.log_throttle.MAX_PER_WINDOW", 1)
-    for _ in range(2):
+    now = WINDOW_S
+    for suppressed in (2 * MAX_PER_WINDOW, None):
         write()
-
-    assert [line.get("suppressed") for line in out.lines] == [2, 2, None, None]
+        last = [line.get("suppressed") for line in out.lines[-3:]]
+        assert last == [suppressed, None, suppressed]
 
 
 def test_warnings_are_logged(configure: Configure) -> None:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,12 @@ def spans() -> Spans:
     return Spans()
 
 
-@asynccontextmanager
-async def receiving(
+def receiving(
     connections: Connections, settings: Settings, traced: Tracing | None
-) -> AsyncIterator[httpx2.AsyncClient]:
-    """Yield a client that is connected to a receiver."""
+) -> AbstractAsyncContextManager[httpx2.AsyncClient]:
+    """Return a client that is connected to a receiver."""
     app, _ = webhook_app(connections, settings, traced=traced)
-    async with asgi_client(app) as client:
-        yield client
+    return asgi_client(app)
 
 
 @asynccontextmanager
@@ -169,21 +167,14 @@ async def test_dead_letters_and_replays_stay_in_the_trace(
         headers = {**signed(body), "traceparent": PARENT}
         await client.post("/webhooks/stripe", content=body, headers=headers)
 
-        dead: list[dead_letters.Entry] = []
+        async def find_letters() -> list[dead_letters.Entry]:
+            found = dead_letters.read_dead_letters(connections, keys, "log", EntryFilter())
+            return [one async for one in found]
 
-        async def is_dead_lettered() -> bool:
-            dead[:] = [
-                one
-                async for one in dead_letters.read_dead_letters(
-                    connections, keys, "log", EntryFilter()
-                )
-            ]
-            return bool(dead)
-
-        await until(is_dead_lettered)
-        assert dead[0].item is not None
-        stored = dead[0].item.traceparent
-        await dead_letters.replay(connections, keys, "log", dead, name="again")
+        letters: list[dead_letters.Entry] = await until(find_letters)
+        assert letters[0].item is not None
+        stored = letters[0].item.traceparent
+        await dead_letters.replay(connections, keys, "log", letters, name="again")
         await until(lambda: len(refused) == 2)
 
     assert {one.traceparent for one in refused} == {stored}
