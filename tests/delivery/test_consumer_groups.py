@@ -38,177 +38,168 @@ async def read(client: Any, count: int) -> list[bytes]:
     return [entry_id for _, entries in found for entry_id, _ in entries]
 
 
-class TestCreating:
-    """Where the groups of handlers begin."""
-
-    @pytest.fixture(autouse=True)
-    async def empty(self, connections: Connections) -> None:
-        """Delete the groups that the fixture made."""
-        await connections.client.flushall()
-
-    async def starts(self, client: Any, partition: int = 0) -> dict[str, str]:
-        """Return each group of a partition, and the last id it counts as read."""
-        groups = await client.xinfo_groups(TWO.transitions(partition))
-        return {one["name"].decode(): one["last-delivered-id"].decode() for one in groups}
-
-    async def test_the_first_groups_begin_at_the_start(
-        self, connections: Connections, client: Any
-    ) -> None:
-        """On streams without groups nothing was read, so nothing is skipped."""
-        await admit(client, "*")
-        assert await create_groups(connections, TWO, ["log", "nats"]) == ["log", "nats"]
-        for partition in range(2):
-            assert await self.starts(client, partition) == {"log": "0-0", "nats": "0-0"}
-
-    async def test_a_group_added_later_begins_at_the_end(
-        self, connections: Connections, client: Any
-    ) -> None:
-        """A new handler does not get history; on an untouched stream it misses nothing."""
-        await create_groups(connections, TWO, ["log"])
-        [last] = await admit(client, "*")
-        assert await create_groups(connections, TWO, ["log", "nats"]) == ["nats"]
-        assert await self.starts(client, 0) == {"log": "0-0", "nats": last}
-        assert await self.starts(client, 1) == {"log": "0-0", "nats": "0-0"}
-
-    async def test_groups_of_a_deleted_stream_begin_at_its_new_start(
-        self, connections: Connections, client: Any
-    ) -> None:
-        """What was admitted since an operator deleted the stream is read."""
-        await create_groups(connections, TWO, ["log", "nats"])
-        await client.delete(STREAM)
-        await admit(client, "*")
-        assert await create_groups(connections, TWO, ["log", "nats"]) == ["log", "nats"]
-        assert await self.starts(client) == {"log": "0-0", "nats": "0-0"}
-
-    async def test_workers_may_create_them_at_once(
-        self, connections: Connections, client: Any
-    ) -> None:
-        """Workers that start together neither fail nor miss a group."""
-        await asyncio.gather(*(create_groups(connections, TWO, ["log"]) for _ in range(8)))
-        assert await self.starts(client, 1) == {"log": "0-0"}
-
-    async def test_no_group_is_created_on_another_layout(
-        self, connections: Connections, client: Any
-    ) -> None:
-        """Where Redis holds another layout, that is an error."""
-        await claim(connections, TWO._replace(partitions=3))
-        with pytest.raises(ConfigError, match="PARTITIONS is 2"):
-            await create_groups(connections, TWO, ["log"])
-        assert not await client.exists(STREAM)
-
-    async def test_a_failure_is_raised(self, connections: Connections, client: Any) -> None:
-        """A group that cannot be created is not passed over."""
-        await client.set(TWO.transitions(1), "not a stream")
-        with pytest.raises(Exception, match="WRONGTYPE"):
-            await create_groups(connections, TWO, ["log"])
+async def lag(connections: Connections, keys: Keys) -> Lag:
+    """Measure the lag of `log` in partition 0; raise what is returned instead."""
+    [found] = await measure_lags(connections, keys, [("log", 0)])
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
-class TestLag:
-    """What one handler has not acknowledged in one partition."""
-
-    async def lag(self, connections: Connections, keys: Keys) -> Lag:
-        """Measure the lag of `log` in partition 0; raise what it is returned instead."""
-        [lag] = await measure_lags(connections, keys, [("log", 0)])
-        if isinstance(lag, Exception):
-            raise lag
-        return lag
-
-    async def test_unread_and_pending_entries_count(
-        self, connections: Connections, keys: Keys, client: Any
-    ) -> None:
-        """The age is that of the oldest of either."""
-        assert await self.lag(connections, keys) == Lag(0, 0, oldest_s=0.0, dead_letters=0)
-
-        await admit(client, "*", "*", "*")
-        await asyncio.sleep(0.03)
-        unread = await self.lag(connections, keys)
-        assert unread.entries == 3
-        assert 0.03 <= unread.oldest_s < 60
-
-        first, second = await read(client, 2)
-        await client.xack(STREAM, "log", second)
-        await admit(client, "*")
-        mixed = await self.lag(connections, keys)
-        assert mixed.entries == 3
-        assert mixed.oldest_s >= unread.oldest_s
-        await client.xack(STREAM, "log", first)
-        after = await self.lag(connections, keys)
-        assert after.entries == 2
-
-    async def test_a_number_that_redis_does_not_know_is_none(
-        self, connections: Connections, keys: Keys, client: Any
-    ) -> None:
-        """Where unread entries were deleted, the number is not guessed."""
-        _, second, _ = await admit(client, "*", "*", "*")
-        await read(client, 1)
-        await client.xdel(STREAM, second)
-        await asyncio.sleep(0.005)
-        lag = await self.lag(connections, keys)
-        assert lag.entries is None
-        assert lag.oldest_s > 0
-
-    async def test_without_a_group_it_is_an_error(
-        self, connections: Connections, keys: Keys, client: Any
-    ) -> None:
-        """A deleted stream, or one without our group, is an error for that partition alone."""
-        for remove in (client.xgroup_destroy(STREAM, "log"), client.delete(STREAM)):
-            await remove
-            with pytest.raises(ResponseError):
-                await self.lag(connections, keys)
+async def starts(client: Any, partition: int = 0) -> dict[str, str]:
+    """Return each group of a partition, and the last id it counts as read."""
+    groups = await client.xinfo_groups(TWO.transitions(partition))
+    return {one["name"].decode(): one["last-delivered-id"].decode() for one in groups}
 
 
-class TestListing:
-    """All groups with the sums of their lags."""
+@pytest.fixture
+async def empty(connections: Connections) -> Connections:
+    """Return clients of a server without groups."""
+    await connections.client.flushall()
+    return connections
 
-    async def test_each_group_has_its_lag_replays_and_dead_letters(
-        self, connections: Connections, keys: Keys, client: Any
-    ) -> None:
-        """Also a group whose handler is not configured."""
-        await create_groups(connections, keys, ["other"])
-        await admit(client, "1-1", "1-2")
-        await read(client, 1)
-        await client.xadd(keys.dead_letters(3, "log"), FIELDS)
-        await client.xadd(keys.replays(2, "other"), FIELDS)
 
-        log, other = await list_groups(connections, keys)
-        assert log == Group("log", 2, replays=0, dead_letters=1, oldest_s=log.oldest_s)
-        assert log.oldest_s > 1e9
-        # Not every server knows how many entries there are before such a group.
-        other = other._replace(lag=None, oldest_s=0)
-        assert other == Group("other", None, replays=1, dead_letters=0, oldest_s=0)
+async def test_the_first_groups_begin_at_the_start(empty: Connections, client: Any) -> None:
+    """On streams without groups nothing was read, so nothing is skipped."""
+    await admit(client, "*")
+    assert await create_groups(empty, TWO, ["log", "nats"]) == ["log", "nats"]
+    for partition in range(2):
+        assert await starts(client, partition) == {"log": "0-0", "nats": "0-0"}
 
-    async def test_partitions_without_a_stream_are_passed_over(
-        self, connections: Connections, keys: Keys, client: Any
-    ) -> None:
-        """Groups of the other partitions are listed all the same."""
-        for partition in range(1, keys.partitions):
-            await client.delete(keys.transitions(partition))
-        await admit(client, "1-1")
-        [group] = await list_groups(connections, keys)
-        assert (group.handler, group.lag) == ("log", 1)
 
-    @pytest.mark.parametrize("failing_call", [1, 2], ids=["names", "lags"])
-    async def test_an_error_of_redis_is_raised(
-        self,
-        connections: Connections,
-        keys: Keys,
-        monkeypatch: pytest.MonkeyPatch,
-        failing_call: int,
-    ) -> None:
-        """A partition that Redis does not answer for does not count as empty."""
-        run, calls = connections.run, 0
+async def test_a_group_added_later_begins_at_the_end(empty: Connections, client: Any) -> None:
+    """A new handler does not get history; on an untouched stream it misses nothing."""
+    await create_groups(empty, TWO, ["log"])
+    [last] = await admit(client, "*")
+    assert await create_groups(empty, TWO, ["log", "nats"]) == ["nats"]
+    assert await starts(client, 0) == {"log": "0-0", "nats": last}
+    assert await starts(client, 1) == {"log": "0-0", "nats": "0-0"}
 
-        async def fail_once(calls_made: Any, **options: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            replies = await run(calls_made, **options)
-            if calls == failing_call:
-                replies[-1] = RedisConnectionError()
-            return replies
 
-        monkeypatch.setattr(connections, "run", fail_once)
-        with pytest.raises(RedisConnectionError):
-            await list_groups(connections, keys)
+async def test_groups_of_a_deleted_stream_begin_at_its_new_start(
+    empty: Connections, client: Any
+) -> None:
+    """What was admitted since an operator deleted the stream is read."""
+    await create_groups(empty, TWO, ["log", "nats"])
+    await client.delete(STREAM)
+    await admit(client, "*")
+    assert await create_groups(empty, TWO, ["log", "nats"]) == ["log", "nats"]
+    assert await starts(client) == {"log": "0-0", "nats": "0-0"}
+
+
+async def test_workers_may_create_them_at_once(empty: Connections, client: Any) -> None:
+    """Workers that start together neither fail nor miss a group."""
+    await asyncio.gather(*(create_groups(empty, TWO, ["log"]) for _ in range(8)))
+    assert await starts(client, 1) == {"log": "0-0"}
+
+
+async def test_no_group_is_created_on_another_layout(empty: Connections, client: Any) -> None:
+    """Where Redis holds another layout, that is an error."""
+    await claim(empty, TWO._replace(partitions=3))
+    with pytest.raises(ConfigError, match="PARTITIONS is 2"):
+        await create_groups(empty, TWO, ["log"])
+    assert not await client.exists(STREAM)
+
+
+async def test_a_failure_is_raised(empty: Connections, client: Any) -> None:
+    """A group that cannot be created is not passed over."""
+    await client.set(TWO.transitions(1), "not a stream")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await create_groups(empty, TWO, ["log"])
+
+
+async def test_unread_and_pending_entries_count(
+    connections: Connections, keys: Keys, client: Any
+) -> None:
+    """The age is that of the oldest of either."""
+    assert await lag(connections, keys) == Lag(0, 0, oldest_s=0.0, dead_letters=0)
+
+    await admit(client, "*", "*", "*")
+    await asyncio.sleep(0.03)
+    unread = await lag(connections, keys)
+    assert unread.entries == 3
+    assert 0.03 <= unread.oldest_s < 60
+
+    first, second = await read(client, 2)
+    await client.xack(STREAM, "log", second)
+    await admit(client, "*")
+    mixed = await lag(connections, keys)
+    assert mixed.entries == 3
+    assert mixed.oldest_s >= unread.oldest_s
+    await client.xack(STREAM, "log", first)
+    assert (await lag(connections, keys)).entries == 2
+
+
+async def test_a_number_that_redis_does_not_know_is_none(
+    connections: Connections, keys: Keys, client: Any
+) -> None:
+    """Where unread entries were deleted, the number is not guessed."""
+    _, second, _ = await admit(client, "*", "*", "*")
+    await read(client, 1)
+    await client.xdel(STREAM, second)
+    await asyncio.sleep(0.005)
+    found = await lag(connections, keys)
+    assert found.entries is None
+    assert found.oldest_s > 0
+
+
+async def test_without_a_group_it_is_an_error(
+    connections: Connections, keys: Keys, client: Any
+) -> None:
+    """A deleted stream, or one without our group, is an error for that partition alone."""
+    for remove in (client.xgroup_destroy(STREAM, "log"), client.delete(STREAM)):
+        await remove
+        with pytest.raises(ResponseError):
+            await lag(connections, keys)
+
+
+async def test_each_group_has_its_lag_replays_and_dead_letters(
+    connections: Connections, keys: Keys, client: Any
+) -> None:
+    """Also a group whose handler is not configured."""
+    await create_groups(connections, keys, ["other"])
+    await admit(client, "1-1", "1-2")
+    await read(client, 1)
+    await client.xadd(keys.dead_letters(3, "log"), FIELDS)
+    await client.xadd(keys.replays(2, "other"), FIELDS)
+
+    log, other = await list_groups(connections, keys)
+    assert log == Group("log", 2, replays=0, dead_letters=1, oldest_s=log.oldest_s)
+    assert log.oldest_s > 1e9
+    # Not every server knows how many entries there are before such a group.
+    other = other._replace(lag=None, oldest_s=0)
+    assert other == Group("other", None, replays=1, dead_letters=0, oldest_s=0)
+
+
+async def test_partitions_without_a_stream_are_passed_over(
+    connections: Connections, keys: Keys, client: Any
+) -> None:
+    """Groups of the other partitions are listed all the same."""
+    for partition in range(1, keys.partitions):
+        await client.delete(keys.transitions(partition))
+    await admit(client, "1-1")
+    [group] = await list_groups(connections, keys)
+    assert (group.handler, group.lag) == ("log", 1)
+
+
+@pytest.mark.parametrize("failing_call", [1, 2], ids=["names", "lags"])
+async def test_an_error_of_redis_is_raised(
+    connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch, failing_call: int
+) -> None:
+    """A partition that Redis does not answer for does not count as empty."""
+    run, calls = connections.run, 0
+
+    async def fail_once(calls_made: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        replies = await run(calls_made, **options)
+        if calls == failing_call:
+            replies[-1] = RedisConnectionError()
+        return replies
+
+    monkeypatch.setattr(connections, "run", fail_once)
+    with pytest.raises(RedisConnectionError):
+        await list_groups(connections, keys)
 
 
 async def test_retiring_deletes_everything_of_a_handler(
