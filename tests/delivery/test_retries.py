@@ -36,10 +36,10 @@ class RecordingScheduler:
         """Record."""
         self.resumed.append((asyncio.get_running_loop().time(), session.key))
 
-    def fail(self, session: CircuitSession) -> bool:
+    def fail(self, session: CircuitSession, reason: str = "away") -> bool:
         """Let a call not reach the destination; return whether its session waits for that."""
         successes = self.circuit.successes
-        is_outage = self.circuit.record_unreachable(session, "away", successes_before=successes)
+        is_outage = self.circuit.record_unreachable(session, reason, successes_before=successes)
         if is_outage:
             self.circuit.add_waiting(session, self)
         return is_outage
@@ -65,20 +65,28 @@ def gauge(handler: str = "one") -> float:
 
 @in_virtual_time
 async def test_a_circuit_opens_and_closes(lines: list[structlog.typing.EventDict]) -> None:
-    """An unreachable destination opens the circuit, any response closes it, each logged once."""
+    """An unreachable destination opens the circuit, any response closes it, each logged once.
+
+    Another reason has one line of its own.
+    """
     circuit = CircuitBreakers("one", initial_delay_s=1).for_destination("there")
     scheduler = RecordingScheduler(circuit)
     assert (circuit.is_open, gauge()) == (False, 0)
-    for name in "abc":
-        assert scheduler.fail(CircuitSession(name))
+    for name, reason in zip("abcd", ["refused"] * 2 + ["unroutable"] * 2, strict=True):
+        assert scheduler.fail(CircuitSession(name), reason)
     assert (circuit.is_open, gauge()) == (True, 1)
-    assert not circuit.begin_call(CircuitSession("d"))
+    assert not circuit.begin_call(CircuitSession("e"))
     for _ in range(3):
         circuit.record_response()
     assert (circuit.is_open, gauge()) == (False, 0)
-    assert circuit.begin_call(CircuitSession("d"))
-    assert [name for _, name in scheduler.resumed] == ["a", "b", "c"]
-    assert [line["event"] for line in lines] == ["circuit.opened", "circuit.closed"]
+    assert circuit.begin_call(CircuitSession("e"))
+    assert [name for _, name in scheduler.resumed] == ["a", "b", "c", "d"]
+    assert [(line["event"], line["log_level"], line.get("reason")) for line in lines] == [
+        ("circuit.opened", "error", "refused"),
+        ("circuit.still_open", "error", "unroutable"),
+        ("circuit.closed", "info", None),
+    ]
+    assert {line["destination"] for line in lines} == {"there"}
 
 
 @in_virtual_time
@@ -107,21 +115,6 @@ async def test_a_first_call_that_meets_an_outage_does_not_count() -> None:
     circuit.record_success()
     scheduler.fail(CircuitSession("first"))
     assert circuit.record_unreachable(CircuitSession("second"), "away", successes_before=0)
-
-
-@in_virtual_time
-async def test_reasons_of_an_outage_are_logged(lines: list[structlog.typing.EventDict]) -> None:
-    """The line of an opened circuit has the reason; another reason has one line of its own."""
-    circuit = CircuitBreakers("one", initial_delay_s=1).for_destination("there")
-    for reason in ("refused", "refused", "unroutable", "unroutable"):
-        circuit.record_unreachable(CircuitSession(reason), reason, successes_before=0)
-    circuit.record_response()
-    assert [(line["event"], line["log_level"], line.get("reason")) for line in lines] == [
-        ("circuit.opened", "error", "refused"),
-        ("circuit.still_open", "error", "unroutable"),
-        ("circuit.closed", "info", None),
-    ]
-    assert {line["destination"] for line in lines} == {"there"}
 
 
 @in_virtual_time
