@@ -1,17 +1,20 @@
 """Chaos runs of real processes on a real Redis: `python -m tests.system.chaos --help`.
 
-Loopback only, everything in a directory of its own, and nothing is left running. Exit code 1 when
-any promise was broken.
+Two runs at once, each in a process and a directory of its own; loopback only, and nothing is left
+running. Exit code 1 when any promise was broken.
 """
 
 from __future__ import annotations
 
+import asyncio
+import multiprocessing
+import os
 import re
 import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import groupby
 from pathlib import Path
 from random import Random
@@ -19,13 +22,14 @@ from random import Random
 import click
 import uvloop
 
-from service.cli import terminal
 from tests.system.chaos.faults import FAULTS
 from tests.system.chaos.mixes import LONG, SHORT
 from tests.system.chaos.needs import ConflictError, combined
 from tests.system.chaos.runner import Outcome, Plan, run
 
 MAX_SHOWN_PER_LAW = 5
+# A run needs about half a core.
+RUNS_AT_ONCE = 2
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,7 +45,6 @@ MAX_SHOWN_PER_LAW = 5
               help="How long the load of a run lasts at least.")  # fmt: skip
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path),
               help="Keep logs, call logs and Redis's files there.")  # fmt: skip
-@terminal.json_option
 def main(
     *,
     short: bool,
@@ -51,25 +54,24 @@ def main(
     rate: float,
     seconds: float,
     keep: Path | None,
-    as_json: bool,
 ) -> None:
     """Inject faults, and report which promises held. Without options: the long mixes, once."""
-    # On SIGTERM, end the processes of the run first.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     first = Random().randrange(10**6) if seed is None else seed
     mixes = {"chosen": faults} if faults else (SHORT if short else LONG)
+    possible = {name: mix for name, all_of in mixes.items() if (mix := _possible(all_of))}
+    planned = [
+        (name, Plan(first + number, rate, seconds, mix), keep)
+        for number in range(runs)
+        for name, mix in possible.items()
+    ]
     outcomes = []
-    possible = {name: _possible(mix) for name, mix in mixes.items()}
-    for number in range(runs):
-        for name, mix in possible.items():
-            if not mix:
-                continue
-            plan = Plan(first + number, rate, seconds, tuple(mix))
-            outcomes.append((name, _run(name, plan, keep)))
-    if as_json:
-        terminal.print_json([_summary(*one) for one in outcomes])
-    else:
-        _print_table(outcomes)
+    with multiprocessing.Pool(RUNS_AT_ONCE, _prepare_process) as pool:
+        # On SIGTERM, end the runs first.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        for name, outcome in pool.imap(_run, planned):
+            _report(name, outcome)
+            outcomes.append((name, outcome))
+    _print_table(outcomes)
     if any(outcome.judgement.violations for _, outcome in outcomes):
         sys.exit(1)
 
@@ -91,8 +93,15 @@ def _slug(name: str) -> str:
     return re.sub(r"\W+", "-", name)
 
 
-def _run(name: str, plan: Plan, keep: Path | None) -> Outcome:
-    """Make one run, and report its violations."""
+def _prepare_process() -> None:
+    """Leave Ctrl-C to the parent, and take ports of its own, as each process of a test run does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["PYTEST_XDIST_WORKER"] = f"gw{multiprocessing.current_process()._identity[0]}"
+
+
+def _run(planned: tuple[str, Plan, Path | None]) -> tuple[str, Outcome]:
+    """Make one run; return the name of its mix, and its outcome."""
+    name, plan, keep = planned
     click.echo(f"{name}, seed {plan.seed}: {', '.join(plan.faults)}", err=True)
     with tempfile.TemporaryDirectory(prefix="chaos-") as made:
         if keep:
@@ -100,35 +109,40 @@ def _run(name: str, plan: Plan, keep: Path | None) -> Outcome:
         directory = (
             tempfile.mkdtemp(prefix=f"{_slug(name)}-{plan.seed}-", dir=keep) if keep else made
         )
-        outcome = uvloop.run(run(plan, Path(directory)))
+        try:
+            return name, uvloop.run(_until_sigterm(run(plan, Path(directory))))
+        except asyncio.CancelledError:
+            sys.exit(1)
+
+
+async def _until_sigterm(running: Coroutine[None, None, Outcome]) -> Outcome:
+    """Make a run; on SIGTERM, end its processes and raise `CancelledError`."""
+    task, loop = asyncio.ensure_future(running), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    finally:
+        # From here on the signal ends this process at once.
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+def _report(name: str, outcome: Outcome) -> None:
+    """Report all counts of a run, its violations, and how to repeat it."""
+    counts = ", ".join(f"{count} {what}" for what, count in outcome.judgement.counts.items())
+    click.echo(f"{name}, done: {counts}", err=True)
     for law, violations in groupby(outcome.judgement.violations, key=lambda one: one.law):
         found = [violation.what for violation in violations]
         click.echo(f"BROKEN {law}, {len(found)} times:", err=True)
         for what in found[:MAX_SHOWN_PER_LAW]:
             click.echo(f"  {what}", err=True)
     if outcome.judgement.violations:
-        click.echo(f"again with: {_again(plan)}", err=True)
-    return outcome
+        click.echo(f"again with: {_again(outcome.plan)}", err=True)
 
 
 def _again(plan: Plan) -> str:
     faults = [f"--fault={name}" for name in plan.faults]
     numbers = [f"--seed={plan.seed}", f"--rate={plan.rate:g}", f"--seconds={plan.seconds:g}"]
     return shlex.join(["python", "-m", "tests.system.chaos", *numbers, *faults])
-
-
-def _summary(name: str, outcome: Outcome) -> dict[str, object]:
-    return {
-        "mix": name,
-        **outcome.plan._asdict(),
-        "load_s": round(outcome.load_s, 1),
-        "events_per_s": round(outcome.rate, 1),
-        "longest_until_acknowledged_s": round(outcome.longest_s, 1),
-        "restarts": outcome.restarts,
-        "counts": outcome.judgement.counts,
-        "violations": [violation._asdict() for violation in outcome.judgement.violations],
-        "again": _again(outcome.plan),
-    }
 
 
 def _print_table(outcomes: Sequence[tuple[str, Outcome]]) -> None:

@@ -95,17 +95,15 @@ async def _loaded(
         workload = api_sessions(deployment.stand_in, random)
     else:
         workload = sessions(random, int(time.time()))
-    sending = asyncio.create_task(stripe.send(workload, stopping))
-    try:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(stripe.send(workload, stopping))
         await asyncio.sleep(WARM_UP_S)
         before = deployment.readings(), _connections(deployment)
         await _in_lanes(deployment, stripe, plan)
         await asyncio.sleep(max(0.0, began + plan.seconds - time.monotonic()))
-    finally:
         stopping.set()
         load_s = time.monotonic() - began
         stripe.give_up_in(GIVE_UP_S)
-        await sending
     return before, load_s
 
 

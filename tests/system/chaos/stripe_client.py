@@ -141,6 +141,8 @@ class Stripe:
     async def _connection(self, port: int) -> AsyncIterator[_Connection]:
         """Yield a connection; one that failed is not used again."""
         idle = self._idle.setdefault(port, [])
+        while idle and idle[-1].is_closed:
+            idle.pop()
         connection = idle.pop() if idle else await _Connection.open(port)
         try:
             yield connection
@@ -161,6 +163,11 @@ class _Connection:
     async def open(cls, port: int) -> _Connection:
         """Connect."""
         return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was lost while it was idle: uvloop would refuse to write to it."""
+        return self._writer.is_closing()
 
     async def post(self, body: bytes) -> tuple[int, bytes]:
         """Send a signed body; return the answer's status and body."""
