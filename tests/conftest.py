@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +79,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def forks() -> Iterator[None]:
-    """Fork processes of the service on an everyday run; with TEST_LONG each is started anew."""
-    with nullcontext() if depth.IS_LONG else forking.on():
+    """Fork processes of the service."""
+    with forking.on():
         yield
 
 

@@ -11,16 +11,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 import orjson
-import pytest
 import redis
 import redis.asyncio
 import uvloop
@@ -34,6 +32,7 @@ from service.storage.keys import Keys
 from service.transitions import stream_entry
 from service.transitions.transition import SessionChange
 from tests.support.brokers.broker import Broker
+from tests.support.brokers.installed import start_installed
 from tests.support.harness import SECRET
 from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.usage import cpu_s, memory_mib
@@ -77,26 +76,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="way-out-") as made, ExitStack() as running:
         directory = Path(made)
         opened = running.enter_context(open_sandbox(directory))
-        queues = dict(_queues(running, directory))
+        queues, absent = start_installed(QUEUES, running, directory)
         _say("python, redis", f"{sys.version.split()[0]}, {_server(opened)}")
         _throughput(opened)
+        for name, reason in absent.items():
+            _say(f"queue {name}", reason)
         for name, broker in queues.items():
             _say(f"queue {name}", str(_drained(opened, name, QUEUES[name], broker.environ())))
         _latency(opened, directory)
         _idle(opened, queues)
         _memory(opened)
-
-
-def _queues(running: ExitStack, directory: Path) -> Iterator[tuple[str, Broker]]:
-    for name in QUEUES:
-        try:
-            module = import_module(f"tests.support.brokers.{name}")
-            broker = running.enter_context(module.run_broker(directory))
-        except pytest.skip.Exception as skipped:
-            _say(f"queue {name}", str(skipped))
-        else:
-            asyncio.run(broker.empty())
-            yield name, broker
 
 
 def _server(sandbox: Sandbox) -> str:
@@ -147,8 +136,8 @@ def _drained(
 
         first, last = passed(0.1), passed(0.9)
     assert worker.stop() == 0
-    took_s, cpu_s, count = last[0] - first[0], last[1] - first[1], first[2] - last[2]
-    return Drained(count / took_s, cpu_s / count * 1e6, cpu_s / took_s)
+    took_s, used_s, count = last[0] - first[0], last[1] - first[1], first[2] - last[2]
+    return Drained(count / took_s, used_s / count * 1e6, used_s / took_s)
 
 
 def _below(client: redis.Redis, keys: Keys, handler: str, most: float) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Processes of the service that are forked from one that has already imported it.
 
-Starting Python and importing the service takes a third of a second of CPU time, and a hundred tests
-start processes. With TEST_LONG, as in CI, every process is started anew instead.
+Starting Python and importing the service takes a third of a second of CPU time, and hundreds of
+tests start processes. Started anew, as `python -m service`, are those with an empty program (every
+command, in test_users), those of a chaos run, and those that tests of deploy/ start.
 
 A forked process gets its folder, environment, output and arguments, runs its program as `python -c`
 does, and ends as Python ends. It cannot see what Python or an import reads from the environment.

@@ -13,9 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from importlib import import_module
 from itertools import chain, cycle, islice
-from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
@@ -28,6 +26,7 @@ from service.operations.synthetic_events import LIFECYCLES, SyntheticEvent, life
 from service.storage.keys import Keys
 from service.transitions import cloudevents, stream_entry
 from tests.support.brokers.broker import Broker, Received
+from tests.support.brokers.installed import start_installed
 from tests.support.harness import SECRET
 from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.waiting import until, wait_until
@@ -71,25 +70,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Run everything once."""
     directory = tmp_path_factory.mktemp("everything")
     with ExitStack() as running:
-        queues, absent = _queues(running, directory)
+        queues, absent = start_installed(QUEUES, running, directory)
         opened = running.enter_context(open_sandbox(directory))
         yield _run(opened, queues, absent)
-
-
-def _queues(running: ExitStack, directory: Path) -> tuple[dict[str, Broker], dict[str, str]]:
-    """Start and empty every installed queue; return them, and why the others are absent."""
-    queues: dict[str, Broker] = {}
-    absent: dict[str, str] = {}
-    for name in QUEUES:
-        try:
-            queues[name] = running.enter_context(
-                import_module(f"tests.support.brokers.{name}").run_broker(directory)
-            )
-        except pytest.skip.Exception as skipped:
-            absent[name] = str(skipped)
-        else:
-            asyncio.run(queues[name].empty())
-    return queues, absent
 
 
 def _run(sandbox: Sandbox, queues: Mapping[str, Broker], absent: Mapping[str, str]) -> Run:
