@@ -181,11 +181,16 @@ def test_a_redis_that_is_away_is_waited_for(sandbox: Sandbox) -> None:
         [lost] = wait_until(partial(process.lines, "redis.lost"))
         assert lost["reason"] == "redis_unreachable"
     body = event(id="evt_away", session="vs_away")
-    assert httpx2.post(serve.url, content=body, headers=signed(body)).status_code == 503
+
+    def status() -> int:
+        return httpx2.post(serve.url, content=body, headers=signed(body)).status_code
+
+    assert status() == 503
     with server(sandbox.directory / "late", port=port):
         for process in (serve, work):
             wait_until(partial(is_ready, process))
-        assert httpx2.post(serve.url, content=body, headers=signed(body)).status_code == 200
+        # On a busy machine an answer may come after the short deadline.
+        wait_until(lambda: status() == 200)
         assert wait_until(lambda: work.lines("transition"))[0]["session_id"] == "vs_away"
         assert [serve.stop(), work.stop()] == [0, 0]
 
