@@ -111,7 +111,7 @@ class ApiError(ServiceError):
 
 UNDELIVERABLE = "undeliverable"
 UNREACHABLE = "unreachable"
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+REASON_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class Undeliverable(ServiceError):
@@ -148,5 +148,5 @@ class Unreachable(ServiceError, ConnectionError):
 def reason_word(reason: object, default: str) -> str:
     """Return *reason* if it is one short word, else *default*."""
     value = reason.value if isinstance(reason, Enum) else reason
-    is_word = isinstance(value, str) and _WORD.fullmatch(value)
+    is_word = isinstance(value, str) and REASON_WORD.fullmatch(value)
     return str(value) if is_word else default

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from ..delivery.dead_letters import EntryFilter
+from ..environment import Parser, matching
+from ..errors import REASON_WORD
 from ..stripe.events import SESSION_ID
 from .page import PageError
-
-_REASON = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class LetterFilter(NamedTuple):
@@ -35,33 +34,29 @@ def read_filter(form: Mapping[str, str]) -> LetterFilter:
     fields = {name: text for name in _FIELDS if (text := form.get(name, "").strip())}
     values: dict[str, Any] = {}
     for name, text in fields.items():
-        argument, parse, expected = _FIELDS[name]
+        argument, parser = _FIELDS[name]
         try:
-            values[argument] = parse(text)
+            values[argument] = parser.parse(text)
         except (ValueError, OverflowError, OSError):
-            raise PageError(400, "This filter cannot be used", f"Expected {expected}.") from None
+            expected = f"Expected {parser.expected}."
+            raise PageError(400, "This filter cannot be used", expected) from None
     return LetterFilter(EntryFilter(**values), fields)
 
 
-def _matching(pattern: re.Pattern[str]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if pattern.fullmatch(text) is None:
-            raise ValueError
-        return text
-
-    return parse
-
-
-def _time(text: str) -> datetime:
+def _parse_time(text: str) -> datetime:
     """Return a time, in the server's zone where the text names none."""
     return datetime.fromisoformat(text).astimezone()
 
 
-_WHEN = "a time such as 2026-07-31T14:05, in the server's time zone"
-# For each field of the form: the argument of the filter, how it is read, and what it may be.
-_FIELDS: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
-    "reason": ("reason", _matching(_REASON), "a reason of one word"),
-    "session": ("session_id", _matching(SESSION_ID), "a session id, vs_…"),
-    "since": ("since", _time, _WHEN),
-    "until": ("until", _time, _WHEN),
+_REASON = matching(REASON_WORD.pattern, "a reason of one word")
+_SESSION = matching(SESSION_ID.pattern, "a session id, vs_…")
+_WHEN = Parser(
+    expected="a time such as 2026-07-31T14:05, in the server's time zone", parse=_parse_time
+)
+# For each field of the form: the argument of the filter, and how it is read.
+_FIELDS: Mapping[str, tuple[str, Parser[Any]]] = {
+    "reason": ("reason", _REASON),
+    "session": ("session_id", _SESSION),
+    "since": ("since", _WHEN),
+    "until": ("until", _WHEN),
 }
