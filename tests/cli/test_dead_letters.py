@@ -15,13 +15,12 @@ import redis
 from service.cli import dead_letters, selection
 from service.parsers import FETCH
 from service.runtime.embedded_redis import EmbeddedServer
-from service.storage.keys import LAYOUT_VERSION, Keys
+from tests.cli.conftest import KEYS, claim_layout
 from tests.support import roles
-from tests.support.processes import Sandbox, open_sandbox
+from tests.support.processes import Sandbox
 from tests.support.transitions import stored_entry, stored_notification
 from tests.support.waiting import PATIENCE_S, wait_until
 
-KEYS = Keys("idv", 8)
 CANARY = "canary4711"
 LETTER = {"entry_id": "1-0", "reason": "exhausted", "error": "ValueError", "attempts": 3}
 # `python -m service`, with Ctrl-C after two calls of `replay`.
@@ -53,9 +52,7 @@ class Operator:
         self.server: EmbeddedServer = sandbox.server
         self.client: Any = redis.Redis.from_url(self.server.url)
         self.client.flushall()
-        self.client.hset(
-            KEYS.layout, mapping={"version": LAYOUT_VERSION, "partitions": KEYS.partitions}
-        )
+        claim_layout(self.server.url)
         self.logged: list[Any] = []
         self.err = b""
 
@@ -98,19 +95,12 @@ class Operator:
         return sum(self.client.xlen(key(p, "log")) for p in range(KEYS.partitions))
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """Yield a sandbox for the tests of this module."""
-    with open_sandbox(tmp_path_factory.mktemp("mail")) as one:
-        yield one
-
-
 @pytest.fixture
-def operator(opened: Sandbox) -> Iterator[Operator]:
+def operator(sandbox: Sandbox) -> Iterator[Operator]:
     """Yield an empty server; end all processes afterwards."""
-    one = Operator(opened)
+    one = Operator(sandbox)
     yield one
-    opened.close()
+    sandbox.close()
     one.client.close()
 
 

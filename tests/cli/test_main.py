@@ -29,19 +29,12 @@ from service.storage.keys import Keys
 from tests.support.depth import takes_long
 from tests.support.harness import SECRET
 from tests.support.http_sink import http_sink
-from tests.support.processes import Process, Processes, Sandbox, environment, open_sandbox
+from tests.support.processes import Process, Processes, Sandbox, environment
 from tests.support.waiting import PATIENCE_S, wait_until
 
 CANARY = "canary4711"
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 COMMANDS = ["dev", "serve", "work", "check", "send", "session", "selftest", "version"]
-
-
-@pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """Yield a sandbox with a server for the tests of this module."""
-    with open_sandbox(tmp_path_factory.mktemp("cli")) as opened:
-        yield opened
 
 
 class Dev:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -17,11 +16,10 @@ from rich.console import Console
 from service.cli.session_view import render
 from service.monitoring.finished_attempts import Attempt
 from service.monitoring.session_timeline import Arrival, HandlerOutcome, Timeline
-from service.storage.keys import LAYOUT_VERSION, Keys
 from tests.admin import samples
-from tests.support.processes import Sandbox, open_sandbox
+from tests.cli.conftest import KEYS, claim_layout
+from tests.support.processes import Sandbox
 
-KEYS = Keys("idv", 8)
 SESSION_ID = "vs_1"
 PARTITION = KEYS.partition(SESSION_ID)
 CANARY = "canary4711"
@@ -122,16 +120,15 @@ def test_a_session_of_which_nothing_is_remembered() -> None:
 
 
 @pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """Yield a sandbox whose Redis holds a session with a dead letter, as processes write it."""
-    with open_sandbox(tmp_path_factory.mktemp("session")) as opened:
-        with closing(redis.Redis.from_url(opened.server.url)) as client:
-            _fill(client)
-        yield opened
+def filled(sandbox: Sandbox) -> Sandbox:
+    """Return a sandbox whose Redis holds a session with a dead letter, as processes write it."""
+    claim_layout(sandbox.server.url)
+    with closing(redis.Redis.from_url(sandbox.server.url)) as client:
+        _fill(client)
+    return sandbox
 
 
 def _fill(client: Any) -> None:
-    client.hset(KEYS.layout, mapping={"version": LAYOUT_VERSION, "partitions": KEYS.partitions})
     change = (
         f'{{"event_id":"evt_2","event_type":"identity.verification_session.verified",'
         f'"occurred_at":"2026-01-01T00:00:00Z","session_id":"{SESSION_ID}","current":"verified",'
@@ -156,9 +153,9 @@ def _fill(client: Any) -> None:
     client.hset(KEYS.session(SESSION_ID), mapping=record)
 
 
-def test_the_json_has_everything_but_your_own_data(sandbox: Sandbox) -> None:
+def test_the_json_has_everything_but_your_own_data(filled: Sandbox) -> None:
     """Named tuples are objects, in the order of arrival; metadata and references are left out."""
-    found = orjson.loads(sandbox.invoke("session", SESSION_ID, "--json").out)
+    found = orjson.loads(filled.invoke("session", SESSION_ID, "--json").out)
 
     assert CANARY not in str(found)
     assert (found["status"], found["previous"], found["sequence"]) == ("verified", "processing", 2)
@@ -179,12 +176,12 @@ def test_the_json_has_everything_but_your_own_data(sandbox: Sandbox) -> None:
     assert late["handlers"] == []
 
 
-def test_what_it_says_to_type_works(sandbox: Sandbox) -> None:
+def test_what_it_says_to_type_works(filled: Sandbox) -> None:
     """In a pipe every line is whole, and the dead letter is found by the id that is shown."""
-    said = sandbox.invoke("session", SESSION_ID)
+    said = filled.invoke("session", SESSION_ID)
     assert (said.code, said.err) == (0, b"")
     assert CANARY.encode() not in said.out
     [hint] = [line for line in said.out.splitlines() if b"-> " in line]
     words = hint.decode().partition(" dead ")[2].split()
-    letter = sandbox.invoke("dead", *words, "--json")
+    letter = filled.invoke("dead", *words, "--json")
     assert orjson.loads(letter.out)["event_id"] == "evt_2"

@@ -5,15 +5,12 @@ from __future__ import annotations
 import io
 import re
 import signal
-from collections.abc import Iterator
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-import redis
 from rich.console import Console
 
 from service.cli.status_view import render, sparkline
@@ -21,25 +18,17 @@ from service.findings import Severity
 from service.monitoring.activity import Activity
 from service.monitoring.overview import Overview
 from service.monitoring.verdict import Reason
-from service.storage.keys import LAYOUT_VERSION, Keys
 from tests.admin import samples
+from tests.cli.conftest import claim_layout
 from tests.support.processes import PATIENT, Sandbox, open_sandbox
 from tests.support.servers import free_port, server
 from tests.support.terminals import OnTerminal
 from tests.support.waiting import wait_until
 
-LAYOUT: dict[Any, Any] = {"version": LAYOUT_VERSION, "partitions": 8}
 HOSTILE = "[red]a\x1b[2J\u202eb"
 QUICK = PATIENT.replace(
     "\nmain()", "\nfrom service.cli import status\nstatus.WATCH_EVERY_S = 0.1\nmain()"
 )
-
-
-@pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """Yield a sandbox with a server for the tests of this module."""
-    with open_sandbox(tmp_path_factory.mktemp("status")) as opened:
-        yield opened
 
 
 def test_exit_codes(sandbox: Sandbox) -> None:
@@ -78,8 +67,7 @@ def reasons(sandbox: Sandbox, code: int, **settings: str) -> list[str]:
 
 def test_the_json_has_everything(sandbox: Sandbox) -> None:
     """Named tuples are objects, times are text, and what is internal is left out."""
-    with closing(redis.Redis.from_url(sandbox.server.url)) as client:
-        client.hset(Keys("idv", 8).layout, mapping=LAYOUT)
+    claim_layout(sandbox.server.url)
     found = orjson.loads(sandbox.invoke("status", "--json").out)
     assert found.keys() == {*Overview._fields}
     assert found["activity"].keys() == {*Activity._fields} - {"watch_report"}
@@ -105,9 +93,8 @@ def test_watch_goes_on_without_redis(tmp_path: Path) -> None:
 
         wait_until(lambda: last().get("is_available") is False)
         for directory in ("first", "second"):
-            with server(tmp_path / directory, port=port) as running:
-                with running.client() as client:
-                    client.hset(Keys("idv", 8).layout, mapping=LAYOUT)
+            with server(tmp_path / directory, port=port):
+                claim_layout(f"redis://127.0.0.1:{port}")
                 wait_until(lambda: last()["is_available"])
             wait_until(lambda: not last()["is_available"])
         watching.popen.send_signal(signal.SIGINT)
@@ -182,8 +169,7 @@ def test_sparkline() -> None:
 
 def test_watch_on_a_terminal(sandbox: Sandbox) -> None:
     """It draws on the terminal's other screen, in place, and leaves the terminal as it was."""
-    with closing(redis.Redis.from_url(sandbox.server.url)) as client:
-        client.hset(Keys("idv", 8).layout, mapping=LAYOUT)
+    claim_layout(sandbox.server.url)
     watching = OnTerminal(
         *("status", "--watch"),
         directory=sandbox.directory,

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
 import pytest
 
+from service.config import Settings
+from service.inbox.admission import Inbox
 from service.monitoring import session_search
 from service.monitoring.session_search import Found, search
 from service.storage.connections import Connections
 from service.storage.keys import Keys
-from service.transitions import stream_entry
-from service.transitions.transition import SessionChange
+from tests.support.admissions import InspectedInbox, make_event
 
 
-async def add(
-    connections: Connections,
-    keys: Keys,
-    session: str,
-    event: str = "evt_1",
-    **more: Any,
-) -> None:
-    """Append a transition as admission writes it."""
-    change = msgspec.convert(
-        {
-            "event_id": event,
-            "event_type": "identity.verification_session.verified",
-            "occurred_at": "2026-01-01T00:00:00Z",
-            "session_id": session,
-            "current": "verified",
-        }
-        | more,
-        SessionChange,
-    )
-    fields = {"change": stream_entry.pack(change), "previous": "", "sequence": 1, "epoch": 1}
-    await connections.client.xadd(keys.transitions(keys.partition(session)), fields)
+@pytest.fixture
+def inbox(connections: Connections, settings: Settings, keys: Keys) -> InspectedInbox:
+    """Return an inbox of the deployment that is searched."""
+    return InspectedInbox(Inbox(connections, keys, settings), connections.client, keys)
 
 
 async def all_found(connections: Connections, keys: Keys, text: str) -> list[Found]:
@@ -50,13 +31,15 @@ async def all_found(connections: Connections, keys: Keys, text: str) -> list[Fou
     "reference", ["user-7", 'say "hi" \\ back', "überprüft 🙂", "[%w].*-", "x" * 255], ids=ascii
 )
 async def test_sessions_are_found_by_event_and_reference(
-    reference: str, connections: Connections, keys: Keys
+    reference: str, connections: Connections, keys: Keys, inbox: InspectedInbox
 ) -> None:
     """The whole text must match, whatever characters it has; the newest session is first."""
-    await add(connections, keys, "vs_1", "evt_1", client_reference_id=reference)
-    await add(connections, keys, "vs_2", "evt_2", client_reference_id=reference + "0")
-    await add(connections, keys, "vs_3", "evt_3", client_reference_id=reference)
-    await add(connections, keys, "vs_1", "evt_4")
+    await inbox.admit(
+        make_event(session="vs_1", client_reference_id=reference),
+        make_event(session="vs_2", client_reference_id=reference + "0"),
+        make_event(session="vs_3", client_reference_id=reference),
+        make_event("verified", "verified", id="evt_4", session="vs_1", at=9),
+    )
 
     found = await search(connections, keys, reference)
     assert found == Found(("vs_3", "vs_1"), None, 4)
@@ -64,10 +47,12 @@ async def test_sessions_are_found_by_event_and_reference(
     assert (await search(connections, keys, reference[:-1] or "-")).session_ids == ()
 
 
-async def test_other_texts_of_a_change_do_not_match(connections: Connections, keys: Keys) -> None:
+async def test_other_texts_of_a_change_do_not_match(
+    connections: Connections, keys: Keys, inbox: InspectedInbox
+) -> None:
     """Metadata may have the names of our fields, and entries that are not ours are skipped."""
     looks_like = {"event_id": "evt_x", "client_reference_id": "evt_x", "k": '"event_id":"evt_x"'}
-    await add(connections, keys, "vs_1", metadata=looks_like)
+    await inbox.admit(make_event("verified", "verified", metadata=looks_like))
     stream = keys.transitions(0)
     await connections.client.xadd(stream, {"change": '{"event_id":"evt_x"'})
     await connections.client.xadd(stream, {"nothing": "ours"})
@@ -77,13 +62,13 @@ async def test_other_texts_of_a_change_do_not_match(connections: Connections, ke
 
 
 async def test_history_is_searched_piece_by_piece(
-    connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    connections: Connections, keys: Keys, inbox: InspectedInbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search looks at few entries of each partition, and returns few; the next one goes on."""
     monkeypatch.setattr(session_search, "MAX_SEARCHED", 3)
     monkeypatch.setattr(session_search, "MAX_FOUND", 2)
     for n in range(40):
-        await add(connections, keys, f"vs_{n}", f"evt_{n}", client_reference_id="shared" * (n % 2))
+        await inbox.admit(make_event(session=f"vs_{n}", client_reference_id="shared" * (n % 2)))
 
     pieces = await all_found(connections, keys, "shared")
     assert len(pieces) > 2
