@@ -895,6 +895,13 @@ MUTANTS = (
         "delivery/test_dispatcher_machine.py",
     ),
     Mutant(
+        "what an account that is gone leaves behind waits for ever",
+        "service/delivery/deliverer.py",
+        "        if not is_deleted_by_stripe(item):\n",
+        "        if True:\n",
+        "stripe_api/test_fetch.py::test_an_account_that_is_gone_for_good",
+    ),
+    Mutant(
         "a timeout closes the circuit",
         "service/delivery/retries.py",
         "        if is_timeout:\n",
