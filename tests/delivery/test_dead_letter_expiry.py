@@ -6,6 +6,7 @@ import math
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import structlog.testing
@@ -145,11 +146,8 @@ async def test_an_error_of_redis_is_raised(
     server: Server, connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where Redis does not answer, the gauges keep what they say."""
-
-    async def run(calls: list[Any]) -> list[Exception]:
-        return [RedisConnectionError()] * len(calls)
-
-    monkeypatch.setattr(connections, "run", run)
+    errors = [RedisConnectionError()] * len(ASSIGNMENTS)
+    monkeypatch.setattr(connections, "run", AsyncMock(return_value=errors))
     with pytest.raises(RedisConnectionError):
         await server.expire()
 

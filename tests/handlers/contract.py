@@ -139,27 +139,15 @@ class QueueContract:
             assert found.key in (wanted.key, None)
             assert found.headers == dict(wanted.headers)
 
-    async def test_concurrent_sessions_stay_in_order(self, broker: Broker) -> None:
-        """Of many concurrent sessions, each delivering in order, each is in order."""
-        async with self.opened(broker.environ()) as handler:
-
-            async def session(name: str) -> None:
-                for sequence in range(1, 11):
-                    await handler(transition(name, sequence))
-
-            await asyncio.gather(*(session(f"s{n}") for n in range(50)))
-
-        received = await broker.received()
-        assert len(received) == 500
-        assert sequences_of(received) == {f"vs_s{n}": list(range(1, 11)) for n in range(50)}
-
     async def test_concurrent_calls_do_not_wait_for_each_other(self, broker: Broker) -> None:
-        """Over a slow network, 32 calls take far less than 32 times as long as one."""
+        """Over a slow network, 32 calls take far less than 32 times as long; each sends once."""
         async with self.proxied(broker) as (handler, proxy):
             await handler(transition("first", 1))
             proxy.delay_s = 0.7
             async with asyncio.timeout(32 * proxy.delay_s / 2):
                 await asyncio.gather(*(handler(transition(f"s{n}", 1)) for n in range(32)))
+
+        assert len(await broker.received()) == 33
 
     async def test_a_repeat_has_the_same_id(self, broker: Broker) -> None:
         """A repeated delivery is the same message, and dropped by a queue that deduplicates."""
@@ -192,7 +180,7 @@ class QueueContract:
         assert sequences_of(await broker.received())["vs_a"] == [1, 2]
 
     async def test_reset_connections_lose_nothing(self, broker: Broker) -> None:
-        """While connections are reset under load, every confirmed message is on the queue."""
+        """While connections are reset under load, every message is on the queue, in order."""
         consumer = FakeConsumer(steps("c", 20, range(1, 25)))
         async with self.proxied(broker) as (handler, proxy):
 

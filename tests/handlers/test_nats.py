@@ -6,7 +6,8 @@ import asyncio
 import dataclasses
 import gc
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, NoReturn
+from typing import Any
+from unittest import mock
 
 import pytest
 from nats.js import JetStreamContext
@@ -83,10 +84,7 @@ class TestNats(QueueContract):
         self, broker: NatsBroker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No response to publishing from a stream that exists means that it has no leader."""
-
-        async def publish(*_: object, **__: object) -> NoReturn:
-            raise NoStreamResponseError
-
+        publish = mock.AsyncMock(side_effect=NoStreamResponseError)
         async with self.opened(broker.environ()) as handler:
             await handler(transition("a", 1))
             monkeypatch.setattr(JetStreamContext, "publish", publish)

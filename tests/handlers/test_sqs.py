@@ -18,8 +18,8 @@ from botocore.loaders import JSONFileLoader
 from service.errors import ConfigError, Undeliverable, Unreachable
 from service.handlers import Handler, sqs
 from service.transitions.cloudevents import message
-from tests.handlers.contract import QueueContract, check, sequences_of
-from tests.support.brokers.broker import Broker, transition
+from tests.handlers.contract import QueueContract, check
+from tests.support.brokers.broker import transition
 from tests.support.brokers.sqs import REGION, SqsBroker, run_broker
 
 SETTINGS = {"SQS_REGION": REGION, "SQS_ACCESS_KEY_ID": "tests", "SQS_SECRET_ACCESS_KEY": "tests"}
@@ -65,17 +65,6 @@ class TestStandard(QueueContract):
 
     opener = "service.handlers.sqs:open"
     queue = "contract"
-
-    async def test_concurrent_sessions_stay_in_order(self, broker: Broker) -> None:
-        """A standard queue has no order, but every message is there once."""
-        async with self.opened(broker.environ()) as handler:
-            sent = itertools.product(range(1, 5), (f"s{n}" for n in range(20)))
-            await asyncio.gather(*(handler(transition(name, n)) for n, name in sent))
-
-        received = await broker.received()
-        assert len(received) == 80
-        found = {session: sorted(each) for session, each in sequences_of(received).items()}
-        assert found == {f"vs_s{n}": [1, 2, 3, 4] for n in range(20)}
 
 
 @asynccontextmanager
