@@ -164,7 +164,8 @@ async def open_page(context: Context) -> AsyncIterator[Page]:
     if settings.admin_redis_url:
         url, name = settings.admin_redis_url, "ADMIN_REDIS_URL"
     async with connect(url, setting=name) as connections:
-        page = Page(settings, connections, context.keys, loaded_secrets=context.secrets.described)
+        loaded = context.secrets.fingerprints_by_endpoint
+        page = Page(settings, connections, context.keys, loaded_secrets=loaded)
         try:
             yield page
         finally:

@@ -100,7 +100,10 @@ def check_head(
         if version == "1.0" or any(coding != b"chunked" for coding in codings):
             raise CloseConnectionError(MALFORMED)
     host = values.get(b"host")
-    if version != "1.0" if host is None else not _is_host(host):
+    if host is None:
+        if version != "1.0":
+            raise CloseConnectionError(MALFORMED)
+    elif not _is_host(host):
         raise CloseConnectionError(MALFORMED)
     if len(values) < len(headers) and sum(name == b"host" for name, _ in headers) > 1:
         raise CloseConnectionError(MALFORMED)

@@ -36,10 +36,10 @@ class SigningSecrets(Mapping[str, tuple[Secret[bytes], ...]]):
 
     def fingerprints_and_places(self) -> list[tuple[str, str]]:
         """Return the fingerprint of each secret with its place: `current` (first) or `old`."""
-        return [each for secrets in self.described().values() for each in secrets]
+        return [each for secrets in self.fingerprints_by_endpoint().values() for each in secrets]
 
-    def described(self) -> dict[str, list[tuple[str, str]]]:
-        """Return the same by endpoint."""
+    def fingerprints_by_endpoint(self) -> dict[str, list[tuple[str, str]]]:
+        """Return the fingerprints of each endpoint's secrets, each with its place."""
         return {
             endpoint: [
                 (fingerprint(secret), "old" if place else "current")

@@ -129,11 +129,8 @@ class InspectedInbox(NamedTuple):
 
     async def notifications(self) -> list[Notification]:
         """Return the notifications that wait, oldest first within each partition."""
-        streams = [
-            await self.client.xrange(self.keys.notifications(partition))
-            for partition in range(self.keys.partitions)
-        ]
-        return [thin_notification.unpack(fields) for stream in streams for _, fields in stream]
+        found = await self._entries(self.keys.notifications)
+        return [thin_notification.unpack(fields) for fields in found]
 
     async def ask(self, keys: Sequence[str], *event: str | int) -> tuple[str, int]:
         """Return the script's answer about one event, and how many changes it has written.
@@ -166,11 +163,13 @@ class InspectedInbox(NamedTuple):
 
     async def entries(self) -> list[dict[bytes, bytes]]:
         """Return all stream entries, oldest first within each partition."""
+        return await self._entries(self.keys.transitions)
+
+    async def _entries(self, stream: Callable[[int], str]) -> list[dict[bytes, bytes]]:
         streams = [
-            await self.client.xrange(self.keys.transitions(partition))
-            for partition in range(self.keys.partitions)
+            await self.client.xrange(stream(partition)) for partition in range(self.keys.partitions)
         ]
-        return [fields for stream in streams for _, fields in stream]
+        return [fields for entries in streams for _, fields in entries]
 
     async def transitions(self, session: str = SESSION_ID) -> list[StatusTransition]:
         """Return a session's transitions as handlers will read them."""
