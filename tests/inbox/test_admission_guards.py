@@ -7,8 +7,12 @@ import time
 from collections.abc import Callable
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.config import DAY_S, MAX_CLOCK_DIFFERENCE_S
+from service.storage import layout
+from service.storage.connections import Connections
+from service.storage.keys import Keys
 from tests.support.admissions import (
     CREATED,
     NOW,
@@ -59,6 +63,22 @@ class TestLayout:
         await inbox.client.delete(copy)
         assert outcomes(await inbox.admit(PROCESSING)) == ["admitted"]
         assert await inbox.client.exists(copy)
+
+    async def test_a_claim_that_fails_is_made_again(
+        self, inbox: InspectedInbox, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where Redis fails while the layout is claimed, the event waits for the next attempt."""
+        claim, failures = layout.claim, [RedisConnectionError(), OSError()]
+
+        async def failing(connections: Connections, keys: Keys) -> None:
+            if failures:
+                raise failures.pop()
+            await claim(connections, keys)
+
+        await inbox.client.flushall()
+        monkeypatch.setattr(layout, "claim", failing)
+        assert outcomes(await inbox.admit(CREATED)) == ["admitted"]
+        assert not failures
 
     async def test_nothing_is_admitted_under_another_layout(self, open_inbox: OpenInbox) -> None:
         """With another number of partitions than the layout in Redis has, no event is admitted."""

@@ -62,6 +62,7 @@ async def test_an_unknown_session_is_none(inbox: InspectedInbox) -> None:
     "spoiled",
     [
         {"state": "was better"},
+        {"state": "1 99999999999999 01234567 0123456789abcdef s"},
         {"status": "verified"},
         {"evt_1": "?"},
         {"evt_1": "a 1 1 n soon"},
