@@ -12,22 +12,13 @@ from service.config import Livemode
 from service.errors import Rejected, RejectionReason, Unavailable, UnavailableReason
 from service.inbox.admission import Admission, Inbox, Outcome
 from service.inbox.receiver import Receipt, Receiver
-from service.secret import Secret
 from service.stripe.events import Event, Ignored, IgnoredReason
 from service.stripe.signatures import fingerprint, sign
 from service.transitions.thin_notification import Notification
 from service.transitions.transition import SessionChange, make_change
-from tests.support.harness import thin_event
+from tests.support.harness import NOW, SECRET, event, thin_event
 
-NOW = 1_785_931_200
-SECRET = Secret(b"whsec_tests")
-SESSION: dict[str, Any] = {"id": "vs_1", "status": "verified", "metadata": {"a": "b"}}
-MINIMAL: dict[str, Any] = {
-    "id": "evt_1",
-    "type": "identity.verification_session.verified",
-    "created": NOW,
-    "data": {"object": SESSION},
-}
+VERIFIED = event("verified", status="verified", metadata={"a": "b"})
 ADMITTED = Admission(Outcome.ADMITTED, 3, "processing", after_final=False)
 
 
@@ -71,25 +62,24 @@ async def receive(
     return await receiver.receive(body, signature, [SECRET], now=now, endpoint="acme")
 
 
-def body(**changes: Any) -> bytes:
-    """Return a minimal event with *changes*."""
-    return json.dumps(MINIMAL | changes).encode()
-
-
 async def test_a_genuine_event_is_admitted() -> None:
     """The receipt has the event, the change and the decision."""
     inbox = FakeInbox()
 
-    receipt = await receive(inbox, body())
+    receipt = await receive(inbox, VERIFIED)
 
-    [(event, change)] = inbox.admitted
-    assert receipt == Receipt(Outcome.ADMITTED, fingerprint(SECRET), event, change, ADMITTED)
-    assert change == make_change(event, endpoint="acme", account_name="shop")
+    [(parsed, change)] = inbox.admitted
+    assert receipt == Receipt(Outcome.ADMITTED, fingerprint(SECRET), parsed, change, ADMITTED)
+    assert change == make_change(parsed, endpoint="acme", account_name="shop")
     assert (change.origin, change.endpoint, change.account_name) == ("webhook", "acme", "shop")
     assert (change.session_id, change.current, change.metadata) == ("vs_1", "verified", {"a": "b"})
 
 
-@pytest.mark.parametrize("sent", [b"", b"[", b"[]", b"{}", body(id=1), body()], ids=repr)
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"[", b"[]", b"{}", event(envelope={"id": 1}), VERIFIED],
+    ids=["empty", "no JSON", "no event", "incomplete", "mistyped", "genuine"],
+)
 @pytest.mark.parametrize(
     ("signature", "now", "reason"),
     [
@@ -117,7 +107,7 @@ async def test_other_events_are_ignored() -> None:
     """An event of another type is ignored; the receipt has the reason and the matching secret."""
     inbox = FakeInbox()
 
-    receipt = await receive(inbox, body(type="charge.succeeded"))
+    receipt = await receive(inbox, event("charge.succeeded"))
 
     ignored = Ignored(IgnoredReason.OTHER_TYPE, "evt_1", "charge.succeeded")
     assert receipt == Receipt(Outcome.IGNORED, fingerprint(SECRET), ignored)
@@ -160,8 +150,8 @@ async def test_a_thin_event_without_an_api_key_is_unavailable(is_live: bool) -> 
 
 
 SENT: dict[str, Callable[[bool | None], bytes]] = {
-    "in the envelope": lambda is_live: body(livemode=is_live),
-    "in the session": lambda is_live: body(data={"object": SESSION | {"livemode": is_live}}),
+    "in the envelope": lambda is_live: event(envelope={"livemode": is_live}),
+    "in the session": lambda is_live: event(livemode=is_live, envelope={"livemode": None}),
     "in a thin event": lambda is_live: thin_event(livemode=is_live),
 }
 RECEIVED: dict[Livemode, set[bool | None]] = {
@@ -193,6 +183,6 @@ async def test_livemode(
 async def test_no_decision_is_no_receipt() -> None:
     """`Unavailable` from admission is raised, and not replaced by an answer."""
     with pytest.raises(Unavailable) as undecided:
-        await receive(FakeInbox(Unavailable(UnavailableReason.REDIS_SLOW)), body())
+        await receive(FakeInbox(Unavailable(UnavailableReason.REDIS_SLOW)), VERIFIED)
 
     assert undecided.value.reason is UnavailableReason.REDIS_SLOW
