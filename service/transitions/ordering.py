@@ -18,7 +18,7 @@ from ..stripe.events import EVENT_TYPE_PREFIX
 from .lifecycle import TYPE_RANKS, Status
 from .transition import SessionChange
 
-OTHER_TYPE_RANK = 2
+_OTHER_TYPE_RANK = 2
 _CREATED = EVENT_TYPE_PREFIX + "created"
 
 # The clocks of Stripe's own machines may differ by this much. If a step and a result are no further
@@ -46,7 +46,7 @@ def order_key(change: SessionChange, created: int) -> int:
     rank. Equal keys are ordered by event id. The result is below 2**53, so Lua represents it
     exactly.
     """
-    type_rank = TYPE_RANKS.get(change.event_type, OTHER_TYPE_RANK)
+    type_rank = TYPE_RANKS.get(change.event_type, _OTHER_TYPE_RANK)
     return _redaction_rank(change) * _REDACTION_UNIT + created * _SECOND_UNIT + type_rank
 
 

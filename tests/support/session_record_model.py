@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 DAY_S = 86_400
 TYPE_RANKS = ("created", "processing", "requires_input", "verified canceled", "redacted")
-UNKNOWN_STEP_RANK = 2
+UNKNOWN_TYPE_RANK = 2
 FINAL = ("verified", "canceled")
 SKEW_S = 5
 # A record that reaches a multiple of so many fields is pruned: ids whose events are expired to
@@ -28,13 +28,13 @@ class Order(NamedTuple):
 
     redaction: int
     created: int
-    step: int
+    type_rank: int
     event_id: str
 
     @property
     def order_key(self) -> int:
         """The order key: all but the event id, as one number."""
-        return int(f"{self.redaction}{self.created:011}{self.step}")
+        return int(f"{self.redaction}{self.created:011}{self.type_rank}")
 
 
 def order_of(event: Any) -> Order:
@@ -43,7 +43,7 @@ def order_of(event: Any) -> Order:
     redaction = _redaction_of(event)
     erased = 2 if redaction == "redacted" else int(redaction == "processing")
     ranks = (n for n, words in enumerate(TYPE_RANKS) if word in words.split())
-    return Order(erased, event["created"], next(ranks, UNKNOWN_STEP_RANK), event["id"])
+    return Order(erased, event["created"], next(ranks, UNKNOWN_TYPE_RANK), event["id"])
 
 
 def is_step(event: Any) -> bool:
