@@ -14,7 +14,7 @@ from random import Random
 
 import orjson
 
-from tests.support.harness import SECRET, request, signed
+from tests.support.harness import SECRET, answer, request, signed
 from tests.system.chaos.evidence import Answer, Event
 from tests.system.chaos.workload import Payload
 
@@ -23,6 +23,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.3, 3.0
 # Shares of all events: sent twice, much later than their turn, to two receivers at once.
 COPIES, STRAGGLERS, DOUBLED = 0.2, 0.1, 0.05
 STEP_S, OVERTAKING_S, STRAGGLING_S = 0.25, 0.6, 3.0
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Stripe:
@@ -50,7 +52,7 @@ class Stripe:
         self.unsent_share = self.thin_share = 0.0
         self.unsent: set[str] = set()
         self.thin: dict[str, str] = {}
-        self._idle: dict[int, list[_Connection]] = {}
+        self._idle: dict[int, list[Connection]] = {}
         self._gives_up_at = float("inf")
         # When each event that is not acknowledged was first sent, in Unix seconds.
         self._waiting: dict[str, float] = {}
@@ -77,8 +79,8 @@ class Stripe:
     def close(self) -> None:
         """Close every connection."""
         for connections in self._idle.values():
-            for connection in connections:
-                connection.close()
+            for _, writer in connections:
+                writer.transport.abort()
         self._idle.clear()
 
     def _planned(self, session: list[Payload]) -> Iterator[tuple[float, Payload]]:
@@ -127,59 +129,32 @@ class Stripe:
     async def _post(self, payload: Payload, receiver: str, port: int) -> Answer:
         asked_at, status, word = time.time(), None, None
         try:
-            async with asyncio.timeout(TIMEOUT_S), self._connection(port) as connection:
-                status, body = await connection.post(payload.body)
+            async with asyncio.timeout(TIMEOUT_S), self._connection(port) as (reader, writer):
+                headers = signed(payload.body, SECRET)
+                writer.write(request(payload.body, headers, close=False))
+                status, body = await answer(reader)
                 self.bodies.add(body)
                 word = _word(body)
         except (OSError, EOFError, TimeoutError, asyncio.IncompleteReadError):
             pass
-        answer = Answer(payload.event.id, receiver, asked_at, time.time(), status, word)
-        self.answers.append(answer)
-        return answer
+        answered = Answer(payload.event.id, receiver, asked_at, time.time(), status, word)
+        self.answers.append(answered)
+        return answered
 
     @contextlib.asynccontextmanager
-    async def _connection(self, port: int) -> AsyncIterator[_Connection]:
-        """Yield a connection; one that failed is not used again."""
+    async def _connection(self, port: int) -> AsyncIterator[Connection]:
+        """Yield a kept-alive connection; one that failed is not used again."""
         idle = self._idle.setdefault(port, [])
-        while idle and idle[-1].is_closed:
+        # uvloop refuses to write to a connection that was lost while it was idle.
+        while idle and idle[-1][1].is_closing():
             idle.pop()
-        connection = idle.pop() if idle else await _Connection.open(port)
+        reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
         try:
-            yield connection
+            yield reader, writer
         except BaseException:
-            connection.close()
+            writer.transport.abort()
             raise
-        idle.append(connection)
-
-
-class _Connection:
-    """One kept-alive connection."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def open(cls, port: int) -> _Connection:
-        """Connect."""
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether it was lost while it was idle: uvloop would refuse to write to it."""
-        return self._writer.is_closing()
-
-    async def post(self, body: bytes) -> tuple[int, bytes]:
-        """Send a signed body; return the answer's status and body."""
-        self._writer.write(request(body, signed(body, SECRET), close=False))
-        head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
-        fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
-        answer = await self._reader.readexactly(int(fields.get(b"content-length", 0)))
-        return int(head.split(b" ")[1]), answer
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._writer.transport.abort()
+        idle.append((reader, writer))
 
 
 def _word(body: bytes) -> str | None:
