@@ -1,4 +1,4 @@
-"""Rules for all modules: imports, owners of libraries, names, lengths and docstrings."""
+"""Rules for all modules: imports, owners of libraries, names and lengths."""
 
 from __future__ import annotations
 
@@ -269,35 +269,6 @@ def test_only_settings_are_read_by_name(name: str) -> None:
     }
 
     assert name.startswith("handlers.") or looked_up <= owned.get(name, set())
-
-
-def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
-    """Yield every public class, function, and method of public classes, by its dotted name."""
-
-    def within(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.AST]]:
-        for node in body:
-            if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            if node.name.startswith("_"):
-                continue
-            yield prefix + node.name, node
-            if isinstance(node, ast.ClassDef):
-                yield from within(node.body, f"{prefix}{node.name}.")
-
-    yield from within(tree.body, "")
-
-
-@every_module
-def test_docstrings(name: str) -> None:
-    """Every module and every public name has a docstring whose first line ends like a sentence."""
-    documented = [(name, tree_of(name)), *definitions(tree_of(name))]
-    silent = [
-        dotted
-        for dotted, node in documented
-        if not (ast.get_docstring(node) or "").partition("\n")[0].endswith((".", ":"))  # type: ignore[arg-type]
-    ]
-
-    assert not silent
 
 
 def names(tree: ast.Module) -> Iterator[str]:
