@@ -242,14 +242,9 @@ def test_another_deployment_is_not_taken_for_an_empty_one(
 @pytest.mark.parametrize(
     "words",
     [
-        ("dead", "list", "typo"),
-        ("dead", "show", "typo", "0-1-1"),
-        ("dead", "replay", "typo", "--all"),
-        ("dead", "drop", "typo", "--all"),
-        ("dead", "drop", "typo", "--all", "--yes"),
-        ("replay", "typo", "--all"),
-        ("handlers", "retire", "typo"),
-        ("handlers", "retire", "typo", "--yes"),
+        tuple("typo" if word in {"log", "gone"} else word for word in words)
+        for words in EVERY_COMMAND
+        if {"log", "gone"} & {*words}
     ],
     ids=" ".join,
 )

@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Dialog, Page, Request, Response, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, Request, Response, expect
 
-from tests.support.programs import RUN_DEADLINE_S, missing, program
+from tests.support.programs import RUN_DEADLINE_S, missing
 from tests.support.waiting import PATIENCE_S
 
 Scheme = Literal["light", "dark"]
@@ -25,14 +24,6 @@ Scheme = Literal["light", "dark"]
 WIDTHS = (400, 1600)
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 _HEIGHTS = {400: 800, 1600: 1000}
-_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
 expect.set_options(timeout=PATIENCE_S * 1000)
 # What a page's own code cannot hide: the browser runs this before anything of the page.
 _WATCH = """
@@ -48,21 +39,6 @@ async () => (await axe.run({preload: false})).violations.flatMap(violation =>
 """
 # Chromium reports each response of 400 and above there; the tests look at statuses themselves.
 _STATUS = re.compile(r"Failed to load resource: the server responded with a status of")
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """Yield Debian's Chromium, or skip.
-
-    Until the block is left no event loop can run in this thread: Playwright's own runs there.
-    """
-    path = program("chromium", "chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=_FLAGS)
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 class Looks(NamedTuple):
