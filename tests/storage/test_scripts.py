@@ -180,6 +180,12 @@ class Replicated:
         self.primary = primary
         self.replicas = replicas
 
+    def wait_until_current(self) -> None:
+        """Wait until both replicas have all that was written."""
+        with self.primary.client() as client:
+            client.set("current", "")
+            wait_until(lambda: client.wait(2, 100) == 2)
+
     def commands(self) -> dict[str, int]:
         """Return how often the primary received each command."""
         with self.primary.client() as client:
@@ -195,8 +201,9 @@ def replicated(tmp_path: Path) -> Iterator[Replicated]:
         of = ("--replicaof", f"127.0.0.1 {primary.port}", "--repl-timeout", "600")
         with server(tmp_path / "one", *of) as one, server(tmp_path / "two", *of) as two:
             client.config_set("repl-timeout", 600)
-            wait_until(lambda: client.wait(2, 100) == 2)
-            yield Replicated(primary, [one, two])
+            started = Replicated(primary, [one, two])
+            started.wait_until_current()
+            yield started
 
 
 class TestReplicas:
@@ -214,6 +221,7 @@ class TestReplicas:
                     # Nor on a connection that does not know the number of replicas yet.
                     async with connect(Secret(replicated.primary.url)) as other:
                         assert isinstance(await self.write(other, "other"), NotReplicatedError)
+            replicated.wait_until_current()
             assert await self.write(connections, "after") == 1
 
     async def test_the_usual_call_has_one_wait(self, replicated: Replicated) -> None:
@@ -239,9 +247,10 @@ class TestReplicas:
                 wait_until(lambda: client.info("replication")["connected_slaves"] == 1)
                 assert await self.write(connections, "one") == 1
                 leaving.replicaof("127.0.0.1", replicated.primary.port)
-                wait_until(lambda: client.wait(2, 100) == 2)
+                replicated.wait_until_current()
                 with gone.frozen():
                     assert isinstance(await self.write(connections, "x"), NotReplicatedError)
+                replicated.wait_until_current()
                 assert await self.write(connections, "again") == 1
 
     async def test_without_replicas_no_write_is_confirmed(self, tmp_path: Path) -> None:
