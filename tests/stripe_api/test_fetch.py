@@ -376,10 +376,10 @@ async def test_an_account_that_is_gone_for_good(
     await until(lambda: len(fetching.transitions) == 2)
 
 
-async def test_the_twin_comes_after_the_session_was_read(
+async def test_the_snapshot_event_comes_after_the_session_was_read(
     stand_in: StripeStandIn, fetching: Fetching
 ) -> None:
-    """What was read stands for the change, and the session may have moved on since the twin."""
+    """What was read stands for the change, and the session may have moved on since."""
     event = create(stand_in)
     stand_in.faults.add(fail(missing("event", "x"), path="/v2/core/events/.*"))
     await fetching.fetcher(notification_of(event))

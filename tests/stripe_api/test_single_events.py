@@ -1,4 +1,4 @@
-"""One notification's event: its twin, else its session; what is neither is not taken for it."""
+"""One notification's event: the snapshot event, else its session; nothing else is taken for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.stripe_api import CANARY, Fault, StripeStandIn, answer, fail
 from tests.support.stripe_api import Event as StandInEvent
 from tests.support.stripe_api.errors import missing
 
-THIN, TWIN, SESSION = "/v2/core/events/", "/v1/events/", "/v1/identity/verification_sessions/"
+THIN, SNAPSHOT, SESSION = "/v2/core/events/", "/v1/events/", "/v1/identity/verification_sessions/"
 
 
 def latest(stand_in: StripeStandIn) -> StandInEvent:
@@ -40,19 +40,23 @@ def gone(path: str) -> Fault:
     return fail(missing("event", "x"), path=f"{path}.*")
 
 
-@pytest.mark.parametrize("names_twin", [False, True])
-async def test_the_twin_is_read(names_twin: bool, stand_in: StripeStandIn, api: StripeApi) -> None:
-    """The event is the snapshot's, also while no list shows it; a named twin saves a request."""
+@pytest.mark.parametrize("names_snapshot", [False, True])
+async def test_the_snapshot_event_is_read(
+    names_snapshot: bool, stand_in: StripeStandIn, api: StripeApi
+) -> None:
+    """The event is the snapshot's, also while no list shows it; a named one saves a request."""
     stand_in.list_lag_s = 60
     event = verify_a_session(stand_in)
 
-    found = await read_event(api, notification_of(event, names_twin=names_twin))
+    found = await read_event(api, notification_of(event, names_snapshot=names_snapshot))
 
     assert found == pushed(event)
-    assert asked(stand_in) == ([TWIN] if names_twin else [THIN, TWIN])
+    assert asked(stand_in) == ([SNAPSHOT] if names_snapshot else [THIN, SNAPSHOT])
 
 
-async def test_the_twin_of_a_connected_account(stand_in: StripeStandIn, api: StripeApi) -> None:
+async def test_the_snapshot_event_of_a_connected_account(
+    stand_in: StripeStandIn, api: StripeApi
+) -> None:
     """What a thin event's context names is read in that context."""
     account = stand_in.directory.connect()
     event = verify_a_session(stand_in, account.id)
@@ -64,14 +68,14 @@ async def test_the_twin_of_a_connected_account(stand_in: StripeStandIn, api: Str
 
 
 @pytest.mark.parametrize("named", ["acct_other", None])
-async def test_the_account_of_a_twin(
+async def test_the_account_of_a_snapshot_event(
     named: str | None, stand_in: StripeStandIn, api: StripeApi
 ) -> None:
-    """A twin that names no account gets that of the context; one of another account is refused."""
+    """One that names no account gets that of the context; one of another account is refused."""
     account = stand_in.directory.connect()
     event = verify_a_session(stand_in, account.id)
     body = orjson.dumps({**event.as_snapshot(), "account": named})
-    stand_in.faults.add(answer(body, path=f"{TWIN}.*"))
+    stand_in.faults.add(answer(body, path=f"{SNAPSHOT}.*"))
 
     if named is None:
         assert await read_event(api, notification_of(event)) == pushed(event)
@@ -81,7 +85,7 @@ async def test_the_account_of_a_twin(
 
 
 async def test_placeholders_are_absent(stand_in: StripeStandIn, api: StripeApi) -> None:
-    """A twin that Stripe has redacted since shows what is left of it."""
+    """A snapshot event that Stripe has redacted since shows what is left of it."""
     session = stand_in.sessions.create(client_reference_id="mine", metadata={"order": "1"})
     event = latest(stand_in)
     stand_in.sessions.redact(session.id)
@@ -94,12 +98,14 @@ async def test_placeholders_are_absent(stand_in: StripeStandIn, api: StripeApi) 
     assert (found.client_reference_id, found.client_secret, found.url) == (None, None, None)
 
 
-@pytest.mark.parametrize("fault", [None, gone(THIN), gone(TWIN)], ids=["none", "thin", "twin"])
-async def test_without_a_twin_the_session_is_read(
+@pytest.mark.parametrize(
+    "fault", [None, gone(THIN), gone(SNAPSHOT)], ids=["none", "thin", "snapshot"]
+)
+async def test_without_a_snapshot_event_the_session_is_read(
     fault: Fault | None, stand_in: StripeStandIn, api: StripeApi
 ) -> None:
     """The event has the notification's type and time, an id of its own, and the present state."""
-    stand_in.makes_twins = fault is not None
+    stand_in.makes_snapshots = fault is not None
     stand_in.clock.stop()
     account = stand_in.directory.connect()
     session = stand_in.sessions.create(scope=stand_in.scope(account.id), metadata={"order": "1"})
@@ -120,7 +126,7 @@ async def test_without_a_twin_the_session_is_read(
 
 
 async def test_a_session_that_is_gone(stand_in: StripeStandIn, api: StripeApi) -> None:
-    """Without twin and session there is nothing to admit."""
+    """Without snapshot event and session there is nothing to admit."""
     event = verify_a_session(stand_in)
     stand_in.faults.add(gone(".*/"))
 
@@ -150,14 +156,14 @@ WRONG: dict[str, Any] = {
     "another session": {"related_object": {"id": "vs_canary0"}, "session": {"id": "vs_canary0"}},
     "another mode": {"livemode": True, "session": {"livemode": True}},
     "another type": {"type": "identity.verification_session.canary0"},
-    "no such twin": {"snapshot_event": "canary0 \n"},
+    "no such event": {"snapshot_event": "canary0 \n"},
     "no session": {"related_object": "canary0", "data": "canary0", "status": 7},
 }
 # What is wrong only with one kind of object.
 SPARED = {
     "another mode": {THIN},
     "another type": {THIN, SESSION},
-    "no such twin": {TWIN, SESSION},
+    "no such event": {SNAPSHOT, SESSION},
 }
 
 
@@ -167,22 +173,22 @@ def body_of(wrong: Any, path: str, event: StandInEvent) -> bytes:
         return wrong
     right: dict[str, Any] = {
         THIN: event.as_thin_event(),
-        TWIN: event.as_snapshot(),
+        SNAPSHOT: event.as_snapshot(),
         SESSION: dict(event.session),
     }[path]
     changes = dict(wrong)
     session = changes.pop("session", {})
-    if path == TWIN and session:
+    if path == SNAPSHOT and session:
         changes["data"] = {"object": {**event.session, **session}}
     if path == SESSION:
         changes |= session
     return orjson.dumps({**right, **changes})
 
 
-@pytest.mark.parametrize("path", [THIN, TWIN, SESSION])
+@pytest.mark.parametrize("path", [THIN, SNAPSHOT, SESSION])
 async def test_what_was_not_asked_for(path: str, stand_in: StripeStandIn, api: StripeApi) -> None:
     """It is `api_unexpected`, and nothing of it is in the error."""
-    stand_in.makes_twins = path != SESSION
+    stand_in.makes_snapshots = path != SESSION
     event = verify_a_session(stand_in)
     for name, wrong in WRONG.items():
         if path in SPARED.get(name, set()):
@@ -202,7 +208,7 @@ async def test_a_session_cannot_change_what_is_around_it(
     stand_in: StripeStandIn, api: StripeApi
 ) -> None:
     """Of a session only the session is taken, whatever fields it has."""
-    stand_in.makes_twins = False
+    stand_in.makes_snapshots = False
     event = verify_a_session(stand_in)
     more = {"data": {"object": {}}, "skipped_fields": ["x"], "account": "acct_x", "created": 1}
     body = orjson.dumps({**event.session, **more})

@@ -20,10 +20,10 @@ def pushed(event: StandInEvent) -> Event:
 
 
 def notification_of(
-    event: StandInEvent, *, names_twin: bool = False, endpoint: str | None = None
+    event: StandInEvent, *, names_snapshot: bool = False, endpoint: str | None = None
 ) -> Notification:
     """Return what is noted of the thin event that is pushed for an event."""
-    body = orjson.dumps(event.as_notification(names_twin=names_twin))
+    body = orjson.dumps(event.as_notification(names_snapshot=names_snapshot))
     found = parse(VerifiedPayload(body, "fingerprint"))
     assert isinstance(found, ThinEvent)
     return make_notification(found, received_at=time.time(), endpoint=endpoint, account_name="shop")

@@ -88,11 +88,11 @@ class Event:
             "type": self.type,
         }
 
-    def as_notification(self, *, names_twin: bool = False) -> dict[str, Any]:
+    def as_notification(self, *, names_snapshot: bool = False) -> dict[str, Any]:
         """Return the thin form as it is pushed.
 
         Args:
-            names_twin: Whether it holds `snapshot_event`; whether Stripe's does is not known.
+            names_snapshot: Whether it holds `snapshot_event`; whether Stripe's does is not known.
         """
         notification = {
             "id": self.thin_id,
@@ -108,10 +108,10 @@ class Event:
             },
             "type": self.thin_type,
         }
-        return notification | ({"snapshot_event": self.id} if names_twin and self.id else {})
+        return notification | ({"snapshot_event": self.id} if names_snapshot and self.id else {})
 
     def as_thin_event(self) -> dict[str, Any]:
-        """Return the thin form as it is read by its id: with what changed, and its twin's id."""
+        """Return the thin form as it is read by its id: with its snapshot event's id."""
         return {
             **self.as_notification(),
             "changes": dict(self.changes),

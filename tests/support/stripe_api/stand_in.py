@@ -51,7 +51,7 @@ class StripeStandIn:
         pushes: How they are pushed.
         faults: What goes wrong with requests.
         list_lag_s: How long lists do not show events that are made from now on.
-        makes_twins: Whether events that are made from now on have a snapshot form.
+        makes_snapshots: Whether events that are made from now on have a snapshot form.
         expands_everything: Whether events that are made from now on, and sessions that are read,
             hold all that can be expanded, which the service never asks for.
         requests: Every request so far.
@@ -73,7 +73,7 @@ class StripeStandIn:
             forget=self._redact_events,
         )
         self.list_lag_s = 0.0
-        self.makes_twins = True
+        self.makes_snapshots = True
         self.expands_everything = False
         self.requests: list[Recorded] = []
 
@@ -143,7 +143,7 @@ class StripeStandIn:
     ) -> Event:
         now = self.clock.time()
         return Event(
-            id=self.tokens.new_id("evt") if self.makes_twins else None,
+            id=self.tokens.new_id("evt") if self.makes_snapshots else None,
             thin_id=self.tokens.new_long_id("evt", livemode=session.scope.livemode),
             type=type,
             scope=session.scope,

@@ -53,7 +53,7 @@ WRONG_LIST: Final = orjson.dumps(
     {"object": "list", "data": [{**WRONG_ID, CANARY: CANARY}], "has_more": CANARY, "url": CANARY}
 )
 AGO_S = 1800.0
-WITHOUT_TWINS = 5
+WITHOUT_SNAPSHOTS = 5
 LISTS = ("/v1/events", "/v1/webhook_endpoints", "/v2/core/event_destinations")
 COMMANDS = (
     ("check",),
@@ -96,9 +96,9 @@ def lived(stand_in: StripeStandIn, random: Random) -> list[Event]:
     before = len(stand_in.events.all)
     stand_in.clock.advance(-AGO_S)
     for number, life in enumerate(LIVES * 3):
-        stand_in.makes_twins = number % WITHOUT_TWINS > 0
+        stand_in.makes_snapshots = number % WITHOUT_SNAPSHOTS > 0
         live(stand_in, life, random)
-    stand_in.makes_twins = True
+    stand_in.makes_snapshots = True
     stand_in.clock.advance(time.time() - stand_in.clock.time())
     return stand_in.events.all[before:]
 

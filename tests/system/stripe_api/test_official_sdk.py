@@ -151,7 +151,7 @@ def check_events(found: dict[str, Any], own: list[Event]) -> None:
     assert snapshots["retrieved"] == ids[0]
     assert sorted(pushes["snapshot"]) == sorted(ids)
     assert len(pushes["thin"]) == len(ids)
-    assert {(twin, session) for _, twin, session in pushes["thin"]} == {
+    assert {(snapshot, session) for _, snapshot, session in pushes["thin"]} == {
         (one.id, one.session_id) for one in own
     }
     assert {name for name, _, _ in pushes["thin"]} == {
