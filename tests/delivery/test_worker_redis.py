@@ -79,17 +79,19 @@ async def test_another_layout_ends_the_worker(deployment: Deployment) -> None:
     assert deployment.leases() == 0
 
 
-async def test_a_deleted_stream_is_created_again(deployment: Deployment) -> None:
-    """If an operator deletes a stream, the worker creates its groups again."""
+async def test_what_an_operator_deletes_is_created_again(deployment: Deployment) -> None:
+    """The worker creates the groups of streams again, and claims the layout again."""
     log = CallLog()
     one = deployment.start({"log": log.handler()})
     await deployment.hold_all(one)
     deployment.admit(20)
     await until(lambda: len(log.returns) == 20)
-    for partition in range(deployment.keys.partitions):
-        deployment.client.delete(deployment.keys.transitions(partition))
+    layout = deployment.keys.layout
+    streams = [deployment.keys.transitions(n) for n in range(deployment.keys.partitions)]
+    deployment.client.delete(layout, *streams)
     with structlog.testing.capture_logs() as lines:
         deployment.admit(20)
         await until(lambda: len(log.returns) == 40)
     check_order(log.calls, deployment.admitted)
     assert "group.created" in {line["event"] for line in lines}
+    await until(lambda: deployment.client.exists(layout))
