@@ -66,22 +66,16 @@ def make_event(*words: str, **changes: Any) -> Event:
 
 
 def make_notification(
-    step: str = "verified",
-    *,
-    id: str = "evt_thin",
-    at: int = 0,
-    session: str = SESSION_ID,
-    **more: Any,
+    *, id: str = "evt_thin", at: int = 0, session: str = SESSION_ID
 ) -> Notification:
     """Return a notification about a session, whose event was created *at* seconds after NOW."""
     return Notification(
         event_id=id,
-        event_type=PREFIX + step,
+        event_type=PREFIX + "verified",
         session_id=session,
         created=NOW + at,
         livemode=False,
         received_at=NOW + at + 1.5,
-        **more,
     )
 
 
