@@ -193,7 +193,7 @@ MUTANTS = (
         _ADMIT,
         "  redis.call('SET', noted, known or nonce, 'EX', NOTED_S)\n",
         "  if not known then redis.call('SET', noted, nonce, 'EX', NOTED_S) end\n",
-        "inbox/test_notifications.py",
+        "inbox/test_admission_record.py",
     ),
     Mutant(
         "old notifications are queued",

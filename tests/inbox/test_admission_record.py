@@ -153,24 +153,24 @@ class TestRecord:
             await broken
         assert len(await inbox.entries()) == 2
 
-    async def test_every_answer_to_a_known_id_is_a_write(self, inbox: InspectedInbox) -> None:
+    @pytest.mark.parametrize("kind", ["event", "notification"])
+    async def test_every_answer_to_a_known_id_is_a_write(
+        self, inbox: InspectedInbox, kind: str
+    ) -> None:
         """A duplicate and a repeated answer write, so that WAIT covers the first write too."""
-        keys = [
-            inbox.keys.transitions(inbox.keys.partition(SESSION_ID)),
-            inbox.keys.session(SESSION_ID),
-        ]
-
-        async def call(nonce: str) -> tuple[tuple[str, str, str], int]:
-            event = ("evt_1", nonce, NOW, NOW * 10, "s", "hash", "processing", "{}")
-            answer, written = await inbox.ask(keys, *event)
+        partition = inbox.keys.partition(SESSION_ID)
+        if kind == "event":
+            keys = [inbox.keys.transitions(partition), inbox.keys.session(SESSION_ID)]
+            judged: tuple[str | int, ...] = (NOW * 10, "s", "hash", "processing", "{}")
+        else:
+            keys = [inbox.keys.notifications(partition), inbox.keys.noted(partition, "evt_1")]
+            judged = ("", "n", "", "", "{}")
+        answers = []
+        for nonce in ("mine", "mine", "another", "mine"):
+            answer, written = await inbox.ask(keys, "evt_1", nonce, NOW, *judged)
             outcome, sequence, _, previous = answer.split(" ", 3)
-            return (outcome, sequence, previous), written
+            answers.append((outcome, sequence, previous))
+            assert written > 0
 
-        first, _ = await call("mine")
-        repeated, written = await call("mine")
-        assert repeated == first
-        assert written > 0
-        copy, written = await call("another")
-        assert copy[0] == "duplicate"
-        assert written > 0
-        assert (await inbox.record())["duplicates"] == "1"
+        first = ("admitted", "1", "") if kind == "event" else ("queued", "0", "")
+        assert answers == [first, first, ("duplicate", *first[1:]), first]

@@ -14,7 +14,6 @@ from service.storage.connections import Connections
 from tests.support.admissions import (
     CREATED,
     DEADLINE_S,
-    NOW,
     SESSION_ID,
     InspectedInbox,
     OpenInbox,
@@ -38,20 +37,6 @@ async def test_a_notification_is_remembered_longer_than_stripe_retries(
         await inbox.note(THIN)
         assert 4 * DAY_S - 60 < await inbox.client.ttl(key) <= 4 * DAY_S
         await inbox.client.expire(key, 5)
-
-
-async def test_every_answer_to_a_known_notification_is_a_write(inbox: InspectedInbox) -> None:
-    """A duplicate and a repeated answer write, so that WAIT covers the first write too."""
-    partition = inbox.keys.partition(SESSION_ID)
-    keys = [inbox.keys.notifications(partition), inbox.keys.noted(partition, "evt_1")]
-
-    async def call(nonce: str) -> tuple[str, int]:
-        return await inbox.ask(keys, "evt_1", nonce, NOW, "", "n", "", "", "{}")
-
-    assert await call("mine") == ("queued 0 - ", 2)
-    assert await call("mine") == ("queued 0 - ", 1)
-    assert await call("another") == ("duplicate 0 - ", 1)
-    assert await call("mine") == ("queued 0 - ", 1)
 
 
 async def test_nothing_of_a_session_is_touched(inbox: InspectedInbox) -> None:
