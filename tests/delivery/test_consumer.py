@@ -56,10 +56,6 @@ class Partition:
         assert await take_or_renew(self.connections, [lease], 300) == [0]
         return Consumer(lease, self.keys, self.stream_watcher, replicas=replicas)
 
-    async def steal_lease(self) -> None:
-        """Let another owner have the lease."""
-        await self.client.set(LEASE, "another token")
-
     async def admit(self, *sequences: int) -> list[str]:
         """Append a transition of a session of its own for each number; return the ids."""
         added = [await self.client.xadd(STREAM, stored_entry(f"vs_{n}", n)) for n in sequences]
@@ -267,7 +263,7 @@ async def test_an_entry_kept_by_its_id_is_loaded_again(partition: Partition) -> 
 
     found = await asyncio.gather(*map(consumer.load, deliveries))
     assert found == [deliveries[0].item, Missing.GONE, deliveries[2].item, Missing.UNREADABLE]
-    await partition.steal_lease()
+    await partition.client.set(LEASE, "another token")
     with pytest.raises(LeaseLostError):
         await consumer.load(deliveries[2])
     assert not consumer.has_lease()

@@ -57,9 +57,9 @@ class Partition:
         await asyncio.sleep(0.002)
         assert await self.renew(lease) == 0
 
-    async def can_take(self, observed: ObservedLeases, ttl_s: float = 300) -> bool:
+    async def can_take(self, observed: ObservedLeases) -> bool:
         """Let another worker try to take the lease; say whether it has succeeded."""
-        return await take_or_renew(self.connections, [self.lease("w2")], ttl_s, observed) == [0]
+        return await take_or_renew(self.connections, [self.lease("w2")], 300, observed) == [0]
 
     def heartbeats(self, worker: str, ttl_s: float = 300) -> Heartbeats:
         """Return the heartbeats of a worker."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -29,14 +30,11 @@ def _server(directory: Path) -> Iterator[EmbeddedServer]:
         yield server
 
 
-def _settings(url: str) -> Settings:
-    return Settings(redis_url=Secret(url), **{**SETTINGS, "lease_ttl_s": TTL_S})  # type: ignore[arg-type]
-
-
 async def test_a_worker_survives_a_restart_of_redis(tmp_path: Path, intervals: list[float]) -> None:
     """Without Redis a worker tries once in each interval and logs each reason once."""
     link = tmp_path / "redis.sock"
-    settings = _settings(f"unix://{link}")
+    limits: dict[str, Any] = {**SETTINGS, "lease_ttl_s": TTL_S}
+    settings = Settings(redis_url=Secret(f"unix://{link}"), **limits)
     log = CallLog()
     async with connect(settings.redis_url) as connections:
         with redis.Redis.from_url(settings.redis_url.reveal()) as client:
