@@ -50,7 +50,7 @@ _LATE = "  if record.latest and is_late(event, record) then\n"
 _SETTLED = "      or result and event.created <= created_in(result.key) + skew_s\n"
 _WAITED = "    if isinstance(confirmed, Exception) or confirmed < needed:\n"
 _CALLED = "            error = await self._calls.call(item)\n"
-_ENOUGH = "        if failed >= self._policy.max_attempts:\n"
+_ENOUGH = "        if delay_s is None:\n"
 _AWAITED = "        return await self._submit(self._submission(event, change))\n"
 _GUESSED = (
     "        try:\n            return await self._submit(self._submission(event, change))\n"

@@ -240,13 +240,13 @@ class Deliverer:
         if isinstance(error, Undeliverable):
             reason = reason_word(error.reason, UNDELIVERABLE)
             return await self._dead_letter(session, FinalFailure(reason, word, where, failed))
-        if failed >= self._policy.max_attempts:
+        delay_s = self._policy.delay_s(failed)
+        if delay_s is None:
             reason = DeadLetterReason.EXHAUSTED
             return await self._dead_letter(session, FinalFailure(reason, word, where, failed))
         # Recorded before the delay, so that a worker that takes over counts on from here.
         delivery.attempts = Attempts(failed, 1)
         await self._consumer.record_attempts(delivery, delivery.attempts, error=word, place=where)
-        delay_s = self._policy.delay_s(failed)
         self._retried.inc()
         log.warning(
             "delivery.retried",

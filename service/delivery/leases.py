@@ -17,7 +17,7 @@ wants, and the heartbeats of the other workers: a value that has not changed for
 void, whatever Redis says.
 
 Knows nothing of entries: what is done under a lease is in `consumer`. How many leases a worker
-takes is decided in `worker`.
+takes, and of which partitions, is decided in `worker`.
 """
 
 from __future__ import annotations

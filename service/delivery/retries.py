@@ -1,4 +1,4 @@
-"""When a failed call is tried again: the retry policy, and the circuit breaker of a destination.
+"""Whether and when a failed call is tried again: the retry policy, and the circuit breakers.
 
 Knows no entry, no Redis and no queue. A failed call is one of two things:
 
@@ -58,8 +58,10 @@ class RetryPolicy(NamedTuple):
     max_delay_s: float
     max_attempts: int
 
-    def delay_s(self, failed: int) -> float:
-        """Return a random delay in seconds after the *failed*-th failure, from 1."""
+    def delay_s(self, failed: int) -> float | None:
+        """Return a random delay in seconds after the *failed*-th failure, from 1; None: give up."""
+        if failed >= self.max_attempts:
+            return None
         return _full_jitter(failed - 1, self.initial_delay_s, self.max_delay_s)
 
 
