@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any
@@ -35,29 +36,26 @@ VERBS: tuple[Verb, ...] = ("replay", "drop")
 both_verbs = pytest.mark.parametrize("verb", VERBS)
 
 
+@dataclass(frozen=True)
 class Deployment:
     """Dead letters on an empty server, and pages that act on them."""
 
-    def __init__(
-        self,
-        connections: Connections,
-        keys: Keys,
-        make_page: Callable[..., Page],
-        open_page: OpenPage,
-        add_letter: AddLetter,
-    ) -> None:
-        self.connections = connections
-        self.keys = keys
-        self.client: Any = connections.client
-        self._make_page = make_page
-        self._open_page = open_page
-        self._add_letter = add_letter
-        self.opened = AsyncExitStack()
+    connections: Connections
+    keys: Keys
+    make_page: Callable[..., Page]
+    open_page: OpenPage
+    add_letter: AddLetter
+    opened: AsyncExitStack
+
+    @property
+    def client(self) -> Any:
+        """The client of its Redis."""
+        return self.connections.client
 
     async def add(self, count: int, *, handler: str = HANDLER, **fields: str) -> list[str]:
         """Add letters, each of another session, of a handler with a group; return their ids."""
         await consumer_groups.create_groups(self.connections, self.keys, (handler,))
-        return [await self._add_letter(f"vs_{n}", handler=handler, **fields) for n in range(count)]
+        return [await self.add_letter(f"vs_{n}", handler=handler, **fields) for n in range(count)]
 
     async def count(self, handler: str = HANDLER) -> tuple[int, int]:
         """Return how many dead letters and how many replays a handler has."""
@@ -67,20 +65,20 @@ class Deployment:
 
     async def open(self, token: str = ACTING, **changes: Any) -> Viewer:
         """Return a browser with the page of another process open, logged in by a token if any."""
-        page = self._make_page(**{**TOKENS, "admin_read_tokens": (), **changes})
-        viewer = Viewer(page, await self.opened.enter_async_context(self._open_page(page)))
+        page = self.make_page(**{**TOKENS, "admin_read_tokens": (), **changes})
+        viewer = Viewer(page, await self.opened.enter_async_context(self.open_page(page)))
         self.opened.push_async_callback(page.actions.stop)
         if token:
             await viewer.client.post(paths.LOGIN, data={"token": token})
         return viewer
 
 
+@dataclass(frozen=True)
 class Viewer:
     """A browser, and the page of the process that it speaks to."""
 
-    def __init__(self, page: Page, client: httpx2.AsyncClient) -> None:
-        self.page = page
-        self.client = client
+    page: Page
+    client: httpx2.AsyncClient
 
     async def ask(self, verb: Verb, *, handler: str = HANDLER, **query: Any) -> httpx2.Response:
         """Open the form of an action."""
@@ -129,9 +127,8 @@ async def deployment(
     add_letter: AddLetter,
 ) -> AsyncIterator[Deployment]:
     """Yield an empty deployment."""
-    opened = Deployment(connections, keys, make_page, open_page, add_letter)
-    async with opened.opened:
-        yield opened
+    async with AsyncExitStack() as opened:
+        yield Deployment(connections, keys, make_page, open_page, add_letter, opened)
 
 
 # What an action does
