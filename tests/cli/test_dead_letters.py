@@ -307,6 +307,8 @@ def test_fetch_is_listed_and_retired(operator: Operator) -> None:
 def test_a_replay_interrupted_is_continued(operator: Operator) -> None:
     """Of 2,000 dead letters whose replay was interrupted, each is delivered exactly once."""
     operator.add_letters(2_000)
+    planned = operator.run("dead", "replay", "log", "--all", "--dry-run", "--json")
+    assert planned == {"would_replay": 2_000}
     process = operator.sandbox.run("dead", "replay", "log", "--all", "--json", program=INTERRUPTED)
     assert process.wait() == 1
     done = operator.length(KEYS.replays)
