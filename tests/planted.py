@@ -1398,4 +1398,11 @@ MUTANTS = (
         "        is_open = True\n",
         "runtime/test_reloading.py",
     ),
+    Mutant(
+        "selftest asks Redis what its user operator may not",
+        "service/operations/selftest_redis.py",
+        "if await client.hgetall(",
+        "if await client.exists(",
+        "system/topologies/test_users.py",
+    ),
 )
