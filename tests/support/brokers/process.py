@@ -15,9 +15,8 @@ from urllib.parse import quote
 from service.runtime.parent_death import bind_to_parent
 from tests.support.programs import missing
 from tests.support.servers import frozen
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE_S, wait_until
 
-START_DEADLINE_S = 40.0
 USER, PASSWORD = "identity", "correct/horse:battery@staple"
 QUOTED_PASSWORD = quote(PASSWORD, safe="")
 
@@ -59,7 +58,7 @@ class BrokerProcess:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._process = _starting.submit(self._started).result()
         try:
-            wait_until(self._is_serving, START_DEADLINE_S)
+            wait_until(self._is_serving, DEADLINE_S)
         except BaseException:
             self.kill()
             raise
@@ -68,7 +67,7 @@ class BrokerProcess:
         """End it at once."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(START_DEADLINE_S)
+            self._process.wait(DEADLINE_S)
             self._process = None
 
     def frozen(self) -> AbstractContextManager[None]:
