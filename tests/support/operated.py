@@ -102,11 +102,18 @@ class Deployment(NamedTuple):
 
     def bury(self, *bodies: bytes) -> None:
         """Send events that end as dead letters of the handler, which works again afterwards."""
+        self.wait_until_delivered()
         expected = self.count_dead_letters() + len(bodies)
         self.turn(Mode.BROKEN)
         self.send(*bodies)
         wait_until(lambda: self.count_dead_letters() == expected)
         self.turn(Mode.WORKS)
+
+    def wait_until_delivered(self) -> None:
+        """Wait until the handler has taken all that was sent."""
+        with self.client() as client:
+            streams = [KEYS.transitions(partition) for partition in range(KEYS.partitions)]
+            wait_until(lambda: all(_is_delivered(client, stream) for stream in streams))
 
     def wait_until_published(self) -> None:
         """Wait until both processes have said in Redis that they live."""
@@ -177,6 +184,11 @@ def lifecycle(session: str, *words: str, began: int = NOW - 600) -> list[bytes]:
         )
         for number, word in enumerate(words)
     ]
+
+
+def _is_delivered(client: redis.Redis, stream: str) -> bool:
+    groups = {one["name"]: one for one in client.xinfo_groups(stream)}
+    return not (groups[SHOP.encode()]["pending"] or groups[SHOP.encode()]["lag"])
 
 
 def _turn(directory: Path, mode: Mode) -> Any:
