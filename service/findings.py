@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -16,6 +16,11 @@ class Severity(StrEnum):
 
 
 RANKS = {severity: rank for rank, severity in enumerate(Severity)}
+
+
+def worst(severities: Iterable[Severity]) -> Severity:
+    """Return the worst of some severities; `fine` for none."""
+    return max(severities, key=RANKS.__getitem__, default=Severity.FINE)
 
 
 class Promise(StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from ..findings import RANKS, Severity
+from ..findings import Severity, worst
 
 Verdict = Literal["all is well", "attention", "failing"]
 _VERDICTS: Final[Mapping[Severity, Verdict]] = {
@@ -37,5 +37,4 @@ class Reason(NamedTuple):
 
 def sum_up(reasons: Sequence[Reason]) -> Verdict:
     """Return what the worst of some reasons means."""
-    worst = max((one.severity for one in reasons), key=RANKS.__getitem__, default=Severity.FINE)
-    return _VERDICTS[worst]
+    return _VERDICTS[worst(one.severity for one in reasons)]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from ..config import SECRETS, Livemode, Settings
 from ..errors import ConfigError, Unreachable
-from ..findings import RANKS, Finding, Promise, Severity
+from ..findings import Finding, Promise, Severity, worst
 from ..handlers import OpenHandler, loading
 from ..monitoring.handler_rules import MAX_WAIT_S, find_obstacles
 from ..monitoring.handler_state import HandlerState, read_handlers
@@ -53,11 +53,9 @@ def worst_by_promise(found: Sequence[Finding]) -> list[tuple[Promise, Severity, 
     rows = []
     for promise in Promise:
         about = [finding for finding in found if promise in finding.promises]
-        worst = max(
-            (finding.severity for finding in about), key=RANKS.__getitem__, default=Severity.FINE
-        )
-        named = dict.fromkeys(finding.name for finding in about if finding.severity is worst)
-        rows.append((promise, worst, "" if worst is Severity.FINE else ", ".join(named)))
+        severity = worst(finding.severity for finding in about)
+        named = dict.fromkeys(finding.name for finding in about if finding.severity is severity)
+        rows.append((promise, severity, "" if severity is Severity.FINE else ", ".join(named)))
     return rows
 
 
