@@ -26,7 +26,7 @@ from ..inbox.session_record import KnownEvent, SessionRecord
 from ..parsers import FETCH
 from ..storage.connections import Connections
 from ..storage.keys import Keys
-from ..storage.scripts import Argument, Script
+from ..storage.scripts import Argument, Script, ScriptCall, raise_first
 from ..transitions import stream_entry
 from ..transitions.transition import StatusTransition
 from . import finished_attempts
@@ -195,29 +195,33 @@ async def _find_deliveries(
     # As `stream_entry.pack` writes it. Metadata of others may look like it: what is found is looked
     # up by the ids of our events.
     marker = b'"session_id":' + msgspec.json.encode(session_id)
-    states, letters, replays = await connections.run_one(
-        _FIND_DELIVERIES,
+    streams = [
+        keys.transitions(partition),
+        keys.replays(partition, handler),
+        keys.dead_letters(partition, handler),
+    ]
+    asked = [handler, marker, *_asked(admitted, attempts)]
+    replies = await connections.run(
         [
-            keys.transitions(partition),
-            keys.replays(partition, handler),
-            keys.dead_letters(partition, handler),
-        ],
-        [handler, marker, *_asked(admitted, attempts)],
+            ScriptCall(_FIND_DELIVERIES, streams, asked),
+            ScriptCall(CIRCUIT, [keys.circuit(handler)], []),
+        ]
     )
+    raise_first(replies)
+    (states, letters, replays), is_circuit_open = replies
     letter_ids = {
         event_id: f"{partition}-{entry_id.decode()}" for event_id, entry_id in _events_of(letters)
     }
     replay_states = {
         event_id: state for state, entry in replays for event_id, _ in _events_of([entry])
     }
-    is_circuit_open = bool(await connections.run_one(CIRCUIT, [keys.circuit(handler)], []))
     return {
         event.event_id: _outcome(
             handler,
             replay_states.get(event.event_id, state) if state == _ACKNOWLEDGED else state,
             [one.attempt for one in attempts if one.event_id == event.event_id],
             letter_ids.get(event.event_id),
-            is_circuit_open=is_circuit_open,
+            is_circuit_open=bool(is_circuit_open),
         )
         for event, state in zip(admitted, states, strict=True)
     }
