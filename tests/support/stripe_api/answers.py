@@ -55,8 +55,7 @@ def _position(events: Sequence[Event], after: str | None) -> int:
 
 def retrieve_event(call: Call) -> Mapping[str, Any]:
     """Return a snapshot event, which can be read before lists show it."""
-    call.parameters.finish()
-    event = call.stand_in.events.find(call.scope, call.id, call.stand_in.clock.time())
+    event = _find_event(call)
     if event.id != call.id:
         raise missing("event", call.id)
     return event.as_snapshot()
@@ -64,8 +63,7 @@ def retrieve_event(call: Call) -> Mapping[str, Any]:
 
 def retrieve_thin_event(call: Call) -> Mapping[str, Any]:
     """Return a thin event, with what changed and the id of its snapshot."""
-    call.parameters.finish()
-    event = call.stand_in.events.find(call.scope, call.id, call.stand_in.clock.time())
+    event = _find_event(call)
     if event.thin_id != call.id:
         raise missing("event", call.id)
     return event.as_thin_event()
@@ -103,6 +101,12 @@ def list_destinations(call: Call) -> dict[str, Any]:
         "next_page_url": None,
         "previous_page_url": None,
     }
+
+
+def _find_event(call: Call) -> Event:
+    """Return the event of which either form has the id in the path."""
+    call.parameters.finish()
+    return call.stand_in.events.find(call.scope, call.id, call.stand_in.clock.time())
 
 
 def _limit(call: Call) -> int:
