@@ -99,8 +99,11 @@ async def _open(
 ) -> AsyncIterator[tuple[StripeApi, WindowAdmission]]:
     keys = Keys(settings.redis_prefix, settings.partitions)
     async with connect(settings.redis_url) as connections:
-        # Unlike other commands it may be the first process that ever stores anything there.
-        await (is_claimed if is_dry_run else claim)(connections, keys)
+        if is_dry_run:
+            await is_claimed(connections, keys)
+        else:
+            # Unlike other commands it may be the first process that ever stores anything there.
+            await claim(connections, keys)
         limiter = RateLimiter(connections, keys, settings.stripe_api_rate)
         async with open_api(settings.stripe_api_base, api_keys, limiter) as api:
             yield api, WindowAdmission(connections, keys, settings)

@@ -130,8 +130,8 @@ def _by_handler(calls: Mapping[str, Counter[str]], outcome: str) -> Counter[str]
 
 def _sums(sums: Counter[str]) -> Text:
     """Return what was counted at all, the greatest first."""
-    # A sum of counters leaves out what is zero.
-    shown = (sums + Counter()).most_common()
+    # The plus leaves out what is zero.
+    shown = (+sums).most_common()
     return Text(escape(", ".join(f"{name} {number:,}" for name, number in shown)))
 
 

@@ -224,7 +224,8 @@ local function admit(stream, session, id, nonce, created, key, kind, hash, statu
   return answer('admitted', sequence, previous, record.latest)
 end
 
--- Every answer but `expired` and `full` writes, so that a WAIT behind this call covers the first delivery's write too.
+-- Every answer but `expired` and `full` writes, so that a WAIT behind this call covers the write of
+-- the first delivery too.
 local function note(stream, noted, _, nonce, created, _, _, _, _, notification)
   local known = redis.call('GET', noted)
   if not known then

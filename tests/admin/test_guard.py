@@ -72,7 +72,7 @@ async def test_probes_and_metrics_are_no_pages(open_page: OpenPage) -> None:
 async def test_only_the_page_itself_may_send(
     open_page: OpenPage, headers: dict[str, str], path: str
 ) -> None:
-    """A POST from elsewhere, or from an unknown place, is refused, whoever is logged in."""
+    """A POST from elsewhere, or from an unknown place, is refused, with a login, too."""
     async with open_page(**TOKENS) as client:
         await client.post(paths.LOGIN, data={"token": ACTING})
         del client.headers["Origin"]
