@@ -19,6 +19,7 @@ from service.config import DAY_S, Settings
 from service.storage.keys import Keys
 from tests.support.harness import NOW, event, signed
 from tests.support.processes import Process, Sandbox, open_sandbox
+from tests.support.streams import count_unsettled
 from tests.support.waiting import wait_until
 
 NAME, TOKEN = "night-shift", "a-token-of-the-tests"
@@ -113,7 +114,7 @@ class Deployment(NamedTuple):
         """Wait until the handler has taken all that was sent."""
         with self.client() as client:
             streams = [KEYS.transitions(partition) for partition in range(KEYS.partitions)]
-            wait_until(lambda: all(_is_delivered(client, stream) for stream in streams))
+            wait_until(lambda: not any(count_unsettled(client, one, SHOP) for one in streams))
 
     def wait_until_published(self) -> None:
         """Wait until both processes have said in Redis that they live."""
@@ -184,11 +185,6 @@ def lifecycle(session: str, *words: str, began: int = NOW - 600) -> list[bytes]:
         )
         for number, word in enumerate(words)
     ]
-
-
-def _is_delivered(client: redis.Redis, stream: str) -> bool:
-    groups = {one["name"]: one for one in client.xinfo_groups(stream)}
-    return not (groups[SHOP.encode()]["pending"] or groups[SHOP.encode()]["lag"])
 
 
 def _turn(directory: Path, mode: Mode) -> Any:

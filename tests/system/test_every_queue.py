@@ -29,6 +29,7 @@ from tests.support.brokers.broker import Broker, Received
 from tests.support.brokers.installed import start_installed
 from tests.support.harness import SECRET
 from tests.support.processes import Process, Sandbox, open_sandbox
+from tests.support.streams import count_unsettled
 from tests.support.waiting import until, wait_until
 
 QUEUES = ("redis_stream", "rabbitmq", "nats", "kafka", "sqs")
@@ -92,7 +93,7 @@ def _run(sandbox: Sandbox, queues: Mapping[str, Broker], absent: Mapping[str, st
 
         outcomes = asyncio.run(posted())
         worker = sandbox.start("work", **settings).ready()
-        wait_until(lambda: _is_settled(store, len(queues)), DEADLINE_S)
+        wait_until(lambda: _is_settled(store, queues), DEADLINE_S)
         admitted = _admitted_messages(store)
         dead = sum(store.xlen(KEYS.dead_letters(n, name)) for n in range(8) for name in queues)
     received = {name: asyncio.run(queue.received()) for name, queue in queues.items()}
@@ -133,15 +134,9 @@ def _count_admitted(store: redis.Redis) -> int:
     return sum(store.xlen(KEYS.transitions(partition)) for partition in range(8))
 
 
-def _is_settled(store: redis.Redis, handlers: int) -> bool:
-    groups = [
-        group
-        for partition in range(8)
-        if store.exists(stream := KEYS.transitions(partition))
-        for group in store.xinfo_groups(stream)
-    ]
-    left = [group for group in groups if group["pending"] or group["lag"] != 0]
-    return len(groups) >= handlers and not left
+def _is_settled(store: redis.Redis, handlers: Iterable[str]) -> bool:
+    streams = [KEYS.transitions(partition) for partition in range(8)]
+    return not any(count_unsettled(store, stream, name) for stream in streams for name in handlers)
 
 
 def _admitted_messages(store: redis.Redis) -> dict[str, list[cloudevents.Message]]:

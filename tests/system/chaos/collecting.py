@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -13,6 +12,7 @@ import orjson
 import redis
 
 from service.storage.keys import Keys
+from tests.support.streams import count_unsettled
 from tests.system.chaos.evidence import (
     Call,
     DeadLetter,
@@ -63,7 +63,8 @@ def dead_letters(client: redis.Redis, keys: Keys, handler: str) -> list[DeadLett
 
 def unsettled(client: redis.Redis, keys: Keys, handler: str) -> int:
     """Return how many transitions a handler has not acknowledged, unread ones included."""
-    return sum(_unsettled(client, keys.transitions(p), handler) for p in range(keys.partitions))
+    streams = map(keys.transitions, range(keys.partitions))
+    return sum(count_unsettled(client, stream, handler) for stream in streams)
 
 
 def unfetched(client: redis.Redis, keys: Keys) -> int:
@@ -88,18 +89,6 @@ def decisions(logs: Path) -> list[Decision]:
         )
         for line in found
     ]
-
-
-def _unsettled(client: redis.Redis, stream: str, handler: str) -> int:
-    groups: list[Any] = []
-    with contextlib.suppress(redis.ResponseError):  # there is no such stream, and nothing in it
-        groups = client.xinfo_groups(stream)
-    for group in groups:
-        if group["name"] == handler.encode():
-            unread: Any = client.xrange(stream, "(" + group["last-delivered-id"].decode())
-            return len(unread) + int(group["pending"])
-    entries: Any = client.exists(stream) and client.xlen(stream)
-    return int(entries)
 
 
 def records(client: redis.Redis) -> dict[str, Record]:
