@@ -128,7 +128,8 @@ class RedisStream:
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[_Connection]:
         try:
-            async with connect(self._settings.redis_stream_url) as connections:
+            url = self._settings.redis_stream_url
+            async with connect(url, setting="REDIS_STREAM_URL") as connections:
                 appends: Batcher[ScriptCall, Any] = Batcher(
                     connections.run, max_items=MAX_PER_BATCH
                 )
@@ -137,8 +138,8 @@ class RedisStream:
                 finally:
                     # Before the clients: a connection opened after they are closed would leak.
                     await appends.close()
-        except ConfigError:
-            raise BrokerRefusedError("REDIS_STREAM_URL: not a usable URL") from None
+        except ConfigError as error:
+            raise BrokerRefusedError(str(error)) from None
 
 
 @asynccontextmanager

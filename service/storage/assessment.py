@@ -36,6 +36,7 @@ _WRITE_ERRORS = {
     "NOREPLICAS": "fewer replicas follow than min-replicas-to-write asks for",
     "READONLY": "it is a replica: REDIS_URL must lead to its primary",
     "MASTERDOWN": "it is a replica that has lost its primary: REDIS_URL must lead to a primary",
+    "ERR": "REDIS_URL may name a database that it does not have",
     "BUSY": "a script or a module has been running for too long: SCRIPT KILL ends a script",
 }
 

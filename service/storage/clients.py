@@ -52,7 +52,7 @@ def for_calls(url: str, generation: Generation) -> Client:
 
     Raises:
         ConfigError: A file that the URL names does not exist.
-        ValueError: The URL is not usable.
+        ValueError, TypeError, RedisError, RedisClusterException: The URL is not usable.
     """
     return _build(url, generation, CALL_TIMEOUT_S, MAX_CALL_CONNECTIONS)
 
@@ -113,7 +113,8 @@ def _standalone(url: str, generation: Generation, timeout_s: float, max_connecti
     pool = BlockingConnectionPool(
         max_connections=max_connections, timeout=POOL_WAIT_S, generation=generation, **options
     )
-    return _checked(Redis.from_pool(pool))
+    _check(pool)
+    return Redis.from_pool(pool)
 
 
 def _sentinel(url: str, generation: Generation, timeout_s: float, max_connections: int) -> Redis:
@@ -137,7 +138,9 @@ def _sentinel(url: str, generation: Generation, timeout_s: float, max_connection
         **{name: value for name, value in options.items() if name not in _SENTINEL_OPTIONS},
         **_settings(timeout_s),
     )
-    return _checked(sentinel.master_for(service))
+    client: Redis = sentinel.master_for(service)
+    _check(client.connection_pool)
+    return client
 
 
 class _Sentinel(Sentinel):
@@ -160,17 +163,22 @@ def _cluster(
 ) -> ClusterClient:
     parts, hosts = urls.split_hosts(url)
     settings = _settings(timeout_s) | {"retry": Retry(NoBackoff(), CLUSTER_RETRIES)}
-    return ClusterClient(
+    client = ClusterClient(
         [ClusterNode(*address) for address in urls.addresses(hosts, urls.REDIS_PORT)],
         generation,
         max_connections=max_connections,
+        db=int(parts.path.strip("/") or 0),
         **urls.shared_options(parts),
         **settings,
     )
-
-
-def _checked(client: Redis) -> Redis:
-    """Make one connection object, without connecting, to see whether it accepts its options."""
-    pool = client.connection_pool
-    pool.connection_class(**pool.connection_kwargs)
+    _check(next(iter(client.nodes_manager.startup_nodes.values())))
     return client
+
+
+def _check(maker: Any) -> None:
+    """Make one connection, without connecting, to see whether it accepts its options.
+
+    Raises:
+        RedisError, TypeError: It does not.
+    """
+    maker.connection_class(**maker.connection_kwargs)

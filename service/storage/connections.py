@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from ..errors import ConfigError
 from ..secret import Secret
@@ -124,7 +124,9 @@ async def connect(url: Secret[str], *, setting: str = "REDIS_URL") -> AsyncItera
         generation = Generation(one_server=not is_cluster)
         calls = clients.for_calls(text, generation)
         blocking = clients.for_blocking_reads(text, generation)
-    except (ValueError, TypeError):
+    except ConfigError as error:
+        raise ConfigError([f"{setting}: {error}"]) from None
+    except (ValueError, TypeError, RedisError, RedisClusterException):
         raise ConfigError([f"{setting}: not a usable URL"]) from None
     try:
         if is_cluster:

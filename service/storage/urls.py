@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from redis.asyncio.connection import parse_url
 
@@ -18,7 +18,8 @@ from ..errors import ConfigError
 SENTINEL_PORT = 26379
 REDIS_PORT = 6379
 
-_URL_OPTIONS = {"host", "port", "path", "db", "username", "password", "connection_class"}
+_URL_OPTIONS = {"db", "username", "password"}
+_DATABASE = re.compile(r"(/[0-9]*)?/?")
 _FILE_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 
 
@@ -48,14 +49,18 @@ def options(url: str, *, also: Collection[str] = ()) -> dict[str, Any]:
         ConfigError: A file that an option names does not exist.
         ValueError: The URL is not usable.
     """
-    found = dict(parse_url(url))
-    for name in found:
+    parts = urlsplit(url)
+    # redis-py ignores a database that is no number, and the host of a Unix socket.
+    if parts.hostname if parts.scheme == "unix" else not _DATABASE.fullmatch(parts.path):
+        raise ValueError("unknown part")
+    for name in parse_qs(parts.query):
         if name not in {*_URL_OPTIONS, *also} and not name.startswith("ssl_"):
             raise ValueError("unknown option")
+    found = dict(parse_url(url))
     if "connection_class" in found:
         for name in sorted(_FILE_OPTIONS & found.keys()):
             if not Path(str(found[name])).is_file():
-                raise ConfigError([f"REDIS_URL: {name} names no file"])
+                raise ConfigError([f"{name} names no file"])
     return found
 
 

@@ -80,7 +80,13 @@ def test_a_server_that_is_too_old_has_no_other_finding() -> None:
 
 @pytest.mark.parametrize(
     ("error", "words"),
-    [("OOM", "maxmemory"), ("MISCONF", "disk"), ("BUSY", "SCRIPT KILL"), ("NEW", "its own log")],
+    [
+        ("OOM", "maxmemory"),
+        ("MISCONF", "disk"),
+        ("BUSY", "SCRIPT KILL"),
+        ("ERR", "database"),
+        ("NEW", "its own log"),
+    ],
 )
 def test_an_error_reply_to_a_write_is_fatal(error: str, words: str) -> None:
     """The finding has the word of Redis, and its meaning."""

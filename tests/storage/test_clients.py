@@ -39,6 +39,12 @@ class TestUrls:
             "redis+cluster://hidden:port",
             "redis+cluster://hidden?cluster_error_retry_attempts=3",
             "rediss+cluster://hidden?ssl_nonsense=hidden",
+            *("redis://hidden/hidden", "redis://hidden/0/1", "redis+cluster://hidden/3"),
+            *("redis+cluster://hidden?db=3", "redis://hidden?connection_class=hidden"),
+            *("unix://hidden", "unix://hidden/redis.sock", "unix://hidden:hidden@hidden/socket"),
+            "rediss://hidden?ssl_cert_reqs=hidden",
+            "rediss+sentinel://hidden/service?ssl_cert_reqs=hidden",
+            "rediss+cluster://hidden?ssl_cert_reqs=hidden",
         ],
     )
     async def test_an_unusable_url_is_an_error_that_does_not_quote_it(self, url: str) -> None:
@@ -49,6 +55,13 @@ class TestUrls:
 
         assert refused.value.problems == ("REDIS_URL: not a usable URL",)
         assert refused.value.__cause__ is None
+
+    async def test_a_missing_file_is_named_by_setting_and_option(self) -> None:
+        """The error names the setting that holds the URL, and the option that names the file."""
+        url = Secret("rediss://hidden?ssl_keyfile=/hidden")
+        with pytest.raises(ConfigError, match=r"^ADMIN_REDIS_URL: ssl_keyfile names no file$"):
+            async with connect(url, setting="ADMIN_REDIS_URL"):
+                pass
 
     @pytest.mark.parametrize(
         ("url", "where"),
