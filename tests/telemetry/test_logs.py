@@ -16,6 +16,7 @@ import tty
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from select import PIPE_BUF
 from typing import Any
 
 import pytest
@@ -568,35 +569,58 @@ async def test_the_log_handler_waits_for_a_stalled_reader(
     assert "transition" in [line["event"] for line in lines]
 
 
-async def test_waiting_tasks_are_independent(configure: Configure) -> None:
+# The fields of a line that is left to the thread of the log.
+TOO_LONG = {f"field_{number}": "x" * 1000 for number in range(PIPE_BUF // 1000 + 1)}
+
+
+class Held(Out):
+    """A ready output that does not let the thread of the log write until `release` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        monkeypatch.setattr(log_writer, "_readiness_check", lambda _: lambda: True)
+        self.release = threading.Event()
+
+    def write(self, lines: Any) -> int:
+        """Take lines."""
+        if threading.current_thread().name == "log-writer":
+            self.release.wait()
+        return super().write(lines)
+
+
+async def test_waiting_tasks_are_independent(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A task that stops waiting does not disturb another one that waits for the same turn."""
-    pipe = Pipe()
-    configure(out=pipe.out)
-    log = logger()
-    log.info("event.admitted", text="x" * 100_000)
-    log.info("transition")
-    waiting = [asyncio.create_task(logs.wait_until_written(30)) for _ in range(2)]
-    await asyncio.sleep(0.05)
-    waiting[0].cancel()
-    lines = await asyncio.to_thread(pipe.lines)
-    await waiting[1]
-    assert [line["event"] for line in lines] == ["event.admitted", "transition"]
+    out = Held(monkeypatch)
+    configure(out=out)
 
+    async def wait() -> None:
+        logger().info("transition", **TOO_LONG)
+        await logs.wait_until_written(30)
 
-async def test_lines_do_not_overtake_those_that_are_queued(configure: Configure) -> None:
-    """While a stalled reader catches up, new lines stay behind the queued ones."""
-    pipe = Pipe()
-    configure(out=pipe.out)
-    log = logger()
-    for number in range(1000):
-        log.info("event.admitted", number_of_this=number, text="x" * 500)
+    waiting = [asyncio.create_task(wait()) for _ in range(2)]
     await asyncio.sleep(0)
-    pipe.drain()
-    for number in range(1000, 3000):
-        log.info("event.admitted", number_of_this=number, text="x" * 500)
-        await asyncio.sleep(0)
-    lines = await asyncio.to_thread(pipe.lines)
-    assert [line["number_of_this"] for line in lines] == [*range(3000)]
+    waiting[0].cancel()
+    await asyncio.sleep(0)
+    out.release.set()
+    await waiting[1]
+    assert waiting[0].cancelled()
+    assert len(out.lines) == 2
+
+
+async def test_lines_do_not_overtake_those_that_are_queued(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the thread writes queued lines, new ones stay behind, though the output is ready."""
+    out = Held(monkeypatch)
+    configure(out=out)
+    logger().info("event.admitted", **TOO_LONG)
+    await asyncio.sleep(0)
+    logger().info("transition")
+    await asyncio.sleep(0)
+    out.release.set()
+    assert [line["event"] for line in out.lines] == ["event.admitted", "transition"]
 
 
 async def test_a_non_blocking_output_gets_every_line(configure: Configure) -> None:
