@@ -15,7 +15,7 @@ CLOCKS = {
     *("test_rate_limit.py", "test_faults.py"),
 }
 TIMED = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "timeit"}
-# Chaos runs and benchmarks are about time, and not part of the suite.
+# Chaos runs and benchmarks are about time.
 SUITE = [
     path
     for path in sorted(HERE.glob("**/*.py"))

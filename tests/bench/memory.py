@@ -64,9 +64,8 @@ ATTACKS = (
 
 def main() -> None:
     """Measure each, and say it line by line."""
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    )
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(allowed, 4096), most))
     with tempfile.TemporaryDirectory(prefix="memory-") as made, open_sandbox(Path(made)) as opened:
         for number, attack in enumerate(ATTACKS):
             _measure(opened, number, attack)
