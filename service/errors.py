@@ -120,13 +120,18 @@ class Undeliverable(ServiceError):
     `reason` is one short word for the dead letter, such as `message_too_large`: 1 to 64 letters,
     digits and `_.-`, or an enum member with such a value. Anything else becomes `undeliverable`.
     It must not contain data of the transition.
+
+    `unreachable` is the word for what `fetch` cannot reach or may not read, where it is too late to
+    wait for that: the circuit opens with this word, as with `Unreachable`.
     """
 
-    # The default for subclasses that do not call this __init__.
+    # The defaults for subclasses that do not call this __init__.
     reason: str = UNDELIVERABLE
+    unreachable: str | None = None
 
-    def __init__(self, reason: object = UNDELIVERABLE) -> None:
+    def __init__(self, reason: object = UNDELIVERABLE, *, unreachable: str | None = None) -> None:
         self.reason = reason_word(reason, UNDELIVERABLE)
+        self.unreachable = unreachable
         super().__init__(self.reason)
 
 

@@ -896,9 +896,9 @@ MUTANTS = (
     ),
     Mutant(
         "what an account that is gone leaves behind waits for ever",
-        "service/delivery/deliverer.py",
-        "        if not is_deleted_by_stripe(item):\n",
-        "        if True:\n",
+        "service/stripe_api/fetch.py",
+        "            if isinstance(error, ApiError) and not is_kept:\n",
+        "            if False:\n",
         "stripe_api/test_fetch.py::test_an_account_that_is_gone_for_good",
     ),
     Mutant(
@@ -943,8 +943,22 @@ MUTANTS = (
     Mutant(
         "a call that ends keeps the turn to probe",
         "service/delivery/dispatcher.py",
-        "                session.circuit.end_probe(session)\n",
-        "                pass\n",
+        "            session.end_probe()\n",
+        "            pass\n",
+        "delivery/test_outages.py",
+    ),
+    Mutant(
+        "an entry that is gone keeps the turn to probe",
+        "service/delivery/retries.py",
+        "        self.end_probe()\n        self.circuit = None\n",
+        "        self.circuit = None\n",
+        "delivery/test_outages.py",
+    ),
+    Mutant(
+        "a call in quarantine counts as a death although the worker lives",
+        "service/delivery/deliverer.py",
+        "        if error is not None:\n            await self._consumer.record_attempts(",
+        "        if False:\n            await self._consumer.record_attempts(",
         "delivery/test_outages.py",
     ),
     Mutant(

@@ -13,6 +13,7 @@ its delivery count. It holds two:
     another consumer claims it                  unchanged   + 1, up to QUARANTINE_AFTER
     the same consumer claims it again           unchanged   unchanged
     its call begins, in quarantine              unchanged   + 1
+    that call ends                              unchanged   - 1
     a worker that stops had not begun it        unchanged   - 1, unless it is in quarantine
 
 `failed` counts calls that ended in an error. `unresolved` counts the workers that had the entry

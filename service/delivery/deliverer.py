@@ -17,16 +17,15 @@ What becomes of an entry; the first line that fits decides:
     it was delivered too often            dead letter: the workers that called with it died
     its circuit is open                   waits for the circuit
     the handler returned                  acknowledged
-    its destination is unreachable        waits for the circuit, if that is to blame (`retries`); an
-                                          event that Stripe has deleted by now becomes a dead letter
     the handler raised `Undeliverable`    dead letter
+    its destination is unreachable        waits for the circuit, if that is to blame (`retries`)
     the handler raised, or timed out      retried after a delay; at last dead letter
     an error of ours about this entry     dead letter
 
 Quarantine: two workers died while they held an entry (`QUARANTINE_AFTER`). It may be a poison pill,
 or only have been held together with one. From then on one entry in quarantine runs at a time in the
-process, and its delivery is recorded before the call. So if the worker dies again, the delivery
-counts for the entry that was running, and for no other in quarantine.
+process, and its delivery is recorded before the call and taken back after it. So if the worker dies
+again, the delivery counts for the entry that was running, and for no other in quarantine.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from .calls import HandlerCalls
 from .consumer import Attempts, Consumer, Delivery, Missing
 from .leases import LeaseLostError
 from .retries import CircuitBreaker, CircuitBreakers, RetryPolicy
-from .sources import Item, is_deleted_by_stripe, log_fields
+from .sources import Item, log_fields
 
 # Deliveries whose outcome no worker recorded: each of those workers may have died of the entry.
 MAX_DELIVERIES_WITHOUT_OUTCOME = 5
@@ -67,7 +66,6 @@ class DeadLetterReason(StrEnum):
     KILLED_WORKER = "killed_worker"
     UNREADABLE = "unreadable"
     INTERNAL_ERROR = "internal_error"
-    DELETED_BY_STRIPE = "deleted_by_stripe"
 
 
 class StoppedError(Exception):
@@ -192,11 +190,11 @@ class Deliverer:
                 raise LeaseLostError
             if not circuit.begin_call(session):
                 return WaitForCircuit(circuit)
-            if is_quarantined:
-                failed, unresolved = delivery.attempts
-                await self._consumer.record_attempts(delivery, Attempts(failed, unresolved + 1))
             successes_before = circuit.successes
-            error = await self._calls.call(item)
+            if is_quarantined:
+                error = await self._call_in_quarantine(delivery, item)
+            else:
+                error = await self._calls.call(item)
         if error is None:
             self._delivered.inc()
             circuit.record_success()
@@ -206,13 +204,24 @@ class Deliverer:
         was_open = circuit.is_open
         if (reason := unreachable_reason(error)) is None:
             circuit.record_failure(session, is_timeout=isinstance(error, TimeoutError))
-        elif circuit.record_unreachable(session, reason, successes_before=successes_before):
+        elif circuit.record_unreachable(
+            session, reason, successes_before=successes_before
+        ) and not isinstance(error, Undeliverable):
             if not was_open:
                 self._show_traceback(error)
-            return await self._wait_for(circuit, session, item, reason)
+            return WaitForCircuit(circuit)
         postponed = await self._record_failure(session, delivery, error)
         self._show_traceback(error)
         return postponed
+
+    async def _call_in_quarantine(self, delivery: Delivery, item: Item) -> BaseException | None:
+        """Call the handler; if the worker dies of it, this delivery counts."""
+        failed, unresolved = delivery.attempts
+        await self._consumer.record_attempts(delivery, Attempts(failed, unresolved + 1))
+        error = await self._calls.call(item)
+        if error is not None:
+            await self._consumer.record_attempts(delivery, delivery.attempts)
+        return error
 
     def _show_traceback(self, error: BaseException) -> None:
         """Show it below the line that was logged; of our own handlers, that says everything."""
@@ -222,15 +231,6 @@ class Deliverer:
     def _circuit_for(self, item: Item) -> CircuitBreaker:
         destination = self._destination(item) if self._destination else ""
         return self._circuits.for_destination(destination)
-
-    async def _wait_for(
-        self, circuit: CircuitBreaker, session: Session, item: Item, reason: str
-    ) -> Postponed | None:
-        """Let a session wait for its circuit, unless it would wait for ever."""
-        if not is_deleted_by_stripe(item):
-            return WaitForCircuit(circuit)
-        gone, failed = DeadLetterReason.DELETED_BY_STRIPE, session.first.attempts.failed
-        return await self._dead_letter(session, FinalFailure(gone, reason, attempts=failed))
 
     async def _record_failure(
         self, session: Session, delivery: Delivery, error: BaseException

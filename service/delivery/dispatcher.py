@@ -184,8 +184,7 @@ class Dispatcher:
         except StoppedError:
             pass
         finally:
-            if session.circuit is not None:
-                session.circuit.end_probe(session)
+            session.end_probe()
 
     def _wait_for_circuit(self, session: Session, circuit: CircuitBreaker) -> None:
         self._backlog.park(session)

@@ -79,12 +79,19 @@ class CircuitSession:
 
     def __init__(self, key: str) -> None:
         self.key = key
+        self.circuit: CircuitBreaker | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget all about the entry before."""
-        self.circuit: CircuitBreaker | None = None
+        self.end_probe()
+        self.circuit = None
         self.probes, self.successes_seen = 0, _NO_CALL_YET
+
+    def end_probe(self) -> None:
+        """Give up the turn to probe, if it is this session's."""
+        if self.circuit is not None:
+            self.circuit.end_probe(self)
 
 
 class Scheduler(Protocol):

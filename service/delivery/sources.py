@@ -7,11 +7,9 @@ so what it has acknowledged is deleted: all that such a stream holds is still to
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
-from ..config import DAY_S
 from ..parsers import FETCH
 from ..storage.keys import Keys
 from ..transitions import stream_entry, thin_notification
@@ -19,9 +17,6 @@ from ..transitions.thin_notification import Notification
 from ..transitions.transition import StatusTransition
 
 Item: TypeAlias = StatusTransition | Notification
-
-# Stripe keeps events for 30 days.
-STRIPE_KEEPS_S = 31 * DAY_S
 
 
 class Source(NamedTuple):
@@ -63,11 +58,6 @@ SOURCES = (TRANSITIONS, NOTIFICATIONS)
 def source_of(handler: str) -> Source:
     """Return what a handler consumes."""
     return NOTIFICATIONS if handler == FETCH else TRANSITIONS
-
-
-def is_deleted_by_stripe(item: Item) -> bool:
-    """Return whether an item is to be fetched, and Stripe has deleted its event by now."""
-    return isinstance(item, Notification) and item.created < time.time() - STRIPE_KEEPS_S
 
 
 def log_fields(item: Item) -> dict[str, str | int]:

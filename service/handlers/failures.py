@@ -13,7 +13,7 @@ import traceback
 from itertools import dropwhile
 from pathlib import Path
 
-from ..errors import UNREACHABLE, ApiError, Unreachable, reason_word
+from ..errors import UNREACHABLE, ApiError, Undeliverable, Unreachable, reason_word
 
 MAX_CLASS_NAME = 100
 MAX_PLACE = 600
@@ -58,6 +58,8 @@ def unreachable_reason(error: BaseException) -> str | None:
     if isinstance(error, BaseExceptionGroup):
         reasons = [unreachable_reason(each) for each in error.exceptions]
         return None if None in reasons else reasons[0]
+    if isinstance(error, Undeliverable):
+        return error.unreachable
     if isinstance(error, Unreachable):
         return reason_word(error.reason, UNREACHABLE)
     for kind, reason in _REASONS_BY_CLASS:
@@ -74,6 +76,8 @@ def class_name(error: BaseException) -> str:
 
 def error_word(error: BaseException) -> str:
     """Return what an error is called: of Stripe's API its reason, of all others the class."""
+    if isinstance(error, Undeliverable) and error.unreachable is not None:
+        return error.unreachable
     return error.reason.value if isinstance(error, ApiError) else class_name(error)
 
 

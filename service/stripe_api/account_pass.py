@@ -18,21 +18,17 @@ from typing import NamedTuple
 
 import structlog
 
-from ..config import DAY_S
 from ..delivery.leases import Lease
 from ..inbox.admission import Outcome
 from ..inbox.decision_log import record_decision
 from ..storage.connections import Connections
 from ..storage.keys import Keys
 from ..telemetry import metrics
-from .client import Caller, StripeApi
+from .client import EVENTS_KEPT_S, Caller, StripeApi
 from .cursors import Cursor, account_field, move_cursor, read_cursors
 from .event_pages import read_windows
 from .rate_limit import Priority
 from .window_admission import Decided, Unusable, WindowAdmission
-
-# Stripe lists the events of 30 days.
-MAX_REACH_S = 31 * DAY_S
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -135,7 +131,7 @@ class AccountPasses:
         # If it is later than the cursor, the setting was changed after the first pass.
         if began_from <= cursor.read_until:
             wanted = max(wanted, began_from)
-        return max(wanted, now - MAX_REACH_S)
+        return max(wanted, now - EVENTS_KEPT_S)
 
 
 def describe(caller: Caller) -> dict[str, bool | str | None]:

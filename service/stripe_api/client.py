@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from ..config import DAY_S
 from ..errors import ApiError, ApiErrorReason, ConfigError
 from ..telemetry import metrics
 from .keys import ApiKeys
@@ -52,6 +53,9 @@ MAX_OBJECT_BYTES: Final = 1024 * 1024
 MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
 MAX_ATTEMPTS: Final = 5
 RETRY_INITIAL_DELAY_S: Final = 0.5
+
+# Stripe keeps events for 30 days.
+EVENTS_KEPT_S: Final = 31 * DAY_S
 
 OK: Final = "ok"
 # What may become the value of a header, or part of one.

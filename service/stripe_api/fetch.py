@@ -14,14 +14,14 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 
-from ..errors import ApiError, ApiErrorReason, Unavailable, Unreachable
+from ..errors import ApiError, ApiErrorReason, Unavailable, Undeliverable, Unreachable
 from ..inbox.admission import Admission, Inbox
 from ..inbox.decision_log import record_decision
 from ..stripe.events import Event
 from ..telemetry import metrics
 from ..transitions.thin_notification import Notification
 from ..transitions.transition import Origin, SessionChange, make_change
-from .client import StripeApi
+from .client import EVENTS_KEPT_S, StripeApi
 from .rounds import Rounds, open_rounds
 
 # Below the worker's time limit of a call: that a notification waited for its turn while Stripe
@@ -45,6 +45,7 @@ class Fetcher:
 
         Raises:
             ApiError: There is neither event nor session, or the answer is not what was asked for.
+            Undeliverable: As `Unreachable`, of Stripe's API, which has deleted the event by now.
             Unreachable: Stripe's API or Redis does not answer, or refuses this key and context.
         """
         try:
@@ -60,6 +61,9 @@ class Fetcher:
         except (ApiError, Unavailable) as error:
             if error.reason in _OF_ONE:
                 raise
+            is_kept = notification.created > time.time() - EVENTS_KEPT_S
+            if isinstance(error, ApiError) and not is_kept:
+                raise Undeliverable("deleted_by_stripe", unreachable=error.reason) from None
             raise Unreachable(error.reason) from None
         _record(notification, event, change, admission)
 

@@ -82,6 +82,21 @@ async def test_undeliverable_becomes_a_dead_letter_at_once() -> None:
     ]
 
 
+@in_virtual_time
+async def test_undeliverable_may_say_that_its_destination_is_unreachable() -> None:
+    """The dead letter names both words, and the circuit opens."""
+    consumer = FakeConsumer([("a", 1), ("a", 2)])
+    with structlog.testing.capture_logs() as logs:
+        await deliver_all(consumer, failing(Undeliverable("too_old", unreachable="refused"), 1))
+
+    assert consumer.dead_letters == [(("a", 1), "too_old", "refused", 1)]
+    assert [(line["event"], line.get("reason")) for line in logs] == [
+        ("circuit.opened", "refused"),
+        ("delivery.dead_lettered", "too_old"),
+        ("circuit.closed", None),
+    ]
+
+
 @pytest.mark.parametrize(
     "error",
     [

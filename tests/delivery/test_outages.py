@@ -7,6 +7,7 @@ import asyncio
 import pytest
 import structlog.testing
 
+from service.delivery.consumer import QUARANTINE_AFTER, Attempts, Missing
 from service.delivery.deliverer import DeadLetterReason
 from service.delivery.retries import MAX_PROBE_DELAY_S, CircuitBreakers
 from service.errors import Unreachable
@@ -190,12 +191,27 @@ async def test_a_poison_pill_that_looks_like_an_outage_becomes_a_dead_letter() -
 
 @in_virtual_time
 async def test_stop_during_an_outage_ends_at_once() -> None:
-    """Sessions that wait for a circuit do not delay a stop."""
-    consumer = FakeConsumer([(str(n), 1) for n in range(30)])
-    async with dispatching(
-        consumer, failing(ConnectionError()), POLICY._replace(initial_delay_s=1000)
-    ):
+    """Sessions that wait for a circuit do not delay a stop. What each call found out is recorded.
+
+    A worker that stops has survived an entry in quarantine: in a long outage many workers stop.
+    """
+    suspect = Attempts(2, QUARANTINE_AFTER)
+    consumer = FakeConsumer([(str(n), 1) for n in range(30)], pending={0: suspect})
+    handler = RecordingHandler(failing(ConnectionError()))
+    async with dispatching(consumer, handler, POLICY._replace(initial_delay_s=1000)):
         await asyncio.sleep(100)
 
     assert asyncio.get_running_loop().time() == 100
     assert len(consumer.pending) == 30
+    assert ("0", 1) in handler.entries
+    assert consumer.pending[0] == suspect
+
+
+@in_virtual_time
+async def test_an_entry_that_is_gone_gives_up_its_turn_to_probe() -> None:
+    """Where an operator has deleted the entry that is to probe, another session probes."""
+    consumer = FakeConsumer([("a", 1), ("b", 1)])
+    async with dispatching(consumer, failing(ConnectionError(), 20)):
+        await asyncio.sleep(10)
+        consumer.missing = {0: Missing.GONE}
+        await until(lambda: consumer.is_done, VIRTUAL_DEADLINE_S)

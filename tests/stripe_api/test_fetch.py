@@ -369,7 +369,7 @@ async def test_an_account_that_is_gone_for_good(
 
     [letter] = await fetching.dead_letters()
     assert letter.item is not None
-    assert (letter.item.event_id, letter.attempts) == (old.thin_id, 0)
+    assert (letter.item.event_id, letter.attempts) == (old.thin_id, 1)
     assert (letter.reason, letter.error) == ("deleted_by_stripe", "api_forbidden")
     stand_in.directory.accounts[account].is_authorized = True
     await fetching.replay()
