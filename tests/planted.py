@@ -943,16 +943,23 @@ MUTANTS = (
     Mutant(
         "a call that ends keeps the turn to probe",
         "service/delivery/dispatcher.py",
-        "            session.end_probe()\n",
-        "            pass\n",
+        "                session.circuit.end_probe(session)\n",
+        "                pass\n",
         "delivery/test_outages.py",
     ),
     Mutant(
         "an entry that is gone keeps the turn to probe",
         "service/delivery/retries.py",
-        "        self.end_probe()\n        self.circuit = None\n",
-        "        self.circuit = None\n",
+        "            self.circuit.leave(self)\n",
+        "            pass\n",
         "delivery/test_outages.py",
+    ),
+    Mutant(
+        "a circuit stays open where nothing probes any more",
+        "service/delivery/retries.py",
+        "        self._plan_probe()\n        self._close_if_unused()\n",
+        "        self._plan_probe()\n",
+        "delivery/test_retries.py",
     ),
     Mutant(
         "a call in quarantine counts as a death although the worker lives",

@@ -184,7 +184,8 @@ class Dispatcher:
         except StoppedError:
             pass
         finally:
-            session.end_probe()
+            if session.circuit is not None:
+                session.circuit.end_probe(session)
 
     def _wait_for_circuit(self, session: Session, circuit: CircuitBreaker) -> None:
         self._backlog.park(session)

@@ -14,7 +14,8 @@ The rules of a circuit breaker:
               session has succeeded since this session's last call: the message may be to blame
     probes    while open, one call at a time, from the session that has probed least. So a session
               that can never succeed does not keep the circuit open
-    closes    when any call reaches the destination. A call that timed out proves nothing
+    closes    when any call reaches the destination, or nothing waits for it any more. A call that
+              timed out proves nothing
 """
 
 from __future__ import annotations
@@ -83,15 +84,11 @@ class CircuitSession:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all about the entry before."""
-        self.end_probe()
+        """Forget all about the entry before, which is done with."""
+        if self.circuit is not None:
+            self.circuit.leave(self)
         self.circuit = None
         self.probes, self.successes_seen = 0, _NO_CALL_YET
-
-    def end_probe(self) -> None:
-        """Give up the turn to probe, if it is this session's."""
-        if self.circuit is not None:
-            self.circuit.end_probe(self)
 
 
 class Scheduler(Protocol):
@@ -205,6 +202,12 @@ class CircuitBreaker:
         if turn is not None and turn.scheduler is scheduler and not turn.has_begun:
             self._turn = None
         self._plan_probe()
+        self._close_if_unused()
+
+    def leave(self, session: CircuitSession) -> None:
+        """Note that *session* is done with the entry that was for this destination."""
+        self.end_probe(session)
+        self._close_if_unused()
 
     def record_success(self) -> None:
         """Record a call that succeeded."""
@@ -213,9 +216,16 @@ class CircuitBreaker:
 
     def record_response(self) -> None:
         """Record a call that reached the destination, even if it failed there: close."""
-        if not self.is_open:
-            return
-        log.info("circuit.closed", **self._described, probes=self.probes)
+        if self.is_open:
+            self._close("reached")
+
+    def _close_if_unused(self) -> None:
+        """Close where nothing waits: no probe would ever find out that the destination is back."""
+        if self.is_open and not self._waiting and self._turn is None:
+            self._close("nothing_waits")
+
+    def _close(self, reason: str) -> None:
+        log.info("circuit.closed", **self._described, reason=reason, probes=self.probes)
         self.is_open, self._turn = False, None
         self._gauge.dec()
         waiting, self._waiting = self._waiting, []

@@ -93,7 +93,7 @@ async def test_undeliverable_may_say_that_its_destination_is_unreachable() -> No
     assert [(line["event"], line.get("reason")) for line in logs] == [
         ("circuit.opened", "refused"),
         ("delivery.dead_lettered", "too_old"),
-        ("circuit.closed", None),
+        ("circuit.closed", "nothing_waits"),
     ]
 
 

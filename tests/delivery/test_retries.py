@@ -84,7 +84,7 @@ async def test_a_circuit_opens_and_closes(lines: list[structlog.typing.EventDict
     assert [(line["event"], line["log_level"], line.get("reason")) for line in lines] == [
         ("circuit.opened", "error", "refused"),
         ("circuit.still_open", "error", "unroutable"),
-        ("circuit.closed", "info", None),
+        ("circuit.closed", "info", "reached"),
     ]
     assert {line["destination"] for line in lines} == {"there"}
 
@@ -175,7 +175,10 @@ async def test_delays_of_probes_double_up_to_a_maximum(monkeypatch: pytest.Monke
 
 @in_virtual_time
 async def test_a_scheduler_that_stops_gives_up_its_turn() -> None:
-    """Sessions of a scheduler that stops are removed; another one's session probes instead."""
+    """Sessions of a scheduler that stops are removed; another one's session probes instead.
+
+    The circuit closes with the last one: this process will not find out when the outage ends.
+    """
     stopping = RecordingScheduler()
     circuit = stopping.circuit
     staying = RecordingScheduler(circuit)
@@ -188,6 +191,9 @@ async def test_a_scheduler_that_stops_gives_up_its_turn() -> None:
     circuit.remove_waiting(stopping)
     assert await staying.next_resumed() == "stays"
     assert [name for _, name in stopping.resumed] == ["has its turn"]
+    assert circuit.is_open
+    circuit.remove_waiting(staying)
+    assert (circuit.is_open, gauge()) == (False, 0)
 
 
 async def test_an_outage_is_seen_by_check_and_ends(
