@@ -19,13 +19,15 @@ def stop_event() -> asyncio.Event:
     """Return the event that SIGTERM or SIGINT sets; a second signal ends the process at once."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
 
     def stop() -> None:
         stopping.set()
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each, handler in before.items():
             loop.remove_signal_handler(each)
+            signal.signal(each, handler)
 
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in before:
         # Outside the main thread signals cannot be handled.
         with contextlib.suppress(ValueError):
             loop.add_signal_handler(each, stop)

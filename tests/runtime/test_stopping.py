@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
+import subprocess
+import sys
 
 import httpx2
 import pytest
 
 from tests.support.harness import event, signed
-from tests.support.processes import Sandbox
+from tests.support.processes import PROCESS_DEADLINE_S, Sandbox, environment
 from tests.support.waiting import DEADLINE_S, wait_until
+
+SIGTERM = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
+# A handler that stops its process, and once it is canceled stops it again.
+OPENED = """
+from asyncio import sleep
+from contextlib import asynccontextmanager
+
+@asynccontextmanager
+async def open(environ):
+    try:
+        import imported
+        await sleep(3600)
+    finally:
+        imported.os.kill(imported.os.getpid(), imported.signal.SIGTERM)
+    yield
+"""
 
 
 def test_stopping_is_not_ready_then_closed_then_gone(sandbox: Sandbox) -> None:
@@ -38,6 +57,25 @@ def test_a_second_signal_ends_it_at_once(sandbox: Sandbox) -> None:
     wait_until(lambda: serve.lines("process.draining"))
     serve.popen.terminate()
     assert serve.wait() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("when", ["imported", "opened"])
+def test_the_first_process_of_a_container_can_be_stopped_too(sandbox: Sandbox, when: str) -> None:
+    """The kernel withholds from it what it does not handle: early signals, and the second one."""
+    in_container = ("unshare", "--map-root-user", "--pid", "--fork", "--kill-child")
+    if not shutil.which("unshare") or subprocess.call([*in_container, "true"]):
+        pytest.skip("needs a process namespace")
+    (sandbox.directory / "imported.py").write_text(SIGTERM)
+    (sandbox.directory / "opened.py").write_text(OPENED)
+    environ = environment(
+        HANDLERS=f"{when}:open",
+        REDIS_URL="unix:///nowhere",
+        ADMIN_PORT="0",
+        PYTHONPATH=str(sandbox.directory),
+    )
+    command = [*in_container, sys.executable, "-m", "service", "work"]
+    ended = subprocess.run(command, env=environ, timeout=PROCESS_DEADLINE_S, check=False)
+    assert ended.returncode == 128 + signal.SIGTERM
 
 
 async def test_a_stuck_client_does_not_hold_up_the_stop(sandbox: Sandbox) -> None:
