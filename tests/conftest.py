@@ -14,6 +14,7 @@ from typing import Any
 import httpcore2
 import pytest
 import redis
+from httpx2 import Timeout, _config
 from hypothesis import HealthCheck, Phase
 from hypothesis import settings as profiles
 
@@ -56,6 +57,8 @@ profiles.register_profile("unshrunk", phases=[Phase.explicit, Phase.reuse, Phase
 
 # Each client of httpx2 reads this machine's certificates, for 30 ms, even if it does not use TLS.
 httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
+# By default they wait five seconds for an answer, which a busy machine may exceed.
+vars(_config.DEFAULT_TIMEOUT_CONFIG).update(Timeout(PATIENCE_S).as_dict())
 # Imports leave no garbage, and six thousand tests are collected.
 gc.disable()
 
