@@ -26,7 +26,7 @@ from tests.support.harness import event, signed
 from tests.support.processes import Process, Processes
 from tests.support.servers import Server, server
 from tests.support.usage import process_cpu_s
-from tests.support.waiting import DEADLINE_S, wait_until
+from tests.support.waiting import wait_until
 
 KEYS = scale.KEYS
 HANDLER = "subjects:failing"
@@ -93,7 +93,7 @@ def _send(receiver: Process, store: Server) -> None:
         status = "requires_input" if word == "created" else word
         at = int(time.time()) - 600 + 60 * number
         body = event(word, id=f"evt_{number}", session=SESSION, status=status, created=at)
-        answer = httpx2.post(receiver.url, content=body, headers=signed(body), timeout=DEADLINE_S)
+        answer = httpx2.post(receiver.url, content=body, headers=signed(body))
         assert answer.json() == {"outcome": "admitted"}
     stream = KEYS.dead_letters(KEYS.partition(SESSION), HANDLER)
     with store.client() as client:
@@ -133,7 +133,7 @@ class Cost(NamedTuple):
 
 def _pages(worker: Process, store: Server) -> None:
     """Say what a full load of each page costs, without what an idle worker uses meanwhile."""
-    with httpx2.Client(base_url=worker.admin, timeout=DEADLINE_S) as client:
+    with httpx2.Client(base_url=worker.admin) as client:
         letters = f"/dead-letters/{quote(HANDLER, safe='')}"
         letter = re.search(rf'"({letters}/[0-9]+-[^"/]+)"', client.get(letters).text)
         assert letter is not None
@@ -233,7 +233,7 @@ def _open_pages(origin: str, pages: int) -> Iterator[None]:
 
 
 def _view(origin: str, ended: threading.Event, wait_s: float) -> None:
-    with httpx2.Client(base_url=origin, timeout=DEADLINE_S) as client:
+    with httpx2.Client(base_url=origin) as client:
         while not ended.wait(wait_s):
             assert client.get("/").status_code == 200
             wait_s = REFRESH_S

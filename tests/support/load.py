@@ -53,7 +53,7 @@ class Load:
     async def run(self) -> None:
         """Send until stopped, and after that until every event has been answered 200."""
         async with (
-            httpx2.AsyncClient(timeout=10, verify=self._verify) as client,
+            httpx2.AsyncClient(verify=self._verify) as client,
             asyncio.TaskGroup() as sessions,
         ):
             for n in range(SESSIONS):

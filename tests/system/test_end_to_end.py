@@ -78,7 +78,7 @@ async def test_what_came_before_the_first_worker_is_handed_over(tmp_path: Path) 
     with open_sandbox(tmp_path) as ground:
         receiver = ground.start("serve", HANDLERS="log").ready()
         bodies = [event(id=f"evt_{n}", session=f"vs_{n}") for n in range(100)]
-        async with httpx2.AsyncClient(timeout=20) as client:
+        async with httpx2.AsyncClient() as client:
             answers = await asyncio.gather(
                 *(client.post(receiver.url, content=body, headers=signed(body)) for body in bodies)
             )
