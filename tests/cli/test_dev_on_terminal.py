@@ -28,7 +28,7 @@ def test_a_terminal_shows_each_hand_over(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{int(port)}{WEBHOOK}"
         body = event(session="vs_moody")
         wait_until(lambda: httpx2.post(url, content=body, headers=signed(body)).is_success)
-        wait_until(lambda: b"ms moody:handle" in dev.out)
+        wait_until(lambda: b"ms moody:handle" in dev.out and b" log\r\n" in dev.out)
         assert dev.stop() == 0
     finally:
         dev.end()

@@ -173,7 +173,7 @@ async def deployment(url: str, directory: Path, **settings: str) -> AsyncIterato
 
     At its end every process must stop with exit code 0, and none may have written a traceback.
     """
-    quick = {"LEASE_TTL_S": "3", **settings}
+    quick = {"LEASE_TTL_S": "3", "ADMIT_DEADLINE_S": "5", **settings}
     with contextlib.closing(Processes(url, directory)) as processes:
         started = await asyncio.to_thread(Deployment, processes, quick)
         loading = asyncio.create_task(started.load.run())

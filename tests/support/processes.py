@@ -193,6 +193,7 @@ class Processes:
             "PORT": "0",
             "ADMIN_PORT": "0",
             "DRAIN_S": "0",
+            "ADMIT_DEADLINE_S": f"{PATIENCE_S:g}",
             "PYTHONPATH": str(self.directory),
         }
 

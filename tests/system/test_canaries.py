@@ -20,7 +20,7 @@ from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.programs import FIXTURES
 from tests.support.servers import free_port
 from tests.support.traces import everything_in, everything_written, hits
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 SECRET = Secret(b"whsec_canary0secret0")
 TOKEN, REDIS_PASSWORD = "canary0token-of-alice", "canary0redis0password"
@@ -168,7 +168,7 @@ def _answers(port: str) -> Iterator[bytes]:
         with socket.create_connection(("127.0.0.1", int(port))) as client:
             client.sendall(raw.encode())
             client.shutdown(socket.SHUT_WR)
-            client.settimeout(10)
+            client.settimeout(PATIENCE_S)
             try:
                 yield client.recv(65_536)
             except ConnectionError:

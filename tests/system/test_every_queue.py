@@ -79,7 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 def _run(sandbox: Sandbox, queues: Mapping[str, Broker], absent: Mapping[str, str]) -> Run:
     random = Random(20)
     ordered, shuffled = (_sessions(random, SESSIONS // 2) for _ in range(2))
-    settings = {"HANDLERS": ",".join(queues), "LEASE_TTL_S": "1", "ADMIT_DEADLINE_S": "30"}
+    settings = {"HANDLERS": ",".join(queues), "LEASE_TTL_S": "1"}
     for queue in queues.values():
         settings |= queue.environ()
     receiver, killed = (sandbox.start(command, **settings) for command in ("serve", "work"))
