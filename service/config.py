@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -285,6 +285,16 @@ def read_again(environ: Mapping[str, str], name: str, *, may_be_empty: bool = Fa
     return values
 
 
+def check_tokens(acting: Sequence[AdminToken], reading: Sequence[AdminToken]) -> None:
+    """Check that no token to read with is one to act with: its holder could do what is not meant.
+
+    Raises:
+        ConfigError: One is.
+    """
+    if {each.token for each in acting} & {each.token for each in reading}:
+        raise ConfigError(["ADMIN_READ_TOKENS: expected none of ADMIN_TOKENS"])
+
+
 def find_misspelled(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables whose name is almost that of a setting, each with that setting."""
     singular = SECRETS.removesuffix("S")
@@ -331,10 +341,8 @@ def _check_order(values: Mapping[str, Any], problems: dict[str, str]) -> None:
 
 
 def _check_tokens(values: Mapping[str, Any], problems: dict[str, str]) -> None:
-    """Note where a token to read with is one to act with: its holder could do what is not meant."""
     if not {"ADMIN_TOKENS", "ADMIN_READ_TOKENS"} & problems.keys():
-        acting, reading = (
-            {each.token for each in values[name]} for name in ("admin_tokens", "admin_read_tokens")
-        )
-        if acting & reading:
-            problems["ADMIN_READ_TOKENS"] = "ADMIN_READ_TOKENS: expected none of ADMIN_TOKENS"
+        try:
+            check_tokens(values["admin_tokens"], values["admin_read_tokens"])
+        except ConfigError as error:
+            problems["ADMIN_READ_TOKENS"] = str(error)

@@ -206,23 +206,25 @@ def _secrets_reloader(secrets: SigningSecrets, environ: Mapping[str, str]) -> Re
 
 
 def _tokens_reloader(page: Page, context: Context) -> Reloader[Any]:
+    def read() -> Any:
+        found = config.read_again(context.environment, "ADMIN_TOKENS", may_be_empty=True)
+        config.check_tokens(found, page.logins.reading)
+        return found
+
     def apply(changed: Sequence[AdminToken]) -> dict[str, Any]:
         page.logins.acting = changed
         return {"fingerprints": fingerprints(changed)}
 
-    return Reloader(
-        "admin_tokens",
-        context.settings.admin_tokens,
-        read=lambda: config.read_again(context.environment, "ADMIN_TOKENS", may_be_empty=True),
-        apply=apply,
-    )
+    return Reloader("admin_tokens", context.settings.admin_tokens, read=read, apply=apply)
 
 
 def _read_tokens_reloader(page: Page, context: Context) -> Reloader[Any]:
     def read() -> Any:
         # Without these tokens reading is open: a file that is gone must not open it.
         is_open = not page.logins.reading
-        return config.read_again(context.environment, "ADMIN_READ_TOKENS", may_be_empty=is_open)
+        found = config.read_again(context.environment, "ADMIN_READ_TOKENS", may_be_empty=is_open)
+        config.check_tokens(page.logins.acting, found)
+        return found
 
     def apply(changed: Sequence[AdminToken]) -> dict[str, Any]:
         page.logins.reading = changed

@@ -206,7 +206,7 @@ def test_api_keys_follow_their_file(sandbox: Sandbox) -> None:
 
 
 def test_tokens_of_the_page_follow_their_files(sandbox: Sandbox) -> None:
-    """A removed token ends its logins; without a list of readers the page does not become open."""
+    """A removed token ends its logins; reading does not become open, nor a reader one who acts."""
     acting, reading = (sandbox.directory / name for name in ("acting", "reading"))
     acting.write_text(f"alice:{CANARY}-of-alice,bob:{CANARY}-of-bobbob\n")
     reading.write_text(f"carol:{CANARY}-of-carol\n")
@@ -231,6 +231,8 @@ def test_tokens_of_the_page_follow_their_files(sandbox: Sandbox) -> None:
         assert status() == 303
         client.post("/login", data={"token": f"{CANARY}-of-bobbob"})
         put(acting, f"bob:{CANARY}", "admin_tokens.reload_failed")
+        put(acting, f"bob:{CANARY}-of-carol", "admin_tokens.reload_failed")
+        put(reading, f"carol:{CANARY}-of-bobbob", "admin_read_tokens.reload_failed")
         assert status() == 200
         put(acting, "", "admin_tokens.reloaded")
         put(reading, "", "admin_read_tokens.reload_failed")
