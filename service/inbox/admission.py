@@ -24,8 +24,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from itertools import chain, count
 from typing import Any
 
@@ -108,6 +109,37 @@ class _Submission(msgspec.Struct, frozen=True, gc=False):
     deadline: float
 
 
+class _Shard:
+    """Submissions that share a primary, and so their calls and their troubles.
+
+    Args:
+        flush: Decides a batch of them.
+
+    Attributes:
+        reason: Why those whose deadline passes are not decided: until a call fails, Redis is slow.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[_Shard, list[_Submission]], Awaitable[Sequence[Admission | Exception]]],
+    ) -> None:
+        self.reason = UnavailableReason.REDIS_SLOW
+        self._batcher: Batcher[_Submission, Admission] = Batcher(
+            partial(flush, self), max_items=MAX_EVENTS_PER_BATCH
+        )
+        self._deadlines = Deadlines(self.unavailable)
+
+    def submit(self, submission: _Submission) -> Awaitable[Admission]:
+        """Have *submission* decided by its deadline."""
+        reply = self._batcher.submit(submission)
+        self._deadlines.watch(submission.deadline, reply)
+        return reply
+
+    def unavailable(self) -> Unavailable:
+        """Return why one of them is not decided."""
+        return Unavailable(self.reason)
+
+
 class Inbox:
     """Admits events and notes notifications; what arrives in one loop turn shares one script call.
 
@@ -145,10 +177,7 @@ class Inbox:
         self._trimmer = FullStreamTrimmer(connections)
         # In Cluster a failing primary must not hold up the partitions of the others.
         shards = keys.partitions if connections.is_cluster else 1
-        self._shards = [Batcher(self._flush, max_items=MAX_EVENTS_PER_BATCH) for _ in range(shards)]
-        self._deadlines = Deadlines(self._unavailable)
-        # Why events whose deadline passes are not decided: until a call fails, Redis is slow.
-        self._reason = UnavailableReason.REDIS_SLOW
+        self._shards = [_Shard(self._flush) for _ in range(shards)]
 
     async def admit(self, event: Event, change: SessionChange) -> Admission:
         """Decide what becomes of *event*; append *change* when it moves the session on.
@@ -189,9 +218,7 @@ class Inbox:
         return await self._submit(submission)
 
     def _submit(self, submission: _Submission) -> Awaitable[Admission]:
-        reply = self._shards[submission.partition % len(self._shards)].submit(submission)
-        self._deadlines.watch(submission.deadline, reply)
-        return reply
+        return self._shards[submission.partition % len(self._shards)].submit(submission)
 
     def _submission(self, event: Event, change: SessionChange) -> _Submission:
         session = event.session
@@ -216,7 +243,9 @@ class Inbox:
             deadline=asyncio.get_running_loop().time() + self._deadline_s,
         )
 
-    async def _flush(self, submissions: list[_Submission]) -> Sequence[Admission | Exception]:
+    async def _flush(
+        self, shard: _Shard, submissions: list[_Submission]
+    ) -> Sequence[Admission | Exception]:
         """Call the script until it has decided, or the deadline of every submission has passed.
 
         A full stream is trimmed between two calls. An event that then still finds no room, or that
@@ -227,12 +256,12 @@ class Inbox:
             now = asyncio.get_running_loop().time()
             # They are in order of arrival: the overdue ones, which are answered, come first.
             waiting = [submission for submission in submissions if submission.deadline > now]
-            overdue = [self._unavailable() for _ in range(len(submissions) - len(waiting))]
+            overdue = [shard.unavailable() for _ in range(len(submissions) - len(waiting))]
             if not waiting:
                 break
             reply = await self._decide(waiting)
             if not isinstance(reply, Exception):
-                self._reason = UnavailableReason.REDIS_SLOW
+                shard.reason = UnavailableReason.REDIS_SLOW
                 answered = zip(waiting, reply, strict=True)
                 full = {
                     Stream(one.keys[1], one.partition)
@@ -242,10 +271,10 @@ class Inbox:
                 if full and await self._trimmer.trim(full):
                     continue
                 return [*overdue, *map(_admission, reply, waiting)]
-            self._reason = _reason(reply)
-            metrics.REDIS_ERRORS.labels(self._reason).inc()
-            if self._reason is UnavailableReason.REDIS_FULL or isinstance(reply, _LASTING):
-                return [self._unavailable() for _ in submissions]
+            shard.reason = _reason(reply)
+            metrics.REDIS_ERRORS.labels(shard.reason).inc()
+            if shard.reason is UnavailableReason.REDIS_FULL or isinstance(reply, _LASTING):
+                return [shard.unavailable() for _ in submissions]
             await asyncio.sleep(self._pause_s(attempt))
         return overdue
 
@@ -290,9 +319,6 @@ class Inbox:
         """Return a full-jitter pause in seconds before the next attempt."""
         ceiling_s = self._deadline_s / MIN_RETRIES_PER_DEADLINE
         return random.uniform(0, min(ceiling_s, RETRY_INITIAL_DELAY_S * 2**attempt))  # noqa: S311 - jitter
-
-    def _unavailable(self) -> Unavailable:
-        return Unavailable(self._reason)
 
 
 def _kind(change: SessionChange) -> str:

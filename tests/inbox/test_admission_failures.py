@@ -26,6 +26,7 @@ from tests.support.admissions import (
 )
 from tests.support.proxy import Fault, proxy_to
 from tests.support.servers import Server, server
+from tests.support.topologies import lone_cluster
 from tests.support.virtual_time import push
 from tests.support.waiting import PATIENCE_S, until
 
@@ -108,6 +109,25 @@ class TestLostReplies:
 
 class TestServerTrouble:
     """A server that hangs, dies or is full."""
+
+    async def test_trouble_of_one_partition_is_not_hidden_by_another(
+        self, tmp_path: Path, inbox_at: InboxAt
+    ) -> None:
+        """In Cluster an event gets the reason of its own primary, whatever others answer."""
+        with lone_cluster(tmp_path) as one:
+            url = f"redis+cluster://127.0.0.1:{one.port}"
+            async with inbox_at(url, admit_deadline_s=DEADLINE_S) as inbox:
+                await inbox.admit(CREATED)
+                other = make_event(session="vs_other", id="evt_other")
+                partition = inbox.keys.partition("vs_other")
+                assert partition != inbox.keys.partition(CREATED.session.id)
+                await inbox.client.delete(inbox.keys.layout_in(partition))
+                await inbox.client.rpush(inbox.keys.layout_in(partition), "no layout")
+                admission = asyncio.create_task(inbox.together(other))
+                await attempted(UnavailableReason.REDIS_REFUSED, 1)
+                await inbox.admit(PROCESSING)
+                push(DEADLINE_S)
+                assert outcomes(await admission) == ["redis_refused"]
 
     async def test_a_hung_server_is_reported_at_the_deadline(
         self, tmp_path: Path, inbox_at: InboxAt
@@ -207,7 +227,7 @@ class TestReplica:
         """Check that *event* is `not_durable` at the deadline, and not before."""
         admission = asyncio.create_task(inbox.together(event))
         # The metric counts the failures of every inbox of this process.
-        await until(lambda: inbox.inbox._reason is UnavailableReason.NOT_DURABLE)
+        await until(lambda: inbox.inbox._shards[0].reason is UnavailableReason.NOT_DURABLE)
         assert not admission.done()
         push(DEADLINE_S)
         assert outcomes(await admission) == ["not_durable"]
