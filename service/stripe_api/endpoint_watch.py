@@ -84,7 +84,12 @@ class EndpointWatch:
 
     async def _look(self, api: StripeApi) -> None:
         surveys = await survey_all(api, Priority.RECONCILE)
-        self._surveys = {one.is_live: one for one in surveys}
+        # Where Stripe does not answer, what was seen before holds: else types that no destination
+        # selects would be read, and delivered.
+        self._surveys = {
+            one.is_live: self._surveys.get(one.is_live, one) if one.failures else one
+            for one in surveys
+        }
         self._due_at = self._clock() + LOOK_EVERY_S
         self._note(assess(surveys, self._settings))
 
