@@ -89,8 +89,10 @@ class SharedConnection(Generic[Connection]):
         except Unreachable:
             raise
         except self._lost as error:
+            # When another call finds the connection lost, all others time out.
+            has_timed_out = isinstance(error, TimeoutError) and not lifetime.is_lost()
             self._end(lifetime)
-            default = "timed_out" if isinstance(error, TimeoutError) else "connection_lost"
+            default = "timed_out" if has_timed_out else "connection_lost"
             raise Unreachable(unreachable_reason(error) or default) from None
 
     @asynccontextmanager
@@ -165,6 +167,9 @@ class _Lifetime(Generic[Connection]):
 
     def is_open(self) -> bool:
         return self.opened.done() and self.opened.exception() is None and not self.over.is_set()
+
+    def is_lost(self) -> bool:
+        return self.over.is_set() and self.opened.exception() is None
 
     def is_of(self, connection: Connection) -> bool:
         return self.is_open() and self.opened.result() is connection
