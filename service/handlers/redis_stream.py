@@ -14,14 +14,10 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import (
     AuthenticationError,
-    ClusterDownError,
-    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
-    ReadOnlyError,
     RedisClusterException,
     ResponseError,
-    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -41,8 +37,6 @@ from .shared_connection import BrokerRefusedError, SharedConnection
 MAX_PER_BATCH = 128
 
 _APPEND = Script(__package__, "append_once.lua")
-# Redis accepts no writes at present: it is full, a replica, or a Cluster without a majority.
-_NO_WRITES = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
 _LOST = (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSError)
 _REFUSED = (AuthenticationError, NoPermissionError)
 
@@ -81,7 +75,7 @@ class RedisStream:
 
     def __init__(self, settings: RedisStreamSettings) -> None:
         self._settings = settings
-        self._shared = SharedConnection(self._connect, lost=(*_NO_WRITES, *_LOST))
+        self._shared = SharedConnection(self._connect, lost=_LOST)
 
     async def __call__(self, transition: StatusTransition) -> None:
         """Append the message, unless its guard exists."""
@@ -89,8 +83,6 @@ class RedisStream:
         async with self._shared.acquire() as connection:
             try:
                 await connection.appends.submit(call)
-            except _NO_WRITES:
-                raise
             except ResponseError as error:
                 raise _refusal(error) from None
 
@@ -153,8 +145,10 @@ def _refusal(error: ResponseError) -> Exception:
     """Return `Unreachable` if Redis would refuse any message, else an error that counts."""
     if is_unauthorized(error):
         return Unreachable("access_refused")
+    if isinstance(error, OutOfMemoryError):
+        return Unreachable("redis_full")
     word = error_word(error)
     if word == "WRONGTYPE":
         return Unreachable("not_a_stream")
-    # ERR may be about the arguments of this call; MISCONF, BUSY, LOADING and the like are not.
+    # ERR may be about the arguments of this call; READONLY, MISCONF, BUSY and the like are not.
     return RuntimeError(type(error).__name__) if word == "ERR" else Unreachable("redis_refused")

@@ -32,23 +32,20 @@ class TestRedisStream(QueueContract):
     opener = "service.handlers.redis_stream:open"
 
     async def test_a_full_redis_is_waited_for(self, broker: RedisBroker) -> None:
-        """A Redis that is full or a replica is an unreachable queue."""
+        """A Redis that is full or a replica is an unreachable queue, and the reason says which."""
         async with self.opened(broker.environ()) as handler:
             await handler(transition("a", 1))
             with broker.client() as client:
-                for wrong, right in (
-                    (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
-                    (
-                        ("REPLICAOF", "127.0.0.1", str(servers.free_port())),
-                        ("REPLICAOF", "NO", "ONE"),
-                    ),
+                for reason, wrong, right in (
+                    ("redis_full", "CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+                    ("redis_refused", "REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
                 ):
-                    client.execute_command(*wrong)
+                    client.execute_command(*wrong.split())
                     try:
-                        with pytest.raises(ConnectionError):
+                        with pytest.raises(Unreachable, match=f"^{reason}$"):
                             await handler(transition("a", 2))
                     finally:
-                        client.execute_command(*right)
+                        client.execute_command(*right.split())
             await handler(transition("a", 2))
 
         assert sequences_of(await broker.received()) == {"vs_a": [1, 2]}
