@@ -30,7 +30,7 @@ class Lag(NamedTuple):
     """What one handler has not acknowledged in one partition.
 
     Attributes:
-        new: How many entries of its source, read or not; None when Redis cannot tell.
+        new: How many entries of its source, read or not; None when unknown.
         replays: How many replays.
         oldest_s: Seconds since the oldest of those entries was appended; 0 for none.
         dead_letters: How many dead letters there are.
@@ -43,7 +43,7 @@ class Lag(NamedTuple):
 
     @property
     def entries(self) -> int | None:
-        """How many entries, replays among them; None when Redis cannot tell."""
+        """How many entries, replays among them; None when unknown."""
         return None if self.new is None else self.new + self.replays
 
 
@@ -52,7 +52,7 @@ class Group(NamedTuple):
 
     Attributes:
         handler: The handler's name.
-        lag: Entries of its source that it has not acknowledged; None when Redis cannot tell.
+        lag: Entries of its source that it has not acknowledged; None when unknown.
         replays: Replays that it has not acknowledged.
         dead_letters: Its dead letters.
         oldest_s: Seconds since the oldest of those entries was appended; 0 for none.

@@ -91,6 +91,6 @@ class PartitionMaintenance:
             metrics.OLDEST_SECONDS.labels(handler).set(oldest_s)
             metrics.DEAD_LETTERS.labels(handler).set(sum(lag.dead_letters for lag in each))
             entries = [lag.entries for lag in each if lag.entries is not None]
-            # Redis cannot always count the lag: the last value says more than a partial sum.
+            # The number is not always known: the last value says more than a partial sum.
             if len(entries) == len(each):
                 metrics.LAG_ENTRIES.labels(handler).set(sum(entries))

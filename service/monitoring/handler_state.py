@@ -29,7 +29,7 @@ class HandlerState(NamedTuple):
         name: The handler's name.
         kind: What it gets: `transitions`, or for `fetch` `notifications`.
         is_configured: Whether it is among HANDLERS, or a worker calls it, or it is `fetch`.
-        lag: What it has not acknowledged of its stream; None when Redis cannot tell.
+        lag: What it has not acknowledged of its stream; None when unknown.
         replays: Replays that it has not acknowledged.
         oldest_s: Seconds since the oldest of those was appended; 0 for none.
         dead_letters: Its dead letters.

@@ -3,8 +3,13 @@
 --
 -- KEYS  1  the partition's stream; 2  the handler's replays; 3  its dead letters
 -- ARGV  1  group; 2  1 when acknowledged entries are deleted: all that the stream holds is left to do
--- Returns {entries pending or unread, or -1 when Redis does not know their number; replays;
+-- Returns {entries pending or unread, or -1 when their number is unknown; replays;
 -- milliseconds since the oldest of those entries was appended, or 0 for none; dead letters}.
+
+-- So many unread entries are counted here. Redis's own count is not used for them: it is missing
+-- where unread entries were deleted, and Redis 7.0 does not count what was read after the last
+-- rewrite of the append-only file, once it was restarted or a replica took over.
+local MAX_COUNTED = 20
 
 local time = redis.call('TIME')
 
@@ -14,21 +19,20 @@ local function lag(entries, oldest)
   return {entries, redis.call('XLEN', KEYS[2]), age_ms, redis.call('XLEN', KEYS[3])}
 end
 
-local function first_id(start)
-  local entry = redis.call('XRANGE', KEYS[1], start, '+', 'COUNT', 1)[1]
-  return entry and entry[1]
-end
+local function first(start, count) return redis.call('XRANGE', KEYS[1], start, '+', 'COUNT', count) end
 
-if ARGV[2] == '1' then return lag(redis.call('XLEN', KEYS[1]), first_id('-')) end
+local function id(entry) return entry and entry[1] end
+
+if ARGV[2] == '1' then return lag(redis.call('XLEN', KEYS[1]), id(first('-', 1)[1])) end
 
 for _, fields in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local group = {}
   for i = 1, #fields, 2 do group[fields[i]] = fields[i + 1] end
   if group['name'] == ARGV[1] then
     local oldest = redis.call('XPENDING', KEYS[1], ARGV[1])[2]
-    -- Redis knows no lag where entries were deleted that the group had not read.
-    local entries = group['lag'] and group['lag'] + group['pending'] or -1
-    return lag(entries, oldest or first_id('(' .. group['last-delivered-id']))
+    local unread = first('(' .. group['last-delivered-id'], MAX_COUNTED)
+    local count = #unread < MAX_COUNTED and #unread or group['lag']
+    return lag(count and count + group['pending'] or -1, oldest or id(unread[1]))
   end
 end
 return redis.error_reply('NOGROUP the handler has no group')
