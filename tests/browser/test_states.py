@@ -178,6 +178,10 @@ def test_state(
 
 def _problems(tab: Tab) -> Iterator[str]:
     """Yield what is wrong with the page in the tab, however one looks at it."""
+    for width in range(320, 1300, 80):
+        tab.page.set_viewport_size({"width": width, "height": 800})
+        if beyond := tab.overflow():
+            yield f"{width}: {beyond} pixels beyond the right edge"
     for looks in LOOKS:
         tab.look(looks)
         if beyond := tab.overflow():
