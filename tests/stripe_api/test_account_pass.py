@@ -97,7 +97,8 @@ class Rig:
 
     async def cursor(self) -> Cursor:
         """Return the cursor of our own account."""
-        return (await read_cursors(self.connections, self.keys, NOW))["test"]
+        # Redis's clock has gone on since these tests were collected.
+        return (await read_cursors(self.connections, self.keys, time.time()))["test"]
 
 
 @pytest.fixture(autouse=True)
