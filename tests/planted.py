@@ -1077,6 +1077,12 @@ MUTANTS = (
         "monitoring/test_deployment_rules.py",
     ),
     Mutant(
+        "a handler whose worker has not begun is well",
+        "service/monitoring/deployment_rules.py",
+        "for one in facts.activity.workers if one.is_alive for name in one.works}\n",
+        "for one in facts.activity.workers if False for name in one.works}\n",
+    ),
+    Mutant(
         "a choice about durability is an alarm",
         "service/monitoring/deployment_rules.py",
         "    return finding.name in _CHOICES and finding.severity is Severity.WARNING\n",

@@ -156,7 +156,7 @@ def _ago(at: datetime, then: datetime) -> str:
 
 def _handlers(handlers: Sequence[HandlerState]) -> RenderableType:
     if not handlers:
-        return Text("none: no worker has started yet", "dim")
+        return Text("none: no worker has begun to deliver", "dim")
     table = _grid("fold", *["number"] * 7)
     heads = ("", "waiting", "oldest", "retried", "dead", "circuit", "workers", "leases")
     table.add_row(*(Text(head, "dim") for head in heads))

@@ -62,6 +62,7 @@ def judge(facts: Facts) -> tuple[Reason, ...]:
         *_redis(facts.redis_findings),
         *_processes(facts),
         *_events(facts),
+        *_without_group(facts),
         *_handlers(facts.handlers),
         *_endpoints(facts.endpoint_findings),
         *_reconciliation(facts.reconciliation),
@@ -196,6 +197,18 @@ def _silence(facts: Facts) -> Iterator[Reason]:
             f"no genuine event has come for {duration(silence_s)}",
             "see in Stripe's Dashboard whether the endpoint is enabled and what its deliveries say",
             "/endpoints",
+        )
+
+
+def _without_group(facts: Facts) -> Iterator[Reason]:
+    """Yield the handlers of live workers that have not begun: `facts.handlers` lacks them."""
+    called = {name for one in facts.activity.workers if one.is_alive for name in one.works}
+    for name in sorted(called - {state.name for state in facts.handlers}):
+        yield Reason(
+            Severity.FATAL,
+            f"handler {name}",
+            "has no consumer group yet, so it gets nothing",
+            "the log of its worker says what that waits for, such as `group.not_created`",
         )
 
 

@@ -33,12 +33,12 @@ from ..config import Settings
 from ..delivery import blocking
 from ..delivery.consumer_groups import create_groups
 from ..delivery.worker import Worker
-from ..errors import ServiceError, Unreachable
+from ..errors import ServiceError, UnavailableReason, Unreachable
 from ..handlers import AnyHandler, AnyOpener, loading
 from ..parsers import FETCH
 from ..server.listener import Listener
 from ..storage.redis_errors import unavailable_reason
-from ..telemetry import tracing
+from ..telemetry import metrics, tracing
 from ..telemetry.loop_lag import LOOP_LAG
 from ..telemetry.tracing import Tracing
 from . import signals
@@ -190,6 +190,9 @@ async def _work(
 ) -> None:
     """Work until *stopping*. A worker that is not ready by then is cancelled."""
     is_ready = False
+    for name in openers:
+        # What has not begun has no worker: without a gauge, no alert could say so.
+        metrics.LEASES_HELD.labels(name).set(0)
 
     async def open_and_work() -> None:
         nonlocal is_ready
@@ -236,14 +239,17 @@ async def _check_queues(opened: Mapping[str, AnyHandler]) -> None:
 
 
 async def _create_groups(context: Context) -> None:
-    """Create the groups that are missing, as soon as Redis lets us."""
+    """Create the groups that are missing, as soon as Redis lets us; log each reason once."""
+    logged: set[UnavailableReason] = set()
     while True:
         try:
             created = await create_groups(
                 context.connections, context.keys, context.settings.all_handlers
             )
         except (RedisError, OSError) as error:
-            log.warning("group.not_created", reason=unavailable_reason(error))
+            if (reason := unavailable_reason(error)) not in logged:
+                logged.add(reason)
+                log.warning("group.not_created", reason=reason)
             await asyncio.sleep(RETRY_S)
         else:
             break

@@ -75,7 +75,7 @@ def test_the_scale_is_round_and_fits(greatest: int, top: int) -> None:
         (
             Overview(MINUTES[0], "attention", ()),
             (
-                *("Attention", "Receivers ready 0 of 0", "no worker has started", "never"),
+                *("Attention", "Receivers ready 0 of 0", "no worker has begun to deliver", "never"),
                 "No process gave a sign of life",
             ),
         ),

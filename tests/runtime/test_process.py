@@ -170,6 +170,36 @@ def test_a_redis_that_refuses_is_waited_for(sandbox: Sandbox) -> None:
     assert CANARY.encode() not in process.out + process.err
 
 
+def test_groups_that_redis_refuses_to_create_are_waited_for(sandbox: Sandbox) -> None:
+    """The reason is logged once; `status` and the metric of an alert say that nothing is done."""
+    with redis.Redis.from_url(sandbox.server.url) as client:
+        client.acl_setuser(
+            "early", enabled=True, nopass=True, keys="*", commands=["+@all", "-xgroup"]
+        )
+        early = sandbox.server.url.replace("://", "://early@")
+        work = sandbox.start("work", REDIS_URL=early, REDIS_PREFIX="early").ready()
+        assert wait_until(lambda: b"handler log: has no consumer group" in _status(sandbox))
+        # It tries once a second.
+        refused = _refused(client)
+        wait_until(lambda: _refused(client) > refused + 1)
+        [refusal] = work.lines("group.not_created")
+        assert refusal["reason"] == "redis_unauthorized"
+        assert b'idv_leases_held{handler="log"} 0.0' in _metrics(work)
+        client.acl_setuser("early", commands=["+xgroup"])
+    wait_until(lambda: b"handler log" not in _status(sandbox))
+    assert [line["handler"] for line in work.lines("group.created")] == ["log"]
+    assert work.stop() == 0
+
+
+def _refused(client: redis.Redis) -> int:
+    entries: Any = client.acl_log()
+    return sum(int(entry["count"]) for entry in entries)
+
+
+def _status(sandbox: Sandbox) -> bytes:
+    return sandbox.invoke("status", REDIS_PREFIX="early").out
+
+
 def test_a_redis_that_is_away_is_waited_for(sandbox: Sandbox) -> None:
     """Processes listen, and /readyz names what they wait for; once Redis is there, they work."""
     port = free_port()
