@@ -1060,8 +1060,8 @@ MUTANTS = (
     Mutant(
         "one wrong signature among genuine ones is a wrong secret",
         "service/monitoring/deployment_rules.py",
-        "    if mismatches > MAX_MISMATCHES and not is_any_genuine:\n",
-        "    if mismatches > MAX_MISMATCHES:\n",
+        "    if not any(hour[word] for word in GENUINE):\n",
+        "    if True:\n",
     ),
     Mutant(
         "processes that cannot write count as dead",

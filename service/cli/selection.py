@@ -71,4 +71,4 @@ dry_run = click.option("--dry-run", is_flag=True, help="Print how many are meant
 def require_any(ids: Sequence[str], filters: dict[str, Any], *, everything: bool) -> None:
     """Refuse a command that would act on all entries without `--all`."""
     if not (ids or everything or any(value is not None for value in filters.values())):
-        raise click.UsageError("name ids, or what is wanted by options, or --all")
+        raise click.UsageError("name what is wanted, or give --all")

@@ -114,9 +114,9 @@ def _last_hour(activity: Activity, at: datetime, *, has_charts: bool) -> Rendera
         ("out", delivered, _by_handler(calls, "delivered")),
     ):
         # The present minute is not over.
-        rate = f"{numbers[-2]:,}/min" if numbers else ""
+        latest = f"last minute {numbers[-2]:,}" if numbers else ""
         chart = f"{sparkline(numbers)}  " if has_charts else ""
-        table.add_row(direction, Text.assemble((chart, "cyan"), rate))
+        table.add_row(direction, Text.assemble((chart, "cyan"), latest))
         table.add_row("", _sums(sums) or Text("nothing", "dim"))
     if failures := _sums(_by_handler(calls, "failed")):
         table.add_row("", Text.assemble(("failed ", "yellow"), failures))

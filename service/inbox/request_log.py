@@ -43,12 +43,14 @@ class AnsweredRequest(msgspec.Struct, frozen=True, gc=False):
         request_id: Its id, ours or a balancer's.
         body_bytes: The size of its body; 0 when that was not read to its end.
         duration_s: Seconds from its headers to its answer.
+        endpoint: The name of the endpoint; None for the default one, or where it is not ours.
     """
 
     result: Receipt | Rejected | Unavailable
     request_id: str
     body_bytes: int
     duration_s: float
+    endpoint: str | None = None
 
 
 class _TurnCounts:
@@ -155,14 +157,14 @@ def _receipt_fields(receipt: Receipt) -> tuple[Fields, bool]:
     elif isinstance(event, ThinEvent):
         fields |= {"event_id": event.event_id, "event_type": event.event_type}
         fields |= {"session_id": event.session_id, "livemode": event.is_live}
-        endpoint = receipt.notification and receipt.notification.endpoint
-        fields |= {"context": event.context, "endpoint": endpoint}
+        fields["context"] = event.context
     return fields, False
 
 
 def _request_fields(request: AnsweredRequest) -> Fields:
     """Return the fields that every line has."""
     return {
+        "endpoint": request.endpoint,
         "request_id": request.request_id,
         "body_bytes": request.body_bytes,
         "duration_ms": round(request.duration_s * 1000, 3),

@@ -29,6 +29,8 @@ MAX_RECONCILE_LAG_S: Final = 900.0
 MAX_SILENCE_S: Final = DAY_S
 # NoSignatureMatches: more in the last hour, and none that matches.
 MAX_MISMATCHES: Final = 2
+# SignaturesRejected. A self-test stays below it.
+MAX_MISMATCHES_SHARE: Final = 0.05
 # EventsUnavailable: the balancers in deploy/ try two receivers.
 MAX_UNAVAILABLE_SHARE: Final = 0.01 * 2
 UNAVAILABLE_MINUTES: Final = 5
@@ -137,16 +139,7 @@ def _receivers(alive: Sequence[Process]) -> Iterator[Reason]:
 def _events(facts: Facts) -> Iterator[Reason]:
     """Yield what the outcomes of the last hour mean."""
     hour = sum_received(facts.activity.minutes)
-    is_any_genuine = any(hour[word] for word in GENUINE)
-    mismatches = sum(hour[word] for word in _MISMATCHES)
-    if mismatches > MAX_MISMATCHES and not is_any_genuine:
-        yield Reason(
-            Severity.FATAL,
-            "signatures",
-            f"none of {mismatches} signatures matched in the last hour",
-            "put the endpoint's signing secret into STRIPE_WEBHOOK_SECRETS",
-            "/endpoints",
-        )
+    yield from _signatures(hour)
     if missing := hour[UnavailableReason.API_KEY_MISSING]:
         yield Reason(
             Severity.FATAL,
@@ -164,6 +157,28 @@ def _events(facts: Facts) -> Iterator[Reason]:
             "`event.expired` in the log names the sessions: read their state at Stripe",
         )
     yield from _silence(facts)
+
+
+def _signatures(hour: Counter[str]) -> Iterator[Reason]:
+    mismatches = sum(hour[word] for word in _MISMATCHES)
+    if mismatches <= MAX_MISMATCHES:
+        return
+    if not any(hour[word] for word in GENUINE):
+        yield Reason(
+            Severity.FATAL,
+            "signatures",
+            f"none of {mismatches:,} signatures matched in the last hour",
+            "put the endpoint's signing secret into STRIPE_WEBHOOK_SECRETS",
+            "/endpoints",
+        )
+    elif mismatches > MAX_MISMATCHES_SHARE * hour.total():
+        yield Reason(
+            Severity.WARNING,
+            "signatures",
+            f"{mismatches:,} of {hour.total():,} requests of the last hour had a wrong signature",
+            "`event.rejected` in the log names the endpoint: compare its secret with Stripe's",
+            "/endpoints",
+        )
 
 
 def _unavailable(recent: Counter[str]) -> Iterator[Reason]:

@@ -48,7 +48,8 @@ def judge_handler(state: HandlerState) -> list[Reason]:
                 Severity.WARNING,
                 f"handler {state.name}",
                 f"{letters}: given up until replayed or dropped",
-                f"`dead list {state.name}` says why; `dead replay {state.name}` delivers again",
+                f"`dead list {state.name}` says why; `dead replay {state.name} --all` delivers them"
+                " again",
                 f"/dead-letters/{state.name}",
             )
         )

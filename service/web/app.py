@@ -151,15 +151,18 @@ class _Webhook:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         headers = Headers(scope["headers"])
+        path = scope["path_params"].get("endpoint")
         try:
-            result = await self._result(scope["path_params"].get("endpoint"), headers, receive)
+            result = await self._result(path, headers, receive)
         except _ClientDisconnected:
             metrics.EVENTS.labels("client_left", metrics.OTHER_TYPE).inc()
             return
         await respond(send, result)
         duration_s = time.perf_counter() - started
+        # A name that is not ours is a stranger's text.
+        endpoint = path.lower() if path and path.lower() in self._secrets else None
         self._request_log.add(
-            AnsweredRequest(result, headers.request_id, headers.body_bytes, duration_s)
+            AnsweredRequest(result, headers.request_id, headers.body_bytes, duration_s, endpoint)
         )
 
     def available_slots(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ def operator(sandbox: Sandbox) -> Iterator[Operator]:
 
 
 def test_letters_are_listed_and_shown(operator: Operator) -> None:
-    """`list` shows where, when and why, but no metadata; `show` shows everything about one."""
+    """`list` has where, when and why, but no metadata; `show` has all; `status` says what to do."""
     [first] = operator.add_letters(1)
     operator.add_letters(2, reason="refused", first=1)
     listed = operator.run("dead", "list", "log", "--json")
@@ -124,6 +125,14 @@ def test_letters_are_listed_and_shown(operator: Operator) -> None:
     assert shown["sequence"] == 1
     assert b"exhausted" in operator.run("dead", "show", "log", first)
     assert operator.run("dead", "show", "log", "0-1-1", code=1) == b""
+
+    for partition in range(KEYS.partitions):
+        operator.client.xgroup_create(KEYS.transitions(partition), "log", "0", mkstream=True)
+    reasons = operator.run("status", "--json", code=1)["reasons"]
+    [advice] = [one["help"] for one in reasons if "dead letters" in one["meaning"]]
+    for command in re.findall("`(.*?)`", advice):
+        assert operator.run(*command.split())
+    assert operator.length(KEYS.dead_letters) == 0
 
 
 HOSTILE = "[/x][red]a\x1b[2Jb"

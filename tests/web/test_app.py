@@ -254,8 +254,8 @@ async def test_a_client_may_disconnect(
     assert [line["event"] for line in log.lines] == ["event.admitted"]
 
 
-async def test_endpoints_have_their_own_secrets(open_app: OpenApp) -> None:
-    """Each endpoint accepts its own secrets only; during rotation, any of them."""
+async def test_endpoints_have_their_own_secrets(open_app: OpenApp, log: Log) -> None:
+    """Each accepts its own secrets only; during rotation, any of them. The log says which it is."""
     old, new, acme = Secret(b"whsec_old"), Secret(b"whsec_new"), Secret(b"whsec_acme")
     async with open_app(secrets={"": (old, new), "acme": (acme,)}) as client:
         attempts = [
@@ -267,6 +267,7 @@ async def test_endpoints_have_their_own_secrets(open_app: OpenApp) -> None:
         own = (secret is acme) == (path != WEBHOOK)
         error = "field_missing" if own else "signature_of_other_endpoint"
         assert (response.status_code, response.json()["error"]) == (400, error)
+    assert [line["endpoint"] for line in log.lines] == [None] * 3 + ["acme"] * 6
 
 
 # Likely mistakes in the URL that was configured at Stripe.
@@ -293,6 +294,7 @@ async def test_a_wrong_url_at_stripe_is_named(open_app: OpenApp, log: Log, path:
     assert_response(response, 404, error=word)
     [line] = log.lines
     assert (line["event"], line["reason"], line["body_bytes"]) == ("event.rejected", word, 0)
+    assert line["endpoint"] is None
     assert "canary" not in str(line)
     assert counted(word) == before + 1
 
