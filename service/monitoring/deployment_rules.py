@@ -17,7 +17,7 @@ from ..findings import RANKS, Finding, Severity
 from ..inbox.admission import Outcome
 from ..storage.health import DRAINING
 from .activity import Activity, Process, sum_received
-from .handler_rules import NO_WORKER, judge_handler
+from .handler_rules import NO_FETCHER, NO_WORKER, judge_handler
 from .handler_state import HandlerState
 from .reconciliation import Reconciliation
 from .verdict import Reason
@@ -60,14 +60,19 @@ class Facts(NamedTuple):
 
 def judge(facts: Facts) -> tuple[Reason, ...]:
     """Return all that someone should know or do, the worst first."""
+    # Without writes no sign of life and no report arrives: that one is missing says nothing then.
+    can_report = not any(
+        one.name in _REFUSES_WRITES and one.severity is Severity.FATAL
+        for one in facts.redis_findings
+    )
     reasons = [
         *_redis(facts.redis_findings),
-        *_processes(facts),
+        *(_processes(facts) if can_report else ()),
         *_events(facts),
         *_without_group(facts),
-        *_handlers(facts.handlers),
+        *_handlers(facts.handlers, can_report=can_report),
         *_endpoints(facts.endpoint_findings),
-        *_reconciliation(facts.reconciliation),
+        *(_reconciliation(facts.reconciliation) if can_report else ()),
     ]
     return tuple(sorted(reasons, key=lambda one: -RANKS[one.severity]))
 
@@ -89,12 +94,6 @@ def _redis(findings: Sequence[Finding]) -> Iterator[Reason]:
 
 
 def _processes(facts: Facts) -> Iterator[Reason]:
-    """Yield what is wrong with the processes; nothing where Redis keeps them from reporting."""
-    if any(
-        one.name in _REFUSES_WRITES and one.severity is Severity.FATAL
-        for one in facts.redis_findings
-    ):
-        return
     yield from _receivers([one for one in facts.activity.receivers if one.is_alive])
     if not any(one.is_alive for one in facts.activity.workers) and not facts.handlers:
         yield Reason(
@@ -227,8 +226,10 @@ def _without_group(facts: Facts) -> Iterator[Reason]:
         )
 
 
-def _handlers(states: Sequence[HandlerState]) -> Iterator[Reason]:
+def _handlers(states: Sequence[HandlerState], *, can_report: bool) -> Iterator[Reason]:
     reasons = [reason for state in states for reason in judge_handler(state)]
+    if not can_report:
+        reasons = [one for one in reasons if one.meaning not in {NO_WORKER, NO_FETCHER}]
     idle = [one for one in reasons if one.meaning == NO_WORKER]
     if len(idle) > 1:
         names = ", ".join(one.subject.removeprefix("handler ") for one in idle)

@@ -16,6 +16,7 @@ MAX_WAIT_S: Final = 300.0
 MAX_FETCH_WAIT_S: Final = 3 * DAY_S
 # NoWorkers.
 NO_WORKER: Final = "no worker calls it"
+NO_FETCHER: Final = "no worker fetches"
 
 
 def judge_handler(state: HandlerState) -> list[Reason]:
@@ -107,9 +108,7 @@ def _needs_worker(state: HandlerState, *, expects_worker: bool) -> bool:
 
 def _without_worker(state: HandlerState) -> Reason:
     if state.name == FETCH:
-        return _of_handler(
-            state, Severity.FATAL, "no worker fetches", "set STRIPE_API_KEY for a worker"
-        )
+        return _of_handler(state, Severity.FATAL, NO_FETCHER, "set STRIPE_API_KEY for a worker")
     return _of_handler(
         state, Severity.FATAL, NO_WORKER, "start workers, or name it in their --handlers"
     )

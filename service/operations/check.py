@@ -15,6 +15,7 @@ from ..findings import Finding, Promise, Severity, worst
 from ..handlers import OpenHandler, loading
 from ..monitoring.handler_rules import MAX_WAIT_S, find_obstacles
 from ..monitoring.handler_state import HandlerState, read_handlers
+from ..monitoring.words import counted
 from ..storage import health, layout
 from ..storage.connections import Connections, connect
 from ..storage.keys import Keys
@@ -65,7 +66,10 @@ def _runs_scripts(found: Sequence[Finding]) -> bool:
 
 
 def _check_settings(settings: Settings) -> list[Finding]:
-    severity, meaning = Severity.FINE, f"{len(settings.secrets)} endpoints have signing secrets"
+    severity, meaning = (
+        Severity.FINE,
+        f"signing secrets for {counted(len(settings.secrets), 'endpoint')}",
+    )
     if not settings.secrets:
         severity = Severity.FATAL
         meaning = f"{SECRETS} is not set: a receiver with these settings does not start"
@@ -117,7 +121,7 @@ def _check_group(state: HandlerState) -> Finding:
         f"group {state.name}",
         Severity.WARNING if is_wrong else Severity.FINE,
         (Promise.ALONE,),
-        "; ".join([meaning, *(f"{one.meaning}: {one.help}" for one in obstacles)]),
+        "; ".join([meaning, *(f"{one.meaning} ({one.help})" for one in obstacles)]),
     )
 
 

@@ -170,9 +170,10 @@ def test_the_worst_comes_first() -> None:
 
 def test_a_redis_without_writes_says_nothing_about_processes() -> None:
     """Nothing can be published while it takes no writes: that is the one reason."""
-    assert [each.subject for each in judge(facts(processes=(), redis={"role": FATAL}))] == [
-        "Redis: role"
-    ]
+    silent = handler(workers=0), handler("fetch", workers=0, lag=1)
+    stale = accounts(seen_s=901)
+    found = judge(facts(processes=(), handlers=silent, redis={"role": FATAL}, reconciliation=stale))
+    assert [each.subject for each in found] == ["Redis: role"]
 
 
 def test_that_no_worker_runs_is_said_once() -> None:

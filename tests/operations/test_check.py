@@ -144,7 +144,7 @@ async def test_a_silent_stripe_is_given_up(
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, ("signatures", FINE, Promise.AUTHENTIC, "1 endpoints have signing secrets")),
+        ({}, ("signatures", FINE, Promise.AUTHENTIC, "signing secrets for 1 endpoint")),
         (
             {"signature_tolerance_s": 301},
             ("signatures", WARNING, Promise.AUTHENTIC, "above Stripe's default of 300"),
@@ -238,7 +238,7 @@ async def test_notifications_that_no_worker_fetches_are_a_warning(
     group = await found(settings, f"group {FETCH}")
     assert group.severity is Severity.WARNING
     assert group.meaning.startswith("1 notifications unacknowledged")
-    assert group.meaning.endswith("; no worker fetches: set STRIPE_API_KEY for a worker")
+    assert group.meaning.endswith("; no worker fetches (set STRIPE_API_KEY for a worker)")
 
     now_ms = time.time() * 1000
     await connections.client.zadd(keys.workers(FETCH), {"w": now_ms})
