@@ -183,10 +183,14 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.data.object
 
     @property
+    def said_livemode(self) -> bool | None:
+        """Whether it is of live mode, as the envelope says, else as the session says."""
+        return self.session.livemode if self.livemode is None else self.livemode
+
+    @property
     def is_live(self) -> bool:
-        """Whether it is of live mode: as the envelope says, else as the session says, else yes."""
-        livemode = self.session.livemode if self.livemode is None else self.livemode
-        return livemode is not False
+        """Whether it is of live mode; also true if it does not say."""
+        return self.said_livemode is not False
 
 
 _decode = msgspec.json.Decoder(Event, dec_hook=decode_secret).decode

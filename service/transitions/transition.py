@@ -141,7 +141,7 @@ def make_change(
         event_id=event.id,
         event_type=event.type,
         occurred_at=datetime.fromtimestamp(event.created, UTC),
-        livemode=event.livemode,
+        livemode=event.said_livemode,
         account=event.account,
         account_name=account_name,
         context=event.context,

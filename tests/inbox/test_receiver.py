@@ -167,13 +167,14 @@ RECEIVED: dict[Livemode, set[bool | None]] = {
 async def test_livemode(
     livemode: Livemode, is_live: bool | None, send: Callable[[bool | None], bytes]
 ) -> None:
-    """Events of a mode that is not received are ignored; one that does not say is live."""
+    """Events of a mode that is not received are ignored, those of others handed on with theirs."""
     inbox, sent = FakeInbox(), send(is_live)
 
     receipt = await receive(inbox, sent, livemode=livemode, has_api_key=lambda _: True)
 
     is_received = is_live in RECEIVED[livemode]
     assert len(inbox.admitted) + len(inbox.noted) == is_received
+    assert {change.livemode for _, change in inbox.admitted} <= {is_live}
     if not is_received:
         event_id, event_type = json.loads(sent)["id"], json.loads(sent)["type"]
         assert receipt.event == Ignored(IgnoredReason.LIVEMODE, event_id, event_type)
