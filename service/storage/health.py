@@ -31,7 +31,11 @@ CONFIG_READ = (*FSYNC_SETTINGS, "min-replicas-to-write")
 _NO_ANSWER = {UnavailableReason.REDIS_UNREACHABLE, UnavailableReason.REDIS_UNAUTHORIZED}
 
 # Reasons of single events, while the process is ready.
-_EVENT_REASONS = {UnavailableReason.BACKLOG_FULL, UnavailableReason.BUSY}
+_EVENT_REASONS = {
+    UnavailableReason.BACKLOG_FULL,
+    UnavailableReason.API_KEY_MISSING,
+    UnavailableReason.BUSY,
+}
 
 _PROBE = Script(__package__, "probe.lua")
 
