@@ -64,7 +64,7 @@ async def test_a_long_wait_is_a_warning(
         r"2 transitions unacknowledged, the oldest for 4\d\d s, 0 replays", group.meaning
     )
     assert group.meaning.endswith(
-        "; no worker calls it: start workers, or name it in their --handlers"
+        "; no worker calls it (start workers, or name it in their --handlers)"
     )
 
 
