@@ -11,6 +11,7 @@ import pytest
 from service.admin.charts import HEIGHT, Series, draw
 from service.admin.page import Page
 from service.errors import UnavailableReason
+from service.findings import Finding, Severity
 from service.monitoring.overview import Overview, unavailable
 from tests.admin import samples
 from tests.support.logins import OpenPage
@@ -60,7 +61,13 @@ def test_the_scale_is_round_and_fits(greatest: int, top: int) -> None:
             (
                 *("Failing", "fatal Handler rabbitmq", "Next: look at the queue;", "hint Redis"),
                 *("Receivers ready 1 of 2", "Workers alive 1 of 2", "Dead letters 61"),
-                *("admitted 22,022", "rejected 88", "answered with 503 120", "dead-lettered 9"),
+                *(
+                    "Waiting 1,206",
+                    "admitted or queued 22,022",
+                    "rejected 88",
+                    "answered with 503 120",
+                    "dead-lettered 9",
+                ),
                 *("1,204 32 min 3 open: unreachable 61 1 8 of 8", "not configured unknown + 2"),
                 *("silent 95 s ago", "redis_slow", "3 in 7 days", "2 h ago", "4 events in 7 days"),
                 *("71 s behind", "not compared yet api_forbidden", "redacted_not_selected"),
@@ -70,17 +77,27 @@ def test_the_scale_is_round_and_fits(greatest: int, top: int) -> None:
         (samples.healthy(), ("All is well", "Receivers ready 2 of 2", "Dead letters 0")),
         (
             unavailable(UnavailableReason.REDIS_SLOW),
-            ("Failing", "does not answer in time (redis_slow)"),
+            (
+                *("Failing", "does not answer in time (redis_slow)"),
+                "Reconciler Unknown: Redis could not be read. What is wrong at Stripe Unknown:",
+            ),
+        ),
+        (
+            samples.overview(
+                endpoint_findings=(Finding("stripe_api", Severity.WARNING, (), "no answer"),),
+                destinations=(),
+            ),
+            ("set up to send here Unknown: Stripe's API could not be read.",),
         ),
         (
             Overview(MINUTES[0], "attention", ()),
             (
                 *("Attention", "Receivers ready 0 of 0", "no worker has begun to deliver", "never"),
-                "No process gave a sign of life",
+                *("No process gave a sign of life", "send here Unknown: no worker has a key"),
             ),
         ),
     ],
-    ids=["failing", "well", "redis away", "empty"],
+    ids=["failing", "well", "redis away", "stripe away", "empty"],
 )
 async def test_what_it_says(
     open_page: OpenPage,
@@ -97,6 +114,7 @@ async def test_what_it_says(
 
     monkeypatch.setattr(page, "overview", collected)
     async with open_page(page) as client:
-        text = Shown((await client.get("/")).text).text
+        shown = [Shown((await client.get(path)).text).text for path in ("/", "/endpoints")]
+        text = " ".join(shown)
 
     assert [one for one in expected if one not in text] == []

@@ -14,8 +14,9 @@ from .. import paths
 from ..charts import Chart, Series, draw
 from ..page import Page
 
-ADMITTED, WITHOUT_CHANGE, REJECTED, UNAVAILABLE = (
-    "admitted",
+# Whether the event of a thin one changes anything is known only once it was fetched.
+ACCEPTED, WITHOUT_CHANGE, REJECTED, UNAVAILABLE = (
+    "admitted or queued",
     "without a change",
     "rejected",
     "answered with 503",
@@ -49,7 +50,7 @@ def routes(page: Page) -> list[Route]:
 
 def chart_received(minutes: Sequence[Minute]) -> Chart:
     """Return the chart of what came in, by what became of it."""
-    kinds = {ADMITTED: "good", WITHOUT_CHANGE: "quiet", REJECTED: "warn", UNAVAILABLE: "bad"}
+    kinds = {ACCEPTED: "good", WITHOUT_CHANGE: "quiet", REJECTED: "warn", UNAVAILABLE: "bad"}
     counts: dict[str, list[int]] = {name: [0] * len(minutes) for name in kinds}
     for index, minute in enumerate(minutes):
         for outcome, count in minute.received.items():
@@ -72,8 +73,8 @@ def chart_calls(minutes: Sequence[Minute]) -> Chart:
 
 
 def _group(outcome: str) -> str:
-    if outcome == ADMITTED:
-        return ADMITTED
+    if outcome in {"admitted", "queued"}:
+        return ACCEPTED
     if outcome in _REJECTIONS:
         return REJECTED
     return UNAVAILABLE if outcome in _NO_DECISIONS else WITHOUT_CHANGE
