@@ -194,9 +194,7 @@ def _reconciler(found: Reconciliation | None) -> Iterator[str]:
     yield f"reconciler: {counted(found.recovered, 'event')} recovered within 7 days"
     for one in found.accounts:
         behind = "not read yet" if one.lag_s is None else f"read up to {duration(one.lag_s)} ago"
-        yield f"{one.name} {behind}" + (
-            f" ({one.outcome})" if one.outcome not in ("", "ok") else ""
-        )
+        yield f"{one.name} {behind}" + (f" ({one.failure})" if one.failure else "")
 
 
 def _reversals(overview: Overview) -> Iterator[str]:

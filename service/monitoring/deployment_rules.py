@@ -257,11 +257,11 @@ def _reconciliation(found: Reconciliation | None) -> Iterator[Reason]:
         )
         return
     for one in found.accounts:
-        if one.outcome in _REFUSED:
+        if one.failure in _REFUSED:
             yield Reason(
                 Severity.FATAL,
                 subject,
-                f"Stripe refuses to show events of {one.name} ({one.outcome})",
+                f"Stripe refuses to show events of {one.name} ({one.failure})",
                 "put a key with the right permissions into STRIPE_API_KEY",
                 path,
             )
@@ -270,7 +270,9 @@ def _reconciliation(found: Reconciliation | None) -> Iterator[Reason]:
                 Severity.WARNING,
                 subject,
                 f"events of {one.name} were last compared {duration(one.lag_s or 0)} ago"
-                f" ({one.outcome})",
-                "`reconcile.failed` in the worker's log says why",
+                f" ({one.failure or 'it reads what was missed'})",
+                "`reconcile.failed` in the worker's log says why"
+                if one.failure
+                else "STRIPE_API_RATE limits how fast it reads",
                 path,
             )

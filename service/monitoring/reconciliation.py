@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..stripe_api.watch_report import WatchReport
+from ..stripe_api.watch_report import OK, WatchReport
 
 
 class AccountState(NamedTuple):
@@ -13,12 +13,12 @@ class AccountState(NamedTuple):
     Attributes:
         name: `live` or `test`, and the id of a connected account.
         lag_s: Seconds since the second up to which they were compared; None before the first time.
-        outcome: That of the last pass: `ok` or the reason of the failure; empty before the first.
+        failure: Why the last pass failed, as one word; empty if none has.
     """
 
     name: str
     lag_s: float | None
-    outcome: str
+    failure: str
 
 
 class Reconciliation(NamedTuple):
@@ -43,7 +43,7 @@ def assess_report(report: WatchReport, *, now: float, recovered: int) -> Reconci
         AccountState(
             one.name,
             None if one.read_until is None else max(0.0, now - one.read_until),
-            one.outcome,
+            "" if one.outcome == OK else one.outcome,
         )
         for one in report.accounts
     )

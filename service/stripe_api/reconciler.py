@@ -32,7 +32,7 @@ from .account_pass import AccountPasses, describe
 from .client import Caller, StripeApi
 from .cursors import account_field, read_cursors
 from .endpoint_watch import EndpointWatch
-from .watch_report import AccountPass, WatchReport, publish
+from .watch_report import OK, AccountPass, WatchReport, publish
 from .window_admission import WindowAdmission
 
 HANDLER = "reconcile"
@@ -40,7 +40,7 @@ RENEWALS_PER_TTL = 3
 # Bounds the memory: each pass holds one window of events.
 MAX_CONCURRENT_PASSES = 4
 
-OK, LEASE_LOST, UNFORESEEN = "ok", "lease_lost", "unforeseen"
+LEASE_LOST, UNFORESEEN = "lease_lost", "unforeseen"
 OUTCOMES = (OK, *ApiErrorReason, *UnavailableReason, LEASE_LOST, UNFORESEEN)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()

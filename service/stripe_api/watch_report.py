@@ -13,6 +13,8 @@ from ..storage.keys import Keys
 
 # Longer than an outage of all workers, so that it can be seen how old it is.
 TTL_S: Final = DAY_S
+# The outcome of a pass that did not fail.
+OK: Final = "ok"
 
 
 class DestinationState(NamedTuple):

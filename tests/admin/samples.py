@@ -105,7 +105,7 @@ def overview(**changes: Any) -> Overview:
         ),
         reconciliation=Reconciliation(
             3.0, 71.0,
-            (AccountState("live", 71.0, "ok"), AccountState("live acct_1MZ", None,
+            (AccountState("live", 71.0, ""), AccountState("live acct_1MZ", None,
                                                             "api_forbidden")),
             4,
         ),

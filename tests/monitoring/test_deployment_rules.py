@@ -67,9 +67,9 @@ def facts(
     )
 
 
-def accounts(outcome: str = "ok", lag_s: float = 70.0, seen_s: float = 1.0) -> Reconciliation:
+def accounts(failure: str = "", lag_s: float = 70.0, seen_s: float = 1.0) -> Reconciliation:
     """Return a reconciler with one account."""
-    return Reconciliation(seen_s, lag_s, (AccountState("live", lag_s, outcome),), 0)
+    return Reconciliation(seen_s, lag_s, (AccountState("live", lag_s, failure),), 0)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,14 @@ def test_all_is_well(well: Facts) -> None:
         (facts(hour=minutes(9, expired=2)), WARNING, "events", "2 events of the last hour"),
         (facts(silence_s=2 * DAY_S), WARNING, "events", "for 2 days"),
         (facts(endpoints={"x": WARNING}), WARNING, "Stripe's endpoints", "…"),
-        (facts(reconciliation=accounts(lag_s=901)), WARNING, "reconciler", "15 min ago"),
+        (
+            facts(reconciliation=accounts("api_unreachable", lag_s=901)),
+            *(WARNING, "reconciler", "15 min ago (api_unreachable)"),
+        ),
+        (
+            facts(reconciliation=accounts(lag_s=901)),
+            *(WARNING, "reconciler", "15 min ago (it reads what was missed)"),
+        ),
         (facts(reconciliation=accounts(seen_s=901)), WARNING, "reconciler", "no worker"),
         (facts(silence_s=None), FINE, "events", "no genuine event"),
         (facts(redis={"fsync": FATAL}), FATAL, "Redis: fsync", "…"),
