@@ -141,8 +141,8 @@ class SharedConnection(Generic[Connection]):
             await lifetime.over.wait()
         except Exception as error:  # noqa: BLE001 - the calls that wait for the connection raise it
             lifetime.opened.set_exception(error)
-            self._end(lifetime)
         finally:
+            self._end(lifetime)
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await stack.aclose()
