@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -127,7 +126,7 @@ async def test_a_refused_account_stops_only_its_own(
 
     fetching = Fetching(act)
     for n in range(20):
-        note(deployment, f"vs_a{n}", 1, 2, context="acct_gone", created=int(time.time()))
+        note(deployment, f"vs_a{n}", 1, 2, context="acct_gone")
         note(deployment, f"vs_b{n}", 1, 2)
     deployment.start({FETCH: fetching}, retry_max_attempts=1)
     await until(lambda: len(fetching.taken) == 40)
