@@ -55,12 +55,15 @@ class DeadLetterExpiry:
             RedisError: Redis did not answer; the next attempt is as far away as after a success.
         """
         now = asyncio.get_running_loop().time()
-        if not (assignments and self._retention_s) or now < self._expired_at + EXPIRE_EVERY_S:
+        if not self._retention_s or now < self._expired_at + EXPIRE_EVERY_S:
             return
-        self._expired_at = now
+        # A worker without partitions looks as soon as it has some.
+        self._expired_at = now if assignments else -math.inf
         deleted: dict[str, int] = defaultdict(int)
         next_in_s: dict[str, float] = {}
-        replies = await self._expire(assignments)
+        replies = await self._expire(assignments) if assignments else []
+        # Other workers report on the partitions that they hold now.
+        metrics.DEAD_LETTERS_EXPIRE.clear()
         for (handler, _), (count, oldest_ms) in zip(assignments, replies, strict=True):
             deleted[handler] += count
             age_s = time.time() - oldest_ms / 1000

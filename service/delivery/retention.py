@@ -53,6 +53,9 @@ class Retention:
         Raises:
             RedisError: Redis did not answer; the next attempt is as far away as after a success.
         """
+        if not partitions:
+            # Other workers look after all of them now.
+            self._report_orphans(set())
         now = asyncio.get_running_loop().time()
         if not partitions or now < self._trimmed_at + TRIM_EVERY_S:
             return

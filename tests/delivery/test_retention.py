@@ -32,7 +32,10 @@ async def test_a_stream_without_a_group_is_left_alone(
 async def test_orphaned_groups_are_logged_once_and_counted(
     connections: Connections, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The metric has their present number; the log has one line each when they are found."""
+    """The metric has their present number; the log has one line each when they are found.
+
+    A worker without partitions does not know, so it says nothing.
+    """
     monkeypatch.setattr(retention, "TRIM_EVERY_S", 0)
     await create_groups(connections, keys, ["gone", "left"])
     trimming = Retention(connections, keys, handlers=("log",), retention_s=0)
@@ -42,6 +45,10 @@ async def test_orphaned_groups_are_logged_once_and_counted(
     found = [line["handler"] for line in lines if line["event"] == "group.orphaned"]
 
     assert found == ["gone", "left"]
+    assert metrics.ORPHAN_GROUPS._value.get() == 2
+    await trimming.trim_if_due([])
+    assert metrics.ORPHAN_GROUPS._value.get() == 0
+    await trimming.trim_if_due([0])
     assert metrics.ORPHAN_GROUPS._value.get() == 2
     for handler in found:
         await retire(connections, keys, handler)
