@@ -20,6 +20,7 @@ from hypothesis import settings as profiles
 
 from service.config import Settings
 from service.delivery.consumer_groups import create_groups
+from service.monitoring import overview
 from service.runtime.embedded_redis import EmbeddedServer, find_server
 from service.secret import Secret
 from service.storage import clients
@@ -92,6 +93,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let clients of Redis wait for as long as a busy machine may need."""
     for name, seconds in PATIENT_TIMEOUTS.items():
         monkeypatch.setattr(clients, name, seconds)
+    monkeypatch.setattr(overview, "COLLECT_TIMEOUT_S", PATIENCE_S)
 
 
 @pytest.fixture

@@ -37,11 +37,13 @@ PROCESS_DEADLINE_S = 3 * PATIENCE_S
 PATIENT = f"""
 import gc
 gc.disable()
+from service.monitoring import overview
 from service.storage import clients
 from service.cli import main
 gc.enable()
 for name in ("CALL_TIMEOUT_S", "CONNECT_TIMEOUT_S", "POOL_WAIT_S"):
     setattr(clients, name, {PATIENCE_S})
+overview.COLLECT_TIMEOUT_S = {PATIENCE_S}
 main()
 """
 
