@@ -35,6 +35,7 @@ def main() -> None:
     # A handler may be a file of the current folder, for the console script as for `python -m`.
     if "" not in sys.path and not sys.flags.safe_path:
         sys.path.append("")
+    terminal.open_standard_streams()
     terminal.escape_unencodable_output()
     try:
         _run_commands()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -127,6 +128,14 @@ def draws_charts() -> bool:
     """Say whether standard output is a terminal that shows more than ASCII."""
     console = Console()
     return console.is_terminal and console.encoding.lower().startswith("utf")
+
+
+def open_standard_streams() -> None:
+    """Open what a shell has closed, to nothing: else the next socket gets a stream's number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Open files have the least numbers that are free.
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for good
 
 
 def escape_unencodable_output() -> None:

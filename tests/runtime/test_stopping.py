@@ -16,6 +16,15 @@ from tests.support.processes import PROCESS_DEADLINE_S, Sandbox, environment
 from tests.support.waiting import DEADLINE_S, wait_until
 
 SIGTERM = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
+# A handler that stops its process once, when it is opened.
+STOPPING = """
+from contextlib import asynccontextmanager
+
+@asynccontextmanager
+async def open(environ):
+    import imported
+    yield
+"""
 # A handler that stops its process, and once it is canceled stops it again.
 OPENED = """
 from asyncio import sleep
@@ -76,6 +85,22 @@ def test_the_first_process_of_a_container_can_be_stopped_too(sandbox: Sandbox, w
     command = [*in_container, sys.executable, "-m", "service", "work"]
     ended = subprocess.run(command, env=environ, timeout=PROCESS_DEADLINE_S, check=False)
     assert ended.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_process_without_standard_streams_stops_too(sandbox: Sandbox, closed: str) -> None:
+    """Where a shell has closed some, no socket takes their place: it would end the process."""
+    (sandbox.directory / "imported.py").write_text(SIGTERM)
+    (sandbox.directory / "stopping.py").write_text(STOPPING)
+    environ = environment(
+        HANDLERS="stopping:open",
+        REDIS_URL="unix:///nowhere",
+        ADMIN_PORT="0",
+        PYTHONPATH=str(sandbox.directory),
+    )
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "service", "work"]
+    ended = subprocess.run(command, env=environ, timeout=PROCESS_DEADLINE_S, check=False)
+    assert ended.returncode == 0
 
 
 async def test_a_stuck_client_does_not_hold_up_the_stop(sandbox: Sandbox) -> None:
