@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from tests.support.browser import LOOKS, Tab, axe_source, html_problems
+from tests.support.browser import LOOKS, Tab, axe_source, check_html
 from tests.support.depth import takes_long
 from tests.support.harness import NOW
 from tests.support.operated import NAME, TOKEN, Deployment, Mode, lifecycle, open_deployment
@@ -173,7 +173,7 @@ def test_state(
             problems += [f"{whole}: {problem}" for problem in _problems(tab)]
         (tmp_path / "html").mkdir()
         assert not problems, "\n".join(problems)
-        assert html_problems(pages, tmp_path / "html") == ""
+        check_html(pages, tmp_path / "html")
 
 
 def _problems(tab: Tab) -> Iterator[str]:

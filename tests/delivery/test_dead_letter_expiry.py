@@ -24,7 +24,8 @@ from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.keys import Keys
 from service.telemetry import metrics
-from tests.support.clocks import clocked_server, needs_libfaketime
+from tests.support import servers
+from tests.support.preloads import Clock, redis_with
 from tests.support.virtual_time import push
 from tests.support.waiting import until
 from tests.support.workers import CallLog, Deployment
@@ -32,6 +33,7 @@ from tests.support.workers import CallLog, Deployment
 RETENTION_S = 90 * DAY_S
 ASSIGNMENTS = [("log", 0), ("log", 1), ("other", 0)]
 FIELDS: dict[Any, Any] = {"change": "{}", "reason": "exhausted"}
+_TIME = "local time = redis.call('TIME') return time[1] .. string.format('.%06d', time[2])"
 
 
 class Server:
@@ -156,20 +158,32 @@ async def test_an_error_of_redis_is_raised(
         await server.expire()
 
 
-@needs_libfaketime
+@pytest.mark.skipif(Clock.missing() != "", reason=Clock.missing())
 @pytest.mark.parametrize("step_s", [100 * DAY_S, -100 * DAY_S])
 async def test_a_wrong_clock_deletes_nothing(tmp_path: Path, keys: Keys, step_s: float) -> None:
     """Where Redis's clock and ours differ, what seems too old may be new."""
-    with clocked_server(tmp_path) as clocked:
-        async with connect(Secret(clocked.server.url)) as connections:
+    clock = Clock(tmp_path)
+    with servers.server(tmp_path, program=redis_with([clock], tmp_path)) as started:
+        async with connect(Secret(started.url)) as connections:
             server = Server(connections, keys)
             entry_id = await server.add(0 if step_s > 0 else RETENTION_S + 1)
-            clocked.step(step_s)
+            await step(server, clock, step_s)
             await server.expire()
             assert await server.entry_ids() == [entry_id]
-            clocked.step(0)
+            await step(server, clock, 0)
             await server.expire()
             assert await server.entry_ids() == ([entry_id] if step_s > 0 else [])
+
+
+async def step(server: Server, clock: Clock, seconds: float) -> None:
+    """Set a server's clock so many seconds ahead of ours, or behind, and wait until it is."""
+    clock.step(seconds)
+
+    # A server caches the time for a moment, in particular the time that scripts get.
+    async def is_stepped() -> bool:
+        return abs(float(await server.client.eval(_TIME, 0)) - time.time() - seconds) < 1
+
+    await until(is_stepped)
 
 
 async def test_a_worker_deletes_what_is_too_old(deployment: Deployment) -> None:
