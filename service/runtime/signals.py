@@ -19,15 +19,16 @@ def stop_event() -> asyncio.Event:
     """Return the event that SIGTERM or SIGINT sets; a second signal ends the process at once."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    before = signal.getsignal(signal.SIGTERM)
 
     def stop() -> None:
         stopping.set()
-        for each, handler in before.items():
+        for each in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(each)
-            signal.signal(each, handler)
+        # That of a container's first process: see `__main__`.
+        signal.signal(signal.SIGTERM, before)
 
-    for each in before:
+    for each in (signal.SIGTERM, signal.SIGINT):
         # Outside the main thread signals cannot be handled.
         with contextlib.suppress(ValueError):
             loop.add_signal_handler(each, stop)
