@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from ..stripe.events import Event
 from ..telemetry import metrics
 from ..transitions.lifecycle import is_reversal
-from ..transitions.transition import SessionChange
+from ..transitions.transition import SessionChange, is_selftest
 from .admission import Admission, Outcome
 
 MAX_RECENT_REVERSALS = 200
@@ -54,7 +54,7 @@ def record_decision(
         is_warning = True
     if admission.after_final:
         metrics.EVENTS_AFTER_FINAL.inc()
-    if fields.get("reversal"):
+    if fields.get("reversal") and not is_selftest(change.session_id):
         metrics.REVERSALS.inc()
         recent_reversals.append(
             NotedReversal(

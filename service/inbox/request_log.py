@@ -21,12 +21,14 @@ from ..stripe.events import EVENT_TYPE_PREFIX, THIN_EVENT_TYPE_PREFIX, Event, Ig
 from ..telemetry import metrics
 from ..telemetry.logs import write_line
 from ..transitions.lifecycle import TYPE_RANKS
+from ..transitions.transition import is_selftest
 from .admission import Outcome
 from .decision_log import record_decision
 from .receiver import Receipt
 
 Fields = dict[str, Any]
 
+SELFTEST = "selftest"
 _WORDS = [event_type.removeprefix(EVENT_TYPE_PREFIX) for event_type in TYPE_RANKS]
 _SHORT_TYPES = {
     prefix + word: word for prefix in (EVENT_TYPE_PREFIX, THIN_EVENT_TYPE_PREFIX) for word in _WORDS
@@ -133,7 +135,8 @@ class RequestLog:
     ) -> None:
         event = receipt.event
         event_type = event.type if isinstance(event, Event) else event.event_type
-        counts.events.append((receipt.outcome, _SHORT_TYPES.get(event_type, metrics.OTHER_TYPE)))
+        short_type = _SHORT_TYPES.get(event_type, metrics.OTHER_TYPE)
+        counts.events.append((_counted_outcome(receipt), short_type))
         counts.secrets.append(receipt.secret_fingerprint)
         counts.body_bytes.append(request.body_bytes)
         if not isinstance(event, Ignored):
@@ -143,6 +146,16 @@ class RequestLog:
         fields["secret_fingerprint"] = receipt.secret_fingerprint
         fields["event"] = f"event.{receipt.outcome}"
         write_line("warning" if is_warning else "info", fields)
+
+
+def _counted_outcome(receipt: Receipt) -> str:
+    """Return what an event is counted as: an expired one of a self-test is no loss to warn of."""
+    is_expected = (
+        receipt.outcome is Outcome.EXPIRED
+        and receipt.change is not None
+        and is_selftest(receipt.change.session_id)
+    )
+    return SELFTEST if is_expected else receipt.outcome
 
 
 def _receipt_fields(receipt: Receipt) -> tuple[Fields, bool]:

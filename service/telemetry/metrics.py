@@ -63,7 +63,8 @@ BUILD = Gauge(
 BUILD.labels(__version__).set(1)
 EVENTS = Counter(
     "idv_events_total",
-    "Requests on the webhook path, by outcome or reason of rejection, and event type.",
+    "Requests on the webhook path, by outcome or reason of rejection, and event type; expired"
+    " events of a self-test as selftest.",
     ["outcome", "type"],
     registry=REGISTRY,
 )

@@ -11,10 +11,12 @@ import pytest
 from service.config import Livemode, Settings
 from service.errors import Rejected, RejectionReason, Unavailable, UnavailableReason
 from service.inbox import request_log
+from service.inbox.decision_log import recent_reversals
 from service.secret import Secret
 from service.storage.connections import connect
 from service.stripe.signatures import fingerprint
 from service.telemetry import metrics
+from service.transitions.transition import SELFTEST_PREFIX
 from tests.support.apps import webhook_app
 from tests.support.harness import (
     NOW,
@@ -224,12 +226,20 @@ async def test_a_reversal_is_a_warning_and_counted(open_app: OpenApp, log: Log) 
     assert sample("idv_reversals_total") == before + 1
 
 
-async def test_the_endpoint_is_logged(open_app: OpenApp, log: Log) -> None:
-    """The name in the URL is in the line; the default endpoint has none."""
-    async with open_app(secrets=TWO_ENDPOINTS) as client:
-        for path in (WEBHOOK, f"{WEBHOOK}/Acme"):
-            await post_event(client, event(), path=path)
-    assert [line["endpoint"] for line in log.lines] == [None, "acme"]
+async def test_what_a_selftest_does_alerts_no_one(open_app: OpenApp, log: Log) -> None:
+    """Its reversals are no person's, and its expired event is no loss."""
+    before = sample("idv_reversals_total"), counted("expired", "created"), len(recent_reversals)
+    session = f"{SELFTEST_PREFIX}1"
+    async with open_app() as client:
+        await post_event(client, event("verified", status="verified", session=session))
+        await post_event(
+            client, event("requires_input", id="evt_2", created=NOW + 100, session=session)
+        )
+        old = event(id="evt_3", created=NOW - 99 * DAY_S, session=session)
+        assert_response(await post_event(client, old), 200, outcome="expired")
+    after = sample("idv_reversals_total"), counted("expired", "created"), len(recent_reversals)
+    assert (after, log.warned) == (before, [])
+    assert counted("selftest", "created") == 1
 
 
 @pytest.mark.parametrize("broken", ["log", "metrics"])
