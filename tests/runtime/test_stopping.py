@@ -23,7 +23,10 @@ from contextlib import asynccontextmanager
 @asynccontextmanager
 async def open(environ):
     import imported
-    yield
+    yield handle
+
+async def handle(transition):
+    pass
 """
 # A handler that stops its process, and once it is canceled stops it again.
 OPENED = """
