@@ -955,6 +955,12 @@ MUTANTS = (
         "delivery/test_outages.py",
     ),
     Mutant(
+        "a lost connection is called a time-out by all calls but one",
+        "service/handlers/shared_connection.py",
+        "        self.reason = self.reason or reason\n",
+        "        self.reason = reason\n",
+    ),
+    Mutant(
         "a circuit stays open where nothing probes any more",
         "service/delivery/retries.py",
         "        self._plan_probe()\n        self._close_if_unused()\n",

@@ -89,11 +89,9 @@ class SharedConnection(Generic[Connection]):
         except Unreachable:
             raise
         except self._lost as error:
-            # When another call finds the connection lost, all others time out.
-            has_timed_out = isinstance(error, TimeoutError) and not lifetime.is_lost()
-            self._end(lifetime)
-            default = "timed_out" if has_timed_out else "connection_lost"
-            raise Unreachable(unreachable_reason(error) or default) from None
+            default = "timed_out" if isinstance(error, TimeoutError) else "connection_lost"
+            self._end(lifetime, unreachable_reason(error) or default)
+            raise Unreachable(lifetime.reason) from None
 
     @asynccontextmanager
     async def acquire_for_check(self) -> AsyncIterator[Connection]:
@@ -127,10 +125,10 @@ class SharedConnection(Generic[Connection]):
             task.add_done_callback(self._tasks.discard)
         return self._current
 
-    def _end(self, lifetime: _Lifetime[Connection]) -> None:
+    def _end(self, lifetime: _Lifetime[Connection], reason: str = "connection_lost") -> None:
         if self._current is lifetime:
             self._current = None
-        lifetime.end()
+        lifetime.end(reason)
 
     async def _run(self, lifetime: _Lifetime[Connection]) -> None:
         """Open a connection, wait until its lifetime is over, and close it."""
@@ -142,7 +140,8 @@ class SharedConnection(Generic[Connection]):
         except Exception as error:  # noqa: BLE001 - the calls that wait for the connection raise it
             lifetime.opened.set_exception(error)
         finally:
-            self._end(lifetime)
+            # Where it could not be opened, each call that waits knows why.
+            self._end(lifetime, "")
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await stack.aclose()
@@ -157,25 +156,28 @@ class _Lifetime(Generic[Connection]):
         self.opened.add_done_callback(lambda opened: opened.cancelled() or opened.exception())
         self.over = asyncio.Event()
         self.timeouts: set[asyncio.Timeout] = set()
+        # Why it is over; empty if it could not be opened.
+        self.reason = ""
 
     def connection(self) -> Connection:
         """Return the open connection, unless another call has meanwhile lost it."""
         connection = self.opened.result()
         if self.over.is_set():
-            raise Unreachable("connection_lost")
+            raise Unreachable(self.reason)
         return connection
 
     def is_open(self) -> bool:
         return self.opened.done() and self.opened.exception() is None and not self.over.is_set()
 
-    def is_lost(self) -> bool:
-        return self.over.is_set() and self.opened.exception() is None
-
     def is_of(self, connection: Connection) -> bool:
         return self.is_open() and self.opened.result() is connection
 
-    def end(self) -> None:
-        """Let the connection be closed, and make every call that uses it time out now."""
+    def end(self, reason: str) -> None:
+        """Let the connection be closed, and make every call that uses it time out now.
+
+        All of them fail for the reason that is given first.
+        """
+        self.reason = self.reason or reason
         self.over.set()
         for timeout in self.timeouts:
             if not timeout.expired():
