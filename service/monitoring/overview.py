@@ -119,8 +119,8 @@ def unavailable(reason: UnavailableReason) -> Overview:
                 "Redis",
                 f"{describe_no_answer(reason)} ({reason}): the state of the deployment cannot be"
                 " read from here",
-                "look at the page of a worker, or give this one the user operator by"
-                " ADMIN_REDIS_URL",
+                "look at the page of a worker, or speak as the user operator: a command by"
+                " REDIS_URL, the page by ADMIN_REDIS_URL",
             )
         )
     return _unknown(
