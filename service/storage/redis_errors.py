@@ -29,10 +29,15 @@ _UNAUTHORIZED = (AuthenticationError, AuthorizationError, NoPermissionError)
 # What a script was not permitted to call, in the words of Redis 7.2 and Valkey, and of Redis 7.0.
 _SCRIPT_DENIED = ("ACL failure in script", "The user executing the script can't run this command")
 
+_REASONS_BY_TEXT = {
+    "NOREPLICAS": UnavailableReason.NOT_DURABLE,
+    # A connection error to redis-py, but an answer.
+    "max number of clients reached": UnavailableReason.REDIS_REFUSED,
+}
 _REASONS: tuple[tuple[tuple[type[BaseException], ...], UnavailableReason], ...]
 _REASONS = (
     ((RedisTimeoutError, TimeoutError), UnavailableReason.REDIS_SLOW),
-    # A connection error to redis-py, but an answer.
+    # So is this.
     ((MasterDownError,), UnavailableReason.REDIS_REFUSED),
     ((RedisConnectionError, OSError, ClusterDownError), UnavailableReason.REDIS_UNREACHABLE),
     ((NotReplicatedError, UnsafeConfigError), UnavailableReason.NOT_DURABLE),
@@ -48,8 +53,9 @@ def unavailable_reason(error: BaseException) -> UnavailableReason:
             return UnavailableReason.REDIS_UNTRUSTED
         if each is not None and is_unauthorized(each):
             return UnavailableReason.REDIS_UNAUTHORIZED
-    if str(error).startswith("NOREPLICAS"):
-        return UnavailableReason.NOT_DURABLE
+    for text, reason in _REASONS_BY_TEXT.items():
+        if str(error).startswith(text):
+            return reason
     for kinds, reason in _REASONS:
         if isinstance(error, kinds):
             # While our own event loop was blocked, a time-out says nothing about Redis.

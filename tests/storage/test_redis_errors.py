@@ -30,6 +30,10 @@ RELEASE = Script("service.delivery", "lua/release.lua")
         (exceptions.ConnectionError(), UnavailableReason.REDIS_UNREACHABLE),
         (exceptions.BusyLoadingError(), UnavailableReason.REDIS_UNREACHABLE),
         (ConnectionResetError(), UnavailableReason.REDIS_UNREACHABLE),
+        (
+            exceptions.ConnectionError("max number of clients reached"),
+            UnavailableReason.REDIS_REFUSED,
+        ),
         (NotReplicatedError(), UnavailableReason.NOT_DURABLE),
         (exceptions.ResponseError("NOREPLICAS Not enough good"), UnavailableReason.NOT_DURABLE),
         (exceptions.OutOfMemoryError(), UnavailableReason.REDIS_FULL),
