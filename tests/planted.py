@@ -845,6 +845,13 @@ MUTANTS = (
         "delivery/test_consumer_machine.py",
     ),
     Mutant(
+        "a Redis whose clock runs ahead loses its history",
+        "service/delivery/lua/trim.lua",
+        "math.min(redis.call('TIME')[1], ARGV[2])",
+        "redis.call('TIME')[1]",
+        "delivery/test_dead_letter_expiry.py",
+    ),
+    Mutant(
         "what is pending is trimmed",
         "service/delivery/lua/trim.lua",
         "  if oldest_pending then\n",

@@ -7,6 +7,7 @@ done by `inbox`.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection
 
 import structlog
@@ -86,7 +87,8 @@ async def trim(
     Raises:
         RedisError: Redis did not answer for some partition.
     """
-    calls = [ScriptCall(_TRIM, [keys.transitions(each)], [retention_s]) for each in partitions]
+    arguments = (retention_s, int(time.time()))
+    calls = [ScriptCall(_TRIM, [keys.transitions(each)], arguments) for each in partitions]
     replies = await connections.run(calls)
     raise_first(replies)
     groups = {read_name(name) for _, names in replies for name in names}

@@ -14,12 +14,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.config import DAY_S
 from service.delivery import dead_letter_expiry as module
+from service.delivery.consumer_groups import create_groups
 from service.delivery.dead_letter_expiry import (
     EXPIRE_EVERY_S,
     WARN_BEFORE_S,
     WARN_EVERY_S,
     DeadLetterExpiry,
 )
+from service.delivery.retention import trim
 from service.secret import Secret
 from service.storage.connections import Connections, connect
 from service.storage.keys import Keys
@@ -161,15 +163,21 @@ async def test_an_error_of_redis_is_raised(
 @pytest.mark.skipif(Clock.missing() != "", reason=Clock.missing())
 @pytest.mark.parametrize("step_s", [100 * DAY_S, -100 * DAY_S])
 async def test_a_wrong_clock_deletes_nothing(tmp_path: Path, keys: Keys, step_s: float) -> None:
-    """Where Redis's clock and ours differ, what seems too old may be new."""
+    """Where Redis's clock and ours differ, what seems too old may be new: history, too."""
     clock = Clock(tmp_path)
     with servers.server(tmp_path, program=redis_with([clock], tmp_path)) as started:
         async with connect(Secret(started.url)) as connections:
             server = Server(connections, keys)
             entry_id = await server.add(0 if step_s > 0 else RETENTION_S + 1)
+            await create_groups(connections, keys, ["log"])
+            stream = keys.transitions(0)
+            await server.client.xadd(stream, FIELDS)
+            [[_, [[settled, _]]]] = await server.client.xreadgroup("log", "w", {stream: ">"})
+            await server.client.xack(stream, "log", settled)
             await step(server, clock, step_s)
             await server.expire()
             assert await server.entry_ids() == [entry_id]
+            assert await trim(connections, keys, [0], retention_s=RETENTION_S) == (0, {"log"})
             await step(server, clock, 0)
             await server.expire()
             assert await server.entry_ids() == ([entry_id] if step_s > 0 else [])

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- Delete the oldest entries of a partition's stream: those that every group has acknowledged and
--- that are older than the retention time. A stream without groups is left alone.
+-- that are older than the retention time. A stream without groups is left alone. Of two clocks that
+-- differ the one behind counts: a wrong clock must not delete what cannot be restored.
 --
 -- KEYS  1  the partition's stream of transitions
--- ARGV  1  retention time in seconds
+-- ARGV  1  retention time in seconds; 2  the caller's clock in Unix seconds
 -- Returns {number of entries deleted, names of all groups}.
 
 local stream, names = KEYS[1], {}
@@ -11,8 +12,8 @@ if redis.call('EXISTS', stream) == 0 then return {0, names} end
 local groups = redis.call('XINFO', 'GROUPS', stream)
 if #groups == 0 then return {0, names} end
 
-local time = redis.call('TIME')
-local kept_ms, kept_number = math.max(0, (time[1] - ARGV[1]) * 1000), 0
+local now = math.min(redis.call('TIME')[1], ARGV[2])
+local kept_ms, kept_number = math.max(0, (now - ARGV[1]) * 1000), 0
 
 -- Keep every entry from this id on, or from the id that is *after* greater.
 local function keep_from(id, after)
