@@ -38,8 +38,8 @@ THROTTLED = frozenset(
     }
 )
 # Lines of one event that differ in these fields are of different kinds. Their values are words
-# from closed lists, class names and names of handlers: nothing that a sender can choose.
-_KIND_FIELDS = ("reason", "error", "handler")
+# from closed lists, class names and configured names: nothing that a sender can choose.
+_KIND_FIELDS = ("reason", "error", "handler", "endpoint")
 
 
 class _Window(NamedTuple):

@@ -44,7 +44,7 @@ def test_the_first_lines_are_written_and_the_rest_counted() -> None:
 
 
 def test_kinds_are_limited_separately() -> None:
-    """Lines with another reason, error, handler or event are of another kind."""
+    """Lines with another reason, error, handler, endpoint or event are of another kind."""
     throttle = LogThrottle(Clock())
     for _ in range(MAX_PER_WINDOW):
         throttle.check_line(line(reason="busy", handler="log"))
@@ -53,6 +53,7 @@ def test_kinds_are_limited_separately() -> None:
         line(reason="redis_slow", handler="log"),
         line(reason="busy", handler="nats"),
         line(reason="busy", handler="log", error="KeyError"),
+        line(reason="busy", handler="log", endpoint="acme"),
         line("event.unavailable", reason="busy", handler="log"),
     ):
         assert throttle.check_line(other) == 0
