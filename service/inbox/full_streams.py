@@ -112,7 +112,8 @@ class FullStreamTrimmer:
         log.error(
             "backlog.filled",
             partition=stream.partition,
-            handler=group.decode(),
+            # None where no worker has ever read it.
+            handler=group.decode() or None,
             entries=backlog,
         )
         self._pause(stream)

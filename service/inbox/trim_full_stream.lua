@@ -6,7 +6,8 @@
 -- ARGV  1  where to begin: '-', or the position that the last call returned
 --       2  the most entries to examine
 -- Returns {entries deleted; the position to go on from, or '' at the end of what may be deleted; the
--- group that has acknowledged least, or '' without any; how many entries it has not acknowledged}.
+-- group that has acknowledged least, or '' without any; how many entries it has not acknowledged,
+-- without any group all}.
 
 local stream, first, max_examined = KEYS[1], ARGV[1], tonumber(ARGV[2])
 
@@ -27,7 +28,8 @@ for n, found in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   local left = group['lag'] and group['lag'] + group['pending'] or redis.call('XLEN', stream)
   if left >= backlog then slowest, backlog = group['name'], left end
 end
-if not read_to or read_to == '0-0' then return {0, '', slowest, backlog} end
+if not read_to then return {0, '', '', redis.call('XLEN', stream)} end
+if read_to == '0-0' then return {0, '', slowest, backlog} end
 
 -- The entry that the slowest group has read last stays, for without it Redis does not know how far
 -- the group is behind. Where no entry follows it, Redis does.

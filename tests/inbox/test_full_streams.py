@@ -119,7 +119,9 @@ async def test_a_stream_without_a_group_is_a_backlog(stream: FullStream) -> None
     for group in ("log", "other"):
         await stream.client.xgroup_destroy(STREAM, group)
     await stream.fill(2)
-    assert not await stream.trim()
+    with structlog.testing.capture_logs() as lines:
+        assert not await stream.trim()
+    assert [(line["handler"], line["entries"]) for line in lines] == [(None, 2)]
     assert len(await stream.ids()) == 2
 
 
