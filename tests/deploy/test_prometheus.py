@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import ApiErrorReason, RejectionReason, UnavailableReason
 from service.inbox.admission import Outcome
+from service.inbox.request_log import SELFTEST
 from service.telemetry import metrics
 from tests.generate import series, series_name
 from tests.support.harness import event, signed
@@ -31,7 +32,7 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
 PACKAGE = "prometheus"
 ENDINGS = ("_bucket", "_sum", "_count")
 WORDS = {
-    *(*Outcome, *RejectionReason, *UnavailableReason, *ApiErrorReason, "client_left"),
+    *(*Outcome, *RejectionReason, *UnavailableReason, *ApiErrorReason, "client_left", SELFTEST),
     *("delivered", "failed", "retried", "dead_lettered"),
 }
 
@@ -126,6 +127,22 @@ def test_queries_name_what_exists(query: str) -> None:
     for words in re.findall(r'outcome[=!]~?"([^"]*)"', query):
         for word in words.split("|"):
             assert any(re.fullmatch(word, each) for each in WORDS), word
+
+
+@pytest.mark.parametrize(
+    ("title", "words"),
+    [
+        ("Events by outcome", {*Outcome, SELFTEST}),
+        ("Rejected with 4xx", {*RejectionReason, "client_left"}),
+        ("Answered with 503", {*UnavailableReason}),
+    ],
+)
+def test_each_outcome_has_its_panel(title: str, words: set[str]) -> None:
+    """What is answered with 200 is not shown as rejected."""
+    [(sign, pattern)] = re.findall(r'outcome([=!])~"([^"]*)"', shown_in(title))
+    outcomes = {*Outcome, SELFTEST, *RejectionReason, "client_left", *UnavailableReason}
+    found = {one for one in outcomes if bool(re.fullmatch(pattern, one)) == (sign == "=")}
+    assert found == words
 
 
 def test_the_exposition_is_valid() -> None:
