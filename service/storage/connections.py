@@ -127,7 +127,8 @@ async def connect(url: Secret[str], *, setting: str = "REDIS_URL") -> AsyncItera
     except ConfigError as error:
         raise ConfigError([f"{setting}: {error}"]) from None
     except (ValueError, TypeError, RedisError, RedisClusterException):
-        raise ConfigError([f"{setting}: not a usable URL"]) from None
+        expected = "a usable URL, with special characters of a password percent-encoded"
+        raise ConfigError([f"{setting}: expected {expected}"]) from None
     try:
         if is_cluster:
             # Used before this, a cluster client under concurrency runs some calls twice. Where no

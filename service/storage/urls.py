@@ -50,10 +50,12 @@ def options(url: str, *, also: Collection[str] = ()) -> dict[str, Any]:
         ValueError: The URL is not usable.
     """
     parts = urlsplit(url)
-    # redis-py ignores a database that is no number, and the host of a Unix socket.
-    if parts.hostname if parts.scheme == "unix" else not _DATABASE.fullmatch(parts.path):
+    # redis-py ignores these: a database that is no number, the host of a Unix socket, and what
+    # follows a # or ? that a password should have escaped.
+    is_wrong = parts.hostname if parts.scheme == "unix" else not _DATABASE.fullmatch(parts.path)
+    if is_wrong or parts.fragment:
         raise ValueError("unknown part")
-    for name in parse_qs(parts.query):
+    for name in parse_qs(parts.query, strict_parsing=bool(parts.query)):
         if name not in {*_URL_OPTIONS, *also} and not name.startswith("ssl_"):
             raise ValueError("unknown option")
     found = dict(parse_url(url))
@@ -87,9 +89,9 @@ def split_hosts(url: str) -> tuple[SplitResult, str]:
     Raises:
         ValueError: It has none.
     """
-    found = re.fullmatch(r"([^:/]+://(?:[^/?#]*@)?)([^/?#]+)(.*)", url)
+    found = re.fullmatch(r"([^:/]+://(?:[^/?#]*@)?)([^/?#]+)((?:/[^?#@]*)?(?:\?[^#]*)?)", url)
     if found is None:
-        raise ValueError("no hosts")
+        raise ValueError("no hosts, or a password that is not escaped")
     return urlsplit(f"{found[1]}hosts{found[3]}"), found[2]
 
 

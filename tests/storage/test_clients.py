@@ -42,6 +42,9 @@ class TestUrls:
             *("redis://hidden/hidden", "redis://hidden/0/1", "redis+cluster://hidden/3"),
             *("redis+cluster://hidden?db=3", "redis://hidden?connection_class=hidden"),
             *("unix://hidden", "unix://hidden/redis.sock", "unix://hidden:hidden@hidden/socket"),
+            *("redis://:12#34@hidden", "redis://:12?34@hidden", "unix:///hidden#hidden"),
+            *("redis+cluster://:12#34@hidden", "redis+cluster://:12?34@hidden"),
+            *("redis+sentinel://:12/34@hidden", "redis+sentinel://hidden/service#hidden"),
             "rediss://hidden?ssl_cert_reqs=hidden",
             "rediss+sentinel://hidden/service?ssl_cert_reqs=hidden",
             "rediss+cluster://hidden?ssl_cert_reqs=hidden",
@@ -53,7 +56,9 @@ class TestUrls:
             async with connect(Secret(url)):
                 pass
 
-        assert refused.value.problems == ("REDIS_URL: not a usable URL",)
+        [problem] = refused.value.problems
+        assert problem.startswith("REDIS_URL: expected a usable URL, ")
+        assert "hidden" not in problem
         assert refused.value.__cause__ is None
 
     async def test_a_missing_file_is_named_by_setting_and_option(self) -> None:
