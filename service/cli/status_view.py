@@ -114,10 +114,11 @@ def _last_hour(activity: Activity, at: datetime, *, has_charts: bool) -> Rendera
         ("out", delivered, _by_handler(calls, "delivered")),
     ):
         # The present minute is not over.
-        latest = f"last minute {numbers[-2]:,}" if numbers else ""
-        chart = f"{sparkline(numbers)}  " if has_charts else ""
-        table.add_row(direction, Text.assemble((chart, "cyan"), latest))
-        table.add_row("", _sums(sums) or Text("nothing", "dim"))
+        latest = f"last minute {numbers[-2]:,}; in all " if numbers else ""
+        if has_charts:
+            table.add_row(direction, Text(sparkline(numbers), "cyan"))
+        name = "" if has_charts else direction
+        table.add_row(name, Text.assemble(latest, _sums(sums) or ("nothing", "dim")))
     if failures := _sums(_by_handler(calls, "failed")):
         table.add_row("", Text.assemble(("failed ", "yellow"), failures))
     table.add_row("", _last_event(activity, at))

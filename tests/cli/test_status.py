@@ -121,8 +121,9 @@ def test_all_of_it_can_be_read(width: int) -> None:
         "hint Redis: appendfsync is not always processes",
         "receiver receiver-2-7d9f-2 redis_slow, up 3 days, 0.1.0",
         "worker worker-5c8d-8 silent for 95 s, up 5 h, 0.1.0, rabbitmq, log, fetch",
-        "▆▆ last minute 396 admitted 22,022, duplicate 1,096, redis_unreachable 120",
-        "last minute 672 rabbitmq 23,130, log 18,000 failed rabbitmq 60 last genuine event 4 s ago",
+        "▆▆ last minute 396; in all admitted 22,022, duplicate 1,096, redis_unreachable 120",
+        "last minute 672; in all rabbitmq 23,130, log 18,000 failed rabbitmq 60",
+        "last genuine event 4 s ago",
         "log 0 - 0 0 closed 1 8/8 rabbitmq 1,204 32 min 3 61 open 1 8/8",
         "my_company.handlers: ? - 0 0 closed 0 0/8 open_crm"
         if width == 80
