@@ -147,9 +147,10 @@ def _listening_socket(host: str, port: int, *, stalled_after_s: float) -> socket
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stalled_ms)
     try:
         listening.bind((host, port))
+        # Two sockets may be bound to a port, and only one may listen.
+        listening.listen(BACKLOG)
     except (OSError, UnicodeError):
         listening.close()
         problem = f"HOST, PORT or ADMIN_PORT: cannot listen on port {port} of that host"
         raise ConfigError([problem]) from None
-    listening.listen(BACKLOG)
     return listening
