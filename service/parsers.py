@@ -39,10 +39,15 @@ class AdminToken(NamedTuple):
 def parse_network(text: str) -> Network:
     """Return a network in CIDR notation, or a single address as a network.
 
+    One of IPv4-mapped IPv6 addresses is its IPv4 one, as the addresses of clients are.
+
     Raises:
         ValueError: The text is neither, or has bits set beyond its prefix.
     """
-    return ip_network(text)
+    network = ip_network(text)
+    if isinstance(network, IPv6Network) and (mapped := network.network_address.ipv4_mapped):
+        return IPv4Network((mapped, network.prefixlen - 96))
+    return network
 
 
 def parse_time(text: str, now: float) -> float:

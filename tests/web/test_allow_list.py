@@ -12,6 +12,7 @@ STRIPE = [
     parse_network("3.18.12.63"),
     parse_network("54.187.174.0/24"),
     parse_network("2001:db8::/32"),
+    parse_network("::ffff:54.187.176.0/120"),
 ]
 
 FORWARDED: dict[str, tuple[str, list[bytes], str | None]] = {
@@ -54,6 +55,8 @@ ADMITTED = {
     "3.18.12.64": False,
     "54.187.174.255": True,
     "54.187.175.0": False,
+    "54.187.176.255": True,
+    "54.187.177.0": False,
     "2001:db8:ffff::1": True,
     "2001:db9::1": False,
     "::ffff:3.18.12.63": True,
