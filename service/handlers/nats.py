@@ -85,7 +85,7 @@ class Nats:
                 )
             except NoStreamResponseError:
                 await self._require_stream(connection)
-                raise
+                raise Unreachable("stream_refused") from None
             except APIError as error:
                 if error.err_code == MESSAGE_EXCEEDS_MAXIMUM:
                     raise Undeliverable("message_too_large") from None
@@ -111,12 +111,15 @@ class Nats:
 
         Raises:
             BrokerRefusedError: No stream contains it.
+            Unreachable: JetStream is not enabled, or cannot say.
         """
         try:
             await connection.jetstream.find_stream_name_by_subject(self._settings.nats_subject)
         except NotFoundError:
             problem = "NATS_SUBJECT: no stream contains it"
             raise BrokerRefusedError(problem, "no_such_stream") from None
+        except APIError:
+            raise Unreachable("jetstream_unavailable") from None
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[_Connection]:

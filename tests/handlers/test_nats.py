@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gc
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,9 +18,18 @@ from service.errors import Unreachable
 from service.handlers.nats import _servers
 from service.secret import Secret
 from service.transitions import cloudevents
-from tests.handlers.contract import QueueContract
+from tests.handlers.contract import QueueContract, check
+from tests.support.brokers import process
 from tests.support.brokers.broker import transition
-from tests.support.brokers.nats import FULL, MAX_BYTES, STREAMS, NatsBroker, run_broker, sized
+from tests.support.brokers.nats import (
+    FULL,
+    MAX_BYTES,
+    STREAMS,
+    NatsBroker,
+    nats_server,
+    run_broker,
+    sized,
+)
 from tests.support.servers import free_port
 from tests.support.waiting import PATIENCE_S
 
@@ -88,8 +98,18 @@ class TestNats(QueueContract):
         async with self.opened(broker.environ()) as handler:
             await handler(transition("a", 1))
             monkeypatch.setattr(JetStreamContext, "publish", publish)
-            with pytest.raises(ConnectionError):
+            with pytest.raises(Unreachable, match=r"^stream_refused$"):
                 await handler(transition("a", 2))
+
+    async def test_a_server_without_jetstream_is_waited_for(self, tmp_path: Path) -> None:
+        """Calls and checks name what is missing."""
+        port = free_port()
+        server = nats_server(tmp_path / "plain", port, has_jetstream=False)
+        with process.running(server):
+            async with self.opened(NatsBroker(port, server).environ()) as handler:
+                for call in (handler(transition("a", 1)), check(handler)):
+                    with pytest.raises(Unreachable, match=r"^jetstream_unavailable$"):
+                        await call
 
     async def test_one_of_several_servers_is_enough(self, broker: NatsBroker) -> None:
         """The handler connects to any server of the list, with the credentials of the first."""

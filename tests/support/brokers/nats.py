@@ -134,14 +134,14 @@ def run_broker(directory: Path) -> Iterator[NatsBroker]:
         yield NatsBroker(port, server)
 
 
-def nats_server(directory: Path, port: int) -> process.BrokerProcess:
-    """Return a NATS server with JetStream."""
+def nats_server(directory: Path, port: int, *, has_jetstream: bool = True) -> process.BrokerProcess:
+    """Return a NATS server, with JetStream unless a test wants none."""
     directory.mkdir(parents=True)
     settings = directory / "nats.conf"
     settings.write_text(
         f"listen: 127.0.0.1:{port}\nmax_payload: {MAX_BYTES}\n"
-        f"jetstream {{ store_dir: {directory} }}\n"
-        f"authorization {{ user: {process.USER}, password: '{process.PASSWORD}' }}\n"
+        + f"jetstream {{ store_dir: {directory} }}\n" * has_jetstream
+        + f"authorization {{ user: {process.USER}, password: '{process.PASSWORD}' }}\n"
     )
     command = [str(programs.program("nats-server", "nats-server")), "-c", str(settings)]
     return process.BrokerProcess(command, directory, process.answers(port, b"INFO "))
