@@ -86,6 +86,7 @@ def backfill(
             if not work.is_complete:
                 options = f"--since {_format(work.next_second)} --until {_format(last)}"
                 options += f" --account {account}" if account else ""
+                options += " --dry-run" if dry_run else ""
                 terminal.print_note(f"go on with: {terminal.program()} backfill {options}")
     for work in begun:
         if not work.is_complete:
@@ -110,7 +111,7 @@ async def _open(
 
 
 def _report(work: Backfill, *, as_json: bool) -> None:
-    """Print what became of the events, and log it if some were admitted."""
+    """Print what became of the events, and log it unless that was a dry run."""
     if not work.is_dry_run:
         log.warning("backfill.ended", **work.counts)
         logs.flush()

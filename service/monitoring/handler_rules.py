@@ -108,7 +108,7 @@ def _needs_worker(state: HandlerState, *, expects_worker: bool) -> bool:
 
 def _without_worker(state: HandlerState) -> Reason:
     if state.name == FETCH:
-        return _of_handler(state, Severity.FATAL, NO_FETCHER, "set STRIPE_API_KEY for a worker")
+        return _of_handler(state, Severity.FATAL, NO_FETCHER, "start workers with STRIPE_API_KEY")
     return _of_handler(
         state, Severity.FATAL, NO_WORKER, "start workers, or name it in their --handlers"
     )

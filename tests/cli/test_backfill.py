@@ -113,10 +113,11 @@ def test_without_a_key(settings: dict[str, str], sandbox: Sandbox) -> None:
 async def test_stripe_refuses(stand_in: StripeStandIn, made: Asking) -> None:
     """An error of the API is one word; what to type to go on is printed, and exits with 1."""
     stand_in.faults.add(Fault(kind="answer", status=403, path="/v1/events"))
-    ended = await made.run("backfill", "--since", "2026-11-01T00:00:00Z")
+    ended = await made.run("backfill", "--since", "2026-11-01T00:00:00Z", "--dry-run")
     assert ended.wait() == 1
     note, error = ended.err.decode().splitlines()[-2:]
     assert " backfill --since 2026-11-01T00:00:00Z --until " in note
+    assert note.endswith(" --dry-run")
     assert error == "error: test: api_forbidden"
 
 

@@ -238,7 +238,7 @@ async def test_notifications_that_no_worker_fetches_are_a_warning(
     group = await found(settings, f"group {FETCH}")
     assert group.severity is Severity.WARNING
     assert group.meaning.startswith("1 notifications unacknowledged")
-    assert group.meaning.endswith("; no worker fetches (set STRIPE_API_KEY for a worker)")
+    assert group.meaning.endswith("; no worker fetches (start workers with STRIPE_API_KEY)")
 
     now_ms = time.time() * 1000
     await connections.client.zadd(keys.workers(FETCH), {"w": now_ms})
