@@ -85,7 +85,7 @@ class Nats:
                 )
             except NoStreamResponseError:
                 await self._require_stream(connection)
-                raise Unreachable("stream_refused") from None
+                raise self._refused(connection, "stream_refused") from None
             except APIError as error:
                 if error.err_code == MESSAGE_EXCEEDS_MAXIMUM:
                     raise Undeliverable("message_too_large") from None
@@ -119,7 +119,12 @@ class Nats:
             problem = "NATS_SUBJECT: no stream contains it"
             raise BrokerRefusedError(problem, "no_such_stream") from None
         except APIError:
-            raise Unreachable("jetstream_unavailable") from None
+            raise self._refused(connection, "jetstream_unavailable") from None
+
+    def _refused(self, connection: _Connection, reason: str) -> Unreachable:
+        """Return the error. The next call connects anew: another server may be able to answer."""
+        self._shared.discard(connection, reason)
+        return Unreachable(reason)
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[_Connection]:

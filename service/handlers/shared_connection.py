@@ -102,10 +102,10 @@ class SharedConnection(Generic[Connection]):
         except BrokerRefusedError as error:
             raise ConfigError([error.problem]) from None
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: Connection, reason: str = "connection_lost") -> None:
         """Close *connection* if it is the current one; calls that use it end in `Unreachable`."""
         if self._current is not None and self._current.is_of(connection):
-            self._end(self._current)
+            self._end(self._current, reason)
 
     async def close(self) -> None:
         """Close the current connection, and wait for those that are being closed."""
