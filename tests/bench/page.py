@@ -25,7 +25,7 @@ from tests.bench.candidates import BENCH, CANDIDATES_CORE, OTHERS_CORE, on_core
 from tests.support.harness import event, signed
 from tests.support.processes import Process, Processes
 from tests.support.servers import Server, server
-from tests.support.usage import process_cpu_s
+from tests.support.usage import cpu_s
 from tests.support.waiting import wait_until
 
 KEYS = scale.KEYS
@@ -184,7 +184,7 @@ def _load(client: httpx2.Client, path: str) -> int:
 
 
 def _used(worker: Process, store: Server) -> tuple[float, float]:
-    return process_cpu_s(worker.popen.pid), process_cpu_s(store.process.pid)
+    return cpu_s(worker.popen.pid), cpu_s(store.process.pid)
 
 
 def _described(cost: Cost) -> str:
@@ -203,9 +203,9 @@ def _open_share(receiver: Process) -> None:
     shares = []
     for pages in (0, OPEN_PAGES):
         with _open_pages(receiver.admin, pages):
-            before, began = process_cpu_s(receiver.popen.pid), time.monotonic()
+            before, began = cpu_s(receiver.popen.pid), time.monotonic()
             time.sleep(4 * REFRESH_S)
-            used_s = process_cpu_s(receiver.popen.pid) - before
+            used_s = cpu_s(receiver.popen.pid) - before
         shares.append(used_s / (time.monotonic() - began))
     idle, beside = shares
     _say(

@@ -22,13 +22,10 @@ def cost(call: Callable[[], object], *, times: int = 1) -> float:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU time a process has used, user and system together, all threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    """Return the CPU time a process has used, user and system together, all threads.
 
-
-def process_cpu_s(pid: int) -> float:
-    """Return the same to the nanosecond, by the clock of the process (clock_getcpuclockid(3))."""
+    It is read to the nanosecond, by the clock of the process (clock_getcpuclockid(3)).
+    """
     return time.clock_gettime(~pid << 3 | 2)
 
 
