@@ -11,6 +11,7 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,11 +118,17 @@ def trusting() -> ssl.SSLContext:
 
 
 def receivers(opened: Sandbox, **settings: str) -> list[Process]:
-    """Start two receivers on ports of their own, at once, and wait for both."""
+    """Start two receivers on ports of their own, at once, and wait until both are ready."""
     # 127.0.0.1 is both the client and a trusted proxy.
     ours = {"ALLOWED_NETWORKS": "127.0.0.1", "FORWARDED_ALLOW_IPS": "127.0.0.1", **settings}
     started = [opened.start("serve", PORT=str(free_port()), **ours) for _ in range(2)]
-    return [process.ready() for process in started]
+    for process in started:
+        wait_until(partial(_is_ready, process.ready().port))
+    return started
+
+
+def _is_ready(port: int) -> bool:
+    return httpx2.get(f"http://127.0.0.1:{port}/readyz").is_success
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from random import Random
 import httpx2
 
 from tests.support import servers
+from tests.support.waiting import PATIENCE_S
 from tests.system.chaos.deployment import LEASE_TTL_S, SKEWED, STEADY, Deployment
 from tests.system.chaos.evidence import Bound, HostileResponse, Probe
 from tests.system.chaos.hostile_clients import attacking
@@ -69,7 +70,7 @@ async def clock_skewed(deployment: Deployment, stripe: Stripe, random: Random) -
     await deployment.start(instance)
     stripe.receivers[instance.name] = instance.port
     await asyncio.sleep(SKEW_S)
-    async with httpx2.AsyncClient() as client:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
         ready = await client.get(f"http://127.0.0.1:{instance.port}/readyz")
     if ready.status_code == 503:
         deployment.skewed.add(instance.name)
