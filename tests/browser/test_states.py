@@ -21,6 +21,10 @@ from tests.support.waiting import wait_until
 
 pytestmark = takes_long
 
+_TOO_WIDE = """
+[...document.querySelectorAll('.tiles dt, .tiles dd')]
+    .filter(one => one.scrollWidth > one.clientWidth).map(one => one.innerText)
+"""
 SHOP_PATH = "/dead-letters/shop%3Aopen"
 
 
@@ -182,6 +186,7 @@ def _problems(tab: Tab) -> Iterator[str]:
         tab.page.set_viewport_size({"width": width, "height": 800})
         if beyond := tab.overflow():
             yield f"{width}: {beyond} pixels beyond the right edge"
+        yield from (f"{width}: {text} beyond its tile" for text in tab.page.evaluate(_TOO_WIDE))
     for looks in LOOKS:
         tab.look(looks)
         if beyond := tab.overflow():
