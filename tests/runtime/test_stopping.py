@@ -15,9 +15,11 @@ from tests.support.harness import event, signed
 from tests.support.processes import PROCESS_DEADLINE_S, Sandbox, environment
 from tests.support.waiting import DEADLINE_S, wait_until
 
-SIGTERM = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
-# A handler that stops its process once, when it is opened.
-STOPPING = """
+# Handlers that stop their process: when they are imported, when they are opened, and when they are
+# opened and again when they are closed.
+HANDLERS = {
+    "imported": "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n",
+    "opened": """
 from contextlib import asynccontextmanager
 
 @asynccontextmanager
@@ -27,21 +29,20 @@ async def open(environ):
 
 async def handle(transition):
     pass
-"""
-# A handler that stops its process, and once it is canceled stops it again.
-OPENED = """
-from asyncio import sleep
+""",
+    "opened_and_closed": """
 from contextlib import asynccontextmanager
+import asyncio, os, signal
 
 @asynccontextmanager
 async def open(environ):
+    os.kill(os.getpid(), signal.SIGTERM)
     try:
-        import imported
-        await sleep(3600)
+        yield await asyncio.sleep(3600)
     finally:
-        imported.os.kill(imported.os.getpid(), imported.signal.SIGTERM)
-    yield
-"""
+        os.kill(os.getpid(), signal.SIGTERM)
+""",
+}
 
 
 def test_stopping_is_not_ready_then_closed_then_gone(sandbox: Sandbox) -> None:
@@ -71,39 +72,33 @@ def test_a_second_signal_ends_it_at_once(sandbox: Sandbox) -> None:
     assert serve.wait() == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("when", ["imported", "opened"])
+def exit_code(sandbox: Sandbox, handler: str, *run: str) -> int:
+    """Return the exit code of a worker that its handler stops; *run* is what runs its command."""
+    for name, text in HANDLERS.items():
+        (sandbox.directory / f"{name}.py").write_text(text)
+    environ = environment(
+        HANDLERS=f"{handler}:open",
+        REDIS_URL="unix:///nowhere",
+        ADMIN_PORT="0",
+        PYTHONPATH=str(sandbox.directory),
+    )
+    command = [*run, sys.executable, "-m", "service", "work"]
+    return subprocess.run(command, env=environ, timeout=PROCESS_DEADLINE_S, check=False).returncode
+
+
+@pytest.mark.parametrize("when", ["imported", "opened_and_closed"])
 def test_the_first_process_of_a_container_can_be_stopped_too(sandbox: Sandbox, when: str) -> None:
     """The kernel withholds from it what it does not handle: early signals, and the second one."""
     in_container = ("unshare", "--map-root-user", "--pid", "--fork", "--kill-child")
     if not shutil.which("unshare") or subprocess.call([*in_container, "true"]):
         pytest.skip("needs a process namespace")
-    (sandbox.directory / "imported.py").write_text(SIGTERM)
-    (sandbox.directory / "opened.py").write_text(OPENED)
-    environ = environment(
-        HANDLERS=f"{when}:open",
-        REDIS_URL="unix:///nowhere",
-        ADMIN_PORT="0",
-        PYTHONPATH=str(sandbox.directory),
-    )
-    command = [*in_container, sys.executable, "-m", "service", "work"]
-    ended = subprocess.run(command, env=environ, timeout=PROCESS_DEADLINE_S, check=False)
-    assert ended.returncode == 128 + signal.SIGTERM
+    assert exit_code(sandbox, when, *in_container) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_process_without_standard_streams_stops_too(sandbox: Sandbox, closed: str) -> None:
     """Where a shell has closed some, no socket takes their place: it would end the process."""
-    (sandbox.directory / "imported.py").write_text(SIGTERM)
-    (sandbox.directory / "stopping.py").write_text(STOPPING)
-    environ = environment(
-        HANDLERS="stopping:open",
-        REDIS_URL="unix:///nowhere",
-        ADMIN_PORT="0",
-        PYTHONPATH=str(sandbox.directory),
-    )
-    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "service", "work"]
-    ended = subprocess.run(command, env=environ, timeout=PROCESS_DEADLINE_S, check=False)
-    assert ended.returncode == 0
+    assert exit_code(sandbox, "opened", "sh", "-c", f'exec "$@" {closed}', "sh") == 0
 
 
 async def test_a_stuck_client_does_not_hold_up_the_stop(sandbox: Sandbox) -> None:
