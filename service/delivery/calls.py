@@ -110,8 +110,10 @@ class _Call:
     def outcome(self) -> BaseException | None:
         """Return what the handler raised; None if it returned."""
         error = self.outcomes[0] if self.outcomes else asyncio.CancelledError()
-        is_timeout = self._has_timed_out and isinstance(error, asyncio.CancelledError)
-        return TimeoutError() if is_timeout else error
+        if self._has_timed_out and isinstance(error, asyncio.CancelledError):
+            # Where it was canceled is where it waited.
+            return TimeoutError().with_traceback(error.__traceback__)
+        return error
 
     def _time_out(self) -> None:
         """Cancel the task, and again after each further time limit.

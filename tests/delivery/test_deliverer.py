@@ -120,7 +120,7 @@ async def test_any_exception_of_a_handler_is_a_failure(error: BaseException) -> 
 
 @in_virtual_time
 async def test_a_slow_call_is_canceled_and_retried() -> None:
-    """A call that exceeds the time limit is canceled and counts as a failure."""
+    """A call that exceeds the time limit is canceled where it waits; that counts as a failure."""
     consumer = FakeConsumer([("a", 1), ("b", 1)])
     handler = RecordingHandler(sleeping(10.5))
     await deliver_all(consumer, handler)
@@ -128,6 +128,7 @@ async def test_a_slow_call_is_canceled_and_retried() -> None:
     assert {one[1:] for one in consumer.dead_letters} == {
         (DeadLetterReason.EXHAUSTED, "TimeoutError", 4)
     }
+    assert all(" act, " in place and place.endswith(" sleep") for place in consumer.places)
     assert all(start % 10 != 0 or start == 0 for start in handler.times(("a", 1)))
 
 
