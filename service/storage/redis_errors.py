@@ -47,7 +47,10 @@ _REASONS = (
 
 def unavailable_reason(error: BaseException) -> UnavailableReason:
     """Return why nothing could be decided, given the error of a call."""
-    # redis-py reports some failures to connect as a lost connection, with the cause behind it.
+    # redis-py reports some failures to connect as a lost connection, with the cause behind it; at a
+    # Unix socket all of them.
+    if isinstance(error.__cause__, RedisError):
+        error = error.__cause__
     for each in (error, error.__context__):
         if isinstance(each, ssl.SSLError):
             return UnavailableReason.REDIS_UNTRUSTED

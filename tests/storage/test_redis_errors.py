@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from redis import exceptions
 
 from service.errors import UnavailableReason
 from service.secret import Secret
+from service.storage import clients
 from service.storage.connections import Connections, connect
 from service.storage.redis_errors import unavailable_reason
 from service.storage.scripts import NotReplicatedError, Script, ScriptCall, UnsafeConfigError
@@ -49,6 +51,20 @@ RELEASE = Script("service.delivery", "lua/release.lua")
 def test_every_error_has_one_reason(error: Exception, reason: UnavailableReason) -> None:
     """Each error of redis-py has one reason of the closed list."""
     assert unavailable_reason(error) is reason
+
+
+async def test_a_silent_server_behind_a_unix_socket_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that accepts connections and does not answer is not away."""
+    monkeypatch.setattr(clients, "CALL_TIMEOUT_S", 0.05)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "redis.sock"))
+        silent.listen()
+        async with connect(Secret(f"unix://{tmp_path}/redis.sock")) as connections:
+            with pytest.raises(exceptions.RedisError) as refused:
+                await connections.client.ping()
+    assert unavailable_reason(refused.value) is UnavailableReason.REDIS_SLOW
 
 
 @pytest.fixture(scope="module")
