@@ -25,7 +25,10 @@ TEXTS = [
 FOREIGN = {
     "CREDENTIALS_DIRECTORY": "systemd's, which the service reads too",
     **dict.fromkeys(("AF_INET", "AF_INET6", "AF_UNIX"), "the kernel's families of addresses"),
-    "STRIPE_WEBHOOK_SECRETS_FILE": "ours with the suffix that every setting may have",
+    **dict.fromkeys(
+        ("STRIPE_WEBHOOK_SECRETS_FILE", "REDIS_URL_FILE"),
+        "ours with the suffix that every setting may have",
+    ),
     "NAME_FILE": "any setting with that suffix",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "OpenTelemetry's, which its exporter reads",
     "HTTPS_PROXY": "the HTTP client's",
