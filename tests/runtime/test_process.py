@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -14,7 +15,7 @@ import redis
 
 from tests.support.depth import takes_long
 from tests.support.harness import answer, connected, event, request, signed
-from tests.support.processes import Process, Sandbox
+from tests.support.processes import Process, Sandbox, open_sandbox
 from tests.support.servers import free_port, frozen, server
 from tests.support.waiting import DEADLINE_S, until, wait_until
 
@@ -170,14 +171,14 @@ def test_a_redis_that_refuses_is_waited_for(sandbox: Sandbox) -> None:
     assert CANARY.encode() not in process.out + process.err
 
 
-def test_groups_that_redis_refuses_to_create_are_waited_for(sandbox: Sandbox) -> None:
+def test_groups_that_redis_refuses_to_create_are_waited_for(tmp_path: Path) -> None:
     """The reason is logged once; `status` and the metric of an alert say that nothing is done."""
-    with redis.Redis.from_url(sandbox.server.url) as client:
+    with open_sandbox(tmp_path) as sandbox, redis.Redis.from_url(sandbox.server.url) as client:
         client.acl_setuser(
             "early", enabled=True, nopass=True, keys="*", commands=["+@all", "-xgroup"]
         )
         early = sandbox.server.url.replace("://", "://early@")
-        work = sandbox.start("work", REDIS_URL=early, REDIS_PREFIX="early").ready()
+        work = sandbox.start("work", REDIS_URL=early).ready()
         assert wait_until(lambda: b"handler log: has no consumer group" in _status(sandbox))
         # It tries once a second.
         refused = _refused(client)
@@ -186,9 +187,9 @@ def test_groups_that_redis_refuses_to_create_are_waited_for(sandbox: Sandbox) ->
         assert refusal["reason"] == "redis_unauthorized"
         assert b'idv_leases_held{handler="log"} 0.0' in _metrics(work)
         client.acl_setuser("early", commands=["+xgroup"])
-    wait_until(lambda: b"handler log" not in _status(sandbox))
-    assert [line["handler"] for line in work.lines("group.created")] == ["log"]
-    assert work.stop() == 0
+        wait_until(lambda: b"handler log" not in _status(sandbox))
+        assert work.stop() == 0
+        assert [line["handler"] for line in work.lines("group.created")] == ["log"]
 
 
 def _refused(client: redis.Redis) -> int:
@@ -197,7 +198,7 @@ def _refused(client: redis.Redis) -> int:
 
 
 def _status(sandbox: Sandbox) -> bytes:
-    return sandbox.invoke("status", REDIS_PREFIX="early").out
+    return sandbox.invoke("status").out
 
 
 def test_a_redis_that_is_away_is_waited_for(sandbox: Sandbox) -> None:
