@@ -269,7 +269,7 @@ def _reconciliation(found: Reconciliation | None) -> Iterator[Reason]:
             yield Reason(
                 Severity.WARNING,
                 subject,
-                f"events of {one.name} were last compared {duration(one.lag_s or 0)} ago"
+                f"events of {one.name} are compared only up to {duration(one.lag_s or 0)} ago"
                 f" ({one.failure or 'it reads what was missed'})",
                 "`reconcile.failed` in the worker's log says why"
                 if one.failure
