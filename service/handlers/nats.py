@@ -15,11 +15,8 @@ from urllib.parse import unquote, urlsplit
 from nats.aio.client import Client
 from nats.errors import Error
 from nats.js import JetStreamContext
-from nats.js.errors import (
-    APIError,
-    NoStreamResponseError,
-    NotFoundError,
-)
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
+from nats.protocol.parser import PERMISSIONS_ERR
 
 from .. import environment
 from ..errors import Undeliverable, Unreachable
@@ -133,8 +130,11 @@ class Nats:
 
         async def discard(error: Exception | None = None) -> None:
             # A lost client does not fail the calls that wait for an acknowledgement. It calls
-            # `closed_cb`, or only `error_cb` if a reset connection still had data to send.
-            if error is None or isinstance(error, OSError):
+            # `closed_cb`, or only `error_cb` if a reset connection still had data to send. What
+            # the user may not publish or subscribe to is reported to `error_cb` only, too.
+            if PERMISSIONS_ERR in str(error):
+                self._shared.discard(connection, "access_refused")
+            elif error is None or isinstance(error, OSError):
                 self._shared.discard(connection)
 
         try:

@@ -120,6 +120,14 @@ class TestNats(QueueContract):
 
         assert len(await broker.received()) == 1
 
+    async def test_the_least_permissions_suffice(self, broker: NatsBroker) -> None:
+        """The permissions in the table of queues are enough to check and to publish."""
+        async with self.opened(broker.environ_of("publisher")) as handler:
+            await check(handler)
+            await handler(transition("a", 1))
+
+        assert len(await broker.received()) == 1
+
     async def test_a_lost_connection_is_noticed_at_once(self, broker: NatsBroker) -> None:
         """Calls that wait for an acknowledgement fail at once when the connection is lost."""
         async with self.proxied(broker) as (handler, proxy):

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from service.transitions import cloudevents
 from service.transitions.transition import StatusTransition
@@ -23,6 +25,12 @@ from nats.js.api import DiscardPolicy, StreamConfig
 from nats.js.errors import NotFoundError
 
 SUBJECT = "identity.verifications"
+# What each of these users may publish to and subscribe to. The first has the least permissions.
+USERS = {
+    "publisher": ([SUBJECT, "$JS.API.STREAM.NAMES"], "_INBOX.>"),
+    "mute": (["$JS.API.STREAM.NAMES"], "_INBOX.>"),
+    "deaf": ([SUBJECT, "$JS.API.STREAM.NAMES"], "nothing"),
+}
 NARROW = "identity.narrow"
 FULL = "identity.full"
 MAX_BYTES = 60_000
@@ -54,6 +62,10 @@ class NatsBroker(process.ProcessBroker):
         url = f"nats://{credentials}@127.0.0.1:{port or self.port}"
         return {"NATS_URL": url, "NATS_SUBJECT": SUBJECT}
 
+    def environ_of(self, user: str) -> dict[str, str]:
+        """Return the settings with one of USERS."""
+        return self.environ(credentials=f"{user}:{process.QUOTED_PASSWORD}")
+
     def undeliverable_messages(self) -> Iterable[Refused]:
         """Return messages that are too large for the server or for a stream."""
         ours, narrow = self.environ(), {**self.environ(), "NATS_SUBJECT": NARROW}
@@ -67,9 +79,14 @@ class NatsBroker(process.ProcessBroker):
         ]
 
     def refusing_destinations(self) -> Iterable[Refused]:
-        """Return a subject without a stream."""
+        """Return a subject without a stream, and users who may not publish or not subscribe."""
+        one = transition("a", 1)
         absent = {**self.environ(), "NATS_SUBJECT": "no.stream"}
-        return [Refused("no_such_stream", absent, transition("a", 1))]
+        refused = [self.environ_of(name) for name in ("mute", "deaf")]
+        return [
+            Refused("no_such_stream", absent, one),
+            *(Refused("access_refused", environ, one) for environ in refused),
+        ]
 
     @asynccontextmanager
     async def queue_removed(self) -> AsyncIterator[str]:
@@ -138,10 +155,14 @@ def nats_server(directory: Path, port: int, *, has_jetstream: bool = True) -> pr
     """Return a NATS server, with JetStream unless a test wants none."""
     directory.mkdir(parents=True)
     settings = directory / "nats.conf"
+    users: list[dict[str, Any]] = [{"user": process.USER, "password": process.PASSWORD}]
+    for name, (publish, subscribe) in USERS.items():
+        permissions = {"publish": publish, "subscribe": subscribe}
+        users.append({"user": name, "password": process.PASSWORD, "permissions": permissions})
     settings.write_text(
         f"listen: 127.0.0.1:{port}\nmax_payload: {MAX_BYTES}\n"
         + f"jetstream {{ store_dir: {directory} }}\n" * has_jetstream
-        + f"authorization {{ user: {process.USER}, password: '{process.PASSWORD}' }}\n"
+        + f"authorization {{ users: {json.dumps(users)} }}\n"
     )
     command = [str(programs.program("nats-server", "nats-server")), "-c", str(settings)]
     return process.BrokerProcess(command, directory, process.answers(port, b"INFO "))
