@@ -86,10 +86,9 @@ class RequestLog:
         # Prometheus sees no increase in a series that appears with its first count.
         for reason in (*RejectionReason, *UnavailableReason):
             metrics.EVENTS.labels(reason, metrics.OTHER_TYPE)
-        for event_type in _WORDS:
-            metrics.EVENTS.labels(Outcome.IGNORED, event_type)
-            metrics.EVENTS.labels(Outcome.EXPIRED, event_type)
-        metrics.EVENTS.labels(Outcome.EXPIRED, metrics.OTHER_TYPE)
+        for outcome in Outcome:
+            for event_type in (*_WORDS, metrics.OTHER_TYPE):
+                metrics.EVENTS.labels(outcome, event_type)
 
     def add(self, request: AnsweredRequest) -> None:
         """Record *request* as soon as this loop turn is over."""
@@ -139,7 +138,7 @@ class RequestLog:
         counts.events.append((_counted_outcome(receipt), short_type))
         counts.secrets.append(receipt.secret_fingerprint)
         counts.body_bytes.append(request.body_bytes)
-        if not isinstance(event, Ignored):
+        if not isinstance(event, Ignored) and not _is_selftest(receipt):
             counts.ages_s.append(max(0.0, now - event.created))
         fields, is_warning = _receipt_fields(receipt)
         fields |= _request_fields(request)
@@ -150,12 +149,12 @@ class RequestLog:
 
 def _counted_outcome(receipt: Receipt) -> str:
     """Return what an event is counted as: an expired one of a self-test is no loss to warn of."""
-    is_expected = (
-        receipt.outcome is Outcome.EXPIRED
-        and receipt.change is not None
-        and is_selftest(receipt.change.session_id)
-    )
+    is_expected = receipt.outcome is Outcome.EXPIRED and _is_selftest(receipt)
     return SELFTEST if is_expected else receipt.outcome
+
+
+def _is_selftest(receipt: Receipt) -> bool:
+    return receipt.change is not None and is_selftest(receipt.change.session_id)
 
 
 def _receipt_fields(receipt: Receipt) -> tuple[Fields, bool]:

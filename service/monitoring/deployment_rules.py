@@ -201,7 +201,7 @@ def _silence(facts: Facts) -> Iterator[Reason]:
             Severity.FINE,
             "events",
             "no genuine event has come within seven days",
-            "for a new installation: create an endpoint at Stripe, or type `selftest`",
+            "for a new installation: create an endpoint at Stripe; `selftest` works without one",
             "/endpoints",
         )
     elif (silence_s := (facts.at - last).total_seconds()) > MAX_SILENCE_S:

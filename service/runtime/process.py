@@ -190,8 +190,9 @@ async def _work(
 ) -> None:
     """Work until *stopping*. A worker that is not ready by then is cancelled."""
     is_ready = False
-    for name in openers:
-        # What has not begun has no worker: without a gauge, no alert could say so.
+    for name in (*context.settings.handlers, *openers):
+        # Without a gauge, no alert could say that a handler has no worker: because none has begun,
+        # or because those that were started for it alone are gone.
         metrics.LEASES_HELD.labels(name).set(0)
 
     async def open_and_work() -> None:

@@ -76,7 +76,7 @@ RECEIVE_SECONDS = BulkHistogram(
 )
 LAST_EVENT = Gauge(
     "idv_last_event_timestamp_seconds",
-    "Unix time of the last verified event of a verification session; 0 before the first.",
+    "Unix time of the last verified event of a session, self-tests apart; 0 before the first.",
     registry=REGISTRY,
 )
 ADMISSION_SECONDS = Histogram(
@@ -317,6 +317,8 @@ def set_loaded_secrets(loaded: Collection[tuple[str, str]]) -> None:
         SECRET_LOADED.labels(*labels).set(0)
     for labels in loaded:
         SECRET_LOADED.labels(*labels).set(1)
+        # Prometheus sees no increase in a series that appears with its first count.
+        SECRET_MATCHES.labels(labels[0])
     _loaded_secrets.update(loaded)
 
 

@@ -21,7 +21,7 @@ from service.inbox.request_log import SELFTEST
 from service.telemetry import metrics
 from tests.generate import series, series_name
 from tests.support.harness import event, signed
-from tests.support.processes import open_sandbox
+from tests.support.processes import Process, open_sandbox
 from tests.support.programs import ROOT, documents, program, run
 from tests.support.waiting import wait_until
 
@@ -31,6 +31,7 @@ RUNBOOK = RULES.with_name("runbook.md")
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
 PACKAGE = "prometheus"
 ENDINGS = ("_bucket", "_sum", "_count")
+ONE = {"labels": "{}", "value": 1}
 WORDS = {
     *(*Outcome, *RejectionReason, *UnavailableReason, *ApiErrorReason, "client_left", SELFTEST),
     *("delivered", "failed", "retried", "dead_lettered"),
@@ -166,18 +167,14 @@ def test_a_healthy_dashboard_has_no_empty_panel(tmp_path: Path) -> None:
         body = event()
         httpx2.post(receiver.url, content=body, headers=signed(body)).raise_for_status()
         wait_until(lambda: worker.lines("transition"))
-        exposed = {
-            name: httpx2.get(f"{process.admin}/metrics").text
-            for name, process in (("serve", receiver), ("work", worker))
-        }
+        exposed = held(serve=receiver, work=worker)
     asked = [
         target["expr"]
         for panel in panels()
         for target in panel.get("targets", [])
         if "noValue" not in panel["fieldConfig"]["defaults"]
     ]
-    one = {"labels": "{}", "value": 1}
-    play(tmp_path, held(exposed), {f"count({query}) > bool 0": [one] for query in asked})
+    play(tmp_path, exposed, {f"count({query}) > bool 0": [ONE] for query in asked})
 
 
 def test_choices_are_not_counted_as_findings(tmp_path: Path) -> None:
@@ -206,8 +203,26 @@ def shown_in(title: str) -> str:
     return query
 
 
-def held(exposed: dict[str, str]) -> dict[str, float]:
+def test_a_self_test_of_a_new_deployment_fires_no_alert(tmp_path: Path) -> None:
+    """Each series whose increase an alert looks at exists before the first count."""
+    with open_sandbox(tmp_path) as opened:
+        started = {name: opened.start(name).ready() for name in ("serve", "work")}
+        at_work = ('idv_ready{job="serve"}', 'idv_leases_held{handler="log",job="work"}')
+        wait_until(lambda: all(map(held(**started).get, at_work)))
+        before = held(**started)
+        assert opened.run("selftest", "--to", started["serve"].url).wait() == 0
+        after = held(**started)
+    # Those of Stripe's API need a key of it.
+    counted = re.compile(r"(?:increase|rate)\(((?!idv_stripe)idv_\w+(?:\{[^}]*\})?)\[")
+    found = {each for rule in rules() for each in counted.findall(rule["expr"])}
+    play(tmp_path, before, {f"count({each}) > bool 0": [ONE] for each in found})
+    values = {name: f"{before.get(name, '_')} {value:+}+0x180" for name, value in after.items()}
+    promtest(tmp_path, values, {"count_over_time(ALERTS{alertstate='firing'}[3h:1m])": []}, "3h")
+
+
+def held(**processes: Process) -> dict[str, float]:
     """Return every series that the processes expose, with its value."""
+    exposed = {job: httpx2.get(f"{each.admin}/metrics").text for job, each in processes.items()}
     return {
         _series(sample.name, {**sample.labels, "job": job}): sample.value
         for job, text in exposed.items()
@@ -223,18 +238,26 @@ def _series(name: str, labels: dict[str, str]) -> str:
 
 def play(directory: Path, series: Mapping[str, float], cases: dict[str, list[Any]]) -> None:
     """Let promtool run queries on constant series, and compare their results."""
+    promtest(directory, {name: f"{value:+}+0x20" for name, value in series.items()}, cases, "10m")
+
+
+def promtest(
+    directory: Path, series: Mapping[str, str], cases: dict[str, list[Any]], at: str
+) -> None:
+    """Let promtool run the rules and queries on series of values, one for each minute."""
     tests = directory / "tests.yml"
-    inputs = [{"series": name, "values": f"{value:+}+0x20"} for name, value in series.items()]
     asked = [
         {
             "expr": query.replace("$job", ".*").replace("$__rate_interval", "5m"),
-            "eval_time": "10m",
+            "eval_time": at,
             "exp_samples": samples,
         }
         for query, samples in cases.items()
     ]
+    inputs = [{"series": name, "values": values} for name, values in series.items()]
     case = {"interval": "1m", "input_series": inputs, "promql_expr_test": asked}
-    tests.write_text(json.dumps({"evaluation_interval": "1m", "tests": [case]}))
+    whole = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [case]}
+    tests.write_text(json.dumps(whole))
     run(promtool(), "test", "rules", tests)
 
 

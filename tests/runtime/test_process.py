@@ -277,10 +277,12 @@ async def test_few_files_mean_few_connections(sandbox: Sandbox) -> None:
 
 def test_a_worker_has_an_admin_port(sandbox: Sandbox) -> None:
     """`work` serves probes and metrics on its admin port, and no webhooks."""
-    work = sandbox.start("work").ready()
+    work = sandbox.start("work", "--handlers", "log", HANDLERS="log,redis_stream").ready()
     with httpx2.Client(base_url=work.admin) as client:
         wait_until(lambda: client.get("/readyz").status_code == 200)
         wait_until(lambda: 'idv_leases_held{handler="log"} 8.0' in client.get("/metrics").text)
+        # An alert sees a handler that no worker calls.
+        assert b'idv_leases_held{handler="redis_stream"} 0.0' in _metrics(work)
         assert client.get("/livez").status_code == 200
         # All that is posted there is the page's, which refuses what another site may have sent.
         assert client.post("/webhooks/stripe").status_code == 403

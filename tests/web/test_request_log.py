@@ -43,12 +43,13 @@ TRACE = "00-" + "a1" * 16 + "-00f067aa0ba902b7-01"
 
 
 async def test_only_admitted_or_known_events_count_as_events(open_app: OpenApp) -> None:
-    """Ignored, rejected and unavailable requests do not move the time of the last event."""
+    """What is ignored, rejected, unavailable or a self-test does not move the last event's time."""
     metrics.LAST_EVENT.set(0)
     other = [
         PING,
         thin_event(),
         event("customer.created"),
+        event(session="vs_selftest_1", id="evt_selftest"),
         b"[]",
         event(envelope={"livemode": True}),
     ]
