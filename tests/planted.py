@@ -804,9 +804,23 @@ MUTANTS = (
         "monitoring/test_session_timeline.py",
     ),
     Mutant(
+        "a thin event that was given up is unknown to its session",
+        "service/monitoring/unfetched.py",
+        "        keys.dead_letters(partition, FETCH),\n        keys.replays",
+        "        keys.replays",
+        "monitoring/test_session_timeline.py",
+    ),
+    Mutant(
+        "a replayed thin event is unknown to its session",
+        "service/monitoring/find_sessions.lua",
+        "fields[1] == 'replay' and fields[4] or fields[2]",
+        "fields[2]",
+        "monitoring/test_session_timeline.py",
+    ),
+    Mutant(
         "a transition whose replay waits counts as settled",
         "service/monitoring/session_timeline.py",
-        "replay_states.get(event.event_id, state) if state == _ACKNOWLEDGED else state",
+        "replay_states.get(event.event_id, state) if state == ACKNOWLEDGED else state",
         "state",
     ),
     Mutant(

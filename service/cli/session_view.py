@@ -5,7 +5,7 @@ What is shown may hold text from requests, and is escaped. No id is cut: each is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from rich.console import Group, RenderableType
@@ -17,6 +17,7 @@ from rich.text import Text
 from ..inbox.session_record import SessionRecord
 from ..monitoring.finished_attempts import Attempt
 from ..monitoring.session_timeline import Arrival, HandlerOutcome, State, Step, Timeline
+from ..monitoring.unfetched import Unfetched
 from ..monitoring.words import counted, duration
 from ..stripe.events import EVENT_TYPE_PREFIX
 from ..transitions.transition import StatusTransition
@@ -53,24 +54,39 @@ _CHANGED_NOTHING = {
 }
 
 
-def render(timeline: Timeline, program: str) -> RenderableType:
-    """Return a timeline as something that rich prints.
+def render(
+    session_id: str, timeline: Timeline | None, unfetched: Sequence[Unfetched], program: str
+) -> RenderableType:
+    """Return what is known of a session as something that rich prints.
 
     Args:
-        timeline: The timeline.
+        session_id: `vs_…`.
+        timeline: Its timeline; None if it has no record.
+        unfetched: Its thin events that are not fetched.
         program: What to type to call this program again.
     """
-    parts: list[RenderableType] = [_header(timeline.record)]
+    parts: list[RenderableType] = []
+    if timeline:
+        parts += _timeline(timeline, program)
+    else:
+        parts.append(Text.assemble((escape(session_id), "bold"), "  no session record"))
+    if unfetched:
+        parts.append(Text("\nThin events that are not fetched: what they say is unknown", "bold"))
+    parts += [_unfetched(one, program) for one in unfetched]
+    return Group(*parts)
+
+
+def _timeline(timeline: Timeline, program: str) -> Iterator[RenderableType]:
+    yield _header(timeline.record)
     day = None
     for step in timeline.steps:
         at = step.arrival.arrived_at.astimezone()
         if at.date() != day:
             day = at.date()
-            parts.append(Text(f"\n{at:%A, %Y-%m-%d (times: UTC%z)}", "bold"))
-        parts.append(_step(step, program))
+            yield Text(f"\n{at:%A, %Y-%m-%d (times: UTC%z)}", "bold")
+        yield _step(step, program)
     if not timeline.steps:
-        parts.append(Text("\nno event of this session is remembered", "dim"))
-    return Group(*parts)
+        yield Text("\nno event of this session is remembered", "dim")
 
 
 def _header(record: SessionRecord) -> RenderableType:
@@ -101,13 +117,26 @@ def _step(step: Step, program: str) -> RenderableType:
     table.add_row(_clock(arrival.arrived_at), _headline(arrival))
     table.add_row("", _cause(arrival, transition))
     if step.outcomes:
-        handlers = Table.grid(padding=(0, 2, 0, 0))
-        handlers.add_column(no_wrap=True)
-        handlers.add_column(overflow="fold")
-        for outcome in step.outcomes:
-            handlers.add_row(Text(escape(outcome.handler)), _outcome(outcome, program))
-        table.add_row("", handlers)
+        table.add_row("", _outcomes(step.outcomes, program))
     return Styled(table, "" if arrival.outcome == "admitted" else "dim")
+
+
+def _unfetched(one: Unfetched, program: str) -> RenderableType:
+    """Return a thin event and how far it is, one below the other."""
+    event = one.notification
+    kind = event.event_type.removeprefix(EVENT_TYPE_PREFIX)
+    words = f"  {kind}, created {_moment(one.created_at)}"
+    headline = Text.assemble(escape(event.event_id), (escape(words), "dim"))
+    return Group(headline, Padding(_outcomes([one.outcome], program), (0, 0, 0, 2)))
+
+
+def _outcomes(outcomes: Sequence[HandlerOutcome], program: str) -> RenderableType:
+    handlers = Table.grid(padding=(0, 2, 0, 0))
+    handlers.add_column(no_wrap=True)
+    handlers.add_column(overflow="fold")
+    for outcome in outcomes:
+        handlers.add_row(Text(escape(outcome.handler)), _outcome(outcome, program))
+    return handlers
 
 
 def _headline(arrival: Arrival) -> Text:

@@ -39,9 +39,9 @@ MAX_ATTEMPTS_PER_CALL = 1000
 MAX_ATTEMPTS = 50
 
 _FIND_ATTEMPTS = Script(__package__, "find_attempts.lua")
-_FIND_DELIVERIES = Script(__package__, "find_deliveries.lua")
+FIND_DELIVERIES = Script(__package__, "find_deliveries.lua")
 # What the script says of an entry instead of its delivery count.
-_UNREAD, _ACKNOWLEDGED, _NO_GROUP = -1, -2, -3
+_UNREAD, ACKNOWLEDGED, _NO_GROUP = -1, -2, -3
 
 
 class State(StrEnum):
@@ -203,7 +203,7 @@ async def _find_deliveries(
     asked = [handler, marker, *_asked(admitted, attempts)]
     replies = await connections.run(
         [
-            ScriptCall(_FIND_DELIVERIES, streams, asked),
+            ScriptCall(FIND_DELIVERIES, streams, asked),
             ScriptCall(CIRCUIT, [keys.circuit(handler)], []),
         ]
     )
@@ -216,9 +216,9 @@ async def _find_deliveries(
         event_id: state for state, entry in replays for event_id, _ in _events_of([entry])
     }
     return {
-        event.event_id: _outcome(
+        event.event_id: outcome_of(
             handler,
-            replay_states.get(event.event_id, state) if state == _ACKNOWLEDGED else state,
+            replay_states.get(event.event_id, state) if state == ACKNOWLEDGED else state,
             [one.attempt for one in attempts if one.event_id == event.event_id],
             letter_ids.get(event.event_id),
             is_circuit_open=bool(is_circuit_open),
@@ -254,7 +254,7 @@ def _asked(admitted: Sequence[KnownEvent], attempts: Sequence[NotedAttempt]) -> 
     yield from (one.letter_id for one in attempts if one.letter_id)
 
 
-def _outcome(
+def outcome_of(
     handler: str,
     state: int,
     attempts: Sequence[Attempt],
@@ -262,6 +262,7 @@ def _outcome(
     *,
     is_circuit_open: bool,
 ) -> HandlerOutcome:
+    """Return what became of an entry; *state* as `find_deliveries.lua` says it."""
     last = attempts[-1] if attempts else None
     failed = last.attempt - (last.outcome == "delivered") if last else 0
     if state >= 0:

@@ -61,6 +61,7 @@ async def test_open_pages_leave_probes_alone(
     ("view", "name", "method", "path"),
     [
         (sessions, "search", "POST", "/sessions"),
+        (sessions, "find_unfetched", "GET", "/sessions/vs_1"),
         (sessions, "read_timeline", "GET", "/sessions/vs_1"),
         (dead_letters, "read_page", "GET", "/dead-letters/log"),
     ],

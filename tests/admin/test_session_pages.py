@@ -24,6 +24,7 @@ from tests.support.admissions import (
     VERIFIED,
     InspectedInbox,
     make_event,
+    make_notification,
 )
 from tests.support.logins import OpenPage
 from tests.support.shown import HOSTILE_TEXTS, Shown
@@ -89,6 +90,23 @@ async def test_every_state_of_a_delivery(
     ):  # fmt: skip
         assert part in text, part
     assert ("arrivals" in text, "The latest 2 of 7 arrivals" in short) == (False, True)
+
+
+async def test_thin_events_that_are_not_fetched(
+    client: httpx2.AsyncClient, inbox: InspectedInbox
+) -> None:
+    """They are shown where they are all that is known of a session, and beside its record."""
+    await inbox.note(make_notification())
+    alone = await client.get(f"/sessions/{SESSION_ID}")
+    await inbox.admit(PROCESSING)
+    beside = await client.get(f"/sessions/{SESSION_ID}")
+
+    for answered, known in ((alone, "There is no record of this session"), (beside, "Timeline")):
+        text = Shown(answered.text).text
+        assert answered.status_code == 200
+        assert "Thin events that are not fetched" in text
+        assert "verified evt_thin created 20" in text
+        assert known in text
 
 
 @pytest.mark.parametrize("hostile", HOSTILE_TEXTS)

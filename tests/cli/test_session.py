@@ -16,24 +16,30 @@ from rich.console import Console
 from service.cli.session_view import render
 from service.monitoring.finished_attempts import Attempt
 from service.monitoring.session_timeline import Arrival, HandlerOutcome, Timeline
+from service.monitoring.unfetched import Unfetched
 from tests.admin import samples
 from tests.cli.conftest import KEYS, claim_layout
+from tests.support.admissions import make_notification
 from tests.support.processes import Sandbox
+from tests.support.transitions import stored_notification
 
 SESSION_ID = "vs_1"
+UNFETCHED = "vs_unfetched"
 PARTITION = KEYS.partition(SESSION_ID)
 CANARY = "canary4711"
 PROGRAM = "identity-webhooks"
 HOSTILE = "[red]a\x1b[2J\u202eb"
 
 
-def shown(timeline: Timeline, *, width: int = 80, zone: str = "UTC") -> str:
-    """Return what a terminal shows of a timeline."""
+def shown(
+    timeline: Timeline | None, *unfetched: Unfetched, width: int = 80, zone: str = "UTC"
+) -> str:
+    """Return what a terminal shows of a session."""
     console = Console(file=io.StringIO(), width=width)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TZ", zone)
         time.tzset()
-        console.print(render(timeline, PROGRAM))
+        console.print(render(samples.SESSION, timeline, unfetched, PROGRAM))
     time.tzset()
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -76,7 +82,7 @@ def test_a_transition_that_was_not_looked_up_is_not_said_to_be_gone() -> None:
 def test_what_changed_nothing_is_dimmed() -> None:
     """Colours and dimmed lines are for terminals only."""
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system="standard")
-    console.print(render(samples.timeline(), PROGRAM))
+    console.print(render(samples.SESSION, samples.timeline(), (), PROGRAM))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     dimmed = [line.startswith("\x1b[2m") for line in lines if "late: " in line or " #1 " in line]
@@ -113,6 +119,21 @@ def test_text_from_redis_is_shown_as_text() -> None:
     assert text.count(r"[red]a\x1b[2J\u202eb") == 13
 
 
+@pytest.mark.parametrize("timeline", [None, samples.timeline()], ids=["no record", "a record"])
+def test_thin_events_that_are_not_fetched(timeline: Timeline | None) -> None:
+    """They are named with what to type, also where they are all that is known of the session."""
+    dead = samples.timeline().steps[1].outcomes[1]._replace(handler="fetch")
+    event = make_notification(id="evt_test_1")
+    text = shown(timeline, Unfetched(event, dead))
+
+    assert text.startswith(samples.SESSION)
+    assert ("no session record" in text) == (timeline is None)
+    said = " ".join(text.split())
+    assert "not fetched: what they say is unknown evt_test_1 verified, created 20" in said
+    assert f"-> {PROGRAM} dead show fetch 3-1785500000000-0" in said
+    assert "not fetched" not in shown(samples.timeline())
+
+
 def test_a_session_of_which_nothing_is_remembered() -> None:
     """Its status is shown all the same."""
     text = shown(samples.timeline()._replace(steps=()))
@@ -138,6 +159,8 @@ def _fill(client: Any) -> None:
     stream, dead = KEYS.transitions(PARTITION), KEYS.dead_letters(PARTITION, "log")
     client.xadd(stream, fields, id="1790000002000-0")
     client.xgroup_create(stream, "log", id="$")
+    waiting = stored_notification(UNFETCHED, 1)
+    client.xadd(KEYS.notifications(KEYS.partition(UNFETCHED)), waiting)
     client.xadd(dead, fields | {"entry_id": "1790000002000-0"}, id="1790000003000-0")
     attempt = {"event": "evt_2", "outcome": "dead_lettered", "attempt": 3, "error": "ValueError",
                "place": "own.py:1 handle", "letter": "1790000003000-0"}  # fmt: skip
@@ -174,6 +197,18 @@ def test_the_json_has_everything_but_your_own_data(filled: Sandbox) -> None:
     assert attempt.keys() == {*Attempt._fields}
     [late] = [step for step in found["steps"] if step["outcome"] == "late"]
     assert late["handlers"] == []
+
+
+def test_the_json_of_a_session_without_a_record(filled: Sandbox) -> None:
+    """It has the same names; what a record would say is null."""
+    found = orjson.loads(filled.invoke("session", UNFETCHED, "--json").out)
+    known = orjson.loads(filled.invoke("session", SESSION_ID, "--json").out)
+
+    assert found.keys() == known.keys()
+    assert (found["session_id"], found["status"], found["steps"]) == (UNFETCHED, None, [])
+    assert known["unfetched"] == []
+    [event] = found["unfetched"]
+    assert (event["event_id"], event["fetch"]["state"]) == (f"evt_{UNFETCHED}_1", "unknown")
 
 
 def test_what_it_says_to_type_works(filled: Sandbox) -> None:

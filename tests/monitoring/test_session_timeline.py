@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -19,19 +20,28 @@ from service.delivery.leases import Lease, take_or_renew
 from service.delivery.stream_watcher import StreamWatcher
 from service.inbox import session_record
 from service.inbox.admission import Inbox
-from service.monitoring import session_timeline
+from service.monitoring import session_timeline, unfetched
 from service.monitoring.session_timeline import (
     HandlerOutcome,
     State,
     Timeline,
     read_timeline,
 )
+from service.monitoring.unfetched import find_unfetched
 from service.parsers import FETCH
 from service.storage.connections import Connections
 from service.storage.keys import Keys
 from service.stripe.events import Event
 from service.transitions.transition import make_change
-from tests.support.admissions import CREATED, FAILED, PROCESSING, SESSION_ID, VERIFIED, make_event
+from tests.support.admissions import (
+    CREATED,
+    FAILED,
+    PROCESSING,
+    SESSION_ID,
+    VERIFIED,
+    make_event,
+    make_notification,
+)
 
 HANDLER = "log"
 
@@ -44,6 +54,7 @@ class Deployment:
     keys: Keys
     inbox: Inbox
     consumer: Consumer
+    handler: str = HANDLER
 
     @property
     def partition(self) -> int:
@@ -102,11 +113,14 @@ class Deployment:
 
     async def replay(self) -> None:
         """Replay all dead letters."""
-        letters = dead_letters.read_dead_letters(
-            self.connections, self.keys, HANDLER, EntryFilter()
-        )
-        found = [letter async for letter in letters]
-        await dead_letters.replay(self.connections, self.keys, HANDLER, found, name="r")
+        place = (self.connections, self.keys, self.handler)
+        letters = dead_letters.read_dead_letters(*place, EntryFilter())
+        await dead_letters.replay(*place, [letter async for letter in letters], name="r")
+
+    async def unfetched(self) -> list[tuple[str, State, int]]:
+        """Return the event id and state of what is not fetched, and how often that failed."""
+        found = await find_unfetched(self.connections, self.keys, SESSION_ID)
+        return [(one.notification.event_id, one.outcome.state, one.outcome.failed) for one in found]
 
 
 @pytest.fixture
@@ -114,17 +128,31 @@ async def deployment(
     connections: Connections, keys: Keys, settings: Settings
 ) -> AsyncIterator[Deployment]:
     """Yield a deployment with one handler, and `fetch`."""
-    watcher = StreamWatcher(connections)
     await create_groups(connections, keys, [HANDLER, FETCH])
+    async with consuming(connections, keys, HANDLER) as consumer:
+        yield Deployment(
+            connections=connections,
+            keys=keys,
+            inbox=Inbox(connections, keys, settings),
+            consumer=consumer,
+        )
+
+
+@pytest.fixture
+async def fetching(deployment: Deployment) -> AsyncIterator[Deployment]:
+    """Yield the deployment with the worker of `fetch`."""
+    async with consuming(deployment.connections, deployment.keys, FETCH) as consumer:
+        yield replace(deployment, consumer=consumer, handler=FETCH)
+
+
+@asynccontextmanager
+async def consuming(connections: Connections, keys: Keys, handler: str) -> AsyncIterator[Consumer]:
+    """Yield a handler's consumer of the session's partition."""
+    watcher = StreamWatcher(connections)
     partition = keys.partition(SESSION_ID)
-    lease = Lease(connections, keys, handler=HANDLER, partition=partition, worker="w1")
+    lease = Lease(connections, keys, handler=handler, partition=partition, worker="w1")
     assert await take_or_renew(connections, [lease], 300) == [0]
-    yield Deployment(
-        connections=connections,
-        keys=keys,
-        inbox=Inbox(connections, keys, settings),
-        consumer=Consumer(lease, keys, watcher),
-    )
+    yield Consumer(lease, keys, watcher)
     await watcher.close()
 
 
@@ -300,3 +328,50 @@ async def test_a_transition_that_was_trimmed_keeps_its_outcome(deployment: Deplo
     [step] = (await deployment.timeline()).steps
     assert step.arrival.transition is None
     assert [one.state for one in step.outcomes] == [State.DELIVERED]
+
+
+async def test_a_thin_event_that_is_not_fetched(
+    fetching: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it waits, among those of other sessions, it is found until it is fetched."""
+    monkeypatch.setattr(unfetched, "MAX_SEARCHED", 1)
+    connections, keys = fetching.connections, fetching.keys
+    others = [make_notification(id=f"evt_{n}", session=fetching.neighbor) for n in range(2)]
+    for one in (others[0], make_notification(), others[1]):
+        await fetching.inbox.note(one)
+    assert await fetching.unfetched() == [("evt_thin", State.WAITING, 0)]
+    await connections.client.set(keys.circuit(FETCH), 1)
+    assert await fetching.unfetched() == [("evt_thin", State.CIRCUIT_OPEN, 0)]
+    _, delivery, _ = await fetching.consumer.read(9)
+    await fetching.fail(delivery)
+    assert await fetching.unfetched() == [("evt_thin", State.RETRYING, 1)]
+
+    await fetching.give_up(delivery)
+    assert await fetching.unfetched() == [("evt_thin", State.DEAD_LETTER, 2)]
+    [dead] = await find_unfetched(connections, keys, SESSION_ID)
+    [attempt] = dead.outcome.attempts
+    assert (attempt.outcome, attempt.error) == ("dead_lettered", "ValueError")
+    assert dead.outcome.dead_letter_id
+    letter = await dead_letters.find_one(connections, keys, FETCH, dead.outcome.dead_letter_id)
+    assert letter
+    assert letter.item == dead.notification
+
+    await connections.client.delete(keys.circuit(FETCH))
+    await fetching.replay()
+    assert await fetching.unfetched() == [("evt_thin", State.WAITING, 0)]
+    [replayed] = await fetching.consumer.read(9)
+    await fetching.consumer.ack(replayed)
+    assert await fetching.unfetched() == []
+
+
+async def test_thin_events_are_in_the_order_of_their_creation(deployment: Deployment) -> None:
+    """Those of one second are in the order of their arrival; without a worker none is fetched."""
+    for partition in range(deployment.keys.partitions):
+        stream = deployment.keys.notifications(partition)
+        await deployment.connections.client.xgroup_destroy(stream, FETCH)
+    for name, at in (("evt_b", 5), ("evt_a", 5), ("evt_first", 0)):
+        await deployment.inbox.note(make_notification(id=name, at=at))
+
+    assert await deployment.unfetched() == [
+        (name, State.UNKNOWN, 0) for name in ("evt_first", "evt_b", "evt_a")
+    ]

@@ -62,6 +62,7 @@ _BY_MODULE = {
     "monitoring.finished_attempts": OPERATOR,
     "monitoring.session_search": OPERATOR,
     "monitoring.session_timeline": OPERATOR,
+    "monitoring.unfetched": OPERATOR,
     "operations.check": OPERATOR,
     "operations.selftest_redis": OPERATOR,
     "cli.dead_letters": OPERATOR,

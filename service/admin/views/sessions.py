@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from ...monitoring.session_search import MAX_TEXT, Found, search
 from ...monitoring.session_timeline import Timeline, read_timeline
+from ...monitoring.unfetched import Unfetched, find_unfetched
 from ...stripe.events import SESSION_ID
 from ...transitions.transition import StatusTransition
 from .. import paths
@@ -46,8 +47,15 @@ def routes(page: Page) -> list[Route]:
         return await _respond_search(page, request, text=text, found=found)
 
     async def show(request: Request) -> Response:
-        timeline = await _read(page, request.path_params["session_id"])
-        return page.respond(request, "session.html", timeline=timeline, **_describe(timeline))
+        session_id = request.path_params["session_id"]
+        timeline, unfetched = await _read(page, session_id)
+        return page.respond(
+            request,
+            "session.html",
+            session_id=session_id,
+            unfetched=unfetched,
+            **_describe(session_id, timeline),
+        )
 
     return [
         Route(paths.SESSIONS, show_search),
@@ -70,42 +78,48 @@ async def _respond_search(
     )
 
 
-async def _read(page: Page, session_id: str) -> Timeline:
-    """Return the timeline of the session in a URL.
+async def _read(page: Page, session_id: str) -> tuple[Timeline | None, tuple[Unfetched, ...]]:
+    """Return the timeline of the session in a URL, and its thin events that are not fetched.
 
     Raises:
-        PageError: It is no session id, or there is no record that can be read.
+        PageError: It is no session id, its record cannot be read, or there is neither.
     """
     if not SESSION_ID.fullmatch(session_id):
         raise PageError(404, "This is no session id", "A session id is vs_… of letters and digits.")
     try:
         async with page.searching():
+            unfetched = await find_unfetched(page.connections, page.keys, session_id)
             timeline = await read_timeline(
                 page.connections, page.keys, session_id, page.settings.handlers
             )
     except ValueError:
         raise PageError(404, "The record of this session cannot be read") from None
-    if timeline is None:
+    if timeline is None and not unfetched:
         raise PageError(
             404,
             "No session has this id",
-            "No event of it was admitted, or its record has expired.",
+            "No event of it was admitted and no thin event of it waits, or its record has expired. "
+            "The command backfill reads from Stripe what never arrived.",
         )
-    return timeline
+    return timeline, unfetched
 
 
-def _describe(timeline: Timeline) -> dict[str, Any]:
-    """Return what the page says besides the timeline itself."""
-    known = [step.arrival.transition for step in timeline.steps if step.arrival.transition]
+def _describe(session_id: str, timeline: Timeline | None) -> dict[str, Any]:
+    """Return what the page says of a timeline."""
+    steps = timeline.steps if timeline else ()
+    known = [step.arrival.transition for step in steps if step.arrival.transition]
     latest = max(known, key=lambda one: (one.epoch, one.sequence), default=None)
-    record = timeline.record
-    return {
-        "steps": timeline.steps[-MAX_STEPS:],
+    said: dict[str, Any] = {
+        "record": timeline and timeline.record,
+        "steps": steps[-MAX_STEPS:],
+        "arrivals": len(steps),
         "latest": latest,
-        "dashboard": dashboard_address(record.session_id, latest),
-        "epoch": datetime.fromtimestamp(record.epoch / 1000, UTC),
-        "created": datetime.fromtimestamp(record.latest_created, UTC),
+        "dashboard": dashboard_address(session_id, latest),
     }
+    if timeline:
+        said["epoch"] = datetime.fromtimestamp(timeline.record.epoch / 1000, UTC)
+        said["created"] = datetime.fromtimestamp(timeline.record.latest_created, UTC)
+    return said
 
 
 def dashboard_address(session_id: str, latest: StatusTransition | None) -> str:
