@@ -92,12 +92,15 @@ def test_one_service_builds_the_image(project: Any) -> None:
 
 
 def test_the_balancers_name_what_exists(project: Any) -> None:
-    """Receivers, port and certificate have the same names here and in the balancers' files."""
+    """Receivers, port and certificate are those of the balancers' files; it has time to stop."""
     balancer = project["services"]["balancer"]
     receivers = {f"{name}:{Settings.port}" for name in OURS if name.startswith("receiver-")}
     [port] = {each.partition(":")[2] for each in balancer["ports"]}
     [certificate] = balancer["secrets"]
+    haproxy = COMPOSE.with_name("haproxy.cfg").read_text()
+    [hard_stop_s] = re.findall(r"hard-stop-after (\d+)s", haproxy)
 
+    assert int(balancer["stop_grace_period"].removesuffix("s")) > int(hard_stop_s)
     for path in (COMPOSE.with_name("haproxy.cfg"), COMPOSE.with_name("nginx.conf")):
         text = path.read_text()
         assert set(re.findall(r"^\s+server .*?(receiver-\S+:\d+)", text, re.MULTILINE)) == receivers
