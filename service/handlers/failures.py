@@ -86,13 +86,11 @@ def place(error: BaseException) -> str:
 
     Frames of this service that merely call or import the handler are left out.
     """
-    frames = [
-        (frame.f_code.co_filename, line, frame.f_code.co_name)
-        for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
+    frames = _frames(error)
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno or 0, "<module>"))
-    texts = [f"{file}:{line} {name}" for file, line, name in _frames_of_handler(frames) or frames]
+    of_handler = [*dropwhile(lambda one: _calls_handlers(Path(one[0])), frames)]
+    texts = [f"{file}:{line} {name}" for file, line, name in of_handler or frames]
     if len(texts) > FIRST_FRAMES + LAST_FRAMES:
         texts[FIRST_FRAMES:-LAST_FRAMES] = ["…"]
     return _printable(", ".join(texts))
@@ -107,14 +105,22 @@ def definition(found: object) -> str:
 
 def is_raised_by_handler(error: BaseException) -> bool:
     """Return whether the innermost frame is outside this service."""
-    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return isinstance(error, SyntaxError) or not (frames and frames[-1].startswith(str(_PACKAGE)))
+    frames = _frames(error)
+    return isinstance(error, SyntaxError) or not (
+        frames and frames[-1][0].startswith(str(_PACKAGE))
+    )
 
 
-def _frames_of_handler(frames: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
-    """Leave out Python's import machinery, and the outer frames that only call handlers."""
-    written = [one for one in frames if not any(each in one[0] for each in _IMPORT_MACHINERY)]
-    return [*dropwhile(lambda one: _calls_handlers(Path(one[0])), written)]
+def _frames(error: BaseException) -> list[tuple[str, int, str]]:
+    """Return file, line and function of each frame but those of Python's import machinery."""
+    # Python makes a RuntimeError of a StopIteration, without the frames that raised it.
+    cause = error.__cause__
+    raised = cause if isinstance(cause, StopIteration | StopAsyncIteration) else error
+    return [
+        (frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in traceback.walk_tb(raised.__traceback__)
+        if not any(each in frame.f_code.co_filename for each in _IMPORT_MACHINERY)
+    ]
 
 
 def _calls_handlers(file: Path) -> bool:

@@ -6,6 +6,7 @@ message or value of an exception: those may quote settings.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
@@ -75,7 +76,8 @@ async def open_all(
                 handler = await stack.enter_async_context(_context(name, opener, environ))
             except ConfigError:
                 raise
-            except Exception as error:  # noqa: BLE001 - an opener may raise anything
+            except BaseException as error:  # noqa: BLE001 - an opener may raise anything
+                _raise_again_if_stopped(error)
                 raise _cannot(name, "be opened", error, opener) from None
             if not _is_coroutine_function(handler):
                 raise ConfigError([f"HANDLERS: {name}: what it opens {_PLAIN}"])
@@ -97,7 +99,8 @@ async def check(name: str, handler: AnyHandler) -> bool:
         await method()
     except ConfigError:
         raise
-    except Exception as error:  # noqa: BLE001 - a handler may raise anything
+    except BaseException as error:  # noqa: BLE001 - a handler may raise anything
+        _raise_again_if_stopped(error)
         if (word := unreachable_reason(error)) is not None:
             raise Unreachable(word) from None
         raise _cannot(name, "be checked", error, method) from None
@@ -116,7 +119,9 @@ def _import(path: str) -> Callable[..., Any]:
         # The module that was named, or one that it imports.
         is_named = f"{module_name}.".startswith(f"{error.name}.")
         raise _LoadError(missing if is_named else f"{missing} ({place(error)})") from None
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a module may do anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a module may do anything
         raised = f"{class_name(error)} ({place(error)})"
         raise _LoadError(f"module {module_name} cannot be imported: {raised}") from None
     if not callable(found):
@@ -156,6 +161,14 @@ def _context(
         missing = "is no async context manager: is @asynccontextmanager missing?"
         raise ConfigError([f"HANDLERS: {name}: what {definition(opener)} returns {missing}"])
     return context
+
+
+def _raise_again_if_stopped(error: BaseException) -> None:
+    """Raise what comes from outside: Ctrl-C, or that our task is canceled."""
+    task = asyncio.current_task()
+    is_canceled = isinstance(error, asyncio.CancelledError) and task and task.cancelling()
+    if is_canceled or isinstance(error, KeyboardInterrupt):
+        raise error
 
 
 def _cannot(name: str, what: str, error: BaseException, called: object) -> ConfigError:

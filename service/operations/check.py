@@ -13,6 +13,7 @@ from ..config import SECRETS, Livemode, Settings
 from ..errors import ConfigError, Unreachable
 from ..findings import Finding, Promise, Severity, worst
 from ..handlers import OpenHandler, loading
+from ..handlers.failures import class_name, place
 from ..monitoring.handler_rules import MAX_WAIT_S, find_obstacles
 from ..monitoring.handler_state import HandlerState, read_handlers
 from ..monitoring.words import counted
@@ -138,8 +139,11 @@ async def _check_handler(name: str, opener: OpenHandler, environ: Mapping[str, s
         severity, meaning = Severity.FATAL, str(error)
     except Unreachable as error:
         severity, meaning = Severity.FATAL, f"its queue cannot be reached: {error.reason}"
+    except TimeoutError:
+        severity, meaning = Severity.FATAL, f"does not answer within {CHECK_TIMEOUT_S:.0f} s"
     except Exception as error:  # noqa: BLE001 - closing may raise anything
-        severity, meaning = Severity.FATAL, f"does not answer: {type(error).__name__}"
+        what = f"{class_name(error)} ({place(error)})"
+        severity, meaning = Severity.FATAL, f"cannot be closed: {what}"
     meaning = f"{meaning} ({loading.origin(name)})"
     return Finding(f"handler {name}", severity, (Promise.ALONE,), meaning)
 

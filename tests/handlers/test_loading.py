@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import socket
 import sys
@@ -25,12 +26,23 @@ class Own:
         """Do nothing."""
 
 
+class Checking(Own):
+    """A handler whose check fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    async def check(self) -> None:
+        """Raise the error."""
+        raise self.error
+
+
 MODULES = {
     "acme_broken": "from acme_audit import missing\n",
     "acme_syntax": "def open(environ)\n    pass\n",
     "acme_name": "import os\nopen = nowhere\n",
     "acme_needs": "import os\nimport acme_dependency\n",
-    "acme_exits": "import sys\nsys.exit(3)\n",
+    "acme_exits": "import asyncio\nraise asyncio.CancelledError\n",
     "acme_plain": "def handle(transition): ...\n",
     "acme_wrong": """
 from contextlib import asynccontextmanager
@@ -55,6 +67,12 @@ class NoContext:
 
     async def __call__(self, transition):
         pass
+
+@asynccontextmanager
+async def empty(environ):
+    if not environ:
+        return
+    yield
 """,
 }
 
@@ -109,7 +127,7 @@ def test_all_wrong_names_are_reported_at_once(tmp_path: Path) -> None:
         "acme_syntax:open": f"{unfit('syntax')} SyntaxError ({tmp_path}/acme_syntax.py:1 ",
         "acme_name:open": f"{unfit('name')} NameError ({tmp_path}/acme_name.py:2 ",
         "acme_needs:open": f"module acme_dependency is not installed ({tmp_path}/acme_needs.py:2 ",
-        "acme_exits:open": f"{unfit('exits')} SystemExit ({tmp_path}/acme_exits.py:2 ",
+        "acme_exits:open": f"{unfit('exits')} CancelledError ({tmp_path}/acme_exits.py:2 ",
         "acme_plain:handle": "is no coroutine function: write `async def`",
         "acme_audit:missing": "module acme_audit has no callable missing",
         "acme_audit:not_callable": "module acme_audit has no callable not_callable",
@@ -192,6 +210,7 @@ async def test_a_handler_that_cannot_open_closes_the_others() -> None:
         ("no_decorator", "what {}:10 no_decorator returns is no async context manager"),
         ("raising", "cannot be opened: LookupError ({}:15 raising)"),
         ("NoContext", "what {}:19 __init__ returns is no async context manager"),
+        ("empty", "cannot be opened: RuntimeError ({}:25 empty)"),
     ],
 )
 async def test_a_handler_that_cannot_be_opened_is_reported_with_its_place(
@@ -209,23 +228,28 @@ async def test_a_handler_that_cannot_be_opened_is_reported_with_its_place(
 
 async def test_a_check_that_fails_is_reported_with_its_place() -> None:
     """A check ends in the handler's ConfigError, in Unreachable, or in its class and place."""
-
-    class Checking(Own):
-        def __init__(self, error: Exception) -> None:
-            self.error = error
-
-        async def check(self) -> None:
-            raise self.error
-
     assert not await loading.check("own", Own())
     with pytest.raises(Unreachable, match=r"^name_unresolved$"):
         await loading.check("own", Checking(socket.gaierror()))
     with pytest.raises(ConfigError, match=r"^wrong$"):
         await loading.check("own", Checking(ConfigError(["wrong"])))
-    with pytest.raises(
-        ConfigError, match=rf"own cannot be checked: ValueError \({__file__}:\d+ chec"
-    ):
-        await loading.check("own", Checking(ValueError("canary")))
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, StopIteration, asyncio.CancelledError])
+async def test_an_opener_and_a_check_may_raise_anything(kind: type[BaseException]) -> None:
+    """No error of a handler ends the process without a word: each has its class and place."""
+
+    @asynccontextmanager
+    async def opener(_: Mapping[str, str]) -> AsyncIterator[Handler]:
+        raise kind
+        yield
+
+    place = rf"\w+ \({__file__}:\d+ (opener|check)\)"
+    with pytest.raises(ConfigError, match=f"own cannot be opened: {place}"):
+        async with loading.open_all({"own": opener}, {}):
+            pytest.fail("not reached")
+    with pytest.raises(ConfigError, match=f"own cannot be checked: {place}"):
+        await loading.check("own", Checking(kind()))
 
 
 BARE = """
