@@ -195,8 +195,9 @@ class Settings:
     stripe_accounts: tuple[str, ...] = setting(
         (), parsers.CONNECTED_ACCOUNTS, "Connected accounts to reconcile besides your own"
     )
+    # Any longer, and the alerts on lag would call a healthy reconciler late (MAX_RECONCILE_LAG_S).
     reconcile_every_s: int = integer(
-        60, 0, 3600, "Seconds between two readings of Stripe's list of events; 0 for none"
+        60, 0, 300, "Seconds between two readings of Stripe's list of events; 0 for none"
     )
     reconcile_from: str = setting(
         "3d", parsers.TIME, "Where the first reading of an account's events begins"

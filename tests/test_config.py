@@ -273,6 +273,8 @@ def test_all_problems_are_reported_at_once() -> None:
         ("SESSION_RETENTION_DAYS", 36, 3650),
         ("HANDLER_CONCURRENCY", 1, 1024),
         ("RETRY_MAX_ATTEMPTS", 1, 1000),
+        # Alerts expect a pass at least so often.
+        ("RECONCILE_EVERY_S", 0, 300),
         ("LEASE_TTL_S", 1, 300),
     ],
 )
