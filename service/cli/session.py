@@ -22,7 +22,8 @@ _SHOWN = (
 _SHOWN_UNFETCHED = ("event_id", "event_type", "livemode", "context", "endpoint")
 _UNKNOWN = (
     "no session record has this id: no event of it was admitted and no thin event of it waits, or "
-    "its record has expired; `backfill` reads from Stripe what never arrived"
+    "its record has expired; the receivers' log has each event that came, and `backfill` reads "
+    "from Stripe what never did"
 )
 
 

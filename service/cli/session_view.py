@@ -71,7 +71,9 @@ def render(
     else:
         parts.append(Text.assemble((escape(session_id), "bold"), "  no session record"))
     if unfetched:
-        parts.append(Text("\nThin events that are not fetched: what they say is unknown", "bold"))
+        parts.append(
+            Text("\nThin events that are not fetched: what they say may not be known", "bold")
+        )
     parts += [_unfetched(one, program) for one in unfetched]
     return Group(*parts)
 

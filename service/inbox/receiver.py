@@ -139,5 +139,7 @@ class Receiver:
         if event.is_live == (self._livemode is Livemode.LIVE):
             return event
         if isinstance(event, ThinEvent):
-            return Ignored(IgnoredReason.LIVEMODE, event.event_id, event.event_type)
-        return Ignored(IgnoredReason.LIVEMODE, event.id, event.type)
+            about = event.event_id, event.event_type, event.session_id
+        else:
+            about = event.id, event.type, event.session.id
+        return Ignored(IgnoredReason.LIVEMODE, *about)

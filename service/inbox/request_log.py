@@ -166,6 +166,8 @@ def _receipt_fields(receipt: Receipt) -> tuple[Fields, bool]:
     if isinstance(event, Ignored):
         fields["reason"] = event.reason
         fields |= {"event_id": event.event_id, "event_type": event.event_type}
+        if event.session_id:
+            fields["session_id"] = event.session_id
     elif isinstance(event, ThinEvent):
         fields |= {"event_id": event.event_id, "event_type": event.event_type}
         fields |= {"session_id": event.session_id, "livemode": event.is_live}

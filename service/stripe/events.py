@@ -66,11 +66,12 @@ class IgnoredReason(StrEnum):
 
 
 class Ignored(NamedTuple):
-    """A verified event that this service has no use for."""
+    """A verified event that this service has no use for; with its session, if it is about one."""
 
     reason: IgnoredReason
     event_id: str | None
     event_type: str
+    session_id: str | None = None
 
 
 class ThinEvent(NamedTuple):

@@ -129,7 +129,7 @@ def test_thin_events_that_are_not_fetched(timeline: Timeline | None) -> None:
     assert text.startswith(samples.SESSION)
     assert ("no session record" in text) == (timeline is None)
     said = " ".join(text.split())
-    assert "not fetched: what they say is unknown evt_test_1 verified, created 20" in said
+    assert "not fetched: what they say may not be known evt_test_1 verified, created 20" in said
     assert f"-> {PROGRAM} dead show fetch 3-1785500000000-0" in said
     assert "not fetched" not in shown(samples.timeline())
 

@@ -177,7 +177,7 @@ async def test_livemode(
     assert {change.livemode for _, change in inbox.admitted} <= {is_live}
     if not is_received:
         event_id, event_type = json.loads(sent)["id"], json.loads(sent)["type"]
-        assert receipt.event == Ignored(IgnoredReason.LIVEMODE, event_id, event_type)
+        assert receipt.event == Ignored(IgnoredReason.LIVEMODE, event_id, event_type, "vs_1")
         assert receipt.outcome is Outcome.IGNORED
 
 

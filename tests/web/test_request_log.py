@@ -213,6 +213,19 @@ async def test_a_line_for_each_thin_event(open_app: OpenApp, log: Log) -> None:
     assert (after[0] - before[0], after[1] - before[1]) == (1, 3)
 
 
+@pytest.mark.parametrize("make", [event, thin_event])
+async def test_a_session_of_the_other_mode_is_named(
+    open_app: OpenApp, log: Log, make: Callable[..., bytes]
+) -> None:
+    """The log is all that knows of it; other events that are ignored have no session."""
+    async with open_app(livemode=Livemode.LIVE) as client:
+        for body in (make("verified"), PING):
+            await post_event(client, body)
+
+    lines = [(line["reason"], line.get("session_id")) for line in log.lines]
+    assert lines == [("livemode", "vs_1"), ("thin", None)]
+
+
 async def test_a_reversal_is_a_warning_and_counted(open_app: OpenApp, log: Log) -> None:
     """A verification that staff revoke is a warning; one that they grant is not."""
     before = sample("idv_reversals_total")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,6 @@ from ...monitoring.session_search import MAX_TEXT, Found, search
 from ...monitoring.session_timeline import Timeline, read_timeline
 from ...monitoring.unfetched import Unfetched, find_unfetched
 from ...stripe.events import SESSION_ID
-from ...transitions.transition import StatusTransition
 from .. import paths
 from ..forms import read_form
 from ..page import Page, PageError
@@ -54,7 +54,7 @@ def routes(page: Page) -> list[Route]:
             "session.html",
             session_id=session_id,
             unfetched=unfetched,
-            **_describe(session_id, timeline),
+            **_describe(session_id, timeline, unfetched),
         )
 
     return [
@@ -99,22 +99,30 @@ async def _read(page: Page, session_id: str) -> tuple[Timeline | None, tuple[Unf
             404,
             "No session has this id",
             "No event of it was admitted and no thin event of it waits, or its record has expired. "
-            "The command backfill reads from Stripe what never arrived.",
+            "The receivers' log has each event that came; the command backfill reads from Stripe "
+            "what never did.",
         )
     return timeline, unfetched
 
 
-def _describe(session_id: str, timeline: Timeline | None) -> dict[str, Any]:
-    """Return what the page says of a timeline."""
+def _describe(
+    session_id: str, timeline: Timeline | None, unfetched: Sequence[Unfetched]
+) -> dict[str, Any]:
+    """Return what the page says of a timeline, or of a session without one."""
     steps = timeline.steps if timeline else ()
     known = [step.arrival.transition for step in steps if step.arrival.transition]
     latest = max(known, key=lambda one: (one.epoch, one.sequence), default=None)
+    # A session is of one mode.
+    modes = {one.livemode for one in known} | {one.notification.livemode for one in unfetched}
+    is_test = False in modes
+    account = latest.account if latest else None
     said: dict[str, Any] = {
         "record": timeline and timeline.record,
         "steps": steps[-MAX_STEPS:],
         "arrivals": len(steps),
         "latest": latest,
-        "dashboard": dashboard_address(session_id, latest),
+        "is_test": is_test,
+        "dashboard": dashboard_address(session_id, account, is_test=is_test),
     }
     if timeline:
         said["epoch"] = datetime.fromtimestamp(timeline.record.epoch / 1000, UTC)
@@ -122,8 +130,8 @@ def _describe(session_id: str, timeline: Timeline | None) -> dict[str, Any]:
     return said
 
 
-def dashboard_address(session_id: str, latest: StatusTransition | None) -> str:
+def dashboard_address(session_id: str, account: str | None, *, is_test: bool) -> str:
     """Return where Stripe's Dashboard shows a session."""
-    account = f"/{latest.account}" if latest and latest.account else ""
-    mode = "/test" if latest and latest.livemode is False else ""
-    return f"{_DASHBOARD}{account}{mode}/identity/verification-sessions/{session_id}"
+    place = f"/{account}" if account else ""
+    mode = "/test" if is_test else ""
+    return f"{_DASHBOARD}{place}{mode}/identity/verification-sessions/{session_id}"
