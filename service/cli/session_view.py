@@ -86,7 +86,7 @@ def _timeline(timeline: Timeline, program: str) -> Iterator[RenderableType]:
         if at.date() != day:
             day = at.date()
             yield Text(f"\n{at:%A, %Y-%m-%d (times: UTC%z)}", "bold")
-        yield _step(step, program)
+        yield _step(step, timeline.record.epoch, program)
     if not timeline.steps:
         yield Text("\nno event of this session is remembered", "dim")
 
@@ -111,12 +111,13 @@ def _header(record: SessionRecord) -> RenderableType:
     )
 
 
-def _step(step: Step, program: str) -> RenderableType:
+def _step(step: Step, epoch: int, program: str) -> RenderableType:
+    """Return an arrival and what became of it; *epoch* is the session's present one."""
     arrival, transition = step.arrival, step.arrival.transition
     table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row(_clock(arrival.arrived_at), _headline(arrival))
+    table.add_row(_clock(arrival.arrived_at), _headline(arrival, epoch))
     table.add_row("", _cause(arrival, transition))
     if step.outcomes:
         table.add_row("", _outcomes(step.outcomes, program))
@@ -141,7 +142,7 @@ def _outcomes(outcomes: Sequence[HandlerOutcome], program: str) -> RenderableTyp
     return handlers
 
 
-def _headline(arrival: Arrival) -> Text:
+def _headline(arrival: Arrival, epoch: int) -> Text:
     if arrival.outcome != "admitted":
         return Text(_CHANGED_NOTHING[arrival.outcome])
     number = f"#{arrival.sequence} "
@@ -153,6 +154,8 @@ def _headline(arrival: Arrival) -> Text:
         line.append("  reversal", "bold red")
     elif not arrival.transition.expected:
         line.append("  unexpected step", "yellow")
+    if arrival.transition.epoch != epoch:
+        line.append("  earlier epoch", "dim")
     return line
 
 

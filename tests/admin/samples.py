@@ -24,6 +24,7 @@ from service.stripe_api.watch_report import DestinationState
 from service.transitions.transition import StatusTransition
 
 SESSION = "vs_1MgBxx2eZvKYlo2C9bYyQ4zB"
+EPOCH = 1_785_500_000_000
 TYPE = "identity.verification_session."
 
 
@@ -137,8 +138,13 @@ def transition(sequence: int, previous: str | None, current: str, **more: Any) -
         previous=previous,
         current=current,
         sequence=sequence,
-        epoch=1_785_500_000_000,
-        **{"livemode": True, "expected": True, "report_id": "vr_1MgC0B2eZvKYlo2C", **more},
+        **{
+            "epoch": EPOCH,
+            "livemode": True,
+            "expected": True,
+            "report_id": "vr_1MgC0B2eZvKYlo2C",
+            **more,
+        },
     )
 
 
@@ -177,11 +183,11 @@ def timeline() -> Timeline:
     return Timeline(
         SessionRecord(
             session_id=SESSION, status="requires_input", previous="verified", sequence=4,
-            epoch=1_785_500_000_000, latest_created=1_785_500_400, duplicates=2,
+            epoch=EPOCH, latest_created=1_785_500_400, duplicates=2,
             expires_in_s=34_000_000, events=[],
         ),
         (
-            step(transition(1, None, "requires_input"), outcomes=[fine, settled]),
+            step(transition(1, None, "requires_input", epoch=EPOCH - 1), outcomes=[fine, settled]),
             step(transition(2, "requires_input", "processing", origin="thin"),
                  outcomes=[fine, dead]),
             step(transition(3, "processing", "verified", endpoint="connect"),

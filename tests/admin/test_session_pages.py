@@ -86,9 +86,10 @@ async def test_every_state_of_a_delivery(
         "rabbitmq retrying 2 attempts failed", "rabbitmq settled", "open_crm waiting",
         "dead-lettered 2026-07-31 14:08:09 : TimeoutError at my_handler.py:41 in post",
         "by thin event", "by Stripe's list of events", "at connect", "67 min later",
-        "Transition 9: the stream no longer holds it",
+        "Transition 9: the stream no longer holds it", "sequence 1 of an earlier epoch",
     ):  # fmt: skip
         assert part in text, part
+    assert text.count("of an earlier epoch") == 1
     assert ("arrivals" in text, "The latest 2 of 7 arrivals" in short) == (False, True)
 
 

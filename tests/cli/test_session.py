@@ -65,8 +65,10 @@ def test_a_timeline_in_80_columns() -> None:
         *("late: an older event", "unchanged: it said nothing new", "retrying, 2 attempts failed"),
         *("settled (acknowledged,", "my_company.handlers:open_crm waiting", "document_expired"),
         *("a change that the stream no longer holds", "67 min old"),
+        "#1 → requires_input earlier epoch",
     ):
         assert words in said
+    assert said.count("earlier epoch") == 1
 
 
 def test_a_transition_that_was_not_looked_up_is_not_said_to_be_gone() -> None:
