@@ -14,7 +14,6 @@ from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
-from ..inbox.session_record import SessionRecord
 from ..monitoring.finished_attempts import Attempt
 from ..monitoring.session_timeline import Arrival, HandlerOutcome, State, Step, Timeline
 from ..monitoring.unfetched import Unfetched
@@ -79,7 +78,7 @@ def render(
 
 
 def _timeline(timeline: Timeline, program: str) -> Iterator[RenderableType]:
-    yield _header(timeline.record)
+    yield _header(timeline)
     day = None
     for step in timeline.steps:
         at = step.arrival.arrived_at.astimezone()
@@ -91,10 +90,12 @@ def _timeline(timeline: Timeline, program: str) -> Iterator[RenderableType]:
         yield Text("\nno event of this session is remembered", "dim")
 
 
-def _header(record: SessionRecord) -> RenderableType:
+def _header(timeline: Timeline) -> RenderableType:
+    record = timeline.record
     latest = datetime.fromtimestamp(record.latest_created, UTC)
     epoch = datetime.fromtimestamp(record.epoch / 1000, UTC)
     facts = [
+        *_place([step.arrival.transition for step in timeline.steps if step.arrival.transition]),
         f"{counted(record.sequence, 'transition')} in the epoch of {_moment(epoch)}",
         f"latest event created {_moment(latest)}",
     ]
@@ -109,6 +110,14 @@ def _header(record: SessionRecord) -> RenderableType:
         Text.assemble((escape(record.session_id), "bold"), "  ", before),
         *(Padding(Text(fact, "dim"), (0, 0, 0, 2)) for fact in facts),
     )
+
+
+def _place(transitions: Sequence[StatusTransition]) -> Iterator[str]:
+    """Yield what is particular about the mode and account of a session."""
+    if transitions and transitions[-1].livemode is False:
+        yield "test mode"
+    if transitions and transitions[-1].account:
+        yield escape(f"account {transitions[-1].account}")
 
 
 def _step(step: Step, epoch: int, program: str) -> RenderableType:
@@ -128,7 +137,8 @@ def _unfetched(one: Unfetched, program: str) -> RenderableType:
     """Return a thin event and how far it is, one below the other."""
     event = one.notification
     kind = event.event_type.removeprefix(EVENT_TYPE_PREFIX)
-    words = f"  {kind}, created {_moment(one.created_at)}"
+    mode = "" if event.livemode else "test mode, "
+    words = f"  {kind}, {mode}created {_moment(one.created_at)}"
     headline = Text.assemble(escape(event.event_id), (escape(words), "dim"))
     return Group(headline, Padding(_outcomes([one.outcome], program), (0, 0, 0, 2)))
 

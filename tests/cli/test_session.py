@@ -65,7 +65,7 @@ def test_a_timeline_in_80_columns() -> None:
         *("late: an older event", "unchanged: it said nothing new", "retrying, 2 attempts failed"),
         *("settled (acknowledged,", "my_company.handlers:open_crm waiting", "document_expired"),
         *("a change that the stream no longer holds", "67 min old"),
-        "#1 → requires_input earlier epoch",
+        *("#1 → requires_input earlier epoch", "test mode account acct_1MZ 4 transitions"),
     ):
         assert words in said
     assert said.count("earlier epoch") == 1
@@ -131,7 +131,7 @@ def test_thin_events_that_are_not_fetched(timeline: Timeline | None) -> None:
     assert text.startswith(samples.SESSION)
     assert ("no session record" in text) == (timeline is None)
     said = " ".join(text.split())
-    assert "not fetched: what they say may not be known evt_test_1 verified, created 20" in said
+    assert "may not be known evt_test_1 verified, test mode, created 20" in said
     assert f"-> {PROGRAM} dead show fetch 3-1785500000000-0" in said
     assert "not fetched" not in shown(samples.timeline())
 
