@@ -45,7 +45,7 @@ AnyHandler: TypeAlias = Callable[[Any], Awaitable[None]]
 
 
 class OpenHandler(Protocol):
-    """Opens a handler from the environment: connect, yield the handler, disconnect."""
+    """Opens a handler from the environment: read settings, yield the handler, disconnect."""
 
     def __call__(self, environ: Mapping[str, str], /) -> AbstractAsyncContextManager[Handler]:
         """Return the context in which the handler works."""

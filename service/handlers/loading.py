@@ -8,19 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
+
+import structlog
 
 from ..errors import ConfigError, Unreachable
 from . import BUILT_IN, ENTRY_POINT_GROUP, AnyHandler, AnyOpener, Handler, OpenHandler
 from .failures import class_name, definition, is_raised_by_handler, place, unreachable_reason
 
+# More than the connections of built-in handlers take.
+STUCK_S = 10.0
+
 _PLAIN = (
     "is no coroutine function: write `async def`, and call what blocks with `asyncio.to_thread`"
 )
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class _LoadError(Exception):
@@ -73,7 +86,8 @@ async def open_all(
         opened: dict[str, AnyHandler] = {}
         for name, opener in openers.items():
             try:
-                handler = await stack.enter_async_context(_context(name, opener, environ))
+                with _naming_if_stuck(name):
+                    handler = await stack.enter_async_context(_context(name, opener, environ))
             except ConfigError:
                 raise
             except BaseException as error:  # noqa: BLE001 - an opener may raise anything
@@ -96,7 +110,8 @@ async def check(name: str, handler: AnyHandler) -> bool:
     if method is None:
         return False
     try:
-        await method()
+        with _naming_if_stuck(name):
+            await method()
     except ConfigError:
         raise
     except BaseException as error:  # noqa: BLE001 - a handler may raise anything
@@ -161,6 +176,17 @@ def _context(
         missing = "is no async context manager: is @asynccontextmanager missing?"
         raise ConfigError([f"HANDLERS: {name}: what {definition(opener)} returns {missing}"])
     return context
+
+
+@contextmanager
+def _naming_if_stuck(name: str) -> Iterator[None]:
+    """Log the handler once it holds up the start: the process delivers nothing until then."""
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(STUCK_S, lambda: log.error("handler.stuck", handler=name))
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _raise_again_if_stopped(error: BaseException) -> None:

@@ -222,7 +222,7 @@ def _without_group(facts: Facts) -> Iterator[Reason]:
             Severity.FATAL,
             f"handler {name}",
             "has no consumer group yet, so it gets nothing",
-            "the log of its worker says what that waits for, such as `group.not_created`",
+            "the log of its worker says what that waits for, such as `handler.stuck`",
         )
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 
 from service.errors import ConfigError, Unreachable
 from service.handlers import Handler, OpenHandler, destination_of, loading, log
 from service.testing import transition
 from service.transitions.transition import StatusTransition
+from tests.support.waiting import until
 
 
 class Own:
@@ -250,6 +252,25 @@ async def test_an_opener_and_a_check_may_raise_anything(kind: type[BaseException
             pytest.fail("not reached")
     with pytest.raises(ConfigError, match=f"own cannot be checked: {place}"):
         await loading.check("own", Checking(kind()))
+
+
+async def test_a_handler_that_holds_up_the_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a handler is opened or checked, the process delivers nothing: its log says why."""
+    monkeypatch.setattr(loading, "STUCK_S", 0.0)
+
+    class Slow(Own):
+        async def check(self) -> None:
+            await until(lambda: len(lines) == 2)
+
+    @asynccontextmanager
+    async def opener(_: Mapping[str, str]) -> AsyncIterator[Handler]:
+        await until(lambda: len(lines) == 1)
+        yield Slow()
+
+    with structlog.testing.capture_logs() as lines:
+        async with loading.open_all({"own": opener}, {}) as opened:
+            await loading.check("own", opened["own"])
+    assert {(line["event"], line["handler"]) for line in lines} == {("handler.stuck", "own")}
 
 
 BARE = """
