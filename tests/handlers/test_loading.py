@@ -228,8 +228,8 @@ async def test_a_handler_that_cannot_be_opened_is_reported_with_its_place(
     assert "canary" not in str(raised.value)
 
 
-async def test_a_check_that_fails_is_reported_with_its_place() -> None:
-    """A check ends in the handler's ConfigError, in Unreachable, or in its class and place."""
+async def test_a_check_says_what_is_wrong_or_out_of_reach() -> None:
+    """A check ends in the handler's ConfigError or in Unreachable; a handler may have none."""
     assert not await loading.check("own", Own())
     with pytest.raises(Unreachable, match=r"^name_unresolved$"):
         await loading.check("own", Checking(socket.gaierror()))

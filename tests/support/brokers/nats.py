@@ -8,7 +8,6 @@ import json
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 from service.transitions import cloudevents
 from service.transitions.transition import StatusTransition
@@ -25,11 +24,13 @@ from nats.js.api import DiscardPolicy, StreamConfig
 from nats.js.errors import NotFoundError
 
 SUBJECT = "identity.verifications"
-# What each of these users may publish to and subscribe to. The first has the least permissions.
+LOOK_UP = "$JS.API.STREAM.NAMES"
+# What each user may do. The second has the least permissions that the handler needs.
 USERS = {
-    "publisher": ([SUBJECT, "$JS.API.STREAM.NAMES"], "_INBOX.>"),
-    "mute": (["$JS.API.STREAM.NAMES"], "_INBOX.>"),
-    "deaf": ([SUBJECT, "$JS.API.STREAM.NAMES"], "nothing"),
+    process.USER: {"publish": [">"], "subscribe": [">"]},
+    "publisher": {"publish": [SUBJECT, LOOK_UP], "subscribe": ["_INBOX.>"]},
+    "mute": {"publish": [LOOK_UP], "subscribe": ["_INBOX.>"]},
+    "deaf": {"publish": [SUBJECT, LOOK_UP], "subscribe": ["nothing"]},
 }
 NARROW = "identity.narrow"
 FULL = "identity.full"
@@ -155,10 +156,10 @@ def nats_server(directory: Path, port: int, *, has_jetstream: bool = True) -> pr
     """Return a NATS server, with JetStream unless a test wants none."""
     directory.mkdir(parents=True)
     settings = directory / "nats.conf"
-    users: list[dict[str, Any]] = [{"user": process.USER, "password": process.PASSWORD}]
-    for name, (publish, subscribe) in USERS.items():
-        permissions = {"publish": publish, "subscribe": subscribe}
-        users.append({"user": name, "password": process.PASSWORD, "permissions": permissions})
+    users = [
+        {"user": name, "password": process.PASSWORD, "permissions": permissions}
+        for name, permissions in USERS.items()
+    ]
     settings.write_text(
         f"listen: 127.0.0.1:{port}\nmax_payload: {MAX_BYTES}\n"
         + f"jetstream {{ store_dir: {directory} }}\n" * has_jetstream
