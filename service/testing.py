@@ -15,7 +15,8 @@ def transition(**changes: Any) -> StatusTransition:
 
     Args:
         changes: Fields of `StatusTransition` to set. By default `event_type` and `stripe_status`
-            fit `current`, and `expected` and `reversal` fit `previous` and `current`.
+            fit `current`, `expected` and `reversal` fit `previous` and `current`, and a redacted
+            session has no `client_reference_id`.
 
     Raises:
         TypeError: There is no such field.
@@ -32,7 +33,7 @@ def transition(**changes: Any) -> StatusTransition:
         "current": current,
         "stripe_status": Status.VERIFIED.value if current == Status.REDACTED else current,
         "report_id": "vr_1",
-        "client_reference_id": "user_1",
+        "client_reference_id": None if current == Status.REDACTED else "user_1",
         "metadata": {},
         "previous": previous,
         "sequence": 3,

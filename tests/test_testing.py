@@ -26,6 +26,7 @@ def test_other_fields_follow_from_the_statuses() -> None:
     assert rejected.stripe_status == "requires_input"
     assert (rejected.reversal, rejected.expected) == (True, True)
     assert (redacted.reversal, redacted.stripe_status) == (False, "verified")
+    assert redacted.client_reference_id is None
     assert not transition(previous="requires_input").expected
     assert transition(previous="requires_input", expected=True).expected
     assert transition(event_type="x", stripe_status="y").event_type == "x"

@@ -73,7 +73,7 @@ async def test_the_example_knows_users_with_several_sessions(tmp_path: Path) -> 
         (another(current="requires_input", sequence=9), True),
         # A repeated delivery.
         (transition(current="requires_input", sequence=1), True),
-        (transition(current="redacted", client_reference_id=None, sequence=4), True),
+        (transition(current="redacted", sequence=4), True),
         # Staff reject the session on review; then a new epoch begins.
         (transition(current="requires_input", reversal=True, sequence=5), False),
         (transition(current="verified", sequence=1, epoch=transition().epoch + 1), True),
