@@ -135,26 +135,20 @@ class RequestLog:
         event = receipt.event
         event_type = event.type if isinstance(event, Event) else event.event_type
         short_type = _SHORT_TYPES.get(event_type, metrics.OTHER_TYPE)
-        counts.events.append((_counted_outcome(receipt), short_type))
+        change = receipt.change
+        is_test = change is not None and is_selftest(change.session_id)
+        # That an event of a self-test has expired is no loss to warn of.
+        outcome = SELFTEST if is_test and receipt.outcome is Outcome.EXPIRED else receipt.outcome
+        counts.events.append((outcome, short_type))
         counts.secrets.append(receipt.secret_fingerprint)
         counts.body_bytes.append(request.body_bytes)
-        if not isinstance(event, Ignored) and not _is_selftest(receipt):
+        if not (is_test or isinstance(event, Ignored)):
             counts.ages_s.append(max(0.0, now - event.created))
         fields, is_warning = _receipt_fields(receipt)
         fields |= _request_fields(request)
         fields["secret_fingerprint"] = receipt.secret_fingerprint
         fields["event"] = f"event.{receipt.outcome}"
         write_line("warning" if is_warning else "info", fields)
-
-
-def _counted_outcome(receipt: Receipt) -> str:
-    """Return what an event is counted as: an expired one of a self-test is no loss to warn of."""
-    is_expected = receipt.outcome is Outcome.EXPIRED and _is_selftest(receipt)
-    return SELFTEST if is_expected else receipt.outcome
-
-
-def _is_selftest(receipt: Receipt) -> bool:
-    return receipt.change is not None and is_selftest(receipt.change.session_id)
 
 
 def _receipt_fields(receipt: Receipt) -> tuple[Fields, bool]:
