@@ -95,7 +95,7 @@ def _header(timeline: Timeline) -> RenderableType:
     latest = datetime.fromtimestamp(record.latest_created, UTC)
     epoch = datetime.fromtimestamp(record.epoch / 1000, UTC)
     facts = [
-        *_place([step.arrival.transition for step in timeline.steps if step.arrival.transition]),
+        *_mode_and_account(timeline.latest),
         f"{counted(record.sequence, 'transition')} in the epoch of {_moment(epoch)}",
         f"latest event created {_moment(latest)}",
     ]
@@ -112,12 +112,12 @@ def _header(timeline: Timeline) -> RenderableType:
     )
 
 
-def _place(transitions: Sequence[StatusTransition]) -> Iterator[str]:
-    """Yield what is particular about the mode and account of a session."""
-    if transitions and transitions[-1].livemode is False:
+def _mode_and_account(latest: StatusTransition | None) -> Iterator[str]:
+    """Yield that a session is of test mode or of a connected account, if it is."""
+    if latest and latest.livemode is False:
         yield "test mode"
-    if transitions and transitions[-1].account:
-        yield escape(f"account {transitions[-1].account}")
+    if latest and latest.account:
+        yield escape(f"account {latest.account}")
 
 
 def _step(step: Step, epoch: int, program: str) -> RenderableType:

@@ -109,7 +109,7 @@ def _last_hour(activity: Activity, at: datetime, *, has_charts: bool) -> Rendera
         for minute in minutes
     ]
     table = _grid("direction", "fold")
-    for direction, numbers, sums in (
+    for direction, numbers, counts in (
         ("in", received, sum_received(minutes)),
         ("out", delivered, _by_handler(calls, "delivered")),
     ):
@@ -118,8 +118,8 @@ def _last_hour(activity: Activity, at: datetime, *, has_charts: bool) -> Rendera
         if has_charts:
             table.add_row(direction, Text(sparkline(numbers), "cyan"))
         name = "" if has_charts else direction
-        table.add_row(name, Text.assemble(latest, _sums(sums) or ("nothing", "dim")))
-    if failures := _sums(_by_handler(calls, "failed")):
+        table.add_row(name, Text.assemble(latest, _positive_counts(counts) or ("nothing", "dim")))
+    if failures := _positive_counts(_by_handler(calls, "failed")):
         table.add_row("", Text.assemble(("failed ", "yellow"), failures))
     table.add_row("", _last_event(activity, at))
     return table
@@ -129,11 +129,10 @@ def _by_handler(calls: Mapping[str, Counter[str]], outcome: str) -> Counter[str]
     return Counter({handler: counts[outcome] for handler, counts in calls.items()})
 
 
-def _sums(sums: Counter[str]) -> Text:
-    """Return what was counted at all, the greatest first."""
-    # The plus leaves out what is zero.
-    shown = (+sums).most_common()
-    return Text(escape(", ".join(f"{name} {number:,}" for name, number in shown)))
+def _positive_counts(counts: Counter[str]) -> Text:
+    """Return each name that was counted, with its count, the greatest first."""
+    texts = [f"{name} {count:,}" for name, count in counts.most_common() if count > 0]
+    return Text(escape(", ".join(texts)))
 
 
 def sparkline(numbers: Sequence[int]) -> str:

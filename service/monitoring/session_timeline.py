@@ -118,6 +118,12 @@ class Timeline(NamedTuple):
     record: SessionRecord
     steps: tuple[Step, ...]
 
+    @property
+    def latest(self) -> StatusTransition | None:
+        """The latest transition that a stream still holds."""
+        known = [step.arrival.transition for step in self.steps if step.arrival.transition]
+        return max(known, key=lambda one: (one.epoch, one.sequence), default=None)
+
 
 async def read_timeline(
     connections: Connections, keys: Keys, session_id: str, handlers: Collection[str] = ()

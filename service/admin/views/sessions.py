@@ -110,11 +110,10 @@ def _describe(
 ) -> dict[str, Any]:
     """Return what the page says of a timeline, or of a session without one."""
     steps = timeline.steps if timeline else ()
-    known = [step.arrival.transition for step in steps if step.arrival.transition]
-    latest = max(known, key=lambda one: (one.epoch, one.sequence), default=None)
+    latest = timeline.latest if timeline else None
     # A session is of one mode.
-    modes = {one.livemode for one in known} | {one.notification.livemode for one in unfetched}
-    is_test = False in modes
+    modes = {one.notification.livemode for one in unfetched}
+    is_test = False in modes or (latest is not None and latest.livemode is False)
     account = latest.account if latest else None
     said: dict[str, Any] = {
         "record": timeline and timeline.record,
