@@ -134,8 +134,8 @@ def open_standard_streams() -> None:
     """Open what a shell has closed, to nothing: else the next socket gets a stream's number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # Open files have the least numbers that are free.
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for good
+            # A file that is opened gets the lowest free number, which is that of the closed stream.
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - stays open
 
 
 def escape_unencodable_output() -> None:
